@@ -1,0 +1,165 @@
+"""Every number and every address that the parts are built from: the environment's, and our own with their reasons."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# --- Time: request deadline < hold's life < graceful stop of the server < grace of the platform -----------------------
+
+REPLY_MARGIN_S = 2.0
+"""Kept free at the deadline's end for settling and sending the reply; a tenth of deadlines under 20 s."""
+
+HOLD_MARGIN_S = 10.0
+"""A hold outlives its request's deadline by this, so that a settlement in time never meets a dead hold."""
+
+STOP_MARGIN_S = 5.0
+"""After SIGTERM the server waits a hold's life and this before it cuts what is still running."""
+
+EXIT_MARGIN_S = 5.0
+"""Closing pools and the process itself, between the server's stop and the platform's kill."""
+
+PRE_STOP_S = 10.0
+"""The platform takes the pod off its load balancer before SIGTERM; `k8s/base` sleeps this long."""
+
+PLATFORM_GRACE_S = 105.0
+"""`terminationGracePeriodSeconds` in `k8s/base`."""
+
+LONGEST_DEADLINE_S = PLATFORM_GRACE_S - PRE_STOP_S - EXIT_MARGIN_S - STOP_MARGIN_S - HOLD_MARGIN_S
+"""Above this, a generation could be killed by the platform while it is still wanted."""
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+REDIS_DECISION_S = 0.1
+"""A request waits this long for a verdict, then answers 503: the promise is a decision within 100 ms."""
+
+REDIS_BACKGROUND_S = 2.0
+"""What no customer waits for (projection, consumer, a void that is repeated) may take this long a call."""
+
+REDIS_CONNECTIONS = 64
+"""Per process. A script takes under 0.1 ms, so 64 answer more calls than one core can ask."""
+
+MAX_OPEN_HOLDS = 2_000
+"""Per organisation: 130 images a second at 15 s each. Bounds what one admission may have to expire (rule 7)."""
+
+STREAM_BACKLOG = 50_000
+"""Events of one partition not yet in the ledger, about 50 MB: admission stops here, settlement goes on (rule 28)."""
+
+MEMORY_MARK = 0.8
+"""Admission stops when Redis has used this share of its `maxmemory`; the rest is for settling (rule 28)."""
+
+CLOSED_S = 24 * 3600
+"""How long Redis remembers how an order ended: far beyond every retry of a settlement."""
+
+PROJECTION_POLL_S = 1.0
+"""How often a change in SQL is looked for. "Within seconds" (rule 2)."""
+
+FX_POLL_S = 20.0
+"""How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
+
+# --- HTTP, in and out ------------------------------------------------------------------------------------------------
+
+MAX_BODY_BYTES = 64 * 1024
+"""4,000 characters of prompt take at most 48,000 bytes of escaped JSON."""
+
+BODY_TIMEOUT_S = 10.0
+"""A body of 64 KiB that takes longer than this is an attack or a dead line."""
+
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+"""The largest single picture of any known model is under 40 MB."""
+
+RESULT_DOCUMENT_BYTES = 256 * 1024
+"""An upstream's JSON without its pictures; a real one is a few kilobytes."""
+
+KEY_CACHE_SIZE = 100_000
+"""Keys that one process remembers, about 200 bytes each."""
+
+
+class SettingsError(Exception):
+    """A variable is missing or wrong; the message is one sentence that names it."""
+
+
+class Settings(BaseSettings):
+    """The environment. Each field is the variable `GHUB_` + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="GHUB_", env_ignore_empty=True, frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    region: str = "local"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    redis_url: SecretStr | None = None
+    ledger_url: SecretStr = SecretStr("sqlite:///ghub.db")
+
+    storage_url: str | None = None
+    public_url: str | None = None
+
+    openai_url: str = "https://api.openai.com/v1"
+    openai_key: SecretStr | None = None
+    fal_mode: Literal["queue", "direct"] = "queue"
+    fal_url: str = "https://fal.run"
+    fal_queue_url: str = "https://queue.fal.run"
+    fal_key: SecretStr | None = None
+    image_hosts: str = "v3.fal.media,v3b.fal.media,fal.media"
+
+    deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
+    models: Path | None = None
+    plans: Path | None = None
+    fx: Path | None = None
+    fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
+    topup_url: str | None = None
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _ledger_scheme(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith("sqlite:///"):
+            raise ValueError("must start with sqlite:///")
+        return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _storage_scheme(cls, value: str | None) -> str | None:
+        if value and not value.startswith("file:///"):
+            raise ValueError("must start with file:///")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_spaces(cls, values: Any) -> Any:
+        """A trailing newline from a secret's file is the commonest wrong value there is."""
+        return {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
+
+
+def reply_margin_s(deadline_s: float) -> float:
+    """Seconds before the deadline after which no settlement starts."""
+    return min(REPLY_MARGIN_S, deadline_s / 10)
+
+
+def hold_life_s(deadline_s: float) -> float:
+    """Seconds that a hold lives, from its admission."""
+    return deadline_s + HOLD_MARGIN_S
+
+
+def graceful_stop_s(deadline_s: float) -> float:
+    """Seconds that the server lets requests and generations finish after SIGTERM."""
+    return hold_life_s(deadline_s) + STOP_MARGIN_S
+
+
+def read_settings() -> Settings:
+    """The environment's settings. Raises SettingsError with one sentence that names the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        name = "GHUB_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg']}") from None

@@ -1,0 +1,66 @@
+"""Time: aware UTC inside, America/Mexico_City for days and months."""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+MEXICO = ZoneInfo("America/Mexico_City")
+_MICRO = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def utc_at(unix_us: int) -> datetime:
+    """The moment `unix_us` microseconds after 1970, as an aware datetime."""
+    return _EPOCH + timedelta(microseconds=unix_us)
+
+
+def unix_us_at(moment: datetime) -> int:
+    """Microseconds since 1970 of an aware datetime."""
+    return (moment - _EPOCH) // _MICRO
+
+
+def utc_now() -> datetime:
+    """Now, aware."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """One day in Mexico City: what an order is booked to. `start_us` inclusive, `end_us` exclusive, both Unix µs."""
+
+    day: str
+    month: str
+    start_us: int
+    end_us: int
+
+
+def _midnight_us(day: date) -> int:
+    return unix_us_at(datetime(day.year, day.month, day.day, tzinfo=MEXICO).astimezone(UTC))
+
+
+def period_at(unix_us: int) -> Period:
+    """The Mexican day that holds this moment."""
+    day = utc_at(unix_us).astimezone(MEXICO).date()
+    return Period(
+        day=day.isoformat(),
+        month=day.isoformat()[:7],
+        start_us=_midnight_us(day),
+        end_us=_midnight_us(day + timedelta(days=1)),
+    )
+
+
+def month_start_us(month: str) -> int:
+    """Midnight in Mexico City on the first day of `YYYY-MM`, in Unix µs."""
+    return _midnight_us(date.fromisoformat(f"{month}-01"))
+
+
+def next_month(month: str) -> str:
+    """`"2026-12"` → `"2027-01"`."""
+    year, number = int(month[:4]), int(month[5:])
+    return f"{year + number // 12}-{number % 12 + 1:02d}"
+
+
+def previous_month(month: str) -> str:
+    """`"2027-01"` → `"2026-12"`."""
+    year, number = int(month[:4]), int(month[5:])
+    return f"{year}-{number - 1:02d}" if number > 1 else f"{year - 1}-12"

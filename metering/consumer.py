@@ -1,0 +1,148 @@
+"""The billing consumer: events → ledger, exactly once in effect.
+
+Read, write to the ledger in one transaction, then acknowledge and trim. Whatever dies in between is read again, and
+the ledger's unique event id makes the second time count for nothing.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from metering.clock import utc_now
+from metering.events import Event, EventError, decode
+from metering.ports import Ledger, LedgerAway, SetAside
+from metering.wallet import keys
+from metering.wallet.connection import load_script
+
+log = structlog.get_logger(__name__)
+
+GROUP = "ledger"
+
+BATCH = 200
+"""Entries per stream and read: about 200 kB, one transaction."""
+
+WAIT_MS = 500
+"""How long a read waits for the first event: bounds how late a stop is noticed."""
+
+IDLE_MS = 10_000
+"""An entry that its consumer has not acknowledged for this long is taken over."""
+
+SWEEP_S = 5.0
+"""How often dead consumers' entries and holds that ran out are looked for."""
+
+MOST_ORGS = 100
+"""Organisations whose run-out holds one script call writes down: a few milliseconds."""
+
+Entry = tuple[bytes, dict[bytes, bytes] | None]
+Batch = list[tuple[int, Entry]]
+
+
+class Consumer:
+    """One of any number of consumers of the same group. `redis` must allow calls longer than WAIT_MS."""
+
+    def __init__(self, redis: Redis, ledger: Ledger, name: str, remember_s: int) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._name = name
+        self._remember_s = remember_s
+        self._expire = load_script(redis, "expire_v1")
+        self._streams = [keys.events(partition) for partition in range(keys.PARTITIONS)]
+        self._next_sweep = 0.0
+        self.alive = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until `stop`; what is being booked then is finished first."""
+        while not stop.is_set():
+            try:
+                await self.round()
+                self.alive = True
+            except ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                await self._make_groups()
+            except (RedisError, LedgerAway, OSError, TimeoutError) as error:
+                self.alive = False
+                log.warning("consumer_waits", error=type(error).__name__)
+                await _first(stop.wait(), asyncio.sleep(1.0))
+
+    async def round(self) -> int:
+        """Book one batch of new events, and now and then what others left behind. Returns how many were new."""
+        new = 0
+        if (now := asyncio.get_running_loop().time()) >= self._next_sweep:
+            new += await self._sweep()
+            self._next_sweep = now + SWEEP_S
+        fresh = await self._redis.xreadgroup(
+            GROUP, self._name, dict.fromkeys(self._streams, ">"), count=BATCH, block=WAIT_MS
+        )
+        batch = [(_partition(stream), entry) for stream, pages in _pairs(fresh) for page in pages for entry in page]
+        return new + await self._book(batch)
+
+    async def _book(self, batch: Batch) -> int:
+        if not batch:
+            return 0
+        events: dict[tuple[int, bytes], Event] = {}
+        set_aside: list[SetAside] = []
+        for partition, (entry_id, fields) in batch:
+            try:
+                events[partition, entry_id] = decode(fields or {})
+            except EventError as error:
+                log.error("event_set_aside", partition=partition, entry=entry_id.decode(), error=str(error))
+                set_aside.append(_aside(partition, entry_id, fields or {}, str(error)))
+        new = await self._ledger.book(list(events.values()), set_aside, utc_now())
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition, (entry_id, _) in batch:
+                pipe.xack(keys.events(partition), GROUP, entry_id)
+                pipe.xdel(keys.events(partition), entry_id)
+            deleted = (await pipe.execute())[1::2]
+        vanished = {(p, entry_id) for (p, (entry_id, _)), gone in zip(batch, deleted, strict=True) if not gone}
+        # New to the ledger, yet no longer in the stream: nobody else has booked it, so Redis was wiped meanwhile, and
+        # a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the ledger.
+        for partition in {at[0] for at in vanished if at in events and events[at].event_id in new}:
+            log.warning("stream_lost", partition=partition)
+            await self._redis.delete(keys.mark(partition))
+        log.info("booked", new=len(new), again=len(events) - len(new), set_aside=len(set_aside))
+        return len(new)
+
+    async def _sweep(self) -> int:
+        new = 0
+        for partition, stream in enumerate(self._streams):
+            await self._expire(keys=[keys.mark(partition), keys.busy(partition)], args=[0, MOST_ORGS, self._remember_s])
+            _, entries, *_ = await self._redis.xautoclaim(
+                stream, GROUP, self._name, min_idle_time=IDLE_MS, start_id="0-0", count=BATCH
+            )
+            new += await self._book([(partition, entry) for entry in entries])
+        return new
+
+    async def _make_groups(self) -> None:
+        """From the stream's beginning, never from `$`: a lost group must not lose an event (rule 28)."""
+        for stream in self._streams:
+            try:
+                await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):
+                    raise
+
+
+def _aside(partition: int, entry_id: bytes, fields: dict[bytes, bytes], error: str) -> SetAside:
+    text = {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+    return SetAside(partition=partition, entry_id=entry_id.decode(), error=error, fields=orjson.dumps(text))
+
+
+def _partition(stream: bytes) -> int:
+    return int(stream[2 : stream.index(b"}")])
+
+
+def _pairs(reply: Any) -> list[tuple[bytes, Any]]:
+    return list(reply.items()) if isinstance(reply, dict) else []
+
+
+async def _first(*waits: Awaitable[Any]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()

@@ -1,0 +1,151 @@
+"""The metering event: one per order, immutable, with its price proof.
+
+An event comes in two halves. What is known at admission lies in Redis with the hold, so that an order whose gateway
+died can still end as an expiry that says what it was. The end is added by whoever closes the hold.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Literal, get_args
+
+import orjson
+
+from metering.money import format_rate
+from metering.pricing import Quote
+
+VERSION = 1
+End = Literal["charge", "void", "expiry"]
+
+
+class EventError(ValueError):
+    """A stream entry that is no event of ours; the message names the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How the unit price came about; decimals are canonical strings."""
+
+    usd_per_image: str
+    price_book: str
+    markup: str
+    mxn_per_usd: str
+    fx_month: str
+    fx_source: str
+    unit_micro_mxn: int
+
+    def decimals(self) -> tuple[Decimal, Decimal, Decimal]:
+        """USD list price, markup, FX."""
+        return Decimal(self.usd_per_image), Decimal(self.markup), Decimal(self.mxn_per_usd)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is known of an order when it is admitted. `day` and `month` are Mexico City's."""
+
+    request_id: str
+    org_id: str
+    key_id: str
+    model: str
+    provider: str
+    upstream: str
+    size: str
+    quality: str | None
+    images: int
+    day: str
+    month: str
+    region: str
+    proof: Proof
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One delivered image. `path` is its name in the store, `sha256` of exactly the bytes stored."""
+
+    path: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One order, ended. `number` counts an organisation's events from 1 without a gap."""
+
+    number: int
+    opened: Opened
+    end: End
+    reason: str
+    quantity: int
+    amount_micro_mxn: int
+    admitted_us: int
+    ended_us: int
+    images: tuple[StoredImage, ...]
+
+    @property
+    def event_id(self) -> str:
+        """The request's id: an order ends once, so it has one event."""
+        return self.opened.request_id
+
+
+def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
+    """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region."""
+    proof = Proof(
+        usd_per_image=format_rate(quote.price.usd_per_image),
+        price_book=quote.price.price_book,
+        markup=format_rate(quote.price.markup),
+        mxn_per_usd=format_rate(quote.rate.mxn_per_usd),
+        fx_month=quote.rate.month,
+        fx_source=quote.rate.source,
+        unit_micro_mxn=quote.unit_micro_mxn,
+    )
+    return orjson.dumps(
+        {
+            "v": VERSION,
+            "request_id": request_id,
+            "org_id": org_id,
+            "key_id": key_id,
+            "images": quote.images,
+            "day": quote.period.day,
+            "month": quote.period.month,
+            "proof": proof,
+            **facts,
+        }
+    )
+
+
+def encode_images(images: tuple[StoredImage, ...]) -> bytes:
+    """The delivered images as JSON."""
+    return orjson.dumps([asdict(image) for image in images])
+
+
+def decode(fields: Mapping[bytes, bytes]) -> Event:
+    """A stream entry → event. Raises EventError; a foreign or damaged entry must never reach the ledger."""
+    try:
+        opened = orjson.loads(fields[b"opened"])
+        if opened.pop("v") != VERSION:
+            raise EventError("opened.v: another version")
+        proof = Proof(**opened.pop("proof"))
+        end = fields[b"end"].decode()
+        if end not in get_args(End):
+            raise EventError("end: unknown")
+        event = Event(
+            number=int(fields[b"number"]),
+            opened=Opened(proof=proof, **opened),
+            end=end,  # type: ignore[arg-type]  # checked two lines above
+            reason=fields[b"reason"].decode(),
+            quantity=int(fields[b"quantity"]),
+            amount_micro_mxn=int(fields[b"amount"]),
+            admitted_us=int(fields[b"admitted_us"]),
+            ended_us=int(fields[b"ended_us"]),
+            images=tuple(StoredImage(**image) for image in orjson.loads(fields[b"images"])),
+        )
+    except KeyError as error:
+        raise EventError(f"{error.args[0]!r} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise EventError(str(error)) from None
+    if event.amount_micro_mxn != event.quantity * proof.unit_micro_mxn:
+        raise EventError("amount: is not quantity × unit price")
+    if event.quantity != len(event.images):
+        raise EventError("quantity: is not the number of stored images")
+    return event

@@ -1,0 +1,54 @@
+"""Money is whole micro-MXN in code and a decimal string at every border; no float anywhere."""
+
+import re
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact
+
+MICRO = 1_000_000
+"""Micro-MXN in one MXN."""
+
+MAX_MICRO_MXN = 2**53 - 1
+"""About nine thousand million MXN: the largest integer that a Redis script keeps exact."""
+
+_AMOUNT = re.compile(r"(-?)([0-9]{1,10})(?:\.([0-9]{1,6}))?")
+_EXACT = Context(prec=100, traps=[Inexact])
+_ROUND = Context(prec=100, rounding=ROUND_HALF_UP)
+
+
+class AmountError(ValueError):
+    """The text is not an amount in MXN: digits, with at most six after the point."""
+
+
+def parse_mxn(text: str) -> int:
+    """`"500.00"` → 500000000 micro-MXN. Raises AmountError for anything that is not a plain decimal."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise AmountError(f"{text!r} is not an amount in MXN: digits, with at most six after the point")
+    sign, whole, fraction = match.groups()
+    micro = int(whole) * MICRO + int((fraction or "").ljust(6, "0"))
+    if micro > MAX_MICRO_MXN:
+        raise AmountError(f"{text!r} is more than {format_mxn(MAX_MICRO_MXN)} MXN")
+    return -micro if sign else micro
+
+
+def format_mxn(micro: int) -> str:
+    """840000 → `"0.84"`: at least two decimals, no exponent, no trailing zeros beyond them."""
+    whole, fraction = divmod(abs(micro), MICRO)
+    digits = f"{fraction:06d}"
+    return f"{'-' if micro < 0 else ''}{whole}.{digits[:2]}{digits[2:].rstrip('0')}"
+
+
+def unit_price_micro_mxn(usd: Decimal, markup: Decimal, mxn_per_usd: Decimal) -> int:
+    """Price of one image: the exact product, rounded half up to one micro-MXN, once (rule 23).
+
+    Raises decimal.Inexact where a factor has so many digits that the product would not be exact.
+    """
+    product = _EXACT.multiply(_EXACT.multiply(usd, markup), mxn_per_usd)
+    return int(_ROUND.quantize(_EXACT.multiply(product, Decimal(MICRO)), Decimal(1)))
+
+
+def format_rate(number: Decimal) -> str:
+    """A price or a rate in its canonical text: plain digits, without trailing zeros beyond two decimals."""
+    text = f"{number:f}"
+    whole, _, fraction = text.partition(".")
+    kept = fraction.rstrip("0")
+    return f"{whole}.{kept.ljust(2, '0')}"

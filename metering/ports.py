@@ -1,0 +1,126 @@
+"""The seam to the permanent record: what this layer asks of a ledger."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal, Protocol
+
+from metering.events import Event
+from metering.pricing import Rate
+
+LAST = 2**53
+"""Above every event number."""
+
+CreditType = Literal["bonus", "recharge", "refund", "adjustment"]
+
+
+class LedgerError(Exception):
+    """The record refuses: the message is a sentence for whoever asked."""
+
+
+class LedgerAway(Exception):
+    """The database did not answer in time, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Org:
+    """An organisation. Its own limits are None where the plan's hold."""
+
+    org_id: str
+    name: str
+    plan: str
+    requests_per_minute: int | None
+    images_per_minute: int | None
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without the key: its hash is all that is kept."""
+
+    key_id: str
+    org_id: str
+    name: str
+    key_hash: str
+    created_at: str
+    revoked_at: str | None
+
+    @property
+    def state(self) -> str:
+        """`active` or `revoked`."""
+        return "revoked" if self.revoked_at else "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One organisation as the record has it at one moment: everything that its projection needs."""
+
+    org: Org
+    revision: int
+    credit_number: int
+    credits_micro_mxn: int
+    keys: tuple[ApiKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """The ledger's view of one organisation up to one of its event numbers."""
+
+    events: int
+    last_event: int
+    charged_micro_mxn: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A stream entry that could not be booked, kept for a person."""
+
+    partition: int
+    entry_id: str
+    error: str
+    fields: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListPrice:
+    """One row of an immutable price book."""
+
+    model: str
+    usd_per_image: Decimal
+
+
+class Ledger(Protocol):
+    """Organisations, keys, credits, prices, rates and events of record. Every method may raise LedgerAway."""
+
+    async def migrate(self) -> int: ...
+    async def check_schema(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+    async def create_org(self, org: Org) -> None: ...
+    async def org(self, ref: str) -> Org: ...
+    async def orgs(self) -> list[Org]: ...
+    async def set_limits(self, org_id: str, changes: Mapping[str, int], at: datetime) -> None: ...
+
+    async def create_key(self, key: ApiKey) -> None: ...
+    async def keys(self, org_id: str) -> list[ApiKey]: ...
+    async def revoke_key(self, key_id: str, at: datetime) -> ApiKey: ...
+
+    async def add_credit(self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime) -> bool: ...
+
+    async def add_rate(self, rate: Rate, at: datetime) -> bool: ...
+    async def rates(self) -> list[Rate]: ...
+    async def rate_rows(self) -> set[tuple[str, Decimal]]: ...
+    async def register_prices(
+        self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime
+    ) -> None: ...
+
+    async def last_change(self) -> int: ...
+    async def changed_since(self, change: int) -> list[str]: ...
+    async def snapshot(self, org_id: str) -> Snapshot: ...
+
+    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
+    async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
+    async def count_set_aside(self) -> int: ...
+    async def price_rows(self) -> dict[tuple[str, str], tuple[Decimal, Decimal]]: ...
+    def events(self, *, org_id: str | None = None, month: str | None = None) -> AsyncIterator[Event]: ...

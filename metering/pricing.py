@@ -1,0 +1,48 @@
+"""An order's price, pinned: everything that somebody needs to compute it again."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from metering.clock import Period
+from metering.money import unit_price_micro_mxn
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One model's list price in one version of the price book."""
+
+    model: str
+    usd_per_image: Decimal
+    markup: Decimal
+    price_book: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """MXN for one USD in one calendar month, as the rate table has it."""
+
+    month: str
+    mxn_per_usd: Decimal
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """The pinned price of an order: USD list × markup × FX, per image, and the day that it is booked to."""
+
+    price: Price
+    rate: Rate
+    period: Period
+    images: int
+    unit_micro_mxn: int
+
+    @property
+    def total_micro_mxn(self) -> int:
+        """The worst case: every image delivered. What the hold sets aside."""
+        return self.unit_micro_mxn * self.images
+
+
+def quote(price: Price, rate: Rate, period: Period, images: int) -> Quote:
+    """Rule 23: rounded once per image; an order is the sum of its images."""
+    unit = unit_price_micro_mxn(price.usd_per_image, price.markup, rate.mxn_per_usd)
+    return Quote(price=price, rate=rate, period=period, images=images, unit_micro_mxn=unit)

@@ -1,0 +1,100 @@
+"""Does the money add up? Redis against the ledger, the ledger against its own proofs, charges against stored images."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+from metering.events import Event
+from metering.money import format_mxn, unit_price_micro_mxn
+from metering.ports import Ledger, Org
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Wallet
+
+CATCH_UP_S = 15.0
+"""How long the consumer is given to bring the ledger up to a wallet's cut."""
+
+_POLL_S = 0.1
+
+ImageExists = Callable[[str], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that does not hold. `expected` and `found` are text for a person."""
+
+    org: str
+    what: str
+    expected: str
+    found: str
+
+
+async def verify(ledger: Ledger, wallet: Wallet, image_exists: ImageExists) -> list[Difference]:
+    """Every difference there is; an empty list means that the books are right.
+
+    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has reached its last event.
+    """
+    differences: list[Difference] = []
+    for org in await ledger.orgs():
+        differences += await _wallet_against_ledger(org, ledger, wallet)
+    rates, prices = await ledger.rate_rows(), await ledger.price_rows()
+    async for event in ledger.events():
+        differences += await _proof(event, rates, prices, image_exists)
+    if waiting := await ledger.count_set_aside():
+        differences.append(Difference("", "events set aside", "0", str(waiting)))
+    return differences
+
+
+async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> list[Difference]:
+    try:
+        cut = await wallet.read(org.org_id)
+    except WalletAway:
+        return [Difference(org.name, "wallet", "in Redis", "away or not projected")]
+    booked = await ledger.charged_up_to(org.org_id, cut.number)
+    waited_s = 0.0
+    while booked.last_event < cut.number and waited_s < CATCH_UP_S:
+        await asyncio.sleep(_POLL_S)
+        waited_s += _POLL_S
+        booked = await ledger.charged_up_to(org.org_id, cut.number)
+    snapshot = await ledger.snapshot(org.org_id)
+    found: list[Difference] = []
+
+    def compare(what: str, expected: int, actual: int, text: Callable[[int], str] = format_mxn) -> None:
+        if expected != actual:
+            found.append(Difference(org.name, what, text(expected), text(actual)))
+
+    total = cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
+    compare("credits = available + held + charged", cut.credits_micro_mxn, total)
+    compare("events in the ledger", cut.number, booked.events, str)
+    compare("charged: wallet, ledger", cut.charged_micro_mxn, booked.charged_micro_mxn)
+    if snapshot.credit_number == cut.credit_number:
+        compare("credits: ledger, wallet", snapshot.credits_micro_mxn, cut.credits_micro_mxn)
+    else:
+        compare("last credit: ledger, wallet", snapshot.credit_number, cut.credit_number, str)
+    return found
+
+
+async def _proof(
+    event: Event,
+    rates: set[tuple[str, Decimal]],
+    prices: dict[tuple[str, str], tuple[Decimal, Decimal]],
+    image_exists: ImageExists,
+) -> list[Difference]:
+    if event.end != "charge":
+        return []
+    found: list[Difference] = []
+    opened, proof = event.opened, event.opened.proof
+    usd, markup, fx = proof.decimals()
+    where = f"event {event.event_id}"
+    if prices.get((proof.price_book, opened.model)) != (usd, markup):
+        found.append(Difference(opened.org_id, f"{where}: price row", f"{usd} × {markup}", "none such"))
+    if (proof.fx_month, fx) not in rates:
+        found.append(Difference(opened.org_id, f"{where}: rate row", f"{proof.fx_month} {fx}", "none such"))
+    unit = unit_price_micro_mxn(usd, markup, fx)
+    if unit * event.quantity != event.amount_micro_mxn:
+        expected, actual = format_mxn(unit * event.quantity), format_mxn(event.amount_micro_mxn)
+        found.append(Difference(opened.org_id, f"{where}: amount", expected, actual))
+    for image in event.images:
+        if not await image_exists(image.path):
+            found.append(Difference(opened.org_id, f"{where}: image", image.path, "not in the store"))
+    return found

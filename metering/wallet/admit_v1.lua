@@ -1,0 +1,69 @@
+-- Opens a hold, or says why not. Reads all, decides, writes all; a denial writes nothing.
+-- KEYS  1 mark  2 wallet  3 key states  4 open holds  5 hold  6 events  7 busy  8 closed
+-- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
+--       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
+-- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us
+local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
+local BACKLOG, HOLDS, REQUESTS, IMAGES = 7, 8, 9, 10
+
+-- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact.
+-- Returns: over_us (0 or less: there is room), the time that would be stored, what remains and when all is back.
+local function rate(now_us, tat_us, limit, cost)
+  local interval = math.ceil(60000000 / limit)
+  local window = interval * limit
+  local from = math.max(tat_us, now_us)
+  local to = from + interval * cost
+  local over = to - now_us - window
+  local kept = over > 0 and from or to
+  return over, to, math.floor((window - (kept - now_us)) / interval), kept - now_us
+end
+
+local now, latest = clock(whole(1, 0)), whole(2, 0)
+local period_start, period_end = whole(3, 0), whole(4, 0)
+local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
+local images, amount, life = whole(8, 1), whole(9, 1), whole(10, 1)
+local most_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
+local opened = ARGV[14]
+
+local function reply(code) return { code, now, 0, 0, 0, 0, 0, 0, 0, 0 } end
+
+local state = redis.call('HGET', KEYS[3], key_id)
+local w = redis.call('HMGET', KEYS[2], 'available', 'requests_per_minute', 'images_per_minute', 'tat_requests', 'tat_images')
+if redis.call('EXISTS', KEYS[1]) == 0 or not w[1] or not state then return reply(AWAY) end
+if now > latest then return reply(LATE) end
+if now < period_start or now >= period_end then return reply(OTHER_PERIOD) end
+if redis.call('EXISTS', KEYS[5], KEYS[8]) > 0 then error('request id is in use') end
+
+local expired, freed = expired_holds(org, now)
+local available = tonumber(w[1]) + freed
+local request_limit, image_limit = tonumber(w[2]), tonumber(w[3])
+local request_over, request_tat, request_left, request_reset = rate(now, tonumber(w[4] or 0), request_limit, 1)
+local image_over, image_tat, image_left, image_reset = rate(now, tonumber(w[5] or 0), image_limit, images)
+
+local code, retry = ADMITTED, 0
+if state ~= 'active' then code = REVOKED
+elseif amount > available then code = BALANCE
+elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
+elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
+elseif request_over > 0 then code, retry = REQUESTS, request_over
+elseif image_over > 0 then code, retry = IMAGES, image_over
+end
+
+if code == ADMITTED then
+  for _, old in ipairs(expired) do
+    close(org, old, 'expiry', 'hold_expired', 0, 0, '[]', now, remember)
+  end
+  available = available - amount
+  local expires = now + life
+  redis.call('HINCRBY', KEYS[2], 'available', -amount)
+  redis.call('HINCRBY', KEYS[2], 'held', amount)
+  redis.call('HSET', KEYS[2], 'tat_requests', request_tat, 'tat_images', image_tat)
+  redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened)
+  redis.call('ZADD', KEYS[4], expires, request)
+  redis.call('ZADD', KEYS[7], 'GT', expires, org)
+else
+  -- Not taken, so what is left is as before. A denial by the other limit must not show this one as used.
+  if request_over <= 0 then request_left = request_left + 1; request_reset = math.max(tonumber(w[4] or 0) - now, 0) end
+  if image_over <= 0 then image_left = image_left + images; image_reset = math.max(tonumber(w[5] or 0) - now, 0) end
+end
+return { code, now, available, request_limit, request_left, request_reset, image_limit, image_left, image_reset, retry }

@@ -1,0 +1,63 @@
+"""The connection to Redis: what is waited for, for how long, and what "away" means."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+T = TypeVar("T")
+_HERE = Path(__file__).parent
+_COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
+_SLICE_S = 0.02
+
+
+class WalletAway(Exception):
+    """Redis gave no verdict: it is down, frozen, loading, read-only, full, or not projected."""
+
+
+def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
+    """A client that never retries by itself: whether a call may be repeated is decided by who makes it.
+
+    `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses `verdict`.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=call_timeout_s,
+        socket_timeout=call_timeout_s,
+        socket_connect_timeout=call_timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=3,
+    )
+    return Redis.from_pool(pool)
+
+
+def load_script(redis: Redis, name: str) -> AsyncScript:
+    """The script `NAME.lua` of this folder, with the common part in front."""
+    return redis.register_script(_COMMON + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+async def verdict(call: Coroutine[Any, Any, T], budget_s: float) -> T:
+    """Redis' answer to `call`, or WalletAway after `budget_s` of waiting for it.
+
+    Time in which this process itself was too busy to look does not count against Redis: the budget is spent in slices,
+    and a slice that a busy loop overslept counts once. A frozen Redis still costs `budget_s` and no more.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done() and budget_s > 0:
+            await asyncio.wait({task}, timeout=min(_SLICE_S, budget_s))
+            budget_s -= _SLICE_S
+        if task.done():
+            return task.result()
+    except (RedisError, OSError, TimeoutError) as error:
+        raise WalletAway(type(error).__name__) from error
+    finally:
+        task.cancel()
+    raise WalletAway("no answer in time")

@@ -1,0 +1,54 @@
+"""Names in Redis. All keys of an organisation carry the hash tag of its partition, so that one script may touch them."""
+
+from uuid import UUID
+
+PARTITIONS = 32
+"""Fixed for ever: it decides where an organisation's wallet lies. 32 spread well over a dozen cluster masters."""
+
+
+def partition_of(org_id: str) -> int:
+    """The partition of an organisation's wallet and events, 0 to 31."""
+    return UUID(org_id).int % PARTITIONS
+
+
+def mark(partition: int) -> str:
+    """There, and holding the last projected change, as long as the partition is projected."""
+    return f"{{p{partition}}}:mark"
+
+
+def events(partition: int) -> str:
+    """The stream of metering events."""
+    return f"{{p{partition}}}:events"
+
+
+def busy(partition: int) -> str:
+    """Organisations by the moment at which their last hold runs out."""
+    return f"{{p{partition}}}:busy"
+
+
+def key_record(key_hash: str) -> tuple[int, str]:
+    """Partition and name of the immutable record key hash → organisation and key id."""
+    partition = int(key_hash[:8], 16) % PARTITIONS
+    return partition, f"{{p{partition}}}:key:{key_hash}"
+
+
+class OrgKeys:
+    """The names of one organisation."""
+
+    def __init__(self, org_id: str) -> None:
+        self.partition = partition_of(org_id)
+        self._tag = f"{{p{self.partition}}}"
+        self.mark = mark(self.partition)
+        self.events = events(self.partition)
+        self.busy = busy(self.partition)
+        self.wallet = f"{self._tag}:wallet:{org_id}"
+        self.key_states = f"{self._tag}:keys:{org_id}"
+        self.open = f"{self._tag}:open:{org_id}"
+
+    def hold(self, request_id: str) -> str:
+        """The hold of one order."""
+        return f"{self._tag}:hold:{request_id}"
+
+    def closed(self, request_id: str) -> str:
+        """How one order ended."""
+        return f"{self._tag}:closed:{request_id}"

@@ -1,0 +1,19 @@
+-- Ends an order without a charge. It never overtakes a charge: an order that was charged stays so, and the reply says it.
+-- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed
+-- ARGV  1 now_us (0: TIME)  2 org  3 request  4 reason  5 remember_s
+-- reply code, now_us, available
+local VOIDED, CHARGED, UNKNOWN, AWAY = 1, 2, 3, 4
+
+local now, remember = clock(whole(1, 0)), whole(5, 1)
+local org, request, reason = ARGV[2], ARGV[3], ARGV[4]
+
+local before = redis.call('GET', KEYS[6])
+local available = tonumber(redis.call('HGET', KEYS[2], 'available') or 0)
+if before then
+  return { string.match(before, '^(%a+):') == 'charge' and CHARGED or VOIDED, now, available }
+end
+if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0 } end
+local held = redis.call('HGET', KEYS[4], 'amount')
+if not held then return { UNKNOWN, now, available } end
+close(org, request, 'void', reason, 0, 0, '[]', now, remember)
+return { VOIDED, now, available + tonumber(held) }
