@@ -1,10 +1,12 @@
 """Time: aware UTC inside, America/Mexico_City for days and months."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 MEXICO = ZoneInfo("America/Mexico_City")
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _MICRO = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,6 +54,11 @@ def period_at(unix_us: int) -> Period:
 def month_start_us(month: str) -> int:
     """Midnight in Mexico City on the first day of `YYYY-MM`, in Unix µs."""
     return _midnight_us(date.fromisoformat(f"{month}-01"))
+
+
+def is_month(text: str) -> bool:
+    """`YYYY-MM`, and nothing else."""
+    return _MONTH.fullmatch(text) is not None
 
 
 def next_month(month: str) -> str:

@@ -32,7 +32,7 @@ class Difference:
 async def verify(ledger: Ledger, wallet: Wallet, image_exists: ImageExists) -> list[Difference]:
     """Every difference there is; an empty list means that the books are right.
 
-    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has reached its last event.
+    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
     """
     differences: list[Difference] = []
     for org in await ledger.orgs():

@@ -241,7 +241,10 @@ class SqliteLedger:
     # --- rates and prices ---
 
     async def add_rate(self, rate: Rate, at: datetime) -> bool:
-        """Add a month's rate; False when it is there already. Raises LedgerError when the month has begun with another."""
+        """Add a month's rate; False when it is there already.
+
+        Raises LedgerError when the month has begun with another rate.
+        """
 
         def work() -> bool:
             with self._transaction():

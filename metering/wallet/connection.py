@@ -21,6 +21,10 @@ class WalletAway(Exception):
     """Redis gave no verdict: it is down, frozen, loading, read-only, full, or not projected."""
 
 
+class NotProjected(WalletAway):
+    """Redis answers, but does not know what SQL knows; this call wrote nothing."""
+
+
 def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
     """A client that never retries by itself: whether a call may be repeated is decided by who makes it.
 

@@ -1,4 +1,4 @@
-"""Names in Redis. All keys of an organisation carry the hash tag of its partition, so that one script may touch them."""
+"""Names in Redis. All keys of an organisation carry its partition's hash tag, so that one script may touch them."""
 
 from uuid import UUID
 

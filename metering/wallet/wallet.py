@@ -1,4 +1,4 @@
-"""An organisation's hot state in Redis: holds, limits, settlement. One script a step; all money is integer micro-MXN."""
+"""An organisation's hot state in Redis: holds, limits, settlement. One script a step; money is integer micro-MXN."""
 
 import asyncio
 import time
@@ -12,10 +12,14 @@ from redis.asyncio import Redis
 from metering.events import StoredImage, encode_images
 from metering.pricing import Quote
 from metering.wallet import keys
-from metering.wallet.connection import WalletAway, load_script, verdict
+from metering.wallet.connection import NotProjected, WalletAway, load_script, verdict
 
 _LATEST_S = 1.0
-"""An admission that Redis has not begun by then must not begin at all (rule 6): twice the longest wait for a verdict."""
+"""An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
+
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+"""Between the tries of an abandonment: quick for a hiccup, sparing while Redis is down and thousands wait."""
 
 
 class Verdict(IntEnum):
@@ -87,7 +91,7 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One organisation's wallet at one moment. `credits` = `available` + `held` + `charged`; expired holds are available."""
+    """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available."""
 
     now_us: int
     available_micro_mxn: int
@@ -141,13 +145,14 @@ class Wallet:
             org_id, key_id = record.decode().split()
             return Caller(org_id=org_id, key_id=key_id)
         if projected is None:
-            raise WalletAway("not projected")
+            raise NotProjected
         return None
 
     async def admit(self, caller: Caller, request_id: str, quote: Quote, opened: bytes, *, life_s: float) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial writes nothing.
 
-        Where this raises, the admission may or may not have been written: the caller must `abandon` it.
+        Raises NotProjected where nothing can have been written. Where it raises any other WalletAway, the hold may be
+        there: the caller must `abandon` it.
         """
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
@@ -181,7 +186,7 @@ class Wallet:
         )
         self._learn(reply[1])
         if reply[0] == Verdict.AWAY:
-            raise WalletAway("not projected")
+            raise NotProjected
         return Admission(
             verdict=Verdict(reply[0]),
             now_us=reply[1],
@@ -242,6 +247,7 @@ class Wallet:
         with UNKNOWN, at `until_us`: by then the hold has run out by itself.
         """
         latest_us = self.now_us() + int(_LATEST_S * 1_000_000)
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 closing = await self.void(org_id, request_id, reason)
@@ -250,7 +256,8 @@ class Wallet:
             except WalletAway:
                 if self.now_us() > until_us:
                     return Close.UNKNOWN
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def read(self, org_id: str, key_id: str = "") -> Cut:
         """One organisation at one moment, and the state of one of its keys."""
@@ -262,7 +269,7 @@ class Wallet:
             )
         )
         if reply[0] == 0:
-            raise WalletAway("not projected")
+            raise NotProjected
         self._learn(reply[1])
         now_us, available, held, charged, total, credit_number, number, state = reply[1:]
         return Cut(now_us, available, held, charged, total, credit_number, number, key_state=state.decode())
@@ -276,7 +283,7 @@ class Wallet:
     def _closing(self, meaning: dict[int, Close], reply: list[int]) -> Closing:
         self._learn(reply[1])
         if reply[0] not in meaning:
-            raise WalletAway("not projected")
+            raise NotProjected
         return Closing(close=meaning[reply[0]], now_us=reply[1], available_micro_mxn=reply[2])
 
     def _learn(self, now_us: int) -> None:

@@ -1,0 +1,1 @@
+"""The command `ghub`, one file per noun."""

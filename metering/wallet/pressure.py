@@ -1,0 +1,44 @@
+"""Does Redis have room? Admission stops before it is full, so that what is open can still be settled (rule 28)."""
+
+import asyncio
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+log = structlog.get_logger(__name__)
+
+
+class WrongPolicy(Exception):
+    """Redis would evict money: set `maxmemory-policy noeviction`."""
+
+
+class Pressure:
+    """Watches the server's memory. `reason` is None, or the sentence with which admission is refused."""
+
+    def __init__(self, redis: Redis, memory_mark: float) -> None:
+        self._redis = redis
+        self._memory_mark = memory_mark
+        self.reason: str | None = None
+
+    async def look(self) -> None:
+        """One look. Raises WrongPolicy, and RedisError where Redis is away."""
+        info = await self._redis.info("memory")
+        if info.get("maxmemory_policy", "noeviction") != "noeviction":
+            self.reason = "The gateway's memory is not set up for money; nothing was charged."
+            raise WrongPolicy(WrongPolicy.__doc__)
+        full = 0 < info["maxmemory"] * self._memory_mark < info["used_memory"]
+        self.reason = "The gateway is running out of memory; nothing was charged." if full else None
+
+    async def run(self, every_s: float) -> None:
+        """Look until cancelled. While Redis is away admission fails by itself."""
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.look()
+            except WrongPolicy as error:
+                log.error("redis_would_evict", error=str(error))
+            except (RedisError, OSError, TimeoutError):
+                continue
+            if self.reason is not None:
+                log.error("admission_stopped", reason=self.reason)

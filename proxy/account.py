@@ -1,0 +1,50 @@
+"""What an organisation may read about itself: GET /v1/credits."""
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.money import format_mxn
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Cut, Wallet
+from proxy.auth import Authenticator, check_state
+from proxy.errors import wallet_away
+from proxy.middleware import context_of
+
+
+async def checked_cut(request: Request, authenticator: Authenticator, wallet: Wallet) -> Cut:
+    """The caller's wallet, its key checked at this moment. Raises ApiError 401 or 503."""
+    try:
+        caller = await authenticator.caller(request.headers)
+        cut = await wallet.read(caller.org_id, caller.key_id)
+    except WalletAway:
+        raise wallet_away() from None
+    context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
+    check_state(cut.key_state)
+    return cut
+
+
+class CreditsEndpoint:
+    """The prepaid balance, in MXN as decimal strings."""
+
+    def __init__(self, authenticator: Authenticator, wallet: Wallet) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+
+    async def read(self, request: Request) -> Response:
+        """GET /v1/credits."""
+        cut = await checked_cut(request, self._authenticator, self._wallet)
+        document = {"object": "credits", "currency": "MXN"} | balance_fields(cut)
+        available = document["available_mxn"]
+        return Response(
+            orjson.dumps(document), media_type="application/json", headers={"x-geekhub-balance-mxn": available}
+        )
+
+
+def balance_fields(cut: Cut) -> dict[str, str]:
+    """What can be spent, what open orders hold, and their sum."""
+    return {
+        "available_mxn": format_mxn(cut.available_micro_mxn),
+        "held_mxn": format_mxn(cut.held_micro_mxn),
+        "balance_mxn": format_mxn(cut.available_micro_mxn + cut.held_micro_mxn),
+    }

@@ -1,0 +1,97 @@
+"""The HTTP surface: routes, the errors' envelope, and where local images are served."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.account import CreditsEndpoint
+from proxy.errors import ApiError, Kind
+from proxy.health import Ready, probe_routes
+from proxy.images import ImagesEndpoint
+from proxy.middleware import RequestMiddleware, context_of
+from proxy.models import ModelsEndpoint
+
+STORAGE_PATH = "/storage/v1/object/public/generated-images"
+"""Where the gateway itself serves images that lie in a local folder; the path is Supabase's."""
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def build_app(
+    images: ImagesEndpoint,
+    models: ModelsEndpoint,
+    credits_: CreditsEndpoint,
+    ready: Ready,
+    lifespan: Lifespan,
+    image_folder: Path | None,
+) -> ASGIApp:
+    """The gateway as an ASGI application. `image_folder` is served where the store is a local folder."""
+    routes: list[BaseRoute] = [
+        Route("/v1/images/generations", images.create, methods=["POST"]),
+        Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{model_id:path}", models.one, methods=["GET"]),
+        Route("/v1/credits", credits_.read, methods=["GET"]),
+        *probe_routes(ready),
+    ]
+    if image_folder is not None:
+        image_folder.mkdir(parents=True, exist_ok=True)
+        routes.append(Mount(STORAGE_PATH, _ImageFiles(image_folder)))
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+    )
+    app.router.redirect_slashes = False
+    return RequestMiddleware(app)
+
+
+class _ImageFiles:
+    """Published images of a local folder, to be kept by whoever fetched them; they never change."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = StaticFiles(directory=folder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_cacheable(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                message["headers"] = [
+                    *message["headers"],
+                    (b"cache-control", b"public, max-age=31536000, immutable"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self._files(scope, receive, send_cacheable)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    context = context_of(request.scope)
+    context.facts["code"] = error.kind.value.code
+    return Response(
+        error.body(context.public_id),
+        status_code=error.kind.value.status,
+        headers=error.reply_headers(),
+        media_type="application/json",
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        ours = ApiError(
+            Kind.METHOD, f"This address takes {allowed or 'other methods'} only.", headers={"allow": allowed}
+        )
+    else:
+        ours = ApiError(Kind.NOT_FOUND, "There is nothing at this address.")
+    return await _api_error(request, ours)

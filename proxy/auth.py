@@ -1,0 +1,44 @@
+"""Bearer key → caller. What can change about a key (revoked, limits) is asked of the wallet at every request."""
+
+from collections import OrderedDict
+
+from starlette.datastructures import Headers
+
+from metering.accounts import KEY, hash_key
+from metering.wallet.wallet import Caller, Wallet
+from proxy.errors import ApiError, Kind
+
+REVOKED = "This API key was revoked."
+
+
+class Authenticator:
+    """Remembers whose key is whose, which never changes; an unknown key is never remembered."""
+
+    def __init__(self, wallet: Wallet, cache_size: int) -> None:
+        self._wallet = wallet
+        self._cache: OrderedDict[str, Caller] = OrderedDict()
+        self._cache_size = cache_size
+
+    async def caller(self, headers: Headers) -> Caller:
+        """Who sent these headers. Raises ApiError 401, or WalletAway where Redis cannot say."""
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            raise ApiError(Kind.MISSING_KEY, "Send your API key as `Authorization: Bearer ghub_sk_…`.")
+        key_hash = hash_key(secret)
+        caller = self._cache.get(key_hash)
+        if caller is None and KEY.fullmatch(secret):
+            caller = await self._wallet.key(key_hash)
+        if caller is None:
+            raise ApiError(Kind.INVALID_KEY, "This API key is not known.")
+        self._cache[key_hash] = caller
+        self._cache.move_to_end(key_hash)
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return caller
+
+
+def check_state(key_state: str) -> None:
+    """A key's state by the wallet, for what only reads. Raises ApiError 401 once it is revoked."""
+    if key_state != "active":
+        raise ApiError(Kind.KEY_REVOKED, REVOKED)

@@ -1,0 +1,42 @@
+"""`ghub credit` and `ghub balance`: money in, and what is left."""
+
+from typing import Annotated
+
+import typer
+
+from metering.money import format_mxn, parse_mxn
+from metering.wallet.wallet import Cut
+from proxy.account import balance_fields
+from proxy.cli.output import AsJson, OrgRef, back, run, say
+
+app = typer.Typer(help="Prepaid credit.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    ref: OrgRef,
+    mxn: Annotated[str, typer.Option(help="Amount, such as 500.00; only an adjustment may be negative.")],
+    kind: Annotated[str, typer.Option("--type", help="bonus, recharge, refund or adjustment.")],
+    credit_id: Annotated[str, typer.Option("--id", help="The payment's id: the same one counts once.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add credit, once per id."""
+
+    async def work() -> dict[str, object]:
+        micro_mxn = parse_mxn(mxn)
+        async with back() as opened:
+            added = await opened.accounts.add_credit(ref, credit_id, kind, micro_mxn)
+        return {"id": credit_id, "mxn": format_mxn(micro_mxn), "type": kind, "added": added}
+
+    say(run(work()), as_json)
+
+
+def balance(ref: OrgRef, as_json: AsJson = False) -> None:
+    """What an organisation can spend, what open orders hold, and their sum."""
+
+    async def work() -> Cut:
+        async with back() as opened:
+            org = await opened.ledger.org(ref)
+            return await opened.wallet().read(org.org_id)
+
+    say(balance_fields(run(work())), as_json)

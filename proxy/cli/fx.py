@@ -1,0 +1,55 @@
+"""`ghub fx`: the month's exchange rate."""
+
+from decimal import Decimal, InvalidOperation
+from typing import Annotated
+
+import typer
+
+from metering.clock import is_month, utc_now
+from metering.money import format_rate
+from metering.pricing import Rate
+from proxy.cli.output import AsJson, back, fail, run, say
+
+app = typer.Typer(help="MXN for one USD, fixed per calendar month.", no_args_is_help=True)
+
+
+@app.command("set")
+def set_(
+    month: Annotated[str, typer.Argument(metavar="YYYY-MM")],
+    rate: Annotated[str, typer.Argument(metavar="RATE", help="MXN for one USD, such as 18.4512.")],
+    source: Annotated[str, typer.Option(help="Where the rate comes from; it stands in every event.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add a month's rate. A month that has begun keeps the rate that it has."""
+    if not is_month(month):
+        fail(f"YYYY-MM: {month!r} is not a month")
+    try:
+        number = Decimal(rate)
+    except InvalidOperation:
+        fail(f"RATE: {rate!r} is not a decimal number")
+    if not number.is_finite() or not Decimal("0.0001") <= number <= 10_000 or number != round(number, 8):
+        fail(f"RATE: {rate!r} must be from 0.0001 to 10000, with at most 8 decimals")
+    if not source.strip():
+        fail("--source: say where the rate comes from")
+
+    async def work() -> bool:
+        async with back() as opened:
+            return await opened.ledger.add_rate(Rate(month, number, source.strip()), utc_now())
+
+    added = run(work())
+    say({"month": month, "mxn_per_usd": format_rate(number), "source": source.strip(), "added": added}, as_json)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The rate of every month that has one."""
+
+    async def work() -> list[Rate]:
+        async with back() as opened:
+            return await opened.ledger.rates()
+
+    rows = [
+        {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
+        for rate in run(work())
+    ]
+    say(rows, as_json)

@@ -1,0 +1,89 @@
+"""How commands run and report: a table for people, one JSON value with --json, a sentence and exit 1 for a failure."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+import uvloop
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from config.catalogue import CatalogueError
+from config.logs import set_up_logs
+from config.settings import SettingsError, read_settings
+from metering.money import AmountError
+from metering.ports import LedgerAway, LedgerError
+from metering.wallet.connection import WalletAway
+from metering.wallet.pressure import WrongPolicy
+from proxy.server import PortTaken
+from proxy.wiring import Back, open_back
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
+OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's UUID or its name.")]
+
+_SENTENCES: dict[type[Exception], str] = {
+    WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
+    RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
+    LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
+}
+_OWN_WORDS = (SettingsError, CatalogueError, LedgerError, AmountError, PortTaken, WrongPolicy)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command; what is known to go wrong is one sentence on standard error and exit code 1."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+    except _OWN_WORDS as error:
+        fail(str(error))
+    except tuple(_SENTENCES) as error:
+        fail(next(text for kind, text in _SENTENCES.items() if isinstance(error, kind)))
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say why, and end with 1."""
+    sys.stderr.write(f"ghub: {sentence}\n")
+    raise typer.Exit(1)
+
+
+@asynccontextmanager
+async def back() -> AsyncIterator[Back]:
+    """Ledger and Redis from the environment, the ledger's schema checked; logs go to standard error."""
+    settings = read_settings()
+    set_up_logs("warning", sys.stderr)
+    async with open_back(settings) as opened:
+        await opened.ledger.check_schema()
+        yield opened
+
+
+def say(value: Row | Sequence[Row], as_json: bool) -> None:
+    """Report: a mapping as two columns, a list of mappings as a table."""
+    if as_json:
+        sys.stdout.write(orjson.dumps(value).decode() + "\n")
+        return
+    rows = [value] if isinstance(value, Mapping) else list(value)
+    table = Table(show_header=not isinstance(value, Mapping), box=None, pad_edge=False)
+    if isinstance(value, Mapping):
+        for name, cell in value.items():
+            table.add_row(f"[bold]{name}", _text(cell))
+    else:
+        for name in rows[0] if rows else ():
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*map(_text, row.values()))
+    # A pipe has no width: a key or an id must not be cut to 80 columns.
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "240"))
+    Console(width=width, soft_wrap=True).print(table if rows else "none")
+
+
+def _text(cell: Any) -> str:
+    return "–" if cell is None else str(cell)

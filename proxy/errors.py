@@ -1,0 +1,105 @@
+"""Every public error: one table, one envelope. `docs/errors.md` is printed from it."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table. `retry` is what `x-should-retry` says where the raiser does not know better."""
+
+    status: int
+    type: str
+    code: str
+    retry: bool
+    when: str
+
+
+class Kind(Enum):
+    """The table of errors, which is the contract with customers."""
+
+    INVALID_REQUEST = Row(400, "invalid_request_error", "invalid_request_error", False, "the body is wrong")
+    CONTENT_POLICY = Row(
+        400,
+        "invalid_request_error",
+        "content_policy_violation",
+        False,
+        "the prompt or every image was refused upstream",
+    )
+    MISSING_KEY = Row(401, "authentication_error", "missing_api_key", False, "no API key was sent")
+    INVALID_KEY = Row(401, "authentication_error", "invalid_api_key", False, "the API key is not known")
+    KEY_REVOKED = Row(401, "authentication_error", "key_revoked", False, "the API key was revoked")
+    BALANCE = Row(402, "insufficient_balance", "insufficient_balance", False, "the balance does not cover the order")
+    MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
+    NOT_FOUND = Row(404, "invalid_request_error", "not_found", False, "there is nothing at this address")
+    METHOD = Row(405, "invalid_request_error", "method_not_allowed", False, "the address does not take this method")
+    TOO_LARGE = Row(413, "invalid_request_error", "request_too_large", False, "the body is too large")
+    RATE_LIMIT = Row(429, "rate_limit_exceeded", "rate_limit_exceeded", True, "too many requests or images per minute")
+    INTERNAL = Row(500, "internal_error", "internal_error", True, "a fault of the gateway")
+    PROVIDER = Row(
+        502, "provider_unavailable", "provider_unavailable", True, "the model's provider or the store failed"
+    )
+    UNAVAILABLE = Row(503, "temporarily_unavailable", "temporarily_unavailable", True, "the gateway cannot decide now")
+    FX_MISSING = Row(503, "temporarily_unavailable", "fx_rate_missing", False, "this month has no exchange rate yet")
+    DEADLINE = Row(504, "deadline_exceeded", "deadline_exceeded", False, "no image was ready in time")
+
+
+LONGEST_RETRY_S = 60.0
+"""The official SDKs do not honour a longer `retry-after`; some retry at once instead."""
+
+
+class ApiError(Exception):
+    """An answer to the customer. `message` is ours, or a provider's after cleaning: no secret, address or traceback."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        retry: bool | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers = headers or {}
+        self.retry = kind.value.retry if retry is None else retry
+        if retry_after_s is not None and retry_after_s > LONGEST_RETRY_S:
+            self.retry = False
+
+    def body(self, request_id: str) -> bytes:
+        """OpenAI's envelope and our request id."""
+        row = self.kind.value
+        return orjson.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": row.type,
+                    "code": row.code,
+                    "param": self.param,
+                    "request_id": request_id,
+                }
+            }
+        )
+
+    def reply_headers(self) -> dict[str, str]:
+        """What the official SDKs obey."""
+        headers = {"x-should-retry": "true" if self.retry else "false", **self.headers}
+        if self.retry_after_s is not None:
+            milliseconds = max(1, -int(-self.retry_after_s * 1000 // 1))
+            headers["retry-after-ms"] = str(milliseconds)
+            headers["retry-after"] = str(-(-milliseconds // 1000))
+        return headers
+
+
+def wallet_away() -> ApiError:
+    """Redis gave no verdict: nothing was decided, so asking again is safe."""
+    return ApiError(
+        Kind.UNAVAILABLE, "The gateway cannot check balances right now; nothing was charged.", retry_after_s=1.0
+    )

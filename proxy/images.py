@@ -1,0 +1,245 @@
+"""THE HOT PATH: POST /v1/images/generations, top to bottom."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from config.catalogue import Catalogue
+from config.settings import hold_life_s, reply_margin_s
+from metering.clock import period_at
+from metering.events import encode_opened
+from metering.fx import FxRateMissing, Rates
+from metering.money import format_mxn
+from metering.pricing import Price, Quote, quote
+from metering.wallet.connection import NotProjected, WalletAway
+from metering.wallet.wallet import Admission, Caller, RateState, Verdict, Wallet
+from proxy.auth import REVOKED, Authenticator
+from proxy.errors import ApiError, Kind, wallet_away
+from proxy.generations import Delivery, Generations, Job
+from proxy.middleware import RequestContext, context_of
+from proxy.ports import Order
+from proxy.wire import images_reply, parse_order
+
+HOLDS_RETRY_S = 2.0
+"""A hint: an image takes several seconds, so that some holds are closed by then."""
+
+BUSY_RETRY_S = 5.0
+"""A backlog of events takes seconds to book, not milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one request: bytes of body and seconds that it may take to arrive, seconds until the reply is sent."""
+
+    body_bytes: int
+    body_s: float
+    deadline_s: float
+
+
+class ImagesEndpoint:
+    """Authenticate, parse, quote, hold, generate (make, store, settle), reply.
+
+    `refusal` says why no work is taken at this moment, or None; `price_book` is the version that quotes name.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        catalogue: Catalogue,
+        rates: Rates,
+        wallet: Wallet,
+        generations: Generations,
+        limits: Limits,
+        *,
+        refusal: Callable[[], str | None],
+        price_book: str,
+        public_url: str,
+        region: str,
+        topup_url: str | None,
+    ) -> None:
+        self._authenticator = authenticator
+        self._catalogue = catalogue
+        self._rates = rates
+        self._wallet = wallet
+        self._generations = generations
+        self._limits = limits
+        self._refusal = refusal
+        self._price_book = price_book
+        self._public_url = public_url
+        self._region = region
+        self._topup_url = topup_url
+
+    async def create(self, request: Request) -> Response:
+        """The whole job of one request."""
+        context = context_of(request.scope)
+        try:
+            caller = await self._authenticator.caller(request.headers)
+            context.facts |= {"org": caller.org_id, "key": caller.key_id}
+            order = parse_order(await read_body(request, self._limits), self._catalogue)
+            context.facts |= {"model": order.model_id, "n": order.n}
+            if (refusal := self._refusal()) is not None:
+                raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
+            job, admission = await self._admit(context, caller, order)
+        except WalletAway:
+            raise wallet_away() from None
+        generation = self._generations.start(job)
+        # A client that hangs up ends this wait, and not the generation.
+        delivery = await asyncio.shield(generation)
+        context.facts |= {"images": len(delivery.images), "cost_mxn": format_mxn(delivery.cost_micro_mxn)}
+        return self._reply(context, order, admission, delivery)
+
+    async def _admit(self, context: RequestContext, caller: Caller, order: Order) -> tuple[Job, Admission]:
+        """Price the order and set its price aside; every denial is an ApiError, and wrote nothing."""
+        hold_id = str(context.request_id)
+        deadline_s = order.model.deadline_s or self._limits.deadline_s
+        life_s = hold_life_s(deadline_s)
+        price = self._quote(order)
+        try:
+            admission = await self._hold(caller, hold_id, order, price, life_s)
+            if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
+                # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
+                price = self._quote(order)
+                admission = await self._hold(caller, hold_id, order, price, life_s)
+        except NotProjected:
+            raise
+        except WalletAway:
+            until_us = self._wallet.now_us() + int(life_s * 1_000_000)
+            self._generations.abandon(caller.org_id, hold_id, "admission_unread", until_us=until_us)
+            raise
+        if admission.verdict is not Verdict.ADMITTED:
+            raise self._denial(admission, price)
+        ends_s = context.started_s + deadline_s
+        margin_s = reply_margin_s(deadline_s)
+        job = Job(
+            request_id=context.request_id,
+            caller=caller,
+            order=order,
+            quote=price,
+            generate_until_s=ends_s - margin_s,
+            reply_until_s=ends_s - margin_s / 4,
+            hold_ends_us=admission.now_us + int(life_s * 1_000_000),
+        )
+        return job, admission
+
+    async def _hold(self, caller: Caller, hold_id: str, order: Order, price: Quote, life_s: float) -> Admission:
+        facts = {
+            "model": order.model_id,
+            "provider": order.model.provider,
+            "upstream": order.model.upstream,
+            "size": order.size,
+            "quality": order.quality,
+            "region": self._region,
+        }
+        opened = encode_opened(hold_id, caller.org_id, caller.key_id, price, facts)
+        return await self._wallet.admit(caller, hold_id, price, opened, life_s=life_s)
+
+    def _quote(self, order: Order) -> Quote:
+        now_us = self._wallet.now_us()
+        period = period_at(now_us)
+        try:
+            rate = self._rates.rate_for(period.month, now_us)
+        except FxRateMissing:
+            raise ApiError(
+                Kind.FX_MISSING, f"The exchange rate for {period.month} is not set yet; nothing was charged."
+            ) from None
+        assert order.model.usd_per_image is not None, "an order for an unpriced model is not parsed"
+        price = Price(
+            model=order.model_id,
+            usd_per_image=order.model.usd_per_image,
+            markup=self._catalogue.markup,
+            price_book=self._price_book,
+        )
+        return quote(price, rate, period, order.n)
+
+    def _denial(self, admission: Admission, price: Quote) -> ApiError:
+        headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
+        match admission.verdict:
+            case Verdict.REVOKED:
+                return ApiError(Kind.KEY_REVOKED, REVOKED)
+            case Verdict.BALANCE:
+                message = (
+                    f"This order may cost {format_mxn(price.total_micro_mxn)} MXN, and"
+                    f" {format_mxn(admission.available_micro_mxn)} MXN are available."
+                )
+                where = f" Top up at {self._topup_url}." if self._topup_url else " Top up your balance."
+                return ApiError(Kind.BALANCE, message + where, headers=headers)
+            case Verdict.REQUESTS:
+                return _rate_limited("requests", admission.requests, admission.retry_us, 1, headers)
+            case Verdict.IMAGES:
+                return _rate_limited("images", admission.images, admission.retry_us, price.images, headers)
+            case Verdict.HOLDS:
+                message = "Too many of your organisation's images are being made at this moment."
+                return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
+            case Verdict.BACKLOG:
+                message = "The gateway is catching up with its books; nothing was charged."
+                return ApiError(Kind.UNAVAILABLE, message, retry_after_s=BUSY_RETRY_S)
+            case _:
+                return wallet_away()
+
+    def _reply(self, context: RequestContext, order: Order, admission: Admission, delivery: Delivery) -> Response:
+        urls = [f"{self._public_url}/{image.path}" for image in delivery.images]
+        return Response(
+            images_reply(context.public_id, int(time.time()), order.model_id, urls),
+            media_type="application/json",
+            headers=rate_headers(admission)
+            | balance_header(delivery.available_micro_mxn)
+            | {"x-geekhub-cost-mxn": format_mxn(delivery.cost_micro_mxn)},
+        )
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The whole body, within bounds of size and time. Raises ApiError 413 or 400."""
+    too_large = ApiError(Kind.TOO_LARGE, f"The body is larger than {limits.body_bytes} bytes.")
+    announced = request.headers.get("content-length", "0")
+    if announced.isascii() and announced.isdigit() and int(announced) > limits.body_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.body_bytes:
+                    raise too_large
+    except TimeoutError:
+        message = f"The body did not arrive within {limits.body_s:g} seconds."
+        raise ApiError(Kind.INVALID_REQUEST, message) from None
+    except ClientDisconnect:
+        raise ApiError(Kind.INVALID_REQUEST, "The body broke off.") from None
+    return bytes(body)
+
+
+def balance_header(available_micro_mxn: int) -> dict[str, str]:
+    """What the organisation can spend now."""
+    return {"x-geekhub-balance-mxn": format_mxn(available_micro_mxn)}
+
+
+def rate_headers(admission: Admission) -> dict[str, str]:
+    """OpenAI's rate-limit headers."""
+    headers = {}
+    for name, state in (("requests", admission.requests), ("images", admission.images)):
+        headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, state.remaining))
+        headers[f"x-ratelimit-reset-{name}"] = _duration(state.reset_us)
+    return headers
+
+
+def _duration(microseconds: int) -> str:
+    """OpenAI's form: `20ms`, `1s`, `6m0s`, rounded up."""
+    milliseconds = -(-microseconds // 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def _rate_limited(what: str, state: RateState, retry_us: int, cost: int, headers: dict[str, str]) -> ApiError:
+    if cost > state.limit:
+        message = f"This order counts as {cost} {what}, and your limit is {state.limit} {what} per minute."
+        return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
+    wait_s = retry_us / 1_000_000
+    message = f"Your limit is {state.limit} {what} per minute. Try again in {wait_s:.3g} seconds."
+    return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)

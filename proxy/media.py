@@ -1,0 +1,336 @@
+"""Pure work on bytes that stream by: what an image is, its size and hash, and base64 out of JSON. No I/O."""
+
+import binascii
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+HEAD_BYTES = 16
+"""Enough to know every format below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """An image format: its extension in our paths, and its content type."""
+
+    extension: str
+    content_type: str
+
+
+PNG = Format("png", "image/png")
+JPEG = Format("jpg", "image/jpeg")
+WEBP = Format("webp", "image/webp")
+
+
+class NotAnImage(Exception):
+    """The bytes are not an image that we store."""
+
+
+class BadDocument(Exception):
+    """An upstream's JSON is broken, too large, or not of its promised form."""
+
+
+def sniff(head: bytes) -> Format:
+    """The format by the first bytes, whatever a label says. Raises NotAnImage."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PNG
+    if head.startswith(b"\xff\xd8\xff"):
+        return JPEG
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return WEBP
+    raise NotAnImage("unknown first bytes")
+
+
+class Measured:
+    """Passes an image's chunks on, and knows afterwards what went by. Raises NotAnImage past `most_bytes`."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], most_bytes: int) -> None:
+        self._chunks = chunks
+        self._most_bytes = most_bytes
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all bytes so far."""
+        return self._hash.hexdigest()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self.size_bytes += len(chunk)
+            if self.size_bytes > self._most_bytes:
+                raise NotAnImage(f"more than {self._most_bytes} bytes")
+            self._hash.update(chunk)
+            yield chunk
+
+
+async def peek(chunks: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
+    """The first HEAD_BYTES or more (fewer only where there are no more), and all chunks from the beginning."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+
+    async def whole() -> AsyncIterator[bytes]:
+        if head:
+            yield head
+        async for later in chunks:
+            yield later
+
+    return head, whole()
+
+
+# --- base64 out of JSON -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Decoded bytes of the picture at place `item` of the reply's list; `last` ends it."""
+
+    item: int
+    data: bytes
+    last: bool = False
+
+
+class _Base64:
+    """Decodes base64 that comes in arbitrary cuts; white space and a `data:…;base64,` prefix are passed over."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._started = False
+        self._padded = False
+
+    def feed(self, text: bytes) -> bytes:
+        text = self._rest + text.translate(None, b" \t\r\n")
+        if not self._started:
+            if len(text) < 5 and b"data:".startswith(text):
+                self._rest = text
+                return b""
+            if text.startswith(b"data:"):
+                label, comma, after = text.partition(b",")
+                if not comma:
+                    if len(label) > 128:
+                        raise BadDocument("a data URI without data")
+                    self._rest = text
+                    return b""
+                text = after
+            self._started = True
+        whole = len(text) - len(text) % 4
+        self._rest = text[whole:]
+        if not whole:
+            return b""
+        if self._padded:
+            raise BadDocument("base64 goes on after its padding")
+        self._padded = text[whole - 1 : whole] == b"="
+        try:
+            return binascii.a2b_base64(text[:whole], strict_mode=True)
+        except binascii.Error:
+            raise BadDocument("not base64") from None
+
+    def finish(self) -> None:
+        if self._rest:
+            raise BadDocument("base64 breaks off")
+
+
+@dataclass(slots=True)
+class _Frame:
+    """An open object or array: the key or the place that is being read."""
+
+    is_object: bool
+    key: str = ""
+    place: int = 0
+    at_key: bool = False
+
+
+_STRUCTURE = re.compile(rb'["{}\[\],:]')
+_STRING_END = re.compile(rb'["\\]')
+_UNICODE = re.compile(rb"u[0-9a-fA-F]{4}")
+_ESCAPES = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f", b"\\": b"\\", b'"': b'"'}
+MOST_NESTING = 32
+MOST_KEY_BYTES = 256
+
+
+@dataclass
+class JsonPictures:
+    """Finds the base64 strings at `.LIST[i].FIELD` of a JSON document while it arrives, and decodes them.
+
+    Everything else is kept, with `null` in the pictures' places, and parsed at the end: `finish` returns it. So memory
+    is what one chunk takes and at most `most_document_bytes`. Raises BadDocument.
+    """
+
+    list_key: str
+    field_key: str
+    most_document_bytes: int
+    _document: bytearray = field(default_factory=bytearray, init=False)
+    _frames: list[_Frame] = field(default_factory=list, init=False)
+    _in: str = field(default="structure", init=False)
+    _escape: bytes | None = field(default=None, init=False)
+    _key: bytearray = field(default_factory=bytearray, init=False)
+    _base64: _Base64 = field(default_factory=_Base64, init=False)
+    _seen: set[int] = field(default_factory=set, init=False)
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """Take the next bytes; returns the pieces of pictures that they hold, in order."""
+        pieces: list[Piece] = []
+        at = 0
+        while at < len(chunk):
+            at = self._structure(chunk, at) if self._in == "structure" else self._string(chunk, at, pieces)
+            if len(self._document) > self.most_document_bytes:
+                raise BadDocument("the document is too large")
+        return pieces
+
+    def finish(self) -> Any:
+        """The document without its pictures."""
+        try:
+            return orjson.loads(self._document)
+        except orjson.JSONDecodeError:
+            raise BadDocument("not JSON, or it breaks off") from None
+
+    def _structure(self, chunk: bytes, at: int) -> int:
+        found = _STRUCTURE.search(chunk, at)
+        if found is None:
+            self._document += chunk[at:]
+            return len(chunk)
+        mark, end = found.group(), found.end()
+        if mark == b'"':
+            self._document += chunk[at : end - 1]
+            self._open_string()
+            return end
+        self._document += chunk[at:end]
+        frame = self._frames[-1] if self._frames else None
+        if mark in b"{[":
+            if len(self._frames) == MOST_NESTING:
+                raise BadDocument("nested too deeply")
+            self._frames.append(_Frame(is_object=mark == b"{", at_key=mark == b"{"))
+        elif frame is None:
+            raise BadDocument("not JSON")
+        elif mark in b"}]":
+            self._frames.pop()
+        elif mark == b":":
+            frame.at_key = False
+        elif frame.is_object:
+            frame.at_key = True
+        else:
+            frame.place += 1
+        return end
+
+    def _open_string(self) -> None:
+        if self._frames and self._frames[-1].at_key:
+            self._in = "key"
+            self._key.clear()
+            self._document += b'"'
+        elif self._at_picture():
+            item = self._frames[1].place
+            if item in self._seen:
+                raise BadDocument("a picture twice in one item")
+            self._seen.add(item)
+            self._in = "picture"
+            self._base64 = _Base64()
+            self._document += b"null"
+        else:
+            self._in = "text"
+            self._document += b'"'
+
+    def _at_picture(self) -> bool:
+        if len(self._frames) != 3:
+            return False
+        top, items, item = self._frames
+        return (
+            top.is_object
+            and top.key == self.list_key
+            and not items.is_object
+            and item.is_object
+            and item.key == self.field_key
+        )
+
+    def _string(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
+        if self._escape is not None:
+            return self._inside_escape(chunk, at, pieces)
+        found = _STRING_END.search(chunk, at)
+        end = found.start() if found else len(chunk)
+        self._take(chunk[at:end], chunk[at:end], pieces)
+        if found is None:
+            return end
+        if found.group() == b"\\":
+            self._escape = b""
+        else:
+            self._close_string(pieces)
+        return end + 1
+
+    def _inside_escape(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
+        assert self._escape is not None
+        self._escape += chunk[at : at + 1]
+        if self._escape[:1] != b"u" or len(self._escape) == 5:
+            raw, self._escape = self._escape, None
+            self._take(b"\\" + raw, _unescape(raw), pieces)
+        return at + 1
+
+    def _take(self, raw: bytes, text: bytes, pieces: list[Piece]) -> None:
+        if self._in == "picture":
+            data = self._base64.feed(text)
+            if data:
+                pieces.append(Piece(self._frames[1].place, data))
+            return
+        self._document += raw
+        if self._in == "key":
+            self._key += text
+            if len(self._key) > MOST_KEY_BYTES:
+                raise BadDocument("a key is too long")
+
+    def _close_string(self, pieces: list[Piece]) -> None:
+        if self._in == "picture":
+            self._base64.finish()
+            pieces.append(Piece(self._frames[1].place, b"", last=True))
+        else:
+            self._document += b'"'
+            if self._in == "key":
+                self._frames[-1].key = self._key.decode("utf-8", "replace")
+        self._in = "structure"
+
+
+def _unescape(raw: bytes) -> bytes:
+    if _UNICODE.fullmatch(raw):
+        return chr(int(raw[1:], 16)).encode("utf-8", "replace")
+    if raw not in _ESCAPES:
+        raise BadDocument("not JSON")
+    return _ESCAPES[raw]
+
+
+async def inline_pictures(
+    chunks: AsyncIterator[bytes], document: JsonPictures
+) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+    """(place, bytes) of each picture in a reply while it arrives, one after the other.
+
+    What a reader leaves of one picture is passed over before the next begins. Raises BadDocument.
+    """
+
+    async def pieces() -> AsyncIterator[Piece]:
+        async for chunk in chunks:
+            for piece in document.feed(chunk):
+                yield piece
+
+    source = pieces()
+    over = False
+
+    async def one(piece: Piece | None) -> AsyncIterator[bytes]:
+        nonlocal over
+        while piece is not None:
+            if piece.data:
+                yield piece.data
+            if piece.last:
+                over = True
+                return
+            piece = await anext(source, None)
+        raise BadDocument("it breaks off inside a picture")
+
+    async for first in source:
+        over = first.last
+        yield first.item, one(first)
+        while not over:
+            piece = await anext(source, None)
+            over = piece is None or piece.last

@@ -1,0 +1,95 @@
+"""Around every request: its id, its one log line, and an answer in our envelope even to our own faults. Plain ASGI."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.errors import ApiError, Kind
+
+log = structlog.get_logger("request")
+
+REQUESTS = Counter("ghub_requests_total", "HTTP requests", ["route", "status"])
+SECONDS = Histogram(
+    "ghub_request_seconds", "Time to the reply's end", ["route"], buckets=(0.01, 0.1, 1, 5, 10, 20, 40, 60)
+)
+
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Asked every few seconds by the platform: counted, not logged."""
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What belongs to one HTTP request. `started_s` is `time.monotonic` when its head was read."""
+
+    request_id: UUID = field(default_factory=uuid4)
+    started_s: float = field(default_factory=time.monotonic)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def public_id(self) -> str:
+        """As customers see it."""
+        return f"req_{self.request_id.hex}"
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """The context that the middleware put into this request's scope."""
+    context: RequestContext = scope["ghub"]
+    return context
+
+
+class RequestMiddleware:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext()
+        scope["ghub"] = context
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = context.public_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            log.exception("fault", request_id=context.public_id)
+            if status == 0:
+                await _send_fault(context, send_with_id)
+        finally:
+            elapsed_s = time.monotonic() - context.started_s
+            route = getattr(scope.get("route"), "path", "other")
+            REQUESTS.labels(route, str(status)).inc()
+            SECONDS.labels(route).observe(elapsed_s)
+            if route not in PROBES:
+                log.info(
+                    "request",
+                    request_id=context.public_id,
+                    method=scope["method"],
+                    route=route,
+                    status=status,
+                    elapsed_ms=round(elapsed_s * 1000),
+                    **context.facts,
+                )
+
+
+async def _send_fault(context: RequestContext, send: Send) -> None:
+    error = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=False)
+    headers = [(b"content-type", b"application/json")]
+    headers += [(name.encode(), value.encode()) for name, value in error.reply_headers().items()]
+    await send({"type": "http.response.start", "status": error.kind.value.status, "headers": headers})
+    await send({"type": "http.response.body", "body": error.body(context.public_id)})

@@ -1,0 +1,78 @@
+"""GET /v1/models: what can be ordered, and what an image costs this month in MXN."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from config.catalogue import Catalogue, Model
+from metering.clock import period_at, unix_us_at, utc_now
+from metering.fx import FxRateMissing, Rates
+from metering.money import format_mxn, format_rate, unit_price_micro_mxn
+from metering.pricing import Rate
+from metering.wallet.wallet import Wallet
+from proxy.account import checked_cut
+from proxy.auth import Authenticator
+from proxy.errors import ApiError, Kind
+
+
+class ModelsEndpoint:
+    """The catalogue for a caller; a model without a price is not in it."""
+
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._catalogue = catalogue
+        self._rates = rates
+
+    async def list(self, request: Request) -> Response:
+        """All models."""
+        await checked_cut(request, self._authenticator, self._wallet)
+        rate = self._rate()
+        rows = [self._row(name, model, rate) for name, model in self._catalogue.models.items() if model.usd_per_image]
+        return _json({"object": "list", "data": rows})
+
+    async def one(self, request: Request) -> Response:
+        """One model by its id; the slash in it may be written as %2F."""
+        await checked_cut(request, self._authenticator, self._wallet)
+        name = request.path_params["model_id"]
+        model = self._catalogue.models.get(name)
+        if model is None or model.usd_per_image is None:
+            raise ApiError(Kind.MODEL_NOT_FOUND, f"There is no model `{name[:64]}`. See GET /v1/models.", param="model")
+        return _json(self._row(name, model, self._rate()))
+
+    def _rate(self) -> Rate | None:
+        now_us = unix_us_at(utc_now())
+        try:
+            return self._rates.rate_for(period_at(now_us).month, now_us)
+        except FxRateMissing:
+            return None
+
+    def _row(self, name: str, model: Model, rate: Rate | None) -> dict[str, Any]:
+        assert model.usd_per_image is not None
+        price: dict[str, str | None] = {
+            "usd_per_image": format_rate(model.usd_per_image),
+            "markup": format_rate(self._catalogue.markup),
+            "mxn_per_usd": format_rate(rate.mxn_per_usd) if rate else None,
+            "fx_month": rate.month if rate else None,
+            "mxn_per_image": None,
+        }
+        if rate:
+            unit = unit_price_micro_mxn(model.usd_per_image, self._catalogue.markup, rate.mxn_per_usd)
+            price["mxn_per_image"] = format_mxn(unit)
+        return {
+            "id": name,
+            "object": "model",
+            "created": int(datetime.combine(model.created, datetime.min.time(), UTC).timestamp()),
+            "owned_by": model.provider,
+            "name": model.name,
+            "price": price,
+            "sizes": list(model.sizes),
+            "qualities": list(model.qualities),
+        }
+
+
+def _json(document: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")

@@ -1,0 +1,448 @@
+"""The outgoing HTTP client: the httpx2 API over aiohttp's connections, and the allow-list of image hosts.
+
+An image call is held open for many seconds, so hundreds are in flight at once, and the cost of one must not
+grow with the others: aiohttp's connector finds a connection in constant time. The error classes decide whether
+an image may be bought again: only `ConnectError` and `ConnectTimeout` say that the peer has seen nothing.
+"""
+
+import asyncio
+import contextlib
+import http.cookiejar
+import ipaddress
+import select
+import socket
+import ssl
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+import aiohttp
+import aiohttp.abc
+import aiohttp.connector
+import aiohttp.payload
+import aiohttp.tracing
+import httpx2
+import yarl
+
+CONNECT_TIMEOUT_S = 5.0  # name, TCP and TLS together; a healthy provider takes well under one second
+READ_TIMEOUT_S = 60.0  # between two reads; the deadline of a generation ends a silent call before this does
+WRITE_TIMEOUT_S = 10.0  # for one chunk of a request body; a peer that reads takes milliseconds
+KEEP_ALIVE_S = 4.0  # idle; below the 5 s after which the most impatient common servers close
+CHUNK_BYTES = 64 * 1024  # what moves at once, both ways; aiohttp stops reading at twice this
+MAX_REDIRECTS = 3  # image hosts redirect once, to their CDN, if at all
+USER_AGENT = "geekhub-gateway/0.1"
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_AUTOMATIC_HEADERS = ("accept", "accept-encoding", "content-type", "user-agent")
+_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")  # all else embeds IPv4 (mapped, NAT64) or is local
+_6TO4 = ipaddress.IPv6Network("2002::/16")  # inside 2000::/3, but embeds an IPv4 address
+_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the one metadata service at a public address
+
+# {theirs: ours}; the first class that fits counts. What is not certain to have happened before the first byte
+# was sent must never become a connect error.
+_OURS: dict[type[Exception], type[httpx2.TransportError]] = {
+    aiohttp.ConnectionTimeoutError: httpx2.ConnectTimeout,
+    aiohttp.ServerTimeoutError: httpx2.ReadTimeout,
+    aiohttp.ClientConnectorError: httpx2.ConnectError,  # DNS and TLS verification too
+    aiohttp.ServerDisconnectedError: httpx2.RemoteProtocolError,
+    aiohttp.ClientOSError: httpx2.ReadError,
+    aiohttp.ClientPayloadError: httpx2.RemoteProtocolError,
+    aiohttp.ClientResponseError: httpx2.RemoteProtocolError,
+    ValueError: httpx2.LocalProtocolError,  # a URL or header that cannot be sent
+    aiohttp.ClientError: httpx2.ReadError,
+}
+
+
+def _translated(error: Exception) -> httpx2.TransportError:
+    return next(ours for theirs, ours in _OURS.items() if isinstance(error, theirs))(str(error))
+
+
+async def _translate(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Raise our errors below aiohttp's own retry of idempotent methods, which thus never sees one to retry.
+
+    It would not send a POST again, but a PUT or a GET.
+    """
+    try:
+        return await handler(request)
+    except tuple(_OURS) as error:
+        raise _translated(error) from error
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Keeps a request off a kept connection whose peer has already spoken or closed.
+
+    aiohttp drops a connection whose close the loop has read. Here the socket itself is asked too, so that a busy loop
+    is no reason to fail, and a late `408` is not taken for the answer to the next request. Nothing was sent on such a
+    connection, so the next one is safe to use. What remains is a close that crosses the request on the wire: that
+    surfaces as RemoteProtocolError or ReadError, and nothing is sent again.
+    """
+
+    def __init__(self, verify: ssl.SSLContext, resolver: aiohttp.abc.AbstractResolver, keep_alive_s: float) -> None:
+        super().__init__(limit=0, ssl=verify, resolver=resolver, keepalive_timeout=keep_alive_s)
+        # A new TLS connection may have session tickets to read: only one that has been used must be silent.
+        self._used: weakref.WeakSet[asyncio.BaseProtocol] = weakref.WeakSet()
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[aiohttp.tracing.Trace], timeout: aiohttp.ClientTimeout
+    ) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            assert protocol is not None
+            if protocol not in self._used:
+                self._used.add(protocol)
+                return connection
+            if not protocol.should_close and not _has_input(protocol.transport):
+                return connection
+            connection.close()
+
+
+def _has_input(transport: asyncio.BaseTransport | None) -> bool:
+    assert transport is not None
+    poller = select.poll()
+    poller.register(transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poller.poll(0))
+
+
+class _Body(aiohttp.payload.Payload):
+    """A request body whose every chunk must leave within the write time-out: aiohttp has none of its own."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, write_timeout_s: float | None) -> None:
+        super().__init__(stream)
+        self._stream = stream
+        self._write_timeout_s = write_timeout_s
+        self.failure: Exception | None = None  # aiohttp wraps what is raised here; the caller gets it as it was
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise TypeError("a streamed body has no text")
+
+    async def write(self, writer: aiohttp.abc.AbstractStreamWriter) -> None:
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None) -> None:
+        async for piece in self._pieces(content_length):
+            try:
+                async with asyncio.timeout(self._write_timeout_s):
+                    await writer.write(piece)
+                    await writer.drain()
+            except TimeoutError:
+                self.failure = httpx2.WriteTimeout("the peer does not read the request body")
+                raise self.failure from None
+
+    async def _pieces(self, content_length: int | None) -> AsyncIterator[memoryview]:
+        size = 0
+        try:
+            async for chunk in self._stream:
+                size += len(chunk)
+                if content_length is not None and size > content_length:
+                    raise httpx2.LocalProtocolError("the body is longer than its content-length")
+                for start in range(0, len(chunk), CHUNK_BYTES):
+                    yield memoryview(chunk)[start : start + CHUNK_BYTES]
+            if content_length is not None and size < content_length:
+                raise httpx2.LocalProtocolError("the body is shorter than its content-length")
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+class _ResponseStream(httpx2.AsyncByteStream):
+    """A response body in chunks of at most `CHUNK_BYTES`.
+
+    aiohttp puts the connection back by itself when the body's end arrives; before that, closing closes it.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._protocol = response.connection.protocol if response.connection else None
+        headers = response.headers
+        self._ends_by_close = "content-length" not in headers and "transfer-encoding" not in headers
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while chunk := await self._response.content.read(CHUNK_BYTES):
+                yield chunk
+            if self._ends_by_close and (reset := self._reset()):
+                raise reset
+        except aiohttp.ClientPayloadError as error:
+            raise _translated(self._reset() or error) from error
+        except tuple(_OURS) as error:
+            raise _translated(error) from error
+
+    def _reset(self) -> aiohttp.ClientOSError | None:
+        """How the connection was lost, which a payload error does not tell; None after an orderly close."""
+        error = None if self._protocol is None else self._protocol.exception()
+        return error if isinstance(error, aiohttp.ClientOSError) else None
+
+    async def aclose(self) -> None:
+        self._response.close()
+
+
+class AiohttpTransport(httpx2.AsyncBaseTransport):
+    """httpx2's transport over aiohttp; to be made inside the running event loop.
+
+    `verify` is the TLS trust: by default the system's store, or the file that `SSL_CERT_FILE` names. Time-outs,
+    in seconds, are those of each request; connections are not limited, so `pool` has no meaning.
+
+    Raises httpx2's errors: `ConnectError` (refused, no such name, TLS not verified) and `ConnectTimeout` when
+    nothing of the request was sent; `RemoteProtocolError` (closed without an answer, cut short, not HTTP),
+    `ReadError` (reset), `ReadTimeout` and `WriteTimeout` when it is not known what the peer did. Never sends
+    a request twice. What the caller's own body raises reaches the caller unchanged.
+    """
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext | None = None,
+        resolver: aiohttp.abc.AbstractResolver | None = None,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=_Connector(verify or _default_trust(), resolver or aiohttp.ThreadedResolver(), keep_alive_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_AUTOMATIC_HEADERS,
+            auto_decompress=False,
+            read_bufsize=CHUNK_BYTES,
+            middlewares=(_translate,),
+        )
+        self._responses: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.scheme not in _DEFAULT_PORTS:
+            raise httpx2.UnsupportedProtocol(f"not http or https: {request.url.scheme!r}")
+        timeout_s: dict[str, float | None] = request.extensions.get("timeout", {})
+        body = _body_of(request, timeout_s.get("write"))
+        try:
+            response = await self._session.request(
+                request.method,
+                _target(request.url),
+                headers=_headers(request),
+                data=body,
+                timeout=aiohttp.ClientTimeout(connect=timeout_s.get("connect"), sock_read=timeout_s.get("read")),
+                allow_redirects=False,
+            )
+        except Exception as error:
+            if body and body.failure:
+                raise body.failure from error
+            if isinstance(error, tuple(_OURS)):
+                raise _translated(error) from error
+            raise
+        self._responses.add(response)
+        reason = (response.reason or "").encode(errors="surrogateescape")
+        return httpx2.Response(
+            response.status,
+            headers=list(response.raw_headers),
+            stream=_ResponseStream(response),
+            extensions={"http_version": b"HTTP/1.1", "reason_phrase": reason},
+        )
+
+    async def aclose(self) -> None:
+        for response in list(self._responses):
+            response.close()  # the connector would close the socket and leave who waits for the body waiting
+        await self._session.close()
+
+
+def _default_trust() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _target(url: httpx2.URL) -> yarl.URL:
+    """The same URL, from parts: what was checked as httpx2 read it is not to be read a second way."""
+    path, _, query = url.raw_path.decode("ascii").partition("?")
+    return yarl.URL.build(
+        scheme=url.scheme, authority=url.netloc.decode("ascii"), path=path, query_string=query, encoded=True
+    )
+
+
+def _headers(request: httpx2.Request) -> list[tuple[str, str]]:
+    return [
+        (name.decode("ascii"), value.decode())
+        for name, value in request.headers.raw
+        if name.lower() != b"transfer-encoding"  # aiohttp writes its own, decided by the body
+    ]
+
+
+def _body_of(request: httpx2.Request, write_timeout_s: float | None) -> _Body | None:
+    if "transfer-encoding" not in request.headers and request.headers.get("content-length", "0") == "0":
+        return None
+    assert isinstance(request.stream, httpx2.AsyncByteStream)
+    return _Body(request.stream, write_timeout_s)
+
+
+class HostNotAllowed(Exception):
+    """The URL does not lead to an image host that is allowed."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{self.__doc__} Host: {host!r}")
+        self.host = host
+
+
+class ImageFetchFailed(Exception):
+    """The image host did not answer with the plain image."""
+
+    def __init__(self, status: int, detail: str = "") -> None:
+        super().__init__(f"{self.__doc__} Status {status}. {detail}".rstrip())
+        self.status = status
+
+
+class ImageHosts:
+    """The hosts from which a result may be fetched: a comma separated list of `host` and `host:port`.
+
+    A host alone is allowed by https on port 443, at public addresses. With a port it is allowed on that port,
+    by http too, at any address: the endpoint is named. Raises ValueError for anything else.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._names: set[str] = set()
+        self._endpoints: set[tuple[str, int]] = set()
+        for entry in filter(None, map(str.strip, text.split(","))):
+            try:
+                url = httpx2.URL(f"host://{entry}")
+            except httpx2.InvalidURL as error:
+                raise ValueError(f"not host or host:port: {entry!r}") from error
+            host, port = _host(url), url.port
+            more_than_a_host = url.userinfo or url.raw_path != b"/" or url.fragment
+            if not host or "%" in host or more_than_a_host or port not in (None, *range(1, 65536)):
+                raise ValueError(f"not host or host:port: {entry!r}")
+            if port is None:
+                self._names.add(host)
+            else:
+                self._endpoints.add((host, port))
+
+    def check(self, url: str, base: httpx2.URL | None = None) -> httpx2.URL:
+        """The URL to fetch, spelled in one way, without fragment; `base` is what a redirect is relative to.
+
+        Raises HostNotAllowed.
+        """
+        try:
+            asked = base.join(url) if base else httpx2.URL(url)
+        except (httpx2.InvalidURL, ValueError) as error:  # the latter for a lone surrogate, which JSON may hold
+            raise HostNotAllowed("") from error
+        host = _host(asked)
+        if asked.scheme not in _DEFAULT_PORTS or asked.userinfo:
+            raise HostNotAllowed(host)
+        port = _DEFAULT_PORTS[asked.scheme] if asked.port is None else asked.port
+        named = (asked.scheme, port) == ("https", 443) and host in self._names and not _is_private_literal(host)
+        if not named and not self.is_endpoint(host, port):
+            raise HostNotAllowed(host)
+        return httpx2.URL(scheme=asked.scheme, host=host, port=port, raw_path=asked.raw_path)
+
+    def is_endpoint(self, host: str, port: int) -> bool:
+        """Whether this host is listed with this port, and thus allowed at any address."""
+        return (host, port) in self._endpoints
+
+
+def _host(url: httpx2.URL) -> str:
+    return url.raw_host.decode("ascii").lower().removesuffix(".")
+
+
+def _is_private_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not is_public(host)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and neither a group's nor a metadata service's."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        return ip.is_global and ip in _GLOBAL_UNICAST_V6 and ip not in _6TO4
+    return ip.is_global and not ip.is_multicast and ip != _AZURE_METADATA
+
+
+class PublicResolver(aiohttp.abc.AbstractResolver):
+    """Refuses names with an address that is not public; in the connector, so what was checked is dialled.
+
+    One private address among several refuses the name. Raises HostNotAllowed.
+    """
+
+    def __init__(self, hosts: ImageHosts, resolver: aiohttp.abc.AbstractResolver) -> None:
+        self._hosts = hosts
+        self._resolver = resolver
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)
+        if not self._hosts.is_endpoint(host, port) and not all(is_public(result["host"]) for result in found):
+            raise HostNotAllowed(host)
+        return found
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+@dataclass(frozen=True)
+class FetchedImage:
+    """The headers of an image, and its bytes in chunks of at most `CHUNK_BYTES`, to be read once."""
+
+    headers: httpx2.Headers
+    chunks: AsyncIterator[bytes]
+
+
+class Outbound:
+    """Every call that leaves the gateway; to be made inside the running event loop, and closed with `aclose`.
+
+    Time-outs and `keep_alive_s` are in seconds. `client` keeps no cookies, follows no redirects and reads
+    nothing from the environment but the TLS trust.
+    """
+
+    def __init__(
+        self,
+        image_hosts: ImageHosts,
+        *,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        write_timeout_s: float = WRITE_TIMEOUT_S,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        verify: ssl.SSLContext | None = None,
+        resolver: aiohttp.abc.AbstractResolver | None = None,
+    ) -> None:
+        verify = verify or _default_trust()
+        resolver = resolver or aiohttp.ThreadedResolver()
+        timeout = httpx2.Timeout(connect=connect_timeout_s, read=read_timeout_s, write=write_timeout_s, pool=None)
+
+        def client(resolver: aiohttp.abc.AbstractResolver) -> httpx2.AsyncClient:
+            return httpx2.AsyncClient(
+                transport=AiohttpTransport(verify=verify, resolver=resolver, keep_alive_s=keep_alive_s),
+                timeout=timeout,
+                headers={"user-agent": USER_AGENT},
+                cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
+                trust_env=False,
+            )
+
+        self.client = client(resolver)
+        self._image_hosts = image_hosts
+        self._image_client = client(PublicResolver(image_hosts, resolver))
+
+    @contextlib.asynccontextmanager
+    async def fetch_image(self, url: str) -> AsyncGenerator[FetchedImage]:
+        """GET a result from an image host, without credentials, over at most `MAX_REDIRECTS` redirects.
+
+        The bytes come as they are sent: the caller counts them, and stops when there are too many. Raises
+        HostNotAllowed, for a redirect too; ImageFetchFailed for any status but 200 and for an encoded image;
+        and httpx2.TransportError.
+        """
+        target = self._image_hosts.check(url)
+        for redirects_left in range(MAX_REDIRECTS, -1, -1):
+            async with self._image_client.stream("GET", target, headers={"accept-encoding": "identity"}) as response:
+                location = response.headers.get("location")
+                if response.status_code in _REDIRECTS and location and redirects_left:
+                    target = self._image_hosts.check(location, base=target)
+                    continue
+                if response.status_code != httpx2.codes.OK:
+                    raise ImageFetchFailed(response.status_code)
+                encoding = response.headers.get("content-encoding", "identity")
+                if encoding.lower() != "identity":
+                    raise ImageFetchFailed(response.status_code, f"content-encoding: {encoding}")
+                yield FetchedImage(response.headers, response.aiter_raw())
+                return
+
+    async def aclose(self) -> None:
+        """Close every connection, also those in use."""
+        await self._image_client.aclose()
+        await self.client.aclose()

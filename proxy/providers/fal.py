@@ -1,0 +1,163 @@
+"""fal: a queue (submit, poll, result, cancel) or one direct call; the pictures come as URLs."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import orjson
+
+from proxy.outbound import HostNotAllowed, ImageFetchFailed, Outbound
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Chunks, Picture
+from proxy.providers.replies import broken_off, read_document, retry_after_s
+
+FIRST_POLL_S = 0.25
+POLL_GROWTH = 1.3
+LONGEST_POLL_S = 1.5
+"""A job takes 7 s in the median: about ten polls, and the result is seen at most 1.5 s late."""
+
+CANCEL_S = 0.5
+"""At the deadline the job is called off; the reply does not wait longer than this for it."""
+
+MOST_POLL_FAILURES = 5
+"""Polling is free and safe to repeat; a status that fails this often in a row is given up."""
+
+_MODERATED = frozenset({"content_policy_violation"})
+
+
+class Fal:
+    """The adapter. With `queue_url` a job survives a lost connection; without it the direct call is used."""
+
+    def __init__(self, outbound: Outbound, *, url: str, queue_url: str | None, key: str, document_bytes: int) -> None:
+        self._outbound = outbound
+        self._client = outbound.client
+        self._url = url
+        self._queue_url = queue_url
+        self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"}
+        self._document_bytes = document_bytes
+
+    async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+        """The call's pictures, each to be fetched from its URL. Raises Failure."""
+        try:
+            result = await (self._queued(call) if self._queue_url else self._direct(call))
+        except httpx2.HTTPError as error:
+            raise broken_off(error) from error
+        images, flagged = _images(result)
+        for place, image_url in enumerate(images[: call.images]):
+            if not flagged[place]:
+                yield Picture(call.first + place, self._opener(image_url), concurrent=True)
+        if any(flagged):
+            raise Failure(Outcome.CONTENT_POLICY, "flagged by the safety checker")
+
+    async def _direct(self, call: Call) -> Any:
+        return await self._ask("POST", f"{self._url}/{call.order.model.upstream}", _body(call))
+
+    async def _queued(self, call: Call) -> Any:
+        job = await self._ask("POST", f"{self._queue_url}/{call.order.model.upstream}", _body(call))
+        status_url, result_url, cancel_url = (
+            self._pinned(job, f"{name}_url") for name in ("status", "response", "cancel")
+        )
+        try:
+            await self._wait(status_url)
+        except asyncio.CancelledError:
+            await self._cancel(cancel_url)
+            raise
+        return await self._ask("GET", result_url)
+
+    async def _wait(self, status_url: str) -> None:
+        """Until the job is completed, well or not. Raises Failure where that cannot be known."""
+        pause_s, failures = FIRST_POLL_S, 0
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                status = await self._ask("GET", status_url)
+                failures = 0
+                if isinstance(status, dict) and status.get("status") == "COMPLETED":
+                    return
+            except (httpx2.HTTPError, Failure) as error:
+                failures += 1
+                if failures == MOST_POLL_FAILURES:
+                    raise Failure(Outcome.NO_ANSWER, "status unknown") from error
+            pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
+
+    async def _cancel(self, cancel_url: str) -> None:
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._ask("PUT", cancel_url)
+        except (httpx2.HTTPError, Failure, TimeoutError):
+            return  # best effort by its nature: the order is void either way, and fal may have finished
+
+    async def _ask(self, method: str, url: str, body: Any = None) -> Any:
+        async with self._client.stream(method, url, headers=self._headers, json=body) as response:
+            text = await read_document(response, self._document_bytes)
+        try:
+            document = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            document = None
+        if response.status_code not in (200, 202):
+            raise _refusal(response, document)
+        if document is None:
+            raise Failure(Outcome.BAD_REPLY, "not JSON")
+        return document
+
+    def _pinned(self, job: Any, name: str) -> str:
+        """The returned URL, as long as it leads to the host that was asked: it is sent our key."""
+        url = job.get(name) if isinstance(job, dict) else None
+        if not isinstance(url, str) or urlsplit(url)[:2] != urlsplit(self._queue_url or "")[:2]:
+            raise Failure(Outcome.BAD_REPLY, f"{name} leads elsewhere")
+        return url
+
+    def _opener(self, image_url: str) -> Any:
+        @asynccontextmanager
+        async def open_() -> AsyncIterator[Chunks]:
+            try:
+                async with self._outbound.fetch_image(image_url) as image:
+                    yield image.chunks
+            except HostNotAllowed as error:
+                raise Failure(Outcome.FETCH_FAILED, "host not allowed") from error
+            except ImageFetchFailed as error:
+                raise Failure(Outcome.FETCH_FAILED, f"status {error.status}") from error
+            except httpx2.HTTPError as error:
+                raise Failure(Outcome.FETCH_FAILED, type(error).__name__) from error
+
+        return open_
+
+
+def _body(call: Call) -> dict[str, Any]:
+    size = call.order.model.sizes[call.order.size]
+    width, x, height = size.partition("x")
+    pixels = {"width": int(width), "height": int(height)} if x and width.isdigit() else None
+    return {"prompt": call.order.prompt, "num_images": call.images, "image_size": pixels or size}
+
+
+def _images(result: Any) -> tuple[list[str], list[bool]]:
+    """URLs, and which of them are black pictures in a refused one's place."""
+    try:
+        urls = [image["url"] for image in result["images"]]
+        flags = [bool(flag) for flag in result.get("has_nsfw_concepts") or []]
+    except (KeyError, TypeError, AttributeError):
+        raise Failure(Outcome.BAD_REPLY, "no list of images") from None
+    if not all(isinstance(url, str) for url in urls):
+        raise Failure(Outcome.BAD_REPLY, "an image without URL")
+    return urls, (flags + [False] * len(urls))[: len(urls)]
+
+
+def _refusal(response: httpx2.Response, document: Any) -> Failure:
+    detail = document.get("detail") if isinstance(document, dict) else None
+    types = {item.get("type") for item in detail if isinstance(item, dict)} if isinstance(detail, list) else set()
+    match response.status_code:
+        case 401 | 403:
+            return Failure(Outcome.NOT_AUTHORISED, f"status {response.status_code}")
+        case 404:
+            return Failure(Outcome.RETIRED)
+        case 422 if types & _MODERATED:
+            return Failure(Outcome.CONTENT_POLICY)
+        case 429:
+            return Failure(Outcome.RATE_LIMITED, retry_after_s=retry_after_s(response))
+        case status if status >= 500:
+            return Failure(Outcome.OVERLOADED, f"status {status}")
+        case status:
+            return Failure(Outcome.REJECTED, f"status {status}")

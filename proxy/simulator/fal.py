@@ -1,0 +1,460 @@
+"""fal.ai: POST /fal/run/{model id} holds the connection, /fal/queue/{model id} takes the job and is polled.
+
+In the queue, a scenario that spoils an answer on its way spoils the submit's; one that fails a job shows in its result.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from proxy.simulator import files
+from proxy.simulator.answers import json_answer, silent, spoil
+from proxy.simulator.behaviour import Play
+from proxy.simulator.client import Client
+from proxy.simulator.files import File
+from proxy.simulator.jobs import Job, State
+from proxy.simulator.world import World
+
+MODELS = ("fal/flux-1.1-pro",)
+SCENARIOS = {
+    "nsfw": "The last image, or with `all` every one, is black, and has_nsfw_concepts says so. Billed.",
+    "content_policy_422": "The model refuses the prompt: 422 content_policy_violation. Not billed.",
+    "completed_with_error": "The status says COMPLETED with error and error_type; the result is 500. Not billed.",
+    "fail_submit_500": "The queue answers the submit with 500. Not a job.",
+    "status_500_once": "The first status request of the job is answered 500. Billed.",
+    "result_500": "The status says COMPLETED, the result is 500. Not billed.",
+    "stuck_in_queue": "The job stays in the queue until it is cancelled. Not billed.",
+    "time_to_start": "No runner in time: 504 with X-Fal-Request-Timeout-Type: user. Not billed.",
+    **files.SCENARIOS,
+}
+
+PRESETS = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
+QUEUE_SHARE = 0.2  # of a job's time is spent waiting for a runner
+TICKETS_MAX = 20_000  # the oldest result is forgotten
+INTERNAL_URL = "http://runner-7f9c.isolate.internal:8443/serve?trace=1"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What was answered to a request for images; `error` is what the queue's status tells of it."""
+
+    status: int
+    body: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+    images: int = 0
+    error: Mapping[str, str] = field(default_factory=dict)
+
+    def answer(self, request_id: str) -> Response:
+        return json_answer(self.body, self.status, {"x-fal-request-id": request_id, **self.headers})
+
+
+class RefusedError(Exception):
+    """There is no such model, or its input is wrong."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__(result.body)
+        self.result = result
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    prompt: str
+    count: int
+    width: int
+    height: int
+    image_format: str
+    seed: int | None
+    inline: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One model: its public id and how it reads its input."""
+
+    model: str
+    parse: Callable[[dict[str, Any]], Order]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request in the queue."""
+
+    app: str  # owner/name without the sub-path: that is where status and result live
+    job: Job
+    urls: Mapping[str, str]
+    position: int = 0
+    result: Result | None = None
+    status_fails: bool = False
+    inference_s: float = 0.0
+    runner: asyncio.Task[None] | None = None
+
+
+def routes(world: World) -> list[Route]:
+    api = Fal(world)
+    request = "/fal/queue/{owner}/{name}/requests/{request_id}"
+    return [
+        Route("/fal/run/{path:path}", api.run, methods=["POST"]),
+        Route(f"{request}/status", api.status, methods=["GET"]),
+        Route(f"{request}/cancel", api.cancel, methods=["PUT"]),
+        Route(request, api.result, methods=["GET"]),
+        Route("/fal/queue/{path:path}", api.submit, methods=["POST"]),
+    ]
+
+
+class Fal:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._tickets: OrderedDict[str, Ticket] = OrderedDict()
+        self._waiting: set[str] = set()
+
+    async def run(self, request: Request) -> ASGIApp:
+        """The direct way: one connection, held until the model has answered."""
+        request_id, key = str(uuid4()), api_key(request)
+        try:
+            given = fields(key, await request.body())
+            endpoint, order = read(request.path_params["path"], given)
+            play = self._world.behaviour.next(endpoint.model)
+            refuse(play)
+        except RefusedError as error:
+            return error.result.answer(request_id)
+
+        job = self._world.jobs.accept(Job("fal", endpoint.model, request.url.path, request_id, order.count))
+        client = Client.of(request.scope)
+        client.on_leave(job.lose_client)
+        if play.scenario == "stuck_in_queue":
+            job.state = State.QUEUED
+            await client.gone.wait()
+            job.cancel()
+            return silent
+        seconds = self._world.work_s(endpoint.model, play)
+        await asyncio.sleep(seconds)
+        result = await self._generate(endpoint.model, order, play, key, str(request.base_url), seconds)
+        close(job, result)
+        return spoil(play.scenario, result.answer(request_id))
+
+    async def submit(self, request: Request) -> ASGIApp:
+        """Takes any JSON for an application that exists: the model reads it later, so its 404 and 422 are results."""
+        request_id, key, path = str(uuid4()), api_key(request), request.path_params["path"]
+        app = app_of(path)
+        try:
+            given = fields(key, await request.body())
+            if app not in map(app_of, ENDPOINTS):
+                raise RefusedError(not_found(path))
+        except RefusedError as error:
+            return error.result.answer(request_id)
+        try:
+            endpoint, order = read(path, given)
+        except RefusedError as error:
+            job = self._world.jobs.accept(Job("fal", public_id(path), request.url.path, request_id, 0))
+            close(job, error.result)
+            ticket = self._ticket(request, app, job)
+            ticket.result = error.result
+            return submitted(ticket)
+        play = self._world.behaviour.next(endpoint.model)
+        try:
+            refuse(play)
+        except RefusedError as error:
+            return error.result.answer(request_id)
+
+        job = Job("fal", endpoint.model, request.url.path, request_id, order.count, State.QUEUED)
+        self._world.jobs.accept(job)
+        Client.of(request.scope).on_leave(job.lose_client)
+        ticket = self._ticket(request, app, job)
+        ticket.status_fails = play.scenario == "status_500_once"
+        ticket.position = len(self._waiting)
+        self._waiting.add(request_id)
+        if play.scenario != "stuck_in_queue":
+            work = self._run(ticket, endpoint.model, order, play, key, str(request.base_url))
+            ticket.runner = self._world.spawn(work)
+        return spoil(play.scenario, submitted(ticket))
+
+    async def status(self, request: Request) -> ASGIApp:
+        ticket = self._find(request)
+        if isinstance(ticket, Result):
+            return ticket.answer(request.path_params["request_id"])
+        if ticket.status_fails:
+            ticket.status_fails = False
+            return infra(500, "internal_error", "Internal server error").answer(ticket.job.request_id)
+        with_logs = request.query_params.get("logs", "").lower() in ("1", "true")
+        state: dict[str, Any] = {"request_id": ticket.job.request_id, **ticket.urls}
+        if ticket.result is not None:
+            metrics = {"inference_time": ticket.inference_s}
+            state |= {"status": "COMPLETED", "metrics": metrics, **ticket.result.error}
+        elif ticket.job.state is State.QUEUED:
+            position = min(ticket.position, len(self._waiting) - 1)
+            return json_answer({**state, "status": "IN_QUEUE", "queue_position": position}, 202)
+        else:
+            state["status"] = "IN_PROGRESS"
+        state["logs"] = [] if with_logs else None
+        return json_answer(state, 202 if ticket.result is None else 200)
+
+    async def result(self, request: Request) -> ASGIApp:
+        """The model's own status, headers and body."""
+        ticket = self._find(request)
+        result = ticket if isinstance(ticket, Result) else ticket.result
+        if result is None:
+            result = Result(400, {"detail": "Request is still in progress"})
+        return result.answer(request.path_params["request_id"])
+
+    async def cancel(self, request: Request) -> ASGIApp:
+        """A job in the queue never runs; one that runs is not stopped, as a model need not heed the signal."""
+        ticket = self._find(request)
+        if isinstance(ticket, Result):
+            return json_answer({"status": "NOT_FOUND"} if ticket.status == 404 else ticket.body, ticket.status)
+        if ticket.result is not None:
+            return json_answer({"status": "ALREADY_COMPLETED"}, 400)
+        if ticket.job.state is State.QUEUED:
+            if ticket.runner is not None:
+                ticket.runner.cancel()
+            self._waiting.discard(ticket.job.request_id)
+            ticket.job.cancel()
+            ticket.result = infra(499, "client_cancelled", "Request was cancelled by the client")
+        return json_answer({"status": "CANCELLATION_REQUESTED"}, 202)
+
+    def _ticket(self, request: Request, app: str, job: Job) -> Ticket:
+        url = f"{request.base_url}fal/queue/{app}/requests/{job.request_id}"
+        urls = {"response_url": url, "status_url": f"{url}/status", "cancel_url": f"{url}/cancel"}
+        ticket = self._tickets[job.request_id] = Ticket(app, job, urls)
+        while len(self._tickets) > TICKETS_MAX:
+            oldest, _ = self._tickets.popitem(last=False)
+            self._waiting.discard(oldest)
+        return ticket
+
+    def _find(self, request: Request) -> Ticket | Result:
+        """The request's ticket, or why there is none."""
+        if api_key(request) is None:
+            return UNAUTHORIZED
+        ticket = self._tickets.get(request.path_params["request_id"])
+        if ticket is None or ticket.app != "{owner}/{name}".format_map(request.path_params):
+            return Result(404, {"detail": "Request not found"})
+        return ticket
+
+    async def _run(self, ticket: Ticket, model: str, order: Order, play: Play, key: str | None, base_url: str) -> None:
+        seconds = self._world.work_s(model, play)
+        await asyncio.sleep(seconds * QUEUE_SHARE)
+        self._waiting.discard(ticket.job.request_id)
+        ticket.job.start()
+        ticket.inference_s = seconds * (1 - QUEUE_SHARE)
+        await asyncio.sleep(ticket.inference_s)
+        ticket.result = await self._generate(model, order, play, key, base_url, ticket.inference_s)
+        close(ticket.job, ticket.result)
+
+    async def _generate(
+        self, model: str, order: Order, play: Play, key: str | None, base_url: str, seconds: float
+    ) -> Result:
+        """What the model answers. Result URLs begin with `base_url`, the address that the client used."""
+        match play.scenario:
+            case "http_500" | "completed_with_error":
+                return infra(500, "runner_server_error", "The runner failed with an internal error")
+            case "result_500":
+                return Result(500, {"detail": "Internal Server Error"})
+            case "time_to_start":
+                timeout = infra(504, "request_timeout", "No runner became available in time")
+                return replace(timeout, headers={**timeout.headers, "x-fal-request-timeout-type": "user"})
+            case "secret_in_error":
+                return infra(400, "bad_request", f"Call to {INTERNAL_URL} with key {key} was refused")
+            case "content_policy_422":
+                msg = "The prompt was flagged by the content checker"
+                return wrong(["prompt"], "content_policy_violation", msg, order.prompt, units=None)
+        seed = self._world.random.randrange(2**32) if order.seed is None else order.seed
+        flags, images = [], []
+        for index in range(order.count):
+            struck = play.strikes(index, order.count)
+            flags.append(struck and play.scenario == "nsfw")
+            picture = self._world.picture(
+                play,
+                model=model,
+                prompt=order.prompt,
+                width=order.width,
+                height=order.height,
+                format=order.image_format,
+                index=index,
+                seed=seed,
+                black=flags[-1],
+            )
+            if order.inline:
+                data = (await self._world.studio.draw(picture, keep=play.same)).base64.decode()
+                url = f"data:{picture.content_type};base64,{data}"
+            else:
+                scenario = play.scenario if struck else "ok"
+                url = self._world.files.add(File(picture, play.same, scenario), base_url)
+            size = {"width": picture.width, "height": picture.height}
+            images.append({"url": url, **size, "content_type": picture.content_type})
+        body = {
+            "images": images,
+            "timings": {"inference": seconds},
+            "seed": seed,
+            "has_nsfw_concepts": flags,
+            "prompt": order.prompt,
+        }
+        return Result(200, body, {"x-fal-billable-units": str(order.count)}, images=order.count)
+
+
+def submitted(ticket: Ticket) -> Response:
+    request_id = ticket.job.request_id
+    ids = {"request_id": request_id, "gateway_request_id": request_id}
+    place = {"status": "IN_QUEUE", "queue_position": ticket.position}
+    return json_answer({**place, **ids, **ticket.urls}, headers={"x-fal-request-id": request_id})
+
+
+def close(job: Job, result: Result) -> None:
+    if result.status == 200:
+        job.finish(result.images)
+    else:
+        job.fail()
+
+
+def infra(status: int, error_type: str, text: str) -> Result:
+    """An error of fal's own, not of the model."""
+    headers = {"x-fal-error-type": error_type, "x-fal-retryable": str(status in (503, 504)).lower()}
+    error = {"error": text, "error_type": error_type}
+    return Result(status, {"detail": text, "error_type": error_type}, headers, error=error)
+
+
+def wrong(loc: list[str], kind: str, msg: str, value: object, units: int | None = 0, **ctx: object) -> Result:
+    """An error of the model's: 422 with an array. Without `units` it does not say whether it is billed."""
+    detail: dict[str, Any] = {"loc": ["body", *loc], "msg": msg, "type": kind, "input": value}
+    if ctx:
+        detail["ctx"] = ctx
+    headers = {} if units is None else {"x-fal-billable-units": str(units)}
+    return Result(422, {"detail": [detail]}, headers)
+
+
+def not_found(path: str) -> Result:
+    return Result(404, {"detail": f"Path /{path} not found"}, {"x-fal-billable-units": "0"})
+
+
+def refuse(play: Play) -> None:
+    """RefusedError if the scenario keeps the job from being accepted."""
+    match play.scenario:
+        case "http_503":
+            raise RefusedError(infra(503, "runner_scheduling_failure", "No runner could be scheduled"))
+        case "rate_limited_429":
+            retry = {"retry-after": f"{play.seconds or 1:g}"}
+            raise RefusedError(Result(429, {"detail": "Too many concurrent requests"}, retry))
+        case "unauthorized_401":
+            raise RefusedError(UNAUTHORIZED)
+        case "fail_submit_500":
+            raise RefusedError(infra(500, "internal_error", "The request could not be enqueued"))
+
+
+def api_key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() or None if scheme.lower() == "key" else None
+
+
+def fields(key: str | None, raw: bytes) -> dict[str, Any]:
+    """The request's JSON object. RefusedError without a key, or if there is none."""
+    if key is None:
+        raise RefusedError(UNAUTHORIZED)
+    try:
+        given = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RefusedError(wrong([], "json_invalid", f"JSON decode error: {error.msg}", {})) from None
+    if not isinstance(given, dict):
+        raise RefusedError(wrong([], "dict_type", "Input should be a valid dictionary", given))
+    return given
+
+
+def read(path: str, given: dict[str, Any]) -> tuple[Endpoint, Order]:
+    """The model at `path` and what is asked of it. RefusedError as the model words it."""
+    if path not in ENDPOINTS:
+        raise RefusedError(not_found(path))
+    endpoint = ENDPOINTS[path]
+    return endpoint, endpoint.parse(given)
+
+
+def app_of(path: str) -> str:
+    return "/".join(path.split("/")[:2])
+
+
+def public_id(path: str) -> str:
+    return ENDPOINTS[path].model if path in ENDPOINTS else path
+
+
+def flux_pro(given: dict[str, Any]) -> Order:
+    """The input of flux-pro/v1.1. Fields that it does not know are ignored, as there."""
+    if "prompt" not in given:
+        raise RefusedError(wrong(["prompt"], "missing", "Field required", given))
+    width, height = image_size(given)
+    one_of(given, "safety_tolerance", ("2", "1", "3", "4", "5", "6"))
+    flag(given, "enable_safety_checker", True)
+    flag(given, "enhance_prompt", False)
+    return Order(
+        prompt=string(given, "prompt"),
+        count=whole(given, "num_images", 1, 4, 1),
+        width=width,
+        height=height,
+        image_format=one_of(given, "output_format", ("jpeg", "png")),
+        seed=None if given.get("seed") is None else whole(given, "seed", 0, 2**32 - 1, 0),
+        inline=flag(given, "sync_mode", False),
+    )
+
+
+def image_size(given: dict[str, Any]) -> tuple[int, int]:
+    value = given.get("image_size", "landscape_4_3")
+    if isinstance(value, dict):
+        width, height = (whole(value, side, 256, 1440, 512, "image_size") for side in ("width", "height"))
+        for side, pixels in (("width", width), ("height", height)):
+            if pixels % 32:
+                msg = "Input should be a multiple of 32"
+                raise RefusedError(wrong(["image_size", side], "multiple_of", msg, pixels, multiple_of=32))
+        return width, height
+    return PRESETS[one_of(given, "image_size", ("landscape_4_3", *PRESETS))]
+
+
+def string(given: dict[str, Any], name: str) -> str:
+    value = given[name]
+    if not isinstance(value, str):
+        raise RefusedError(wrong([name], "string_type", "Input should be a valid string", value))
+    return value
+
+
+def flag(given: dict[str, Any], name: str, default: bool) -> bool:
+    value = given.get(name, default)
+    if not isinstance(value, bool):
+        raise RefusedError(wrong([name], "bool_type", "Input should be a valid boolean", value))
+    return value
+
+
+def whole(given: dict[str, Any], name: str, least: int, most: int, default: int, *within: str) -> int:
+    value, loc = given.get(name, default), [*within, name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RefusedError(wrong(loc, "int_type", "Input should be a valid integer", value))
+    if value < least:
+        msg = f"Input should be greater than or equal to {least}"
+        raise RefusedError(wrong(loc, "greater_than_equal", msg, value, ge=least))
+    if value > most:
+        msg = f"Input should be less than or equal to {most}"
+        raise RefusedError(wrong(loc, "less_than_equal", msg, value, le=most))
+    return value
+
+
+def one_of(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
+    """The first option is the default."""
+    value = given.get(name, options[0])
+    if not isinstance(value, str) or value not in options:
+        expected = ", ".join(f"'{option}'" for option in dict.fromkeys(options))
+        msg = f"Input should be one of {expected}"
+        raise RefusedError(wrong([name], "literal_error", msg, value, expected=expected))
+    return value
+
+
+UNAUTHORIZED = Result(401, {"detail": "Authentication is required: Authorization: Key <key>"})
+ENDPOINTS = {"fal-ai/flux-pro/v1.1": Endpoint("fal/flux-1.1-pro", flux_pro)}

@@ -1,0 +1,67 @@
+"""The provider's CDN: result URLs, and what goes wrong with them."""
+
+import itertools
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from proxy.simulator.answers import json_answer, truncated
+from proxy.simulator.pictures import Picture, Studio
+
+FILES_MAX = 20_000  # a file is a description of its picture, drawn when fetched; the oldest is forgotten
+METADATA_URL = "http://169.254.169.254/latest/meta-data/iam/security-credentials/"
+OTHER_HOST_URL = "https://cdn.elsewhere.example/files/"
+HTML = b"<!DOCTYPE html><html><head><title>503</title></head><body><h1>Service unavailable</h1></body></html>"
+
+# Each strikes the last image of a reply, or every one with `all`.
+SCENARIOS = {
+    "image_404": "The result URL answers 404.",
+    "image_redirect_metadata": "The result URL redirects to a cloud's metadata address.",
+    "image_truncated": "The result URL closes in the middle of the image.",
+    "image_html": "The result URL answers 200 with a page of HTML.",
+    "image_other_host": "The result URL is on a host that belongs to nobody we know.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    picture: Picture
+    keep: bool = False
+    scenario: str = "ok"
+
+
+class Files:
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._files: OrderedDict[str, File] = OrderedDict()
+        self._numbers = itertools.count(1)
+
+    def add(self, file: File, base_url: str) -> str:
+        """The URL under which `file` can be fetched. `base_url` ends with a slash."""
+        name = f"{next(self._numbers):08x}.{file.picture.format}"
+        if file.scenario == "image_other_host":
+            return OTHER_HOST_URL + name
+        self._files[name] = file
+        while len(self._files) > FILES_MAX:
+            self._files.popitem(last=False)
+        return f"{base_url}files/{name}"
+
+    def routes(self) -> list[Route]:
+        return [Route("/files/{name}", self._fetch)]
+
+    async def _fetch(self, request: Request) -> ASGIApp:
+        file = self._files.get(request.path_params["name"])
+        if file is None or file.scenario == "image_404":
+            return json_answer({"detail": "File not found"}, 404)
+        match file.scenario:
+            case "image_redirect_metadata":
+                return RedirectResponse(METADATA_URL, 302)
+            case "image_html":
+                return Response(HTML, media_type="text/html")
+        drawing = await self._studio.draw(file.picture, file.keep)
+        answer = Response(drawing.data, media_type=file.picture.content_type)
+        return truncated(answer) if file.scenario == "image_truncated" else answer

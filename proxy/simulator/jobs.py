@@ -1,0 +1,75 @@
+"""What the providers would have on their bill: every generation that one of them accepted."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+JOBS_MAX = 100_000  # the oldest are forgotten
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Job:
+    """One accepted generation. Times are unix seconds; `model` is the public id.
+
+    `images_delivered` counts what the provider made and bills, also when the client was gone by then.
+    """
+
+    provider: str
+    model: str
+    upstream_path: str
+    request_id: str
+    n: int
+    state: State = State.RUNNING
+    images_delivered: int = 0
+    billed: bool = False
+    client_gone: bool = False
+    accepted_at: float = field(default_factory=time.time)
+    finished_at: float | None = None
+
+    def start(self) -> None:
+        self.state = State.RUNNING
+
+    def finish(self, images: int) -> None:
+        self._end(State.DONE)
+        self.images_delivered = images
+        self.billed = images > 0
+
+    def fail(self) -> None:
+        self._end(State.FAILED)
+
+    def cancel(self) -> None:
+        self._end(State.CANCELLED)
+
+    def lose_client(self) -> None:
+        self.client_gone = True
+
+    def _end(self, state: State) -> None:
+        assert self.finished_at is None, f"job {self.request_id} is already {self.state}"
+        self.state = state
+        self.finished_at = time.time()
+
+
+class Jobs:
+    def __init__(self) -> None:
+        self._jobs: deque[Job] = deque(maxlen=JOBS_MAX)
+
+    def accept(self, job: Job) -> Job:
+        self._jobs.append(job)
+        return job
+
+    def listing(self, model: str | None) -> list[Job]:
+        """In the order of acceptance; all models if `model` is None."""
+        return [job for job in self._jobs if model in (None, job.model)]
+
+    def forget(self) -> None:
+        """Those still running go on, unlisted."""
+        self._jobs.clear()

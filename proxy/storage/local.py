@@ -1,0 +1,101 @@
+"""Images as files, for development and the demo: written beside their place, synced, then renamed into it.
+
+Not for production: one disk, no replicas, no CDN.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+from uuid import uuid4
+
+from proxy.ports import Chunks, StoreFailed
+
+WRITE_BYTES = 256 * 1024
+"""Gathered before a trip to a thread: a trip costs as much as writing this."""
+
+
+class LocalStore:
+    """A folder. `path` is relative to it, and always `<org>/<request>/<i>.<ext>`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    async def put(self, path: str, chunks: Chunks, content_type: str) -> None:
+        """Publish all of `chunks` under `path`, or nothing. The content type is the extension's."""
+        upload = _Upload(self._root / path)
+        gathered = bytearray()
+        published = False
+        try:
+            async for chunk in chunks:
+                gathered += chunk
+                if len(gathered) >= WRITE_BYTES:
+                    await asyncio.to_thread(upload.write, bytes(gathered))
+                    gathered.clear()
+            await asyncio.to_thread(upload.publish, bytes(gathered))
+            published = True
+        except OSError as error:
+            raise StoreFailed(error.strerror) from error
+        finally:
+            if not published:
+                upload.abort()
+
+    async def delete(self, path: str) -> None:
+        """Remove a published image; one that is not there is no error."""
+        try:
+            await asyncio.to_thread((self._root / path).unlink, missing_ok=True)
+        except OSError as error:
+            raise StoreFailed(error.strerror) from error
+
+    async def exists(self, path: str) -> bool:
+        """Is it published?"""
+        return await asyncio.to_thread((self._root / path).is_file)
+
+
+class _Upload:
+    """One file on its way. A cancelled caller leaves a thread behind that may still be writing: the lock makes `abort`
+    the last word, whatever that thread was about to do."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._part = target.with_name(f".{target.name}.{uuid4().hex}.part")
+        self._file: BinaryIO | None = None
+        self._lock = Lock()
+        self._aborted = False
+
+    def write(self, data: bytes) -> None:
+        with self._lock:
+            self._write(data)
+
+    def publish(self, data: bytes) -> None:
+        with self._lock:
+            file = self._write(data)
+            if file is None:
+                return
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            self._part.rename(self._target)
+            folder = os.open(self._target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            if self._file is not None:
+                self._file.close()
+                self._part.unlink(missing_ok=True)
+                self._target.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> BinaryIO | None:
+        if self._aborted:
+            return None
+        if self._file is None:
+            self._part.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._part.open("xb")
+        self._file.write(data)
+        return self._file

