@@ -111,8 +111,8 @@ class Generations:
         """One upstream call: every picture that it brings into the store, or a failure into `work`."""
         pictures = self._providers[call.order.model.provider].generate(call)
         brought = 0
-        try:
-            async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
+        async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
+            try:
                 async for picture in pictures:
                     brought += 1
                     storing = self._keep(job, picture, work)
@@ -120,13 +120,12 @@ class Generations:
                         beside.create_task(storing)
                     else:
                         await storing
-            if brought < call.images:
-                raise Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
-        except Failure as failure:
-            work.failures.append(failure)
-        except Exception as error:
-            log.exception("call_fault", model=call.order.model_id, error=type(error).__name__)
-            work.failures.append(Failure(Outcome.FAULT, type(error).__name__))
+                if brought < call.images:
+                    raise Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
+            except Failure as failure:
+                work.failures.append(failure)
+            except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+                work.failures.append(_fault(job.order, error))
 
     async def _keep(self, job: Job, picture: Picture, work: _Work) -> None:
         """One picture from the upstream's response into the store, while it arrives."""
@@ -145,6 +144,8 @@ class Generations:
             work.failures.append(Failure(Outcome.STORE_FAILED))
         except Failure as failure:
             work.failures.append(failure)
+        except Exception as error:  # noqa: BLE001  # as above
+            work.failures.append(_fault(job.order, error))
 
     async def _close(self, job: Job, work: _Work) -> Delivery:
         for failure in work.failures:
@@ -211,6 +212,12 @@ class Generations:
         fault = task.exception()
         if fault is not None and not isinstance(fault, ApiError):
             log.error("generation_fault", exc_info=fault)
+
+
+def _fault(order: Order, error: Exception) -> Failure:
+    """What nobody foresaw: the order ends without a charge like every other failure, and the log has the trace."""
+    log.error("fault_in_generation", model=order.model_id, exc_info=error)
+    return Failure(Outcome.FAULT, type(error).__name__)
 
 
 def split(order: Order) -> list[Call]:
