@@ -47,7 +47,7 @@ def build_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _fault},
     )
     app.router.redirect_slashes = False
     return RequestMiddleware(app)
@@ -94,4 +94,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
         )
     else:
         ours = ApiError(Kind.NOT_FOUND, "There is nothing at this address.")
+    return await _api_error(request, ours)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """What nobody foresaw: no word of it leaves the house. A job may have begun, so nobody is told to try again."""
+    ours = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=False)
     return await _api_error(request, ours)

@@ -1,4 +1,4 @@
-"""Around every request: its id, its one log line, and an answer in our envelope even to our own faults. Plain ASGI."""
+"""Around every request: its id, its one log line, its metrics. Plain ASGI."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,8 +9,6 @@ import structlog
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from proxy.errors import ApiError, Kind
 
 log = structlog.get_logger("request")
 
@@ -67,9 +65,8 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
+            # Starlette has answered it with our envelope, and raises it again for whoever keeps the log.
             log.exception("fault", request_id=context.public_id)
-            if status == 0:
-                await _send_fault(context, send_with_id)
         finally:
             elapsed_s = time.monotonic() - context.started_s
             route = getattr(scope.get("route"), "path", "other")
@@ -85,11 +82,3 @@ class RequestMiddleware:
                     elapsed_ms=round(elapsed_s * 1000),
                     **context.facts,
                 )
-
-
-async def _send_fault(context: RequestContext, send: Send) -> None:
-    error = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=False)
-    headers = [(b"content-type", b"application/json")]
-    headers += [(name.encode(), value.encode()) for name, value in error.reply_headers().items()]
-    await send({"type": "http.response.start", "status": error.kind.value.status, "headers": headers})
-    await send({"type": "http.response.body", "body": error.body(context.public_id)})
