@@ -33,18 +33,20 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 	$(VENV)/bin/lint-imports
 
 test: lint                    ## everything; under 10 minutes on 2 cores
-	$(PYTEST) -n 2 tests
+	$(PYTEST) -n 2 --dist loadgroup tests
 
 bench: $(VENV)/.demo          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
 
 # Maintainers: write the hash locks anew from pyproject.toml. Needs `uv` on the PATH.
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --no-config
+LOCK := $(COMPILE) pyproject.toml
 lock:
 	$(LOCK) --output-file requirements/gateway.txt
 	$(LOCK) --extra embedded --extra simulator --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
 	$(LOCK) --extra embedded --extra simulator --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(COMPILE) --group build --constraint requirements/demo.txt --output-file requirements/build.txt
 
 clean:
 	rm -rf $(VENV) .ghub .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

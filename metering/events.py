@@ -7,11 +7,11 @@ died can still end as an expiry that says what it was. The end is added by whoev
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
-from metering.money import format_rate
+from metering.money import MAX_MICRO_MXN, format_rate
 from metering.pricing import Quote
 
 VERSION = 1
@@ -88,6 +88,10 @@ class Event:
         return self.opened.request_id
 
 
+RowT = TypeVar("RowT", Proof, Opened, StoredImage)
+_TYPES: Mapping[type, Mapping[str, Any]] = {kind: get_type_hints(kind) for kind in (Proof, Opened, StoredImage)}
+
+
 def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
     """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region."""
     proof = Proof(
@@ -125,27 +129,50 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
         opened = orjson.loads(fields[b"opened"])
         if opened.pop("v") != VERSION:
             raise EventError("opened.v: another version")
-        proof = Proof(**opened.pop("proof"))
+        proof = _row(Proof, opened.pop("proof"))
         end = fields[b"end"].decode()
         if end not in get_args(End):
             raise EventError("end: unknown")
         event = Event(
             number=int(fields[b"number"]),
-            opened=Opened(proof=proof, **opened),
+            opened=_row(Opened, opened | {"proof": proof}),
             end=end,  # type: ignore[arg-type]  # checked two lines above
             reason=fields[b"reason"].decode(),
             quantity=int(fields[b"quantity"]),
             amount_micro_mxn=int(fields[b"amount"]),
             admitted_us=int(fields[b"admitted_us"]),
             ended_us=int(fields[b"ended_us"]),
-            images=tuple(StoredImage(**image) for image in orjson.loads(fields[b"images"])),
+            images=tuple(_row(StoredImage, image) for image in orjson.loads(fields[b"images"])),
         )
+        _check(event)
     except KeyError as error:
         raise EventError(f"{error.args[0]!r} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EventError(str(error)) from None
+    return event
+
+
+def _row(kind: type[RowT], values: Any) -> RowT:
+    """JSON → row, each field of its declared type."""
+    row = kind(**values)
+    for name, wanted in _TYPES[kind].items():
+        value = getattr(row, name)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise EventError(f"{name}: has another type")
+    return row
+
+
+def _check(event: Event) -> None:
+    """What the record would refuse, or what nobody could recompute."""
+    proof = event.opened.proof
     if event.amount_micro_mxn != event.quantity * proof.unit_micro_mxn:
         raise EventError("amount: is not quantity × unit price")
     if event.quantity != len(event.images):
         raise EventError("quantity: is not the number of stored images")
-    return event
+    if not 0 <= event.quantity <= event.opened.images or (event.end == "charge") != (event.quantity > 0):
+        raise EventError("quantity: does not fit the order and its end")
+    if not all(number.is_finite() and number > 0 for number in proof.decimals()):
+        raise EventError("proof: holds a number that is no price")
+    counted = (event.number, proof.unit_micro_mxn, event.opened.images, event.admitted_us, event.ended_us)
+    if not all(0 < number <= MAX_MICRO_MXN for number in counted):
+        raise EventError("a number is out of its range")

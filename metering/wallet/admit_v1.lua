@@ -18,6 +18,15 @@ local function rate(now_us, tat_us, limit, cost)
   return over, to, math.floor((window - (kept - now_us)) / interval), kept - now_us
 end
 
+-- The stored time of a limit. One that lies further ahead than any limit reaches is older than a clock that was set
+-- back: it counts as none, so that nobody is locked out for longer than this.
+local FURTHEST_US = 120000000
+local function tat(stored, now_us)
+  local at = tonumber(stored or 0)
+  return at <= now_us + FURTHEST_US and at or now_us
+end
+
+arguments(14)
 local now, latest = clock(whole(1, 0)), whole(2, 0)
 local period_start, period_end = whole(3, 0), whole(4, 0)
 local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
@@ -37,8 +46,9 @@ if redis.call('EXISTS', KEYS[5], KEYS[8]) > 0 then error('request id is in use')
 local expired, freed = expired_holds(org, now)
 local available = tonumber(w[1]) + freed
 local request_limit, image_limit = tonumber(w[2]), tonumber(w[3])
-local request_over, request_tat, request_left, request_reset = rate(now, tonumber(w[4] or 0), request_limit, 1)
-local image_over, image_tat, image_left, image_reset = rate(now, tonumber(w[5] or 0), image_limit, images)
+local requests_tat, images_tat = tat(w[4], now), tat(w[5], now)
+local request_over, request_tat, request_left, request_reset = rate(now, requests_tat, request_limit, 1)
+local image_over, image_tat, image_left, image_reset = rate(now, images_tat, image_limit, images)
 
 local code, retry = ADMITTED, 0
 if state ~= 'active' then code = REVOKED
@@ -46,7 +56,7 @@ elseif amount > available then code = BALANCE
 elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
 elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
 elseif request_over > 0 then code, retry = REQUESTS, request_over
-elseif image_over > 0 then code, retry = IMAGES, image_over
+elseif image_over > 0 then code, retry = IMAGES, images <= image_limit and image_over or 0
 end
 
 if code == ADMITTED then
@@ -63,7 +73,7 @@ if code == ADMITTED then
   redis.call('ZADD', KEYS[7], 'GT', expires, org)
 else
   -- Not taken, so what is left is as before. A denial by the other limit must not show this one as used.
-  if request_over <= 0 then request_left = request_left + 1; request_reset = math.max(tonumber(w[4] or 0) - now, 0) end
-  if image_over <= 0 then image_left = image_left + images; image_reset = math.max(tonumber(w[5] or 0) - now, 0) end
+  if request_over <= 0 then request_left = request_left + 1; request_reset = math.max(requests_tat - now, 0) end
+  if image_over <= 0 then image_left = image_left + images; image_reset = math.max(images_tat - now, 0) end
 end
 return { code, now, available, request_limit, request_left, request_reset, image_limit, image_left, image_reset, retry }

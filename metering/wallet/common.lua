@@ -4,6 +4,11 @@ local P = string.match(KEYS[1], '^({p%d+})')
 
 local MAX_EXACT = 9007199254740991
 
+-- How many arguments there must be. An absent one would fail a write half-way.
+local function arguments(count)
+  if #ARGV ~= count then error('wants ' .. count .. ' arguments, has ' .. #ARGV) end
+end
+
 -- An argument as a whole number. Called for every number before the first write: a script that fails half-way keeps
 -- what it wrote.
 local function whole(i, lowest)
@@ -31,6 +36,12 @@ local function expired_holds(org, now_us)
     sum = sum + amount
   end
   return found, sum
+end
+
+-- What an organisation may spend: expired holds are available.
+local function available_at(org, now_us)
+  local _, freed = expired_holds(org, now_us)
+  return tonumber(redis.call('HGET', P .. ':wallet:' .. org, 'available') or 0) + freed
 end
 
 -- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered.

@@ -7,6 +7,7 @@
 -- reply code
 local DONE, AWAY, LOST, UNDRAINED = 1, 2, 3, 4
 
+if #ARGV % 2 == 0 then error('a key without its state') end
 local org, mode = ARGV[1], ARGV[7]
 local revision, credit_number = whole(2, 0), whole(3, 0)
 local credits = tonumber(ARGV[4])

@@ -2,6 +2,7 @@
 -- KEYS  1 mark  2 wallet  3 key states
 -- ARGV  1 now_us (0: TIME)  2 org  3 key id (or empty)
 -- reply known (0 or 1), now_us, available, held, charged, credits, last credit, events so far, key state
+arguments(3)
 local now = clock(whole(1, 0))
 local w = redis.call('HMGET', KEYS[2], 'available', 'held', 'charged', 'credits', 'credit_number', 'number')
 if redis.call('EXISTS', KEYS[1]) == 0 or not w[1] then return { 0, now, 0, 0, 0, 0, 0, 0, '' } end

@@ -4,24 +4,28 @@
 -- reply code, now_us, available, charged
 local CHARGED, REFUSED, AWAY, LATE = 1, 2, 3, 4
 
+arguments(8)
 local now, latest = clock(whole(1, 0)), whole(2, 0)
 local org, request = ARGV[3], ARGV[4]
 local quantity, amount, remember = whole(5, 1), whole(6, 1), whole(7, 1)
 
-local available = tonumber(redis.call('HGET', KEYS[2], 'available') or 0)
+local function reply(code, charged) return { code, now, available_at(org, now), charged } end
+
 local before = redis.call('GET', KEYS[6])
 if before then
   local ending, charged = string.match(before, '^(%a+):(%d+)$')
-  if ending == 'charge' then return { CHARGED, now, available, tonumber(charged) } end
-  return { REFUSED, now, available, 0 }
+  if ending == 'charge' then return reply(CHARGED, tonumber(charged)) end
+  return reply(REFUSED, 0)
 end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0 } end
-if now > latest then return { LATE, now, available, 0 } end
+if now > latest then return reply(LATE, 0) end
 
 local hold = redis.call('HMGET', KEYS[4], 'amount', 'images')
 local expires = redis.call('ZSCORE', KEYS[3], request)
-if not hold[1] or not expires or tonumber(expires) <= now then return { REFUSED, now, available, 0 } end
-if amount > tonumber(hold[1]) or quantity > tonumber(hold[2]) then error('charge is above the hold') end
+if not hold[1] or not expires or tonumber(expires) <= now then return reply(REFUSED, 0) end
+local unit = tonumber(hold[1]) / tonumber(hold[2])
+if quantity > tonumber(hold[2]) then error('charge is above the hold') end
+if amount ~= quantity * unit then error('charge is not quantity × unit price') end
 
 close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], now, remember)
-return { CHARGED, now, available + tonumber(hold[1]) - amount, amount }
+return reply(CHARGED, amount)

@@ -4,16 +4,15 @@
 -- reply code, now_us, available
 local VOIDED, CHARGED, UNKNOWN, AWAY = 1, 2, 3, 4
 
+arguments(5)
 local now, remember = clock(whole(1, 0)), whole(5, 1)
 local org, request, reason = ARGV[2], ARGV[3], ARGV[4]
 
 local before = redis.call('GET', KEYS[6])
-local available = tonumber(redis.call('HGET', KEYS[2], 'available') or 0)
 if before then
-  return { string.match(before, '^(%a+):') == 'charge' and CHARGED or VOIDED, now, available }
+  return { string.match(before, '^(%a+):') == 'charge' and CHARGED or VOIDED, now, available_at(org, now) }
 end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0 } end
-local held = redis.call('HGET', KEYS[4], 'amount')
-if not held then return { UNKNOWN, now, available } end
+if redis.call('EXISTS', KEYS[4]) == 0 then return { UNKNOWN, now, available_at(org, now) } end
 close(org, request, 'void', reason, 0, 0, '[]', now, remember)
-return { VOIDED, now, available + tonumber(held) }
+return { VOIDED, now, available_at(org, now) }

@@ -103,6 +103,7 @@ async def _demo(port: int, data: Path, real: bool) -> None:
                 _banner(port, data, api_key, real)
             await _watch(parts, stop)
         finally:
+            (data / "demo.json").unlink(missing_ok=True)  # it says "ready", and that is over
             await _stop(parts)
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from proxy.ports import Chunks, StoreFailed
 
-WRITE_BYTES = 256 * 1024
+WRITE_BYTES = 128 * 1024
 """Gathered before a trip to a thread: a trip costs as much as writing this."""
 
 
@@ -25,15 +25,17 @@ class LocalStore:
     async def put(self, path: str, chunks: Chunks, content_type: str) -> None:
         """Publish all of `chunks` under `path`, or nothing. The content type is the extension's."""
         upload = _Upload(self._root / path)
-        gathered = bytearray()
+        gathered: list[bytes] = []
+        waiting = 0
         published = False
         try:
             async for chunk in chunks:
-                gathered += chunk
-                if len(gathered) >= WRITE_BYTES:
-                    await asyncio.to_thread(upload.write, bytes(gathered))
-                    gathered.clear()
-            await asyncio.to_thread(upload.publish, bytes(gathered))
+                gathered.append(chunk)
+                waiting += len(chunk)
+                if waiting >= WRITE_BYTES:
+                    await asyncio.to_thread(upload.write, gathered)
+                    gathered, waiting = [], 0
+            await asyncio.to_thread(upload.publish, gathered)
             published = True
         except OSError as error:
             raise StoreFailed(error.strerror) from error
@@ -64,11 +66,11 @@ class _Upload:
         self._lock = Lock()
         self._aborted = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: list[bytes]) -> None:
         with self._lock:
             self._write(data)
 
-    def publish(self, data: bytes) -> None:
+    def publish(self, data: list[bytes]) -> None:
         with self._lock:
             file = self._write(data)
             if file is None:
@@ -91,11 +93,11 @@ class _Upload:
                 self._part.unlink(missing_ok=True)
                 self._target.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> BinaryIO | None:
+    def _write(self, data: list[bytes]) -> BinaryIO | None:
         if self._aborted:
             return None
         if self._file is None:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("xb")
-        self._file.write(data)
+        self._file.writelines(data)
         return self._file

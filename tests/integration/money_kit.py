@@ -1,0 +1,239 @@
+"""What the money tests share: real books over a real Valkey and a real SQLite file, and small builders."""
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from config.catalogue import Plan
+from metering.accounts import Accounts, hash_key
+from metering.clock import period_at, unix_us_at
+from metering.consumer import GROUP, Consumer
+from metering.events import Event, Opened, Proof, StoredImage, decode, encode_opened
+from metering.ledger.sqlite import SqliteLedger
+from metering.money import parse_mxn
+from metering.ports import ListPrice
+from metering.pricing import Price, Quote, Rate, quote
+from metering.wallet import keys
+from metering.wallet.connection import open_redis
+from metering.wallet.projection import Projector
+from metering.wallet.wallet import Admission, Caller, Close, Closing, Cut, Verdict, Wallet, WalletLimits
+
+ROOT = Path(__file__).parents[2]
+NOON = datetime(2036, 11, 22, 18, tzinfo=UTC)
+"""Noon in Mexico City, and far ahead: what takes the server's own time never sees a scripted hold run out."""
+
+NOW_US = unix_us_at(NOON)
+SECOND_US = 1_000_000
+DAY_US = 24 * 3600 * SECOND_US
+LIFE_S = 70.0
+UNIT = parse_mxn("0.84")
+BOOK = "2026-11-22+test"
+PLANS = {"default": Plan(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
+LIMITS = WalletLimits(decision_s=10.0, most_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
+FACTS = {
+    "model": "fal/flux-1.1-pro",
+    "provider": "fal",
+    "upstream": "fal-ai/flux-pro/v1.1",
+    "size": "1024x1024",
+    "quality": None,
+    "region": "local",
+}
+
+
+def pinned(images: int = 1, *, unit: int = UNIT, now_us: int = NOW_US) -> Quote:
+    """A quote of `unit` micro-MXN an image; at the usual 0.84 MXN its proof is right, too."""
+    price = Price("fal/flux-1.1-pro", Decimal("0.04"), Decimal("1.05"), BOOK)
+    fixed = quote(price, Rate("2036-11", Decimal("20.00"), "test"), period_at(now_us), images)
+    return Quote(fixed.price, fixed.rate, fixed.period, images, unit)
+
+
+def pictures(count: int, name: str = "picture") -> tuple[StoredImage, ...]:
+    """Stored images."""
+    return tuple(StoredImage(f"2026/11/{name}_{i}.png", "image/png", 1_000 + i, "0" * 64) for i in range(count))
+
+
+def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", name: str = "") -> Event:
+    """An event as the consumer has it; its id is made of organisation and number."""
+    proof = Proof("0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT)
+    request_id = name or f"{org_id}-{number}"
+    opened = Opened(
+        request_id=request_id,
+        org_id=org_id,
+        key_id="key_1",
+        images=max(images, 1),
+        day="2036-11-22",
+        month="2036-11",
+        proof=proof,
+        **FACTS,  # type: ignore[arg-type]  # quality is None, all others are text
+    )
+    quantity = images if end == "charge" else 0
+    return Event(
+        number=number,
+        opened=opened,
+        end=end,  # type: ignore[arg-type]  # one of the three
+        reason="delivered" if end == "charge" else "test",
+        quantity=quantity,
+        amount_micro_mxn=quantity * UNIT,
+        admitted_us=NOW_US,
+        ended_us=NOW_US + SECOND_US,
+        images=pictures(quantity, request_id),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """One process' parts, over the same Redis and the same file as everybody else's."""
+
+    redis: Redis
+    ledger: SqliteLedger
+    projector: Projector
+    accounts: Accounts
+    wallet: Wallet
+
+    async def org(self, name: str = "acme", mxn: str = "8.40", **limits: int) -> Caller:
+        """A projected organisation with one key, a credit and its own limits; the key's secret is `name`'s own."""
+        org = await self.accounts.create_org(name, "default")
+        issued = await self.accounts.create_key(org.org_id, "main")
+        if mxn != "0.00":
+            await self.accounts.add_credit(org.org_id, f"first-{name}", "recharge", parse_mxn(mxn))
+        if limits:
+            await self.accounts.set_limits(org.org_id, limits)
+        return Caller(org.org_id, issued.key_id)
+
+    async def admit(
+        self, caller: Caller, request_id: str, price: Quote | None = None, *, life_s: float = LIFE_S
+    ) -> Admission:
+        """One admission, of one image at 0.84 MXN where nothing else is said."""
+        return await admit(self.wallet, caller, request_id, price, life_s=life_s)
+
+    async def settle(self, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
+        """Charge `images` of an order."""
+        return await settle(self.wallet, caller, request_id, images, unit)
+
+    async def charge(self, caller: Caller, request_id: str, images: int = 1) -> None:
+        """A whole order, from admission to charge."""
+        assert (await self.admit(caller, request_id, pinned(images))).verdict is Verdict.ADMITTED
+        assert (await self.settle(caller, request_id, images)).close is Close.CHARGED
+
+    async def events(self, caller: Caller) -> list[Event]:
+        """What the organisation's stream holds, oldest first."""
+        entries = await self.redis.xrange(keys.OrgKeys(caller.org_id).events)
+        decoded = [decode(fields) for _, fields in entries]
+        return [one for one in decoded if one.opened.org_id == caller.org_id]
+
+    async def cut(self, caller: Caller) -> Cut:
+        """The wallet now; its money must add up."""
+        cut = await self.wallet.read(caller.org_id, caller.key_id)
+        assert cut.credits_micro_mxn == cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
+        return cut
+
+    def consumer(self, name: str = "c1") -> Consumer:
+        """A consumer over these parts."""
+        return Consumer(self.redis, self.ledger, name, LIMITS.remember_s)
+
+
+async def admit(
+    wallet: Wallet, caller: Caller, request_id: str, price: Quote | None = None, *, life_s: float = LIFE_S
+) -> Admission:
+    """Admit over any wallet."""
+    price = price or pinned(now_us=wallet.now_us())
+    opened = encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS)
+    return await wallet.admit(caller, request_id, price, opened, life_s=life_s)
+
+
+async def settle(wallet: Wallet, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
+    """Settle over any wallet, in time."""
+    latest_us = wallet.now_us() + 60 * SECOND_US
+    stored = pictures(images, request_id)
+    return await wallet.settle(caller.org_id, request_id, images * unit, stored, latest_us=latest_us)
+
+
+@asynccontextmanager
+async def open_books(
+    url: str, path: Path, *, now_us: int = NOW_US, limits: WalletLimits = LIMITS, projected: bool = True
+) -> AsyncIterator[Books]:
+    """Books with a migrated ledger, prices and a rate; time is scripted unless `now_us` is 0."""
+    redis = open_redis(url, connections=32, call_timeout_s=10.0)
+    ledger = SqliteLedger(path)
+    projector = Projector(redis, ledger, PLANS)
+    try:
+        await ledger.migrate()
+        await ledger.register_prices(BOOK, Decimal("1.05"), [ListPrice("fal/flux-1.1-pro", Decimal("0.04"))], NOON)
+        await ledger.add_rate(Rate("2036-11", Decimal("20.00"), "test"), NOON)
+        if projected:
+            await projector.round()
+        yield Books(redis, ledger, projector, Accounts(ledger, projector, PLANS), Wallet(redis, limits, now_us))
+    finally:
+        await ledger.aclose()
+        await redis.aclose()
+
+
+@asynccontextmanager
+async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIterator[list[Wallet]]:
+    """Wallets that share no connection, as those of `count` gateways."""
+    clients = [open_redis(url, connections=2, call_timeout_s=10.0) for _ in range(count)]
+    try:
+        yield [Wallet(client, LIMITS, now_us) for client in clients]
+    finally:
+        for client in clients:
+            await client.aclose()
+
+
+def dump(url: str) -> dict[bytes, tuple[bytes, int]]:
+    """Every key of the Redis with its whole value and the moment at which it expires."""
+    with SyncRedis.from_url(url) as redis:
+        names: Iterable[bytes] = redis.scan_iter(count=10_000)  # type: ignore[assignment]  # bytes without a decoder
+        return {name: (redis.dump(name), redis.expiretime(name)) for name in names}  # type: ignore[misc]
+
+
+async def make_groups(redis: Redis) -> None:
+    """What a consumer does as it begins, for tests that make its rounds one by one."""
+    for partition in range(keys.PARTITIONS):
+        with suppress(ResponseError):  # it is there
+            await redis.xgroup_create(keys.events(partition), GROUP, id="0", mkstream=True)
+
+
+async def waiting(redis: Redis) -> int:
+    """Entries in all streams."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for partition in range(keys.PARTITIONS):
+            pipe.xlen(keys.events(partition))
+        return sum(await pipe.execute())
+
+
+async def drain(books: Books, *consumers: Consumer) -> None:
+    """Consume until no stream holds an entry."""
+    consumers = consumers or (books.consumer(),)
+    await make_groups(books.redis)
+    while await waiting(books.redis):
+        for consumer in consumers:
+            await consumer.round()
+
+
+def hash_of(secret: str) -> str:
+    """What a gateway looks a key up by."""
+    return hash_key(secret)
+
+
+def start_worker(command: str, *arguments: Any) -> subprocess.Popen[bytes]:
+    """Another process of ours; the commands are in `money_worker.py`."""
+    line = [sys.executable, "-m", "tests.integration.money_worker", command, *map(str, arguments)]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+
+
+def result_of(worker: subprocess.Popen[bytes]) -> Any:
+    """What a worker found out, as JSON; it must have ended well."""
+    out, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 0
+    return orjson.loads(out)

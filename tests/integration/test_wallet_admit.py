@@ -1,0 +1,573 @@
+"""Admission: each verdict, and that a denial writes nothing at all."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis as SyncRedis
+from redis.exceptions import ResponseError
+
+from metering.money import parse_mxn
+from metering.pricing import Quote
+from metering.wallet import keys
+from metering.wallet.connection import NotProjected, WalletAway, load_script
+from metering.wallet.wallet import Caller, Close, Verdict, WalletLimits
+from tests.conftest import run
+from tests.integration.money_kit import (
+    DAY_US,
+    LIFE_S,
+    LIMITS,
+    NOW_US,
+    SECOND_US,
+    UNIT,
+    Books,
+    admit,
+    dump,
+    open_books,
+    open_wallets,
+    pictures,
+    pinned,
+    result_of,
+    start_worker,
+)
+
+TIGHT = WalletLimits(decision_s=10.0, most_open_holds=3, stream_backlog=4, remember_s=60)
+
+
+Arrange = Callable[[Books, Caller], Awaitable[Quote]]
+
+
+async def revoked(books: Books, caller: Caller) -> Quote:
+    await books.accounts.revoke_key(caller.key_id)
+    return pinned()
+
+
+async def too_poor(books: Books, caller: Caller) -> Quote:
+    return pinned(8, unit=10**12)
+
+
+async def other_day(books: Books, caller: Caller) -> Quote:
+    return pinned(now_us=NOW_US - DAY_US)
+
+
+async def day_to_come(books: Books, caller: Caller) -> Quote:
+    return pinned(now_us=NOW_US + DAY_US)
+
+
+async def too_many_holds(books: Books, caller: Caller) -> Quote:
+    for i in range(TIGHT.most_open_holds):
+        assert (await books.admit(caller, f"open-{i}")).verdict is Verdict.ADMITTED
+    return pinned()
+
+
+async def backlog(books: Books, caller: Caller) -> Quote:
+    for _ in range(TIGHT.stream_backlog):
+        await books.redis.xadd(keys.OrgKeys(caller.org_id).events, {"x": "1"})
+    return pinned()
+
+
+async def too_many_requests(books: Books, caller: Caller) -> Quote:
+    await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 1})
+    assert (await books.admit(caller, "first")).verdict is Verdict.ADMITTED
+    return pinned()
+
+
+async def too_many_images(books: Books, caller: Caller) -> Quote:
+    await books.accounts.set_limits(caller.org_id, {"images_per_minute": 4})
+    assert (await books.admit(caller, "first", pinned(4))).verdict is Verdict.ADMITTED
+    return pinned()
+
+
+async def more_images_than_the_limit(books: Books, caller: Caller) -> Quote:
+    await books.accounts.set_limits(caller.org_id, {"images_per_minute": 4})
+    return pinned(5)
+
+
+DENIALS = [
+    (Verdict.REVOKED, revoked),
+    (Verdict.BALANCE, too_poor),
+    (Verdict.OTHER_PERIOD, other_day),
+    (Verdict.OTHER_PERIOD, day_to_come),
+    (Verdict.HOLDS, too_many_holds),
+    (Verdict.BACKLOG, backlog),
+    (Verdict.REQUESTS, too_many_requests),
+    (Verdict.IMAGES, too_many_images),
+    (Verdict.IMAGES, more_images_than_the_limit),
+]
+
+
+async def lay_expired_hold(books: Books, caller: Caller) -> None:
+    """A hold that ran out and that nobody has ended, as after a crash."""
+    names = keys.OrgKeys(caller.org_id)
+    await books.redis.hset(names.hold("old"), mapping={"amount": UNIT, "images": 1, "admitted_us": 1, "opened": "{}"})
+    await books.redis.zadd(names.open, {"old": NOW_US - SECOND_US})
+    await books.redis.hincrby(names.wallet, "available", -UNIT)
+    await books.redis.hincrby(names.wallet, "held", UNIT)
+
+
+@pytest.mark.parametrize("with_expired", [False, True], ids=["", "expired-holds-about"])
+@pytest.mark.parametrize(("verdict", "arrange"), DENIALS, ids=[act.__name__ for _, act in DENIALS])
+def test_a_denial_writes_nothing_at_all(
+    redis_url: str, tmp_path: Path, verdict: Verdict, arrange: Arrange, with_expired: bool
+) -> None:
+    """Every key of the whole Redis is the same after a denial as before it, expired holds included."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db", limits=TIGHT) as books:
+            caller = await books.org(mxn="100.00")
+            price = await arrange(books, caller)
+            if with_expired:
+                await lay_expired_hold(books, caller)
+            before = dump(redis_url)
+            denied = await books.admit(caller, "late", price)
+            assert denied.verdict is verdict
+            assert dump(redis_url) == before
+            assert keys.OrgKeys(caller.org_id).wallet.encode() in before
+            assert (keys.OrgKeys(caller.org_id).hold("old").encode() in before) == with_expired
+
+    run(work())
+
+
+def test_away_and_late_write_nothing(redis_url: str, tmp_path: Path) -> None:
+    """A partition without its mark, an organisation or a key that is not projected, and a moment that has passed."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            stranger = Caller("99999999-9999-4999-8999-999999999999", "key_1")
+            before = dump(redis_url)
+            for unknown in (stranger, Caller(caller.org_id, "key_unknown")):
+                with pytest.raises(NotProjected):
+                    await books.admit(unknown, "r")
+            assert dump(redis_url) == before
+            await books.redis.delete(keys.OrgKeys(caller.org_id).mark)
+            before = dump(redis_url)
+            with pytest.raises(NotProjected):
+                await books.admit(caller, "r")
+            with pytest.raises(NotProjected):
+                await books.wallet.read(caller.org_id)
+            assert dump(redis_url) == before
+
+    run(work())
+
+
+def test_an_admission_opens_a_hold_of_the_worst_case(redis_url: str, tmp_path: Path) -> None:
+    """Available goes down, held goes up by price × images; the verdict carries what remains of both limits."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="10.00", requests_per_minute=10, images_per_minute=20)
+            admission = await books.admit(caller, "r", pinned(4))
+            assert admission.verdict is Verdict.ADMITTED
+            assert admission.available_micro_mxn == parse_mxn("6.64")
+            assert (admission.requests.limit, admission.requests.remaining) == (10, 9)
+            assert (admission.images.limit, admission.images.remaining) == (20, 16)
+            assert (admission.requests.reset_us, admission.images.reset_us) == (6 * SECOND_US, 12 * SECOND_US)
+            assert (admission.retry_us, admission.now_us) == (0, NOW_US)
+            cut = await books.cut(caller)
+            assert (cut.available_micro_mxn, cut.held_micro_mxn) == (parse_mxn("6.64"), parse_mxn("3.36"))
+            assert (cut.charged_micro_mxn, cut.number, cut.credit_number) == (0, 0, 1)
+            assert cut.key_state == "active"
+
+    run(work())
+
+
+def test_a_balance_admits_to_its_last_micro(redis_url: str, tmp_path: Path) -> None:
+    """Exactly enough is enough; one micro-MXN less is 402."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            enough, short = await books.org("enough", "0.84"), await books.org("short", "0.839999")
+            assert (await books.admit(enough, "r1")).verdict is Verdict.ADMITTED
+            denied = await books.admit(short, "r2")
+            assert (denied.verdict, denied.available_micro_mxn) == (Verdict.BALANCE, UNIT - 1)
+            assert (await books.cut(enough)).available_micro_mxn == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("mxn", ["0.00", "-5.00"])
+def test_nothing_and_less_admit_nothing(redis_url: str, tmp_path: Path, mxn: str) -> None:
+    """An organisation at zero, or below it by an adjustment, is refused until it is topped up (rule 10)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="0.00")
+            if parse_mxn(mxn):
+                await books.accounts.add_credit(caller.org_id, "a", "adjustment", parse_mxn(mxn))
+            denied = await books.admit(caller, "r", pinned(unit=1))
+            assert (denied.verdict, denied.available_micro_mxn) == (Verdict.BALANCE, parse_mxn(mxn))
+            await books.accounts.add_credit(caller.org_id, "b", "recharge", parse_mxn("6.00"))
+            assert (await books.admit(caller, "r", pinned(unit=1))).verdict is Verdict.ADMITTED
+
+    run(work())
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "images_per_minute"])
+def test_a_denial_by_one_limit_does_not_show_the_other_as_used(redis_url: str, tmp_path: Path, limit: str) -> None:
+    """What was not taken is still there to be seen."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="100.00", **{"requests_per_minute": 100, "images_per_minute": 100, limit: 1})
+            assert (await books.admit(caller, "r1")).verdict is Verdict.ADMITTED
+            denied = await books.admit(caller, "r2")
+            other = denied.images if limit == "requests_per_minute" else denied.requests
+            assert (other.remaining, other.reset_us) == (99, 600_000)
+            assert denied.retry_us == 60 * SECOND_US
+
+    run(work())
+
+
+def test_midnight_belongs_to_the_new_day(redis_url: str, tmp_path: Path) -> None:
+    """A quote holds from its day's first microsecond to its last, and not one further (rule 24)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="100.00")
+            day = pinned().period
+            for now_us, verdict in (
+                (day.start_us - 1, Verdict.OTHER_PERIOD),
+                (day.start_us, Verdict.ADMITTED),
+                (day.end_us - 1, Verdict.ADMITTED),
+                (day.end_us, Verdict.OTHER_PERIOD),
+            ):
+                books.wallet.at(now_us)
+                assert (await books.admit(caller, f"r{now_us}", pinned())).verdict is verdict
+
+    run(work())
+
+
+def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_url: str, tmp_path: Path) -> None:
+    """Every argument of every script, missing or wrong, leaves Redis exactly as it was."""
+    bad_numbers = ["", "x", "-1", "1.5", "nan", "inf", "1e400", str(2**53)]
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="100.00")
+            assert (await books.admit(caller, "open")).verdict is Verdict.ADMITTED
+            books.wallet.at(NOW_US - 600 * SECOND_US)
+            other = await books.org("other", "100.00")
+            assert (await books.admit(other, "expired")).verdict is Verdict.ADMITTED
+            books.wallet.at(NOW_US)
+            names = keys.OrgKeys(caller.org_id)
+            close = [names.mark, names.wallet, names.open, names.hold("open"), names.events, names.closed("open")]
+            day = pinned().period
+            calls: dict[str, tuple[list[str], list[object], range]] = {
+                "admit_v1": (
+                    [names.mark, names.wallet, names.key_states, names.open, names.hold("new"), names.events]
+                    + [names.busy, names.closed("new")],
+                    [NOW_US, NOW_US, day.start_us, day.end_us, caller.org_id, caller.key_id, "new", 1, UNIT]
+                    + [70_000_000, 10, 10, 60, "{}"],
+                    range(1, 14),
+                ),
+                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]"], range(1, 8)),
+                "void_v1": (close, [NOW_US, caller.org_id, "open", "test", 60], range(1, 6)),
+                "expire_v1": (
+                    [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],
+                    [NOW_US, 10, 60],
+                    range(1, 4),
+                ),
+                "project_v1": (
+                    [names.mark, names.wallet, names.key_states, names.open, names.events],
+                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "key_1", "revoked"],
+                    range(1, 10),
+                ),
+            }
+            before = dump(redis_url)
+            text = {"admit_v1": {5, 6, 7}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7}}
+            refused = 0
+            for name, (script_keys, arguments, positions) in calls.items():
+                script = load_script(books.redis, name)
+                wrong = [arguments[:-1]] if name != "expire_v1" else []
+                for position in positions:
+                    if position not in text.get(name, set()):
+                        wrong += [arguments[: position - 1] + [bad] + arguments[position:] for bad in bad_numbers]
+                for attempt in wrong:
+                    if name == "project_v1" and attempt[3] == "-1":
+                        continue  # credits may be negative
+                    with pytest.raises(ResponseError):
+                        await script(keys=script_keys, args=attempt)
+                    assert dump(redis_url) == before, (name, attempt)
+                    refused += 1
+            assert refused > 200
+            for name, (script_keys, arguments, _) in calls.items():
+                assert await load_script(books.redis, name)(keys=script_keys, args=arguments), name
+            assert dump(redis_url) != before
+
+    run(work())
+
+
+def test_a_request_id_is_used_once(redis_url: str, tmp_path: Path) -> None:
+    """While its hold is open, and after its end; nothing is written for the second."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            await books.admit(caller, "r")
+            for _ in range(2):
+                before = dump(redis_url)
+                with pytest.raises(WalletAway):
+                    await books.admit(caller, "r")
+                assert dump(redis_url) == before
+                await books.settle(caller, "r")
+            assert len(await books.events(caller)) == 1
+
+    run(work())
+
+
+def test_race_a_balance_for_ten_admits_ten_of_a_hundred(redis_url: str, tmp_path: Path) -> None:
+    """100 at once over 20 clients of their own: exactly 10, five times over, and the balance is 0.00 (rule 10)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_wallets(redis_url, 20) as wallets:
+            for turn in range(5):
+                caller = await books.org(f"acme-{turn}", "8.40")
+                answers = await asyncio.gather(*(admit(wallets[i % 20], caller, f"{turn}-{i}") for i in range(100)))
+                verdicts = [answer.verdict for answer in answers]
+                assert (verdicts.count(Verdict.ADMITTED), verdicts.count(Verdict.BALANCE)) == (10, 90)
+                cut = await books.cut(caller)
+                assert (cut.available_micro_mxn, cut.held_micro_mxn) == (0, parse_mxn("8.40"))
+
+    run(work())
+
+
+def test_race_two_processes_admit_no_more_than_the_balance(redis_url: str, tmp_path: Path) -> None:
+    """Two processes with ten connections each share a balance for ten."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="8.40")
+            workers = [
+                start_worker("admissions", redis_url, caller.org_id, caller.key_id, name, 60) for name in ("a", "b")
+            ]
+            assert sum(result_of(worker) for worker in workers) == 10
+            assert (await books.cut(caller)).available_micro_mxn == 0
+
+    run(work())
+
+
+def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Path) -> None:
+    """The last microsecond still admits, the next one is LATE and leaves Redis as it was (rule 6)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            names = keys.OrgKeys(caller.org_id)
+            script = load_script(books.redis, "admit_v1")
+            day = pinned().period
+
+            async def ask(request: str, latest_us: int) -> int:
+                reply = await script(
+                    keys=[names.mark, names.wallet, names.key_states, names.open, names.hold(request), names.events]
+                    + [names.busy, names.closed(request)],
+                    args=[NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request, 1, UNIT]
+                    + [1, 10, 10, 60, "{}"],
+                )
+                return int(reply[0])
+
+            before = dump(redis_url)
+            assert await ask("r1", NOW_US - 1) == Verdict.LATE
+            assert dump(redis_url) == before
+            assert await ask("r1", NOW_US) == Verdict.ADMITTED
+
+    run(work())
+
+
+def test_the_maximum_of_open_holds_counts_living_ones_only(redis_url: str, tmp_path: Path) -> None:
+    """Holds that ran out make room by themselves (rule 7)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db", limits=TIGHT) as books:
+            caller = await books.org(mxn="100.00")
+            for i in range(3):
+                assert (await books.admit(caller, f"r{i}")).verdict is Verdict.ADMITTED
+            assert (await books.admit(caller, "r3")).verdict is Verdict.HOLDS
+            books.wallet.at(NOW_US + int(LIFE_S) * SECOND_US)
+            assert (await books.admit(caller, "r3")).verdict is Verdict.ADMITTED
+            assert await books.redis.zcard(keys.OrgKeys(caller.org_id).open) == 1
+
+    run(work())
+
+
+def test_settlement_goes_on_where_a_backlog_stops_admission(redis_url: str, tmp_path: Path) -> None:
+    """There is room left for the end of what was begun (rule 28)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db", limits=TIGHT) as books:
+            caller = await books.org(mxn="100.00")
+            for i in range(3):
+                await books.admit(caller, f"r{i}")
+            for _ in range(TIGHT.stream_backlog):
+                await books.redis.xadd(keys.OrgKeys(caller.org_id).events, {"x": "1"})
+            assert (await books.settle(caller, "r0")).close is Close.CHARGED
+            assert (await books.wallet.void(caller.org_id, "r1", "test")).close is Close.VOIDED
+            assert (await books.admit(caller, "r3")).verdict is Verdict.BACKLOG
+
+    run(work())
+
+
+def test_an_expired_hold_counts_nowhere(redis_url: str, tmp_path: Path) -> None:
+    """Its money is there for the next admission and for every figure, before anybody wrote its end down (rule 7)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="1.68")
+            await books.admit(caller, "r1", life_s=10)
+            await books.admit(caller, "r2", life_s=20)
+            books.wallet.at(NOW_US + 10 * SECOND_US - 1)
+            assert (await books.cut(caller)).held_micro_mxn == 2 * UNIT
+            denied = await books.admit(caller, "r3")
+            assert (denied.verdict, denied.available_micro_mxn) == (Verdict.BALANCE, 0)
+
+            books.wallet.at(NOW_US + 10 * SECOND_US)
+            before = dump(redis_url)
+            cut = await books.cut(caller)
+            assert (cut.available_micro_mxn, cut.held_micro_mxn) == (UNIT, UNIT)
+            denied = await books.admit(caller, "r3", pinned(2))
+            assert (denied.verdict, denied.available_micro_mxn) == (Verdict.BALANCE, UNIT)
+            assert dump(redis_url) == before
+            settled = await books.settle(caller, "r2")
+            assert (settled.close, settled.available_micro_mxn) == (Close.CHARGED, UNIT)
+            assert (await books.admit(caller, "r3")).verdict is Verdict.ADMITTED
+            assert (await books.cut(caller)).available_micro_mxn == 0
+            ends = [(event.event_id, event.end, event.reason) for event in await books.events(caller)]
+            assert ends == [("r2", "charge", "delivered"), ("r1", "expiry", "hold_expired")]
+
+    run(work())
+
+
+@pytest.mark.parametrize("how", ["void", "settle"])
+def test_no_reply_counts_an_expired_hold_of_another_order(redis_url: str, tmp_path: Path, how: str) -> None:
+    """The balance that a customer is told after settlement or void has the money of expired holds in it (rule 7)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="8.40")
+            await books.admit(caller, "dies", life_s=1)
+            await books.admit(caller, "lives")
+            books.wallet.at(NOW_US + 2 * SECOND_US)
+            for _ in range(2):
+                if how == "void":
+                    closing = await books.wallet.void(caller.org_id, "lives", "test")
+                else:
+                    closing = await books.settle(caller, "lives")
+                assert closing.available_micro_mxn == (await books.cut(caller)).available_micro_mxn
+            late = await books.wallet.settle(caller.org_id, "dies", UNIT, pictures(1), latest_us=NOW_US)
+            assert late.available_micro_mxn == (await books.cut(caller)).available_micro_mxn
+            dead = await books.wallet.void(caller.org_id, "dies", "too_late")
+            assert dead.available_micro_mxn == (await books.cut(caller)).available_micro_mxn
+
+    run(work())
+
+
+def test_race_the_expiry_of_a_hold_is_written_exactly_once(redis_url: str, tmp_path: Path) -> None:
+    """Admissions, voids of the owners and three sweeps at once: each of 30 orders has one event (rule 4)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_wallets(redis_url, 6) as wallets:
+            caller = await books.org(mxn="100.00")
+            for i in range(30):
+                assert (await books.admit(caller, f"r{i}", life_s=1 + i / 30)).verdict is Verdict.ADMITTED
+            for wallet in wallets:
+                wallet.at(NOW_US + 3 * SECOND_US)
+            names = keys.OrgKeys(caller.org_id)
+            expire = load_script(books.redis, "expire_v1")
+            await asyncio.gather(
+                *(admit(wallet, caller, f"new-{i}") for i, wallet in enumerate(wallets)),
+                *(wallets[i % 6].void(caller.org_id, f"r{i}", "owner") for i in range(30)),
+                *(expire(keys=[names.mark, names.busy], args=[NOW_US + 3 * SECOND_US, 100, 60]) for _ in range(3)),
+            )
+            ended = [event.event_id for event in await books.events(caller)]
+            assert sorted(ended) == sorted(f"r{i}" for i in range(30))
+            books.wallet.at(NOW_US + 3 * SECOND_US)
+            assert (await books.cut(caller)).held_micro_mxn == 6 * UNIT
+
+    run(work())
+
+
+def test_expiry_is_written_down_for_organisations_that_nobody_asks_for(redis_url: str, tmp_path: Path) -> None:
+    """The sweep ends what ran out, leaves what lives, and finds nothing the second time (rule 4)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            await books.admit(caller, "r1", life_s=10)
+            await books.admit(caller, "r2", life_s=30)
+            names = keys.OrgKeys(caller.org_id)
+            expire = load_script(books.redis, "expire_v1")
+            counts = [
+                await expire(keys=[names.mark, names.busy], args=[NOW_US + second * SECOND_US, 100, 60])
+                for second in (9, 29, 30, 31)
+            ]
+            assert counts == [0, 0, 2, 0]
+            assert [event.end for event in await books.events(caller)] == ["expiry", "expiry"]
+            assert await books.redis.exists(names.busy, names.open) == 0
+
+    run(work())
+
+
+def test_the_sweep_invents_no_wallet(redis_url: str, tmp_path: Path) -> None:
+    """Where a wallet was lost alone, its holds wait for the rebuild: half a wallet would be worse than none."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            await books.admit(caller, "r1", life_s=10)
+            names = keys.OrgKeys(caller.org_id)
+            await books.redis.delete(names.wallet)
+            expire = load_script(books.redis, "expire_v1")
+            await expire(keys=[names.mark, names.busy], args=[NOW_US + DAY_US, 100, 60])
+            assert await books.redis.exists(names.wallet, names.events) == 0
+            with pytest.raises(NotProjected):
+                await books.admit(caller, "r2")
+
+    run(work())
+
+
+def test_the_sweep_does_a_bounded_piece_of_work(redis_url: str, tmp_path: Path) -> None:
+    """It stops after the orders that it was asked for, organisation by organisation, and comes back for the rest."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            callers: list[Caller] = []
+            while len(callers) < 3:
+                caller = await books.org(f"org-{await books.redis.dbsize()}", "100.00")
+                if not callers or keys.partition_of(caller.org_id) == keys.partition_of(callers[0].org_id):
+                    callers.append(caller)
+            for caller in callers:
+                for i in range(10):
+                    await books.admit(caller, f"{caller.org_id}-{i}", life_s=10)
+            names = keys.OrgKeys(callers[0].org_id)
+            expire = load_script(books.redis, "expire_v1")
+            counts = [await expire(keys=[names.mark, names.busy], args=[NOW_US + DAY_US, 15, 60]) for _ in range(3)]
+            assert counts == [20, 10, 0]
+
+    run(work())
+
+
+def test_production_takes_the_time_from_redis(redis_url: str, tmp_path: Path) -> None:
+    """A wallet that nobody scripted sends 0, and the verdict's moment lies between two readings of `TIME`."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
+            caller = await books.org()
+            with SyncRedis.from_url(redis_url) as clock:
+
+                def moment() -> int:
+                    seconds, micro = clock.time()  # type: ignore[misc]  # the synchronous client's own answer
+                    return int(seconds * SECOND_US + micro)
+
+                for i in range(3):
+                    before = moment()
+                    admission = await books.admit(caller, f"r{i}", pinned(now_us=before))
+                    assert admission.verdict is Verdict.ADMITTED
+                    assert before <= admission.now_us <= moment()
+                for closing in (await books.settle(caller, "r0"), await books.wallet.void(caller.org_id, "r1", "x")):
+                    assert before <= closing.now_us <= moment()
+                assert before <= (await books.cut(caller)).now_us <= moment()
+                assert before <= (await books.events(caller))[-1].ended_us <= moment()
+                assert LIMITS.decision_s > 0
+
+    run(work())

@@ -1,0 +1,59 @@
+"""What is written under docs/ and beside the code is what is built."""
+
+import hashlib
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+from docs.errors import PAGE, page
+
+ROOT = Path(__file__).parents[2]
+APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+
+
+def named(requirement: str) -> str:
+    """A requirement's package, as registries spell it."""
+    (name,) = re.findall(r"^[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_has_a_row_and_no_row_is_stale() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    of_the_project = project["project"]["dependencies"]
+    extras = project["project"]["optional-dependencies"]
+    groups = project["dependency-groups"]
+    expected = {(named(one), "") for one in of_the_project}
+    expected |= {(named(one), extra) for extra, members in extras.items() for one in members}
+    expected |= {(named(one), group) for group, members in groups.items() for one in members if isinstance(one, str)}
+    text = (ROOT / "docs/dependencies.md").read_text()
+    rows = re.findall(r"(?m)^\| `([^`]+)` \|(?: `(\w+)` \|)?", text)
+    assert len(rows) == len(set(rows))
+    assert set(rows) == expected
+
+
+def test_every_dependency_has_its_reason_cost_and_upkeep() -> None:
+    for line in (ROOT / "docs/dependencies.md").read_text().splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert all(cells), line
+            assert re.match(r"\d+\.\d MB, \d+( with \d+\.\d MB|$)", cells[-2]), line
+
+
+def test_the_page_of_errors_is_printed_from_the_code() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run .venv/bin/python -m docs.errors"
+
+
+def test_the_license_is_apache_2_to_the_letter() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    original = text.replace("Copyright 2026 GeekHub", "Copyright [yyyy] [name of copyright owner]")
+    assert text != original
+    assert hashlib.sha256(original.encode()).hexdigest() == APACHE_2_SHA256
+
+
+def test_the_script_for_ci_stops_at_the_first_failure_and_reads_no_input() -> None:
+    script = ROOT / ".ci/run"
+    assert script.stat().st_mode & 0o111
+    assert "set -euo pipefail" in script.read_text()
+    assert "make --no-print-directory test </dev/null" in script.read_text()
+    subprocess.run(["bash", "-n", script], check=True)

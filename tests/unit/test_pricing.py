@@ -1,0 +1,25 @@
+"""A quote pins everything that the price came from."""
+
+from decimal import Decimal
+
+from metering.clock import period_at
+from metering.pricing import Price, Rate, quote
+
+NOON_US = 1_795_370_400_000_000
+
+
+def test_an_order_is_the_sum_of_its_images() -> None:
+    """Rounded per image, then multiplied: 3 × 0.333334, not 1.000001 (rule 23)."""
+    price = Price("m", Decimal("0.3333335"), Decimal(1), "book")
+    pinned = quote(price, Rate("2026-11", Decimal(1), "test"), period_at(NOON_US), 3)
+    assert pinned.unit_micro_mxn == 333_334
+    assert pinned.total_micro_mxn == 1_000_002
+
+
+def test_a_quote_names_price_rate_and_day() -> None:
+    """The rate keeps its own month, which may be another one than the order's (rule 25)."""
+    price = Price("fal/flux-1.1-pro", Decimal("0.04"), Decimal("1.05"), "book")
+    rate = Rate("2026-10", Decimal(20), "grace")
+    pinned = quote(price, rate, period_at(NOON_US), 8)
+    assert (pinned.unit_micro_mxn, pinned.total_micro_mxn) == (840_000, 6_720_000)
+    assert (pinned.price, pinned.rate, pinned.period.month) == (price, rate, "2026-11")
