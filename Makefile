@@ -35,7 +35,7 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 test: lint                    ## everything; under 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadgroup tests
 
-bench: $(VENV)/.demo          ## ratios within one run
+bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
 
 # Maintainers: write the hash locks anew from pyproject.toml. Needs `uv` on the PATH.

@@ -15,10 +15,13 @@ from redis.exceptions import RedisError
 from config.catalogue import Plan
 from metering.clock import utc_now
 from metering.money import format_mxn
-from metering.ports import ApiKey, CreditType, Ledger, LedgerError, Org
+from metering.ports import ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Org
 from metering.wallet.projection import Projector
 
 log = structlog.get_logger(__name__)
+
+MOST_PER_MINUTE = 1_000_000
+"""As for a plan: above it a minute is not divided finely enough."""
 
 KEY_PREFIX = "ghub_sk_live_"
 KEY = re.compile(r"ghub_sk_live_[A-Za-z0-9]{32}")
@@ -70,6 +73,9 @@ class Accounts:
 
     async def set_limits(self, ref: str, changes: Mapping[str, int]) -> Org:
         """Set an organisation's own limits (`requests_per_minute`, `images_per_minute`)."""
+        for name, limit in changes.items():
+            if name not in Plan.model_fields or not 1 <= limit <= MOST_PER_MINUTE:
+                raise LedgerError(f"{name}: {limit} is no limit: a whole number from 1 to {MOST_PER_MINUTE}")
         org = await self._ledger.org(ref)
         await self._ledger.set_limits(org.org_id, changes, utc_now())
         await self._tell(org.org_id)
@@ -116,7 +122,7 @@ class Accounts:
             return
         try:
             await self._projector.org(org_id)
-        except (RedisError, OSError, TimeoutError):
+        except (RedisError, LedgerAway, OSError, TimeoutError):
             log.warning("redis_away_will_be_told_later", org=org_id)
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from metering.clock import utc_now
 from metering.events import Event, EventError, decode
-from metering.ports import Ledger, LedgerAway, SetAside
+from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
 from metering.wallet import keys
 from metering.wallet.connection import load_script
 
@@ -53,25 +53,30 @@ class Consumer:
         self._expire = load_script(redis, "expire_v1")
         self._streams = [keys.events(partition) for partition in range(keys.PARTITIONS)]
         self._next_sweep = 0.0
+        self._written: dict[tuple[int, bytes], bool] = {}
         self.alive = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop`; what is being booked then is finished first."""
+        grouped = False
         while not stop.is_set():
             try:
+                if not grouped:
+                    await self._make_groups()
+                    grouped = True
                 await self.round()
                 self.alive = True
-            except ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
-                    raise
-                await self._make_groups()
             except (RedisError, LedgerAway, OSError, TimeoutError) as error:
+                grouped = False
+                if isinstance(error, ResponseError) and str(error).startswith("NOGROUP"):
+                    continue
                 self.alive = False
                 log.warning("consumer_waits", error=type(error).__name__)
                 await _first(stop.wait(), asyncio.sleep(1.0))
 
     async def round(self) -> int:
         """Book one batch of new events, and now and then what others left behind. Returns how many were new."""
+        await self._acknowledge()
         new = 0
         if (now := asyncio.get_running_loop().time()) >= self._next_sweep:
             new += await self._sweep()
@@ -93,20 +98,47 @@ class Consumer:
             except EventError as error:
                 log.error("event_set_aside", partition=partition, entry=entry_id.decode(), error=str(error))
                 set_aside.append(_aside(partition, entry_id, fields or {}, str(error)))
-        new = await self._ledger.book(list(events.values()), set_aside, utc_now())
+        new = await self._write(events, set_aside)
+        for partition, (entry_id, _) in batch:
+            event = events.get((partition, entry_id))
+            self._written[partition, entry_id] = event is not None and event.event_id in new
+        log.info("booked", new=len(new), again=len(events) - len(new), set_aside=len(set_aside))
+        await self._acknowledge()
+        return len(new)
+
+    async def _write(self, events: dict[tuple[int, bytes], Event], set_aside: list[SetAside]) -> set[str]:
+        try:
+            return await self._ledger.book(list(events.values()), set_aside, utc_now())
+        except LedgerError:
+            pass
+        # One of them is none that the record takes. Singly, it is found and set aside; the others are booked.
+        new = await self._ledger.book([], set_aside, utc_now())
+        for (partition, entry_id), event in events.items():
+            try:
+                new |= await self._ledger.book([event], [], utc_now())
+            except LedgerError as error:
+                log.error("event_set_aside", partition=partition, entry=entry_id.decode(), error=str(error))
+                poison = SetAside(partition, entry_id.decode(), str(error), orjson.dumps(event))
+                await self._ledger.book([], [poison], utc_now())
+        return new
+
+    async def _acknowledge(self) -> None:
+        """Tell Redis what is committed. Where Redis is away it stays to be told: its answer says what was lost."""
+        if not self._written:
+            return
         async with self._redis.pipeline(transaction=False) as pipe:
-            for partition, (entry_id, _) in batch:
+            for partition, entry_id in self._written:
                 pipe.xack(keys.events(partition), GROUP, entry_id)
                 pipe.xdel(keys.events(partition), entry_id)
             deleted = (await pipe.execute())[1::2]
-        vanished = {(p, entry_id) for (p, (entry_id, _)), gone in zip(batch, deleted, strict=True) if not gone}
+        told = zip(self._written.items(), deleted, strict=True)
         # New to the ledger, yet no longer in the stream: nobody else has booked it, so Redis was wiped meanwhile, and
-        # a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the ledger.
-        for partition in {at[0] for at in vanished if at in events and events[at].event_id in new}:
-            log.warning("stream_lost", partition=partition)
-            await self._redis.delete(keys.mark(partition))
-        log.info("booked", new=len(new), again=len(events) - len(new), set_aside=len(set_aside))
-        return len(new)
+        # a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the ledger;
+        # a rebuild that is under way loses its fence, and begins again.
+        for lost in {partition for ((partition, _), new), gone in told if new and not gone}:
+            log.warning("stream_lost", partition=lost)
+            await self._redis.delete(keys.mark(lost), keys.fence(lost))
+        self._written.clear()
 
     async def _sweep(self) -> int:
         new = 0

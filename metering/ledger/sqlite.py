@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import orjson
 from metering.clock import month_start_us, unix_us_at
 from metering.events import Event, Opened, Proof, StoredImage
 from metering.ledger.queries import migrations, named_queries
-from metering.money import format_mxn, format_rate
+from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import (
     LAST,
     ApiKey,
@@ -63,11 +64,13 @@ class SqliteLedger:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except sqlite3.OperationalError as error:
             raise LedgerAway(str(error)) from error
+        except (sqlite3.IntegrityError, OverflowError) as error:
+            raise LedgerError(f"the ledger refuses: {error}") from error
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
             db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
+            _use_wal(db)
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
             self._connection = db
@@ -223,7 +226,9 @@ class SqliteLedger:
                         f"credit {credit_id!r} exists already: {before[0][1]} of {format_mxn(before[0][2])} MXN"
                         f" for organisation {before[0][0]}"
                     )
-                number, _ = self._one("last_credit", org_id=org_id)
+                number, total = self._one("last_credit", org_id=org_id)
+                if abs(total + micro_mxn) > MAX_MICRO_MXN:
+                    raise LedgerError(f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
                 self._do(
                     "add_credit",
                     id=credit_id,
@@ -388,6 +393,20 @@ def open_sqlite(url: str) -> SqliteLedger:
     path = Path(url.removeprefix("sqlite:///"))
     path.parent.mkdir(parents=True, exist_ok=True)
     return SqliteLedger(path)
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Waits for others that open a new file at the same moment: here SQLite itself does not."""
+    give_up_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up_s:
+                db.close()
+                raise
+            time.sleep(0.01)
 
 
 def _statements(script: str) -> Iterator[str]:

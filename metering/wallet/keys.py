@@ -16,6 +16,11 @@ def mark(partition: int) -> str:
     return f"{{p{partition}}}:mark"
 
 
+def fence(partition: int) -> str:
+    """There while somebody rebuilds the partition, and holding who."""
+    return f"{{p{partition}}}:fence"
+
+
 def events(partition: int) -> str:
     """The stream of metering events."""
     return f"{{p{partition}}}:events"

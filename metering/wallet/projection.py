@@ -6,6 +6,7 @@ Any number of these may run at once, in gateways, consumers and commands: a proj
 import asyncio
 from collections.abc import Mapping
 from typing import Literal
+from uuid import uuid4
 
 import structlog
 from redis.asyncio import Redis
@@ -18,7 +19,12 @@ from metering.wallet.connection import load_script
 
 log = structlog.get_logger(__name__)
 
-_LOST, _UNDRAINED = 3, 4
+_LOST, _FENCED_OFF = 3, 4
+_DONE, _STREAM_HOLDS_EVENTS = 1, 3
+
+FENCE_S = 5
+"""A rebuild whose process died, or stood still for so long, is taken over by another."""
+
 _NOTHING = Charged(events=0, last_event=0, charged_micro_mxn=0)
 
 
@@ -30,6 +36,7 @@ class Projector:
         self._ledger = ledger
         self._plans = plans
         self._project = load_script(redis, "project_v1")
+        self._fence = load_script(redis, "fence_v1")
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""
@@ -55,7 +62,7 @@ class Projector:
         if missing:
             await self._rebuild(missing)
         if changed:
-            await self._set_marks({p for p, mark in enumerate(marks) if mark is not None}, last, existing=True)
+            await self._move_marks({p for p, mark in enumerate(marks) if mark is not None}, last)
 
     async def org(self, org_id: str) -> None:
         """Project one organisation now. Where its partition is not projected, the next rebuild takes it along."""
@@ -72,35 +79,52 @@ class Projector:
         await self._records(snapshot)
 
     async def _rebuild(self, missing: set[int]) -> None:
+        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
+        who = uuid4().hex
+        codes = {partition: await self._at_fence(partition, who, "raise", 0) for partition in sorted(missing)}
+        fenced = {partition for partition, code in codes.items() if code == _DONE}
+        if waiting := sum(code == _STREAM_HOLDS_EVENTS for code in codes.values()):
+            log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
+        if not fenced:
+            return
         last = await self._ledger.last_change()
-        streams = [keys.events(partition) for partition in sorted(missing)]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for stream in streams:
-                pipe.xlen(stream)
-            lengths = await pipe.execute()
-        ready = {partition for partition, length in zip(sorted(missing), lengths, strict=True) if length == 0}
-        for org in await self._ledger.orgs():
+        for looked_at, org in enumerate(await self._ledger.orgs()):
+            if looked_at % 100 == 0:
+                await self._keep_up(fenced)
             # Key records spread over all partitions by their own hash, so every organisation's are written again.
             snapshot = await self._ledger.snapshot(org.org_id)
             partition = keys.partition_of(org.org_id)
-            if partition in ready:
+            if partition in fenced:
                 booked = await self._ledger.charged_up_to(org.org_id)
-                if await self._apply(snapshot, "rebuild", booked) == _UNDRAINED:
-                    ready.discard(partition)
+                if await self._apply(snapshot, "rebuild", booked, who) == _FENCED_OFF:
+                    fenced.discard(partition)
             await self._records(snapshot)
-        await self._set_marks(ready, last, existing=False)
-        if ready:
-            log.warning("projection_rebuilt", partitions=len(ready), change=last)
-        if waiting := missing - ready:
-            log.warning("rebuild_waits_for_the_consumer", partitions=len(waiting))
+        rebuilt = [partition for partition in fenced if await self._at_fence(partition, who, "drop", last) == _DONE]
+        if rebuilt:
+            log.warning("projection_rebuilt", partitions=len(rebuilt), change=last)
 
-    async def _apply(self, snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged) -> int:
+    async def _keep_up(self, fenced: set[int]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition in fenced:
+                pipe.expire(keys.fence(partition), FENCE_S)
+            await pipe.execute()
+
+    async def _at_fence(self, partition: int, who: str, step: Literal["raise", "drop"], change: int) -> int:
+        code: int = await self._fence(
+            keys=[keys.mark(partition), keys.fence(partition), keys.events(partition)],
+            args=[who, step, change, FENCE_S],
+        )
+        return code
+
+    async def _apply(
+        self, snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str = ""
+    ) -> int:
         org = snapshot.org
         plan = self._plans.get(org.plan) or self._plans["default"]
         names = keys.OrgKeys(org.org_id)
         states = [part for key in snapshot.keys for part in (key.key_id, key.state)]
         code: int = await self._project(
-            keys=[names.mark, names.wallet, names.key_states, names.open, names.events],
+            keys=[names.mark, names.wallet, names.key_states, names.open, keys.fence(names.partition)],
             args=[
                 org.org_id,
                 snapshot.revision,
@@ -110,7 +134,9 @@ class Projector:
                 org.images_per_minute or plan.images_per_minute,
                 mode,
                 booked.charged_micro_mxn,
-                booked.last_event,
+                # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
+                max(booked.last_event, booked.events),
+                who,
                 *states,
             ],
         )
@@ -128,8 +154,8 @@ class Projector:
                 pipe.get(keys.mark(partition))
             return list(await pipe.execute())
 
-    async def _set_marks(self, partitions: set[int], change: int, *, existing: bool) -> None:
+    async def _move_marks(self, partitions: set[int], change: int) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in sorted(partitions):
-                pipe.set(keys.mark(partition), change, xx=existing, nx=not existing)
+                pipe.set(keys.mark(partition), change, xx=True)
             await pipe.execute()

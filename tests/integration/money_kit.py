@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +13,6 @@ from typing import Any
 import orjson
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 from config.catalogue import Plan
 from metering.accounts import Accounts, hash_key
@@ -199,9 +198,10 @@ def dump(url: str) -> dict[bytes, tuple[bytes, int]]:
 
 async def make_groups(redis: Redis) -> None:
     """What a consumer does as it begins, for tests that make its rounds one by one."""
-    for partition in range(keys.PARTITIONS):
-        with suppress(ResponseError):  # it is there
-            await redis.xgroup_create(keys.events(partition), GROUP, id="0", mkstream=True)
+    async with redis.pipeline(transaction=False) as pipe:
+        for partition in range(keys.PARTITIONS):
+            pipe.xgroup_create(keys.events(partition), GROUP, id="0", mkstream=True)
+        await pipe.execute(raise_on_error=False)  # it may be there
 
 
 async def waiting(redis: Redis) -> int:

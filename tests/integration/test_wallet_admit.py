@@ -270,13 +270,13 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     range(1, 4),
                 ),
                 "project_v1": (
-                    [names.mark, names.wallet, names.key_states, names.open, names.events],
-                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "key_1", "revoked"],
-                    range(1, 10),
+                    [names.mark, names.wallet, names.key_states, names.open, keys.fence(names.partition)],
+                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "who", "key_1", "revoked"],
+                    range(1, 11),
                 ),
             }
             before = dump(redis_url)
-            text = {"admit_v1": {5, 6, 7}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7}}
+            text = {"admit_v1": {5, 6, 7}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7, 10}}
             refused = 0
             for name, (script_keys, arguments, positions) in calls.items():
                 script = load_script(books.redis, name)
