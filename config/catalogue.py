@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 class CatalogueError(Exception):
-    """A data file is missing or wrong; the message names the file and the field."""
+    """A data file is missing or wrong; the message names the variable, the file and the field."""
 
 
 def _decimal(value: object) -> Decimal:
@@ -95,7 +95,15 @@ class SeedRates(_Row):
 RowT = TypeVar("RowT", bound=_Row)
 
 
-def _read(kind: type[RowT], path: Path) -> RowT:
+def _read(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:
+    path = given or HERE / shipped
+    try:
+        return _parse(kind, path)
+    except CatalogueError as error:
+        raise CatalogueError(f"{variable}: {error}") from None
+
+
+def _parse(kind: type[RowT], path: Path) -> RowT:
     try:
         return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -110,17 +118,17 @@ def _read(kind: type[RowT], path: Path) -> RowT:
 
 def read_catalogue(path: Path | None) -> Catalogue:
     """The catalogue in `path`, or the one that ships. Raises CatalogueError."""
-    return _read(Catalogue, path or HERE / "models.toml")
+    return _read(Catalogue, "GHUB_MODELS", path, "models.toml")
 
 
 def read_plans(path: Path | None) -> Mapping[str, Plan]:
     """The plans in `path`, or those that ship. Raises CatalogueError; a plan named `default` must be there."""
-    plans = _read(Plans, path or HERE / "plans.toml").plans
+    plans = _read(Plans, "GHUB_PLANS", path, "plans.toml").plans
     if "default" not in plans:
-        raise CatalogueError(f"{path}: plans.default: is missing")
+        raise CatalogueError(f"GHUB_PLANS: {path}: plans.default: is missing")
     return plans
 
 
 def read_seed_rates(path: Path | None) -> tuple[SeedRate, ...]:
     """The rates that seed an empty table. Raises CatalogueError."""
-    return _read(SeedRates, path or HERE / "fx.toml").rates
+    return _read(SeedRates, "GHUB_FX", path, "fx.toml").rates

@@ -112,6 +112,13 @@ class Settings(BaseSettings):
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     topup_url: str | None = None
 
+    @field_validator("public_url", "openai_url", "fal_url", "fal_queue_url", "topup_url")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value else None
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
@@ -162,4 +169,4 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         name = "GHUB_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg']}") from None
+        raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -73,9 +73,12 @@ def row(event: Event) -> tuple[str | int, ...]:
 async def write_csv(events: AsyncIterator[Event], path: Path) -> tuple[int, int]:
     """Write the charged ones to `path`, whole or not at all; returns rows and their sum in micro-MXN."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        counted = await _write(events, file)
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            counted = await _write(events, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return counted
 
 

@@ -56,6 +56,9 @@ from proxy.storage.local import LocalStore
 
 log = structlog.get_logger(__name__)
 
+BACKGROUND_CONNECTIONS = 8
+"""Projection, memory watch and consumer: a few calls at a time."""
+
 
 def wallet_limits() -> WalletLimits:
     """The numbers of `config.settings` that bound a wallet."""
@@ -74,7 +77,7 @@ def open_ledger(settings: Settings) -> Ledger:
 
 def open_background_redis(settings: Settings) -> Redis:
     """Redis for work that no customer waits for. Raises SettingsError."""
-    return open_redis(_redis_url(settings), connections=8, call_timeout_s=REDIS_BACKGROUND_S)
+    return _redis(settings, BACKGROUND_CONNECTIONS)
 
 
 def image_folder(settings: Settings) -> Path:
@@ -82,6 +85,20 @@ def image_folder(settings: Settings) -> Path:
     if settings.storage_url is None:
         raise SettingsError("GHUB_STORAGE_URL is not set; for a local folder it is file:///path/to/images")
     return Path(settings.storage_url.removeprefix("file://"))
+
+
+def _image_hosts(settings: Settings) -> ImageHosts:
+    try:
+        return ImageHosts(settings.image_hosts)
+    except ValueError as error:
+        raise SettingsError(f"GHUB_IMAGE_HOSTS: {error}") from None
+
+
+def _redis(settings: Settings, connections: int) -> Redis:
+    try:
+        return open_redis(_redis_url(settings), connections=connections, call_timeout_s=REDIS_BACKGROUND_S)
+    except ValueError as error:
+        raise SettingsError(f"GHUB_REDIS_URL: {error}") from None
 
 
 def _redis_url(settings: Settings) -> str:
@@ -156,7 +173,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
     folder = image_folder(settings)
     async with AsyncExitStack() as stack:
         back = await stack.enter_async_context(open_back(settings))
-        hot = open_redis(_redis_url(settings), connections=REDIS_CONNECTIONS, call_timeout_s=REDIS_BACKGROUND_S)
+        hot = _redis(settings, REDIS_CONNECTIONS)
         stack.push_async_callback(hot.aclose)
         assert back.redis is not None
         await back.ledger.check_schema()
@@ -166,7 +183,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         pressure = Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
             await pressure.look()
-        outbound = Outbound(ImageHosts(settings.image_hosts))
+        outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
         wallet = Wallet(hot, wallet_limits())
         providers = _providers(settings, outbound)

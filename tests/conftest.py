@@ -33,9 +33,9 @@ class ValkeyServer:
         self._command += options
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start, and return when it answers."""
-        self.process = subprocess.Popen(self._command)
+    def start(self, *more: str) -> None:
+        """Start, with `more` options, and return when it answers."""
+        self.process = subprocess.Popen([*self._command, *more])
         with Redis.from_url(self.url, socket_timeout=1.0) as redis:
             for _ in range(200):
                 try:

@@ -62,13 +62,14 @@ class SqliteLedger:
     async def _run(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise LedgerAway(str(error)) from error
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise LedgerError(f"the ledger refuses: {error}") from error
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
             _use_wal(db)
             db.execute("PRAGMA synchronous = FULL")
@@ -390,9 +391,7 @@ class SqliteLedger:
 
 def open_sqlite(url: str) -> SqliteLedger:
     """`sqlite:///relative.db` or `sqlite:////absolute.db`; the folder is made where it is missing."""
-    path = Path(url.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteLedger(path)
+    return SqliteLedger(Path(url.removeprefix("sqlite:///")))
 
 
 def _use_wal(db: sqlite3.Connection) -> None:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from metering.money import format_mxn, parse_mxn
+from metering.money import AmountError, format_mxn, parse_mxn
 from metering.wallet.wallet import Cut
 from proxy.account import balance_fields
-from proxy.cli.output import AsJson, OrgRef, back, run, say
+from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
 
 app = typer.Typer(help="Prepaid credit.", no_args_is_help=True)
 
@@ -22,8 +22,12 @@ def add(
 ) -> None:
     """Add credit, once per id."""
 
-    async def work() -> dict[str, object]:
+    try:
         micro_mxn = parse_mxn(mxn)
+    except AmountError as error:
+        misuse(f"--mxn: {error}")
+
+    async def work() -> dict[str, object]:
         async with back() as opened:
             added = await opened.accounts.add_credit(ref, credit_id, kind, micro_mxn)
         return {"id": credit_id, "mxn": format_mxn(micro_mxn), "type": kind, "added": added}

@@ -29,7 +29,7 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import seed
 from metering.ports import LedgerError
 from metering.pricing import Rate
-from proxy.cli.output import fail, run
+from proxy.cli.output import fail, run, say
 from proxy.server import bind, stop_on_signals
 from proxy.wiring import open_back
 
@@ -70,16 +70,17 @@ def demo(
     real: Annotated[
         bool, typer.Option("--real", help="Use the real upstreams whose keys are set: this costs.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="When ready, print what DIR/demo.json holds.")] = False,
 ) -> None:
     """Gateway, Valkey, upstream simulator, local storage, consumer and SQLite ledger, until Ctrl-C."""
     data.mkdir(parents=True, exist_ok=True)
     try:
-        run(_demo(port, data.resolve(), real))
+        run(_demo(port, data.resolve(), real, as_json))
     except DemoFailed as error:
         fail(str(error))
 
 
-async def _demo(port: int, data: Path, real: bool) -> None:
+async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
     stop = stop_on_signals()
     set_up_logs("error", sys.stderr)
     bind(HOST, port).close()
@@ -99,8 +100,11 @@ async def _demo(port: int, data: Path, real: bool) -> None:
             parts.append(await _start("gateway", _ghub("serve"), data))
             await _until_ready(port, api_key, parts, stop)
             if not stop.is_set():
-                _write_down(data, environment, port, org_id, api_key)
-                _banner(port, data, api_key, real)
+                facts = _write_down(data, environment, port, org_id, api_key)
+                if as_json:
+                    say(facts, as_json)
+                else:
+                    _banner(port, data, api_key, real)
             await _watch(parts, stop)
         finally:
             (data / "demo.json").unlink(missing_ok=True)  # it says "ready", and that is over
@@ -275,7 +279,9 @@ async def _stop(parts: list[Part]) -> None:
             await part.process.wait()
 
 
-def _write_down(data: Path, environment: Mapping[str, str], port: int, org_id: str, api_key: str) -> None:
+def _write_down(
+    data: Path, environment: Mapping[str, str], port: int, org_id: str, api_key: str
+) -> dict[str, str | None]:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     _write_private(data / "env", exports)
     simulator = environment.get("GHUB_IMAGE_HOSTS")
@@ -288,6 +294,7 @@ def _write_down(data: Path, environment: Mapping[str, str], port: int, org_id: s
         "simulator_url": f"http://{simulator}" if simulator else None,
     }
     _write_private(data / "demo.json", orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
+    return facts
 
 
 def _write_private(path: Path, text: str) -> None:

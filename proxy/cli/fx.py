@@ -8,7 +8,7 @@ import typer
 from metering.clock import is_month, utc_now
 from metering.money import format_rate
 from metering.pricing import Rate
-from proxy.cli.output import AsJson, back, fail, run, say
+from proxy.cli.output import AsJson, back, misuse, run, say
 
 app = typer.Typer(help="MXN for one USD, fixed per calendar month.", no_args_is_help=True)
 
@@ -22,15 +22,15 @@ def set_(
 ) -> None:
     """Add a month's rate. A month that has begun keeps the rate that it has."""
     if not is_month(month):
-        fail(f"YYYY-MM: {month!r} is not a month")
+        misuse(f"YYYY-MM: {month!r} is not a month")
     try:
         number = Decimal(rate)
     except InvalidOperation:
-        fail(f"RATE: {rate!r} is not a decimal number")
+        misuse(f"RATE: {rate!r} is not a decimal number")
     if not number.is_finite() or not Decimal("0.0001") <= number <= 10_000 or number != round(number, 8):
-        fail(f"RATE: {rate!r} must be from 0.0001 to 10000, with at most 8 decimals")
+        misuse(f"RATE: {rate!r} must be from 0.0001 to 10000, with at most 8 decimals")
     if not source.strip():
-        fail("--source: say where the rate comes from")
+        misuse("--source: say where the rate comes from")
 
     async def work() -> bool:
         async with back() as opened:

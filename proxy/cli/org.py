@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from metering.ports import Org
-from proxy.cli.output import AsJson, OrgRef, back, fail, run, say
+from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
 
 app = typer.Typer(help="Organisations and their limits.", no_args_is_help=True)
 
@@ -72,7 +72,7 @@ def limits(
     given = {"requests_per_minute": requests_per_minute, "images_per_minute": images_per_minute}
     changes = {name: value for name, value in given.items() if value is not None}
     if not changes:
-        fail("name a limit: --requests-per-minute or --images-per-minute")
+        misuse("name a limit: --requests-per-minute or --images-per-minute")
 
     async def work() -> Org:
         async with back() as opened:

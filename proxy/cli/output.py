@@ -17,7 +17,6 @@ from rich.table import Table
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
-from metering.money import AmountError
 from metering.ports import LedgerAway, LedgerError
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
@@ -35,7 +34,7 @@ _SENTENCES: dict[type[Exception], str] = {
     RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
     LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
 }
-_OWN_WORDS = (SettingsError, CatalogueError, LedgerError, AmountError, PortTaken, WrongPolicy)
+_OWN_WORDS = (SettingsError, CatalogueError, LedgerError, PortTaken, WrongPolicy)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -53,6 +52,12 @@ def fail(sentence: str) -> NoReturn:
     """Say why, and end with 1."""
     sys.stderr.write(f"ghub: {sentence}\n")
     raise typer.Exit(1)
+
+
+def misuse(sentence: str) -> NoReturn:
+    """An argument is wrong: say which and how it should be, and end with 2."""
+    sys.stderr.write(f"ghub: {sentence}\n")
+    raise typer.Exit(2)
 
 
 @asynccontextmanager

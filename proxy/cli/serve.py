@@ -18,8 +18,10 @@ from proxy.wiring import open_back, open_gateway
 
 log = structlog.get_logger(__name__)
 
+LogsAreJson = Annotated[bool, typer.Option("--json", help="As every command has it; the log is JSON lines anyway.")]
 
-def serve() -> None:
+
+def serve(as_json: LogsAreJson = True) -> None:
     """The gateway. SIGTERM lets every request and every generation finish."""
 
     async def work() -> None:
@@ -40,7 +42,7 @@ def serve() -> None:
     run(work())
 
 
-def consume() -> None:
+def consume(as_json: LogsAreJson = True) -> None:
     """The billing consumer: metering events into the ledger. SIGTERM lets the batch under way finish."""
 
     async def work() -> None:
@@ -67,6 +69,7 @@ def consume() -> None:
 def simulate(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen, on 127.0.0.1.")],
     latency_scale: Annotated[float, typer.Option(min=0, help="Times the published latencies; 0 is at once.")] = 1.0,
+    as_json: LogsAreJson = True,
 ) -> None:
     """The upstreams' wire formats, with real pictures, for the demo and tests."""
 

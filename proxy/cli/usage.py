@@ -8,7 +8,7 @@ import typer
 from metering.clock import is_month
 from metering.export import write_csv
 from metering.money import format_mxn
-from proxy.cli.output import AsJson, back, fail, run, say
+from proxy.cli.output import AsJson, back, misuse, run, say
 
 app = typer.Typer(help="Charged orders of a month.", no_args_is_help=True)
 
@@ -23,11 +23,11 @@ def export(
 ) -> None:
     """Write the charged orders of a month from the ledger."""
     if not is_month(month):
-        fail(f"--month: {month!r} is not a month, such as 2026-11")
+        misuse(f"--month: {month!r} is not a month, such as 2026-11")
     if file_format != "csv":
-        fail(f"--format: {file_format!r} is not offered; there is: csv")
+        misuse(f"--format: {file_format!r} is not offered; there is: csv")
     if not out.parent.is_dir():
-        fail(f"--out: there is no folder {str(out.parent)!r}")
+        misuse(f"--out: there is no folder {str(out.parent)!r}")
 
     async def work() -> tuple[int, int]:
         async with back() as opened:

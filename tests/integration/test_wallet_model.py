@@ -19,7 +19,7 @@ from metering.wallet.wallet import Caller, Close, Verdict
 from tests.integration.money_kit import LIMITS, NOW_US, SECOND_US, UNIT, Books, drain, open_books, pictures, pinned
 
 HISTORIES = settings(
-    max_examples=20,
+    max_examples=200,
     stateful_step_count=30,
     derandomize=True,
     deadline=None,

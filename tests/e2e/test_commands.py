@@ -1,0 +1,133 @@
+"""The commands as an operator uses them: JSON, exit codes, sentences; and what listens beside the gateway."""
+
+import json
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.e2e.conftest import Prepared
+from tests.e2e.kit import System, free_port, wait_until
+
+
+def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepared) -> None:
+    """Every command's JSON, with no gateway running: what is written to SQL is projected by the command itself."""
+    system = prepared()
+    system.valkey.start()
+
+    def ghub(*arguments: str, code: int = 0) -> Any:
+        done = system.ghub(*arguments, "--json")
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    org = ghub("org", "create", "Taller Ñandú")
+    assert isinstance(org, dict) and set(org) == {"org", "name"} and org["name"] == "Taller Ñandú"
+    key = ghub("key", "create", org["org"], "--name", "prod-web")
+    assert isinstance(key, dict) and set(key) == {"key_id", "key"}
+    assert re.fullmatch(r"ghub_sk_live_[A-Za-z0-9]{32}", key["key"]) and len(key["key"]) == 45
+    system.keys.append(key["key"])
+    (row,) = ghub("key", "list", "Taller Ñandú")
+    assert (row["key_id"], row["name"], row["state"]) == (key["key_id"], "prod-web", "active")
+    paid = ("credit", "add", org["org"], "--mxn", "500", "--type", "recharge", "--id", "spei-1")
+    assert ghub(*paid) == {"id": "spei-1", "mxn": "500.00", "type": "recharge", "added": True}
+    assert ghub(*paid) == {"id": "spei-1", "mxn": "500.00", "type": "recharge", "added": False}
+    limits = ghub("org", "limits", org["org"], "--requests-per-minute", "7")
+    assert isinstance(limits, dict) and (limits["requests_per_minute"], limits["images_per_minute"]) == (7, None)
+    assert ghub("org", "show", org["org"]) == limits
+    assert ghub("org", "list") == [limits]
+    revoked = ghub("key", "revoke", key["key_id"])
+    assert isinstance(revoked, dict) and revoked["state"] == "revoked"
+    assert ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF") == {
+        "month": "2031-01",
+        "mxn_per_usd": "18.4512",
+        "source": "DOF",
+        "added": True,
+    }
+    assert {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF"} in ghub("fx", "list")
+    assert ghub("migrate") == {"schema": 1}
+    system.start_gateway()
+    assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}
+    assert ghub("verify") == {"ok": True, "differences": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("org", "show", "nobody"), 1, "there is no organisation 'nobody'"),
+        (("org", "create", "shared twice"), 0, ""),
+        (("org", "create", "shared twice"), 1, "exists already"),
+        (("org", "create", "x", "--plan", "gold"), 1, "there is no plan 'gold'"),
+        (("org", "limits", "x"), 2, "--requests-per-minute"),
+        (("key", "revoke", "key_none"), 1, "there is no key 'key_none'"),
+        (("credit", "add", "shared twice", "--mxn", "1e3", "--type", "bonus", "--id", "a"), 2, "--mxn"),
+        (("credit", "add", "shared twice", "--mxn", "-1", "--type", "bonus", "--id", "a"), 1, "only an adjustment"),
+        (("credit", "add", "shared twice", "--mxn", "1", "--type", "consumption", "--id", "a"), 1, "--type"),
+        (("fx", "set", "2026-13", "20", "--source", "x"), 2, "2026-13"),
+        (("fx", "set", "2031-02", "-1", "--source", "x"), 2, "RATE"),
+        (("usage", "export", "--month", "november", "--out", "x.csv"), 2, "--month"),
+        (("usage", "export", "--month", "2026-11", "--out", "/nowhere/x.csv"), 2, "--out"),
+        (("nonsense",), 2, "nonsense"),
+    ],
+)
+def test_wrong_use_and_failure_are_one_sentence(
+    system: System, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    """1 for what failed, 2 for what was asked wrongly; the sentence is on standard error, and no traceback."""
+    done = system.ghub(*arguments)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"GHUB_REDIS_URL": ""}, "GHUB_REDIS_URL is not set"),
+        ({"GHUB_REDIS_URL": "http://x"}, "GHUB_REDIS_URL: must start with redis://"),
+        ({"GHUB_STORAGE_URL": ""}, "GHUB_STORAGE_URL is not set"),
+        ({"GHUB_DEADLINE_S": "76"}, "GHUB_DEADLINE_S: Input should be less than or equal to 75"),
+        ({"GHUB_MODELS": "/none.toml"}, "GHUB_MODELS: /none.toml: cannot be read"),
+        ({"GHUB_IMAGE_HOSTS": "a/b"}, "GHUB_IMAGE_HOSTS: not host or host:port"),
+        ({"GHUB_PORT": "port"}, "GHUB_PORT: Input should be a valid integer"),
+        ({"GHUB_LEDGER_URL": "sqlite:////proc/none/x.db"}, "check GHUB_LEDGER_URL"),
+        ({"GHUB_LEDGER_URL": "sqlite:///empty.db"}, "run `ghub migrate`"),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_a_sentence_that_names_it(
+    system: System, changes: dict[str, str], words: str
+) -> None:
+    """`ghub serve` exits with 1 before it listens."""
+    changes = {name: value.replace("empty.db", f"/{system.folder}/empty.db") for name, value in changes.items()}
+    system.start("wrong", "serve", **{"GHUB_PORT": str(free_port()), **changes})
+    assert system.processes.pop("wrong").wait(timeout=20) == 1
+    assert words in system.log("wrong").splitlines()[-1]
+
+
+def test_redis_that_evicts_money_is_refused_at_start(prepared: Prepared) -> None:
+    """Rule 28: any `maxmemory-policy` but noeviction."""
+    system = prepared()
+    system.valkey.start("--maxmemory-policy", "allkeys-lru")
+    system.start("gateway", "serve")
+    assert system.processes.pop("gateway").wait(timeout=20) == 1
+    assert "noeviction" in system.log().splitlines()[-1]
+
+
+def test_metrics_and_probes_listen_on_their_own_port(prepared: Prepared) -> None:
+    """/metrics, /healthz and /readyz of gateway and consumer; the gateway's own port has no /metrics."""
+    system = prepared()
+    system.valkey.start()
+    ports = {"gateway": free_port(), "consumer": free_port()}
+    system.start("consumer", "consume", GHUB_METRICS_PORT=str(ports["consumer"]))
+    system.start_gateway(GHUB_METRICS_PORT=str(ports["gateway"]))
+    for name, port in ports.items():
+        wait_until(lambda at=port: _status(at, "/readyz") == 200, f"the {name} is ready")  # type: ignore[misc]
+        assert _status(port, "/healthz") == 200
+        metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+        assert metrics.headers["content-type"].startswith("text/plain") and "ghub_" in metrics.text
+    assert _status(system.port, "/metrics") == 404
+
+
+def _status(port: int, path: str) -> int:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
+    except httpx2.TransportError:
+        return 0

@@ -1,0 +1,107 @@
+"""What finance takes away."""
+
+import csv
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metering.events import Event
+from metering.export import COLUMNS, row, write_csv
+from tests.conftest import run
+from tests.integration.money_kit import UNIT, event
+
+ORG = "11111111-1111-4111-8111-111111111111"
+
+
+async def stream(*events: Event) -> AsyncIterator[Event]:
+    for one in events:
+        yield one
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_only_charges_are_exported_with_their_sum(tmp_path: Path) -> None:
+    """Voids and expiries cost nothing and stay out."""
+    events = [event(ORG, 1, images=3), event(ORG, 2, end="void"), event(ORG, 3, end="expiry"), event(ORG, 4)]
+    assert run(write_csv(stream(*events), tmp_path / "out.csv")) == (2, 4 * UNIT)
+    rows = read(tmp_path / "out.csv")
+    assert [one["number"] for one in rows] == ["1", "4"]
+    assert tuple(rows[0]) == COLUMNS
+
+
+def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
+    """Money as decimal text, moments in UTC, the day of Mexico City, the whole proof."""
+    run(write_csv(stream(event(ORG, 1, images=2)), tmp_path / "out.csv"))
+    assert read(tmp_path / "out.csv") == [
+        {
+            "event_id": f"{ORG}-1",
+            "org_id": ORG,
+            "number": "1",
+            "key_id": "key_1",
+            "day": "2036-11-22",
+            "month": "2036-11",
+            "admitted_at": "2036-11-22T18:00:00+00:00",
+            "charged_at": "2036-11-22T18:00:01+00:00",
+            "model": "fal/flux-1.1-pro",
+            "provider": "fal",
+            "upstream": "fal-ai/flux-pro/v1.1",
+            "size": "1024x1024",
+            "quality": "",
+            "region": "local",
+            "images_asked": "2",
+            "quantity": "2",
+            "usd_per_image": "0.04",
+            "price_book": "2026-11-22+test",
+            "markup": "1.05",
+            "mxn_per_usd": "20.00",
+            "fx_month": "2036-11",
+            "fx_source": "test",
+            "unit_mxn": "0.84",
+            "amount_mxn": "1.68",
+            "images": f"2026/11/{ORG}-1_0.png 2026/11/{ORG}-1_1.png",
+        }
+    ]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_free_text_is_no_formula(tmp_path: Path, start: str) -> None:
+    """What a person typed never runs in a spreadsheet."""
+    one = event(ORG, 1)
+    proof = replace(one.opened.proof, fx_source=f'{start}HYPERLINK("http://x")')
+    run(write_csv(stream(replace(one, opened=replace(one.opened, proof=proof))), tmp_path / "out.csv"))
+    assert read(tmp_path / "out.csv")[0]["fx_source"] == f'\'{start}HYPERLINK("http://x")'
+    assert row(one)[COLUMNS.index("fx_source")] == "test"
+
+
+def test_separators_and_line_ends_stay_inside_their_cell(tmp_path: Path) -> None:
+    """Quoted as CSV has it."""
+    one = event(ORG, 1)
+    proof = replace(one.opened.proof, fx_source='Banxico, "FIX"\nx')
+    run(write_csv(stream(replace(one, opened=replace(one.opened, proof=proof))), tmp_path / "out.csv"))
+    assert [line["fx_source"] for line in read(tmp_path / "out.csv")] == ['Banxico, "FIX"\nx']
+
+
+def test_an_export_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    """Whole or not at all, and nothing half-written beside it."""
+
+    async def broken() -> AsyncIterator[Event]:
+        yield event(ORG, 1)
+        raise OSError("gone")
+
+    path = tmp_path / "out.csv"
+    path.write_text("former", encoding="utf-8")
+    with pytest.raises(OSError, match="gone"):
+        run(write_csv(broken(), path))
+    assert path.read_text(encoding="utf-8") == "former"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_month_is_a_head_without_rows(tmp_path: Path) -> None:
+    """Nothing charged is 0 rows and 0.00 MXN."""
+    assert run(write_csv(stream(), tmp_path / "out.csv")) == (0, 0)
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8").split() == [",".join(COLUMNS)]

@@ -1,0 +1,115 @@
+"""The month's rate: one source of truth, a grace that ends, an alarm that comes in time (rule 25)."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from metering.clock import month_start_us, unix_us_at
+from metering.fx import WARN_US, FxRateMissing, Rates, seed
+from metering.ledger.sqlite import SqliteLedger
+from metering.ports import LedgerAway
+from metering.pricing import Rate
+from tests.conftest import run
+
+HOUR_US = 3_600_000_000
+NOVEMBER = Rate("2036-11", Decimal(20), "test")
+DECEMBER_US = month_start_us("2036-12")
+EARLY = datetime(2036, 1, 1, tzinfo=UTC)
+
+
+def rates_of(path: Path, *known: Rate, grace_h: float = 48) -> Rates:
+    async def work() -> Rates:
+        ledger = SqliteLedger(path / "l.db")
+        await ledger.migrate()
+        for rate in known:
+            await ledger.add_rate(rate, EARLY)
+        rates = Rates(ledger, grace_h)
+        await rates.refresh()
+        await ledger.aclose()
+        return rates
+
+    return run(work())
+
+
+def test_last_months_rate_goes_on_for_its_grace_and_no_longer(tmp_path: Path) -> None:
+    """It names its own month; after the grace there is none."""
+    rates = rates_of(tmp_path, NOVEMBER)
+    assert rates.rate_for("2036-11", DECEMBER_US - 1) == NOVEMBER
+    assert rates.rate_for("2036-12", DECEMBER_US) == NOVEMBER
+    assert rates.rate_for("2036-12", DECEMBER_US + 48 * HOUR_US - 1) == NOVEMBER
+    with pytest.raises(FxRateMissing, match="2036-12"):
+        rates.rate_for("2036-12", DECEMBER_US + 48 * HOUR_US)
+
+
+def test_a_rate_of_the_month_needs_no_grace(tmp_path: Path) -> None:
+    """It holds for the whole month, and not for the month after next."""
+    december = Rate("2036-12", Decimal("21.5"), "test")
+    rates = rates_of(tmp_path, NOVEMBER, december)
+    assert rates.rate_for("2036-12", DECEMBER_US + 100 * HOUR_US) == december
+    with pytest.raises(FxRateMissing):
+        rates.rate_for("2037-02", month_start_us("2037-02"))
+
+
+def test_without_grace_a_missing_rate_is_missing_at_once(tmp_path: Path) -> None:
+    """`GHUB_FX_GRACE_H=0`."""
+    with pytest.raises(FxRateMissing):
+        rates_of(tmp_path, NOVEMBER, grace_h=0).rate_for("2036-12", DECEMBER_US)
+
+
+@pytest.mark.parametrize(
+    ("known", "at_us", "missing"),
+    [
+        ([NOVEMBER], DECEMBER_US - WARN_US - 1, []),
+        ([NOVEMBER], DECEMBER_US - WARN_US, ["2036-12"]),
+        ([NOVEMBER], DECEMBER_US - 1, ["2036-12"]),
+        ([NOVEMBER], DECEMBER_US, ["2036-12"]),
+        ([], DECEMBER_US - 1, ["2036-11", "2036-12"]),
+        ([NOVEMBER, Rate("2036-12", Decimal(1), "x")], DECEMBER_US - 1, []),
+    ],
+)
+def test_a_missing_rate_is_alarmed_three_days_before(
+    tmp_path: Path, known: list[Rate], at_us: int, missing: list[str]
+) -> None:
+    """This month's at once, the next one's from three days before it begins."""
+    assert rates_of(tmp_path, *known).missing(at_us) == missing
+
+
+def test_a_new_rate_is_seen_and_an_absent_table_leaves_the_last_reading(tmp_path: Path) -> None:
+    """A refresh reads the table anew; while the database is away the last reading stands."""
+
+    async def work() -> None:
+        ledger = SqliteLedger(tmp_path / "l.db")
+        await ledger.migrate()
+        rates = Rates(ledger, 48)
+        await rates.refresh()
+        with pytest.raises(FxRateMissing):
+            rates.rate_for("2036-11", unix_us_at(EARLY))
+        await ledger.add_rate(NOVEMBER, EARLY)
+        await rates.refresh()
+        assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
+        await ledger.aclose()
+
+        nowhere = SqliteLedger(tmp_path / "unmigrated.db")
+        rates._ledger = nowhere
+        with pytest.raises(LedgerAway):
+            await rates.refresh()
+        assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
+        await nowhere.aclose()
+
+    run(work())
+
+
+def test_the_seed_fills_an_empty_table_and_nothing_else(tmp_path: Path) -> None:
+    """A rate that somebody set is never touched by the file that ships."""
+
+    async def work() -> None:
+        ledger = SqliteLedger(tmp_path / "l.db")
+        await ledger.migrate()
+        await seed(ledger, [NOVEMBER])
+        await seed(ledger, [Rate("2036-11", Decimal(99), "other"), Rate("2099-12", Decimal(99), "other")])
+        assert await ledger.rates() == [NOVEMBER]
+        await ledger.aclose()
+
+    run(work())
