@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from config.settings import Settings
 from docs.errors import PAGE, page
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +58,9 @@ def test_the_script_for_ci_stops_at_the_first_failure_and_reads_no_input() -> No
     assert "set -euo pipefail" in script.read_text()
     assert "make --no-print-directory test </dev/null" in script.read_text()
     subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_every_setting_is_documented() -> None:
+    """Each variable that the settings read has its place in docs/operations.md."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert [name for name in Settings.model_fields if f"`GHUB_{name.upper()}`" not in page] == []
