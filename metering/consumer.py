@@ -58,17 +58,16 @@ class Consumer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop`; what is being booked then is finished first."""
-        grouped = False
+        groups_lost = False
         while not stop.is_set():
             try:
-                if not grouped:
+                if groups_lost:
                     await self._make_groups()
-                    grouped = True
                 await self.round()
-                self.alive = True
+                groups_lost, self.alive = False, True
             except (RedisError, LedgerAway, OSError, TimeoutError) as error:
-                grouped = False
-                if isinstance(error, ResponseError) and str(error).startswith("NOGROUP"):
+                groups_lost = isinstance(error, ResponseError) and str(error).startswith("NOGROUP")
+                if groups_lost:
                     continue
                 self.alive = False
                 log.warning("consumer_waits", error=type(error).__name__)

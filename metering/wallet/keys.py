@@ -44,6 +44,7 @@ class OrgKeys:
         self.partition = partition_of(org_id)
         self._tag = f"{{p{self.partition}}}"
         self.mark = mark(self.partition)
+        self.fence = fence(self.partition)
         self.events = events(self.partition)
         self.busy = busy(self.partition)
         self.wallet = f"{self._tag}:wallet:{org_id}"

@@ -124,7 +124,7 @@ class Projector:
         names = keys.OrgKeys(org.org_id)
         states = [part for key in snapshot.keys for part in (key.key_id, key.state)]
         code: int = await self._project(
-            keys=[names.mark, names.wallet, names.key_states, names.open, keys.fence(names.partition)],
+            keys=[names.mark, names.wallet, names.key_states, names.open, names.fence],
             args=[
                 org.org_id,
                 snapshot.revision,

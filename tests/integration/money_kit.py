@@ -1,14 +1,15 @@
 """What the money tests share: real books over a real Valkey and a real SQLite file, and small builders."""
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from redis import Redis as SyncRedis
@@ -24,10 +25,11 @@ from metering.money import parse_mxn
 from metering.ports import ListPrice
 from metering.pricing import Price, Quote, Rate, quote
 from metering.wallet import keys
-from metering.wallet.connection import open_redis
+from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Admission, Caller, Close, Closing, Cut, Verdict, Wallet, WalletLimits
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2036, 11, 22, 18, tzinfo=UTC)
 """Noon in Mexico City, and far ahead: what takes the server's own time never sees a scripted hold run out."""
@@ -127,7 +129,7 @@ class Books:
 
     async def events(self, caller: Caller) -> list[Event]:
         """What the organisation's stream holds, oldest first."""
-        entries = await self.redis.xrange(keys.OrgKeys(caller.org_id).events)
+        entries: Any = await self.redis.xrange(keys.OrgKeys(caller.org_id).events)
         decoded = [decode(fields) for _, fields in entries]
         return [one for one in decoded if one.opened.org_id == caller.org_id]
 
@@ -192,8 +194,18 @@ async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIt
 def dump(url: str) -> dict[bytes, tuple[bytes, int]]:
     """Every key of the Redis with its whole value and the moment at which it expires."""
     with SyncRedis.from_url(url) as redis:
-        names: Iterable[bytes] = redis.scan_iter(count=10_000)  # type: ignore[assignment]  # bytes without a decoder
-        return {name: (redis.dump(name), redis.expiretime(name)) for name in names}  # type: ignore[misc]
+        names: Iterable[bytes] = redis.scan_iter(count=10_000)
+        return {name: (redis.dump(name), redis.expiretime(name)) for name in names}
+
+
+async def patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """As a gateway's customer does: where a wallet is away for a moment, ask again."""
+    for _ in range(5_000):
+        try:
+            return await call()
+        except NotProjected:
+            await asyncio.sleep(0.002)
+    raise AssertionError("away for ten seconds")
 
 
 async def make_groups(redis: Redis) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import orjson
+import structlog
 
 from metering.consumer import Consumer
 from metering.events import Event
@@ -28,7 +29,7 @@ class Stalling(SqliteLedger):
         raise AssertionError
 
 
-async def credits(path: str, org_id: str, first: str, count: str) -> int:
+async def add_credits(path: str, org_id: str, first: str, count: str) -> int:
     """Add numbered credits of 1 micro-MXN; returns how many were new."""
     ledger = SqliteLedger(Path(path))
     added = [
@@ -81,7 +82,7 @@ async def project(url: str, path: str, rounds: str) -> int:
 
 
 COMMANDS = {
-    "credits": credits,
+    "credits": add_credits,
     "book": book,
     "migrate": migrate,
     "admissions": admissions,
@@ -90,5 +91,6 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     result = run(COMMANDS[sys.argv[1]](*sys.argv[2:]))  # type: ignore[operator]  # each takes text
     sys.stdout.buffer.write(orjson.dumps(result))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -17,7 +18,7 @@ from metering.ledger.sqlite import SqliteLedger
 from metering.ports import SetAside
 from metering.verify import verify
 from metering.wallet import keys
-from metering.wallet.wallet import Caller
+from metering.wallet.wallet import Caller, Close, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
     LIMITS,
@@ -28,6 +29,7 @@ from tests.integration.money_kit import (
     event,
     make_groups,
     open_books,
+    patiently,
     start_worker,
     waiting,
 )
@@ -40,12 +42,6 @@ async def stored(path: str) -> bool:
 async def booked(books: Books, caller: Caller) -> tuple[int, int]:
     charged = await books.ledger.charged_up_to(caller.org_id)
     return charged.events, charged.charged_micro_mxn
-
-
-async def until(condition: asyncio.Event, stop: asyncio.Event, *tasks: asyncio.Task[None]) -> None:
-    await asyncio.wait_for(condition.wait(), 20)
-    stop.set()
-    await asyncio.gather(*tasks)
 
 
 def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, tmp_path: Path) -> None:
@@ -139,7 +135,7 @@ def test_a_lost_group_starts_from_the_beginning(redis_url: str, tmp_path: Path) 
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
-            caller = await books.org()
+            caller = await books.org(mxn="100.00")
             stream = keys.OrgKeys(caller.org_id).events
             consumer, stop = books.consumer(), asyncio.Event()
             task = asyncio.create_task(consumer.run(stop))
@@ -300,7 +296,9 @@ def test_race_three_consumers_book_each_event_once(
             projecting = asyncio.create_task(books.projector.run(0.01))
             for i in range(100):
                 for caller in callers:
-                    await books.charge(caller, f"{caller.org_id}-{i}")
+                    name = f"{caller.org_id}-{i}"
+                    assert (await patiently(partial(books.admit, caller, name))).verdict is Verdict.ADMITTED
+                    assert (await patiently(partial(books.settle, caller, name))).close is Close.CHARGED
             for _ in range(2_000):
                 if await waiting(books.redis) == 0:
                     break
@@ -310,9 +308,11 @@ def test_race_three_consumers_book_each_event_once(
             for ledger in ledgers:
                 await ledger.aclose()
             projecting.cancel()
+            await books.projector.round()
             for caller in callers:
                 assert await booked(books, caller) == (100, 100 * UNIT)
-                assert (await books.cut(caller)).charged_micro_mxn == 100 * UNIT
+                cut = await patiently(partial(books.cut, caller))
+                assert cut.charged_micro_mxn == 100 * UNIT
 
     run(work())
 
@@ -355,14 +355,14 @@ def test_a_consumer_waits_for_what_is_away(redis_url: str, tmp_path: Path) -> No
             await books.charge(caller, "r")
             stop, consumer = asyncio.Event(), books.consumer()
             with SyncRedis.from_url(redis_url) as server:
-                server.replicaof("127.0.0.1", 1)  # type: ignore[attr-defined]
+                server.replicaof("127.0.0.1", 1)
                 try:
                     task = asyncio.create_task(consumer.run(stop))
                     await asyncio.wait({task}, timeout=0.3)
                     assert not task.done()
                     assert not consumer.alive
                 finally:
-                    server.replicaof("NO", "ONE")  # type: ignore[attr-defined]
+                    server.replicaof("NO", "ONE")
             for _ in range(500):
                 if await booked(books, caller) == (1, UNIT):
                     break

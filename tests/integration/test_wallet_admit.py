@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis as SyncRedis
@@ -210,7 +211,9 @@ def test_a_denial_by_one_limit_does_not_show_the_other_as_used(redis_url: str, t
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
-            caller = await books.org(mxn="100.00", **{"requests_per_minute": 100, "images_per_minute": 100, limit: 1})
+            caller = await books.org(
+                "acme", "100.00", **{"requests_per_minute": 100, "images_per_minute": 100, limit: 1}
+            )
             assert (await books.admit(caller, "r1")).verdict is Verdict.ADMITTED
             denied = await books.admit(caller, "r2")
             other = denied.images if limit == "requests_per_minute" else denied.requests
@@ -254,7 +257,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             names = keys.OrgKeys(caller.org_id)
             close = [names.mark, names.wallet, names.open, names.hold("open"), names.events, names.closed("open")]
             day = pinned().period
-            calls: dict[str, tuple[list[str], list[object], range]] = {
+            calls: dict[str, tuple[list[str], list[Any], range]] = {
                 "admit_v1": (
                     [names.mark, names.wallet, names.key_states, names.open, names.hold("new"), names.events]
                     + [names.busy, names.closed("new")],
@@ -270,7 +273,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     range(1, 4),
                 ),
                 "project_v1": (
-                    [names.mark, names.wallet, names.key_states, names.open, keys.fence(names.partition)],
+                    [names.mark, names.wallet, names.key_states, names.open, names.fence],
                     [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "who", "key_1", "revoked"],
                     range(1, 11),
                 ),
@@ -359,11 +362,13 @@ def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Pa
             day = pinned().period
 
             async def ask(request: str, latest_us: int) -> int:
-                reply = await script(
+                reply: Any = await script(
                     keys=[names.mark, names.wallet, names.key_states, names.open, names.hold(request), names.events]
                     + [names.busy, names.closed(request)],
-                    args=[NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request, 1, UNIT]
-                    + [1, 10, 10, 60, "{}"],
+                    args=[
+                        *(NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request),
+                        *(1, UNIT, 1, 10, 10, 60, "{}"),
+                    ],
                 )
                 return int(reply[0])
 
@@ -556,7 +561,7 @@ def test_production_takes_the_time_from_redis(redis_url: str, tmp_path: Path) ->
             with SyncRedis.from_url(redis_url) as clock:
 
                 def moment() -> int:
-                    seconds, micro = clock.time()  # type: ignore[misc]  # the synchronous client's own answer
+                    seconds, micro = clock.time()
                     return int(seconds * SECOND_US + micro)
 
                 for i in range(3):

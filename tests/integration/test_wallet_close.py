@@ -292,7 +292,7 @@ def test_an_abandoned_admission_is_voided(redis_url: str, tmp_path: Path) -> Non
 
 
 def test_an_abandonment_waits_for_an_admission_that_may_still_come(redis_url: str, tmp_path: Path) -> None:
-    """It gives up on an unknown order only after the admission's latest moment, and voids one that came late (rule 6)."""
+    """It gives up only after the admission's latest moment, and voids one that came late (rule 6)."""
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:

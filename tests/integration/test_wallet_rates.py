@@ -77,7 +77,7 @@ def test_a_limit_follows_its_table(redis_url: str, tmp_path: Path, what: str, li
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
-            caller = await books.org(mxn="1000.00", **{f"{what}_per_minute": limit})
+            caller = await books.org("acme", "1000.00", **{f"{what}_per_minute": limit})
             for i, (at_us, cost, admitted, *figures) in enumerate(table):
                 books.wallet.at(NOW_US + at_us)
                 answer = await books.admit(caller, f"r{i}", pinned(cost))
@@ -90,7 +90,7 @@ def test_a_limit_follows_its_table(redis_url: str, tmp_path: Path, what: str, li
 
 
 def test_waiting_for_retry_is_enough_and_not_too_long(redis_url: str, tmp_path: Path) -> None:
-    """One microsecond before `retry_us` is over it is still refused; then it is admitted, for every limit from 1 to 60."""
+    """One microsecond before `retry_us` is over it is still refused; then admitted, for every limit from 1 to 60."""
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
@@ -158,7 +158,7 @@ def test_a_new_limit_holds_from_the_next_request_on(redis_url: str, tmp_path: Pa
 
 @pytest.mark.parametrize("back_us", [S, 3600 * S, 5 * 3600 * S])
 def test_a_clock_that_is_set_back_locks_nobody_out_for_long(redis_url: str, tmp_path: Path, back_us: int) -> None:
-    """After a failover to a server whose clock is behind, an organisation is admitted within three minutes (rule 29)."""
+    """After a failover to a server whose clock is behind, one is admitted within three minutes (rule 29)."""
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:

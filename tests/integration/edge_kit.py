@@ -1,0 +1,159 @@
+"""The edge's parts for tests below the whole system: pictures, orders, a scripted wallet, scripted providers."""
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+from PIL import Image
+from redis.asyncio import Redis
+
+from config.catalogue import read_catalogue
+from metering.clock import period_at
+from metering.events import StoredImage
+from metering.pricing import Price, Rate, quote
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Caller, Close, Closing, Wallet, WalletLimits
+from proxy.generations import Job
+from proxy.outcomes import Failure
+from proxy.ports import Call, Chunks, Order, Picture
+
+CATALOGUE = read_catalogue(None)
+FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
+CALLER = Caller("11111111-1111-4111-8111-111111111111", "key")
+
+
+def png(seed: int = 0) -> bytes:
+    """A small picture; each seed's is another."""
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), (seed % 256, 10, 10)).save(out, "png")
+    return out.getvalue()
+
+
+def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:
+    """An order as `wire.parse_order` makes it."""
+    size = fields.get("size", "1024x1024")
+    return Order(model, CATALOGUE.models[model], "un faro", n, size, fields.get("quality"), None)
+
+
+def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s: float = 40.0) -> Job:
+    """An admitted order that may be generated and answered for so many seconds from now."""
+    now_us, now_s = time.time_ns() // 1000, time.monotonic()
+    usd = asked.model.usd_per_image
+    assert usd is not None
+    period = period_at(now_us)
+    price = Price(asked.model_id, usd, CATALOGUE.markup, CATALOGUE.price_book_version)
+    pinned = quote(price, Rate(period.month, Decimal(20), "test"), period, asked.n)
+    ends_us = now_us + int(hold_s * 1_000_000)
+    return Job(uuid4(), CALLER, asked, pinned, now_s + generate_s, now_s + reply_s, ends_us)
+
+
+class ScriptedWallet(Wallet):
+    """One order's ends without a Redis: the first close stands, as the scripts have it.
+
+    `script` holds what happens to the next settlements: `yes`, `refused`, `away` (nothing was done), `unheard` (it was
+    charged, and the answer lost); after them all are `yes`. While `gate` is not set, settlements wait for it.
+    """
+
+    def __init__(self, *script: str) -> None:
+        super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
+        self.script = list(script)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.settling = asyncio.Event()
+        self.settlements = 0
+        self.voids_away = False
+        self.charges: list[tuple[int, tuple[StoredImage, ...]]] = []
+        self.voids: list[str] = []
+
+    async def settle(
+        self, org_id: str, request_id: str, amount_micro_mxn: int, images: tuple[StoredImage, ...], *, latest_us: int
+    ) -> Closing:
+        self.settlements += 1
+        self.settling.set()
+        await self.gate.wait()
+        step = self.script.pop(0) if self.script else "yes"
+        if step == "away":
+            raise WalletAway
+        if step == "refused" or self.voids:
+            return Closing(Close.REFUSED, self.now_us(), 0)
+        if not self.charges:
+            self.charges.append((amount_micro_mxn, images))
+        if step == "unheard":
+            raise WalletAway
+        return Closing(Close.CHARGED, self.now_us(), 7)
+
+    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
+        if self.voids_away:
+            raise WalletAway
+        if self.charges:
+            return Closing(Close.CHARGED, self.now_us(), 7)
+        if not self.voids:
+            self.voids.append(reason)
+        return Closing(Close.VOIDED, self.now_us(), 7)
+
+
+Opener = Callable[[], AsyncIterator[bytes]]
+
+
+def picture(index: int, chunks: Opener, *, concurrent: bool = True) -> Picture:
+    """A picture whose bytes are `chunks()`."""
+
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Chunks]:
+        yield chunks()
+
+    return Picture(index, open_, concurrent)
+
+
+def whole(data: bytes) -> Opener:
+    """All of the bytes at once."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield data
+
+    return chunks
+
+
+def hanging(head: bytes) -> Opener:
+    """The first bytes, and then silence."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield head
+        await asyncio.Event().wait()
+
+    return chunks
+
+
+class ScriptedProvider:
+    """Yields these pictures, then raises the failure if there is one."""
+
+    def __init__(self, *pictures: Picture, then: Exception | None = None) -> None:
+        self._pictures = pictures
+        self._then = then
+
+    async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+        for one in self._pictures:
+            if call.first <= one.index < call.first + call.images:
+                yield one
+        if self._then is not None:
+            raise self._then
+
+
+def files(root: Path) -> set[str]:
+    """Every file below, unpublished ones too."""
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+async def failures_of(provider_call: AsyncGenerator[Picture]) -> Failure | None:
+    """Run a call to its end without reading its pictures; the failure that it ended with, if any."""
+    try:
+        async for _ in provider_call:
+            pass
+    except Failure as failure:
+        return failure
+    return None

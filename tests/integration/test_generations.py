@@ -1,0 +1,615 @@
+"""One generation's end, over a real local store: what is charged, what is kept, what the client is told."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from prometheus_client import REGISTRY
+from starlette.requests import Request
+from starlette.types import Message
+
+from metering.accounts import KEY_PREFIX
+from metering.clock import period_at, utc_now
+from metering.fx import Rates
+from metering.ledger.sqlite import open_sqlite
+from metering.pricing import Quote, Rate
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Admission, Caller, RateState, Verdict
+from proxy.auth import Authenticator
+from proxy.errors import ApiError, Kind
+from proxy.generations import Delivery, Generations, Job, split
+from proxy.images import ImagesEndpoint, Limits
+from proxy.middleware import RequestContext
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Chunks, ImageStore, Picture, Provider
+from proxy.storage.local import LocalStore
+from tests.conftest import run
+from tests.integration.edge_kit import (
+    CALLER,
+    CATALOGUE,
+    FLUX,
+    GPT,
+    ScriptedProvider,
+    ScriptedWallet,
+    files,
+    hanging,
+    job,
+    order,
+    picture,
+    png,
+    whole,
+)
+
+UNIT = 840_000
+"""flux-1.1-pro at FX 20, micro-MXN."""
+
+MOST_IMAGE_BYTES = 100_000
+
+
+@dataclass
+class Ended:
+    """What came of one generation, after its last task."""
+
+    delivery: Delivery | None
+    error: ApiError | None
+    took_s: float
+
+
+async def generate(
+    wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job, store: ImageStore | None = None
+) -> Ended:
+    generations = Generations(wallet, store or LocalStore(root), {"fal": provider, "openai": provider}, MOST_IMAGE_BYTES)
+    began_s = time.monotonic()
+    delivery, error = None, None
+    try:
+        delivery = await generations.start(asked)
+    except ApiError as caught:
+        error = caught
+    took_s = time.monotonic() - began_s
+    await generations.drain()
+    return Ended(delivery, error, took_s)
+
+
+def paths(asked: Job, *indexes: int) -> set[str]:
+    return {f"{CALLER.org_id}/{asked.hold_id}/{index}.png" for index in indexes}
+
+
+def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> None:
+    """In the order of its numbers, whatever came first; bytes, size and hash are those of the upstream."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=3))
+        provider = ScriptedProvider(*(picture(index, whole(png(index))) for index in (2, 0, 1)))
+        ended = await generate(wallet, tmp_path, provider, asked)
+        assert ended.delivery is not None
+        assert [image.path for image in ended.delivery.images] == sorted(paths(asked, 0, 1, 2))
+        assert [(tmp_path / image.path).read_bytes() for image in ended.delivery.images] == [png(i) for i in range(3)]
+        assert (ended.delivery.cost_micro_mxn, ended.delivery.available_micro_mxn) == (3 * UNIT, 7)
+        assert wallet.charges == [(3 * UNIT, ended.delivery.images)] and not wallet.voids
+
+    run(work())
+
+
+@pytest.mark.parametrize("concurrent", [True, False])
+def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, concurrent: bool) -> None:
+    """Two of three (rule 5): the third, cut off while it arrived, leaves nothing behind."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=3), generate_s=0.3, reply_s=5)
+        streams = [whole(png(0)), whole(png(1)), hanging(png(2)[:40])]
+        pictures = [picture(index, chunks, concurrent=concurrent) for index, chunks in enumerate(streams)]
+        ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
+        assert ended.delivery is not None and ended.took_s < 1
+        assert {image.path for image in ended.delivery.images} == files(tmp_path) == paths(asked, 0, 1)
+        assert [amount for amount, _ in wallet.charges] == [2 * UNIT] and not wallet.voids
+
+    run(work())
+
+
+def test_at_the_deadline_without_an_image_the_order_is_void(tmp_path: Path) -> None:
+    """504, nothing charged, nothing left."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=8), generate_s=0.1, reply_s=5)
+        provider = ScriptedProvider(*(picture(index, hanging(b"")) for index in range(8)))
+        ended = await generate(wallet, tmp_path, provider, asked)
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+        assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
+
+    run(work())
+
+
+@pytest.mark.parametrize("late_s", [0.0, -5.0])
+def test_an_order_whose_time_is_over_before_it_begins_is_void(tmp_path: Path, late_s: float) -> None:
+    """Nothing is asked of the upstream."""
+    asked_upstream = []
+
+    class Counting(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            asked_upstream.append(call)
+            await asyncio.sleep(0.01)
+            yield picture(0, whole(png()))
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        ended = await generate(wallet, tmp_path, Counting(), job(order(), generate_s=late_s, reply_s=late_s))
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE
+        assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
+
+    run(work())
+    assert asked_upstream == []
+
+
+def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path: Path) -> None:
+    """An upstream that lets go of its call too late: error, void, and the stored image is removed."""
+
+    class Clinging(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            yield picture(0, whole(png()), concurrent=False)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.3)
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        ended = await generate(wallet, tmp_path, Clinging(), job(order(n=2), generate_s=0.1, reply_s=0.2))
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE
+        assert (wallet.settlements, wallet.voids, files(tmp_path)) == (0, ["not_settled"], set())
+
+    run(work())
+
+
+# --- settlement -------------------------------------------------------------------------------------------------------
+
+
+def one_image() -> ScriptedProvider:
+    return ScriptedProvider(picture(0, whole(png())))
+
+
+@pytest.mark.parametrize("step", ["yes", "away", "refused", "unheard"])
+def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path, step: str) -> None:
+    """The close that has begun goes on to its own end (rule 9): charged with its image, or void without."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
+        wallet.gate.clear()
+        generations = Generations(wallet, LocalStore(tmp_path), {"fal": one_image()}, MOST_IMAGE_BYTES)
+        task = generations.start(asked)
+        await wallet.settling.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        wallet.gate.set()
+        await generations.drain()
+        if step == "refused":
+            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+        else:
+            assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
+
+    run(work())
+
+
+def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
+    """The upstream's call is left, nothing is charged, and drain waits for the void."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        reading = asyncio.Event()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield png()[:40]
+            reading.set()
+            await asyncio.Event().wait()
+
+        generations = Generations(
+            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}, MOST_IMAGE_BYTES
+        )
+        task = generations.start(job(order()))
+        await reading.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await generations.drain()
+        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["fault"], set())
+
+    run(work())
+
+
+def test_a_settlement_is_repeated_until_redis_answers(tmp_path: Path) -> None:
+    """Two tries without a verdict, then a yes: one charge, and a 200."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet("away", "unheard"), job(order())
+        ended = await generate(wallet, tmp_path, one_image(), asked)
+        assert ended.delivery is not None and wallet.settlements == 3
+        assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
+
+    run(work())
+
+
+def test_a_refused_settlement_is_an_error_without_images(tmp_path: Path) -> None:
+    """The hold had died: the order is void and its images are removed."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet("refused")
+        ended = await generate(wallet, tmp_path, one_image(), job(order()))
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+        assert (wallet.settlements, wallet.voids, files(tmp_path)) == (1, ["not_settled"], set())
+
+    run(work())
+
+
+def test_a_settlement_without_a_verdict_is_an_error_and_a_void(tmp_path: Path) -> None:
+    """Redis away until the reply is due, then back: the client has its error in time, and pays nothing."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet(*["away"] * 100)
+        ended = await generate(wallet, tmp_path, one_image(), job(order(), generate_s=0.2, reply_s=0.4))
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and ended.took_s < 0.7
+        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+
+    run(work())
+
+
+def test_a_charge_that_came_through_after_an_error_keeps_its_images_and_is_counted(tmp_path: Path) -> None:
+    """Every charge has its images (rule 11), and somebody is told."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet("unheard", *["away"] * 100), job(order(), generate_s=0.2, reply_s=0.4)
+        before = counted("ghub_charged_after_error_total")
+        ended = await generate(wallet, tmp_path, one_image(), asked)
+        assert ended.error is not None
+        assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
+        assert counted("ghub_charged_after_error_total") == before + 1
+
+    run(work())
+
+
+def test_images_stay_where_nobody_ever_said_whether_they_were_charged(tmp_path: Path) -> None:
+    """The settlement was charged unheard and Redis stays away until the hold's end: the charge keeps its images."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet("unheard", *["away"] * 100)
+        wallet.voids_away = True
+        asked = job(order(), generate_s=0.1, reply_s=0.2, hold_s=0.5)
+        ended = await generate(wallet, tmp_path, one_image(), asked)
+        assert ended.error is not None
+        assert (len(wallet.charges), files(tmp_path)) == (1, paths(asked, 0))
+
+    run(work())
+
+
+def counted(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0.0
+
+
+# --- failures of parts ------------------------------------------------------------------------------------------------
+
+
+def test_the_store_fails_for_one_of_three_and_two_are_charged(tmp_path: Path) -> None:
+    """What could not be stored is neither delivered nor charged, and leaves nothing behind."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=3))
+        blocked = tmp_path / CALLER.org_id / asked.hold_id / "1.png"
+        blocked.mkdir(parents=True)  # a file cannot be renamed over a folder
+        ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), asked)
+        assert ended.delivery is not None
+        assert {image.path for image in ended.delivery.images} == files(tmp_path) == paths(asked, 0, 2)
+        assert [amount for amount, _ in wallet.charges] == [2 * UNIT]
+
+    run(work())
+
+
+def test_the_store_fails_for_all_and_nothing_is_charged(tmp_path: Path) -> None:
+    """502, void, and no retry: the images were made."""
+
+    async def work() -> None:
+        (tmp_path / CALLER.org_id).write_text("a file where the organisation's folder should be")
+        wallet = ScriptedWallet()
+        ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), job(order(n=3)))
+        assert ended.error is not None and ended.error.kind is Kind.PROVIDER and not ended.error.retry
+        assert (wallet.voids, wallet.settlements) == (["store_failed"], 0)
+
+    run(work())
+
+
+def three() -> list[Picture]:
+    return [picture(index, whole(png(index))) for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "kind"),
+    [
+        (Failure(Outcome.CONTENT_POLICY), "content_policy", Kind.CONTENT_POLICY),
+        (Failure(Outcome.RATE_LIMITED, retry_after_s=2), "rate_limited", Kind.PROVIDER),
+        (RuntimeError("a fault in the adapter"), "fault", Kind.INTERNAL),
+        (KeyError("model"), "fault", Kind.INTERNAL),
+        (TimeoutError(), "fault", Kind.INTERNAL),
+        (OSError("disk"), "fault", Kind.INTERNAL),
+        (StopAsyncIteration(), "fault", Kind.INTERNAL),
+        (None, "no_image", Kind.PROVIDER),
+    ],
+)
+def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
+    tmp_path: Path, failure: Exception | None, reason: str, kind: Kind
+) -> None:
+    """With its reason; what nobody foresaw is a fault of ours."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        ended = await generate(wallet, tmp_path, ScriptedProvider(then=failure), job(order()))
+        assert ended.error is not None and ended.error.kind is kind
+        assert (wallet.voids, wallet.settlements, files(tmp_path)) == ([reason], 0, set())
+
+    run(work())
+
+
+@pytest.mark.parametrize("failure", [Failure(Outcome.CONTENT_POLICY), RuntimeError("a fault"), None])
+def test_what_came_before_a_failure_is_delivered_and_charged(tmp_path: Path, failure: Exception | None) -> None:
+    """Three of four."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=4))
+        ended = await generate(wallet, tmp_path, ScriptedProvider(*three(), then=failure), asked)
+        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 1, 2)
+        assert [amount for amount, _ in wallet.charges] == [3 * UNIT]
+
+    run(work())
+
+
+def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path) -> None:
+    """At the deadline, with one image stored: it is charged, and the order does not hang in the air."""
+
+    class Faulty(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            try:
+                yield picture(0, whole(png()), concurrent=False)
+                yield picture(1, hanging(png()[:40]), concurrent=False)
+            finally:
+                raise RuntimeError("a fault at the end")
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=0.2, reply_s=5)
+        ended = await generate(wallet, tmp_path, Faulty(), asked)
+        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
+        assert [amount for amount, _ in wallet.charges] == [UNIT]
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "bad_image"),
+        (b"<html>", "bad_image"),
+        (b"\x89PN", "bad_image"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * MOST_IMAGE_BYTES, "bad_image"),
+    ],
+)
+def test_what_is_no_image_or_too_large_is_not_stored(tmp_path: Path, data: bytes, reason: str) -> None:
+    """Nothing of it is published."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        ended = await generate(wallet, tmp_path, ScriptedProvider(picture(0, whole(data))), job(order()))
+        assert ended.error is not None and ended.error.kind is Kind.PROVIDER
+        assert (wallet.voids, files(tmp_path)) == ([reason], set())
+
+    run(work())
+
+
+def test_a_picture_that_is_whole_counts_although_its_source_fails_at_the_end(tmp_path: Path) -> None:
+    """It is stored and complete: delivered and charged, not left behind."""
+
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Chunks]:
+        yield whole(png())()
+        raise Failure(Outcome.FETCH_FAILED, "while closing")
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order())
+        ended = await generate(wallet, tmp_path, ScriptedProvider(Picture(0, open_, concurrent=True)), asked)
+        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
+
+    run(work())
+
+
+def test_a_fault_while_one_picture_arrives_leaves_the_others_alone(tmp_path: Path) -> None:
+    """Its own end, not theirs."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield png(1)[:40]
+        raise ZeroDivisionError
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=3))
+        provider = ScriptedProvider(three()[0], picture(1, broken), three()[2])
+        ended = await generate(wallet, tmp_path, provider, asked)
+        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 2)
+
+    run(work())
+
+
+def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path: Path) -> None:
+    """The client has its error at once; drain waits until the void is through."""
+
+    async def work() -> None:
+        wallet = ScriptedWallet()
+        wallet.voids_away = True
+        generations = Generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}, MOST_IMAGE_BYTES)
+        with pytest.raises(ApiError):
+            await generations.start(job(order()))
+        draining = asyncio.create_task(generations.drain())
+        await asyncio.sleep(0.3)
+        assert not draining.done() and wallet.voids == []
+        wallet.voids_away = False
+        await draining
+        assert wallet.voids == ["no_image"]
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "calls"),
+    [
+        (FLUX, 1, [(0, 1)]),
+        (FLUX, 4, [(0, 4)]),
+        (FLUX, 5, [(0, 4), (4, 1)]),
+        (FLUX, 8, [(0, 4), (4, 4)]),
+        (GPT, 1, [(0, 1)]),
+        (GPT, 8, [(0, 8)]),
+    ],
+)
+def test_an_order_is_split_into_what_the_model_makes_at_once(model: str, n: int, calls: list[tuple[int, int]]) -> None:
+    """Numbered through, and as many as were ordered."""
+    assert [(call.first, call.images) for call in split(order(model, n))] == calls
+
+
+# --- the client's side ------------------------------------------------------------------------------------------------
+
+
+class Door(ScriptedWallet):
+    """A scripted wallet that knows the caller, and admits after `opening`."""
+
+    def __init__(self, *script: str) -> None:
+        super().__init__(*script)
+        self.opening = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.away = False
+
+    async def key(self, key_hash: str) -> Caller | None:
+        return CALLER
+
+    async def admit(self, caller: Caller, request_id: str, quote: Quote, opened: bytes, *, life_s: float) -> Admission:
+        self.asked.set()
+        await self.opening.wait()
+        if self.away:
+            raise WalletAway
+        state = RateState(600, 599, 1)
+        return Admission(Verdict.ADMITTED, self.now_us(), 0, state, state, 0)
+
+
+@asynccontextmanager
+async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterator[tuple[ImagesEndpoint, Generations]]:
+    """The hot path over this wallet and this provider; its generations are over at the end."""
+    ledger = open_sqlite(f"sqlite:///{root / 'ledger.db'}")
+    await ledger.migrate()
+    await ledger.add_rate(Rate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
+    rates = Rates(ledger, grace_h=0)
+    await rates.refresh()
+    generations = Generations(wallet, LocalStore(root / "images"), {"fal": provider}, MOST_IMAGE_BYTES)
+    images = ImagesEndpoint(
+        Authenticator(wallet, 10),
+        CATALOGUE,
+        rates,
+        wallet,
+        generations,
+        Limits(body_bytes=10_000, body_s=5, deadline_s=5),
+        refusal=lambda: None,
+        price_book="test",
+        public_url="https://images.test",
+        region="test",
+        topup_url=None,
+    )
+    yield images, generations
+    await generations.drain()
+    await ledger.aclose()
+
+
+def request() -> Request:
+    """An order for one image."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b'{"model":"fal/flux-1.1-pro","prompt":"x"}', "more_body": False}
+
+    headers = [(b"authorization", f"Bearer {KEY_PREFIX}{'0' * 32}".encode())]
+    return Request({"type": "http", "headers": headers, "ghub": RequestContext()}, receive)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_client_that_is_gone_stops_nothing_and_leaves_no_noise(tmp_path: Path, fails: bool) -> None:
+    """The generation ends as it would have; no exception is reported as never retrieved."""
+    noise: list[dict[str, Any]] = []
+
+    class Waiting(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            started.set()
+            await go_on.wait()
+            if fails:
+                raise Failure(Outcome.OVERLOADED)
+            yield picture(0, whole(png()))
+
+    async def work() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+        wallet = Door()
+        wallet.opening.set()
+        async with endpoint(wallet, tmp_path, Waiting()) as (images, generations):
+            asking = asyncio.create_task(images.create(request()))
+            await started.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            go_on.set()
+            await generations.drain()
+            del asking
+            gc.collect()
+            await asyncio.sleep(0)
+            assert (len(wallet.charges), wallet.voids) == ((0, ["overloaded"]) if fails else (1, []))
+            assert len(files(tmp_path / "images")) == (0 if fails else 1)
+
+    started, go_on = asyncio.Event(), asyncio.Event()
+    run(work())
+    assert noise == []
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: bool) -> None:
+    """Redis gave no answer in time, or the request was cancelled while it was asked (rule 6)."""
+
+    async def work() -> None:
+        wallet = Door()
+        wallet.away = away
+        async with endpoint(wallet, tmp_path, ScriptedProvider()) as (images, generations):
+            asking = asyncio.create_task(images.create(request()))
+            await wallet.asked.wait()
+            if away:
+                wallet.opening.set()
+                with pytest.raises(ApiError) as caught:
+                    await asking
+                assert caught.value.kind is Kind.UNAVAILABLE
+            else:
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+            await generations.drain()
+            assert wallet.voids == ["admission_unread"]
+
+    run(work())
+
+
+def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
+    """The URL, the cost, the balance and the rates."""
+
+    async def work() -> None:
+        wallet = Door()
+        wallet.opening.set()
+        async with endpoint(wallet, tmp_path, one_image()) as (images, _):
+            reply = await images.create(request())
+        assert reply.status_code == 200
+        (url,) = [row["url"] for row in orjson.loads(bytes(reply.body))["data"]]
+        assert files(tmp_path / "images") == {url.removeprefix("https://images.test/")}
+        assert reply.headers["x-geekhub-cost-mxn"] == "0.84"
+        assert reply.headers["x-geekhub-balance-mxn"] == "0.000007"
+        assert reply.headers["x-ratelimit-remaining-requests"] == "599"
+
+    run(work())

@@ -1,0 +1,214 @@
+"""Bodies become orders, or errors that name their field; results become OpenAI's JSON."""
+
+import json
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from config.catalogue import read_catalogue
+from proxy.errors import ApiError, Kind
+from proxy.ports import Order
+from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, USER_CHARACTERS, images_reply, parse_order
+
+CATALOGUE = read_catalogue(None)
+FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
+FIELDS = ("model", "prompt", "n", "size", "quality", "response_format", "stream", "user")
+
+
+def parsed(**fields: Any) -> Order:
+    return parse_order(json.dumps({"model": FLUX, "prompt": "x", **fields}).encode(), CATALOGUE)
+
+
+def refused(body: bytes) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_order(body, CATALOGUE)
+    return caught.value
+
+
+def test_the_smallest_order_has_the_published_defaults() -> None:
+    """One image, 1024x1024, no quality and no user."""
+    assert parsed() == Order(FLUX, CATALOGUE.models[FLUX], "x", 1, "1024x1024", None, None)
+
+
+def test_every_field_is_taken_over() -> None:
+    """As the customer wrote it; quality in the upstream's word."""
+    order = parsed(
+        model=GPT, prompt=" un faro ", n=8, size="1536x1024", quality="hd", response_format="url", stream=False, user="u1"
+    )
+    assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", "u1")
+
+
+@pytest.mark.parametrize("field", FIELDS[2:])
+def test_null_is_unset(field: str) -> None:
+    """The order is the same as without the field."""
+    assert parsed(**{field: None}) == parsed()
+
+
+@pytest.mark.parametrize("field", FIELDS[:2])
+def test_null_for_a_required_field_is_its_absence(field: str) -> None:
+    """The error is the one for a missing field."""
+    fields = {"model": FLUX, "prompt": "x", field: None}
+    error = refused(json.dumps(fields).encode())
+    assert (error.kind, error.param, error.message) == (Kind.INVALID_REQUEST, field, f"`{field}` is required.")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": " \n\t"}, "prompt"),
+        ({"prompt": "x" * (PROMPT_CHARACTERS + 1)}, "prompt"),
+        ({"prompt": ["x"]}, "prompt"),
+        ({"n": 0}, "n"),
+        ({"n": -1}, "n"),
+        ({"n": MAX_IMAGES + 1}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": "1"}, "n"),
+        ({"n": 10**40}, "n"),
+        ({"size": ""}, "size"),
+        ({"size": "1024X1024"}, "size"),
+        ({"size": "1536x1024"}, "size"),
+        ({"size": 1024}, "size"),
+        ({"model": GPT, "size": "1024x768"}, "size"),
+        ({"model": GPT, "quality": "best"}, "quality"),
+        ({"model": GPT, "quality": "High"}, "quality"),
+        ({"quality": 1}, "quality"),
+        ({"response_format": "b64_json"}, "response_format"),
+        ({"response_format": 1}, "response_format"),
+        ({"stream": True}, "stream"),
+        ({"stream": 0}, "stream"),
+        ({"user": "u" * (USER_CHARACTERS + 1)}, "user"),
+        ({"user": 7}, "user"),
+        ({"negative_prompt": "y"}, "negative_prompt"),
+        ({"k" * 500: 1}, "k" * 64),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
+    """400, with the field as `param` and in the message."""
+    error = refused(json.dumps({"model": FLUX, "prompt": "x", **fields}).encode())
+    assert (error.kind, error.param, error.retry) == (Kind.INVALID_REQUEST, param, False)
+    assert f"`{param}`" in error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"[]", b'"x"', b"1", b"null", b"\xff", b'{"a":1}{"a":1}', b'{"n":NaN}', b'{"prompt":"\\ud800"}'),
+        *(b"[" * 60_000, b'{"a":' * 10_000, b"\xef\xbb\xbf{}"),
+    ],
+)
+def test_what_is_no_json_object_is_refused_without_a_field(body: bytes) -> None:
+    """400 that speaks of the body."""
+    error = refused(body)
+    assert (error.kind, error.param) == (Kind.INVALID_REQUEST, None)
+    assert "body" in error.message
+
+
+@pytest.mark.parametrize("model", ["", "flux-1.1-pro", "fal/flux-1.1-pro ", "FAL/FLUX-1.1-PRO", "x" * 1000, "é\n"])
+def test_an_unknown_model_is_404(model: str) -> None:
+    """Its name is repeated, shortened."""
+    error = refused(json.dumps({"model": model, "prompt": "x"}).encode())
+    assert (error.kind, error.param) == (Kind.MODEL_NOT_FOUND, "model")
+    assert model[:64] in error.message and len(error.message) < 150
+
+
+def test_a_model_without_a_price_is_refused_and_never_free() -> None:
+    """404 before anything is asked of an upstream."""
+    unpriced = CATALOGUE.models[FLUX].model_copy(update={"usd_per_image": None})
+    catalogue = CATALOGUE.model_copy(update={"models": {FLUX: unpriced}})
+    with pytest.raises(ApiError, match="no price") as caught:
+        parse_order(b'{"model":"fal/flux-1.1-pro","prompt":"x"}', catalogue)
+    assert caught.value.kind is Kind.MODEL_NOT_FOUND
+
+
+def test_the_prompt_is_counted_in_characters() -> None:
+    """4,000 of them are taken, however many bytes each has."""
+    assert parsed(prompt="𝄞" * PROMPT_CHARACTERS).prompt == "𝄞" * PROMPT_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("auto", "auto"),
+        ("standard", "medium"),
+        ("hd", "high"),
+        (None, None),
+    ],
+)
+def test_quality_is_sent_in_the_word_of_a_model_that_has_it(asked: str | None, sent: str | None) -> None:
+    """gpt-image-1 takes its own words, and OpenAI's older two."""
+    assert parsed(model=GPT, quality=asked).quality == sent
+
+
+@pytest.mark.parametrize("asked", ["standard", "hd", "low", "nonsense", ""])
+def test_quality_is_passed_over_by_a_model_that_has_none(asked: str) -> None:
+    """Any word is taken, none is sent."""
+    assert parsed(quality=asked).quality is None
+
+
+@pytest.mark.parametrize("model", CATALOGUE.models)
+def test_every_size_of_the_catalogue_is_taken(model: str) -> None:
+    """And `auto` is 1024x1024."""
+    for size in CATALOGUE.models[model].sizes:
+        assert parsed(model=model, size=size).size == size
+    assert parsed(model=model, size="auto").size == "1024x1024"
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=10),
+    st.sampled_from([FLUX, GPT, "1024x1024", "hd", "url", "auto", "x" * 5000]),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.none(), max_size=2),
+)
+BODIES = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), VALUES, max_size=6)
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(body=BODIES, base=st.sampled_from([{}, {"model": FLUX, "prompt": "x"}, {"model": GPT, "prompt": "x"}]))
+def test_any_json_is_an_order_or_names_a_field(body: dict[str, Any], base: dict[str, Any]) -> None:
+    """An order keeps its promises to everything behind it; an error is a 400 or 404 with a field that the body lacks or
+    has."""
+    fields = base | body
+    try:
+        order = parse_order(json.dumps(fields).encode(), CATALOGUE)
+    except ApiError as error:
+        assert error.kind in (Kind.INVALID_REQUEST, Kind.MODEL_NOT_FOUND) and not error.retry
+        assert error.param in ("model", "prompt") or error.param in {name[:64] for name in fields}
+        return
+    assert order.model is CATALOGUE.models[order.model_id]
+    assert type(order.n) is int and 1 <= order.n <= MAX_IMAGES
+    assert order.size in order.model.sizes
+    assert order.quality is None or order.quality in order.model.qualities.values()
+    assert order.prompt.strip() and len(order.prompt) <= PROMPT_CHARACTERS
+    assert isinstance(order.model.usd_per_image, Decimal)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_any_bytes_are_refused_with_an_error_of_ours(body: bytes) -> None:
+    """Nothing but ApiError comes out of noise."""
+    assert refused(body).kind is Kind.INVALID_REQUEST
+
+
+def test_the_reply_has_the_published_form() -> None:
+    """OpenAI's list of URLs, with our id and model beside it."""
+    body = images_reply("req_1", 1782412958, FLUX, ["https://a/0.jpg", "https://a/1.jpg"])
+    assert orjson.loads(body) == {
+        "id": "req_1",
+        "object": "list",
+        "created": 1782412958,
+        "model": FLUX,
+        "data": [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}],
+    }
