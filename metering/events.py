@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
-from metering.money import MAX_MICRO_MXN, format_rate
+from metering.money import MAX_MICRO_MXN, format_rate, measured_micro_mxn, unit_price_micro_mxn
 from metering.pricing import Quote
 
 VERSION = 1
@@ -26,6 +26,7 @@ class EventError(ValueError):
 class Proof:
     """How the unit price came about; decimals are canonical strings."""
 
+    variant: str
     usd_per_image: str
     price_book: str
     markup: str
@@ -70,7 +71,10 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One order, ended. `number` counts an organisation's events from 1 without a gap."""
+    """One order, ended. `number` counts an organisation's events from 1 without a gap.
+
+    `usd_measured` is the provider's own figure for the whole order, where the price depends on it.
+    """
 
     number: int
     opened: Opened
@@ -81,6 +85,7 @@ class Event:
     admitted_us: int
     ended_us: int
     images: tuple[StoredImage, ...]
+    usd_measured: str | None = None
 
     @property
     def event_id(self) -> str:
@@ -95,6 +100,7 @@ _TYPES: Mapping[type, Mapping[str, Any]] = {kind: get_type_hints(kind) for kind 
 def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
     """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region."""
     proof = Proof(
+        variant=quote.price.variant,
         usd_per_image=format_rate(quote.price.usd_per_image),
         price_book=quote.price.price_book,
         markup=format_rate(quote.price.markup),
@@ -123,6 +129,15 @@ def encode_images(images: tuple[StoredImage, ...]) -> bytes:
     return orjson.dumps([asdict(image) for image in images])
 
 
+def recompute(event: Event) -> int:
+    """The amount in micro-MXN by the event's own proof, from the list price on."""
+    usd, markup, mxn_per_usd = event.opened.proof.decimals()
+    quoted = unit_price_micro_mxn(usd, markup, mxn_per_usd) * event.quantity
+    if event.usd_measured is None:
+        return quoted
+    return measured_micro_mxn(Decimal(event.usd_measured), markup, mxn_per_usd, quoted)
+
+
 def decode(fields: Mapping[bytes, bytes]) -> Event:
     """A stream entry → event. Raises EventError; a foreign or damaged entry must never reach the ledger."""
     try:
@@ -143,6 +158,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             admitted_us=int(fields[b"admitted_us"]),
             ended_us=int(fields[b"ended_us"]),
             images=tuple(_row(StoredImage, image) for image in orjson.loads(fields[b"images"])),
+            usd_measured=fields[b"usd_measured"].decode() or None,
         )
         _check(event)
     except KeyError as error:
@@ -165,8 +181,13 @@ def _row(kind: type[RowT], values: Any) -> RowT:
 def _check(event: Event) -> None:
     """What the record would refuse, or what nobody could recompute."""
     proof = event.opened.proof
-    if event.amount_micro_mxn != event.quantity * proof.unit_micro_mxn:
+    quoted = event.quantity * proof.unit_micro_mxn
+    if event.usd_measured is None and event.amount_micro_mxn != quoted:
         raise EventError("amount: is not quantity × unit price")
+    if event.usd_measured is not None and not 0 < event.amount_micro_mxn <= quoted:
+        raise EventError("amount: is not from 1 up to quantity × unit price")
+    if event.usd_measured is not None and not (0 <= Decimal(event.usd_measured) < MAX_MICRO_MXN):
+        raise EventError("usd_measured: is no figure in USD")
     if event.quantity != len(event.images):
         raise EventError("quantity: is not the number of stored images")
     if not 0 <= event.quantity <= event.opened.images or (event.end == "charge") != (event.quantity > 0):

@@ -26,6 +26,7 @@ COLUMNS = (
     "region",
     "images_asked",
     "quantity",
+    "variant",
     "usd_per_image",
     "price_book",
     "markup",
@@ -33,6 +34,7 @@ COLUMNS = (
     "fx_month",
     "fx_source",
     "unit_mxn",
+    "usd_measured",
     "amount_mxn",
     "images",
 )
@@ -58,6 +60,7 @@ def row(event: Event) -> tuple[str | int, ...]:
         opened.region,
         opened.images,
         event.quantity,
+        proof.variant,
         proof.usd_per_image,
         proof.price_book,
         proof.markup,
@@ -65,6 +68,7 @@ def row(event: Event) -> tuple[str | int, ...]:
         proof.fx_month,
         _text(proof.fx_source),
         format_mxn(proof.unit_micro_mxn),
+        event.usd_measured or "",
         format_mxn(event.amount_micro_mxn),
         " ".join(image.path for image in event.images),
     )

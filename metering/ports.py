@@ -84,10 +84,11 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class ListPrice:
-    """One row of an immutable price book."""
+    """One row of an immutable price book; `variant` is empty where a model has one price for everything."""
 
     model: str
     usd_per_image: Decimal
+    variant: str = ""
 
 
 class Ledger(Protocol):
@@ -122,5 +123,5 @@ class Ledger(Protocol):
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
     async def count_set_aside(self) -> int: ...
-    async def price_rows(self) -> dict[tuple[str, str], tuple[Decimal, Decimal]]: ...
+    async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...
     def events(self, *, org_id: str | None = None, month: str | None = None) -> AsyncIterator[Event]: ...

@@ -4,17 +4,21 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from metering.clock import Period
-from metering.money import unit_price_micro_mxn
+from metering.money import measured_micro_mxn, unit_price_micro_mxn
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One model's list price in one version of the price book."""
+    """One model's list price in one version of the price book.
+
+    `variant` is the row's size and quality where the price depends on them, else empty.
+    """
 
     model: str
     usd_per_image: Decimal
     markup: Decimal
     price_book: str
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,19 @@ class Quote:
     def total_micro_mxn(self) -> int:
         """The worst case: every image delivered. What the hold sets aside."""
         return self.unit_micro_mxn * self.images
+
+    def charge_micro_mxn(self, delivered: int, usd_measured: Decimal | None) -> int:
+        """What `delivered` images cost: their unit prices, or less where the provider reported less in USD."""
+        quoted = self.unit_micro_mxn * delivered
+        if usd_measured is None:
+            return quoted
+        return measured_micro_mxn(usd_measured, self.price.markup, self.rate.mxn_per_usd, quoted)
+
+    def excess_usd(self, delivered: int, usd_measured: Decimal | None) -> Decimal:
+        """By how much the provider's figure is above the list price of what was delivered: our loss, never charged."""
+        if usd_measured is None:
+            return Decimal(0)
+        return max(Decimal(0), usd_measured - self.price.usd_per_image * delivered)
 
 
 def quote(price: Price, rate: Rate, period: Period, images: int) -> Quote:

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from metering.events import Event
-from metering.money import format_mxn, unit_price_micro_mxn
+from metering.events import Event, recompute
+from metering.money import format_mxn
 from metering.ports import Ledger, Org
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Wallet
@@ -83,7 +83,7 @@ async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> li
 async def _proof(
     event: Event,
     rates: set[tuple[str, Decimal]],
-    prices: dict[tuple[str, str], tuple[Decimal, Decimal]],
+    prices: dict[tuple[str, str, str], tuple[Decimal, Decimal]],
     image_exists: ImageExists,
 ) -> list[Difference]:
     if event.end != "charge":
@@ -92,13 +92,12 @@ async def _proof(
     opened, proof = event.opened, event.opened.proof
     usd, markup, fx = proof.decimals()
     where = f"event {event.event_id}"
-    if prices.get((proof.price_book, opened.model)) != (usd, markup):
+    if prices.get((proof.price_book, opened.model, proof.variant)) != (usd, markup):
         found.append(Difference(opened.org_id, f"{where}: price row", f"{usd} × {markup}", "none such"))
     if (proof.fx_month, fx) not in rates:
         found.append(Difference(opened.org_id, f"{where}: rate row", f"{proof.fx_month} {fx}", "none such"))
-    unit = unit_price_micro_mxn(usd, markup, fx)
-    if unit * event.quantity != event.amount_micro_mxn:
-        expected, actual = format_mxn(unit * event.quantity), format_mxn(event.amount_micro_mxn)
+    if recompute(event) != event.amount_micro_mxn:
+        expected, actual = format_mxn(recompute(event)), format_mxn(event.amount_micro_mxn)
         found.append(Difference(opened.org_id, f"{where}: amount", expected, actual))
     for image in event.images:
         if not await image_exists(image.path):

@@ -293,15 +293,18 @@ class SqliteLedger:
                             "add_price",
                             version=version,
                             model=price.model,
+                            variant=price.variant,
                             usd_per_image=format_rate(price.usd_per_image),
                         )
 
         await self._run(work)
 
-    async def price_rows(self) -> dict[tuple[str, str], tuple[Decimal, Decimal]]:
-        """(version, model) → (USD per image, markup)."""
+    async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]:
+        """(version, model, variant) → (USD per image, markup)."""
         rows = await self._run(lambda: self._all("price_rows"))
-        return {(version, model): (Decimal(usd), Decimal(markup)) for version, model, usd, markup in rows}
+        return {
+            (version, model, variant): (Decimal(usd), Decimal(markup)) for version, model, variant, usd, markup in rows
+        }
 
     # --- projection ---
 
@@ -442,6 +445,7 @@ def _event_row(event: Event) -> dict[str, Any]:
         "reason": event.reason,
         "quantity": event.quantity,
         **_fields(proof),
+        "usd_measured": event.usd_measured,
         "amount_micro_mxn": event.amount_micro_mxn,
         "admitted_us": event.admitted_us,
         "ended_us": event.ended_us,
@@ -465,7 +469,7 @@ def _event(row: tuple[Any, ...]) -> Event:
         month,
         region,
     ) = row[:13]
-    (end, reason, quantity, amount, admitted_us, ended_us, images) = row[20:]
+    (end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images) = row[21:]
     return Event(
         number=number,
         opened=Opened(
@@ -481,7 +485,7 @@ def _event(row: tuple[Any, ...]) -> Event:
             day=day,
             month=month,
             region=region,
-            proof=Proof(*row[13:20]),
+            proof=Proof(*row[13:21]),
         ),
         end=end,
         reason=reason,
@@ -490,4 +494,5 @@ def _event(row: tuple[Any, ...]) -> Event:
         admitted_us=admitted_us,
         ended_us=ended_us,
         images=tuple(StoredImage(**image) for image in orjson.loads(images)),
+        usd_measured=usd_measured,
     )

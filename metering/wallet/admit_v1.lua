@@ -61,7 +61,7 @@ end
 
 if code == ADMITTED then
   for _, old in ipairs(expired) do
-    close(org, old, 'expiry', 'hold_expired', 0, 0, '[]', now, remember)
+    close(org, old, 'expiry', 'hold_expired', 0, 0, '', '[]', now, remember)
   end
   available = available - amount
   local expires = now + life

@@ -45,7 +45,7 @@ local function available_at(org, now_us)
 end
 
 -- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered.
-local function close(org, request, ending, reason, quantity, amount, images, now_us, remember_s)
+local function close(org, request, ending, reason, quantity, amount, usd_measured, images, now_us, remember_s)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened')
   local held = tonumber(hold[1])
   local wallet = P .. ':wallet:' .. org
@@ -56,6 +56,7 @@ local function close(org, request, ending, reason, quantity, amount, images, now
   redis.call('HINCRBY', wallet, 'available', held - amount)
   local number = redis.call('HINCRBY', wallet, 'number', 1)
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
-    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images)
+    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
+    'usd_measured', usd_measured)
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount), 'EX', remember_s)
 end

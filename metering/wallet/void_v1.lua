@@ -14,5 +14,5 @@ if before then
 end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0 } end
 if redis.call('EXISTS', KEYS[4]) == 0 then return { UNKNOWN, now, available_at(org, now) } end
-close(org, request, 'void', reason, 0, 0, '[]', now, remember)
+close(org, request, 'void', reason, 0, 0, '', '[]', now, remember)
 return { VOIDED, now, available_at(org, now) }

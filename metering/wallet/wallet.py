@@ -204,8 +204,11 @@ class Wallet:
         images: tuple[StoredImage, ...],
         *,
         latest_us: int,
+        usd_measured: str | None = None,
     ) -> Closing:
         """Charge `amount_micro_mxn` for the stored images and give back the rest of the hold.
+
+        Without `usd_measured`, the provider's own figure, the amount is quantity × unit price; with it, at most that.
 
         Asked again, it gives the same answer. After `latest_us` by Redis `TIME` it writes nothing and says LATE.
         """
@@ -223,6 +226,7 @@ class Wallet:
                     amount_micro_mxn,
                     self._limits.remember_s,
                     encode_images(images),
+                    usd_measured or "",
                 ],
             )
         )

@@ -66,7 +66,7 @@ def pictures(count: int, name: str = "picture") -> tuple[StoredImage, ...]:
 
 def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", name: str = "") -> Event:
     """An event as the consumer has it; its id is made of organisation and number."""
-    proof = Proof("0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT)
+    proof = Proof("", "0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT)
     request_id = name or f"{org_id}-{number}"
     opened = Opened(
         request_id=request_id,

@@ -254,6 +254,7 @@ def poison(caller: Caller) -> list[dict[str, bytes]]:
         "ended_us": b"2",
         "opened": orjson.dumps(opened),
         "images": orjson.dumps(stranger.images),
+        "usd_measured": b"",
     }
     return [{"x": b"1"}, {"opened": b"null"}, {"opened": b"\xff\x00"}, foreign]
 

@@ -55,6 +55,7 @@ def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
             "region": "local",
             "images_asked": "2",
             "quantity": "2",
+            "variant": "",
             "usd_per_image": "0.04",
             "price_book": "2026-11-22+test",
             "markup": "1.05",
@@ -62,6 +63,7 @@ def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
             "fx_month": "2036-11",
             "fx_source": "test",
             "unit_mxn": "0.84",
+            "usd_measured": "",
             "amount_mxn": "1.68",
             "images": f"2026/11/{ORG}-1_0.png 2026/11/{ORG}-1_1.png",
         }

@@ -246,7 +246,7 @@ def test_a_price_book_is_written_once(tmp_path: Path) -> None:
         ledger = await opened(tmp_path / "l.db")
         await ledger.register_prices("book", Decimal("1.05"), [ListPrice("m", Decimal("0.04"))], NOON)
         await ledger.register_prices("book", Decimal("9"), [ListPrice("m", Decimal("9"))], NOON)
-        assert await ledger.price_rows() == {("book", "m"): (Decimal("0.04"), Decimal("1.05"))}
+        assert await ledger.price_rows() == {("book", "m", ""): (Decimal("0.04"), Decimal("1.05"))}
         await ledger.aclose()
 
     run(work())

@@ -265,7 +265,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     + [70_000_000, 10, 10, 60, "{}"],
                     range(1, 14),
                 ),
-                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]"], range(1, 8)),
+                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", ""], range(1, 8)),
                 "void_v1": (close, [NOW_US, caller.org_id, "open", "test", 60], range(1, 6)),
                 "expire_v1": (
                     [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],

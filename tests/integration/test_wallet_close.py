@@ -53,7 +53,7 @@ def test_a_settlement_charges_what_was_delivered_and_gives_back_the_rest(redis_u
                 images=8,
                 day="2036-11-22",
                 month="2036-11",
-                proof=Proof("0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT),
+                proof=Proof("", "0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT),
                 **FACTS,  # type: ignore[arg-type]  # quality is None, all others are text
             )
 

@@ -33,6 +33,7 @@ def entry(**changes: bytes) -> dict[bytes, bytes]:
         b"ended_us": b"2",
         b"opened": encode_opened("r1", ORG, "key_1", pinned, FACTS),
         b"images": encode_images((IMAGE,)),
+        b"usd_measured": b"",
     }
     return usual | {name.encode(): value for name, value in changes.items()}
 
@@ -57,7 +58,7 @@ def test_both_halves_come_back_as_one_event() -> None:
         images=2,
         day="2026-11-22",
         month="2026-11",
-        proof=Proof("0.04", "book", "1.05", "20.00", "2026-11", "test", 840_000),
+        proof=Proof("", "0.04", "book", "1.05", "20.00", "2026-11", "test", 840_000),
         **FACTS,  # type: ignore[arg-type]
     )
     assert (event.number, event.end, event.reason, event.quantity) == (7, "charge", "delivered", 1)

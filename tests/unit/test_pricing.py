@@ -23,3 +23,15 @@ def test_a_quote_names_price_rate_and_day() -> None:
     pinned = quote(price, rate, period_at(NOON_US), 8)
     assert (pinned.unit_micro_mxn, pinned.total_micro_mxn) == (840_000, 6_720_000)
     assert (pinned.price, pinned.rate, pinned.period.month) == (price, rate, "2026-11")
+
+
+def test_a_measured_order_costs_what_was_measured_and_never_more_than_its_quote() -> None:
+    """Rule 22: the smaller of the provider's own figure and the quote; the excess is known, and ours."""
+    price = Price("m", Decimal("0.02"), Decimal("1.05"), "book")
+    order = quote(price, Rate("2026-11", Decimal(20), "test"), period_at(0), 4)
+    assert order.charge_micro_mxn(3, None) == 3 * 420_000
+    assert order.charge_micro_mxn(3, Decimal("0.05")) == 1_050_000
+    assert order.charge_micro_mxn(3, Decimal("0.06")) == order.charge_micro_mxn(3, Decimal("0.60")) == 1_260_000
+    assert order.charge_micro_mxn(3, Decimal(0)) == 1
+    assert order.excess_usd(3, Decimal("0.60")) == Decimal("0.54")
+    assert order.excess_usd(3, Decimal("0.06")) == order.excess_usd(3, None) == 0

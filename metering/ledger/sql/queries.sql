@@ -55,12 +55,12 @@ VALUES (:id, :org_id, :type, :number, :amount_micro_mxn, :at);
 -- name: book_event
 INSERT INTO events (
     event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
-    "end", reason, quantity, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn,
-    amount_micro_mxn, admitted_us, ended_us, images, booked_at
+    "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
+    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
 ) VALUES (
     :event_id, :org_id, :number, :key_id, :model, :provider, :upstream, :size, :quality, :region, :day, :month,
-    :images_asked, :end, :reason, :quantity, :usd_per_image, :price_book, :markup, :mxn_per_usd, :fx_month,
-    :fx_source, :unit_micro_mxn, :amount_micro_mxn, :admitted_us, :ended_us, :images, :booked_at
+    :images_asked, :end, :reason, :quantity, :variant, :usd_per_image, :price_book, :markup, :mxn_per_usd, :fx_month,
+    :fx_source, :unit_micro_mxn, :usd_measured, :amount_micro_mxn, :admitted_us, :ended_us, :images, :booked_at
 ) ON CONFLICT (event_id) DO NOTHING;
 
 -- name: book_consumption
@@ -81,8 +81,8 @@ FROM events WHERE org_id = :org_id AND number <= :number;
 -- name: events
 SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
-    usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason, quantity,
-    amount_micro_mxn, admitted_us, ended_us, images
+    variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
+    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images
 FROM events
 WHERE (:org_id IS NULL OR org_id = :org_id) AND (:month IS NULL OR month = :month)
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -102,7 +102,7 @@ INSERT INTO fx_rates (month, mxn_per_usd, source, at) VALUES (:month, :mxn_per_u
 INSERT INTO price_books (version, markup, at) VALUES (:version, :markup, :at) ON CONFLICT DO NOTHING;
 
 -- name: add_price
-INSERT INTO prices (version, model, usd_per_image) VALUES (:version, :model, :usd_per_image);
+INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :model, :variant, :usd_per_image);
 
 -- name: price_rows
-SELECT p.version, p.model, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
+SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;

@@ -62,6 +62,7 @@ CREATE TABLE events (
     "end"            TEXT NOT NULL CHECK ("end" IN ('charge', 'void', 'expiry')),
     reason           TEXT NOT NULL,
     quantity         INTEGER NOT NULL CHECK (quantity BETWEEN 0 AND images_asked),
+    variant          TEXT NOT NULL,
     usd_per_image    TEXT NOT NULL,
     price_book       TEXT NOT NULL,
     markup           TEXT NOT NULL,
@@ -69,12 +70,14 @@ CREATE TABLE events (
     fx_month         TEXT NOT NULL,
     fx_source        TEXT NOT NULL,
     unit_micro_mxn   INTEGER NOT NULL CHECK (unit_micro_mxn > 0),
-    amount_micro_mxn INTEGER NOT NULL CHECK (amount_micro_mxn = quantity * unit_micro_mxn),
+    usd_measured     TEXT,
+    amount_micro_mxn INTEGER NOT NULL CHECK (amount_micro_mxn BETWEEN 0 AND quantity * unit_micro_mxn),
     admitted_us      INTEGER NOT NULL,
     ended_us         INTEGER NOT NULL,
     images           TEXT NOT NULL,
     booked_at        TEXT NOT NULL,
-    CHECK (("end" = 'charge') = (quantity > 0))
+    CHECK (("end" = 'charge') = (quantity > 0)),
+    CHECK (usd_measured IS NOT NULL OR amount_micro_mxn = quantity * unit_micro_mxn)
 ) STRICT;
 CREATE INDEX events_by_org ON events (org_id, number);
 CREATE INDEX events_by_month ON events (month, org_id, number);
@@ -98,8 +101,9 @@ CREATE TABLE price_books (
 CREATE TABLE prices (
     version       TEXT NOT NULL REFERENCES price_books (version),
     model         TEXT NOT NULL,
+    variant       TEXT NOT NULL,
     usd_per_image TEXT NOT NULL,
-    PRIMARY KEY (version, model)
+    PRIMARY KEY (version, model, variant)
 ) STRICT;
 
 -- The rate of a month is its last row; a month that has begun takes no further row.
