@@ -3,12 +3,14 @@
 import hashlib
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S
 
@@ -33,38 +35,157 @@ def _decimal(value: object) -> Decimal:
 
 
 PositiveDecimal = Annotated[Decimal, BeforeValidator(_decimal)]
-Month = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
+Month = Annotated[str, PydanticField(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
 
 
 class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Field(_Row):
+    """An optional field of OpenAI's API that a model takes: one of `values`, a number up to `most`, or a text."""
+
+    values: Mapping[str, str] | None = None
+    most: Annotated[int, PydanticField(ge=1)] | None = None
+    characters: Annotated[int, PydanticField(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(kind is not None for kind in (self.values, self.most, self.characters)) != 1:
+            raise ValueError("needs exactly one of values, most, characters")
+        return self
+
+
+class TokenPrices(_Row):
+    """USD per million tokens, and the most output tokens of one image by `quality/size` (either may be `*`)."""
+
+    text_input: PositiveDecimal
+    image_output: PositiveDecimal
+    most_input_tokens: Annotated[int, PydanticField(ge=1)]
+    most_output_tokens: Annotated[Mapping[str, int], PydanticField(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The list price of one image: the most it can cost. `measured`: the provider's own figure may make it less."""
+
+    usd_per_image: Decimal
+    variant: str
+    measured: bool
+
+
 class Model(_Row):
-    """One row of the catalogue. `usd_per_image` absent means: not for sale, refused."""
+    """One row of the catalogue. A model without any price is not for sale: refused, never free."""
 
     name: str
     provider: str
     upstream: str
-    images_per_call: Annotated[int, Field(ge=1, le=10)]
     created: date
-    sizes: Annotated[Mapping[str, str], Field(min_length=1)]
+    images_per_call: Annotated[int, PydanticField(ge=1, le=10)]
+    sizes: Annotated[Mapping[str, str], PydanticField(min_length=1)]
     qualities: Mapping[str, str] = {}
+    fields: Mapping[str, Field] = {}
+    always: Mapping[str, str | int | bool] = {}
+    prompt_characters: Annotated[int, PydanticField(ge=1, le=4000)] = 4000
+    deadline_s: Annotated[float, PydanticField(ge=1, le=LONGEST_DEADLINE_S)] | None = None
+    url: str | None = None
+    shutdown_date: date | None = None
+    successor: str | None = None
+
     usd_per_image: PositiveDecimal | None = None
-    deadline_s: Annotated[float, Field(ge=1, le=LONGEST_DEADLINE_S)] | None = None
+    usd_per_image_by: Mapping[str, PositiveDecimal] | None = None
+    usd_per_megapixel: PositiveDecimal | None = None
+    usd_per_million_tokens: TokenPrices | None = None
+    most_usd_per_image: PositiveDecimal | None = None
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Self:
+        kinds = (
+            self.usd_per_image,
+            self.usd_per_image_by,
+            self.usd_per_megapixel,
+            self.usd_per_million_tokens,
+            self.most_usd_per_image,
+        )
+        if sum(kind is not None for kind in kinds) > 1:
+            raise ValueError("has more than one kind of price")
+        for size in self.sizes:
+            for quality in {*self.qualities.values(), None}:
+                if self.priced and self.listed(size, quality) is None:
+                    raise ValueError(f"has no price for size {size}, quality {quality or 'unset'}")
+        return self
+
+    @property
+    def priced(self) -> bool:
+        """Is it for sale?"""
+        kinds = (self.usd_per_image, self.usd_per_image_by, self.usd_per_megapixel)
+        return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
+
+    def listed(self, size: str, quality: str | None) -> Listed | None:
+        """The list price of one image of this size (as customers write it) and quality (as the upstream does)."""
+        if self.usd_per_image is not None:
+            return Listed(self.usd_per_image, "", measured=False)
+        if self.most_usd_per_image is not None:
+            return Listed(self.most_usd_per_image, "", measured=True)
+        variant = f"{quality or '*'}/{size}"
+        if self.usd_per_image_by is not None:
+            usd = _by_variant(self.usd_per_image_by, quality, size)
+            return Listed(usd, variant, measured=False) if usd is not None else None
+        if self.usd_per_megapixel is not None:
+            width, _, height = size.partition("x")
+            # Begun megapixels count as whole ones: what providers do, and never less than they charge.
+            begun = -(-int(width) * int(height) // 1_000_000)
+            return Listed(self.usd_per_megapixel * begun, variant, measured=False)
+        if self.usd_per_million_tokens is not None:
+            return self._listed_by_tokens(self.usd_per_million_tokens, variant, quality, size)
+        return None
+
+    @staticmethod
+    def _listed_by_tokens(prices: TokenPrices, variant: str, quality: str | None, size: str) -> Listed | None:
+        most = _by_variant(prices.most_output_tokens, quality, size)
+        if most is None:
+            return None
+        usd = prices.text_input * prices.most_input_tokens + prices.image_output * most
+        return Listed(usd / 1_000_000, variant, measured=True)
+
+    def usd_of_tokens(self, input_tokens: int, output_tokens: int) -> Decimal | None:
+        """What a reported usage costs at the model's token prices; None where it has none."""
+        prices = self.usd_per_million_tokens
+        if prices is None:
+            return None
+        return (prices.text_input * input_tokens + prices.image_output * output_tokens) / 1_000_000
+
+    def prices(self) -> dict[str, Decimal]:
+        """Every list price that a quote of this model can name, by variant."""
+        listed = [self.listed(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
+        return {row.variant: row.usd_per_image for row in listed if row is not None}
+
+
+ValueT = TypeVar("ValueT", int, Decimal)
+
+
+def _by_variant(table: Mapping[str, ValueT], quality: str | None, size: str) -> ValueT | None:
+    """The row of `quality/size`, in which either may be `*`. A quality that the upstream chooses costs the dearest."""
+    for name in (f"{quality or '*'}/{size}", f"{quality}/*", f"*/{size}", "*/*"):
+        if name in table:
+            return table[name]
+    if quality in (None, "auto"):
+        return max((value for name, value in table.items() if name.endswith((f"/{size}", "/*"))), default=None)
+    return None
 
 
 class Catalogue(_Row):
     """All models, with the price book that they stand in."""
 
-    price_book: Annotated[str, Field(min_length=1, max_length=40)]
+    price_book: Annotated[str, PydanticField(min_length=1, max_length=40)]
     markup: PositiveDecimal
     models: Mapping[str, Model]
 
     @property
     def price_book_version(self) -> str:
         """The book's name and a digest of every price and the markup: two different books never share a version."""
-        prices = sorted((name, str(model.usd_per_image)) for name, model in self.models.items() if model.usd_per_image)
+        models = self.models.items()
+        prices = sorted((name, variant, str(usd)) for name, model in models for variant, usd in model.prices().items())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
 
@@ -72,8 +193,8 @@ class Catalogue(_Row):
 class Plan(_Row):
     """Limits per organisation: requests and images per minute, both whole numbers above zero."""
 
-    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)]
-    images_per_minute: Annotated[int, Field(ge=1, le=1_000_000)]
+    requests_per_minute: Annotated[int, PydanticField(ge=1, le=1_000_000)]
+    images_per_minute: Annotated[int, PydanticField(ge=1, le=1_000_000)]
 
 
 class Plans(_Row):
@@ -85,7 +206,7 @@ class SeedRate(_Row):
 
     month: Month
     mxn_per_usd: PositiveDecimal
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, PydanticField(min_length=1)]
 
 
 class SeedRates(_Row):

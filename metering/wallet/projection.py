@@ -9,6 +9,7 @@ from typing import Literal
 from uuid import uuid4
 
 import structlog
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 _LOST, _FENCED_OFF = 3, 4
 _DONE, _STREAM_HOLDS_EVENTS = 1, 3
+
+BELOW_ZERO = Counter("ghub_balance_below_zero_total", "Projections that left a balance below zero")
 
 FENCE_S = 5
 """A rebuild whose process died, or stood still for so long, is taken over by another."""
@@ -77,6 +80,10 @@ class Projector:
                 log.error("wallet_lost", org=org_id)
                 await self._redis.delete(keys.mark(keys.partition_of(org_id)))
         await self._records(snapshot)
+        available = await self._redis.hget(keys.OrgKeys(org_id).wallet, "available")
+        if available is not None and int(available) < 0:
+            BELOW_ZERO.inc()
+            log.error("balance_below_zero", org=org_id)
 
     async def _rebuild(self, missing: set[int]) -> None:
         """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
