@@ -32,7 +32,17 @@ def set_up_logs(level: str, stream: TextIO) -> None:
         logger_factory=structlog.BytesLoggerFactory(stream.buffer),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=stream, level=max(number, logging.WARNING), format=_LIBRARY_LINE, force=True)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_PlaceOnly(_LIBRARY_LINE))
+    logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
+
+
+class _PlaceOnly(logging.Formatter):
+    """Where a library complained, and neither its words nor a traceback, which may quote a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_info = record.exc_text = record.stack_info = None
+        return super().format(record)
 
 
 def _without_keys(logger: object, method: str, line: bytes) -> bytes:

@@ -37,8 +37,8 @@ REDIS_DECISION_S = 0.1
 REDIS_BACKGROUND_S = 2.0
 """What no customer waits for (projection, consumer, a void that is repeated) may take this long a call."""
 
-REDIS_CONNECTIONS = 64
-"""Per process. A script takes under 0.1 ms, so 64 answer more calls than one core can ask."""
+REDIS_CONNECTIONS = 16
+"""Per process. A script takes under 0.1 ms, so 16 answer more calls than one core can ask."""
 
 MAX_OPEN_HOLDS = 2_000
 """Per organisation: 130 images a second at 15 s each. Bounds what one admission may have to expire (rule 7)."""
@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     fal_url: str = "https://fal.run"
     fal_queue_url: str = "https://queue.fal.run"
     fal_key: SecretStr | None = None
+    xai_url: str = "https://api.x.ai/v1"
+    xai_key: SecretStr | None = None
+    google_url: str | None = None
+    google_key: SecretStr | None = None
+    google_service_account: Path | None = None
+    google_location: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "us-central1"
     image_hosts: str = "v3.fal.media,v3b.fal.media,fal.media"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
@@ -112,7 +118,7 @@ class Settings(BaseSettings):
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     topup_url: str | None = None
 
-    @field_validator("public_url", "openai_url", "fal_url", "fal_queue_url", "topup_url")
+    @field_validator("public_url", "openai_url", "xai_url", "google_url", "fal_url", "fal_queue_url", "topup_url")
     @classmethod
     def _http_address(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://")):

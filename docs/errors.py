@@ -32,6 +32,7 @@ SUCEDIDO = {
     Outcome.CONTENT_POLICY: "El proveedor rechazó el prompt o sus imágenes: política de contenido.",
     Outcome.REFUSED_CONNECTION: "No se puede llegar al proveedor del modelo.",
     Outcome.RATE_LIMITED: "El proveedor del modelo no acepta más trabajo por ahora.",
+    Outcome.BUSY: "El proveedor del modelo está demasiado ocupado para aceptar el trabajo.",
     Outcome.OVERLOADED: "El proveedor del modelo no está disponible.",
     Outcome.NO_ANSWER: "El proveedor del modelo cortó sin dar un resultado.",
     Outcome.REJECTED: "El proveedor del modelo rechazó la petición.",
@@ -72,11 +73,22 @@ still says `false`.
 
 An order is charged for the images that were stored, and for nothing else. If at least one was stored, the answer is a
 200 with those; an order without any ends as one of the other rows, and if its images failed in different ways, as one
-in which the upstream may have begun. The outcome is the reason in the metering event.
+in which the upstream may have begun. The outcome is the reason in the metering event. *Unknown upstream*: bytes were
+sent and no definite answer came; the customer is not charged, and the call is never made again.
 """
 
 KINDS = ("status", "`type`", "`code`", "retry", "when", "cuándo")
-OUTCOMES = ("outcome", "charged", "status", "`code`", "upstream may have accepted it", "retry", "message", "en español")
+OUTCOMES = (
+    "outcome",
+    "end",
+    "tried again by us",
+    "status",
+    "`code`",
+    "upstream may have accepted it",
+    "retry",
+    "message",
+    "en español",
+)
 
 
 def page() -> str:
@@ -85,10 +97,11 @@ def page() -> str:
         (str(row.status), f"`{row.type}`", f"`{row.code}`", _yes(row.retry), row.when, CUANDO[kind])
         for kind, row in ((kind, kind.value) for kind in Kind)
     ]
-    outcomes = [("an image was stored", "yes", "200", "–", "yes", "–", "–", "se guardó una imagen")] + [
+    outcomes = [("an image was stored", "charge", "no", "200", "–", "yes", "–", "–", "se guardó una imagen")] + [
         (
             f"`{outcome.reason}`",
-            "no",
+            "void, unknown upstream" if rule.unknown else "void",
+            _yes(rule.again),
             str(rule.error.value.status),
             f"`{rule.error.value.code}`",
             _yes(rule.accepted),

@@ -1,5 +1,6 @@
 """The HTTP surface: routes, the errors' envelope, and where local images are served."""
 
+import mimetypes
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -16,8 +17,11 @@ from proxy.account import CreditsEndpoint
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
 from proxy.images import ImagesEndpoint
+from proxy.media import WEBP
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
+
+mimetypes.add_type(WEBP.content_type, f".{WEBP.extension}")  # Python 3.11 does not know it by itself
 
 STORAGE_PATH = "/storage/v1/object/public/generated-images"
 """Where the gateway itself serves images that lie in a local folder; the path is Supabase's."""

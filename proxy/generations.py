@@ -1,10 +1,10 @@
-"""One generation's life, detached from the client's connection: made, stored, settled, or ended without a charge."""
+"""One generation's life, detached from the client's connection: made, settled, or ended without a charge."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -16,9 +16,10 @@ from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Caller, Close, Wallet
 from proxy.errors import ApiError
-from proxy.media import Measured, NotAnImage, peek, sniff
+from proxy.lifecycle import Lifecycle
+from proxy.making import Made, Maker
 from proxy.outcomes import Failure, Outcome, worst
-from proxy.ports import Call, ImageStore, Order, Picture, Provider, StoreFailed
+from proxy.ports import ImageStore, Order, Provider, Report
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -28,6 +29,7 @@ SETTLE_PAUSE_S = 0.1
 
 IN_FLIGHT = Gauge("ghub_generations_in_flight", "Generations under way, their ends included")
 ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
+EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
 IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
 CHARGED_AFTER_ERROR = Counter("ghub_charged_after_error_total", "Orders charged although the customer saw an error")
 
@@ -52,31 +54,32 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A settled order: its stored images, what they cost, and what is left to spend."""
+    """A settled order: its stored images, what they cost, and what is left to spend.
+
+    `revised_prompts` go with the images, None where the upstream kept the prompt; `report` is its first call's.
+    """
 
     images: tuple[StoredImage, ...]
+    revised_prompts: tuple[str | None, ...]
+    report: Report
     cost_micro_mxn: int
     available_micro_mxn: int
-
-
-@dataclass(slots=True)
-class _Work:
-    """What has come of a generation so far, image by image."""
-
-    stored: dict[int, StoredImage] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
 
 
 class Generations:
     """All generations of this process. A client that hangs up does not stop one; its deadline does."""
 
     def __init__(
-        self, wallet: Wallet, store: ImageStore, providers: Mapping[str, Provider], most_image_bytes: int
+        self,
+        wallet: Wallet,
+        store: ImageStore,
+        providers: Mapping[str, Provider],
+        most_image_bytes: int,
+        lifecycle: Lifecycle,
     ) -> None:
         self._wallet = wallet
-        self._store = store
-        self._providers = providers
-        self._most_image_bytes = most_image_bytes
+        self._maker = Maker(store, providers, most_image_bytes)
+        self._lifecycle = lifecycle
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, job: Job) -> asyncio.Task[Delivery]:
@@ -94,100 +97,83 @@ class Generations:
             await asyncio.wait(set(self._tasks))
 
     async def _run(self, job: Job) -> Delivery:
-        work = _Work()
+        made = Made()
         try:
-            async with asyncio.timeout(job.generate_until_s - time.monotonic()), asyncio.TaskGroup() as calls:
-                for call in split(job.order):
-                    calls.create_task(self._call(job, call, work))
-        except TimeoutError:
-            work.failures.append(Failure(Outcome.DEADLINE))
+            await self._maker.make(job.order, f"{job.caller.org_id}/{job.hold_id}", job.generate_until_s, made)
         except asyncio.CancelledError:
             self._detach(self._void(job, Failure(Outcome.FAULT, "cancelled")))
             raise
         # The end is a task of its own: once it has begun, no cancellation turns it into another end (rule 9).
-        return await asyncio.shield(self._detach(self._close(job, work)))
+        return await asyncio.shield(self._detach(self._close(job, made)))
 
-    async def _call(self, job: Job, call: Call, work: _Work) -> None:
-        """One upstream call: every picture that it brings into the store, or a failure into `work`."""
-        pictures = self._providers[call.order.model.provider].generate(call)
-        brought = 0
-        async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
-            try:
-                async for picture in pictures:
-                    brought += 1
-                    storing = self._keep(job, picture, work)
-                    if picture.concurrent:
-                        beside.create_task(storing)
-                    else:
-                        await storing
-                if brought < call.images:
-                    raise Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
-            except Failure as failure:
-                work.failures.append(failure)
-            except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
-                work.failures.append(_fault(job.order, error))
-
-    async def _keep(self, job: Job, picture: Picture, work: _Work) -> None:
-        """One picture from the upstream's response into the store, while it arrives."""
-        try:
-            async with picture.open() as chunks:
-                head, whole = await peek(chunks)
-                kind = sniff(head)
-                measured = Measured(whole, self._most_image_bytes)
-                path = f"{job.caller.org_id}/{job.hold_id}/{picture.index}.{kind.extension}"
-                await self._store.put(path, aiter(measured), kind.content_type)
-            work.stored[picture.index] = StoredImage(path, kind.content_type, measured.size_bytes, measured.sha256)
-        except NotAnImage as error:
-            work.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
-        except StoreFailed as error:
-            log.error("store_failed", error=str(error))
-            work.failures.append(Failure(Outcome.STORE_FAILED))
-        except Failure as failure:
-            work.failures.append(failure)
-        except Exception as error:  # noqa: BLE001  # as above
-            work.failures.append(_fault(job.order, error))
-
-    async def _close(self, job: Job, work: _Work) -> Delivery:
-        for failure in work.failures:
+    async def _close(self, job: Job, made: Made) -> Delivery:
+        for failure in made.failures:
             log.warning("upstream_failure", request_id=job.hold_id, model=job.order.model_id, failure=str(failure))
-        if work.stored:
-            return await self._settle(job, tuple(work.stored[index] for index in sorted(work.stored)))
-        failure = worst(work.failures)
+        if made.stored:
+            return await self._settle(job, made)
+        failure = worst(made.failures)
         await self._void(job, failure)
+        if failure.outcome is Outcome.RETIRED:
+            raise self._lifecycle.retire(job.order.model_id, job.order.model)
         raise failure.as_error()
 
-    async def _settle(self, job: Job, images: tuple[StoredImage, ...]) -> Delivery:
+    async def _settle(self, job: Job, made: Made) -> Delivery:
         """Charge for what is stored. Without Redis' yes nobody is answered 200, and the images go."""
-        cost = job.quote.unit_micro_mxn * len(images)
+        numbers = sorted(made.stored)
+        images = tuple(made.stored[number] for number in numbers)
+        usd = _measured_usd(job, made)
+        cost = job.quote.charge_micro_mxn(len(images), usd)
+        if excess := job.quote.excess_usd(len(images), usd):
+            EXCESS.labels(job.order.model_id).inc()
+            log.error("cost_above_quote", request_id=job.hold_id, model=job.order.model_id, excess_usd=str(excess))
         latest_us = self._wallet.now_us() + int((job.reply_until_s - time.monotonic()) * 1_000_000)
-        refused = False
-        while not refused and time.monotonic() < job.reply_until_s:
+        unheard = False
+        while time.monotonic() < job.reply_until_s:
             try:
-                closing = await self._wallet.settle(job.caller.org_id, job.hold_id, cost, images, latest_us=latest_us)
+                closing = await self._wallet.settle(
+                    job.caller.org_id,
+                    job.hold_id,
+                    cost,
+                    images,
+                    latest_us=latest_us,
+                    usd_measured=None if usd is None else f"{usd:f}",
+                )
             except WalletAway:
+                unheard = True
                 await asyncio.sleep(SETTLE_PAUSE_S)
                 continue
             if closing.close is Close.CHARGED:
                 ENDS.labels(job.order.model_id, "delivered").inc()
                 IMAGES.labels(job.order.model_id).inc(len(images))
-                return Delivery(images, cost, closing.available_micro_mxn)
-            refused = True
-        self._detach(self._take_back(job, images))
+                prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
+                return Delivery(
+                    images=images,
+                    revised_prompts=tuple(prompts.get(number) for number in numbers),
+                    report=_merged(made.reports),
+                    cost_micro_mxn=cost,
+                    available_micro_mxn=closing.available_micro_mxn,
+                )
+            unheard = False
+            break
+        self._detach(self._take_back(job, images, unheard))
         raise Failure(Outcome.DEADLINE, "not settled").as_error()
 
-    async def _take_back(self, job: Job, images: tuple[StoredImage, ...]) -> None:
-        """After a settlement without a yes: void the order and remove its images, unless the charge came through."""
+    async def _take_back(self, job: Job, images: tuple[StoredImage, ...], unheard: bool) -> None:
+        """After a settlement without a yes: void the order and remove its images, unless the charge came through.
+
+        `unheard`: a settlement was sent that nobody answered. If Redis never says what became of it, the images stay:
+        a charge without its images would be worse than images without a charge, which the ledger's end tells apart.
+        """
         close = await self._wallet.abandon(job.caller.org_id, job.hold_id, "not_settled", until_us=job.hold_ends_us)
         if close is Close.CHARGED:
             CHARGED_AFTER_ERROR.inc()
             log.error("charged_after_error", request_id=job.hold_id, org=job.caller.org_id)
             return
         ENDS.labels(job.order.model_id, "not_settled").inc()
-        for image in images:
-            try:
-                await self._store.delete(image.path)
-            except StoreFailed as error:
-                log.error("image_left_behind", path=image.path, error=str(error))
+        if close is Close.UNKNOWN and unheard:
+            log.error("end_unknown", request_id=job.hold_id, org=job.caller.org_id)
+            return
+        await self._maker.remove(list(images))
 
     async def _void(self, job: Job, failure: Failure) -> None:
         ENDS.labels(job.order.model_id, failure.outcome.reason).inc()
@@ -214,13 +200,20 @@ class Generations:
             log.error("generation_fault", exc_info=fault)
 
 
-def _fault(order: Order, error: Exception) -> Failure:
-    """What nobody foresaw: the order ends without a charge like every other failure, and the log has the trace."""
-    log.error("fault_in_generation", model=order.model_id, exc_info=error)
-    return Failure(Outcome.FAULT, type(error).__name__)
+def _merged(reports: list[Report]) -> Report:
+    """What the customer is told of several calls: the first word on each thing, and a usage only if it is the whole."""
+    merged = Report(served=next((report.served for report in reports if report.served), None))
+    for report in reversed(reports):
+        merged.echo |= report.echo
+    usages = [report.usage for report in reports if report.usage is not None]
+    merged.usage = usages[0] if len(usages) == 1 else None
+    return merged
 
 
-def split(order: Order) -> list[Call]:
-    """The upstream calls that make an order, each within what the model makes at once."""
-    most = order.model.images_per_call
-    return [Call(order, first, min(most, order.n - first)) for first in range(0, order.n, most)]
+def _measured_usd(job: Job, made: Made) -> Decimal | None:
+    """The provider's own figure for the order, where its price depends on it and every call gave one."""
+    listed = job.order.model.listed(job.order.size, job.order.quality)
+    figures = [report.usd for report in made.reports if report.numbers]
+    if listed is None or not listed.measured or not figures or None in figures:
+        return None
+    return sum((figure for figure in figures if figure is not None), Decimal(0))

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from uuid import uuid4
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from config.catalogue import Catalogue
 from config.settings import hold_life_s, reply_margin_s
@@ -20,9 +21,11 @@ from metering.wallet.wallet import Admission, Caller, RateState, Verdict, Wallet
 from proxy.auth import REVOKED, Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
+from proxy.lifecycle import Lifecycle, lifecycle_headers
+from proxy.media import base64_length, base64_of
 from proxy.middleware import RequestContext, context_of
-from proxy.ports import Order
-from proxy.wire import images_reply, parse_order
+from proxy.ports import ImageStore, Order
+from proxy.wire import Answer, images_reply, parse_order
 
 HOLDS_RETRY_S = 2.0
 """A hint: an image takes several seconds, so that some holds are closed by then."""
@@ -53,6 +56,8 @@ class ImagesEndpoint:
         rates: Rates,
         wallet: Wallet,
         generations: Generations,
+        lifecycle: Lifecycle,
+        store: ImageStore,
         limits: Limits,
         *,
         refusal: Callable[[], str | None],
@@ -66,6 +71,8 @@ class ImagesEndpoint:
         self._rates = rates
         self._wallet = wallet
         self._generations = generations
+        self._lifecycle = lifecycle
+        self._store = store
         self._limits = limits
         self._refusal = refusal
         self._price_book = price_book
@@ -81,6 +88,7 @@ class ImagesEndpoint:
             context.facts |= {"org": caller.org_id, "key": caller.key_id}
             order = parse_order(await read_body(request, self._limits), self._catalogue)
             context.facts |= {"model": order.model_id, "n": order.n}
+            self._lifecycle.check(order.model_id, order.model)
             if (refusal := self._refusal()) is not None:
                 raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
             job, admission = await self._admit(context, caller, order)
@@ -106,7 +114,7 @@ class ImagesEndpoint:
                 admission = await self._hold(caller, hold_id, order, price, life_s)
         except NotProjected:
             raise
-        except WalletAway:
+        except (WalletAway, asyncio.CancelledError):
             until_us = self._wallet.now_us() + int(life_s * 1_000_000)
             self._generations.abandon(caller.org_id, hold_id, "admission_unread", until_us=until_us)
             raise
@@ -146,10 +154,12 @@ class ImagesEndpoint:
             raise ApiError(
                 Kind.FX_MISSING, f"The exchange rate for {period.month} is not set yet; nothing was charged."
             ) from None
-        assert order.model.usd_per_image is not None, "an order for an unpriced model is not parsed"
+        listed = order.model.listed(order.size, order.quality)
+        assert listed is not None, "an order for an unpriced model is not parsed"
         price = Price(
             model=order.model_id,
-            usd_per_image=order.model.usd_per_image,
+            usd_per_image=listed.usd_per_image,
+            variant=listed.variant,
             markup=self._catalogue.markup,
             price_book=self._price_book,
         )
@@ -181,13 +191,50 @@ class ImagesEndpoint:
                 return wallet_away()
 
     def _reply(self, context: RequestContext, order: Order, admission: Admission, delivery: Delivery) -> Response:
-        urls = [f"{self._public_url}/{image.path}" for image in delivery.images]
-        return Response(
-            images_reply(context.public_id, int(time.time()), order.model_id, urls),
-            media_type="application/json",
-            headers=rate_headers(admission)
+        headers = (
+            rate_headers(admission)
             | balance_header(delivery.available_micro_mxn)
-            | {"x-geekhub-cost-mxn": format_mxn(delivery.cost_micro_mxn)},
+            | {"x-geekhub-cost-mxn": format_mxn(delivery.cost_micro_mxn)}
+            | lifecycle_headers(order.model_id, order.model)
+        )
+        answer = Answer(
+            request_id=context.public_id,
+            created_s=int(time.time()),
+            model_id=order.model_id,
+            served=delivery.report.served or order.model.upstream,
+            echo=delivery.report.echo,
+            usage=delivery.report.usage,
+        )
+        items = [{"revised_prompt": text} if text is not None else {} for text in delivery.revised_prompts]
+        if order.response_format == "b64_json":
+            return self._inline(answer, items, delivery, headers)
+        for item, image in zip(items, delivery.images, strict=True):
+            item["url"] = f"{self._public_url}/{image.path}"
+        return Response(images_reply(answer, items), media_type="application/json", headers=headers)
+
+    def _inline(
+        self, answer: Answer, items: list[dict[str, str]], delivery: Delivery, headers: dict[str, str]
+    ) -> Response:
+        """The images in base64, straight from the store: the JSON around them is cut where each of them goes."""
+        marks = [uuid4().hex for _ in items]
+        for item, mark in zip(items, marks, strict=True):
+            item["b64_json"] = mark
+        rest = images_reply(answer, items)
+        parts = []
+        for mark in marks:
+            part, _, rest = rest.partition(mark.encode())
+            parts.append(part)
+        length = sum(map(len, parts)) + len(rest) + sum(base64_length(image.size_bytes) for image in delivery.images)
+
+        async def body() -> AsyncIterator[bytes]:
+            for part, image in zip(parts, delivery.images, strict=True):
+                yield part
+                async for text in base64_of(self._store.read(image.path)):
+                    yield text
+            yield rest
+
+        return StreamingResponse(
+            body(), media_type="application/json", headers={**headers, "content-length": str(length)}
         )
 
 

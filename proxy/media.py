@@ -85,6 +85,23 @@ async def peek(chunks: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes
     return head, whole()
 
 
+def base64_length(size_bytes: int) -> int:
+    """Characters that so many bytes take in base64, padding included."""
+    return -(-size_bytes // 3) * 4
+
+
+async def base64_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Chunks as one base64 text, in pieces."""
+    rest = b""
+    async for chunk in chunks:
+        data = rest + chunk
+        whole = len(data) - len(data) % 3
+        rest = data[whole:]
+        yield binascii.b2a_base64(data[:whole], newline=False)
+    if rest:
+        yield binascii.b2a_base64(rest, newline=False)
+
+
 # --- base64 out of JSON -----------------------------------------------------------------------------------------------
 
 
@@ -95,6 +112,9 @@ class Piece:
     item: int
     data: bytes
     last: bool = False
+
+
+MOST_LABEL_BYTES = 128
 
 
 class _Base64:
@@ -113,9 +133,9 @@ class _Base64:
                 return b""
             if text.startswith(b"data:"):
                 label, comma, after = text.partition(b",")
+                if len(label) > MOST_LABEL_BYTES:
+                    raise BadDocument("a data URI without data")
                 if not comma:
-                    if len(label) > 128:
-                        raise BadDocument("a data URI without data")
                     self._rest = text
                     return b""
                 text = after

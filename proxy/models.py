@@ -1,6 +1,7 @@
 """GET /v1/models: what can be ordered, and what an image costs this month in MXN."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from metering.wallet.wallet import Wallet
 from proxy.account import checked_cut
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
+from proxy.wire import DEFAULT_SIZE
 
 
 class ModelsEndpoint:
@@ -31,7 +33,7 @@ class ModelsEndpoint:
         """All models."""
         await checked_cut(request, self._authenticator, self._wallet)
         rate = self._rate()
-        rows = [self._row(name, model, rate) for name, model in self._catalogue.models.items() if model.usd_per_image]
+        rows = [self._row(name, model, rate) for name, model in self._catalogue.models.items() if model.priced]
         return _json({"object": "list", "data": rows})
 
     async def one(self, request: Request) -> Response:
@@ -39,7 +41,7 @@ class ModelsEndpoint:
         await checked_cut(request, self._authenticator, self._wallet)
         name = request.path_params["model_id"]
         model = self._catalogue.models.get(name)
-        if model is None or model.usd_per_image is None:
+        if model is None or not model.priced:
             raise ApiError(Kind.MODEL_NOT_FOUND, f"There is no model `{name[:64]}`. See GET /v1/models.", param="model")
         return _json(self._row(name, model, self._rate()))
 
@@ -51,26 +53,32 @@ class ModelsEndpoint:
             return None
 
     def _row(self, name: str, model: Model, rate: Rate | None) -> dict[str, Any]:
-        assert model.usd_per_image is not None
-        price: dict[str, str | None] = {
-            "usd_per_image": format_rate(model.usd_per_image),
-            "markup": format_rate(self._catalogue.markup),
-            "mxn_per_usd": format_rate(rate.mxn_per_usd) if rate else None,
-            "fx_month": rate.month if rate else None,
-            "mxn_per_image": None,
-        }
-        if rate:
-            unit = unit_price_micro_mxn(model.usd_per_image, self._catalogue.markup, rate.mxn_per_usd)
-            price["mxn_per_image"] = format_mxn(unit)
+        listed = model.listed(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
+        assert listed is not None, "a model for sale has a price for every size"
         return {
             "id": name,
             "object": "model",
             "created": int(datetime.combine(model.created, datetime.min.time(), UTC).timestamp()),
             "owned_by": model.provider,
             "name": model.name,
-            "price": price,
+            "price": self._price(listed.usd_per_image, rate) | {"at_most": listed.measured},
+            "prices": {variant: self._price(usd, rate) for variant, usd in sorted(model.prices().items()) if variant},
             "sizes": list(model.sizes),
             "qualities": list(model.qualities),
+            "shutdown_date": model.shutdown_date.isoformat() if model.shutdown_date else None,
+            "successor": model.successor,
+        }
+
+    def _price(self, usd: Decimal, rate: Rate | None) -> dict[str, Any]:
+        mxn = None
+        if rate:
+            mxn = format_mxn(unit_price_micro_mxn(usd, self._catalogue.markup, rate.mxn_per_usd))
+        return {
+            "usd_per_image": format_rate(usd),
+            "markup": format_rate(self._catalogue.markup),
+            "mxn_per_usd": format_rate(rate.mxn_per_usd) if rate else None,
+            "fx_month": rate.month if rate else None,
+            "mxn_per_image": mxn,
         }
 
 

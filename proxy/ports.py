@@ -1,9 +1,10 @@
 """The seams of the edge: what a generation asks of a provider and of a store."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Protocol
 
 from config.catalogue import Model
 
@@ -13,7 +14,10 @@ Chunks = AsyncIterator[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A validated request. `size` is one of the model's; `quality` is the upstream's word, None where it has none."""
+    """A validated request. `size` is one of the model's; `quality` and `fields` are in the upstream's words.
+
+    `quality` is None where the model has none; `response_format` is `url` or `b64_json`.
+    """
 
     model_id: str
     model: Model
@@ -21,7 +25,26 @@ class Order:
     n: int
     size: str
     quality: str | None
-    user: str | None
+    fields: Mapping[str, str | int] = field(default_factory=dict)
+    response_format: str = "url"
+
+
+@dataclass(slots=True)
+class Report:
+    """What an upstream says about a call beside its pictures, filled in while its reply is read.
+
+    `numbers` tells the number of the picture at each place of the reply's list. `revised_prompts` and `refused` go by
+    that number; a refused picture is not delivered, whatever was stored of it. `usd` is the provider's own figure for
+    the call, `served` the model that it says it used.
+    """
+
+    numbers: dict[int, int] = field(default_factory=dict)
+    revised_prompts: dict[int, str] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
+    usage: dict[str, Any] | None = None
+    echo: dict[str, str] = field(default_factory=dict)
+    usd: Decimal | None = None
+    served: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,7 @@ class Call:
     order: Order
     first: int
     images: int
+    report: Report = field(default_factory=Report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,8 @@ class ImageStore(Protocol):
     async def put(self, path: str, chunks: Chunks, content_type: str) -> None:
         """Publish all of `chunks`, or nothing where it raises: StoreFailed, or whatever `chunks` raised."""
         ...
+
+    def read(self, path: str) -> Chunks: ...
 
     async def delete(self, path: str) -> None: ...
 

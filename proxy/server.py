@@ -30,6 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(BACKLOG)  # only now is the address taken
     except OSError as error:
         listener.close()
         raise PortTaken(f"{host}:{port} cannot be used: {error.strerror}. Choose another port.") from None
@@ -37,9 +38,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event, graceful_s: float) -> None:
-    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds."""
+    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Takes `listener` over."""
     config = Config()
-    config.bind = [f"fd://{listener.fileno()}"]
+    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it; a second owner would close another's file later
     config.graceful_timeout = graceful_s
     config.shutdown_timeout = graceful_s
     config.keep_alive_timeout = KEEP_ALIVE_S

@@ -1,18 +1,18 @@
 """OpenAI's Images API in both directions. Pure: bytes → order, result → bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from config.catalogue import Catalogue
+from config.catalogue import Catalogue, Model
 from proxy.errors import ApiError, Kind
 from proxy.ports import Order
 
 PROMPT_CHARACTERS = 4000
 MAX_IMAGES = 8
 DEFAULT_SIZE = "1024x1024"
-USER_CHARACTERS = 256
 
 _TYPES: dict[str, tuple[type, str]] = {
     "model": (str, "a string"),
@@ -22,8 +22,15 @@ _TYPES: dict[str, tuple[type, str]] = {
     "quality": (str, "a string"),
     "response_format": (str, "a string"),
     "stream": (bool, "true or false"),
+    "output_format": (str, "a string"),
+    "output_compression": (int, "an integer"),
+    "background": (str, "a string"),
+    "moderation": (str, "a string"),
+    "style": (str, "a string"),
     "user": (str, "a string"),
 }
+_BY_MODEL = ("output_format", "output_compression", "background", "moderation", "style", "user")
+"""Fields that some models take: mapped as the catalogue says, or refused by name, never dropped in silence."""
 
 
 def parse_order(body: bytes, catalogue: Catalogue) -> Order:
@@ -35,18 +42,20 @@ def parse_order(body: bytes, catalogue: Catalogue) -> Order:
     prompt = fields["prompt"]
     if not prompt.strip():
         raise _wrong("prompt", "`prompt` is empty.")
-    if len(prompt) > PROMPT_CHARACTERS:
-        raise _wrong("prompt", f"`prompt` has {len(prompt)} characters; at most {PROMPT_CHARACTERS} are allowed.")
+    _check_length(prompt, PROMPT_CHARACTERS, "are allowed")
     n = fields.get("n", 1)
     if not 1 <= n <= MAX_IMAGES:
         raise _wrong("n", f"`n` is {n}; it must be from 1 to {MAX_IMAGES}.")
-    if fields.get("response_format", "url") != "url":
-        raise _wrong("response_format", "`response_format` must be `url`: the images stay in storage.")
+    if fields.get("response_format", "url") not in ("url", "b64_json"):
+        raise _wrong("response_format", "`response_format` must be `url` or `b64_json`.")
     if fields.get("stream", False):
         raise _wrong("stream", "`stream` must be false: partial images are not offered.")
-    if len(fields.get("user", "")) > USER_CHARACTERS:
-        raise _wrong("user", f"`user` has more than {USER_CHARACTERS} characters.")
     return _against_catalogue(fields, prompt, n, catalogue)
+
+
+def _check_length(prompt: str, most: int, words: str) -> None:
+    if len(prompt) > most:
+        raise _wrong("prompt", f"`prompt` has {len(prompt)} characters; at most {most} {words}.")
 
 
 def _fields(body: bytes) -> dict[str, Any]:
@@ -71,8 +80,9 @@ def _against_catalogue(fields: dict[str, Any], prompt: str, n: int, catalogue: C
     model = catalogue.models.get(model_id)
     if model is None:
         raise ApiError(Kind.MODEL_NOT_FOUND, f"There is no model `{model_id[:64]}`. See GET /v1/models.", param="model")
-    if model.usd_per_image is None:
+    if not model.priced:
         raise ApiError(Kind.MODEL_NOT_FOUND, f"`{model_id}` has no price yet, so it is not offered.", param="model")
+    _check_length(prompt, model.prompt_characters, f"are allowed for `{model_id}`")
     size = fields.get("size", "auto")
     if size == "auto":
         size = DEFAULT_SIZE
@@ -90,22 +100,64 @@ def _against_catalogue(fields: dict[str, Any], prompt: str, n: int, catalogue: C
         n=n,
         size=size,
         quality=quality if model.qualities else None,
-        user=fields.get("user"),
+        fields=_mapped(fields, model_id, model),
+        response_format=fields.get("response_format", "url"),
     )
+
+
+def _mapped(fields: dict[str, Any], model_id: str, model: Model) -> dict[str, str | int]:
+    """The fields of `_BY_MODEL` as the upstream is sent them."""
+    mapped: dict[str, str | int] = {}
+    for name in _BY_MODEL:
+        if name not in fields:
+            continue
+        rule, value = model.fields.get(name), fields[name]
+        if rule is None:
+            raise _wrong(name, f"`{model_id}` takes no `{name}`.")
+        if rule.values is not None:
+            if value not in rule.values:
+                raise _wrong(name, f"`{name}` for `{model_id}` must be one of: {', '.join(rule.values)}.")
+            value = rule.values[value]
+        elif rule.most is not None and not 0 <= value <= rule.most:
+            raise _wrong(name, f"`{name}` is {value}; it must be from 0 to {rule.most}.")
+        elif rule.characters is not None and len(value) > rule.characters:
+            raise _wrong(name, f"`{name}` has {len(value)} characters; at most {rule.characters} are allowed.")
+        mapped[name] = value
+    asked = fields.get("output_format", "png")
+    if fields.get("background") == "transparent" and asked == "jpeg":
+        raise _wrong("background", "`background` can be `transparent` with `output_format` png or webp only.")
+    if "output_compression" in mapped and asked == "png":
+        raise _wrong("output_compression", "`output_compression` needs an `output_format` of jpeg or webp.")
+    return mapped
 
 
 def _wrong(param: str | None, message: str) -> ApiError:
     return ApiError(Kind.INVALID_REQUEST, message, param=param)
 
 
-def images_reply(request_id: str, created_s: int, model_id: str, urls: Sequence[str]) -> bytes:
-    """The 200 of POST /v1/images/generations."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a 200 says beside its images. `echo` is the upstream's own size, quality, background, output format."""
+
+    request_id: str
+    created_s: int
+    model_id: str
+    served: str
+    echo: Mapping[str, str]
+    usage: Mapping[str, Any] | None
+
+
+def images_reply(answer: Answer, items: Sequence[Mapping[str, str]]) -> bytes:
+    """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`."""
     return orjson.dumps(
         {
-            "id": request_id,
+            "id": answer.request_id,
             "object": "list",
-            "created": created_s,
-            "model": model_id,
-            "data": [{"url": url} for url in urls],
+            "created": answer.created_s,
+            "model": answer.model_id,
+            "served_model": answer.served,
+            "data": items,
+            **answer.echo,
+            **({"usage": answer.usage} if answer.usage is not None else {}),
         }
     )

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -38,7 +39,7 @@ from metering.fx import Rates, seed
 from metering.ledger.sqlite import open_sqlite
 from metering.ports import Ledger, ListPrice
 from metering.pricing import Rate
-from metering.wallet.connection import open_redis
+from metering.wallet.connection import open_redis, warm_up
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
@@ -47,14 +48,19 @@ from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
 from proxy.images import ImagesEndpoint, Limits
+from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
 from proxy.outbound import ImageHosts, Outbound
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
+from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
+from proxy.providers.xai import XAI
 from proxy.storage.local import LocalStore
 
 log = structlog.get_logger(__name__)
+
+GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
 BACKGROUND_CONNECTIONS = 8
 """Projection, memory watch and consumer: a few calls at a time."""
@@ -183,12 +189,15 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         pressure = Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
             await pressure.look()
+            await warm_up(hot, REDIS_CONNECTIONS)
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
         wallet = Wallet(hot, wallet_limits())
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
-        generations = Generations(wallet, LocalStore(folder), providers, MAX_IMAGE_BYTES)
+        store = LocalStore(folder)
+        lifecycle = Lifecycle()
+        generations = Generations(wallet, store, providers, MAX_IMAGE_BYTES, lifecycle)
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger, back.plans)
 
@@ -215,6 +224,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 rates,
                 wallet,
                 generations,
+                lifecycle,
+                store,
                 Limits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 refusal=refusal,
                 price_book=catalogue.price_book_version,
@@ -233,21 +244,38 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
-    """The upstreams whose keys are set."""
+    """The upstreams whose keys are set. Raises SettingsError."""
+    client, most = outbound.client, RESULT_DOCUMENT_BYTES
     providers: dict[str, Provider] = {}
     if settings.openai_key is not None:
-        providers["openai"] = OpenAI(
-            outbound.client, settings.openai_url, settings.openai_key.get_secret_value(), RESULT_DOCUMENT_BYTES
-        )
+        providers["openai"] = OpenAI(client, settings.openai_url, settings.openai_key.get_secret_value(), most)
+    if settings.xai_key is not None:
+        providers["xai"] = XAI(client, settings.xai_url, settings.xai_key.get_secret_value(), most)
+    if settings.google_service_account is not None:
+        account = _service_account(settings, client)
+        base = settings.google_url or f"https://{settings.google_location}-aiplatform.googleapis.com/v1"
+        models = f"{base}/projects/{account.project}/locations/{settings.google_location}/publishers/google/models"
+        providers["google"] = Google(client, models, account, most)
+    elif settings.google_key is not None:
+        base = settings.google_url or GEMINI_URL
+        providers["google"] = Google(client, f"{base}/models", ApiKey(settings.google_key.get_secret_value()), most)
     if settings.fal_key is not None:
         providers["fal"] = Fal(
             outbound,
             url=settings.fal_url,
             queue_url=settings.fal_queue_url if settings.fal_mode == "queue" else None,
             key=settings.fal_key.get_secret_value(),
-            document_bytes=RESULT_DOCUMENT_BYTES,
+            document_bytes=most,
         )
     return providers
+
+
+def _service_account(settings: Settings, client: httpx2.AsyncClient) -> ServiceAccount:
+    assert settings.google_service_account is not None
+    try:
+        return ServiceAccount(client, settings.google_service_account)
+    except BadServiceAccount as error:
+        raise SettingsError(f"GHUB_GOOGLE_SERVICE_ACCOUNT: {error}") from None
 
 
 def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalogue:
@@ -261,9 +289,9 @@ def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalog
 async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:
     """Write the price book down, and fill an empty rate table."""
     prices = [
-        ListPrice(name, model.usd_per_image)
+        ListPrice(name, usd, variant)
         for name, model in catalogue.models.items()
-        if model.usd_per_image is not None
+        for variant, usd in model.prices().items()
     ]
     await ledger.register_prices(catalogue.price_book_version, catalogue.markup, prices, utc_now())
     rates = [Rate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)]

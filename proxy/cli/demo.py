@@ -123,8 +123,9 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
     }
     if real:
         settings = read_settings()
-        if settings.openai_key is None and settings.fal_key is None:
-            raise SettingsError("--real needs the key of an upstream: GHUB_OPENAI_KEY or GHUB_FAL_KEY")
+        keys = (settings.openai_key, settings.fal_key, settings.xai_key, settings.google_key)
+        if not any(keys) and settings.google_service_account is None:
+            raise SettingsError("--real needs the key of an upstream, such as GHUB_OPENAI_KEY or GHUB_FAL_KEY")
         return environment
     with bind(HOST, 0) as free:
         simulator = f"{HOST}:{free.getsockname()[1]}"
@@ -134,6 +135,10 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_FAL_URL": f"http://{simulator}/fal/run",
         "GHUB_FAL_QUEUE_URL": f"http://{simulator}/fal/queue",
         "GHUB_FAL_KEY": "simulated",
+        "GHUB_XAI_URL": f"http://{simulator}/xai/v1",
+        "GHUB_XAI_KEY": "simulated",
+        "GHUB_GOOGLE_URL": f"http://{simulator}/google/v1beta",
+        "GHUB_GOOGLE_KEY": "simulated",
         "GHUB_IMAGE_HOSTS": simulator,
     }
 

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import orjson
@@ -12,7 +11,7 @@ import orjson
 from proxy.outbound import HostNotAllowed, ImageFetchFailed, Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Chunks, Picture
-from proxy.providers.replies import broken_off, read_document, retry_after_s
+from proxy.providers.replies import UNPACKED, broken_off, by_status, read_document
 
 FIRST_POLL_S = 0.25
 POLL_GROWTH = 1.3
@@ -25,7 +24,12 @@ CANCEL_S = 0.5
 MOST_POLL_FAILURES = 5
 """Polling is free and safe to repeat; a status that fails this often in a row is given up."""
 
-_MODERATED = frozenset({"content_policy_violation"})
+MOST_RESULT_TRIES = 3
+
+_MODERATED = "content_policy_violation"
+
+_NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runner_connection_refused")
+"""503s in which no runner had the job. Of a runner that was lost (`runner_disconnected`) nobody knows what it did."""
 
 
 class Fal:
@@ -36,7 +40,7 @@ class Fal:
         self._client = outbound.client
         self._url = url
         self._queue_url = queue_url
-        self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"}
+        self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"} | UNPACKED
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
@@ -62,10 +66,10 @@ class Fal:
         )
         try:
             await self._wait(status_url)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Failure):
             await self._cancel(cancel_url)
             raise
-        return await self._ask("GET", result_url)
+        return await self._result(result_url)
 
     async def _wait(self, status_url: str) -> None:
         """Until the job is completed, well or not. Raises Failure where that cannot be known."""
@@ -82,6 +86,20 @@ class Fal:
                 if failures == MOST_POLL_FAILURES:
                     raise Failure(Outcome.NO_ANSWER, "status unknown") from error
             pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
+
+    async def _result(self, result_url: str) -> Any:
+        """A finished job is paid for: reading its result is safe to repeat."""
+        for tries in range(1, MOST_RESULT_TRIES + 1):
+            try:
+                return await self._ask("GET", result_url)
+            except httpx2.HTTPError:
+                if tries == MOST_RESULT_TRIES:
+                    raise
+            except Failure as failure:
+                if tries == MOST_RESULT_TRIES or failure.outcome is not Outcome.OVERLOADED:
+                    raise
+            await asyncio.sleep(FIRST_POLL_S)
+        raise AssertionError("the last try returns or raises")
 
     async def _cancel(self, cancel_url: str) -> None:
         try:
@@ -106,9 +124,10 @@ class Fal:
     def _pinned(self, job: Any, name: str) -> str:
         """The returned URL, as long as it leads to the host that was asked: it is sent our key."""
         url = job.get(name) if isinstance(job, dict) else None
-        if not isinstance(url, str) or urlsplit(url)[:2] != urlsplit(self._queue_url or "")[:2]:
-            raise Failure(Outcome.BAD_REPLY, f"{name} leads elsewhere")
-        return url
+        with suppress(httpx2.InvalidURL, ValueError):
+            if isinstance(url, str) and _origin(url) == _origin(self._queue_url or ""):
+                return url
+        raise Failure(Outcome.BAD_REPLY, f"{name} leads elsewhere")
 
     def _opener(self, image_url: str) -> Any:
         @asynccontextmanager
@@ -126,11 +145,27 @@ class Fal:
         return open_
 
 
+def _origin(url: str) -> tuple[str, bytes, bytes]:
+    """Where a request goes, as the client that makes it reads the URL."""
+    parsed = httpx2.URL(url)
+    return parsed.scheme, parsed.userinfo, parsed.netloc
+
+
 def _body(call: Call) -> dict[str, Any]:
-    size = call.order.model.sizes[call.order.size]
-    width, x, height = size.partition("x")
-    pixels = {"width": int(width), "height": int(height)} if x and width.isdigit() else None
-    return {"prompt": call.order.prompt, "num_images": call.images, "image_size": pixels or size}
+    """`16:9` is a ratio, `1440x960` are pixels, all else a preset. A model that makes one image has no `num_images`."""
+    order = call.order
+    body: dict[str, Any] = {"prompt": order.prompt, **order.model.always, **order.fields}
+    if order.model.images_per_call > 1:
+        body["num_images"] = call.images
+    size = order.model.sizes[order.size]
+    if ":" in size:
+        body["aspect_ratio"] = size
+    elif size[:1].isdigit():
+        width, _, height = size.partition("x")
+        body["image_size"] = {"width": int(width), "height": int(height)}
+    else:
+        body["image_size"] = size
+    return body
 
 
 def _images(result: Any) -> tuple[list[str], list[bool]]:
@@ -147,17 +182,17 @@ def _images(result: Any) -> tuple[list[str], list[bool]]:
 
 def _refusal(response: httpx2.Response, document: Any) -> Failure:
     detail = document.get("detail") if isinstance(document, dict) else None
-    types = {item.get("type") for item in detail if isinstance(item, dict)} if isinstance(detail, list) else set()
+    types = [item.get("type") for item in detail if isinstance(item, dict)] if isinstance(detail, list) else []
     match response.status_code:
-        case 401 | 403:
-            return Failure(Outcome.NOT_AUTHORISED, f"status {response.status_code}")
-        case 404:
+        case 404 if isinstance(detail, str) and detail.startswith("Path"):
             return Failure(Outcome.RETIRED)
-        case 422 if types & _MODERATED:
+        case 404:
+            return Failure(Outcome.NO_ANSWER, "the job is not known")
+        case 422 if _MODERATED in types:
             return Failure(Outcome.CONTENT_POLICY)
-        case 429:
-            return Failure(Outcome.RATE_LIMITED, retry_after_s=retry_after_s(response))
-        case status if status >= 500:
-            return Failure(Outcome.OVERLOADED, f"status {status}")
-        case status:
-            return Failure(Outcome.REJECTED, f"status {status}")
+        case 504 if response.headers.get("x-fal-request-timeout-type") == "user":
+            return Failure(Outcome.BUSY, "not started in time")
+        case 503 if not isinstance(document, dict) or document.get("error_type") not in _NOT_STARTED:
+            return Failure(Outcome.OVERLOADED, "status 503")
+        case _:
+            return by_status(response)

@@ -1,18 +1,19 @@
 """OpenAI's Images API: one POST, the pictures as base64 inside the JSON of the reply."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx2
 import orjson
 
-from proxy.media import BadDocument, JsonPictures, inline_pictures
+from proxy.media import JsonPictures
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Chunks, Picture
-from proxy.providers.replies import broken_off, read_document, retry_after_s
+from proxy.ports import Call, Picture
+from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of
 
-_MODERATED = frozenset({"moderation_blocked", "content_policy_violation"})
+_MODERATED = ("moderation_blocked", "content_policy_violation")
+_ECHOED = ("size", "quality", "background", "output_format")
 
 
 class OpenAI:
@@ -20,38 +21,19 @@ class OpenAI:
 
     def __init__(self, client: httpx2.AsyncClient, url: str, key: str, document_bytes: int) -> None:
         self._client = client
-        self._url = f"{url}/images/generations"
+        self._url = url
         self._headers = {"authorization": f"Bearer {key}"}
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        url = f"{call.order.model.url or self._url}/images/generations"
         document = JsonPictures("data", "b64_json", self._document_bytes)
-        try:
-            async with self._client.stream("POST", self._url, headers=self._headers, json=_body(call)) as response:
-                if response.status_code != 200:
-                    raise _refusal(response, await read_document(response, self._document_bytes))
-                async for place, chunks in inline_pictures(response.aiter_raw(), document):
-                    if place < call.images:
-                        yield Picture(call.first + place, _opener(chunks), concurrent=False)
-            document.finish()
-        except BadDocument as error:
-            raise Failure(Outcome.BAD_REPLY, str(error)) from error
-        except httpx2.HTTPError as error:
-            raise broken_off(error) from error
-
-
-def _opener(chunks: Chunks) -> Any:
-    @asynccontextmanager
-    async def open_() -> AsyncIterator[Chunks]:
-        try:
-            yield chunks
-        except BadDocument as error:
-            raise Failure(Outcome.BAD_REPLY, str(error)) from error
-        except httpx2.HTTPError as error:
-            raise broken_off(error) from error
-
-    return open_
+        pictures = post_for_pictures(self._client, url, self._headers, _body(call), call, document, _refusal)
+        async with aclosing(pictures):
+            async for picture in pictures:
+                yield picture
+        _read(call, rest_of(document))
 
 
 def _body(call: Call) -> dict[str, Any]:
@@ -61,12 +43,27 @@ def _body(call: Call) -> dict[str, Any]:
         "prompt": order.prompt,
         "n": call.images,
         "size": order.model.sizes[order.size],
+        **order.model.always,
+        **order.fields,
     }
     if order.quality is not None:
         body["quality"] = order.quality
-    if order.user is not None:
-        body["user"] = order.user
     return body
+
+
+def _read(call: Call, rest: dict[str, Any]) -> None:
+    """What the reply says beside its pictures."""
+    report = call.report
+    for place, item in items_of(rest, "data"):
+        if place in report.numbers and isinstance(item.get("revised_prompt"), str):
+            report.revised_prompts[report.numbers[place]] = item["revised_prompt"]
+    report.echo = {name: rest[name] for name in _ECHOED if isinstance(rest.get(name), str)}
+    usage = rest.get("usage")
+    if isinstance(usage, dict):
+        report.usage = usage
+        tokens_in, tokens_out = usage.get("input_tokens"), usage.get("output_tokens")
+        if isinstance(tokens_in, int) and isinstance(tokens_out, int) and tokens_in >= 0 <= tokens_out:
+            report.usd = call.order.model.usd_of_tokens(tokens_in, tokens_out)
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> Failure:
@@ -74,16 +71,8 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
         code = orjson.loads(body)["error"]["code"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         code = None
-    match response.status_code:
-        case 400 if code in _MODERATED:
-            return Failure(Outcome.CONTENT_POLICY)
-        case 401 | 403:
-            return Failure(Outcome.NOT_AUTHORISED, f"status {response.status_code}")
-        case 404:
-            return Failure(Outcome.RETIRED)
-        case 429:
-            return Failure(Outcome.RATE_LIMITED, retry_after_s=retry_after_s(response))
-        case status if status >= 500:
-            return Failure(Outcome.OVERLOADED, f"status {status}")
-        case status:
-            return Failure(Outcome.REJECTED, f"status {status}")
+    if response.status_code == 400 and code in _MODERATED:
+        return Failure(Outcome.CONTENT_POLICY)
+    if response.status_code == 404:
+        return Failure(Outcome.RETIRED)
+    return by_status(response)

@@ -1,8 +1,81 @@
 """What every adapter does with an upstream's reply: read it within bounds, and say what a broken one means."""
 
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
 import httpx2
 
+from proxy.media import BadDocument, JsonPictures, inline_pictures
 from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Chunks, Picture
+
+UNPACKED = {"accept-encoding": "identity"}
+"""Replies are read as they come, and pictures in them do not get smaller by packing."""
+
+
+Refusal = Callable[[httpx2.Response, bytes], Failure]
+"""What an answer other than 200 means: each provider has words of its own."""
+
+
+async def post_for_pictures(
+    client: httpx2.AsyncClient,
+    url: str,
+    headers: Mapping[str, str],
+    body: Any,
+    call: Call,
+    document: JsonPictures,
+    refusal: Refusal,
+) -> AsyncGenerator[Picture]:
+    """The pictures inside a JSON reply, one after the other, while it arrives. Raises Failure.
+
+    When they are through, `rest_of(document)` is the rest of the reply.
+    """
+    try:
+        async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
+            if response.status_code != 200:
+                raise refusal(response, await read_document(response, document.most_document_bytes))
+            async for place, chunks in inline_pictures(response.aiter_raw(), document):
+                brought = len(call.report.numbers)
+                if brought < call.images:
+                    call.report.numbers[place] = call.first + brought
+                    yield Picture(call.first + brought, _opener(chunks), concurrent=False)
+    except BadDocument as error:
+        raise Failure(Outcome.BAD_REPLY, str(error)) from error
+    except httpx2.HTTPError as error:
+        raise broken_off(error) from error
+
+
+def rest_of(document: JsonPictures) -> dict[str, Any]:
+    """A reply without its pictures, as an object. Raises Failure."""
+    try:
+        rest = document.finish()
+    except BadDocument as error:
+        raise Failure(Outcome.BAD_REPLY, str(error)) from error
+    if not isinstance(rest, dict):
+        raise Failure(Outcome.BAD_REPLY, "no object")
+    return rest
+
+
+def _opener(chunks: Chunks) -> Callable[[], AbstractAsyncContextManager[Chunks]]:
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Chunks]:
+        try:
+            yield chunks
+        except BadDocument as error:
+            raise Failure(Outcome.BAD_REPLY, str(error)) from error
+        except httpx2.HTTPError as error:
+            raise broken_off(error) from error
+
+    return open_
+
+
+def items_of(rest: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
+    """(place, item) of a reply's list, as far as its items are objects."""
+    items = rest.get(name)
+    return [
+        (place, item) for place, item in enumerate(items if isinstance(items, list) else []) if isinstance(item, dict)
+    ]
 
 
 async def read_document(response: httpx2.Response, most_bytes: int) -> bytes:
@@ -22,7 +95,22 @@ def broken_off(error: httpx2.HTTPError) -> Failure:
     return Failure(Outcome.NO_ANSWER, type(error).__name__)
 
 
+def by_status(response: httpx2.Response) -> Failure:
+    """What a status means where the provider's own words say no more. 429 and 503 were not taken on."""
+    match response.status_code:
+        case 401 | 403:
+            return Failure(Outcome.NOT_AUTHORISED, f"status {response.status_code}")
+        case 429:
+            return Failure(Outcome.RATE_LIMITED, retry_after_s=retry_after_s(response))
+        case 503:
+            return Failure(Outcome.BUSY, retry_after_s=retry_after_s(response))
+        case status if status >= 500:
+            return Failure(Outcome.OVERLOADED, f"status {status}")
+        case status:
+            return Failure(Outcome.REJECTED, f"status {status}")
+
+
 def retry_after_s(response: httpx2.Response) -> float | None:
     """The upstream's wish in seconds; a date or nonsense is passed over."""
     value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() else None
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else None

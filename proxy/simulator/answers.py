@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import orjson
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.simulator.client import Client
 
 CHUNK_BYTES = 64 * 1024
+INTERNAL_URL = "http://10.0.7.31:8500/internal/render?trace=1"
 GARBAGE = b"\x16\x03\x01 this is not HTTP \x00\xff\xfe\r\n\r\n"
 
 
@@ -81,8 +83,33 @@ async def silent(scope: Scope, receive: Receive, send: Send) -> None:
     await Client.of(scope).gone.wait()
 
 
-def spoil(scenario: str, answer: ASGIApp) -> ASGIApp:
-    """What `scenario` makes of a good `answer` on its way to the client; most leave it as it is."""
+def with_headers(answer: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:
+    """`answer` with more headers."""
+    more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+
+    async def adorned(scope: Scope, receive: Receive, send: Send) -> None:
+        async def add(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        await answer(scope, receive, add)
+
+    return adorned
+
+
+def secrets(key: str) -> dict[str, str]:
+    """Headers in which a provider repeats what nobody else may see."""
+    return {"x-upstream-authorization": key, "x-served-by": INTERNAL_URL}
+
+
+def redirect(key: str) -> Response:
+    """To an internal address, with the key in its query."""
+    return RedirectResponse(f"{INTERNAL_URL}&key={quote(key, safe='')}", 307)
+
+
+def spoil(scenario: str, answer: ASGIApp, key: str) -> ASGIApp:
+    """What `scenario` makes of a good `answer` to the owner of `key` on its way; most leave it as it is."""
     match scenario:
         case "reset":
             return reset
@@ -94,6 +121,8 @@ def spoil(scenario: str, answer: ASGIApp) -> ASGIApp:
             return silent
         case "truncated_body":
             return truncated(answer)
+        case "secret_in_headers":
+            return with_headers(answer, secrets(key))
         case "wrong_json":
             return json_answer({"result": ["of", "another", "shape"], "ok": True})
     return answer

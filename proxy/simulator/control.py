@@ -20,6 +20,10 @@ def routes(world: World) -> list[Route]:
             return json_answer({"error": str(error)}, 400)
         return json_answer(world.behaviour.listing())
 
+    async def clear_behaviour(request: Request) -> Response:
+        world.behaviour.clear()
+        return Response(status_code=204)
+
     async def show_jobs(request: Request) -> Response:
         return json_answer(world.jobs.listing(request.query_params.get("model")))
 
@@ -30,6 +34,7 @@ def routes(world: World) -> list[Route]:
     return [
         Route("/_sim/behaviour", show_behaviour, methods=["GET"]),
         Route("/_sim/behaviour", set_behaviour, methods=["PUT"]),
+        Route("/_sim/behaviour", clear_behaviour, methods=["DELETE"]),
         Route("/_sim/jobs", show_jobs, methods=["GET"]),
         Route("/_sim/jobs", forget_jobs, methods=["DELETE"]),
     ]

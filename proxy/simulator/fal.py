@@ -4,6 +4,7 @@ In the queue, a scenario that spoils an answer on its way spoils the submit's; o
 """
 
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,24 +18,45 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from proxy.simulator import files
-from proxy.simulator.answers import json_answer, silent, spoil
-from proxy.simulator.behaviour import Play
+from proxy.simulator.answers import INTERNAL_URL, json_answer, redirect, secrets, silent, spoil
+from proxy.simulator.behaviour import Play, is_number
 from proxy.simulator.client import Client
 from proxy.simulator.files import File
 from proxy.simulator.jobs import Job, State
 from proxy.simulator.world import World
 
-MODELS = ("fal/flux-1.1-pro",)
-SCENARIOS = {
-    "nsfw": "The last image, or with `all` every one, is black, and has_nsfw_concepts says so. Billed.",
+EVERY = {
     "content_policy_422": "The model refuses the prompt: 422 content_policy_violation. Not billed.",
+    "no_media_422": "The model made nothing: 422 no_media_generated. Not billed.",
+    "downstream_400": "A service behind the model refuses: 400 with an array, downstream_service_error. Not billed.",
+    "downstream_500": "A service behind the model is away: 500 with an array. Not billed.",
+    "generation_timeout_504": "The model took too long: 504 with an array, generation_timeout. Not billed.",
     "completed_with_error": "The status says COMPLETED with error and error_type; the result is 500. Not billed.",
     "fail_submit_500": "The queue answers the submit with 500. Not a job.",
     "status_500_once": "The first status request of the job is answered 500. Billed.",
     "result_500": "The status says COMPLETED, the result is 500. Not billed.",
     "stuck_in_queue": "The job stays in the queue until it is cancelled. Not billed.",
     "time_to_start": "No runner in time: 504 with X-Fal-Request-Timeout-Type: user. Not billed.",
+    "locked_403": "The account's balance is used up: 403. Not accepted, so not a job.",
     **files.SCENARIOS,
+}
+CHECKED = {
+    "nsfw": "The last image, or with `all` every one, is black, and has_nsfw_concepts says so. Billed, not delivered.",
+    **EVERY,
+}
+SCENARIOS = {
+    "fal/flux-1.1-pro": CHECKED,
+    "fal/flux-1.1-pro-ultra": CHECKED,
+    "fal/recraft-v3": {"svg_with_script": "The picture is an SVG with a script in it. Billed.", **EVERY},
+    "fal/ideogram-v2": EVERY,
+    "fal/sd-3.5-large": CHECKED,
+}
+# Errors of a model's own, which come as an array whatever their status.
+MODEL_FAILURES = {
+    "no_media_422": (422, "no_media_generated", "No media was generated"),
+    "downstream_400": (400, "downstream_service_error", "A downstream service refused the request"),
+    "downstream_500": (500, "downstream_service_unavailable", "A downstream service is unavailable"),
+    "generation_timeout_504": (504, "generation_timeout", "The generation took too long"),
 }
 
 PRESETS = {
@@ -45,9 +67,31 @@ PRESETS = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
+# Width and height in pixels of flux-pro/v1.1-ultra's ratios; the others are about as large.
+ULTRA_SIZES = {
+    "1:1": (2048, 2048),
+    "16:9": (2752, 1536),
+    "4:3": (2368, 1792),
+    "3:2": (2496, 1664),
+    "21:9": (3136, 1344),
+}
+ULTRA_PIXELS = 2048 * 2048
+RECRAFT_WIDE = ((1536, 1024), (1365, 1024), (1280, 1024), (1820, 1024), (1434, 1024), (1707, 1024), (2048, 1024))
+RECRAFT_SIZES = {(1024, 1024), *RECRAFT_WIDE, *((height, width) for width, height in RECRAFT_WIDE)}
+RECRAFT_PRESETS = {
+    "square_hd": (1024, 1024),
+    "square": (1024, 1024),
+    "portrait_4_3": (1024, 1365),
+    "portrait_16_9": (1024, 1820),
+    "landscape_4_3": (1365, 1024),
+    "landscape_16_9": (1820, 1024),
+}
+RECRAFT_STYLE = re.compile(r"any|(realistic_image|digital_illustration|vector_illustration)(/[a-z0-9_]+)?")
+RECRAFT_PROMPT_CHARS_MAX = 1_000
+IDEOGRAM_RATIOS = ("1:1", "10:16", "16:10", "9:16", "16:9", "4:3", "3:4", "1:3", "3:1", "3:2", "2:3")
+IDEOGRAM_PIXELS = 1024 * 1024
 QUEUE_SHARE = 0.2  # of a job's time is spent waiting for a runner
 TICKETS_MAX = 20_000  # the oldest result is forgotten
-INTERNAL_URL = "http://runner-7f9c.isolate.internal:8443/serve?trace=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +102,7 @@ class Result:
     body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
+    billed: int = 0
     error: Mapping[str, str] = field(default_factory=dict)
 
     def answer(self, request_id: str) -> Response:
@@ -79,16 +124,19 @@ class Order:
     width: int
     height: int
     image_format: str
-    seed: int | None
-    inline: bool
+    seed: int | None = None
+    inline: bool = False
+    checked: bool = True  # by the safety checker
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One model: its public id and how it reads its input."""
+    """One model: its public id, how it reads its input and what its reply tells."""
 
     model: str
     parse: Callable[[dict[str, Any]], Order]
+    tells_all: bool = True  # sizes, flags of the safety checker, timings and prompt; if not, the file's own facts
+    tells_seed: bool = True
 
 
 @dataclass(slots=True)
@@ -130,7 +178,9 @@ class Fal:
             given = fields(key, await request.body())
             endpoint, order = read(request.path_params["path"], given)
             play = self._world.behaviour.next(endpoint.model)
-            refuse(play)
+            if play.scenario == "secret_in_redirect":
+                return redirect(key or "")
+            refuse(play, request.path_params["path"])
         except RefusedError as error:
             return error.result.answer(request_id)
 
@@ -144,9 +194,9 @@ class Fal:
             return silent
         seconds = self._world.work_s(endpoint.model, play)
         await asyncio.sleep(seconds)
-        result = await self._generate(endpoint.model, order, play, key, str(request.base_url), seconds)
+        result = await self._generate(endpoint, order, play, key or "", str(request.base_url), seconds)
         close(job, result)
-        return spoil(play.scenario, result.answer(request_id))
+        return spoil(play.scenario, result.answer(request_id), key or "")
 
     async def submit(self, request: Request) -> ASGIApp:
         """Takes any JSON for an application that exists: the model reads it later, so its 404 and 422 are results."""
@@ -167,8 +217,10 @@ class Fal:
             ticket.result = error.result
             return submitted(ticket)
         play = self._world.behaviour.next(endpoint.model)
+        if play.scenario == "secret_in_redirect":
+            return redirect(key or "")
         try:
-            refuse(play)
+            refuse(play, path)
         except RefusedError as error:
             return error.result.answer(request_id)
 
@@ -180,9 +232,9 @@ class Fal:
         ticket.position = len(self._waiting)
         self._waiting.add(request_id)
         if play.scenario != "stuck_in_queue":
-            work = self._run(ticket, endpoint.model, order, play, key, str(request.base_url))
+            work = self._run(ticket, endpoint, order, play, key or "", str(request.base_url))
             ticket.runner = self._world.spawn(work)
-        return spoil(play.scenario, submitted(ticket))
+        return spoil(play.scenario, submitted(ticket), key or "")
 
     async def status(self, request: Request) -> ASGIApp:
         ticket = self._find(request)
@@ -245,18 +297,18 @@ class Fal:
             return Result(404, {"detail": "Request not found"})
         return ticket
 
-    async def _run(self, ticket: Ticket, model: str, order: Order, play: Play, key: str | None, base_url: str) -> None:
-        seconds = self._world.work_s(model, play)
+    async def _run(self, ticket: Ticket, endpoint: Endpoint, order: Order, play: Play, key: str, base_url: str) -> None:
+        seconds = self._world.work_s(endpoint.model, play)
         await asyncio.sleep(seconds * QUEUE_SHARE)
         self._waiting.discard(ticket.job.request_id)
         ticket.job.start()
         ticket.inference_s = seconds * (1 - QUEUE_SHARE)
         await asyncio.sleep(ticket.inference_s)
-        ticket.result = await self._generate(model, order, play, key, base_url, ticket.inference_s)
+        ticket.result = await self._generate(endpoint, order, play, key, base_url, ticket.inference_s)
         close(ticket.job, ticket.result)
 
     async def _generate(
-        self, model: str, order: Order, play: Play, key: str | None, base_url: str, seconds: float
+        self, endpoint: Endpoint, order: Order, play: Play, key: str, base_url: str, seconds: float
     ) -> Result:
         """What the model answers. Result URLs begin with `base_url`, the address that the client used."""
         match play.scenario:
@@ -268,42 +320,52 @@ class Fal:
                 timeout = infra(504, "request_timeout", "No runner became available in time")
                 return replace(timeout, headers={**timeout.headers, "x-fal-request-timeout-type": "user"})
             case "secret_in_error":
-                return infra(400, "bad_request", f"Call to {INTERNAL_URL} with key {key} was refused")
+                bad = infra(400, "bad_request", f"Call to {INTERNAL_URL} with key {key} was refused")
+                return replace(bad, headers={**bad.headers, **secrets(key)})
             case "content_policy_422":
                 msg = "The prompt was flagged by the content checker"
                 return wrong(["prompt"], "content_policy_violation", msg, order.prompt, units=None)
+        if play.scenario in MODEL_FAILURES:
+            status, kind, msg = MODEL_FAILURES[play.scenario]
+            return replace(wrong([], kind, msg, {}, units=None), status=status)
         seed = self._world.random.randrange(2**32) if order.seed is None else order.seed
-        flags, images = [], []
+        flags: list[bool] = []
+        images: list[dict[str, Any]] = []
         for index in range(order.count):
             struck = play.strikes(index, order.count)
-            flags.append(struck and play.scenario == "nsfw")
+            flags.append(struck and play.scenario == "nsfw" and order.checked)
             picture = self._world.picture(
                 play,
-                model=model,
+                model=endpoint.model,
                 prompt=order.prompt,
                 width=order.width,
                 height=order.height,
-                format=order.image_format,
+                format="svg" if play.scenario == "svg_with_script" else order.image_format,
                 index=index,
                 seed=seed,
                 black=flags[-1],
+                script=play.scenario == "svg_with_script",
             )
             if order.inline:
                 data = (await self._world.studio.draw(picture, keep=play.same)).base64.decode()
                 url = f"data:{picture.content_type};base64,{data}"
             else:
-                scenario = play.scenario if struck else "ok"
-                url = self._world.files.add(File(picture, play.same, scenario), base_url)
-            size = {"width": picture.width, "height": picture.height}
-            images.append({"url": url, **size, "content_type": picture.content_type})
-        body = {
-            "images": images,
-            "timings": {"inference": seconds},
-            "seed": seed,
-            "has_nsfw_concepts": flags,
-            "prompt": order.prompt,
-        }
-        return Result(200, body, {"x-fal-billable-units": str(order.count)}, images=order.count)
+                file = File(picture, play.same, play.scenario if struck else "ok", key)
+                url = self._world.files.add(file, base_url)
+            item = {"url": url, "content_type": picture.content_type}
+            if endpoint.tells_all:
+                images.append(item | {"width": picture.width, "height": picture.height})
+            else:
+                drawing = await self._world.studio.draw(picture, keep=play.same)
+                name = f"image.{picture.format}"
+                images.append(item | {"file_name": name, "file_size": len(drawing.data), "file_data": None})
+        body: dict[str, Any] = {"images": images}
+        if endpoint.tells_seed:
+            body["seed"] = seed
+        if endpoint.tells_all:
+            body |= {"timings": {"inference": seconds}, "has_nsfw_concepts": flags, "prompt": order.prompt}
+        headers = {"x-fal-billable-units": str(order.count)}
+        return Result(200, body, headers, images=flags.count(False), billed=order.count)
 
 
 def submitted(ticket: Ticket) -> Response:
@@ -315,7 +377,7 @@ def submitted(ticket: Ticket) -> Response:
 
 def close(job: Job, result: Result) -> None:
     if result.status == 200:
-        job.finish(result.images)
+        job.finish(result.images, result.billed)
     else:
         job.fail()
 
@@ -340,16 +402,23 @@ def not_found(path: str) -> Result:
     return Result(404, {"detail": f"Path /{path} not found"}, {"x-fal-billable-units": "0"})
 
 
-def refuse(play: Play) -> None:
+def refuse(play: Play, path: str) -> None:
     """RefusedError if the scenario keeps the job from being accepted."""
+    retry = {"retry-after": play.retry_after_s}
+    busy = infra(503, "runner_scheduling_failure", "No runner could be scheduled")
     match play.scenario:
         case "http_503":
-            raise RefusedError(infra(503, "runner_scheduling_failure", "No runner could be scheduled"))
+            raise RefusedError(busy)
+        case "busy_503":
+            raise RefusedError(replace(busy, headers={**busy.headers, **retry}))
         case "rate_limited_429":
-            retry = {"retry-after": f"{play.seconds or 1:g}"}
             raise RefusedError(Result(429, {"detail": "Too many concurrent requests"}, retry))
         case "unauthorized_401":
             raise RefusedError(UNAUTHORIZED)
+        case "locked_403":
+            raise RefusedError(Result(403, {"detail": "The account is locked: its balance is used up"}))
+        case "retired":
+            raise RefusedError(not_found(path))
         case "fail_submit_500":
             raise RefusedError(infra(500, "internal_error", "The request could not be enqueued"))
 
@@ -388,35 +457,149 @@ def public_id(path: str) -> str:
     return ENDPOINTS[path].model if path in ENDPOINTS else path
 
 
+# The models' inputs. Fields that one does not know are ignored, as there.
+
+
 def flux_pro(given: dict[str, Any]) -> Order:
-    """The input of flux-pro/v1.1. Fields that it does not know are ignored, as there."""
-    if "prompt" not in given:
-        raise RefusedError(wrong(["prompt"], "missing", "Field required", given))
-    width, height = image_size(given)
+    """flux-pro/v1.1."""
+    prompt = needed_prompt(given)
+    width, height = image_size(given, 256, 1440, 32)
+    return flux(given, prompt, width, height)
+
+
+def flux_pro_ultra(given: dict[str, Any]) -> Order:
+    """flux-pro/v1.1-ultra: by ratio, any W:H."""
+    prompt = needed_prompt(given)
+    value = given.get("aspect_ratio", "16:9")
+    if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d?:[1-9]\d?", value):
+        msg = "Input should be a ratio of two whole numbers"
+        raise RefusedError(wrong(["aspect_ratio"], "value_error", msg, value))
+    flag(given, "raw", False)
+    optional_string(given, "image_url")
+    number(given, "image_prompt_strength", 0, 1, 0.1)
+    mirror = ULTRA_SIZES.get(":".join(reversed(value.split(":"))))
+    if value in ULTRA_SIZES:
+        width, height = ULTRA_SIZES[value]
+    elif mirror is not None:
+        height, width = mirror
+    else:
+        width, height = ratio_size(value, ULTRA_PIXELS)
+    return flux(given, prompt, width, height)
+
+
+def flux(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
     one_of(given, "safety_tolerance", ("2", "1", "3", "4", "5", "6"))
-    flag(given, "enable_safety_checker", True)
     flag(given, "enhance_prompt", False)
     return Order(
-        prompt=string(given, "prompt"),
+        prompt=prompt,
         count=whole(given, "num_images", 1, 4, 1),
         width=width,
         height=height,
         image_format=one_of(given, "output_format", ("jpeg", "png")),
-        seed=None if given.get("seed") is None else whole(given, "seed", 0, 2**32 - 1, 0),
+        seed=seed_of(given),
         inline=flag(given, "sync_mode", False),
+        checked=flag(given, "enable_safety_checker", True),
     )
 
 
-def image_size(given: dict[str, Any]) -> tuple[int, int]:
+def recraft(given: dict[str, Any]) -> Order:
+    """recraft/v3/text-to-image: one WebP, or an SVG in a vector style, and only in sizes from a list."""
+    prompt = needed_prompt(given)
+    if len(prompt) > RECRAFT_PROMPT_CHARS_MAX:
+        msg = f"String should have at most {RECRAFT_PROMPT_CHARS_MAX} characters"
+        too_long = wrong(["prompt"], "string_too_long", msg, prompt, max_length=RECRAFT_PROMPT_CHARS_MAX)
+        raise RefusedError(too_long)
+    style = given.get("style", "realistic_image")
+    if not isinstance(style, str) or not RECRAFT_STYLE.fullmatch(style):
+        raise RefusedError(wrong(["style"], "literal_error", "Input should be a style of Recraft", style))
+    optional_string(given, "style_id")
+    listed(given, "colors")
+    flag(given, "enable_safety_checker", False)
+    value = given.get("image_size", "square_hd")
+    if isinstance(value, dict):
+        size = image_size(given, 1, 14142)
+        if size not in RECRAFT_SIZES:
+            raise RefusedError(wrong(["image_size"], "value_error", "Input should be a size of Recraft", value))
+    else:
+        size = RECRAFT_PRESETS[one_of(given, "image_size", ("square_hd", *RECRAFT_PRESETS))]
+    return Order(prompt, 1, *size, image_format="svg" if style.startswith("vector") else "webp")
+
+
+def ideogram(given: dict[str, Any]) -> Order:
+    """ideogram/v2: one PNG by ratio."""
+    prompt = needed_prompt(given)
+    width, height = ratio_size(one_of(given, "aspect_ratio", IDEOGRAM_RATIOS), IDEOGRAM_PIXELS)
+    one_of(given, "style", ("auto", "general", "realistic", "design", "render_3D", "anime"))
+    optional_string(given, "negative_prompt")
+    flag(given, "expand_prompt", True)
+    return Order(prompt, 1, width, height, "png", seed_of(given), flag(given, "sync_mode", False))
+
+
+def stable_diffusion(given: dict[str, Any]) -> Order:
+    """stable-diffusion-v35-large."""
+    prompt = needed_prompt(given)
+    width, height = image_size(given, 64, 2048)
+    optional_string(given, "negative_prompt")
+    whole(given, "num_inference_steps", 1, 50, 28)
+    number(given, "guidance_scale", 0, 20, 3.5)
+    listed(given, "loras")
+    return Order(
+        prompt=prompt,
+        count=whole(given, "num_images", 1, 4, 1),
+        width=width,
+        height=height,
+        image_format=one_of(given, "output_format", ("jpeg", "png")),
+        seed=seed_of(given),
+        inline=flag(given, "sync_mode", False),
+        checked=flag(given, "enable_safety_checker", True),
+    )
+
+
+def needed_prompt(given: dict[str, Any]) -> str:
+    if "prompt" not in given:
+        raise RefusedError(wrong(["prompt"], "missing", "Field required", given))
+    return string(given, "prompt")
+
+
+def seed_of(given: dict[str, Any]) -> int | None:
+    return None if given.get("seed") is None else whole(given, "seed", 0, 2**32 - 1, 0)
+
+
+def ratio_size(ratio: str, pixels: int) -> tuple[int, int]:
+    """Sides of a picture of about so many pixels, in steps of 32."""
+    across, down = map(int, ratio.split(":"))
+    scale = (pixels / (across * down)) ** 0.5
+    return max(32, round(across * scale / 32) * 32), max(32, round(down * scale / 32) * 32)
+
+
+def image_size(given: dict[str, Any], least: int, most: int, step: int = 1) -> tuple[int, int]:
     value = given.get("image_size", "landscape_4_3")
     if isinstance(value, dict):
-        width, height = (whole(value, side, 256, 1440, 512, "image_size") for side in ("width", "height"))
+        width, height = (whole(value, side, least, most, 512, "image_size") for side in ("width", "height"))
         for side, pixels in (("width", width), ("height", height)):
-            if pixels % 32:
-                msg = "Input should be a multiple of 32"
-                raise RefusedError(wrong(["image_size", side], "multiple_of", msg, pixels, multiple_of=32))
+            if pixels % step:
+                msg = f"Input should be a multiple of {step}"
+                raise RefusedError(wrong(["image_size", side], "multiple_of", msg, pixels, multiple_of=step))
         return width, height
     return PRESETS[one_of(given, "image_size", ("landscape_4_3", *PRESETS))]
+
+
+def listed(given: dict[str, Any], name: str) -> None:
+    value = given.get(name, [])
+    if not isinstance(value, list):
+        raise RefusedError(wrong([name], "list_type", "Input should be a valid list", value))
+
+
+def optional_string(given: dict[str, Any], name: str) -> None:
+    if given.get(name) is not None:
+        string(given, name)
+
+
+def number(given: dict[str, Any], name: str, least: float, most: float, default: float) -> None:
+    value = given.get(name, default)
+    if not is_number(value, least, most, float):
+        msg = f"Input should be a number from {least} to {most}"
+        raise RefusedError(wrong([name], "value_error", msg, value, ge=least, le=most))
 
 
 def string(given: dict[str, Any], name: str) -> str:
@@ -457,4 +640,10 @@ def one_of(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
 
 
 UNAUTHORIZED = Result(401, {"detail": "Authentication is required: Authorization: Key <key>"})
-ENDPOINTS = {"fal-ai/flux-pro/v1.1": Endpoint("fal/flux-1.1-pro", flux_pro)}
+ENDPOINTS = {
+    "fal-ai/flux-pro/v1.1": Endpoint("fal/flux-1.1-pro", flux_pro),
+    "fal-ai/flux-pro/v1.1-ultra": Endpoint("fal/flux-1.1-pro-ultra", flux_pro_ultra),
+    "fal-ai/recraft/v3/text-to-image": Endpoint("fal/recraft-v3", recraft, tells_all=False, tells_seed=False),
+    "fal-ai/ideogram/v2": Endpoint("fal/ideogram-v2", ideogram, tells_all=False),
+    "fal-ai/stable-diffusion-v35-large": Endpoint("fal/sd-3.5-large", stable_diffusion),
+}

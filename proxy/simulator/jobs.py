@@ -20,7 +20,8 @@ class State(StrEnum):
 class Job:
     """One accepted generation. Times are unix seconds; `model` is the public id.
 
-    `images_delivered` counts what the provider made and bills, also when the client was gone by then.
+    `images_delivered` counts the good pictures that the provider made, also when the client was gone by then; what
+    moderation kept back or blackened is not among them. `images_billed` counts those on the bill.
     """
 
     provider: str
@@ -30,6 +31,7 @@ class Job:
     n: int
     state: State = State.RUNNING
     images_delivered: int = 0
+    images_billed: int = 0
     billed: bool = False
     client_gone: bool = False
     accepted_at: float = field(default_factory=time.time)
@@ -38,10 +40,12 @@ class Job:
     def start(self) -> None:
         self.state = State.RUNNING
 
-    def finish(self, images: int) -> None:
+    def finish(self, delivered: int, billed: int | None = None) -> None:
+        """`billed` is the number of images on the bill, if not that of the delivered ones."""
         self._end(State.DONE)
-        self.images_delivered = images
-        self.billed = images > 0
+        self.images_delivered = delivered
+        self.images_billed = delivered if billed is None else billed
+        self.billed = self.images_billed > 0
 
     def fail(self) -> None:
         self._end(State.FAILED)

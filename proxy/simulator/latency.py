@@ -3,10 +3,18 @@
 import math
 import random
 
-# Seconds, (P50, P95).
+# Seconds, (P50, P95). grok-imagine-image has none of its own: its predecessor's.
 PUBLISHED_S = {
     "openai/gpt-image-1": (15.0, 45.0),
+    "openai/dall-e-3": (8.0, 20.0),
+    "google/imagen-4": (6.0, 18.0),
+    "xai/grok-2-image": (10.0, 30.0),
+    "xai/grok-imagine-image": (10.0, 30.0),
     "fal/flux-1.1-pro": (7.0, 25.0),
+    "fal/flux-1.1-pro-ultra": (12.0, 40.0),
+    "fal/recraft-v3": (8.0, 28.0),
+    "fal/ideogram-v2": (12.0, 35.0),
+    "fal/sd-3.5-large": (10.0, 30.0),
 }
 Z95 = 1.6449  # the standard normal's 95th percentile
 

@@ -1,10 +1,10 @@
-"""OpenAI's Images API: POST /openai/v1/images/generations, for gpt-image-1."""
+"""OpenAI's Images API: POST /openai/v1/images/generations, for gpt-image-1 and dall-e-3."""
 
 import asyncio
 import base64
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,28 +16,41 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from proxy.simulator.answers import Streamed, json_answer, spoil
+from proxy.simulator import files, inline
+from proxy.simulator.answers import INTERNAL_URL, Streamed, json_answer, redirect, secrets, spoil
 from proxy.simulator.behaviour import Play
 from proxy.simulator.client import Client
-from proxy.simulator.files import HTML
+from proxy.simulator.files import File
 from proxy.simulator.jobs import Job
 from proxy.simulator.world import World
 
-MODELS = ("openai/gpt-image-1",)
+GPT_IMAGE_1, DALL_E_3 = "openai/gpt-image-1", "openai/dall-e-3"
+BOTH = {
+    "fewer_images": "Answers with one image less than asked for, or `last` less; only the others are billed.",
+    "insufficient_quota_429": "The account has nothing left: 429 insufficient_quota. Not accepted, so not a job.",
+    **inline.SCENARIOS,
+}
 SCENARIOS = {
-    "moderation_blocked": "Accepts the job, then refuses it with 400 moderation_blocked. Not billed.",
-    "fewer_images": "Answers with one image less than asked for; only those are billed.",
-    "bad_base64": "The last image, or with `all` every one, is no base64. Billed.",
-    "empty_image": "The last image, or with `all` every one, is an empty string. Billed.",
-    "html_as_image": "The last image, or with `all` every one, is a page of HTML in base64. Billed.",
+    GPT_IMAGE_1: {
+        "moderation_blocked": "Accepts the job, then refuses it with 400 moderation_blocked. Not billed.",
+        "moderation_blocked_output": "As moderation_blocked, but found in the picture; names stage and categories.",
+        "unverified_403": "The organisation is not verified: 403. Not accepted, so not a job.",
+        **BOTH,
+    },
+    DALL_E_3: {
+        "content_policy_violation": "Accepts the job, then refuses it with 400 content_policy_violation. Not billed.",
+        **BOTH,
+        **files.SCENARIOS,
+    },
 }
 
 SIZES = ("1024x1024", "1536x1024", "1024x1536")
+DALL_E_SIZES = ("1024x1024", "1792x1024", "1024x1792")
 # Output tokens of one image, by quality, in the order of SIZES.
 OUTPUT_TOKENS = {"low": (272, 408, 400), "medium": (1056, 1584, 1568), "high": (4160, 6240, 6208)}
 PROMPT_CHARS_MAX = 32_000
+DALL_E_PROMPT_CHARS_MAX = 4_000
 USER_CHARS_MAX = 1_000
-INTERNAL_URL = "http://10.0.7.31:8500/internal/render?trace=1"
 
 
 class RefusalError(Exception):
@@ -50,8 +63,10 @@ class RefusalError(Exception):
         code: str | None,
         param: str | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(message)
+        self.more = more
         self.headers = headers
         self.status = status
         self.code = code
@@ -65,8 +80,11 @@ class Order:
     n: int
     size: str
     quality: str
-    output_format: str
-    background: str
+    output_format: str = "png"
+    background: str | None = None
+    compression: int = 100
+    as_url: bool = False
+    revised: str | None = None  # the prompt as the model understood it
 
 
 def routes(world: World) -> list[Route]:
@@ -89,7 +107,9 @@ class OpenAI:
             key = bearer(request)
             order = parse(await request.body())
             play = self._world.behaviour.next(order.model)
-            refuse(play)
+            if play.scenario == "secret_in_redirect":
+                return redirect(key)
+            refuse(play, order.model)
         except RefusalError as error:
             return failure(error, {"x-request-id": request_id})
 
@@ -107,25 +127,18 @@ class OpenAI:
         except RefusalError as error:
             job.fail()
             return failure(error, headers)
-        images = [await self._image(order, index, play) for index in range(order.n)]
-        if play.scenario == "fewer_images":
-            images.pop()
-        job.finish(len(images))
-        return spoil(play.scenario, Streamed(body(order, images), headers | {"content-type": "application/json"}))
+        count = play.spared(order.n) if play.scenario == "fewer_images" else order.n
+        items = [await self._item(order, index, play, key, str(request.base_url)) for index in range(count)]
+        job.finish(count)
+        reply = Streamed(body(order, items), headers | {"content-type": "application/json"})
+        return spoil(play.scenario, reply, key)
 
     async def unknown(self, request: Request) -> Response:
         message = f"Invalid URL ({request.method} {request.url.path.removeprefix('/openai')})"
         return failure(RefusalError(404, message, None), {"x-request-id": f"req_{uuid4().hex}"})
 
-    async def _image(self, order: Order, index: int, play: Play) -> bytes:
-        if play.strikes(index, order.n):
-            match play.scenario:
-                case "bad_base64":
-                    return b"@@@@ this is no base64 @@@@"
-                case "empty_image":
-                    return b""
-                case "html_as_image":
-                    return base64.b64encode(HTML)
+    async def _item(self, order: Order, index: int, play: Play, key: str, base_url: str) -> list[bytes]:
+        """One element of `data` as pieces of JSON. Base64 needs no escaping, so the image goes in without a copy."""
         width, height = map(int, order.size.split("x"))
         picture = self._world.picture(
             play,
@@ -136,14 +149,31 @@ class OpenAI:
             format=order.output_format,
             index=index,
             seed=self._world.seed,
+            compression=order.compression,
+            transparent=order.background == "transparent",
         )
-        return (await self._world.studio.draw(picture, keep=play.same)).base64
+        struck = play.strikes(index, order.n)
+        revised = {} if order.revised is None else {"revised_prompt": order.revised}
+        if order.as_url:
+            signature = base64.b64encode(self._world.random.randbytes(32)).decode()
+            file = File(picture, play.same, play.scenario if struck else "ok", key, signature)
+            return [orjson.dumps(revised | {"url": self._world.files.add(file, base_url)})]
+        head = orjson.dumps(revised)[:-1] + (b"," if revised else b"")
+        return [head + b'"b64_json":"', await inline.encoded(self._world, play, struck, picture), b'"}']
 
 
-def body(order: Order, images: list[bytes]) -> list[bytes]:
-    """The reply as pieces of JSON. Base64 needs no escaping, so the images go in without a copy."""
+def body(order: Order, items: list[list[bytes]]) -> list[bytes]:
+    """The reply as pieces of JSON."""
+    head: dict[str, Any] = {"created": int(time.time())}
+    if order.background is not None:
+        head["background"] = order.background
+    pieces = [orjson.dumps(head)[:-1], b',"data":[']
+    for place, item in enumerate(items):
+        pieces += [b",", *item] if place else item
+    if order.model == DALL_E_3:
+        return [*pieces, b"]}"]
     text_tokens = math.ceil(len(order.prompt) / 4)
-    output_tokens = len(images) * OUTPUT_TOKENS[order.quality][SIZES.index(order.size)]
+    output_tokens = len(items) * OUTPUT_TOKENS[order.quality][SIZES.index(order.size)]
     echo = {
         "output_format": order.output_format,
         "quality": order.quality,
@@ -156,10 +186,6 @@ def body(order: Order, images: list[bytes]) -> list[bytes]:
             "total_tokens": text_tokens + output_tokens,
         },
     }
-    head = orjson.dumps({"created": int(time.time()), "background": order.background})
-    pieces = [head[:-1], b',"data":[']
-    for index, image in enumerate(images):
-        pieces += [b',{"b64_json":"' if index else b'{"b64_json":"', image, b'"}']
     return [*pieces, b"],", orjson.dumps(echo)[1:]]
 
 
@@ -167,27 +193,41 @@ def failure(error: RefusalError, headers: dict[str, str]) -> Response:
     match error.status, error.code:
         case _, "moderation_blocked":
             error_type = "image_generation_user_error"
+        case _, "insufficient_quota":
+            error_type = "insufficient_quota"
         case 429, _:
             error_type = "requests"
         case status, _ if status >= 500:
             error_type = "server_error"
         case _:
             error_type = "invalid_request_error"
-    envelope = {"message": str(error), "type": error_type, "param": error.param, "code": error.code}
+    envelope: dict[str, Any] = {"message": str(error), "type": error_type, "param": error.param, "code": error.code}
+    envelope |= error.more
     return json_answer({"error": envelope}, error.status, {**headers, **error.headers})
 
 
-def refuse(play: Play) -> None:
+def refuse(play: Play, model: str) -> None:
     """RefusalError if the scenario keeps the job from being accepted."""
+    retry = {"retry-after": play.retry_after_s}
     match play.scenario:
         case "http_503":
             raise RefusalError(503, "The engine is overloaded, try again later.", None)
+        case "busy_503":
+            raise RefusalError(503, "The engine is overloaded, try again later.", None, headers=retry)
         case "rate_limited_429":
             message = "Rate limit exceeded for images per minute. Limit: 5/1min. Try again later."
-            retry = {"retry-after": f"{play.seconds or 1:g}"}
             raise RefusalError(429, message, "rate_limit_exceeded", headers=retry)
+        case "insufficient_quota_429":
+            raise RefusalError(429, "Your account has no quota left; see its billing.", "insufficient_quota")
         case "unauthorized_401":
             raise RefusalError(401, "Incorrect API key provided.", "invalid_api_key")
+        case "unverified_403":
+            raise RefusalError(403, "Your organization must be verified to use this model.", None)
+        case "retired":
+            name = model.partition("/")[2]
+            raise RefusalError(
+                404, f"The model `{name}` has been deprecated and is no longer served.", "model_not_found"
+            )
 
 
 def fail(play: Play, request_id: str, key: str) -> None:
@@ -195,15 +235,20 @@ def fail(play: Play, request_id: str, key: str) -> None:
     match play.scenario:
         case "http_500":
             raise RefusalError(500, f"The server had an error, request ID {request_id}.", None)
-        case "moderation_blocked":
+        case "moderation_blocked" | "moderation_blocked_output":
             message = (
                 "Your request was rejected by the safety system, "
                 f"request ID {request_id}. safety_violations=[violence]."
             )
-            raise RefusalError(400, message, "moderation_blocked")
+            late = play.scenario == "moderation_blocked_output"
+            more = {"moderation_stage": "output", "categories": ["violence"]} if late else {}
+            raise RefusalError(400, message, "moderation_blocked", more=more)
+        case "content_policy_violation":
+            message = "The safety system refused the prompt or what was drawn from it; another wording may succeed."
+            raise RefusalError(400, message, "content_policy_violation")
         case "secret_in_error":
             message = f"Upstream call to {INTERNAL_URL} with key {key} was refused."
-            raise RefusalError(400, message, "invalid_value")
+            raise RefusalError(400, message, "invalid_value", headers=secrets(key))
 
 
 def bearer(request: Request) -> str:
@@ -224,10 +269,19 @@ def parse(raw: bytes) -> Order:
     given = {name: value for name, value in fields.items() if value is not None}
 
     model = given.pop("model", "dall-e-2")
-    if model != "gpt-image-1":
+    read = PARSERS.get(model) if isinstance(model, str) else None
+    if read is None:
         raise RefusalError(404, f"The model '{model}' does not exist.", "model_not_found", "model")
     if "prompt" not in given:
         raise RefusalError(400, "Missing required parameter: 'prompt'.", "missing_required_parameter", "prompt")
+    order = read(given)
+    for name in given:
+        raise RefusalError(400, f"Unknown parameter: '{name}'.", "unknown_parameter", name)
+    return order
+
+
+def gpt_image(given: dict[str, Any]) -> Order:
+    """What gpt-image-1 knows of `given`, taken out of it."""
     prompt = text(given, "prompt", PROMPT_CHARS_MAX)
     n = whole(given, "n", 1, 10, 1)
     size = choice(given, "size", (*SIZES, "auto"))
@@ -239,23 +293,40 @@ def parse(raw: bytes) -> Order:
     whole(given, "partial_images", 0, 3, 0)
     if given.pop("stream", False) is not False:
         raise RefusalError(400, "Streaming is not simulated.", "unsupported_value", "stream")
-    if whole(given, "output_compression", 0, 100, 100) < 100 and output_format == "png":
+    compression = whole(given, "output_compression", 0, 100, 100)
+    if compression < 100 and output_format == "png":
         message = "Compression below 100 is not supported for the output format png."
         raise RefusalError(400, message, "invalid_png_output_compression", "output_compression")
     if background == "transparent" and output_format == "jpeg":
         message = "A transparent background is not supported for the output format jpeg."
         raise RefusalError(400, message, "invalid_value", "background")
-    for name in given:
-        raise RefusalError(400, f"Unknown parameter: '{name}'.", "unknown_parameter", name)
     return Order(
-        model=MODELS[0],
+        model=GPT_IMAGE_1,
         prompt=prompt,
         n=n,
         size=SIZES[0] if size == "auto" else size,
         quality="high" if quality == "auto" else quality,
         output_format=output_format,
         background="opaque" if background == "auto" else background,
+        compression=compression,
     )
+
+
+def dall_e(given: dict[str, Any]) -> Order:
+    """What dall-e-3 knows of `given`, taken out of it. Its reply echoes nothing and counts no tokens."""
+    prompt = text(given, "prompt", DALL_E_PROMPT_CHARS_MAX)
+    style = choice(given, "style", ("vivid", "natural"), "vivid")
+    order = Order(
+        model=DALL_E_3,
+        prompt=prompt,
+        n=whole(given, "n", 1, 1, 1),
+        size=choice(given, "size", DALL_E_SIZES, DALL_E_SIZES[0]),
+        quality=choice(given, "quality", ("standard", "hd", "auto"), "standard"),
+        as_url=choice(given, "response_format", ("url", "b64_json"), "url") == "url",
+        revised=f"A {style} picture, told in more detail: {prompt}",
+    )
+    text(given, "user", USER_CHARS_MAX)
+    return order
 
 
 def text(given: dict[str, Any], name: str, chars_max: int) -> str:
@@ -288,3 +359,6 @@ def choice(given: dict[str, Any], name: str, options: tuple[str, ...], default: 
         message = f"Invalid value: {value!r}. Supported values are: {known}."
         raise RefusalError(400, message, "invalid_value", name)
     return value
+
+
+PARSERS: dict[str, Callable[[dict[str, Any]], Order]] = {"gpt-image-1": gpt_image, "dall-e-3": dall_e}

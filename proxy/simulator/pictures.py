@@ -12,10 +12,11 @@ import unicodedata
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "svg": "image/svg+xml"}
 PROMPT_CHARS_MAX = 400  # more would not be legible
 KEPT_MAX = 32  # drawings that are kept for reuse
 JPEG_SEGMENT_MAX = 65_533
@@ -46,6 +47,9 @@ class Picture:
     seed: int = 0
     bytes: int | None = None  # padded to about this size; never cut
     black: bool = False  # what a safety checker leaves of a picture
+    compression: int = 100  # 0 to 100, of a JPEG or WebP
+    transparent: bool = False  # outside an oval; no JPEG
+    script: bool = False  # an SVG with a script in it
 
     @property
     def content_type(self) -> str:
@@ -83,8 +87,12 @@ class Studio:
 
 def draw(picture: Picture) -> bytes:
     """An encoded image of exactly the picture's size. About 30 ms for 1024 × 1024 as PNG, half that as JPEG."""
+    if picture.format == "svg":
+        return svg(picture)
     image = Image.new("RGB", (picture.width, picture.height)) if picture.black else paint(picture)
-    data = encode(image, picture.format)
+    if picture.transparent:
+        image.putalpha(oval(picture))
+    data = encode(image, picture.format, picture.compression)
     if picture.bytes is None or picture.bytes <= len(data):
         return data
     noise = random.Random(picture.seed).randbytes(picture.bytes - len(data))
@@ -93,18 +101,18 @@ def draw(picture: Picture) -> bytes:
             return pad_png(data, noise)
         case "jpeg":
             return pad_jpeg(data, noise)
-    return encode(image, picture.format, xmp=noise)
+    return encode(image, picture.format, picture.compression, xmp=noise)
 
 
-def encode(image: Image.Image, image_format: str, xmp: bytes = b"") -> bytes:
+def encode(image: Image.Image, image_format: str, compression: int, xmp: bytes = b"") -> bytes:
     file = io.BytesIO()
     match image_format:
         case "png":
             image.save(file, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
         case "jpeg":
-            image.save(file, "JPEG", quality=95)
+            image.save(file, "JPEG", quality=min(compression, 95))
         case "webp":
-            image.save(file, "WEBP", quality=80, method=0, xmp=xmp)
+            image.save(file, "WEBP", quality=min(compression, 80), method=0, xmp=xmp)
         case _:
             raise ValueError(f"no such image format: {image_format}")
     return file.getvalue()
@@ -135,6 +143,33 @@ def paint(picture: Picture) -> Image.Image:
     label = f"{picture.width}x{picture.height}   #{picture.index}"
     pen.text((picture.width - margin, foot), label, "white", small, anchor="rs")
     return image
+
+
+def oval(picture: Picture) -> Image.Image:
+    """Opaque inside, transparent towards the corners."""
+    mask = Image.new("L", (picture.width, picture.height))
+    ImageDraw.Draw(mask).ellipse((0, 0, picture.width - 1, picture.height - 1), fill=255)
+    return mask
+
+
+def svg(picture: Picture) -> bytes:
+    """A vector picture; padded with a comment."""
+    digest = hashlib.sha256(f"{picture.model}\0{picture.prompt}\0{picture.seed}\0{picture.index}".encode()).digest()
+    ground = "#000" if picture.black else f"hsl({digest[12] * 360 // 255} 55% 28%)"
+    prompt = "".join(char for char in picture.prompt[:PROMPT_CHARS_MAX] if char.isprintable())
+    label = f"{picture.model}   {picture.width}x{picture.height}   #{picture.index}"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{picture.width}" height="{picture.height}"'
+        f' viewBox="0 0 {picture.width} {picture.height}">',
+        f'<rect width="100%" height="100%" fill="{ground}"/>',
+        f'<text x="5%" y="15%" fill="#fff" font-size="40">{escape(prompt)}</text>',
+        f'<text x="5%" y="95%" fill="#fff" font-size="24">{escape(label)}</text>',
+        "<script>window.name = document.cookie</script>" if picture.script else "",
+        "</svg>",
+    ]
+    data = "\n".join(parts).encode("utf-8", "replace")
+    missing = (picture.bytes or 0) - len(data)
+    return data + b"\n<!-- " + b"." * (missing - 10) + b" -->" if missing > 10 else data
 
 
 def write(pen: ImageDraw.ImageDraw, x: float, baseline: float, text: str, font: Font, em: float) -> None:

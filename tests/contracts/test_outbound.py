@@ -132,7 +132,7 @@ def open_files() -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - it is the kernel that is waited for, and that sets no event
+        while not condition():
             await asyncio.sleep(0.001)
 
 

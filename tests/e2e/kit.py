@@ -29,6 +29,17 @@ T = TypeVar("T")
 FLUX = "fal/flux-1.1-pro"
 FLUX_MXN = "0.84"
 GPT = "openai/gpt-image-1"
+NINE = {
+    GPT,
+    "openai/dall-e-3",
+    "google/imagen-4",
+    "xai/grok-2-image",
+    FLUX,
+    "fal/flux-1.1-pro-ultra",
+    "fal/recraft-v3",
+    "fal/ideogram-v2",
+    "fal/sd-3.5-large",
+}
 
 WAIT_S = 20.0
 """The most that a test waits for something that must come about."""
@@ -235,6 +246,10 @@ def prepare(folder: Path, **more: str) -> System:
         "GHUB_FAL_URL": f"http://{simulator}/fal/run",
         "GHUB_FAL_QUEUE_URL": f"http://{simulator}/fal/queue",
         "GHUB_FAL_KEY": "simulated",
+        "GHUB_XAI_URL": f"http://{simulator}/xai/v1",
+        "GHUB_XAI_KEY": "simulated",
+        "GHUB_GOOGLE_URL": f"http://{simulator}/google/v1beta",
+        "GHUB_GOOGLE_KEY": "simulated",
         "GHUB_IMAGE_HOSTS": simulator,
         "GHUB_TOPUP_URL": "https://geekhub.mx/topup",
         **more,

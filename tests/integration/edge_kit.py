@@ -37,7 +37,7 @@ def png(seed: int = 0) -> bytes:
 def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:
     """An order as `wire.parse_order` makes it."""
     size = fields.get("size", "1024x1024")
-    return Order(model, CATALOGUE.models[model], "un faro", n, size, fields.get("quality"), None)
+    return Order(model, CATALOGUE.models[model], "un faro", n, size, fields.get("quality"))
 
 
 def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s: float = 40.0) -> Job:
@@ -71,7 +71,14 @@ class ScriptedWallet(Wallet):
         self.voids: list[str] = []
 
     async def settle(
-        self, org_id: str, request_id: str, amount_micro_mxn: int, images: tuple[StoredImage, ...], *, latest_us: int
+        self,
+        org_id: str,
+        request_id: str,
+        amount_micro_mxn: int,
+        images: tuple[StoredImage, ...],
+        *,
+        latest_us: int,
+        usd_measured: str | None = None,
     ) -> Closing:
         self.settlements += 1
         self.settling.set()

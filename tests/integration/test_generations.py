@@ -25,11 +25,13 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Admission, Caller, RateState, Verdict
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
-from proxy.generations import Delivery, Generations, Job, split
+from proxy.generations import Delivery, Generations, Job
 from proxy.images import ImagesEndpoint, Limits
+from proxy.lifecycle import Lifecycle
+from proxy.making import split
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Chunks, ImageStore, Picture, Provider
+from proxy.ports import Call, Chunks, Picture, Provider
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import (
@@ -63,10 +65,8 @@ class Ended:
     took_s: float
 
 
-async def generate(
-    wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job, store: ImageStore | None = None
-) -> Ended:
-    generations = Generations(wallet, store or LocalStore(root), {"fal": provider, "openai": provider}, MOST_IMAGE_BYTES)
+async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job) -> Ended:
+    generations = Generations(wallet, LocalStore(root), {"fal": provider}, MOST_IMAGE_BYTES, Lifecycle())
     began_s = time.monotonic()
     delivery, error = None, None
     try:
@@ -182,7 +182,7 @@ def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path,
     async def work() -> None:
         wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
         wallet.gate.clear()
-        generations = Generations(wallet, LocalStore(tmp_path), {"fal": one_image()}, MOST_IMAGE_BYTES)
+        generations = Generations(wallet, LocalStore(tmp_path), {"fal": one_image()}, MOST_IMAGE_BYTES, Lifecycle())
         task = generations.start(asked)
         await wallet.settling.wait()
         task.cancel()
@@ -211,7 +211,7 @@ def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
         generations = Generations(
-            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}, MOST_IMAGE_BYTES
+            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}, MOST_IMAGE_BYTES, Lifecycle()
         )
         task = generations.start(job(order()))
         await reading.wait()
@@ -446,7 +446,9 @@ def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path
     async def work() -> None:
         wallet = ScriptedWallet()
         wallet.voids_away = True
-        generations = Generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}, MOST_IMAGE_BYTES)
+        generations = Generations(
+            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}, MOST_IMAGE_BYTES, Lifecycle()
+        )
         with pytest.raises(ApiError):
             await generations.start(job(order()))
         draining = asyncio.create_task(generations.drain())
@@ -507,13 +509,16 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     await ledger.add_rate(Rate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
     rates = Rates(ledger, grace_h=0)
     await rates.refresh()
-    generations = Generations(wallet, LocalStore(root / "images"), {"fal": provider}, MOST_IMAGE_BYTES)
+    store, lifecycle = LocalStore(root / "images"), Lifecycle()
+    generations = Generations(wallet, store, {"fal": provider}, MOST_IMAGE_BYTES, lifecycle)
     images = ImagesEndpoint(
         Authenticator(wallet, 10),
         CATALOGUE,
         rates,
         wallet,
         generations,
+        lifecycle,
+        store,
         Limits(body_bytes=10_000, body_s=5, deadline_s=5),
         refusal=lambda: None,
         price_book="test",

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import queue
+import random
 import socket
 import ssl
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,44 @@ DIRECT_PATH = "/fal/run/fal-ai/flux-pro/v1.1"
 QUEUE_PATH = "/fal/queue/fal-ai/flux-pro/v1.1"
 OPENAI_AUTH = {"authorization": "Bearer sk-simulated-0123456789"}
 FAL_AUTH = {"authorization": "Key id-0123:secret-456789"}
-WAYS = [
-    pytest.param((GPT, OPENAI_PATH, OPENAI_AUTH, {"model": "gpt-image-1", "prompt": "un faro"}), id="openai"),
-    pytest.param((FLUX, DIRECT_PATH, FAL_AUTH, {"prompt": "un faro"}), id="fal-direct"),
-]
+GOOGLE_AUTH = {"x-goog-api-key": "AIza-simulated-0123456789"}
+XAI_AUTH = {"authorization": "Bearer xai-simulated-0123456789"}
+IMAGEN, GROK = "google/imagen-4", "xai/grok-2-image"
+GOOGLE_PATH = "/google/v1beta/models/imagen-4.0-generate-001:predict"
+XAI_PATH = "/xai/v1/images/generations"
 Way = tuple[str, str, dict[str, str], dict[str, Any]]
+OPENAI_WAY: Way = (GPT, OPENAI_PATH, OPENAI_AUTH, {"model": "gpt-image-1", "prompt": "un faro"})
+DALL_E_WAY: Way = ("openai/dall-e-3", OPENAI_PATH, OPENAI_AUTH, {"model": "dall-e-3", "prompt": "un faro"})
+GOOGLE_WAY: Way = (
+    IMAGEN,
+    GOOGLE_PATH,
+    GOOGLE_AUTH,
+    {"instances": [{"prompt": "un faro"}], "parameters": {"sampleCount": 1}},
+)
+XAI_WAY: Way = (GROK, XAI_PATH, XAI_AUTH, {"model": "grok-2-image", "prompt": "un faro"})
+IMAGINE_WAY: Way = (
+    "xai/grok-imagine-image",
+    XAI_PATH,
+    XAI_AUTH,
+    {"model": "grok-imagine-image", "prompt": "un faro"},
+)
+FAL_WAY: Way = (FLUX, DIRECT_PATH, FAL_AUTH, {"prompt": "un faro"})
+ULTRA_WAY: Way = ("fal/flux-1.1-pro-ultra", "/fal/run/fal-ai/flux-pro/v1.1-ultra", FAL_AUTH, {"prompt": "un faro"})
+RECRAFT_WAY: Way = ("fal/recraft-v3", "/fal/run/fal-ai/recraft/v3/text-to-image", FAL_AUTH, {"prompt": "un faro"})
+IDEOGRAM_WAY: Way = ("fal/ideogram-v2", "/fal/run/fal-ai/ideogram/v2", FAL_AUTH, {"prompt": "un faro"})
+SD_WAY: Way = ("fal/sd-3.5-large", "/fal/run/fal-ai/stable-diffusion-v35-large", FAL_AUTH, {"prompt": "un faro"})
+EVERY_WAY = [
+    *(OPENAI_WAY, DALL_E_WAY, GOOGLE_WAY, XAI_WAY, IMAGINE_WAY),
+    *(FAL_WAY, ULTRA_WAY, RECRAFT_WAY, IDEOGRAM_WAY, SD_WAY),
+]
+# One for each wire format.
+WAYS = [
+    pytest.param(OPENAI_WAY, id="openai"),
+    pytest.param(GOOGLE_WAY, id="google"),
+    pytest.param(XAI_WAY, id="xai"),
+    pytest.param(FAL_WAY, id="fal-direct"),
+]
+ALL_MODELS = [pytest.param(way, id=way[0]) for way in EVERY_WAY]
 
 
 @dataclass
@@ -74,7 +108,21 @@ class Simulator:
 
     def billed(self) -> int:
         """Images on the providers' bills."""
-        return sum(job["images_delivered"] for job in self.jobs() if job["billed"])
+        assert all(job["billed"] == (job["images_billed"] > 0) for job in self.jobs())
+        return sum(job["images_billed"] for job in self.jobs())
+
+    def delivered(self) -> int:
+        """Good pictures, whether or not their client was still there."""
+        return sum(job["images_delivered"] for job in self.jobs())
+
+    def post(self, way: Way, **order: Any) -> httpx2.Response:
+        _, path, auth, body = way
+        return self.http.post(self.url + path, headers=auth, json=body | order)
+
+    def forget(self) -> None:
+        """As if nothing had happened and nothing were to happen."""
+        assert self.http.delete(f"{self.url}/_sim/behaviour").status_code == 204
+        self.http.delete(f"{self.url}/_sim/jobs")
 
     def openai(self, **order: Any) -> httpx2.Response:
         order = {"model": "gpt-image-1", "prompt": "un faro"} | order
@@ -136,9 +184,9 @@ class Running:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    folder = tmp_path_factory.mktemp("tls")
+@contextmanager
+def simulating(folder: Path) -> Iterator[Simulator]:
+    """A simulator that answers at once, over HTTP and over TLS."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
     ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
@@ -146,16 +194,22 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
     server = Running(latency_scale=0, seed=1, tls=(0, pem, pem))
     assert server.tls_port is not None
     simulator = Simulator(server.port, server.tls_port, folder / "ca.pem")
-    with simulator.http:
+    try:
+        with simulator.http:
+            yield simulator
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
         yield simulator
-    server.stop()
 
 
 @pytest.fixture
 def simulator(running: Simulator) -> Simulator:
-    for model in (GPT, FLUX):
-        running.behave(model, times=None)
-    running.http.delete(f"{running.url}/_sim/jobs")
+    running.forget()
     return running
 
 
@@ -174,7 +228,8 @@ def ask(simulator: Simulator, way: Way) -> socket.socket:
     """A raw connection on which the request has been sent."""
     _, path, auth, body = way
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {auth['authorization']}\r\n"
+    (name, key) = next(iter(auth.items()))
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{name}: {key}\r\n"
     connection = socket.create_connection(("127.0.0.1", simulator.port), timeout=10)
     connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
     return connection
@@ -290,6 +345,7 @@ def test_an_openai_reply_has_all_its_keys(simulator: Simulator) -> None:
         "request_id": reply.headers["x-request-id"],
         "n": 2,
         "images_delivered": 2,
+        "images_billed": 2,
         "state": "done",
         "client_gone": False,
         "billed": True,
@@ -624,6 +680,7 @@ def test_slow_takes_its_seconds(simulator: Simulator, way: Way) -> None:
     [
         ("http_500", 500, ["failed"]),
         ("http_503", 503, []),
+        ("busy_503", 503, []),
         ("rate_limited_429", 429, []),
         ("unauthorized_401", 401, []),
         ("secret_in_error", 400, ["failed"]),
@@ -633,18 +690,138 @@ def test_errors_on_demand_come_in_the_provider_s_own_form_and_cost_nothing(
     simulator: Simulator, way: Way, scenario: str, status: int, jobs: list[str]
 ) -> None:
     model, path, auth, body = way
-    simulator.behave(model, scenario, seconds=0.25)
+    simulator.behave(model, scenario, **{"seconds": 0.25} if status in (429, 503) else {})
     reply = simulator.http.post(simulator.url + path, headers=auth, json=body)
     assert reply.status_code == status
-    if model == GPT:
-        assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
-    else:
-        assert isinstance(reply.json()["detail"], str)
-    assert reply.headers.get("retry-after") == ("0.25" if status == 429 else None)
-    secret = auth["authorization"].partition(" ")[2]
-    assert (secret in reply.text and "http://" in reply.text) == (scenario == "secret_in_error")
+    error = reply.json()["detail" if model == FLUX else "error"]
+    match model:
+        case "openai/gpt-image-1":
+            assert set(error) == {"message", "type", "param", "code"}
+        case "google/imagen-4":
+            assert set(error) == {"code", "message", "status"}
+            assert error["code"] == status
+        case "fal/flux-1.1-pro":
+            assert isinstance(error, str)
+    waits = {"rate_limited_429": None if model == IMAGEN else "0.25", "busy_503": "0.25"}
+    assert reply.headers.get("retry-after") == waits.get(scenario)
+    secret = next(iter(auth.values())).split()[-1]
+    leaks = [
+        secret in reply.text,
+        "http://" in reply.text,
+        secret in str(reply.headers),
+        "http://" in str(reply.headers),
+    ]
+    assert leaks == [scenario == "secret_in_error"] * 4
     assert [job["state"] for job in simulator.jobs()] == jobs
     assert simulator.billed() == 0
+
+
+@pytest.mark.parametrize("way", ALL_MODELS)
+def test_every_model_answers_and_counts_one_image(simulator: Simulator, way: Way) -> None:
+    assert simulator.post(way).status_code == 200
+    job = simulator.job()
+    assert (job["model"], job["provider"], job["upstream_path"]) == (way[0], way[0].partition("/")[0], way[1])
+    assert (job["n"], job["images_delivered"], job["images_billed"], job["billed"]) == (1, 1, 1, True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_of_eight_429(simulator: Simulator, way: Way) -> None:
+    simulator.behave(way[0], "one_of_eight_429", times=None, retry_after=3, same=True)
+    replies = [simulator.post(way) for _ in range(16)]
+    assert [reply.status_code for reply in replies] == [*[200] * 7, 429] * 2
+    assert [reply.headers.get("retry-after") for reply in replies[7::8]] == ["3", "3"]
+    assert simulator.billed() == 14
+
+
+def test_one_of_eight_at_once_is_one_whichever_it_is(simulator: Simulator) -> None:
+    simulator.behave("openai/dall-e-3", "one_of_eight_429", times=8, same=True)
+
+    async def order_eight() -> list[int]:
+        async with httpx2.AsyncClient() as client:
+            _, path, auth, body = DALL_E_WAY
+            asked = [client.post(simulator.url + path, headers=auth, json=body) for _ in range(8)]
+            return [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    assert sorted(asyncio.run(order_eight())) == [*[200] * 7, 429]
+    assert simulator.billed() == 7
+    assert simulator.post(DALL_E_WAY).status_code == 200
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_busy_503_then_ok(simulator: Simulator, way: Way) -> None:
+    simulator.behave(way[0], "busy_503_then_ok", times=None, retry_after=2)
+    replies = [simulator.post(way) for _ in range(4)]
+    assert [(reply.status_code, reply.headers.get("retry-after")) for reply in replies] == [(503, "2"), (200, None)] * 2
+    assert simulator.billed() == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("scenario", ["rate_limited_429", "busy_503"])
+@pytest.mark.parametrize("wait", [0, 61, 121])
+def test_retry_after_is_as_long_as_one_likes(simulator: Simulator, way: Way, scenario: str, wait: int) -> None:
+    simulator.behave(way[0], scenario, retry_after=wait)
+    assert simulator.post(way).headers["retry-after"] == str(wait)
+
+
+@pytest.mark.parametrize("way", ALL_MODELS)
+def test_retired(simulator: Simulator, way: Way) -> None:
+    simulator.behave(way[0], "retired")
+    reply = simulator.post(way)
+    body = reply.json()
+    match way[0].partition("/")[0]:
+        case "openai":
+            error = body["error"]
+            assert (reply.status_code, error["type"]) == (404, "invalid_request_error")
+            assert (error["code"], "deprecated" in error["message"]) == ("model_not_found", True)
+            assert way[3]["model"] in error["message"]
+        case "google":
+            assert (reply.status_code, body["error"]["status"], body["error"]["code"]) == (404, "NOT_FOUND", 404)
+            assert "imagen-4.0-generate-001" in body["error"]["message"]
+        case "xai":
+            assert reply.status_code == 500
+            assert "fully deprecated" in body["error"] and "grok-imagine-image" in body["error"]
+        case "fal":
+            path = way[1].removeprefix("/fal/run")
+            assert (reply.status_code, body) == (404, {"detail": f"Path {path} not found"})
+            assert reply.headers["x-fal-billable-units"] == "0"
+    assert simulator.jobs() == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_secret_in_headers(simulator: Simulator, way: Way) -> None:
+    simulator.behave(way[0], "secret_in_headers")
+    reply = simulator.post(way)
+    secret = next(iter(way[2].values())).split()[-1]
+    assert reply.status_code == 200
+    assert secret in reply.headers.values() and "http://10.0.7.31" in str(reply.headers)
+    assert secret not in reply.text
+    assert simulator.billed() == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_secret_in_redirect(simulator: Simulator, way: Way) -> None:
+    simulator.behave(way[0], "secret_in_redirect")
+    reply = simulator.post(way)
+    target = httpx2.URL(reply.headers["location"])
+    assert (reply.status_code, target.host) == (307, "10.0.7.31")
+    assert target.params["key"] == next(iter(way[2].values())).split()[-1]
+    assert simulator.jobs() == []
+
+
+def test_what_strikes_a_submit_to_the_queue(simulator: Simulator) -> None:
+    wanted = {
+        "busy_503": 503,
+        "retired": 404,
+        "locked_403": 403,
+        "secret_in_redirect": 307,
+        "unauthorized_401": 401,
+    }
+    for scenario, status in wanted.items():
+        simulator.behave(FLUX, scenario)
+        assert simulator.submit().status_code == status
+    assert simulator.jobs() == []
+    simulator.behave(FLUX, "secret_in_headers")
+    assert "id-0123:secret-456789" in simulator.submit().headers.values()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -695,7 +872,13 @@ def test_truncated_body_has_a_good_head_and_no_end(simulator: Simulator, way: Wa
     with closing(ask(simulator, way)) as raw:
         head, _, start = read_to_end(raw).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200")
-    assert (b'"data":[{"b64_json":"iVBOR' if model == GPT else b'{"images":[{"url"') in start
+    starts = {
+        GPT: b'"data":[{"b64_json":"iVBOR',
+        IMAGEN: b'{"predictions":[{"mimeType":"image/png","bytesBase64Encoded":"iVBOR',
+        GROK: b'{"data":[{"mime_type":"image/jpeg",',
+        FLUX: b'{"images":[{"url"',
+    }
+    assert starts[model] in start
     with pytest.raises(httpx2.RemoteProtocolError):
         simulator.http.post(simulator.url + path, headers=auth, json=body)
     assert simulator.billed() == 2
@@ -719,16 +902,16 @@ def test_wrong_json_is_a_200_of_another_shape(simulator: Simulator, way: Way) ->
     simulator.behave(model, "wrong_json")
     reply = simulator.http.post(simulator.url + path, headers=auth, json=body)
     assert reply.status_code == 200
-    assert not {"data", "images"} & set(reply.json())
+    assert not {"data", "images", "predictions"} & set(reply.json())
     assert simulator.billed() == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_client_that_hangs_up_is_billed_for_all_it_asked_for(simulator: Simulator, way: Way) -> None:
     model, path, auth, body = way
-    count = {"n": 4} if model == GPT else {"num_images": 4}
+    counts: dict[str, dict[str, Any]] = {FLUX: {"num_images": 4}, IMAGEN: {"parameters": {"sampleCount": 4}}}
     simulator.behave(model, "slow", seconds=0.3)
-    ask(simulator, (model, path, auth, body | count)).close()
+    ask(simulator, (model, path, auth, body | counts.get(model, {"n": 4}))).close()
     eventually(lambda: simulator.jobs() and simulator.job()["client_gone"])
     eventually(lambda: simulator.job()["state"] == "done")
     assert simulator.billed() == 4
@@ -818,7 +1001,7 @@ def test_nsfw(simulator: Simulator, fal: Ask, strikes_all: bool) -> None:
     pictures = [opened(simulator.http.get(item["url"]).content) for item in body["images"]]
     assert [picture.size for picture in pictures] == [(1024, 768)] * 2
     assert [picture.getbbox() is None for picture in pictures] == [strikes_all, True]
-    assert simulator.billed() == 2
+    assert (simulator.delivered(), simulator.billed()) == (0 if strikes_all else 1, 2)
 
 
 def test_content_policy_422(simulator: Simulator, fal: Ask) -> None:
@@ -879,13 +1062,29 @@ def test_stuck_in_queue_holds_a_direct_call_until_the_client_goes(simulator: Sim
 
 @pytest.mark.parametrize("strikes_all", [False, True])
 @pytest.mark.parametrize(
-    "scenario", ["image_404", "image_redirect_metadata", "image_truncated", "image_html", "image_other_host"]
+    "scenario",
+    [
+        "image_404",
+        "image_expired_403",
+        "image_redirect_metadata",
+        "image_redirect_secret",
+        "image_truncated",
+        "image_html",
+        "image_other_host",
+    ],
 )
 def test_spoilt_result_urls(simulator: Simulator, fal: Ask, scenario: str, strikes_all: bool) -> None:
     simulator.behave(FLUX, scenario, all=strikes_all)
     urls = [item["url"] for item in fal(num_images=2).json()["images"]]
     for url in urls if strikes_all else urls[1:]:
         match scenario:
+            case "image_expired_403":
+                assert simulator.http.get(url).status_code == 403
+            case "image_redirect_secret":
+                reply = simulator.http.get(url, follow_redirects=False)
+                assert reply.status_code == 307
+                target = httpx2.URL(reply.headers["location"])
+                assert (target.host, target.params["key"]) == ("10.0.7.31", "id-0123:secret-456789")
             case "image_404":
                 assert simulator.http.get(url).status_code == 404
             case "image_redirect_metadata":
@@ -909,8 +1108,8 @@ def test_spoilt_result_urls(simulator: Simulator, fal: Ask, scenario: str, strik
 
 def test_every_scenario_is_listed_with_a_sentence_and_tested_here(simulator: Simulator) -> None:
     listing = simulator.http.get(f"{simulator.url}/_sim/behaviour").json()["models"]
-    assert set(listing) == {GPT, FLUX}
-    source = Path(__file__).read_text()
+    assert set(listing) == {way[0] for way in EVERY_WAY}
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_simulator*.py"))
     for model in listing.values():
         assert model["pending"] == []
         for scenario, sentence in model["scenarios"].items():
@@ -936,18 +1135,68 @@ def test_what_is_pending_happens_in_order_and_ok_clears_it(simulator: Simulator)
     assert simulator.openai().status_code == 200
 
 
+def test_all_models_can_be_cleared_at_once(simulator: Simulator) -> None:
+    for model in (GPT, FLUX):
+        simulator.behave(model, "http_503", times=None)
+        simulator.behave(model, "ok", times=None, bytes=500_000)
+        simulator.behave(model, "http_500", times=2)
+    simulator.forget()
+    listing = simulator.http.get(f"{simulator.url}/_sim/behaviour").json()["models"]
+    assert all(model["pending"] == [] and model["then"]["bytes"] is None for model in listing.values())
+    assert (simulator.openai().status_code, simulator.run().status_code) == (200, 200)
+
+
+def test_a_sequence_is_one_request_each_and_then_all_is_well_again(simulator: Simulator) -> None:
+    row = ["http_503", "ok", {"scenario": "rate_limited_429", "retry_after": 61}, "http_500"]
+    body = {"model": GPT, "sequence": row, "retry_after": 7, "same": True}
+    reply = simulator.http.put(f"{simulator.url}/_sim/behaviour", json=body)
+    pending = reply.json()["models"][GPT]["pending"]
+    assert [(play["scenario"], play["times"], play["retry_after"], play["same"]) for play in pending] == [
+        ("http_503", 1, 7, True),
+        ("ok", 1, 7, True),
+        ("rate_limited_429", 1, 61, True),
+        ("http_500", 1, 7, True),
+    ]
+    assert [simulator.openai().status_code for _ in range(6)] == [503, 200, 429, 500, 200, 200]
+    refused = simulator.http.put(f"{simulator.url}/_sim/behaviour", json={**body, "sequence": ["http_503", "nsfw"]})
+    assert refused.status_code == 400
+    assert simulator.openai().status_code == 200
+
+
+def test_a_random_mixture_counts_what_was_delivered(simulator: Simulator) -> None:
+    chance = random.Random(11)
+    outcomes = {"ok": (2, 2), "nsfw": (1, 2), "content_policy_422": (0, 0), "http_503": (0, 0), "http_500": (0, 0)}
+    mixture = chance.choices(list(outcomes), k=60)
+    simulator.http.put(f"{simulator.url}/_sim/behaviour", json={"model": FLUX, "sequence": mixture, "same": True})
+    delivered = 0
+    for _ in mixture:
+        flags = simulator.run(num_images=2).json().get("has_nsfw_concepts", [])
+        delivered += flags.count(False)
+    assert delivered == simulator.delivered() == sum(outcomes[name][0] for name in mixture)
+    assert simulator.billed() == sum(outcomes[name][1] for name in mixture)
+
+
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
         ({"model": GPT, "scenario": "explode"}, "known are ok, slow, http_500"),
         ({"model": GPT, "scenario": "nsfw"}, "Unknown scenario 'nsfw' for openai/gpt-image-1"),
-        ({"model": "gpt-image-1"}, "known are openai/gpt-image-1, fal/flux-1.1-pro"),
+        ({"model": "gpt-image-1"}, "known are openai/gpt-image-1, openai/dall-e-3, google/imagen-4"),
         ({"model": GPT, "scenario": "slow"}, "slow needs seconds"),
         ({"model": GPT, "scenario": "slow", "seconds": -1}, "seconds must be"),
         ({"model": GPT, "times": 0}, "times must be"),
         ({"model": GPT, "times": True}, "times must be"),
         ({"model": GPT, "bytes": 2**40}, "bytes must be"),
         ({"model": GPT, "same": 1}, "same must be"),
+        ({"model": GPT, "retry_after": "soon"}, "retry_after must be"),
+        ({"model": GPT, "last": 11}, "last must be"),
+        ({"model": GPT, "form": "curly"}, "form must be"),
+        ({"model": GPT, "sequence": []}, "a list of 1 to"),
+        ({"model": GPT, "sequence": ["ok", 7]}, "A sequence holds names"),
+        ({"model": GPT, "sequence": ["ok", "nsfw"]}, "Unknown scenario 'nsfw'"),
+        ({"model": GPT, "sequence": ["ok"], "times": 2}, "no scenario and no times"),
+        ({"model": GPT, "sequence": [{"scenario": "ok", "when": 1}]}, "Unknown field 'when'"),
+        ({"model": GPT, "sequence": [{"scenario": "ok", "times": 3}]}, "for one request: no times"),
         ({"model": GPT, "when": 1}, "Unknown field 'when'"),
         ([], "not a JSON object"),
     ],
@@ -972,7 +1221,21 @@ def test_jobs_can_be_filtered_by_model_and_forgotten(simulator: Simulator) -> No
 # --- latency and serving
 
 
-@pytest.mark.parametrize(("model", "p50", "p95"), [(GPT, 15, 45), (FLUX, 7, 25)])
+@pytest.mark.parametrize(
+    ("model", "p50", "p95"),
+    [
+        (GPT, 15, 45),
+        ("openai/dall-e-3", 8, 20),
+        (IMAGEN, 6, 18),
+        (GROK, 10, 30),
+        ("xai/grok-imagine-image", 10, 30),
+        (FLUX, 7, 25),
+        ("fal/flux-1.1-pro-ultra", 12, 40),
+        ("fal/recraft-v3", 8, 28),
+        ("fal/ideogram-v2", 12, 35),
+        ("fal/sd-3.5-large", 10, 30),
+    ],
+)
 def test_latencies_are_the_published_ones_scaled_and_repeatable(model: str, p50: float, p95: float) -> None:
     def draws(scale: float, seed: int) -> list[float]:
         latency = Latency(scale, seed)

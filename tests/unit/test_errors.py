@@ -30,7 +30,8 @@ def test_every_row_says_whether_to_retry(kind: Kind) -> None:
     """By the table, unless the raiser knows better."""
     said = {True: "true", False: "false"}
     assert ApiError(kind, "x").reply_headers()["x-should-retry"] == said[kind.value.retry]
-    assert ApiError(kind, "x", retry=not kind.value.retry).reply_headers()["x-should-retry"] == said[not kind.value.retry]
+    other = not kind.value.retry
+    assert ApiError(kind, "x", retry=other).reply_headers()["x-should-retry"] == said[other]
     assert 400 <= kind.value.status <= 599
     assert kind.value.retry <= (kind.value.status in (429, 500, 502, 503))
 

@@ -11,6 +11,7 @@ TABLE = {
     "content_policy": (400, False),
     "refused_connection": (502, True),
     "rate_limited": (502, True),
+    "busy": (502, True),
     "overloaded": (502, False),
     "no_answer": (502, False),
     "rejected": (502, False),
@@ -38,7 +39,8 @@ def test_the_reason_codes_and_what_they_answer_are_as_published() -> None:
 
 def test_every_outcome_has_a_rule_of_its_own() -> None:
     """No two members are one and the same: equal rules would make an alias of the second."""
-    assert all(isinstance(outcome.value, Rule) and outcome.value.message for outcome in Outcome)
+    rules: list[Rule] = [outcome.value for outcome in Outcome]
+    assert all(rule.message for rule in rules)
     assert len(Outcome.__members__) == len(list(Outcome)) == len({outcome.reason for outcome in Outcome})
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from config.catalogue import read_catalogue
 from proxy.errors import ApiError, Kind
 from proxy.ports import Order
-from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, USER_CHARACTERS, images_reply, parse_order
+from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, Answer, images_reply, parse_order
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
@@ -31,15 +31,14 @@ def refused(body: bytes) -> ApiError:
 
 def test_the_smallest_order_has_the_published_defaults() -> None:
     """One image, 1024x1024, no quality and no user."""
-    assert parsed() == Order(FLUX, CATALOGUE.models[FLUX], "x", 1, "1024x1024", None, None)
+    assert parsed() == Order(FLUX, CATALOGUE.models[FLUX], "x", 1, "1024x1024", None)
 
 
 def test_every_field_is_taken_over() -> None:
     """As the customer wrote it; quality in the upstream's word."""
-    order = parsed(
-        model=GPT, prompt=" un faro ", n=8, size="1536x1024", quality="hd", response_format="url", stream=False, user="u1"
-    )
-    assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", "u1")
+    fields = {"n": 8, "size": "1536x1024", "quality": "hd", "response_format": "url", "stream": False, "user": "u1"}
+    order = parsed(model=GPT, prompt=" un faro ", **fields)
+    assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", {"user": "u1"})
 
 
 @pytest.mark.parametrize("field", FIELDS[2:])
@@ -78,12 +77,22 @@ def test_null_for_a_required_field_is_its_absence(field: str) -> None:
         ({"model": GPT, "quality": "best"}, "quality"),
         ({"model": GPT, "quality": "High"}, "quality"),
         ({"quality": 1}, "quality"),
-        ({"response_format": "b64_json"}, "response_format"),
+        ({"response_format": "png"}, "response_format"),
         ({"response_format": 1}, "response_format"),
         ({"stream": True}, "stream"),
         ({"stream": 0}, "stream"),
-        ({"user": "u" * (USER_CHARACTERS + 1)}, "user"),
+        ({"model": GPT, "user": "u" * 257}, "user"),
         ({"user": 7}, "user"),
+        ({"user": "u1"}, "user"),
+        ({"style": "vivid"}, "style"),
+        ({"output_format": "webp"}, "output_format"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"model": GPT, "output_format": "gif"}, "output_format"),
+        ({"model": GPT, "output_format": "jpeg", "output_compression": 101}, "output_compression"),
+        ({"model": GPT, "output_compression": 50}, "output_compression"),
+        ({"model": GPT, "output_format": "jpeg", "background": "transparent"}, "background"),
+        ({"model": GPT, "moderation": "none"}, "moderation"),
+        ({"model": "fal/recraft-v3", "prompt": "x" * 1001}, "prompt"),
         ({"negative_prompt": "y"}, "negative_prompt"),
         ({"k" * 500: 1}, "k" * 64),
     ],
@@ -175,17 +184,23 @@ VALUES = st.one_of(
 BODIES = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), VALUES, max_size=6)
 
 
+def order_or_error(body: bytes) -> Order | ApiError:
+    try:
+        return parse_order(body, CATALOGUE)
+    except ApiError as error:
+        return error
+
+
 @settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(body=BODIES, base=st.sampled_from([{}, {"model": FLUX, "prompt": "x"}, {"model": GPT, "prompt": "x"}]))
 def test_any_json_is_an_order_or_names_a_field(body: dict[str, Any], base: dict[str, Any]) -> None:
     """An order keeps its promises to everything behind it; an error is a 400 or 404 with a field that the body lacks or
     has."""
     fields = base | body
-    try:
-        order = parse_order(json.dumps(fields).encode(), CATALOGUE)
-    except ApiError as error:
-        assert error.kind in (Kind.INVALID_REQUEST, Kind.MODEL_NOT_FOUND) and not error.retry
-        assert error.param in ("model", "prompt") or error.param in {name[:64] for name in fields}
+    order = order_or_error(json.dumps(fields).encode())
+    if isinstance(order, ApiError):
+        assert order.kind in (Kind.INVALID_REQUEST, Kind.MODEL_NOT_FOUND) and not order.retry
+        assert order.param in ("model", "prompt") or order.param in {name[:64] for name in fields}
         return
     assert order.model is CATALOGUE.models[order.model_id]
     assert type(order.n) is int and 1 <= order.n <= MAX_IMAGES
@@ -204,8 +219,10 @@ def test_any_bytes_are_refused_with_an_error_of_ours(body: bytes) -> None:
 
 def test_the_reply_has_the_published_form() -> None:
     """OpenAI's list of URLs, with our id and model beside it."""
-    body = images_reply("req_1", 1782412958, FLUX, ["https://a/0.jpg", "https://a/1.jpg"])
+    answer = Answer("req_1", 1782412958, FLUX, "fal-ai/flux-pro/v1.1", {}, None)
+    body = images_reply(answer, [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}])
     assert orjson.loads(body) == {
+        "served_model": "fal-ai/flux-pro/v1.1",
         "id": "req_1",
         "object": "list",
         "created": 1782412958,

@@ -1,0 +1,162 @@
+"""Google's Imagen: `:predict` by API key (Gemini API) or by service account (Vertex), pictures as base64 in JSON."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx2
+import jwt
+import orjson
+
+from proxy.media import JsonPictures
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Picture
+from proxy.providers.replies import UNPACKED, by_status, items_of, post_for_pictures, read_document, rest_of
+
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+ASSERTION_S = 3600
+"""The longest life that Google accepts for an assertion."""
+
+RENEW_BEFORE_S = 300.0
+"""A token is renewed this long before it ends, so that none ends on its way; shorter-lived ones at half their life."""
+
+TOKEN_TIMEOUT_S = 10.0
+TOKEN_BYTES = 16 * 1024
+
+_BLOCKED_PROMPT = ("could not be submitted", "safety", "responsible ai", "sensitive words", "58061214", "39322892")
+
+
+class Credentials(Protocol):
+    """Who pays: the headers that say so."""
+
+    async def headers(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of the Gemini API."""
+
+    key: str
+
+    async def headers(self) -> dict[str, str]:
+        """The key's header."""
+        return {"x-goog-api-key": self.key}
+
+
+class BadServiceAccount(Exception):
+    """The service account's file cannot be read, or is none; the message is a sentence."""
+
+
+class ServiceAccount:
+    """A service account's JSON file → access tokens, one request for all who wait, renewed before they end."""
+
+    def __init__(self, client: httpx2.AsyncClient, path: Path) -> None:
+        self._client = client
+        try:
+            account = orjson.loads(path.read_bytes())
+            self._email, self._token_url = str(account["client_email"]), str(account["token_uri"])
+            self._key, self.project = str(account["private_key"]), str(account["project_id"])
+            jwt.encode({}, self._key, algorithm="RS256")
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, jwt.PyJWTError) as error:
+            raise BadServiceAccount(f"{path} is no service account's JSON: {type(error).__name__}") from None
+        self._lock = asyncio.Lock()
+        self._token = ""
+        self._renew_at_s = 0.0
+
+    async def headers(self) -> dict[str, str]:
+        """The token's header. Raises Failure where none is to be had; nothing was bought then."""
+        async with self._lock:
+            if time.monotonic() >= self._renew_at_s:
+                await self._renew()
+            return {"authorization": f"Bearer {self._token}"}
+
+    async def _renew(self) -> None:
+        now_s = int(time.time())
+        claims = {"iss": self._email, "scope": SCOPE, "aud": self._token_url, "iat": now_s, "exp": now_s + ASSERTION_S}
+        assertion = jwt.encode(claims, self._key, algorithm="RS256")
+        form = {"grant_type": GRANT, "assertion": assertion}
+        try:
+            async with (
+                asyncio.timeout(TOKEN_TIMEOUT_S),
+                self._client.stream("POST", self._token_url, data=form, headers=UNPACKED) as response,
+            ):
+                body = await read_document(response, TOKEN_BYTES)
+                if response.status_code != 200:
+                    raise Failure(Outcome.NOT_AUTHORISED, f"token: status {response.status_code}")
+            reply = orjson.loads(body)
+            token, life_s = str(reply["access_token"]), float(reply["expires_in"])
+        except (httpx2.HTTPError, TimeoutError) as error:
+            raise Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}") from error
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise Failure(Outcome.NOT_AUTHORISED, "token: no token in the reply") from None
+        self._token = token
+        self._renew_at_s = time.monotonic() + max(life_s - RENEW_BEFORE_S, life_s / 2)
+
+
+class Google:
+    """The adapter. `models_url` ends before `/MODEL:predict`."""
+
+    def __init__(
+        self, client: httpx2.AsyncClient, models_url: str, credentials: Credentials, document_bytes: int
+    ) -> None:
+        self._client = client
+        self._models_url = models_url
+        self._credentials = credentials
+        self._document_bytes = document_bytes
+
+    async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+        """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        headers = await self._credentials.headers()
+        url = f"{call.order.model.url or self._models_url}/{call.order.model.upstream}:predict"
+        document = JsonPictures("predictions", "bytesBase64Encoded", self._document_bytes)
+        pictures = post_for_pictures(self._client, url, headers, _body(call), call, document, _refusal)
+        async with aclosing(pictures):
+            async for picture in pictures:
+                yield picture
+        _read(call, rest_of(document))
+        missing = call.images - len(call.report.numbers)
+        if missing:
+            # What the filter took out is simply missing, with a reason or without; all of it leaves `{}`.
+            raise Failure(Outcome.CONTENT_POLICY, f"{missing} filtered")
+
+
+def _body(call: Call) -> dict[str, Any]:
+    order = call.order
+    parameters: dict[str, Any] = {
+        "sampleCount": call.images,
+        "aspectRatio": order.model.sizes[order.size],
+        "includeRaiReason": True,
+    }
+    output: dict[str, Any] = {}
+    if "output_format" in order.fields:
+        output["mimeType"] = order.fields["output_format"]
+    if "output_compression" in order.fields:
+        output["compressionQuality"] = order.fields["output_compression"]
+    if output:
+        parameters["outputOptions"] = output
+    return {"instances": [{"prompt": order.prompt}], "parameters": parameters}
+
+
+def _read(call: Call, rest: dict[str, Any]) -> None:
+    for place, prediction in items_of(rest, "predictions"):
+        number = call.report.numbers.get(place)
+        if number is not None and isinstance(prediction.get("prompt"), str):
+            call.report.revised_prompts[number] = prediction["prompt"]
+
+
+def _refusal(response: httpx2.Response, body: bytes) -> Failure:
+    try:
+        message = str(orjson.loads(body)["error"]["message"]).lower()
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = ""
+    if response.status_code == 400 and any(words in message for words in _BLOCKED_PROMPT):
+        return Failure(Outcome.CONTENT_POLICY)
+    if response.status_code == 404:
+        return Failure(Outcome.RETIRED)
+    return by_status(response)

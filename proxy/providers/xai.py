@@ -1,0 +1,94 @@
+"""xAI: OpenAI's shape with a mind of its own. Refusals hide in a 200, retirement in a 500, the price in the reply."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from decimal import Decimal
+from typing import Any
+
+import httpx2
+import orjson
+
+from proxy.media import JsonPictures
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Picture
+from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of
+
+TICKS_PER_USD = 10_000_000_000
+
+_RETIRED = ("deprecated", "model not found", "does not exist")
+_MODERATED = ("moderation", "content policy", "safety", "usage guidelines")
+
+
+class XAI:
+    """The adapter. `document_bytes` bounds a reply's JSON without its pictures."""
+
+    def __init__(self, client: httpx2.AsyncClient, url: str, key: str, document_bytes: int) -> None:
+        self._client = client
+        self._url = url
+        self._headers = {"authorization": f"Bearer {key}"}
+        self._document_bytes = document_bytes
+
+    async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+        """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        url = f"{call.order.model.url or self._url}/images/generations"
+        document = JsonPictures("data", "b64_json", self._document_bytes)
+        pictures = post_for_pictures(self._client, url, self._headers, _body(call), call, document, _refusal)
+        async with aclosing(pictures):
+            async for picture in pictures:
+                yield picture
+        rest = rest_of(document)
+        flagged = _read(call, rest)
+        if flagged or rest.get("data") == []:
+            raise Failure(Outcome.CONTENT_POLICY, f"{flagged} flagged")
+
+
+def _body(call: Call) -> dict[str, Any]:
+    order = call.order
+    body: dict[str, Any] = {
+        "model": order.model.upstream,
+        "prompt": order.prompt,
+        "n": call.images,
+        "response_format": "b64_json",
+        **order.model.always,
+        **order.fields,
+    }
+    if ratio := order.model.sizes[order.size]:
+        body["aspect_ratio"] = ratio
+    return body
+
+
+def _read(call: Call, rest: dict[str, Any]) -> int:
+    """What the reply says beside its pictures; returns how many of them are flagged."""
+    report, flagged = call.report, 0
+    for place, item in items_of(rest, "data"):
+        number = report.numbers.get(place)
+        if item.get("respect_moderation") is False:
+            flagged += 1
+            report.refused |= {number} if number is not None else set()
+        if number is not None and isinstance(item.get("revised_prompt"), str):
+            report.revised_prompts[number] = item["revised_prompt"]
+    usage, served = rest.get("usage"), rest.get("model")
+    ticks = usage.get("cost_in_usd_ticks") if isinstance(usage, dict) else None
+    if type(ticks) is int and ticks >= 0:
+        report.usd = Decimal(ticks) / TICKS_PER_USD
+    if isinstance(served, str):
+        report.served = served[:128]
+    return flagged
+
+
+def _refusal(response: httpx2.Response, body: bytes) -> Failure:
+    """Three shapes of error, and prose: a retired model is a 500 that must not be asked again."""
+    text = _message(body).lower()
+    if any(words in text for words in _RETIRED) or response.status_code == 404:
+        return Failure(Outcome.RETIRED)
+    if response.status_code == 400 and any(words in text for words in _MODERATED):
+        return Failure(Outcome.CONTENT_POLICY)
+    return by_status(response)
+
+
+def _message(body: bytes) -> str:
+    try:
+        error = orjson.loads(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,235 @@
+"""The local store publishes whole pictures or nothing, whatever ends a write."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random
+import resource
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.ports import StoreFailed
+from proxy.storage.local import WRITE_BYTES, LocalStore
+from tests.conftest import run
+from tests.integration.edge_kit import files
+
+PATH = "org/request/0.png"
+
+
+async def stream(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+@pytest.mark.parametrize(
+    "size", [1, 2, 4095, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1, 1_000_003, 5 * 1024 * 1024]
+)
+@pytest.mark.parametrize("chunk", [997, 65_536, 3_000_001])
+def test_what_was_put_is_there_to_the_byte(tmp_path: Path, size: int, chunk: int) -> None:
+    """At every size and every size of chunks, and nothing lies beside it."""
+    data = random.Random(size).randbytes(size)
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        assert not await store.exists(PATH)
+        await store.put(PATH, stream(data, chunk), "image/png")
+        assert await store.exists(PATH)
+
+    run(work())
+    assert hashlib.sha256((tmp_path / PATH).read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert files(tmp_path) == {PATH}
+
+
+@pytest.mark.parametrize("at", [0, 1, 50, 99])
+@pytest.mark.parametrize("error", [ConnectionResetError, TimeoutError, ValueError, asyncio.CancelledError])
+def test_a_source_that_fails_publishes_nothing(tmp_path: Path, at: int, error: type[BaseException]) -> None:
+    """At its first, a middle and its last chunk; its own error reaches the caller, unchanged."""
+
+    async def failing() -> AsyncIterator[bytes]:
+        for number in range(100):
+            if number == at:
+                raise error
+            yield b"x" * 10_000
+
+    async def work() -> None:
+        with pytest.raises(error):
+            await LocalStore(tmp_path).put(PATH, failing(), "image/png")
+
+    run(work())
+    assert files(tmp_path) == set()
+
+
+def test_a_put_that_is_cancelled_at_any_moment_leaves_all_or_nothing(tmp_path: Path) -> None:
+    """While it waits for bytes, while a thread writes, while it is published: no part, and no file unless it was whole
+    and reported so."""
+    data = random.Random(1).randbytes(1_000_000)
+
+    async def put(store: LocalStore, path: str, delay_s: float) -> None:
+        task = asyncio.create_task(store.put(path, stream(data, 65_536), "image/png"))
+        await asyncio.sleep(delay_s)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert await store.exists(path) == (not task.cancelled())
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        began_s = time.monotonic()
+        await store.put("org/measure/0.png", stream(data, 65_536), "image/png")
+        took_s = time.monotonic() - began_s
+        for number in range(60):
+            await put(store, f"org/{number}/0.png", 1.2 * took_s * number / 60)
+
+    run(work())
+    assert all((tmp_path / name).read_bytes() == data for name in files(tmp_path))
+    assert not [name for name in files(tmp_path) if name.endswith(".part")]
+
+
+@contextlib.contextmanager
+def disk_takes(most_bytes: int) -> Iterator[None]:
+    """Files of this process cannot grow beyond this: the kernel refuses the write that would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, WRITE_BYTES - 1, WRITE_BYTES, 300_000, 399_999])
+@pytest.mark.parametrize("chunk", [10, 65_536])
+def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, most_bytes: int, chunk: int) -> None:
+    """StoreFailed, and nothing is left of the picture, wherever the disk gave up."""
+
+    async def work() -> None:
+        with disk_takes(most_bytes), pytest.raises(StoreFailed, match="File too large"):
+            await LocalStore(tmp_path).put(PATH, stream(b"x" * 400_000, chunk), "image/png")
+
+    run(work())
+    assert files(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_made_is_a_failed_store(tmp_path: Path) -> None:
+    """A file lies where the organisation's folder should be."""
+    (tmp_path / "org").write_text("not a folder")
+
+    async def work() -> None:
+        with pytest.raises(StoreFailed, match="Not a directory"):
+            await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
+
+    run(work())
+    assert files(tmp_path) == {"org"}
+
+
+def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
+    """A folder lies where the picture should be: it stays, and no part lies beside it."""
+    (tmp_path / PATH).mkdir(parents=True)
+
+    async def work() -> None:
+        with pytest.raises(StoreFailed, match="directory"):
+            await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
+
+    run(work())
+    assert (tmp_path / PATH).is_dir() and files(tmp_path) == set()
+
+
+def test_a_failed_put_removes_only_what_it_wrote(tmp_path: Path) -> None:
+    """Somebody else's picture of that name stays (rule 16)."""
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        await store.put(PATH, stream(b"first", 5), "image/png")
+        with disk_takes(100), pytest.raises(StoreFailed):
+            await store.put(PATH, stream(b"x" * 200_000, 65_536), "image/png")
+
+    run(work())
+    assert (tmp_path / PATH).read_bytes() == b"first" and files(tmp_path) == {PATH}
+
+
+def test_puts_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
+    """Forty pictures, their chunks interleaved."""
+    pictures = {f"org/{number % 5}/{number}.png": bytes([number]) * (50_000 * number + 1) for number in range(40)}
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        await asyncio.gather(*(store.put(path, stream(data, 7_001), "") for path, data in pictures.items()))
+
+    run(work())
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == pictures
+
+
+def test_a_reader_never_sees_a_part_of_a_picture(tmp_path: Path) -> None:
+    """Somebody who looks all the time finds no file, or the whole of it."""
+    size, seen, over = 2_000_000, set[int](), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                seen.add(os.stat(tmp_path / PATH).st_size)  # noqa: PTH116 - what a reader's open would find
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            await asyncio.sleep(0.002)
+            yield b"x" * (size // 40)
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        for _ in range(3):
+            await store.put(PATH, slowly(), "image/png")
+            await store.delete(PATH)
+        await store.put(PATH, slowly(), "image/png")
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    run(work())
+    over.set()
+    looking.join()
+    assert seen == {size}
+
+
+def test_a_cancelled_write_that_is_still_at_the_disk_holds_up_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes half a second to sync: the loop goes on meanwhile, and nothing is left of the picture."""
+    syncing = threading.Event()
+
+    def slow_sync(number: int) -> None:
+        syncing.set()
+        time.sleep(0.5)
+
+    async def work() -> float:
+        writing = asyncio.create_task(LocalStore(tmp_path).put(PATH, stream(b"x" * 1000, 100), "image/png"))
+        while not syncing.is_set():
+            await asyncio.sleep(0.001)
+        writing.cancel()
+        longest_s, last_s = 0.0, time.monotonic()
+        while not writing.done():
+            await asyncio.sleep(0.001)
+            longest_s, last_s = max(longest_s, time.monotonic() - last_s), time.monotonic()
+        assert writing.cancelled()
+        return longest_s
+
+    monkeypatch.setattr(os, "fsync", slow_sync)
+    assert run(work()) < 0.25
+    assert files(tmp_path) == set()
+
+
+def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
+    """What cannot be deleted is a failed store."""
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        await store.put(PATH, stream(b"x", 1), "image/png")
+        await store.delete(PATH)
+        await store.delete(PATH)
+        assert not await store.exists(PATH)
+        with pytest.raises(StoreFailed):
+            await store.delete("org/request")
+
+    run(work())
+    assert files(tmp_path) == set()
