@@ -55,6 +55,9 @@ CLOSED_S = 24 * 3600
 PROJECTION_POLL_S = 1.0
 """How often a change in SQL is looked for. "Within seconds" (rule 2)."""
 
+HEARTBEAT_S = 1.0
+"""How often a gateway says that it is alive; ten missed beats, and its upstream jobs are called off by another."""
+
 FX_POLL_S = 20.0
 """How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
 

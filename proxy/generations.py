@@ -5,15 +5,18 @@ import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Gauge
+from redis.exceptions import RedisError
 
 from metering.events import StoredImage
 from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
+from metering.wallet.jobs import Jobs
 from metering.wallet.wallet import Caller, Close, Wallet
 from proxy.errors import ApiError
 from proxy.lifecycle import Lifecycle
@@ -76,10 +79,12 @@ class Generations:
         providers: Mapping[str, Provider],
         most_image_bytes: int,
         lifecycle: Lifecycle,
+        jobs: Jobs | None = None,
     ) -> None:
         self._wallet = wallet
         self._maker = Maker(store, providers, most_image_bytes)
         self._lifecycle = lifecycle
+        self._jobs = jobs
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, job: Job) -> asyncio.Task[Delivery]:
@@ -99,12 +104,22 @@ class Generations:
     async def _run(self, job: Job) -> Delivery:
         made = Made()
         try:
-            await self._maker.make(job.order, f"{job.caller.org_id}/{job.hold_id}", job.generate_until_s, made)
+            folder = f"{job.caller.org_id}/{job.hold_id}"
+            await self._maker.make(job.order, folder, job.generate_until_s, made, partial(self._note, job))
         except asyncio.CancelledError:
             self._detach(self._void(job, Failure(Outcome.FAULT, "cancelled")))
             raise
         # The end is a task of its own: once it has begun, no cancellation turns it into another end (rule 9).
         return await asyncio.shield(self._detach(self._close(job, made)))
+
+    async def _note(self, job: Job, handle: str) -> None:
+        if self._jobs is None:
+            return
+        try:
+            await self._jobs.note(job.caller.org_id, job.hold_id, job.order.model.provider, handle)
+        except (RedisError, OSError, TimeoutError) as error:
+            # The job goes on, and this process calls it off itself unless it dies before Redis is back.
+            log.warning("job_not_noted", request_id=job.hold_id, error=type(error).__name__)
 
     async def _close(self, job: Job, made: Made) -> Delivery:
         for failure in made.failures:

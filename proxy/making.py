@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from prometheus_client import Counter
@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from metering.events import StoredImage
 from proxy.media import Measured, NotAnImage, peek, sniff
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, ImageStore, Order, Picture, Provider, Report, StoreFailed
+from proxy.ports import Call, ImageStore, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
 
 log = structlog.get_logger(__name__)
 
@@ -43,12 +43,12 @@ class Maker:
         self._providers = providers
         self._most_image_bytes = most_image_bytes
 
-    async def make(self, order: Order, folder: str, until_s: float, made: Made) -> None:
+    async def make(self, order: Order, folder: str, until_s: float, made: Made, note: Note = note_nothing) -> None:
         """Fill `made` until all is done or until `until_s` of `time.monotonic`; what is stored by then counts."""
         try:
             async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
                 await asyncio.sleep(0)  # a deadline that has passed ends it here, before anything is bought
-                for call in split(order):
+                for call in split(order, note):
                     calls.create_task(self._call(call, folder, until_s, made))
         except TimeoutError:
             made.failures.append(Failure(Outcome.DEADLINE))
@@ -75,6 +75,7 @@ class Maker:
                 return
             AGAIN.labels(call.order.model_id).inc()
             await asyncio.sleep(pause_s)
+            call = replace(call, report=Report())
 
     async def _try(self, call: Call, folder: str, made: Made) -> Failure | None:
         """Every picture of one call into the store; returns why the call, or the rest of it, brought none."""
@@ -136,7 +137,7 @@ def fault(order: Order, error: Exception) -> Failure:
     return Failure(Outcome.FAULT, type(error).__name__)
 
 
-def split(order: Order) -> list[Call]:
+def split(order: Order, note: Note = note_nothing) -> list[Call]:
     """The upstream calls that make an order, each within what the model makes at once."""
     most = order.model.images_per_call
-    return [Call(order, first, min(most, order.n - first)) for first in range(0, order.n, most)]
+    return [Call(order, first, min(most, order.n - first), note) for first in range(0, order.n, most)]

@@ -1,6 +1,6 @@
 """The seams of the edge: what a generation asks of a provider and of a store."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -47,6 +47,14 @@ class Report:
     served: str | None = None
 
 
+Note = Callable[[str], Awaitable[None]]
+"""Keeps what it takes to call a job off, durable outside this process, until its order has ended."""
+
+
+async def note_nothing(handle: str) -> None:
+    """Where there is nobody to keep it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A part of an order that one upstream call makes: `images` of them, numbered from `first`."""
@@ -54,6 +62,7 @@ class Call:
     order: Order
     first: int
     images: int
+    note: Note = note_nothing
     report: Report = field(default_factory=Report)
 
 
@@ -73,6 +82,12 @@ class Provider(Protocol):
     """One upstream. Raises `outcomes.Failure` where the call, or the rest of it, brings no pictures."""
 
     def generate(self, call: Call) -> AsyncGenerator[Picture]: ...
+
+
+class CallsOff(Protocol):
+    """An upstream whose jobs go on without us. Never raises: calling off is best effort by its nature."""
+
+    async def call_off(self, handle: str) -> None: ...
 
 
 class StoreFailed(Exception):

@@ -18,6 +18,7 @@ from config.settings import (
     BODY_TIMEOUT_S,
     CLOSED_S,
     FX_POLL_S,
+    HEARTBEAT_S,
     KEY_CACHE_SIZE,
     MAX_BODY_BYTES,
     MAX_IMAGE_BYTES,
@@ -40,6 +41,7 @@ from metering.ledger.sqlite import open_sqlite
 from metering.ports import Ledger, ListPrice
 from metering.pricing import Rate
 from metering.wallet.connection import open_redis, warm_up
+from metering.wallet.jobs import Jobs
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
@@ -50,6 +52,7 @@ from proxy.generations import Generations
 from proxy.images import ImagesEndpoint, Limits
 from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
+from proxy.orphans import Orphans
 from proxy.outbound import ImageHosts, Outbound
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
@@ -197,7 +200,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         offered = _offered(catalogue, providers)
         store = LocalStore(folder)
         lifecycle = Lifecycle()
-        generations = Generations(wallet, store, providers, MAX_IMAGE_BYTES, lifecycle)
+        jobs = Jobs(back.redis)
+        generations = Generations(wallet, store, providers, MAX_IMAGE_BYTES, lifecycle, jobs)
+        orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger, back.plans)
 
@@ -210,6 +215,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 asyncio.create_task(projector.run(PROJECTION_POLL_S)),
                 asyncio.create_task(rates.run(FX_POLL_S)),
                 asyncio.create_task(pressure.run(PROJECTION_POLL_S)),
+                asyncio.create_task(orphans.run(HEARTBEAT_S)),
             ]
             yield
             await generations.drain()

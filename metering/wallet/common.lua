@@ -51,6 +51,7 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   local wallet = P .. ':wallet:' .. org
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
+  redis.call('HDEL', P .. ':jobs', request)
   redis.call('HINCRBY', wallet, 'held', -held)
   redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)

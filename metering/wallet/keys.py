@@ -31,6 +31,16 @@ def busy(partition: int) -> str:
     return f"{{p{partition}}}:busy"
 
 
+def jobs(partition: int) -> str:
+    """Upstream jobs of open holds, by request."""
+    return f"{{p{partition}}}:jobs"
+
+
+def alive(owner: str) -> str:
+    """There as long as a gateway lives."""
+    return f"alive:{owner}"
+
+
 def key_record(key_hash: str) -> tuple[int, str]:
     """Partition and name of the immutable record key hash → organisation and key id."""
     partition = int(key_hash[:8], 16) % PARTITIONS
@@ -47,6 +57,7 @@ class OrgKeys:
         self.fence = fence(self.partition)
         self.events = events(self.partition)
         self.busy = busy(self.partition)
+        self.jobs = jobs(self.partition)
         self.wallet = f"{self._tag}:wallet:{org_id}"
         self.key_states = f"{self._tag}:keys:{org_id}"
         self.open = f"{self._tag}:open:{org_id}"
@@ -54,6 +65,10 @@ class OrgKeys:
     def hold(self, request_id: str) -> str:
         """The hold of one order."""
         return f"{self._tag}:hold:{request_id}"
+
+    def claim(self, request_id: str) -> str:
+        """Who ends the order of a dead owner."""
+        return f"{self._tag}:claim:{request_id}"
 
     def closed(self, request_id: str) -> str:
         """How one order ended."""

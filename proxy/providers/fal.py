@@ -60,16 +60,29 @@ class Fal:
         return await self._ask("POST", f"{self._url}/{call.order.model.upstream}", _body(call))
 
     async def _queued(self, call: Call) -> Any:
-        job = await self._ask("POST", f"{self._queue_url}/{call.order.model.upstream}", _body(call))
+        job = await self._submitted(call)
         status_url, result_url, cancel_url = (
             self._pinned(job, f"{name}_url") for name in ("status", "response", "cancel")
         )
         try:
+            await call.note(cancel_url)
             await self._wait(status_url)
         except (asyncio.CancelledError, Failure):
-            await self._cancel(cancel_url)
+            await self.call_off(cancel_url)
             raise
         return await self._result(result_url)
+
+    async def _submitted(self, call: Call) -> Any:
+        """The queue's answer. A deadline that strikes in between waits a moment for it: a job is to be called off."""
+        asking = asyncio.ensure_future(self._ask("POST", f"{self._queue_url}/{call.order.model.upstream}", _body(call)))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            await asyncio.wait({asking}, timeout=CANCEL_S)
+            if asking.done() and not asking.cancelled() and asking.exception() is None:
+                await self.call_off(self._pinned(asking.result(), "cancel_url"))
+            asking.cancel()
+            raise
 
     async def _wait(self, status_url: str) -> None:
         """Until the job is completed, well or not. Raises Failure where that cannot be known."""
@@ -101,10 +114,11 @@ class Fal:
             await asyncio.sleep(FIRST_POLL_S)
         raise AssertionError("the last try returns or raises")
 
-    async def _cancel(self, cancel_url: str) -> None:
+    async def call_off(self, handle: str) -> None:
+        """Cancel a queued job by the URL that fal gave for it."""
         try:
             async with asyncio.timeout(CANCEL_S):
-                await self._ask("PUT", cancel_url)
+                await self._ask("PUT", handle)
         except (httpx2.HTTPError, Failure, TimeoutError):
             return  # best effort by its nature: the order is void either way, and fal may have finished
 
