@@ -6,6 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+from config.catalogue import Model, read_catalogue
 from config.settings import Settings
 from docs.errors import PAGE, page
 
@@ -64,3 +65,14 @@ def test_every_setting_is_documented() -> None:
     """Each variable that the settings read has its place in docs/operations.md."""
     page = (ROOT / "docs" / "operations.md").read_text()
     assert [name for name in Settings.model_fields if f"`GHUB_{name.upper()}`" not in page] == []
+
+
+def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
+    """Every block of docs/models.md parses; its first example is the catalogue's own."""
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+    example, _, successors = (tomllib.loads(block)["models"] for block in blocks)
+    (name,) = example
+    shipped = read_catalogue(None).models[name]
+    assert shipped.model_copy(update={"sizes": example[name]["sizes"]}) == Model.model_validate(example[name])
+    for name, table in successors.items():
+        assert not Model.model_validate(table).priced, name
