@@ -192,10 +192,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         pressure = Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
             await pressure.look()
-            await warm_up(hot, REDIS_CONNECTIONS)
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
         wallet = Wallet(hot, wallet_limits())
+        with suppress(RedisError, OSError, TimeoutError):  # as above
+            await warm_up(hot, REDIS_CONNECTIONS)
+            await wallet.set_clock()
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
         store = LocalStore(folder)

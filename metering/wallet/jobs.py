@@ -4,13 +4,16 @@ Every gateway says that it is alive; a job whose owner has not said so for a whi
 """
 
 from dataclasses import asdict, dataclass
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
+import structlog
 from redis.asyncio import Redis
 
 from metering.wallet import keys
 from metering.wallet.connection import load_script
+
+log = structlog.get_logger(__name__)
 
 ALIVE_S = 10
 """A gateway that has not said so for this long counts as dead: ten missed beats, no hiccup of Redis or of its host."""
@@ -37,6 +40,7 @@ class Jobs:
         self._redis = redis
         self._note = load_script(redis, "note_v1")
         self.owner = uuid4().hex
+        self._missed: set[str] = set()
 
     async def beat(self) -> None:
         """Say that this process is alive."""
@@ -44,6 +48,7 @@ class Jobs:
 
     async def note(self, org_id: str, request_id: str, provider: str, handle: str) -> None:
         """Keep a job with its hold."""
+        await self.beat()  # a Redis that has just lost its data knows of no beat, and the next one is a second away
         names = keys.OrgKeys(org_id)
         job = UpstreamJob(request_id, org_id, self.owner, provider, handle)
         await self._note(
@@ -51,18 +56,23 @@ class Jobs:
         )
 
     async def orphans(self) -> list[UpstreamJob]:
-        """Jobs whose owner is dead."""
+        """Jobs whose owner is dead: without a sign of life at this look and at the last one.
+
+        A Redis that was away for long has lost every sign; so the first look after it condemns nobody.
+        """
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in range(keys.PARTITIONS):
                 pipe.hvals(keys.jobs(partition))
             pages = await pipe.execute()
-        jobs = [UpstreamJob(**orjson.loads(line)) for page in pages for lines in page for line in lines.splitlines()]
+        read = [_read(line) for page in pages for lines in page for line in lines.splitlines()]
+        jobs = [job for job in read if job is not None]
         owners = sorted({job.owner for job in jobs})
         async with self._redis.pipeline(transaction=False) as pipe:
             for owner in owners:
                 pipe.exists(keys.alive(owner))
             alive = await pipe.execute() if owners else []
-        dead = {owner for owner, lives in zip(owners, alive, strict=True) if not lives}
+        missed = {owner for owner, lives in zip(owners, alive, strict=True) if not lives}
+        dead, self._missed = missed & self._missed, missed
         return [job for job in jobs if job.owner in dead]
 
     async def claim(self, job: UpstreamJob) -> bool:
@@ -73,3 +83,17 @@ class Jobs:
     async def forget(self, job: UpstreamJob) -> None:
         """The order has ended otherwise."""
         await self._redis.hdel(keys.OrgKeys(job.org_id).jobs, job.request_id)
+
+
+def _read(line: bytes) -> UpstreamJob | None:
+    """A record; None, and a word in the log, for one that somebody damaged."""
+    try:
+        fields = orjson.loads(line)
+        job = UpstreamJob(**fields)
+        UUID(job.org_id)
+        if all(isinstance(value, str) for value in fields.values()):
+            return job
+    except (ValueError, TypeError, AttributeError):
+        pass
+    log.error("job_unreadable", record_bytes=len(line))
+    return None

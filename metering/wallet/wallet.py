@@ -137,6 +137,11 @@ class Wallet:
         """Script the time, for tests."""
         self._scripted_us = now_us
 
+    async def set_clock(self) -> None:
+        """Ask Redis for its time, before the first admission needs it. Raises RedisError."""
+        seconds, microseconds = await self._redis.time()
+        self._learn(seconds * 1_000_000 + microseconds)
+
     async def key(self, key_hash: str) -> Caller | None:
         """The owner of a key; None is certain: the key does not exist."""
         partition, name = keys.key_record(key_hash)

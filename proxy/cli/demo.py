@@ -129,7 +129,12 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         return environment
     with bind(HOST, 0) as free:
         simulator = f"{HOST}:{free.getsockname()[1]}"
-    return environment | {
+    return environment | simulated_upstreams(simulator)
+
+
+def simulated_upstreams(simulator: str) -> dict[str, str]:
+    """The settings under which every provider is the simulator at `host:port`."""
+    return {
         "GHUB_OPENAI_URL": f"http://{simulator}/openai/v1",
         "GHUB_OPENAI_KEY": "simulated",
         "GHUB_FAL_URL": f"http://{simulator}/fal/run",

@@ -21,6 +21,7 @@ from metering.events import Event
 from metering.money import parse_mxn
 from metering.pricing import Rate
 from metering.wallet.wallet import Cut
+from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
 from tests.conftest import ValkeyServer, run
 
@@ -233,7 +234,6 @@ def prepare(folder: Path, **more: str) -> System:
     """A system in an empty folder, with a migrated ledger and FX 20, not yet started."""
     port, simulator_port = free_port(), free_port()
     valkey = ValkeyServer(folder, "--appendonly", "yes", "--appendfsync", "everysec")
-    simulator = f"127.0.0.1:{simulator_port}"
     environment = {
         "GHUB_HOST": "127.0.0.1",
         "GHUB_PORT": str(port),
@@ -241,16 +241,7 @@ def prepare(folder: Path, **more: str) -> System:
         "GHUB_REDIS_URL": valkey.url,
         "GHUB_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
         "GHUB_STORAGE_URL": f"file://{folder / 'images'}",
-        "GHUB_OPENAI_URL": f"http://{simulator}/openai/v1",
-        "GHUB_OPENAI_KEY": "simulated",
-        "GHUB_FAL_URL": f"http://{simulator}/fal/run",
-        "GHUB_FAL_QUEUE_URL": f"http://{simulator}/fal/queue",
-        "GHUB_FAL_KEY": "simulated",
-        "GHUB_XAI_URL": f"http://{simulator}/xai/v1",
-        "GHUB_XAI_KEY": "simulated",
-        "GHUB_GOOGLE_URL": f"http://{simulator}/google/v1beta",
-        "GHUB_GOOGLE_KEY": "simulated",
-        "GHUB_IMAGE_HOSTS": simulator,
+        **simulated_upstreams(f"127.0.0.1:{simulator_port}"),
         "GHUB_TOPUP_URL": "https://geekhub.mx/topup",
         **more,
     }
