@@ -1,6 +1,7 @@
 """The catalogue, the plans and the seed rates: TOML files, read once at start and checked to the last field."""
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ def _decimal(value: object) -> Decimal:
 
 
 PositiveDecimal = Annotated[Decimal, BeforeValidator(_decimal)]
+_PIXELS = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 Month = Annotated[str, PydanticField(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
 
 
@@ -62,7 +64,7 @@ class TokenPrices(_Row):
     text_input: PositiveDecimal
     image_output: PositiveDecimal
     most_input_tokens: Annotated[int, PydanticField(ge=1)]
-    most_output_tokens: Annotated[Mapping[str, int], PydanticField(min_length=1)]
+    most_output_tokens: Annotated[Mapping[str, Annotated[int, PydanticField(ge=1)]], PydanticField(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ class Model(_Row):
         )
         if sum(kind is not None for kind in kinds) > 1:
             raise ValueError("has more than one kind of price")
+        tokens = self.usd_per_million_tokens
+        for name in (*(self.usd_per_image_by or ()), *(tokens.most_output_tokens if tokens else ())):
+            quality, _, size = name.partition("/")
+            if quality not in {"*", *self.qualities.values()} or size not in {"*", *self.sizes}:
+                raise ValueError(f"has a price for {name}, which is no quality/size of its own")
+        if self.usd_per_megapixel is not None and not all(_PIXELS.fullmatch(size) for size in self.sizes):
+            raise ValueError("has a price per megapixel, and a size that is not WIDTHxHEIGHT")
         for size in self.sizes:
             for quality in {*self.qualities.values(), None}:
                 if self.priced and self.listed(size, quality) is None:
@@ -166,12 +175,15 @@ ValueT = TypeVar("ValueT", int, Decimal)
 
 def _by_variant(table: Mapping[str, ValueT], quality: str | None, size: str) -> ValueT | None:
     """The row of `quality/size`, in which either may be `*`. A quality that the upstream chooses costs the dearest."""
-    for name in (f"{quality or '*'}/{size}", f"{quality}/*", f"*/{size}", "*/*"):
-        if name in table:
-            return table[name]
-    if quality in (None, "auto"):
-        return max((value for name, value in table.items() if name.endswith((f"/{size}", "/*"))), default=None)
-    return None
+    named = {name.partition("/")[0] for name in table}
+    wanted = named if quality is None or (quality == "auto" and "auto" not in named) else {quality}
+    rows = [_row(table, one, size) for one in wanted]
+    return max((row for row in rows if row is not None), default=None)
+
+
+def _row(table: Mapping[str, ValueT], quality: str, size: str) -> ValueT | None:
+    names = (f"{quality}/{size}", f"{quality}/*", f"*/{size}", "*/*")
+    return next((table[name] for name in names if name in table), None)
 
 
 class Catalogue(_Row):

@@ -30,6 +30,9 @@ T = TypeVar("T")
 SETTLE_PAUSE_S = 0.1
 """Between two tries of a settlement that Redis gave no verdict on."""
 
+USD_STEP = Decimal("0.0000000001")
+"""Of a provider's figure: the smallest unit that one of them reports."""
+
 IN_FLIGHT = Gauge("ghub_generations_in_flight", "Generations under way, their ends included")
 ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
 EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
@@ -228,7 +231,14 @@ def _merged(reports: list[Report]) -> Report:
 def _measured_usd(job: Job, made: Made) -> Decimal | None:
     """The provider's own figure for the order, where its price depends on it and every call gave one."""
     listed = job.order.model.listed(job.order.size, job.order.quality)
-    figures = [report.usd for report in made.reports if report.numbers]
-    if listed is None or not listed.measured or not figures or None in figures:
+    reports = [report for report in made.reports if report.numbers]
+    if listed is None or not listed.measured or not reports:
         return None
-    return sum((figure for figure in figures if figure is not None), Decimal(0))
+    usd = Decimal(0)
+    for report in reports:
+        if report.usd is None:
+            return None
+        # A picture of this call that was not stored is not the customer's to pay for.
+        stored = len(made.stored.keys() & set(report.numbers.values()))
+        usd += report.usd * stored / len(report.numbers)
+    return usd.quantize(USD_STEP)

@@ -21,7 +21,8 @@ MOST_TRIES = 3
 """Of one call, the first one included."""
 
 FIRST_PAUSE_S = 0.5
-"""Before the second try; doubled for the third, and each times 0.75 to 1.25, so that a crowd does not march in step."""
+"""Before the second try, doubled for the third: 0.75 to 1.25 of it, or what the upstream asks for and up to half of
+it more, so that a crowd does not come back in step."""
 
 AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
 
@@ -127,8 +128,9 @@ def _pause_s(failure: Failure, tries: int) -> float | None:
     """Seconds until the call may be made again; None where it must not be."""
     if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MOST_TRIES:
         return None
-    backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1) * random.uniform(0.75, 1.25)  # noqa: S311  # jitter, no secret
-    return max(float(backoff_s), failure.retry_after_s or 0.0)
+    backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1)
+    asked_s = max(backoff_s * 0.75, failure.retry_after_s or 0.0)
+    return float(asked_s + backoff_s * random.uniform(0.0, 0.5))  # noqa: S311  # jitter, no secret
 
 
 def fault(order: Order, error: Exception) -> Failure:

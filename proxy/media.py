@@ -193,19 +193,32 @@ class JsonPictures:
     _key: bytearray = field(default_factory=bytearray, init=False)
     _base64: _Base64 = field(default_factory=_Base64, init=False)
     _seen: set[int] = field(default_factory=set, init=False)
+    _failed: BadDocument | None = field(default=None, init=False)
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """Take the next bytes; returns the pieces of pictures that they hold, in order."""
+        if self._failed is not None:
+            raise self._failed
         pieces: list[Piece] = []
+        try:
+            self._read(chunk, pieces)
+        except BadDocument as error:
+            if not pieces:
+                raise
+            self._failed = error  # what came before it is whole: it is given out first
+        return pieces
+
+    def _read(self, chunk: bytes, pieces: list[Piece]) -> None:
         at = 0
         while at < len(chunk):
             at = self._structure(chunk, at) if self._in == "structure" else self._string(chunk, at, pieces)
             if len(self._document) > self.most_document_bytes:
                 raise BadDocument("the document is too large")
-        return pieces
 
     def finish(self) -> Any:
         """The document without its pictures."""
+        if self._failed is not None:
+            raise self._failed
         try:
             return orjson.loads(self._document)
         except orjson.JSONDecodeError:

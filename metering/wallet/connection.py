@@ -50,23 +50,33 @@ def load_script(redis: Redis, name: str) -> AsyncScript:
     return redis.register_script(_COMMON + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
 
 
-async def verdict(call: Coroutine[Any, Any, T], budget_s: float) -> T:
-    """Redis' answer to `call`, or WalletAway after `budget_s` of waiting for it.
+class Pulse:
+    """Answers that Redis has given to one process: while there are new ones, it is not away but has a queue."""
 
-    Time in which this process itself was too busy to look does not count against Redis: the budget is spent in slices,
-    and a slice that a busy loop overslept is not charged. A frozen Redis costs an idle process `budget_s` and no more,
-    and a busy one at most `BUSY_FACTOR` times that.
+    def __init__(self) -> None:
+        self.answers = 0
+
+
+async def verdict(call: Coroutine[Any, Any, T], budget_s: float, pulse: Pulse) -> T:
+    """Redis' answer to `call`, or WalletAway after `budget_s` without any sign of life.
+
+    The budget is spent in slices. One in which Redis answered another call, or which this process was too busy to end
+    in time, is not charged: neither says that Redis is away. A frozen Redis costs an idle process `budget_s` and no
+    more, and a busy one at most `BUSY_FACTOR` times that.
     """
     clock_s = asyncio.get_running_loop().time
     give_up_s = clock_s() + BUSY_FACTOR * budget_s
     task = asyncio.ensure_future(call)
     try:
         while not task.done() and budget_s > 0 and (began_s := clock_s()) < give_up_s:
+            answers = pulse.answers
             await asyncio.wait({task}, timeout=min(_SLICE_S, budget_s))
-            if clock_s() - began_s < 2 * _SLICE_S:
+            if clock_s() - began_s < 2 * _SLICE_S and pulse.answers == answers:
                 budget_s -= _SLICE_S
         if task.done():
-            return task.result()
+            answer = task.result()
+            pulse.answers += 1
+            return answer
     except (RedisError, OSError, TimeoutError) as error:
         raise WalletAway(type(error).__name__) from error
     finally:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from metering.events import StoredImage, encode_images
 from metering.pricing import Quote
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, WalletAway, load_script, verdict
+from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, verdict
 
 _LATEST_S = 1.0
 """An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
@@ -124,6 +124,7 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._offset_us = 0
+        self._pulse = Pulse()
         self._admit = load_script(redis, "admit_v1")
         self._settle = load_script(redis, "settle_v1")
         self._void = load_script(redis, "void_v1")
@@ -287,7 +288,7 @@ class Wallet:
         async def answer() -> Any:
             return await call
 
-        return await verdict(answer(), self._limits.decision_s)
+        return await verdict(answer(), self._limits.decision_s, self._pulse)
 
     def _closing(self, meaning: dict[int, Close], reply: list[int]) -> Closing:
         self._learn(reply[1])

@@ -31,6 +31,9 @@ _MODERATED = "content_policy_violation"
 _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runner_connection_refused")
 """503s in which no runner had the job. Of a runner that was lost (`runner_disconnected`) nobody knows what it did."""
 
+_UNREAD = (Outcome.OVERLOADED, Outcome.RATE_LIMITED, Outcome.NOT_AUTHORISED)
+"""Answers to a question for a result that say nothing of its job: that was taken long ago."""
+
 
 class Fal:
     """The adapter. With `queue_url` a job survives a lost connection; without it the direct call is used."""
@@ -57,12 +60,14 @@ class Fal:
             raise Failure(Outcome.CONTENT_POLICY, "flagged by the safety checker")
 
     async def _direct(self, call: Call) -> Any:
-        return await self._ask("POST", f"{self._url}/{call.order.model.upstream}", _body(call))
+        model = call.order.model
+        return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call))
 
     async def _queued(self, call: Call) -> Any:
-        job = await self._submitted(call)
+        queue_url = call.order.model.url or self._queue_url or ""
+        job = await self._submitted(call, queue_url)
         status_url, result_url, cancel_url = (
-            self._pinned(job, f"{name}_url") for name in ("status", "response", "cancel")
+            _pinned(job, f"{name}_url", queue_url) for name in ("status", "response", "cancel")
         )
         try:
             await call.note(cancel_url)
@@ -72,15 +77,15 @@ class Fal:
             raise
         return await self._result(result_url)
 
-    async def _submitted(self, call: Call) -> Any:
+    async def _submitted(self, call: Call, queue_url: str) -> Any:
         """The queue's answer. A deadline that strikes in between waits a moment for it: a job is to be called off."""
-        asking = asyncio.ensure_future(self._ask("POST", f"{self._queue_url}/{call.order.model.upstream}", _body(call)))
+        asking = asyncio.ensure_future(self._ask("POST", f"{queue_url}/{call.order.model.upstream}", _body(call)))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
             await asyncio.wait({asking}, timeout=CANCEL_S)
             if asking.done() and not asking.cancelled() and asking.exception() is None:
-                await self.call_off(self._pinned(asking.result(), "cancel_url"))
+                await self.call_off(_pinned(asking.result(), "cancel_url", queue_url))
             asking.cancel()
             raise
 
@@ -101,18 +106,19 @@ class Fal:
             pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
 
     async def _result(self, result_url: str) -> Any:
-        """A finished job is paid for: reading its result is safe to repeat."""
-        for tries in range(1, MOST_RESULT_TRIES + 1):
+        """A finished job is paid for: reading its result is safe to repeat, and never a reason to buy it again."""
+        failure = Failure(Outcome.NO_ANSWER)
+        for tries in range(MOST_RESULT_TRIES):
+            await asyncio.sleep(FIRST_POLL_S if tries else 0)
             try:
                 return await self._ask("GET", result_url)
-            except httpx2.HTTPError:
-                if tries == MOST_RESULT_TRIES:
+            except httpx2.HTTPError as error:
+                failure = Failure(Outcome.NO_ANSWER, f"result: {type(error).__name__}")
+            except Failure as answer:
+                if answer.outcome not in _UNREAD:
                     raise
-            except Failure as failure:
-                if tries == MOST_RESULT_TRIES or failure.outcome is not Outcome.OVERLOADED:
-                    raise
-            await asyncio.sleep(FIRST_POLL_S)
-        raise AssertionError("the last try returns or raises")
+                failure = answer if answer.outcome.value.accepted else Failure(Outcome.NO_ANSWER, f"result: {answer}")
+        raise failure
 
     async def call_off(self, handle: str) -> None:
         """Cancel a queued job by the URL that fal gave for it."""
@@ -135,14 +141,6 @@ class Fal:
             raise Failure(Outcome.BAD_REPLY, "not JSON")
         return document
 
-    def _pinned(self, job: Any, name: str) -> str:
-        """The returned URL, as long as it leads to the host that was asked: it is sent our key."""
-        url = job.get(name) if isinstance(job, dict) else None
-        with suppress(httpx2.InvalidURL, ValueError):
-            if isinstance(url, str) and _origin(url) == _origin(self._queue_url or ""):
-                return url
-        raise Failure(Outcome.BAD_REPLY, f"{name} leads elsewhere")
-
     def _opener(self, image_url: str) -> Any:
         @asynccontextmanager
         async def open_() -> AsyncIterator[Chunks]:
@@ -157,6 +155,15 @@ class Fal:
                 raise Failure(Outcome.FETCH_FAILED, type(error).__name__) from error
 
         return open_
+
+
+def _pinned(job: Any, name: str, queue_url: str) -> str:
+    """The returned URL, as long as it leads to the host that was asked: it is sent our key."""
+    url = job.get(name) if isinstance(job, dict) else None
+    with suppress(httpx2.InvalidURL, ValueError):
+        if isinstance(url, str) and _origin(url) == _origin(queue_url):
+            return url
+    raise Failure(Outcome.BAD_REPLY, f"{name} leads elsewhere")
 
 
 def _origin(url: str) -> tuple[str, bytes, bytes]:

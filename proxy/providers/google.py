@@ -1,6 +1,7 @@
 """Google's Imagen: `:predict` by API key (Gemini API) or by service account (Vertex), pictures as base64 in JSON."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -29,6 +30,8 @@ RENEW_BEFORE_S = 300.0
 TOKEN_TIMEOUT_S = 10.0
 TOKEN_BYTES = 16 * 1024
 
+_TOKEN = re.compile(r"[!-~]+")
+
 _BLOCKED_PROMPT = ("could not be submitted", "safety", "responsible ai", "sensitive words", "58061214", "39322892")
 
 
@@ -36,6 +39,8 @@ class Credentials(Protocol):
     """Who pays: the headers that say so."""
 
     async def headers(self) -> dict[str, str]: ...
+
+    def refused(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,9 @@ class ApiKey:
         """The key's header."""
         return {"x-goog-api-key": self.key}
 
+    def refused(self) -> None:
+        """A key is not renewed by itself."""
+
 
 class BadServiceAccount(Exception):
     """The service account's file cannot be read, or is none; the message is a sentence."""
@@ -58,25 +66,29 @@ class ServiceAccount:
 
     def __init__(self, client: httpx2.AsyncClient, path: Path) -> None:
         self._client = client
-        try:
-            account = orjson.loads(path.read_bytes())
-            self._email, self._token_url = str(account["client_email"]), str(account["token_uri"])
-            self._key, self.project = str(account["private_key"]), str(account["project_id"])
-            jwt.encode({}, self._key, algorithm="RS256")
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, jwt.PyJWTError) as error:
-            raise BadServiceAccount(f"{path} is no service account's JSON: {type(error).__name__}") from None
-        self._lock = asyncio.Lock()
+        account = _read_account(path)
+        self._email, self._token_url = account["client_email"], account["token_uri"]
+        self._key, self.project = account["private_key"], account["project_id"]
+        self._renewal: asyncio.Task[Failure | None] | None = None
         self._token = ""
-        self._renew_at_s = 0.0
+        self._renew_at_s = self._ends_s = 0.0
 
     async def headers(self) -> dict[str, str]:
         """The token's header. Raises Failure where none is to be had; nothing was bought then."""
-        async with self._lock:
-            if time.monotonic() >= self._renew_at_s:
-                await self._renew()
-            return {"authorization": f"Bearer {self._token}"}
+        if time.monotonic() >= self._renew_at_s:
+            if self._renewal is None or self._renewal.done():
+                self._renewal = asyncio.create_task(self._renew())
+            # Whoever is cancelled while waiting leaves the request to the others.
+            failure = await asyncio.shield(self._renewal)
+            if failure is not None and time.monotonic() >= self._ends_s:
+                raise Failure(failure.outcome, failure.detail)
+        return {"authorization": f"Bearer {self._token}"}
 
-    async def _renew(self) -> None:
+    def refused(self) -> None:
+        """The token was not accepted, whatever life it was given: the next call asks for another."""
+        self._renew_at_s = self._ends_s = 0.0
+
+    async def _renew(self) -> Failure | None:
         now_s = int(time.time())
         claims = {"iss": self._email, "scope": SCOPE, "aud": self._token_url, "iat": now_s, "exp": now_s + ASSERTION_S}
         assertion = jwt.encode(claims, self._key, algorithm="RS256")
@@ -87,16 +99,44 @@ class ServiceAccount:
                 self._client.stream("POST", self._token_url, data=form, headers=UNPACKED) as response,
             ):
                 body = await read_document(response, TOKEN_BYTES)
-                if response.status_code != 200:
-                    raise Failure(Outcome.NOT_AUTHORISED, f"token: status {response.status_code}")
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            return Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}")
+        except Failure as failure:
+            return Failure(Outcome.NOT_AUTHORISED, f"token: {failure}")
+        if response.status_code != 200:
+            return Failure(Outcome.NOT_AUTHORISED, f"token: status {response.status_code}")
+        try:
             reply = orjson.loads(body)
-            token, life_s = str(reply["access_token"]), float(reply["expires_in"])
-        except (httpx2.HTTPError, TimeoutError) as error:
-            raise Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}") from error
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-            raise Failure(Outcome.NOT_AUTHORISED, "token: no token in the reply") from None
-        self._token = token
-        self._renew_at_s = time.monotonic() + max(life_s - RENEW_BEFORE_S, life_s / 2)
+            token, life_s = reply["access_token"], reply["expires_in"]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            token = life_s = None
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token) or type(life_s) is not int or life_s <= 0:
+            return Failure(Outcome.NOT_AUTHORISED, "token: no token in the reply")
+        given_s = time.monotonic()
+        self._token, self._ends_s = token, given_s + life_s
+        self._renew_at_s = given_s + max(life_s - RENEW_BEFORE_S, life_s / 2)
+        return None
+
+
+def _read_account(path: Path) -> dict[str, str]:
+    """The fields of a service account's file that are needed. Raises BadServiceAccount."""
+    try:
+        account = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise BadServiceAccount(f"{path} cannot be read: {error.strerror}") from None
+    except orjson.JSONDecodeError:
+        account = None
+    wrong = f"{path} is no service account's JSON:"
+    if not isinstance(account, dict):
+        raise BadServiceAccount(f"{wrong} it holds no JSON object")
+    for name in ("client_email", "token_uri", "private_key", "project_id"):
+        if not isinstance(account.get(name), str) or not account[name]:
+            raise BadServiceAccount(f"{wrong} `{name}` is missing, or no text")
+    try:
+        jwt.encode({}, account["private_key"], algorithm="RS256")
+    except (ValueError, TypeError, AttributeError, jwt.PyJWTError):
+        raise BadServiceAccount(f"{wrong} `private_key` is no RSA key in PEM") from None
+    return account
 
 
 class Google:
@@ -116,10 +156,18 @@ class Google:
         url = f"{call.order.model.url or self._models_url}/{call.order.model.upstream}:predict"
         document = JsonPictures("predictions", "bytesBase64Encoded", self._document_bytes)
         pictures = post_for_pictures(self._client, url, headers, _body(call), call, document, _refusal)
-        async with aclosing(pictures):
-            async for picture in pictures:
-                yield picture
-        _read(call, rest_of(document))
+        try:
+            async with aclosing(pictures):
+                async for picture in pictures:
+                    yield picture
+        except Failure as failure:
+            if failure.outcome is Outcome.NOT_AUTHORISED:
+                self._credentials.refused()
+            raise
+        rest = rest_of(document)
+        if rest and "predictions" not in rest:
+            raise Failure(Outcome.BAD_REPLY, "no predictions")
+        _read(call, rest)
         missing = call.images - len(call.report.numbers)
         if missing:
             # What the filter took out is simply missing, with a reason or without; all of it leaves `{}`.
@@ -157,6 +205,8 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
         message = ""
     if response.status_code == 400 and any(words in message for words in _BLOCKED_PROMPT):
         return Failure(Outcome.CONTENT_POLICY)
+    if response.status_code == 400 and b"API_KEY_INVALID" in body:
+        return Failure(Outcome.NOT_AUTHORISED, "the key is not valid")
     if response.status_code == 404:
         return Failure(Outcome.RETIRED)
     return by_status(response)

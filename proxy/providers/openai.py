@@ -12,6 +12,9 @@ from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
 from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of
 
+_UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
+"""429s that no pause cures: our account is empty."""
+
 _MODERATED = ("moderation_blocked", "content_policy_violation")
 _ECHOED = ("size", "quality", "background", "output_format")
 
@@ -73,6 +76,8 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
         code = None
     if response.status_code == 400 and code in _MODERATED:
         return Failure(Outcome.CONTENT_POLICY)
+    if response.status_code == 429 and code in _UNPAID:
+        return Failure(Outcome.NOT_AUTHORISED, code)
     if response.status_code == 404:
         return Failure(Outcome.RETIRED)
     return by_status(response)

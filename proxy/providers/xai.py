@@ -15,6 +15,7 @@ from proxy.providers.replies import by_status, items_of, post_for_pictures, rest
 
 TICKS_PER_USD = 10_000_000_000
 
+_FINAL = (400, 410, 500)
 _RETIRED = ("deprecated", "model not found", "does not exist")
 _MODERATED = ("moderation", "content policy", "safety", "usage guidelines")
 
@@ -79,7 +80,7 @@ def _read(call: Call, rest: dict[str, Any]) -> int:
 def _refusal(response: httpx2.Response, body: bytes) -> Failure:
     """Three shapes of error, and prose: a retired model is a 500 that must not be asked again."""
     text = _message(body).lower()
-    if any(words in text for words in _RETIRED) or response.status_code == 404:
+    if response.status_code == 404 or (response.status_code in _FINAL and any(words in text for words in _RETIRED)):
         return Failure(Outcome.RETIRED)
     if response.status_code == 400 and any(words in text for words in _MODERATED):
         return Failure(Outcome.CONTENT_POLICY)

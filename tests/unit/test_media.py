@@ -453,3 +453,15 @@ def test_a_peek_loses_nothing(chunks: list[bytes]) -> None:
         assert b"".join([chunk async for chunk in whole]) == data
 
     run(read())
+
+
+def test_a_whole_picture_before_a_broken_one_is_given_out() -> None:
+    """What came before the fault in the same chunk is not lost; the fault comes at the next word."""
+    text = base64.b64encode(b"whole").decode()
+    document = JsonPictures("data", "b64_json", 10_000)
+    pieces = document.feed(f'{{"data":[{{"b64_json":"{text}"}},{{"b64_json":"!!!!"}}]}}'.encode())
+    assert b"".join(piece.data for piece in pieces) == b"whole" and pieces[-1].last
+    with pytest.raises(BadDocument):
+        document.feed(b" ")
+    with pytest.raises(BadDocument):
+        document.finish()

@@ -1,0 +1,179 @@
+"""All nine models over real HTTP: the simulator in this loop, the adapters with their keys, a store, what was sent."""
+
+import asyncio
+import io
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx2
+import orjson
+from PIL import Image
+
+from config.catalogue import read_catalogue
+from proxy import making
+from proxy.making import Made, Maker
+from proxy.outbound import ImageHosts, Outbound
+from proxy.outcomes import worst
+from proxy.ports import Order, Provider
+from proxy.providers import fal
+from proxy.providers.fal import Fal
+from proxy.providers.google import ApiKey, Google
+from proxy.providers.openai import OpenAI
+from proxy.providers.xai import XAI
+from proxy.simulator.server import serve
+from proxy.storage.local import LocalStore
+from proxy.wire import parse_order
+
+CATALOGUE = read_catalogue(None)
+KEY = "provider-secret"
+DOCUMENT_BYTES = 256 * 1024
+MOST_IMAGE_BYTES = 10**8
+FOLDER = "org/request"
+TRUST = ssl.create_default_context()  # read once: it takes longer than a whole order
+
+GPT, DALL_E, IMAGEN, GROK = "openai/gpt-image-1", "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image"
+FLUX, ULTRA, RECRAFT = "fal/flux-1.1-pro", "fal/flux-1.1-pro-ultra", "fal/recraft-v3"
+IDEOGRAM, SD = "fal/ideogram-v2", "fal/sd-3.5-large"
+NINE = (GPT, DALL_E, IMAGEN, GROK, FLUX, ULTRA, RECRAFT, IDEOGRAM, SD)
+FAL = (FLUX, ULTRA, RECRAFT, IDEOGRAM, SD)
+
+
+def order(model: str, n: int = 1, **fields: Any) -> Order:
+    """An order as a customer's request makes it."""
+    return parse_order(orjson.dumps({"model": model, "prompt": "un faro", "n": n, **fields}), CATALOGUE)
+
+
+@dataclass
+class Sent:
+    """One request that left for a provider."""
+
+    method: str
+    url: str
+    headers: httpx2.Headers
+    body: Any
+
+
+@dataclass
+class Bench:
+    """The simulator, the four adapters and a store. `sent` holds every request to a provider, in its order."""
+
+    url: str
+    outbound: Outbound
+    root: Path
+    providers: dict[str, Provider]
+    control: httpx2.AsyncClient
+    sent: list[Sent] = field(default_factory=list)
+
+    @property
+    def store(self) -> LocalStore:
+        return LocalStore(self.root)
+
+    async def behave(self, model: str, scenario: str, **more: Any) -> None:
+        """From now on; whatever was pending is forgotten."""
+        await self.tell("DELETE", "behaviour")
+        await self.tell("PUT", "behaviour", {"model": model, "scenario": scenario, "times": None, **more})
+
+    async def in_turn(self, model: str, *scenarios: str, **more: Any) -> None:
+        """The next requests, one scenario each; `ok` after them."""
+        await self.tell("DELETE", "behaviour")
+        await self.tell("PUT", "behaviour", {"model": model, "sequence": list(scenarios), **more})
+
+    async def jobs(self, model: str) -> list[dict[str, Any]]:
+        """What the provider accepted."""
+        found: list[dict[str, Any]] = await self.tell("GET", f"jobs?model={model}")
+        return found
+
+    async def forget(self) -> None:
+        """Nothing was sent and nothing accepted."""
+        await self.tell("DELETE", "jobs")
+        self.sent.clear()
+
+    async def tell(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the simulator itself, beside its upstreams."""
+        reply = await self.control.request(method, f"{self.url}/_sim/{path}", json=body)
+        assert reply.status_code in (200, 204), reply.text
+        return reply.json() if reply.content else None
+
+    async def make(self, asked: Order, within_s: float = 30.0) -> Made:
+        """The order's pictures in the store, as far as they come."""
+        made = Made()
+        maker = Maker(self.store, self.providers, MOST_IMAGE_BYTES)
+        await maker.make(asked, FOLDER, asyncio.get_running_loop().time() + within_s, made)
+        return made
+
+    def orders(self) -> list[Sent]:
+        """The requests that ask for pictures."""
+        return [one for one in self.sent if one.method == "POST" and "/token" not in one.url]
+
+    def picture(self, made: Made, number: int) -> Image.Image:
+        """A stored picture, decoded to its last pixel."""
+        image = Image.open(io.BytesIO((self.root / made.stored[number].path).read_bytes()))
+        image.load()
+        return image
+
+
+def end_of(made: Made) -> str:
+    """The reason of what went wrong, if anything did."""
+    return worst(made.failures).outcome.reason if made.failures else "delivered"
+
+
+def adapters(outbound: Outbound, url: str, *, queue: bool = True) -> dict[str, Provider]:
+    """All four against one base URL."""
+    client = outbound.client
+    queue_url = f"{url}/fal/queue" if queue else None
+    return {
+        "openai": OpenAI(client, f"{url}/openai/v1", KEY, DOCUMENT_BYTES),
+        "google": Google(client, f"{url}/google/v1beta/models", ApiKey(KEY), DOCUMENT_BYTES),
+        "xai": XAI(client, f"{url}/xai/v1", KEY, DOCUMENT_BYTES),
+        "fal": Fal(outbound, url=f"{url}/fal/run", queue_url=queue_url, key=KEY, document_bytes=DOCUMENT_BYTES),
+    }
+
+
+@asynccontextmanager
+async def upstream(url: str, root: Path, *, queue: bool = True) -> AsyncIterator[Bench]:
+    """The adapters against whatever answers at `url`. They poll and pause in milliseconds."""
+    outbound = Outbound(ImageHosts(url.partition("://")[2]), verify=TRUST)
+    control = Outbound(ImageHosts(""), verify=TRUST)
+    bench = Bench(url, outbound, root, adapters(outbound, url, queue=queue), control.client)
+
+    async def record(request: httpx2.Request) -> None:
+        content = await request.aread()
+        is_json = request.headers.get("content-type") == "application/json"
+        body = orjson.loads(content) if is_json and content else content
+        bench.sent.append(Sent(request.method, str(request.url), request.headers, body))
+
+    outbound.client.event_hooks = {"request": [record], "response": []}
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(fal, "FIRST_POLL_S", 0.004))
+        patches.enter_context(patch.object(making, "FIRST_PAUSE_S", 0.01))
+        try:
+            yield bench
+        finally:
+            await outbound.aclose()
+            await control.aclose()
+
+
+@asynccontextmanager
+async def simulated(root: Path, *, queue: bool = True) -> AsyncIterator[Bench]:
+    """The adapters against the simulator, whose generations take no time."""
+    shutdown, ports = asyncio.Event(), asyncio.Queue[int]()
+    serving = asyncio.create_task(
+        serve(
+            host="127.0.0.1",
+            port=0,
+            latency_scale=0,
+            shutdown=shutdown,
+            started=lambda port, _: ports.put_nowait(port),
+        )
+    )
+    try:
+        async with upstream(f"http://127.0.0.1:{await ports.get()}", root, queue=queue) as bench:
+            yield bench
+    finally:
+        shutdown.set()
+        await serving

@@ -1,0 +1,149 @@
+"""The official clients with their default retries, against upstreams that take the job and then fail: one generation.
+
+Both clients try up to three times by themselves, at 408, 409, 429, 5xx and lost connections, unless they are told not
+to. An upstream that may have taken the job is not to be asked again, by nobody.
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.conftest import run
+from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
+
+NODE = Path(__file__).parent / "node"
+DEADLINE_S = 3.0
+MODELS = [GPT, "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image", FLUX]
+"""Every wire once, and OpenAI's twice."""
+
+Clients = Callable[[System, str, list[str]], list[dict[str, Any]]]
+"""Orders one image of each model, all at once; tells how each order ended in the eyes of the client's user."""
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[System]:
+    """A running system with a short deadline."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        system = prepare(Path(folder), GHUB_DEADLINE_S=str(DEADLINE_S))
+        system.start_all()
+        yield system
+        system.stop_all()
+        assert_no_key(system.keys, system.folder)
+
+
+def python(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
+    """`openai` for Python as a customer makes it."""
+
+    async def order(client: openai.AsyncOpenAI, model: str) -> dict[str, Any]:
+        try:
+            reply = await client.images.generate(model=model, prompt="x")
+        except openai.APIStatusError as error:
+            name = type(error).__name__
+            return {"model": model, "status": error.status_code, "error": name, "code": error.code, "images": 0}
+        return {"model": model, "status": 200, "error": None, "code": None, "images": len(reply.data or [])}
+
+    async def orders() -> list[dict[str, Any]]:
+        async with openai.AsyncOpenAI(base_url=system.url, api_key=key) as client:
+            return list(await asyncio.gather(*(order(client, model) for model in models)))
+
+    return run(orders())
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Clients:
+    """`openai` for Node, as its lock file says, in a folder of its own."""
+    programs = {name: shutil.which(name) for name in ("node", "npm")}
+    absent = [name for name, path in programs.items() if path is None]
+    assert not absent, f"{' and '.join(absent)} must be on the PATH: openai for Node is tested with Node 20 or newer"
+    folder = tmp_path_factory.mktemp("node") / "client"
+    shutil.copytree(NODE, folder)
+    line = [str(programs["npm"]), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
+
+    def orders(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
+        given = json.dumps({"url": system.url, "key": key, "models": models})
+        line = [str(programs["node"]), "orders.mjs"]
+        done = subprocess.run(line, cwd=folder, input=given, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        ends: list[dict[str, Any]] = json.loads(done.stdout)
+        return ends
+
+    return orders
+
+
+@pytest.fixture(params=["python", "node"])
+def client(request: pytest.FixtureRequest) -> tuple[str, Clients]:
+    """Both official clients, with their name."""
+    made: Clients = python if request.param == "python" else request.getfixturevalue("node")
+    return request.param, made
+
+
+@pytest.mark.parametrize(
+    ("scenario", "seconds", "status", "code"),
+    [
+        ("reset", DEADLINE_S + 1, 504, "deadline_exceeded"),
+        ("reset", None, 502, "provider_unavailable"),
+        ("http_500", None, 502, "provider_unavailable"),
+        ("close_without_answer", None, 502, "provider_unavailable"),
+    ],
+)
+def test_an_upstream_that_took_the_job_and_failed_is_asked_once(
+    hasty: System, client: tuple[str, Clients], scenario: str, seconds: float | None, status: int, code: str
+) -> None:
+    """One request to the gateway, one generation upstream, one void, and the client's own error with our code."""
+    name, order = client
+    org_id, key = hasty.customer(f"{name} {scenario} {seconds}", "50.00")
+    before = {model: len(hasty.jobs(model)) for model in MODELS}
+    for model in MODELS:
+        # fal's queue takes the job, and a reset strikes the submit's answer at once: what is slow there is the queue.
+        slow = scenario == "reset" and seconds is not None and model == FLUX
+        hasty.behave(model, "slow" if slow else scenario, seconds=seconds)
+    ends = order(hasty, key, MODELS)
+    assert ends == [
+        {"model": model, "status": status, "error": "InternalServerError", "code": code, "images": 0}
+        for model in MODELS
+    ]
+    assert requests(hasty, org_id) == {model: [status] for model in MODELS}
+    assert {model: len(hasty.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
+    events = hasty.events(org_id, len(MODELS))
+    assert {(event.end, event.quantity, event.amount_micro_mxn) for event in events} == {("void", 0, 0)}
+
+
+@pytest.mark.parametrize(("scenario", "wait_s"), [("rate_limited_429", 1), ("busy_503", 1), ("busy_503", 0)])
+def test_an_upstream_that_did_not_take_the_job_is_asked_again_by_the_gateway(
+    hasty: System, client: tuple[str, Clients], scenario: str, wait_s: int
+) -> None:
+    """429 or 503, with retry-after of a second or of nothing: the user sees one 200, one generation and its price."""
+    name, order = client
+    org_id, key = hasty.customer(f"{name} {scenario} {wait_s} again", "50.00")
+    before = {model: len(hasty.jobs(model)) for model in MODELS}
+    for model in MODELS:
+        hasty.behave(model, scenario, retry_after=wait_s)
+    ends = order(hasty, key, MODELS)
+    assert [(end["status"], end["images"]) for end in ends] == [(200, 1)] * len(MODELS)
+    assert requests(hasty, org_id) == {model: [200] for model in MODELS}
+    assert {model: len(hasty.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
+    assert {(event.end, event.quantity) for event in hasty.events(org_id, len(MODELS))} == {("charge", 1)}
+
+
+def requests(system: System, org_id: str) -> dict[str, list[int]]:
+    """Statuses of an organisation's orders by model, from the gateway's log, which is written after the reply."""
+
+    def lines() -> list[str]:
+        return [line for line in system.log().splitlines() if '"event":"request"' in line and org_id in line]
+
+    wait_until(lambda: len(lines()) >= len(MODELS), "every order is in the log")
+    found: dict[str, list[int]] = {model: [] for model in MODELS}
+    for line in lines():
+        entry = json.loads(line)
+        found[entry["model"]].append(entry["status"])
+    return found

@@ -1,0 +1,148 @@
+"""Models that end: what is remembered, for how long, and what the customer is told before and after."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from config.catalogue import Model, read_catalogue
+from proxy.errors import ApiError, Kind
+from proxy.generations import Generations
+from proxy.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
+from tests.conftest import run
+from tests.contracts.models_kit import DALL_E, FLUX, GPT, GROK, IMAGEN, MOST_IMAGE_BYTES, order, simulated
+from tests.integration.edge_kit import ScriptedWallet, files, job
+
+MODELS = read_catalogue(None).models
+
+
+@dataclass
+class Clock:
+    """Seconds as the test wants them."""
+
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_retired_model_is_remembered_for_ten_minutes_and_no_longer() -> None:
+    """To the second; other models are not concerned."""
+    clock = Clock()
+    lifecycle = Lifecycle(clock)
+    lifecycle.check(GPT, MODELS[GPT])
+    lifecycle.retire(GPT, MODELS[GPT])
+    assert REMEMBERED_S == 600
+    for later_s in (0.0, 1.0, 599.0, 599.9):
+        clock.now_s = 1000 + later_s
+        with pytest.raises(ApiError) as told:
+            lifecycle.check(GPT, MODELS[GPT])
+        assert told.value.kind is Kind.MODEL_NOT_FOUND
+        lifecycle.check(DALL_E, MODELS[DALL_E])
+    clock.now_s = 1600.0
+    lifecycle.check(GPT, MODELS[GPT])
+
+
+def test_each_answer_of_the_upstream_begins_the_ten_minutes_anew() -> None:
+    """Asked again after them, it says the same, and is believed for ten more."""
+    clock = Clock()
+    lifecycle = Lifecycle(clock)
+    lifecycle.retire(GPT, MODELS[GPT])
+    clock.now_s += 600
+    lifecycle.check(GPT, MODELS[GPT])
+    lifecycle.retire(GPT, MODELS[GPT])
+    clock.now_s += 599
+    with pytest.raises(ApiError):
+        lifecycle.check(GPT, MODELS[GPT])
+
+
+def test_404_names_the_successor_where_there_is_one() -> None:
+    """And otherwise where to look; the field to change is `model`, and asking again is of no use."""
+    told = gone(IMAGEN, MODELS[IMAGEN])
+    assert told.message == (
+        "`google/imagen-4` is not offered by its provider any more. Use `google/gemini-3.1-flash-image` instead."
+    )
+    assert (told.kind.value.status, told.kind.value.code, told.param) == (404, "model_not_found", "model")
+    assert told.reply_headers() == {"x-should-retry": "false"}
+    assert gone(FLUX, MODELS[FLUX]).message == (
+        "`fal/flux-1.1-pro` is not offered by its provider any more. See GET /v1/models."
+    )
+
+
+HEADERS = {
+    GPT: ("@1792713600", "Fri, 23 Oct 2026 00:00:00 GMT", "openai/gpt-image-2"),
+    DALL_E: ("@1778544000", "Tue, 12 May 2026 00:00:00 GMT", "openai/gpt-image-2"),
+    IMAGEN: ("@1786924800", "Mon, 17 Aug 2026 00:00:00 GMT", "google/gemini-3.1-flash-image"),
+    GROK: ("@1772236800", "Sat, 28 Feb 2026 00:00:00 GMT", "xai/grok-imagine-image"),
+}
+
+
+@pytest.mark.parametrize("model", HEADERS)
+def test_replies_of_a_model_with_a_last_day_say_so(model: str) -> None:
+    """`Deprecation` as RFC 9745 writes a date, `Sunset` as RFC 8594 does, and `Link` to the successor."""
+    deprecation, sunset, successor = HEADERS[model]
+    assert lifecycle_headers(model, MODELS[model]) == {
+        "deprecation": deprecation,
+        "sunset": sunset,
+        "link": f'</v1/models/{successor}>; rel="successor-version"',
+    }
+
+
+def test_a_model_without_a_last_day_has_no_such_headers() -> None:
+    """And one with a day and without a successor has no link."""
+    assert lifecycle_headers(FLUX, MODELS[FLUX]) == {}
+    ending: Model = MODELS[FLUX].model_copy(update={"shutdown_date": date(2030, 1, 1)})
+    assert lifecycle_headers(FLUX, ending) == {"deprecation": "@1893456000", "sunset": "Tue, 01 Jan 2030 00:00:00 GMT"}
+
+
+def test_four_of_the_nine_have_a_last_day_and_name_a_successor() -> None:
+    """As their providers announced them."""
+    ending = {name for name, model in MODELS.items() if model.shutdown_date is not None}
+    assert set(HEADERS) <= ending
+    assert all(MODELS[name].successor for name in HEADERS)
+
+
+@pytest.mark.parametrize(
+    ("model", "scenario", "form"),
+    [
+        (GPT, "retired", None),
+        (DALL_E, "retired", None),
+        (IMAGEN, "retired", None),
+        *((GROK, scenario, form) for scenario in ("retired", "retired_400") for form in ("nested", "coded", "bare")),
+        (FLUX, "retired", None),
+        ("fal/recraft-v3", "retired", None),
+    ],
+)
+def test_every_retirement_answer_is_404_void_and_remembered(
+    tmp_path: Path, model: str, scenario: str, form: str | None
+) -> None:
+    """xAI's is a 500 that is asked once. After ten minutes the model may be back, and then it is."""
+    clock = Clock()
+    lifecycle = Lifecycle(clock)
+    row = MODELS[model]
+
+    async def work() -> None:
+        async with simulated(tmp_path) as bench:
+            wallet = ScriptedWallet()
+            generations = Generations(wallet, bench.store, bench.providers, MOST_IMAGE_BYTES, lifecycle)
+            await bench.behave(model, scenario, form=form)
+            lifecycle.check(model, row)
+            with pytest.raises(ApiError) as told:
+                await generations.start(job(order(model)))
+            await generations.drain()
+            assert (told.value.kind, told.value.param) == (Kind.MODEL_NOT_FOUND, "model")
+            assert (row.successor or "GET /v1/models") in told.value.message
+            assert (wallet.voids, wallet.charges, files(tmp_path)) == (["retired"], [], set())
+            assert (len(bench.orders()), await bench.jobs(model)) == (1, [])
+            with pytest.raises(ApiError, match="not offered"):
+                lifecycle.check(model, row)
+
+            await bench.behave(model, "ok")
+            clock.now_s += REMEMBERED_S
+            lifecycle.check(model, row)
+            generations = Generations(ScriptedWallet(), bench.store, bench.providers, MOST_IMAGE_BYTES, lifecycle)
+            assert len((await generations.start(job(order(model)))).images) == 1
+            await generations.drain()
+
+    run(work())
