@@ -241,4 +241,4 @@ def _measured_usd(job: Job, made: Made) -> Decimal | None:
         # A picture of this call that was not stored is not the customer's to pay for.
         stored = len(made.stored.keys() & set(report.numbers.values()))
         usd += report.usd * stored / len(report.numbers)
-    return usd.quantize(USD_STEP)
+    return usd.quantize(USD_STEP).normalize()

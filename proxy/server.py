@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Collection
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp
 
 BACKLOG = 2048
 """Connections that wait to be accepted: a burst of a thousand clients."""
+
+CANCEL_AGAIN_S = 0.5
 
 KEEP_ALIVE_S = 75.0
 """Above the idle time of common proxies (60 s), so that we are not the ones who close under a request."""
@@ -52,6 +55,16 @@ async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event,
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"
     await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+
+
+async def cancel_all(tasks: Collection[asyncio.Task[None]]) -> None:
+    """End background tasks. A cancellation may be lost inside a library (it meets a connection that is being made, for
+    example), so it is said again until all are gone."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 def stop_on_signals() -> asyncio.Event:

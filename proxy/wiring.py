@@ -59,6 +59,7 @@ from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
+from proxy.server import cancel_all
 from proxy.storage.local import LocalStore
 
 log = structlog.get_logger(__name__)
@@ -221,9 +222,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ]
             yield
             await generations.drain()
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await cancel_all(background)
 
         app = build_app(
             ImagesEndpoint(

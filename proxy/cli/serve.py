@@ -13,7 +13,7 @@ from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, graceful_stop_s, read_settings
 from proxy.cli.output import fail, run
 from proxy.health import metrics_app
-from proxy.server import PortTaken, bind, serve_http, stop_on_signals
+from proxy.server import PortTaken, bind, cancel_all, serve_http, stop_on_signals
 from proxy.wiring import open_back, open_gateway
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                 tasks.create_task(serve_http(app, probe, stop, EXIT_MARGIN_S))
             log.info("consuming")
             await consumer.run(stop)
-            projecting.cancel()
+            await cancel_all({projecting})
         log.info("stopped")
 
     run(work())

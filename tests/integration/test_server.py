@@ -3,11 +3,12 @@
 import asyncio
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from proxy.server import PortTaken, bind, serve_http
+from proxy.server import PortTaken, bind, cancel_all, serve_http
 from tests.conftest import run
 
 LOOPBACK = "127.0.0.1"
@@ -107,3 +108,24 @@ def test_a_webp_is_served_as_an_image_on_a_machine_without_a_list_of_types() -> 
     script = "import mimetypes; mimetypes.init(files=[]); import proxy.app; print(mimetypes.guess_type('0.webp')[0])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "image/webp\n"
+
+
+def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    """As a library may lose one: the second is not lost."""
+
+    async def work() -> None:
+        lost = asyncio.Event()
+
+        async def background() -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            lost.set()
+            await asyncio.sleep(60)
+
+        task = asyncio.create_task(background())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await cancel_all([task])
+        assert lost.is_set() and task.cancelled()
+
+    run(work())
