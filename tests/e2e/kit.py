@@ -44,6 +44,8 @@ NINE = {
     "fal/sd-3.5-large",
 }
 
+SUCCESSORS = {"fal/recraft-v4.1", "fal/recraft-v4.1-pro", "fal/ideogram-v4"}
+
 WAIT_S = 20.0
 """The most that a test waits for something that must come about."""
 

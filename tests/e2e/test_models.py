@@ -23,7 +23,7 @@ import config
 from config.catalogue import read_catalogue
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, NINE, System, assert_no_key, bearer, free_port, prepare, wait_until
+from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, free_port, prepare, wait_until
 from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES, resident_bytes
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
@@ -169,9 +169,10 @@ def test_the_list_of_models_says_which_end_and_what_follows(system: System) -> N
     _, key = system.customer("lister", "1.00")
     with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False) as client:
         models = {model["id"]: model for model in client.get("/models").json()["data"]}
-    assert {name: model["price"]["mxn_per_image"] for name, model in models.items()} == MXN
+    successors = {"fal/recraft-v4.1": "0.84", "fal/recraft-v4.1-pro": "5.25", "fal/ideogram-v4": "0.63"}
+    assert {name: model["price"]["mxn_per_image"] for name, model in models.items()} == MXN | successors
     assert {name: (model["shutdown_date"], model["successor"]) for name, model in models.items()} == {
-        name: ENDING[name][:2] if name in ENDING else (None, None) for name in NINE
+        name: ENDING[name][:2] if name in ENDING else (None, None) for name in NINE | SUCCESSORS
     }
 
 
