@@ -1,6 +1,7 @@
 """Every number and every address that the parts are built from: the environment's, and our own with their reasons."""
 
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -61,6 +62,53 @@ HEARTBEAT_S = 1.0
 FX_POLL_S = 20.0
 """How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
 
+# --- Storage ---------------------------------------------------------------------------------------------------------
+
+STORE_CONNECT_S = 5.0
+"""Name, TCP and TLS of the store."""
+
+STORE_WRITE_S = 10.0
+"""For one chunk of an upload: a store that does not read for so long is frozen, and the upload is tried again."""
+
+STORE_ANSWER_S = 10.0
+"""From an upload's last byte to the store's word. Measured stores take well under a second for 40 MB."""
+
+STORE_JWT_LIFE_S = 600
+"""Of a service token that we mint; a new one is made when half of it is over, so clocks may differ by minutes."""
+
+STORE_WATCH_S = 10.0
+"""Between two looks at the store. After two that fail no order is taken: its image would be paid for and lost."""
+
+STORE_FIRST_PAUSE_S = 0.25
+"""Before an upload's second try; doubled each time, up to the next number, and shortened by up to a half at random."""
+
+STORE_LONGEST_PAUSE_S = 2.0
+"""Between two tries of an upload: a store that is back is noticed this fast."""
+
+SPOOL_MEMORY_BYTES = 128 * 1024
+"""A picture of at most this size waits in memory; a larger one goes to the spool's disk."""
+
+SPOOL_WINDOW_BYTES = 256 * 1024
+"""An upload that follows a picture into the spool may fall back so far before the upstream is read no further."""
+
+SPOOL_WAIT_S = 5.0
+"""How long a picture waits for room in a full spool before it is given up."""
+
+SPOOL_MARK = 0.8
+"""Admission stops when this share of the spool is taken; the rest is for what is under way."""
+
+STREAMS = 400
+"""Pictures that one process reads at a time, each within 512 KiB: 200 MiB. The others wait, and their upstreams too."""
+
+MAX_PICTURES = 2_000
+"""Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply."""
+
+MAX_IMAGE_SIDE_PX = 16_384
+"""Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""
+
+SWEEP_AGE_S = 24 * 3600
+"""Younger objects are never swept: far longer than any order lives, replays included."""
+
 # --- HTTP, in and out ------------------------------------------------------------------------------------------------
 
 MAX_BODY_BYTES = 64 * 1024
@@ -98,6 +146,10 @@ class Settings(BaseSettings):
     ledger_url: SecretStr = SecretStr("sqlite:///ghub.db")
 
     storage_url: str | None = None
+    storage_key: SecretStr | None = None
+    storage_jwt_secret: SecretStr | None = None
+    spool_dir: Path = Path(gettempdir())
+    spool_mb: Annotated[int, Field(ge=64)] = 1024
     public_url: str | None = None
 
     openai_url: str = "https://api.openai.com/v1"
@@ -145,8 +197,8 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _storage_scheme(cls, value: str | None) -> str | None:
-        if value and not value.startswith("file:///"):
-            raise ValueError("must start with file:///")
+        if value and not value.startswith(("file:///", "supabase+https://", "supabase+http://", "s3://")):
+            raise ValueError("must start with file:///, supabase+https:// or s3://")
         return value
 
     @model_validator(mode="before")

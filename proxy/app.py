@@ -17,7 +17,7 @@ from proxy.account import CreditsEndpoint
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
 from proxy.images import ImagesEndpoint
-from proxy.media import WEBP
+from proxy.media.formats import WEBP
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
 

@@ -22,7 +22,7 @@ from proxy.auth import REVOKED, Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
-from proxy.media import base64_length, base64_of
+from proxy.media.inline import base64_length, base64_of
 from proxy.middleware import RequestContext, context_of
 from proxy.ports import ImageStore, Order
 from proxy.wire import Answer, images_reply, parse_order

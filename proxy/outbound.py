@@ -378,10 +378,10 @@ class PublicResolver(aiohttp.abc.AbstractResolver):
 
 @dataclass(frozen=True)
 class FetchedImage:
-    """The headers of an image, and its bytes in chunks of at most `CHUNK_BYTES`, to be read once."""
+    """An image's bytes in chunks of at most `CHUNK_BYTES`, to be read once, and how many the host announced."""
 
-    headers: httpx2.Headers
     chunks: AsyncIterator[bytes]
+    size_bytes: int | None
 
 
 class Outbound:
@@ -439,7 +439,9 @@ class Outbound:
                 encoding = response.headers.get("content-encoding", "identity")
                 if encoding.lower() != "identity":
                     raise ImageFetchFailed(response.status_code, f"content-encoding: {encoding}")
-                yield FetchedImage(response.headers, response.aiter_raw())
+                announced = response.headers.get("content-length")
+                # The transport has seen to it that it is a number, and holds the host to it.
+                yield FetchedImage(response.aiter_raw(), int(announced) if announced else None)
                 return
 
     async def aclose(self) -> None:

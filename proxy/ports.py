@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol
 
@@ -67,15 +68,24 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One image's bytes, to be read once. `size_bytes` is what the sender announced, None where it did not."""
+
+    chunks: Chunks
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One image as the upstream gives it, numbered within its order.
 
-    A picture that is not `concurrent` is a part of one reply: it is read before the next one is asked for.
+    An `inline` picture is a part of the upstream's reply: it is opened once, and read before the next one is asked
+    for. Any other lies at a URL of its own: it is read beside the others, and may be opened again.
     """
 
     index: int
-    open: Callable[[], AbstractAsyncContextManager[Chunks]]
-    concurrent: bool
+    open: Callable[[], AbstractAsyncContextManager[Source]]
+    inline: bool
 
 
 class Provider(Protocol):
@@ -91,18 +101,65 @@ class CallsOff(Protocol):
 
 
 class StoreFailed(Exception):
-    """The store did not take the image; nothing of it is published."""
+    """The store did not do what it was asked; `again` tells whether that may help.
+
+    Nothing is published, unless the answer was lost: then the object may be there.
+    """
+
+    def __init__(self, message: str, *, again: bool) -> None:
+        super().__init__(message)
+        self.again = again
+
+
+class StoreMisconfigured(Exception):
+    """The store answers, and would not take our images; the message is a sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a store lists. `modified_at` is the store's clock, aware, UTC."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class ImageStore(Protocol):
-    """Where images stay. A path is written once, by the request that owns it."""
+    """Where images stay. A path is written once, by the request that owns it: `<org>/<request>/<i>.<ext>`.
 
-    async def put(self, path: str, chunks: Chunks, content_type: str) -> None:
-        """Publish all of `chunks`, or nothing where it raises: StoreFailed, or whatever `chunks` raised."""
+    Every method raises StoreFailed where the store is away, refuses, or answers nonsense, within a few seconds.
+    """
+
+    @property
+    def needs_length(self) -> bool:
+        """Whether `put` must be told `size_bytes`."""
         ...
 
-    def read(self, path: str) -> Chunks: ...
+    async def check(self) -> None:
+        """Would it take our images, and show them to everybody? Raises StoreMisconfigured."""
+        ...
 
-    async def delete(self, path: str) -> None: ...
+    async def put(
+        self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
+    ) -> None:
+        """Publish all of `chunks` where nothing is yet, or nothing where it raises: also whatever `chunks` raised.
 
-    async def exists(self, path: str) -> bool: ...
+        `again`: an earlier try of this request may have published it, and is replaced. `chunks` are never empty.
+        """
+        ...
+
+    def read(self, path: str) -> Chunks:
+        """A published image, from its beginning."""
+        ...
+
+    async def delete(self, path: str) -> None:
+        """Remove a published image; one that is not there is no error."""
+        ...
+
+    async def exists(self, path: str) -> bool:
+        """Is it published?"""
+        ...
+
+    def objects(self) -> AsyncIterator[StoredObject]:
+        """Everything in the store, in any order, whoever put it there."""
+        ...

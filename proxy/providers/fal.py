@@ -55,7 +55,7 @@ class Fal:
         images, flagged = _images(result)
         for place, image_url in enumerate(images[: call.images]):
             if not flagged[place]:
-                yield Picture(call.first + place, self._opener(image_url), concurrent=True)
+                yield Picture(call.first + place, self._opener(image_url), inline=False)
         if any(flagged):
             raise Failure(Outcome.CONTENT_POLICY, "flagged by the safety checker")
 
@@ -143,10 +143,10 @@ class Fal:
 
     def _opener(self, image_url: str) -> Any:
         @asynccontextmanager
-        async def open_() -> AsyncIterator[Chunks]:
+        async def open_() -> AsyncIterator[Source]:
             try:
                 async with self._outbound.fetch_image(image_url) as image:
-                    yield image.chunks
+                    yield Source(image.chunks, image.size_bytes)
             except HostNotAllowed as error:
                 raise Failure(Outcome.FETCH_FAILED, "host not allowed") from error
             except ImageFetchFailed as error:

@@ -13,7 +13,7 @@ import httpx2
 import jwt
 import orjson
 
-from proxy.media import JsonPictures
+from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
 from proxy.providers.replies import UNPACKED, by_status, items_of, post_for_pictures, read_document, rest_of

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx2
 
-from proxy.media import BadDocument, JsonPictures, inline_pictures
+from proxy.media.inline import BadDocument, JsonPictures, inline_pictures
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Chunks, Picture
+from proxy.ports import Call, Chunks, Picture, Source
 
 UNPACKED = {"accept-encoding": "identity"}
 """Replies are read as they come, and pictures in them do not get smaller by packing."""
@@ -39,7 +39,7 @@ async def post_for_pictures(
                 brought = len(call.report.numbers)
                 if brought < call.images:
                     call.report.numbers[place] = call.first + brought
-                    yield Picture(call.first + brought, _opener(chunks), concurrent=False)
+                    yield Picture(call.first + brought, _opener(chunks), inline=True)
     except BadDocument as error:
         raise Failure(Outcome.BAD_REPLY, str(error)) from error
     except httpx2.HTTPError as error:
@@ -57,11 +57,11 @@ def rest_of(document: JsonPictures) -> dict[str, Any]:
     return rest
 
 
-def _opener(chunks: Chunks) -> Callable[[], AbstractAsyncContextManager[Chunks]]:
+def _opener(chunks: Chunks) -> Callable[[], AbstractAsyncContextManager[Source]]:
     @asynccontextmanager
-    async def open_() -> AsyncIterator[Chunks]:
+    async def open_() -> AsyncIterator[Source]:
         try:
-            yield chunks
+            yield Source(chunks)
         except BadDocument as error:
             raise Failure(Outcome.BAD_REPLY, str(error)) from error
         except httpx2.HTTPError as error:

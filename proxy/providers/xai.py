@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import orjson
 
-from proxy.media import JsonPictures
+from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
 from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of

@@ -69,7 +69,7 @@ async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
-        raise StoreFailed(error.strerror) from error
+        raise StoreFailed(error.strerror or type(error).__name__, again=True) from error
 
 
 class _Upload:

@@ -771,7 +771,7 @@ def test_an_image_is_fetched_over_redirects_with_no_credentials(run: Run) -> Non
             outbound_to(f"127.0.0.1:{server.port}") as client,
             client.fetch_image(f"{server.url}/1") as fetched,
         ):
-            assert fetched.headers["content-type"] == "image/png"
+            assert fetched.size_bytes == len(b"pixels")
             assert b"".join([chunk async for chunk in fetched.chunks]) == b"pixels"
 
     run(main())

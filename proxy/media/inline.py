@@ -1,7 +1,6 @@
-"""Pure work on bytes that stream by: what an image is, its size and hash, and base64 out of JSON. No I/O."""
+"""Pictures in base64 inside JSON, in and out, while the bytes stream by. No I/O."""
 
 import binascii
-import hashlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -9,80 +8,8 @@ from typing import Any
 
 import orjson
 
-HEAD_BYTES = 16
-"""Enough to know every format below."""
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """An image format: its extension in our paths, and its content type."""
-
-    extension: str
-    content_type: str
-
-
-PNG = Format("png", "image/png")
-JPEG = Format("jpg", "image/jpeg")
-WEBP = Format("webp", "image/webp")
-
-
-class NotAnImage(Exception):
-    """The bytes are not an image that we store."""
-
-
 class BadDocument(Exception):
     """An upstream's JSON is broken, too large, or not of its promised form."""
-
-
-def sniff(head: bytes) -> Format:
-    """The format by the first bytes, whatever a label says. Raises NotAnImage."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PNG
-    if head.startswith(b"\xff\xd8\xff"):
-        return JPEG
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return WEBP
-    raise NotAnImage("unknown first bytes")
-
-
-class Measured:
-    """Passes an image's chunks on, and knows afterwards what went by. Raises NotAnImage past `most_bytes`."""
-
-    def __init__(self, chunks: AsyncIterator[bytes], most_bytes: int) -> None:
-        self._chunks = chunks
-        self._most_bytes = most_bytes
-        self._hash = hashlib.sha256()
-        self.size_bytes = 0
-
-    @property
-    def sha256(self) -> str:
-        """Hex digest of all bytes so far."""
-        return self._hash.hexdigest()
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._chunks:
-            self.size_bytes += len(chunk)
-            if self.size_bytes > self._most_bytes:
-                raise NotAnImage(f"more than {self._most_bytes} bytes")
-            self._hash.update(chunk)
-            yield chunk
-
-
-async def peek(chunks: AsyncIterator[bytes]) -> tuple[bytes, AsyncIterator[bytes]]:
-    """The first HEAD_BYTES or more (fewer only where there are no more), and all chunks from the beginning."""
-    head = b""
-    async for chunk in chunks:
-        head += chunk
-        if len(head) >= HEAD_BYTES:
-            break
-
-    async def whole() -> AsyncIterator[bytes]:
-        if head:
-            yield head
-        async for later in chunks:
-            yield later
-
-    return head, whole()
 
 
 def base64_length(size_bytes: int) -> int:
@@ -100,9 +27,6 @@ async def base64_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield binascii.b2a_base64(data[:whole], newline=False)
     if rest:
         yield binascii.b2a_base64(rest, newline=False)
-
-
-# --- base64 out of JSON -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
