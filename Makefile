@@ -3,11 +3,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 PORT ?= 8080
 DATA ?= .ghub
+CASES ?= 1000000
+SEED ?= 0
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint bench lock clean
+.PHONY: setup demo test lint fuzz bench lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -34,6 +36,9 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 
 test: lint                    ## everything; under 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadgroup tests
+
+fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
+	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2
 
 bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway

@@ -107,7 +107,18 @@ MAX_IMAGE_SIDE_PX = 16_384
 """Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""
 
 SWEEP_AGE_S = 24 * 3600
-"""Younger objects are never swept: far longer than any order lives, replays included."""
+"""Younger objects are not swept: a hundred times as long as any order lives, and a day to notice a mistake."""
+
+SWEEP_SHORTEST_AGE_S = 15 * 60
+"""No sweep may look at younger ones: ten times the longest life of a hold, with room for clocks that disagree."""
+
+# --- Journal ---------------------------------------------------------------------------------------------------------
+
+JOURNAL_POLL_S = 2.0
+"""How often the ledger is asked which answered orders it has by now."""
+
+JOURNAL_STOP_S = 3.0
+"""At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""
 
 # --- HTTP, in and out ------------------------------------------------------------------------------------------------
 
@@ -148,6 +159,7 @@ class Settings(BaseSettings):
     storage_url: str | None = None
     storage_key: SecretStr | None = None
     storage_jwt_secret: SecretStr | None = None
+    journal_dir: Path = Path("journal")
     spool_dir: Path = Path(gettempdir())
     spool_mb: Annotated[int, Field(ge=64)] = 1024
     public_url: str | None = None

@@ -1,6 +1,7 @@
 """Time: aware UTC inside, America/Mexico_City for days and months."""
 
 import re
+import time
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -19,6 +20,11 @@ def utc_at(unix_us: int) -> datetime:
 def unix_us_at(moment: datetime) -> int:
     """Microseconds since 1970 of an aware datetime."""
     return (moment - _EPOCH) // _MICRO
+
+
+def boottime_s() -> float:
+    """Seconds of a clock that nobody sets, and that counts the time in which the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def utc_now() -> datetime:

@@ -67,6 +67,8 @@ class StoredImage:
     content_type: str
     size_bytes: int
     sha256: str
+    width_px: int
+    height_px: int
 
 
 @dataclass(frozen=True, slots=True)

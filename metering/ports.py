@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal, Protocol
+from uuid import UUID
 
-from metering.events import Event
+from metering.events import End, Event
 from metering.pricing import Rate
 
 LAST = 2**53
@@ -73,6 +74,19 @@ class Charged:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """How the ledger has an order; `paths` names its stored images."""
+
+    end: End
+    paths: frozenset[str]
+
+    @property
+    def charged(self) -> bool:
+        """Does its customer pay for it?"""
+        return self.end == "charge"
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """A stream entry that could not be booked, kept for a person."""
 
@@ -121,7 +135,12 @@ class Ledger(Protocol):
     async def snapshot(self, org_id: str) -> Snapshot: ...
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
+    async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
+    async def recount(self, org_id: str, number: int = LAST) -> Charged: ...
+    async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...
+    async def close_incarnation(self, incarnation: UUID, last_number: int, at: datetime) -> None: ...
+    async def open_incarnations(self) -> list[UUID]: ...
     async def count_set_aside(self) -> int: ...
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...
     def events(self, *, org_id: str | None = None, month: str | None = None) -> AsyncIterator[Event]: ...

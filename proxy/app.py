@@ -17,11 +17,12 @@ from proxy.account import CreditsEndpoint
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
 from proxy.images import ImagesEndpoint
-from proxy.media.formats import WEBP
+from proxy.media.formats import FORMATS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
 
-mimetypes.add_type(WEBP.content_type, f".{WEBP.extension}")  # Python 3.11 does not know it by itself
+for kind in FORMATS:  # Python 3.11 does not know all of them by itself
+    mimetypes.add_type(kind.content_type, f".{kind.extension}")
 
 STORAGE_PATH = "/storage/v1/object/public/generated-images"
 """Where the gateway itself serves images that lie in a local folder; the path is Supabase's."""

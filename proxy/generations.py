@@ -13,22 +13,30 @@ import structlog
 from prometheus_client import Counter, Gauge
 from redis.exceptions import RedisError
 
+from metering.answered import Answered
+from metering.answers import Answers
+from metering.clock import boottime_s
 from metering.events import StoredImage
+from metering.journal import JournalFailed
 from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs
-from metering.wallet.wallet import Caller, Close, Wallet
+from metering.wallet.wallet import Caller, Close, Closing, Wallet
 from proxy.errors import ApiError
+from proxy.keeping import Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.making import Made, Maker
 from proxy.outcomes import Failure, Outcome, worst
-from proxy.ports import ImageStore, Order, Provider, Report
+from proxy.ports import Order, Provider, Report
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 SETTLE_PAUSE_S = 0.1
 """Between two tries of a settlement that Redis gave no verdict on."""
+
+SETTLE_S = 1.0
+"""How long a verdict is asked for before the journal alone answers for the order; Redis restarts in less."""
 
 USD_STEP = Decimal("0.0000000001")
 """Of a provider's figure: the smallest unit that one of them reports."""
@@ -37,12 +45,16 @@ IN_FLIGHT = Gauge("ghub_generations_in_flight", "Generations under way, their en
 ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
 EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
 IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
+ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 while Redis gave no verdict")
 CHARGED_AFTER_ERROR = Counter("ghub_charged_after_error_total", "Orders charged although the customer saw an error")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An admitted order. `…_s` are seconds of `time.monotonic`; `hold_ends_us` is Unix µs by Redis."""
+    """An admitted order, and the admission's half of its event.
+
+    `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis.
+    """
 
     request_id: UUID
     caller: Caller
@@ -51,16 +63,23 @@ class Job:
     generate_until_s: float
     reply_until_s: float
     hold_ends_us: int
+    hold_ends_boot_s: float
+    admitted_us: int
+    opened: bytes
 
     @property
     def hold_id(self) -> str:
         """The request's id as the wallet, the event and the storage path carry it."""
         return str(self.request_id)
 
+    def hold_lives(self) -> bool:
+        """By this machine's own clock, whatever Redis says or does not say."""
+        return boottime_s() < self.hold_ends_boot_s
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A settled order: its stored images, what they cost, and what is left to spend.
+    """A settled order: its stored images, what they cost, and what is left to spend (None where Redis is away).
 
     `revised_prompts` go with the images, None where the upstream kept the prompt; `report` is its first call's.
     """
@@ -69,7 +88,7 @@ class Delivery:
     revised_prompts: tuple[str | None, ...]
     report: Report
     cost_micro_mxn: int
-    available_micro_mxn: int
+    available_micro_mxn: int | None
 
 
 class Generations:
@@ -78,21 +97,34 @@ class Generations:
     def __init__(
         self,
         wallet: Wallet,
-        store: ImageStore,
+        keeper: Keeper,
+        answers: Answers,
         providers: Mapping[str, Provider],
-        most_image_bytes: int,
         lifecycle: Lifecycle,
         jobs: Jobs | None = None,
     ) -> None:
         self._wallet = wallet
-        self._maker = Maker(store, providers, most_image_bytes)
+        self._answers = answers
+        self._maker = Maker(keeper, providers)
         self._lifecycle = lifecycle
         self._jobs = jobs
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._pictures = 0
 
     def start(self, job: Job) -> asyncio.Task[Delivery]:
         """Begin. The task ends with the delivery, or with the ApiError for the client."""
-        return self._detach(self._run(job))
+        self._pictures += job.order.n
+        generation = self._detach(self._run(job))
+        generation.add_done_callback(lambda _: self._less(job.order.n))
+        return generation
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that are being made for orders of this process."""
+        return self._pictures
+
+    def _less(self, pictures: int) -> None:
+        self._pictures -= pictures
 
     def abandon(self, org_id: str, hold_id: str, reason: str, *, until_us: int) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
@@ -136,45 +168,92 @@ class Generations:
         raise failure.as_error()
 
     async def _settle(self, job: Job, made: Made) -> Delivery:
-        """Charge for what is stored. Without Redis' yes nobody is answered 200, and the images go."""
+        """Charge for what is stored, write down that it is answered 200, and only then answer (rule 8).
+
+        Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later.
+        """
         numbers = sorted(made.stored)
         images = tuple(made.stored[number] for number in numbers)
         usd = _measured_usd(job, made)
-        cost = job.quote.charge_micro_mxn(len(images), usd)
         if excess := job.quote.excess_usd(len(images), usd):
             EXCESS.labels(job.order.model_id).inc()
             log.error("cost_above_quote", request_id=job.hold_id, model=job.order.model_id, excess_usd=str(excess))
+        order = Answered(
+            org_id=job.caller.org_id,
+            request_id=job.hold_id,
+            amount_micro_mxn=job.quote.charge_micro_mxn(len(images), usd),
+            images=images,
+            usd_measured=None if usd is None else f"{usd:f}",
+            opened=job.opened,
+            admitted_us=job.admitted_us,
+            ended_us=self._wallet.now_us(),
+        )
+        closing = await self._charge(job, order)
+        charged = closing is not None and closing.close is Close.CHARGED
+        if not charged and (closing is not None or not job.hold_lives()):
+            self._detach(self._take_back(job, images, unheard=closing is None))
+            raise Failure(Outcome.DEADLINE, "not settled").as_error()
+        await self._write_down(job, order, charged)
+        ENDS.labels(job.order.model_id, "delivered").inc()
+        IMAGES.labels(job.order.model_id).inc(len(images))
+        prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
+        return Delivery(
+            images=images,
+            revised_prompts=tuple(prompts.get(number) for number in numbers),
+            report=_merged(made.reports),
+            cost_micro_mxn=order.amount_micro_mxn,
+            available_micro_mxn=closing.available_micro_mxn if closing is not None else None,
+        )
+
+    async def _charge(self, job: Job, order: Answered) -> Closing | None:
+        """Redis' verdict, asked for again for a while; None where it gives none."""
         latest_us = self._wallet.now_us() + int((job.reply_until_s - time.monotonic()) * 1_000_000)
-        unheard = False
-        while time.monotonic() < job.reply_until_s:
+        until_s = min(time.monotonic() + SETTLE_S, job.reply_until_s)
+        while time.monotonic() < until_s:
             try:
-                closing = await self._wallet.settle(
-                    job.caller.org_id,
-                    job.hold_id,
-                    cost,
-                    images,
+                return await self._wallet.settle(
+                    order.org_id,
+                    order.request_id,
+                    order.amount_micro_mxn,
+                    order.images,
                     latest_us=latest_us,
-                    usd_measured=None if usd is None else f"{usd:f}",
+                    usd_measured=order.usd_measured,
                 )
             except WalletAway:
-                unheard = True
                 await asyncio.sleep(SETTLE_PAUSE_S)
-                continue
-            if closing.close is Close.CHARGED:
-                ENDS.labels(job.order.model_id, "delivered").inc()
-                IMAGES.labels(job.order.model_id).inc(len(images))
-                prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
-                return Delivery(
-                    images=images,
-                    revised_prompts=tuple(prompts.get(number) for number in numbers),
-                    report=_merged(made.reports),
-                    cost_micro_mxn=cost,
-                    available_micro_mxn=closing.available_micro_mxn,
-                )
-            unheard = False
-            break
-        self._detach(self._take_back(job, images, unheard))
-        raise Failure(Outcome.DEADLINE, "not settled").as_error()
+        return None
+
+    async def _write_down(self, job: Job, order: Answered, charged: bool) -> None:
+        """The order is answered 200 when this returns. Raises ApiError where it must not be."""
+        writing = self._detach(self._answers.note(order))
+        await asyncio.wait({writing}, timeout=max(0.0, job.reply_until_s - time.monotonic()))
+        written = writing.done() and writing.exception() is None
+        if written and (charged or job.hold_lives()):
+            self._answers.stand(writing.result(), order, charged=charged)
+            if not charged:
+                ANSWERED_AWAY.inc()
+            return
+        self._detach(self._unanswered(job, order, writing, charged))
+        raise Failure(Outcome.DEADLINE, "not written down").as_error()
+
+    async def _unanswered(self, job: Job, order: Answered, writing: asyncio.Task[int], charged: bool) -> None:
+        """The client got an error for an order whose record is on its way to the disk, or perhaps there already."""
+        try:
+            number = await writing
+            if charged:
+                self._answers.stand(number, order, charged=True)
+            else:
+                await self._answers.withdraw(number, order.request_id)
+        except JournalFailed:
+            # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
+            # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.
+            log.error("end_unknown", request_id=job.hold_id, org=job.caller.org_id)
+            return
+        if charged:
+            CHARGED_AFTER_ERROR.inc()
+            log.error("charged_after_error", request_id=job.hold_id, org=job.caller.org_id)
+            return
+        await self._take_back(job, order.images, unheard=True)
 
     async def _take_back(self, job: Job, images: tuple[StoredImage, ...], unheard: bool) -> None:
         """After a settlement without a yes: void the order and remove its images, unless the charge came through.
@@ -214,7 +293,7 @@ class Generations:
         if task.cancelled():
             return
         fault = task.exception()
-        if fault is not None and not isinstance(fault, ApiError):
+        if fault is not None and not isinstance(fault, ApiError | JournalFailed):
             log.error("generation_fault", exc_info=fault)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response, StreamingResponse
 
 from config.catalogue import Catalogue
 from config.settings import hold_life_s, reply_margin_s
-from metering.clock import period_at
+from metering.clock import boottime_s, period_at
 from metering.events import encode_opened
 from metering.fx import FxRateMissing, Rates
 from metering.money import format_mxn
@@ -21,6 +21,7 @@ from metering.wallet.wallet import Admission, Caller, RateState, Verdict, Wallet
 from proxy.auth import REVOKED, Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
+from proxy.keeping import read_until
 from proxy.lifecycle import Lifecycle, lifecycle_headers
 from proxy.media.inline import base64_length, base64_of
 from proxy.middleware import RequestContext, context_of
@@ -41,6 +42,14 @@ class Limits:
     body_bytes: int
     body_s: float
     deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a hold was asked for with, and when: its life began no earlier."""
+
+    opened: bytes
+    asked_boot_s: float
 
 
 class ImagesEndpoint:
@@ -98,7 +107,7 @@ class ImagesEndpoint:
         # A client that hangs up ends this wait, and not the generation.
         delivery = await asyncio.shield(generation)
         context.facts |= {"images": len(delivery.images), "cost_mxn": format_mxn(delivery.cost_micro_mxn)}
-        return self._reply(context, order, admission, delivery)
+        return self._reply(context, job, admission, delivery)
 
     async def _admit(self, context: RequestContext, caller: Caller, order: Order) -> tuple[Job, Admission]:
         """Price the order and set its price aside; every denial is an ApiError, and wrote nothing."""
@@ -107,11 +116,11 @@ class ImagesEndpoint:
         life_s = hold_life_s(deadline_s)
         price = self._quote(order)
         try:
-            admission = await self._hold(caller, hold_id, order, price, life_s)
+            admission, held = await self._hold(caller, hold_id, order, price, life_s)
             if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
                 # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
                 price = self._quote(order)
-                admission = await self._hold(caller, hold_id, order, price, life_s)
+                admission, held = await self._hold(caller, hold_id, order, price, life_s)
         except NotProjected:
             raise
         except (WalletAway, asyncio.CancelledError):
@@ -130,10 +139,15 @@ class ImagesEndpoint:
             generate_until_s=ends_s - margin_s,
             reply_until_s=ends_s - margin_s / 4,
             hold_ends_us=admission.now_us + int(life_s * 1_000_000),
+            hold_ends_boot_s=held.asked_boot_s + life_s,
+            admitted_us=admission.now_us,
+            opened=held.opened,
         )
         return job, admission
 
-    async def _hold(self, caller: Caller, hold_id: str, order: Order, price: Quote, life_s: float) -> Admission:
+    async def _hold(
+        self, caller: Caller, hold_id: str, order: Order, price: Quote, life_s: float
+    ) -> tuple[Admission, _Held]:
         facts = {
             "model": order.model_id,
             "provider": order.model.provider,
@@ -143,7 +157,8 @@ class ImagesEndpoint:
             "region": self._region,
         }
         opened = encode_opened(hold_id, caller.org_id, caller.key_id, price, facts)
-        return await self._wallet.admit(caller, hold_id, price, opened, life_s=life_s)
+        held = _Held(opened, boottime_s())
+        return await self._wallet.admit(caller, hold_id, price, opened, life_s=life_s), held
 
     def _quote(self, order: Order) -> Quote:
         now_us = self._wallet.now_us()
@@ -190,10 +205,11 @@ class ImagesEndpoint:
             case _:
                 return wallet_away()
 
-    def _reply(self, context: RequestContext, order: Order, admission: Admission, delivery: Delivery) -> Response:
+    def _reply(self, context: RequestContext, job: Job, admission: Admission, delivery: Delivery) -> Response:
+        order = job.order
         headers = (
             rate_headers(admission)
-            | balance_header(delivery.available_micro_mxn)
+            | (balance_header(delivery.available_micro_mxn) if delivery.available_micro_mxn is not None else {})
             | {"x-geekhub-cost-mxn": format_mxn(delivery.cost_micro_mxn)}
             | lifecycle_headers(order.model_id, order.model)
         )
@@ -207,13 +223,13 @@ class ImagesEndpoint:
         )
         items = [{"revised_prompt": text} if text is not None else {} for text in delivery.revised_prompts]
         if order.response_format == "b64_json":
-            return self._inline(answer, items, delivery, headers)
+            return self._inline(answer, items, delivery, headers, job.reply_until_s)
         for item, image in zip(items, delivery.images, strict=True):
             item["url"] = f"{self._public_url}/{image.path}"
         return Response(images_reply(answer, items), media_type="application/json", headers=headers)
 
     def _inline(
-        self, answer: Answer, items: list[dict[str, str]], delivery: Delivery, headers: dict[str, str]
+        self, answer: Answer, items: list[dict[str, str]], delivery: Delivery, headers: dict[str, str], until_s: float
     ) -> Response:
         """The images in base64, straight from the store: the JSON around them is cut where each of them goes."""
         marks = [uuid4().hex for _ in items]
@@ -229,7 +245,7 @@ class ImagesEndpoint:
         async def body() -> AsyncIterator[bytes]:
             for part, image in zip(parts, delivery.images, strict=True):
                 yield part
-                async for text in base64_of(self._store.read(image.path)):
+                async for text in base64_of(read_until(self._store, image.path, until_s)):
                     yield text
             yield rest
 

@@ -11,9 +11,10 @@ import structlog
 from prometheus_client import Counter
 
 from metering.events import StoredImage
-from proxy.media import Measured, NotAnImage, peek, sniff
+from proxy.keeping import Keeper
+from proxy.media.formats import NotAnImage
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, ImageStore, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
+from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
 
 log = structlog.get_logger(__name__)
 
@@ -39,10 +40,9 @@ class Made:
 class Maker:
     """Asks the providers and fills the store. `folder` is where an order's images go: `<org>/<request>`."""
 
-    def __init__(self, store: ImageStore, providers: Mapping[str, Provider], most_image_bytes: int) -> None:
-        self._store = store
+    def __init__(self, keeper: Keeper, providers: Mapping[str, Provider]) -> None:
+        self._keeper = keeper
         self._providers = providers
-        self._most_image_bytes = most_image_bytes
 
     async def make(self, order: Order, folder: str, until_s: float, made: Made, note: Note = note_nothing) -> None:
         """Fill `made` until all is done or until `until_s` of `time.monotonic`; what is stored by then counts."""
@@ -59,15 +59,12 @@ class Maker:
     async def remove(self, images: list[StoredImage]) -> None:
         """Take back what this order stored and nobody is charged for."""
         for image in images:
-            try:
-                await self._store.delete(image.path)
-            except StoreFailed as error:
-                log.error("image_left_behind", path=image.path, error=str(error))
+            await self._keeper.remove(image.path)
 
     async def _call(self, call: Call, folder: str, until_s: float, made: Made) -> None:
         """One upstream call, made again only while it is certain that the upstream has not taken it."""
         for tries in range(1, MOST_TRIES + 1):
-            failure = await self._try(call, folder, made)
+            failure = await self._try(call, folder, until_s, made)
             if failure is None:
                 return
             pause_s = _pause_s(failure, tries)
@@ -78,7 +75,7 @@ class Maker:
             await asyncio.sleep(pause_s)
             call = replace(call, report=Report())
 
-    async def _try(self, call: Call, folder: str, made: Made) -> Failure | None:
+    async def _try(self, call: Call, folder: str, until_s: float, made: Made) -> Failure | None:
         """Every picture of one call into the store; returns why the call, or the rest of it, brought none."""
         failure: Failure | None = None
         brought = 0
@@ -88,11 +85,10 @@ class Maker:
             try:
                 async for picture in pictures:
                     brought += 1
-                    storing = self._keep(call.order, picture, folder, made)
-                    if picture.concurrent:
-                        beside.create_task(storing)
-                    else:
-                        await storing
+                    read = asyncio.Event()
+                    beside.create_task(self._keep(call.order, picture, folder, until_s, made, read))
+                    if picture.inline:
+                        await read.wait()
                 if brought < call.images:
                     failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
             except Failure as known:
@@ -102,17 +98,16 @@ class Maker:
         await self.remove([made.stored.pop(number) for number in call.report.refused & made.stored.keys()])
         return failure
 
-    async def _keep(self, order: Order, picture: Picture, folder: str, made: Made) -> None:
-        """One picture from the upstream's response into the store, while it arrives."""
+    async def _keep(
+        self, order: Order, picture: Picture, folder: str, until_s: float, made: Made, read: asyncio.Event
+    ) -> None:
+        """One picture into the store. `read` is set when the upstream may go on to the next."""
+
+        def publish(image: StoredImage) -> None:
+            made.stored[picture.index] = image
+
         try:
-            async with picture.open() as chunks:
-                head, whole = await peek(chunks)
-                kind = sniff(head)
-                measured = Measured(whole, self._most_image_bytes)
-                path = f"{folder}/{picture.index}.{kind.extension}"
-                await self._store.put(path, aiter(measured), kind.content_type)
-                # Published is counted: nothing may come between these two lines.
-                made.stored[picture.index] = StoredImage(path, kind.content_type, measured.size_bytes, measured.sha256)
+            await self._keeper.keep(picture, folder, until_s, publish, read.set)
         except NotAnImage as error:
             made.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
         except StoreFailed as error:

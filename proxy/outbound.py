@@ -19,10 +19,13 @@ from dataclasses import dataclass
 import aiohttp
 import aiohttp.abc
 import aiohttp.connector
+import aiohttp.http
 import aiohttp.payload
 import aiohttp.tracing
 import httpx2
 import yarl
+
+from config.settings import STORE_ANSWER_S, STORE_CONNECT_S, STORE_WRITE_S
 
 CONNECT_TIMEOUT_S = 5.0  # name, TCP and TLS together; a healthy provider takes well under one second
 READ_TIMEOUT_S = 60.0  # between two reads; the deadline of a generation ends a silent call before this does
@@ -112,7 +115,14 @@ class _Body(aiohttp.payload.Payload):
         super().__init__(stream)
         self._stream = stream
         self._write_timeout_s = write_timeout_s
+        self._transport: asyncio.WriteTransport | None = None
         self.failure: Exception | None = None  # aiohttp wraps what is raised here; the caller gets it as it was
+
+    def abort(self) -> None:
+        """Drop the connection, and what is buffered with it: a peer that has stopped reading would keep both for good,
+        as closing waits for it to take the rest."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         raise TypeError("a streamed body has no text")
@@ -121,14 +131,23 @@ class _Body(aiohttp.payload.Payload):
         await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None) -> None:
-        async for piece in self._pieces(content_length):
-            try:
-                async with asyncio.timeout(self._write_timeout_s):
-                    await writer.write(piece)
-                    await writer.drain()
-            except TimeoutError:
-                self.failure = httpx2.WriteTimeout("the peer does not read the request body")
-                raise self.failure from None
+        assert isinstance(writer, aiohttp.http.StreamWriter)
+        self._transport = writer.transport
+        try:
+            async for piece in self._pieces(content_length):
+                await self._write(writer, piece)
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _write(self, writer: aiohttp.abc.AbstractStreamWriter, piece: memoryview) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await writer.write(piece)
+                await writer.drain()
+        except TimeoutError:
+            self.failure = httpx2.WriteTimeout("the peer does not read the request body")
+            raise self.failure from None
 
     async def _pieces(self, content_length: int | None) -> AsyncIterator[memoryview]:
         size = 0
@@ -221,7 +240,11 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
                 timeout=aiohttp.ClientTimeout(connect=timeout_s.get("connect"), sock_read=timeout_s.get("read")),
                 allow_redirects=False,
             )
-        except Exception as error:
+        except BaseException as error:
+            if body:
+                body.abort()
+            if not isinstance(error, Exception):
+                raise
             if body and body.failure:
                 raise body.failure from error
             if isinstance(error, tuple(_OURS)):
@@ -384,8 +407,33 @@ class FetchedImage:
     size_bytes: int | None
 
 
+def _client(transport: AiohttpTransport, timeout: httpx2.Timeout) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        transport=transport,
+        timeout=timeout,
+        headers={"user-agent": USER_AGENT},
+        cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
+        trust_env=False,
+    )
+
+
+def store_client(
+    *,
+    connect_timeout_s: float = STORE_CONNECT_S,
+    write_timeout_s: float = STORE_WRITE_S,
+    answer_timeout_s: float = STORE_ANSWER_S,
+    verify: ssl.SSLContext | None = None,
+) -> httpx2.AsyncClient:
+    """A client for the image store, with connections of its own; to be made inside the running event loop.
+
+    `answer_timeout_s` runs from a request's last byte to the answer, and between two reads of it.
+    """
+    timeout = httpx2.Timeout(connect=connect_timeout_s, read=answer_timeout_s, write=write_timeout_s, pool=None)
+    return _client(AiohttpTransport(verify=verify), timeout)
+
+
 class Outbound:
-    """Every call that leaves the gateway; to be made inside the running event loop, and closed with `aclose`.
+    """Every call to an upstream and its image hosts; to be made inside the running event loop, closed with `aclose`.
 
     Time-outs and `keep_alive_s` are in seconds. `client` keeps no cookies, follows no redirects and reads
     nothing from the environment but the TLS trust.
@@ -407,13 +455,7 @@ class Outbound:
         timeout = httpx2.Timeout(connect=connect_timeout_s, read=read_timeout_s, write=write_timeout_s, pool=None)
 
         def client(resolver: aiohttp.abc.AbstractResolver) -> httpx2.AsyncClient:
-            return httpx2.AsyncClient(
-                transport=AiohttpTransport(verify=verify, resolver=resolver, keep_alive_s=keep_alive_s),
-                timeout=timeout,
-                headers={"user-agent": USER_AGENT},
-                cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
-                trust_env=False,
-            )
+            return _client(AiohttpTransport(verify=verify, resolver=resolver, keep_alive_s=keep_alive_s), timeout)
 
         self.client = client(resolver)
         self._image_hosts = image_hosts

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 import structlog
@@ -19,28 +18,38 @@ from config.settings import (
     CLOSED_S,
     FX_POLL_S,
     HEARTBEAT_S,
+    JOURNAL_POLL_S,
+    JOURNAL_STOP_S,
     KEY_CACHE_SIZE,
     MAX_BODY_BYTES,
     MAX_IMAGE_BYTES,
+    MAX_IMAGE_SIDE_PX,
     MAX_OPEN_HOLDS,
+    MAX_PICTURES,
     MEMORY_MARK,
     PROJECTION_POLL_S,
     REDIS_BACKGROUND_S,
     REDIS_CONNECTIONS,
     REDIS_DECISION_S,
     RESULT_DOCUMENT_BYTES,
+    SPOOL_MARK,
+    STORE_WATCH_S,
     STREAM_BACKLOG,
+    STREAMS,
     Settings,
     SettingsError,
 )
 from metering.accounts import Accounts
+from metering.answers import Answers, Unproven
 from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.fx import Rates, seed
+from metering.journal import MOST_ENTRY_BYTES, Folder, Journal, JournalError, Past
 from metering.ledger.sqlite import open_sqlite
-from metering.ports import Ledger, ListPrice
+from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import Rate
-from metering.wallet.connection import open_redis, warm_up
+from metering.recovery import Recovery
+from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
@@ -50,6 +59,7 @@ from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
 from proxy.images import ImagesEndpoint, Limits
+from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
 from proxy.orphans import Orphans
@@ -60,7 +70,9 @@ from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAcc
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
 from proxy.server import cancel_all
-from proxy.storage.local import LocalStore
+from proxy.spool import Spool
+from proxy.storage.opening import open_store
+from proxy.storage.watch import StoreWatch
 
 log = structlog.get_logger(__name__)
 
@@ -90,11 +102,40 @@ def open_background_redis(settings: Settings) -> Redis:
     return _redis(settings, BACKGROUND_CONNECTIONS)
 
 
-def image_folder(settings: Settings) -> Path:
-    """The local store's folder. Raises SettingsError."""
-    if settings.storage_url is None:
-        raise SettingsError("GHUB_STORAGE_URL is not set; for a local folder it is file:///path/to/images")
-    return Path(settings.storage_url.removeprefix("file://"))
+@asynccontextmanager
+async def _open_journal(settings: Settings) -> AsyncIterator[tuple[Journal, list[Past]]]:
+    """A new journal, and what is left of earlier ones in its folder. Raises JournalError."""
+    folder = Folder(settings.journal_dir)
+    try:
+        past = await asyncio.to_thread(folder.past)
+        try:
+            journal = await asyncio.to_thread(Journal, folder)
+        except OSError as error:
+            raise JournalError(f"GHUB_JOURNAL_DIR: no room in {settings.journal_dir}: {error.strerror}") from None
+        try:
+            yield journal, past
+        finally:
+            await journal.close()
+    finally:
+        folder.close()
+
+
+async def _book(answers: Answers) -> None:
+    """Wait a moment for the consumer: a gateway whose every answer is booked leaves no journal behind."""
+    with suppress(TimeoutError, WalletAway, LedgerAway, Unproven):
+        async with asyncio.timeout(JOURNAL_STOP_S):
+            while answers.waiting:
+                await answers.round()
+                await asyncio.sleep(JOURNAL_POLL_S / 10)
+
+
+def _spool(settings: Settings) -> Spool:
+    spool = Spool(settings.spool_dir, settings.spool_mb * 1024 * 1024)
+    try:
+        spool.clean()
+    except OSError as error:
+        raise SettingsError(f"GHUB_SPOOL_DIR: {settings.spool_dir} cannot be used: {error.strerror}") from None
+    return spool
 
 
 def _image_hosts(settings: Settings) -> ImageHosts:
@@ -180,8 +221,15 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
     must not start.
     """
     catalogue = read_catalogue(settings.models)
-    folder = image_folder(settings)
     async with AsyncExitStack() as stack:
+        opened_store = await stack.enter_async_context(open_store(settings))
+        store, watch = opened_store.store, StoreWatch(opened_store.store)
+        await watch.look()
+        if opened_store.folder is not None:
+            log.warning(
+                "local_storage", folder=str(opened_store.folder), why="one disk, no replicas: not for production"
+            )
+        spool = _spool(settings)
         back = await stack.enter_async_context(open_back(settings))
         hot = _redis(settings, REDIS_CONNECTIONS)
         stack.push_async_callback(hot.aclose)
@@ -201,16 +249,26 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await wallet.set_clock()
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
-        store = LocalStore(folder)
+        journal, past = await stack.enter_async_context(_open_journal(settings))
+        answers = Answers(journal, wallet, back.ledger)
+        recovery = Recovery(past, wallet, back.ledger)
+        await back.ledger.open_incarnation(journal.incarnation, utc_now())
+        keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))
         lifecycle = Lifecycle()
         jobs = Jobs(back.redis)
-        generations = Generations(wallet, store, providers, MAX_IMAGE_BYTES, lifecycle, jobs)
+        generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger, back.plans)
 
         def refusal() -> str | None:
-            return "The gateway is restarting; nothing was charged." if stopping.is_set() else pressure.reason
+            if stopping.is_set():
+                return "The gateway is restarting; nothing was charged."
+            if journal.room_bytes < 2 * MOST_ENTRY_BYTES * (generations.pictures + 1):
+                return "The gateway is running out of disk; nothing was charged."
+            if generations.pictures >= MAX_PICTURES or spool.share > SPOOL_MARK:
+                return "The gateway is making as many images as it can; nothing was charged."
+            return pressure.reason or watch.reason
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -219,10 +277,16 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 asyncio.create_task(rates.run(FX_POLL_S)),
                 asyncio.create_task(pressure.run(PROJECTION_POLL_S)),
                 asyncio.create_task(orphans.run(HEARTBEAT_S)),
+                asyncio.create_task(watch.run(STORE_WATCH_S)),
+                asyncio.create_task(answers.run(JOURNAL_POLL_S)),
+                asyncio.create_task(recovery.run()),
             ]
             yield
             await generations.drain()
+            await _book(answers)
             await cancel_all(background)
+            if not answers.waiting:
+                await back.ledger.close_incarnation(journal.incarnation, journal.last_number, utc_now())
 
         app = build_app(
             ImagesEndpoint(
@@ -236,7 +300,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Limits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 refusal=refusal,
                 price_book=catalogue.price_book_version,
-                public_url=settings.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}",
+                public_url=settings.public_url
+                or opened_store.public_url
+                or f"http://{settings.host}:{port}{STORAGE_PATH}",
                 region=settings.region,
                 topup_url=settings.topup_url,
             ),
@@ -244,7 +310,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             CreditsEndpoint(authenticator, wallet),
             lambda: not stopping.is_set(),
             lifespan,
-            folder,
+            opened_store.folder,
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         yield Gateway(app, max(settings.deadline_s, *deadlines))

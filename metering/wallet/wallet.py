@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from metering.answered import Answered
 from metering.events import StoredImage, encode_images
 from metering.pricing import Quote
 from metering.wallet import keys
@@ -128,6 +129,7 @@ class Wallet:
         self._admit = load_script(redis, "admit_v1")
         self._settle = load_script(redis, "settle_v1")
         self._void = load_script(redis, "void_v1")
+        self._replay = load_script(redis, "replay_v1")
         self._read = load_script(redis, "read_v1")
 
     def now_us(self) -> int:
@@ -249,6 +251,34 @@ class Wallet:
             )
         )
         return self._closing(_VOIDED, reply)
+
+    async def replay(self, answered: Answered) -> bool:
+        """Charge an order that a journal says is answered 200, whatever became of its hold; False where it was already.
+
+        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first.
+        """
+        names = keys.OrgKeys(answered.org_id)
+        reply = await self._ask(
+            self._replay(
+                keys=[names.mark, names.wallet, names.open, names.hold(answered.request_id), names.events]
+                + [names.closed(answered.request_id)],
+                args=[
+                    self._scripted_us,
+                    answered.org_id,
+                    answered.request_id,
+                    len(answered.images),
+                    answered.amount_micro_mxn,
+                    self._limits.remember_s,
+                    encode_images(answered.images),
+                    answered.usd_measured or "",
+                    answered.opened,
+                    answered.admitted_us,
+                    answered.ended_us,
+                ],
+            )
+        )
+        self._closing(_SETTLED, reply)
+        return bool(reply[3])
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.

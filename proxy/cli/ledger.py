@@ -8,8 +8,8 @@ from config.settings import read_settings
 from metering.verify import Difference
 from metering.verify import verify as verify_books
 from proxy.cli.output import AsJson, back, run, say
-from proxy.storage.local import LocalStore
-from proxy.wiring import image_folder, open_ledger
+from proxy.storage.opening import open_store
+from proxy.wiring import open_ledger
 
 
 def migrate(as_json: AsJson = False) -> None:
@@ -29,9 +29,8 @@ def verify(as_json: AsJson = False) -> None:
     """Compare wallets, ledger, prices, rates and stored images; exit 1 with the differences where there are any."""
 
     async def work() -> list[Difference]:
-        async with back() as opened:
-            store = LocalStore(image_folder(opened.settings))
-            return await verify_books(opened.ledger, opened.wallet(), store.exists)
+        async with back() as opened, open_store(opened.settings) as opened_store:
+            return await verify_books(opened.ledger, opened.wallet(), opened_store.store.exists)
 
     differences = [asdict(difference) for difference in run(work())]
     if as_json or not differences:

@@ -17,9 +17,11 @@ from rich.table import Table
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
+from metering.journal import JournalError
 from metering.ports import LedgerAway, LedgerError
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
+from proxy.ports import StoreFailed, StoreMisconfigured
 from proxy.server import PortTaken
 from proxy.wiring import Back, open_back
 
@@ -32,9 +34,10 @@ OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's U
 _SENTENCES: dict[type[Exception], str] = {
     WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
     RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
+    StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL.",
     LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
 }
-_OWN_WORDS = (SettingsError, CatalogueError, LedgerError, PortTaken, WrongPolicy)
+_OWN_WORDS = (JournalError, StoreMisconfigured, SettingsError, CatalogueError, LedgerError, PortTaken, WrongPolicy)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

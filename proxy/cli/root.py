@@ -2,7 +2,7 @@
 
 import typer
 
-from proxy.cli import credit, demo, fx, key, ledger, org, serve, usage
+from proxy.cli import credit, demo, fx, key, ledger, org, serve, storage, usage
 
 app = typer.Typer(
     name="ghub",
@@ -23,6 +23,7 @@ app.add_typer(key.app, name="key")
 app.add_typer(credit.app, name="credit")
 app.add_typer(fx.app, name="fx")
 app.add_typer(usage.app, name="usage")
+app.add_typer(storage.app, name="storage")
 
 
 def main() -> None:

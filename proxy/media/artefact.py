@@ -4,48 +4,76 @@ import hashlib
 from collections.abc import AsyncIterator
 
 from proxy.media.formats import HEAD_BYTES, Format, NotAnImage, sniff
+from proxy.media.proof import Proof
+
+PIECE_BYTES = 64 * 1024
+"""The longest piece that is given out, but for the first: it is longer by up to HEAD_BYTES."""
 
 
 class Artefact:
     """Passes one image's chunks on, and proves on the way that they are one whole image.
 
-    `begin` first, then iterate once. The last piece is given out only after the proof, so that what takes the pieces
-    has never all of a bad image. Raises NotAnImage, and whatever `chunks` raises. Afterwards the facts are known.
+    `begin` first, then iterate once. A piece is given out only when the next one has stood the proof, and the last one
+    when all have: what takes the pieces has never all of a bad image. No piece is empty. Raises NotAnImage, and
+    whatever `chunks` raises. Afterwards the facts are known.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], most_bytes: int) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: AsyncIterator[bytes], most_bytes: int, most_side_px: int) -> None:
+        self._chunks = _pieces(chunks)
         self._most_bytes = most_bytes
+        self._most_side_px = most_side_px
         self._hash = hashlib.sha256()
-        self._head = b""
+        self._proof: Proof | None = None
+        self._held = b""
         self.size_bytes = 0
-        self.width_px = 0
-        self.height_px = 0
 
     @property
     def sha256(self) -> str:
         """Hex digest of all bytes so far."""
         return self._hash.hexdigest()
 
+    @property
+    def width_px(self) -> int:
+        """As the image's header tells it; 0 until that has gone by."""
+        return self._proof.width_px if self._proof else 0
+
+    @property
+    def height_px(self) -> int:
+        """As the image's header tells it; 0 until that has gone by."""
+        return self._proof.height_px if self._proof else 0
+
     async def begin(self) -> Format:
-        """Read as much as it takes to know the format."""
-        async for chunk in self._chunks:
-            self._head += chunk
-            if len(self._head) >= HEAD_BYTES:
+        """Read as much as it takes to know the format, and prove that much."""
+        head = bytearray()
+        async for piece in self._chunks:
+            head += piece
+            if len(head) >= HEAD_BYTES:
                 break
-        return sniff(self._head)
+        kind = sniff(bytes(head[:HEAD_BYTES]))
+        self._proof = Proof(kind, self._most_side_px)
+        self._held = self._take(bytes(head))
+        return kind
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        held = self._take(self._head)
-        self._head = b""
-        async for chunk in self._chunks:
+        assert self._proof is not None, "begin first"
+        async for piece in self._chunks:
+            held, self._held = self._held, self._take(piece)
             yield held
-            held = self._take(chunk)
-        yield held
+        self._proof.finish()
+        yield self._held
 
-    def _take(self, chunk: bytes) -> bytes:
-        self.size_bytes += len(chunk)
+    def _take(self, piece: bytes) -> bytes:
+        self.size_bytes += len(piece)
         if self.size_bytes > self._most_bytes:
             raise NotAnImage(f"more than {self._most_bytes} bytes")
-        self._hash.update(chunk)
-        return chunk
+        self._hash.update(piece)
+        assert self._proof is not None
+        self._proof.feed(piece)
+        return piece
+
+
+async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes, no piece empty, none longer than PIECE_BYTES."""
+    async for chunk in chunks:
+        for at in range(0, len(chunk), PIECE_BYTES):
+            yield chunk[at : at + PIECE_BYTES]

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+
 class BadDocument(Exception):
     """An upstream's JSON is broken, too large, or not of its promised form."""
 
@@ -39,6 +40,7 @@ class Piece:
 
 
 MOST_LABEL_BYTES = 128
+_LABEL = re.compile(rb"data:[!-~]*;base64")
 
 
 class _Base64:
@@ -57,13 +59,23 @@ class _Base64:
                 return b""
             if text.startswith(b"data:"):
                 label, comma, after = text.partition(b",")
-                if len(label) > MOST_LABEL_BYTES:
-                    raise BadDocument("a data URI without data")
+                if len(label) > MOST_LABEL_BYTES or (comma and not _LABEL.fullmatch(label)):
+                    raise BadDocument("a data URI without base64")
                 if not comma:
                     self._rest = text
                     return b""
                 text = after
             self._started = True
+        return self._decode(text)
+
+    def finish(self) -> bytes:
+        """What is left; the four letters `data` may be three bytes of a picture after all."""
+        data = b"" if self._started else self._decode(self._rest)
+        if self._rest:
+            raise BadDocument("base64 breaks off")
+        return data
+
+    def _decode(self, text: bytes) -> bytes:
         whole = len(text) - len(text) % 4
         self._rest = text[whole:]
         if not whole:
@@ -76,25 +88,27 @@ class _Base64:
         except binascii.Error:
             raise BadDocument("not base64") from None
 
-    def finish(self) -> None:
-        if self._rest:
-            raise BadDocument("base64 breaks off")
-
 
 @dataclass(slots=True)
 class _Frame:
-    """An open object or array: the key or the place that is being read."""
+    """An open object or array: the key or the place that is being read.
+
+    `found` tells that the one key that leads to pictures was there: a second one would replace what has gone by.
+    """
 
     is_object: bool
     key: str = ""
     place: int = 0
     at_key: bool = False
+    found: bool = False
 
 
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
-_STRING_END = re.compile(rb'["\\]')
-_UNICODE = re.compile(rb"u[0-9a-fA-F]{4}")
-_ESCAPES = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f", b"\\": b"\\", b'"': b'"'}
+_ESCAPE = re.compile(rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])')
+_RUN = re.compile(rb'(?:[^"\\\x00-\x1f]++|' + _ESCAPE.pattern + rb")*+")
+"""As much of a string as there is: all but its end, a cut or wrong escape, and what JSON does not allow in it."""
+_SIMPLE = {b"\\/": b"/", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t", b"\\b": b"\b", b"\\f": b"\f"}
+_SIMPLE |= {b"\\\\": b"\\", b'\\"': b'"'}
 MOST_NESTING = 32
 MOST_KEY_BYTES = 256
 
@@ -113,10 +127,10 @@ class JsonPictures:
     _document: bytearray = field(default_factory=bytearray, init=False)
     _frames: list[_Frame] = field(default_factory=list, init=False)
     _in: str = field(default="structure", init=False)
-    _escape: bytes | None = field(default=None, init=False)
+    _escape: bytes = field(default=b"", init=False)
     _key: bytearray = field(default_factory=bytearray, init=False)
     _base64: _Base64 = field(default_factory=_Base64, init=False)
-    _seen: set[int] = field(default_factory=set, init=False)
+    _last: int = field(default=-1, init=False)
     _failed: BadDocument | None = field(default=None, init=False)
 
     def feed(self, chunk: bytes) -> list[Piece]:
@@ -182,10 +196,9 @@ class JsonPictures:
             self._key.clear()
             self._document += b'"'
         elif self._at_picture():
-            item = self._frames[1].place
-            if item in self._seen:
+            if self._frames[1].place <= self._last:
                 raise BadDocument("a picture twice in one item")
-            self._seen.add(item)
+            self._last = self._frames[1].place
             self._in = "picture"
             self._base64 = _Base64()
             self._document += b"null"
@@ -194,68 +207,91 @@ class JsonPictures:
             self._document += b'"'
 
     def _at_picture(self) -> bool:
-        if len(self._frames) != 3:
-            return False
+        """Is this the value of the field, in an object of the list?"""
+        return len(self._frames) == 3 and self._in_item() and self._frames[2].key == self.field_key
+
+    def _in_item(self) -> bool:
+        """Is this in an object of the list?"""
         top, items, item = self._frames
-        return (
-            top.is_object
-            and top.key == self.list_key
-            and not items.is_object
-            and item.is_object
-            and item.key == self.field_key
-        )
+        return top.is_object and top.key == self.list_key and not items.is_object and item.is_object
 
     def _string(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
-        if self._escape is not None:
-            return self._inside_escape(chunk, at, pieces)
-        found = _STRING_END.search(chunk, at)
-        end = found.start() if found else len(chunk)
-        self._take(chunk[at:end], chunk[at:end], pieces)
-        if found is None:
-            return end
-        if found.group() == b"\\":
-            self._escape = b""
-        else:
-            self._close_string(pieces)
+        if self._escape:
+            return self._cut_escape(chunk, at, pieces)
+        run = _RUN.match(chunk, at)
+        assert run is not None  # it may be empty
+        end = run.end()
+        self._take(run.group(), pieces)
+        match chunk[end : end + 1]:
+            case b'"':
+                self._close_string(pieces)
+            case b"\\":
+                self._escape = b"\\"
+            case beyond if beyond:
+                raise BadDocument("not JSON")
         return end + 1
 
-    def _inside_escape(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
-        assert self._escape is not None
+    def _cut_escape(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
+        """An escape over a chunk's border, or a wrong one: gathered until it must be whole."""
         self._escape += chunk[at : at + 1]
-        if self._escape[:1] != b"u" or len(self._escape) == 5:
-            raw, self._escape = self._escape, None
-            self._take(b"\\" + raw, _unescape(raw), pieces)
+        if len(self._escape) == (6 if self._escape[1:2] == b"u" else 2):
+            raw, self._escape = self._escape, b""
+            if not _ESCAPE.fullmatch(raw):
+                raise BadDocument("not JSON")
+            self._take(raw, pieces)
         return at + 1
 
-    def _take(self, raw: bytes, text: bytes, pieces: list[Piece]) -> None:
+    def _take(self, raw: bytes, pieces: list[Piece]) -> None:
         if self._in == "picture":
-            data = self._base64.feed(text)
-            if data:
-                pieces.append(Piece(self._frames[1].place, data))
+            self._give(self._base64.feed(_unescape(raw)), pieces)
             return
         self._document += raw
         if self._in == "key":
-            self._key += text
+            self._key += _unescape(raw)
             if len(self._key) > MOST_KEY_BYTES:
                 raise BadDocument("a key is too long")
 
+    def _give(self, data: bytes, pieces: list[Piece]) -> None:
+        if data:
+            pieces.append(Piece(self._frames[1].place, data))
+
     def _close_string(self, pieces: list[Piece]) -> None:
         if self._in == "picture":
-            self._base64.finish()
+            self._give(self._base64.finish(), pieces)
             pieces.append(Piece(self._frames[1].place, b"", last=True))
         else:
             self._document += b'"'
             if self._in == "key":
-                self._frames[-1].key = self._key.decode("utf-8", "replace")
+                self._close_key()
         self._in = "structure"
+
+    def _close_key(self) -> None:
+        frame = self._frames[-1]
+        frame.key = self._key.decode("utf-8", "replace")
+        if frame.key == self._wanted_key():
+            if frame.found:
+                raise BadDocument("a key twice")
+            frame.found = True
+
+    def _wanted_key(self) -> str | None:
+        """The key that leads to pictures from where we are."""
+        if len(self._frames) == 1:
+            return self.list_key
+        return self.field_key if len(self._frames) == 3 and self._in_item() else None
 
 
 def _unescape(raw: bytes) -> bytes:
-    if _UNICODE.fullmatch(raw):
-        return chr(int(raw[1:], 16)).encode("utf-8", "replace")
-    if raw not in _ESCAPES:
-        raise BadDocument("not JSON")
-    return _ESCAPES[raw]
+    """What a run says. The two escapes that base64 is written with go first, all at once: 6 times as fast."""
+    if b"\\" not in raw:
+        return raw
+    if b"\\\\" not in raw:  # so every backslash begins an escape
+        raw = raw.replace(b"\\/", b"/").replace(b"\\n", b"\n")
+    return _ESCAPE.sub(_character, raw)
+
+
+def _character(escape: re.Match[bytes]) -> bytes:
+    raw = escape.group()
+    return chr(int(raw[2:], 16)).encode("utf-8", "surrogatepass") if raw.startswith(b"\\u") else _SIMPLE[raw]
 
 
 async def inline_pictures(

@@ -1,20 +1,23 @@
-"""Images as files, for development and the demo: written beside their place, synced, then renamed into it.
+"""Images as files, for development and the demo: written beside their place, synced, then linked into it.
 
 Not for production: one disk, no replicas, no CDN.
 """
 
 import asyncio
+import errno
 import io
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 from uuid import uuid4
 
-from proxy.ports import Chunks, StoreFailed
+from proxy.ports import Chunks, StoredObject, StoreFailed, StoreMisconfigured
+from proxy.storage.streams import measured
 
 T = TypeVar("T")
 
@@ -24,31 +27,57 @@ WRITE_BYTES = 128 * 1024
 """Gathered before a trip to a thread: a trip costs as much as writing this."""
 
 
+PART = ".part"
+"""The end of an unfinished file's name."""
+
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""What a disk may do at the next try that it did not at this one."""
+
+
 class LocalStore:
     """A folder. `path` is relative to it, and always `<org>/<request>/<i>.<ext>`."""
+
+    needs_length = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    async def put(self, path: str, chunks: Chunks, content_type: str) -> None:
-        """Publish all of `chunks` under `path`, or nothing. The content type is the extension's."""
-        upload = _Upload(self._root / path)
+    async def check(self) -> None:
+        """Can a file be made and published in it?"""
+        upload = _Upload(self._root / f".check-{uuid4().hex}")
+        try:
+            await _on_disk(upload.publish, [b"check"])
+        except StoreFailed as failed:
+            if failed.again:
+                raise
+            raise StoreMisconfigured(
+                f"GHUB_STORAGE_URL: {self._root} is no folder in which this process can write: {failed}"
+            ) from failed
+        finally:
+            await asyncio.shield(asyncio.to_thread(upload.abort))
+
+    async def put(
+        self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
+    ) -> None:
+        """Publish all of `chunks`. The content type is the extension's."""
+        upload = _Upload(self._root / path, replace=again)
         gathered: list[bytes] = []
         waiting = 0
         try:
-            async for chunk in chunks:
-                gathered.append(chunk)
-                waiting += len(chunk)
-                if waiting >= WRITE_BYTES:
-                    await _on_disk(upload.write, gathered)
-                    gathered, waiting = [], 0
+            async with aclosing(measured(chunks, size_bytes)) as pieces:
+                async for piece in pieces:
+                    gathered.append(piece)
+                    waiting += len(piece)
+                    if waiting >= WRITE_BYTES:
+                        await _on_disk(upload.write, gathered)
+                        gathered, waiting = [], 0
             await _on_disk(upload.publish, gathered)
         except BaseException:
             # In a thread too: the lock may be held for as long as the disk takes.
             await asyncio.shield(asyncio.to_thread(upload.abort))
             raise
 
-    async def read(self, path: str) -> Chunks:
+    async def read(self, path: str) -> AsyncGenerator[bytes]:
         """A published image, from its beginning."""
         file = await _on_disk(io.FileIO, self._root / path)
         with file:
@@ -63,22 +92,51 @@ class LocalStore:
         """Is it published?"""
         return await _on_disk((self._root / path).is_file)
 
+    async def objects(self) -> AsyncGenerator[StoredObject]:
+        """Every file in the folder but the unfinished."""
+        folders = os.walk(self._root, onerror=_unless_gone)
+        while (found := await _on_disk(_next_folder, self._root, folders)) is not None:
+            for item in found:
+                yield item
+
 
 async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
     """Run in a thread. Only what the disk itself refuses is a StoreFailed: a source has OSErrors of its own."""
     try:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
-        raise StoreFailed(error.strerror or type(error).__name__, again=True) from error
+        raise StoreFailed(error.strerror or type(error).__name__, again=error.errno in _PASSING) from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """A folder may be removed while others are listed; any other error must not shorten the list in silence."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _next_folder(root: Path, folders: Iterator[tuple[str, list[str], list[str]]]) -> list[StoredObject] | None:
+    """The files of the walk's next folder, None after the last."""
+    step = next(folders, None)
+    if step is None:
+        return None
+    folder, _, names = step
+    found = []
+    for path in (Path(folder, name) for name in names if not name.endswith(PART)):
+        with suppress(FileNotFoundError):
+            facts = path.stat()
+            modified_at = datetime.fromtimestamp(facts.st_mtime, UTC)
+            found.append(StoredObject(path.relative_to(root).as_posix(), facts.st_size, modified_at))
+    return found
 
 
 class _Upload:
     """One file on its way. A cancelled caller leaves a thread behind that may still be writing: the lock makes `abort`
     the last word, whatever that thread was about to do."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, *, replace: bool = False) -> None:
         self._target = target
-        self._part = target.with_name(f".{target.name}.{uuid4().hex}.part")
+        self._replace = replace
+        self._part = target.with_name(f".{target.name}.{uuid4().hex}{PART}")
         self._written = self._part
         self._file: BinaryIO | None = None
         self._lock = Lock()
@@ -96,8 +154,7 @@ class _Upload:
             file.flush()
             os.fsync(file.fileno())
             file.close()
-            self._part.rename(self._target)
-            self._written = self._target
+            self._move()
             folder = os.open(self._target.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -112,6 +169,15 @@ class _Upload:
                     self._file.close()
                 with suppress(OSError):  # what is told is why the picture failed, not why its rest stays
                     self._written.unlink(missing_ok=True)
+
+    def _move(self) -> None:
+        """Into its place, in one step; a link, unlike renaming, never takes the place of another file."""
+        if self._replace:
+            self._part.rename(self._target)
+        else:
+            self._target.hardlink_to(self._part)
+        self._written = self._target
+        self._part.unlink(missing_ok=True)
 
     def _write(self, data: list[bytes]) -> BinaryIO | None:
         if self._aborted:

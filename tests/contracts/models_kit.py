@@ -28,11 +28,11 @@ from proxy.providers.xai import XAI
 from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
 from proxy.wire import parse_order
+from tests.integration.edge_kit import keeper
 
 CATALOGUE = read_catalogue(None)
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
-MOST_IMAGE_BYTES = 10**8
 FOLDER = "org/request"
 TRUST = ssl.create_default_context()  # read once: it takes longer than a whole order
 
@@ -102,7 +102,7 @@ class Bench:
     async def make(self, asked: Order, within_s: float = 30.0) -> Made:
         """The order's pictures in the store, as far as they come."""
         made = Made()
-        maker = Maker(self.store, self.providers, MOST_IMAGE_BYTES)
+        maker = Maker(keeper(self.store), self.providers)
         await maker.make(asked, FOLDER, asyncio.get_running_loop().time() + within_s, made)
         return made
 

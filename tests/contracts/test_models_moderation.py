@@ -18,7 +18,6 @@ from tests.contracts.models_kit import (
     GROK,
     IDEOGRAM,
     IMAGEN,
-    MOST_IMAGE_BYTES,
     RECRAFT,
     SD,
     ULTRA,
@@ -29,7 +28,7 @@ from tests.contracts.models_kit import (
 )
 from tests.contracts.raw_server import Peer, raw_server
 from tests.contracts.test_models_wire import base64_png, replying
-from tests.integration.edge_kit import ScriptedWallet, files, job, png
+from tests.integration.edge_kit import ScriptedWallet, keeper, files, job, png
 
 ALL = {"all": True}
 
@@ -54,7 +53,7 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def generations(bench: Bench, wallet: ScriptedWallet) -> Generations:
-    return Generations(wallet, bench.store, bench.providers, MOST_IMAGE_BYTES, Lifecycle())
+    return Generations(wallet, keeper(bench.store), bench.providers, Lifecycle())
 
 
 @pytest.mark.parametrize(("model", "scenario", "more"), REFUSED)

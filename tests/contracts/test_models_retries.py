@@ -22,14 +22,13 @@ from tests.contracts.models_kit import (
     GPT,
     GROK,
     IMAGEN,
-    MOST_IMAGE_BYTES,
     end_of,
     order,
     simulated,
     upstream,
 )
 from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import ScriptedWallet, job, png
+from tests.integration.edge_kit import ScriptedWallet, keeper, job, png
 
 FOUR = (GPT, IMAGEN, GROK, FLUX)
 """A model of each provider."""
@@ -130,7 +129,7 @@ def test_a_wish_beyond_the_deadline_is_not_waited_for_and_forbids_the_sdks_to_re
         async with simulated(tmp_path) as bench:
             await bench.behave(model, "rate_limited_429", retry_after=wish_s)
             wallet = ScriptedWallet()
-            generations = Generations(wallet, bench.store, bench.providers, MOST_IMAGE_BYTES, Lifecycle())
+            generations = Generations(wallet, keeper(bench.store), bench.providers, Lifecycle())
             began_s = time.monotonic()
             with pytest.raises(ApiError) as told:
                 await generations.start(job(order(model), generate_s=100, reply_s=105))

@@ -252,6 +252,8 @@ def prepare(folder: Path, **more: str) -> System:
         "GHUB_REDIS_URL": valkey.url,
         "GHUB_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
         "GHUB_STORAGE_URL": f"file://{folder / 'images'}",
+        "GHUB_JOURNAL_DIR": f"{folder / 'journal'}",
+        "GHUB_SPOOL_DIR": f"{folder / 'spool'}",
         **simulated_upstreams(f"127.0.0.1:{simulator_port}"),
         "GHUB_TOPUP_URL": "https://geekhub.mx/topup",
         **more,

@@ -2,11 +2,13 @@
 
 import asyncio
 import io
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
+from tempfile import gettempdir
 from uuid import uuid4
 
 from PIL import Image
@@ -19,8 +21,10 @@ from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Caller, Close, Closing, Wallet, WalletLimits
 from proxy.generations import Job
+from proxy.keeping import ImageLimits, Keeper
 from proxy.outcomes import Failure
-from proxy.ports import Call, Chunks, Order, Picture
+from proxy.ports import Call, ImageStore, Order, Picture, Source
+from proxy.spool import Spool
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
@@ -32,6 +36,18 @@ def png(seed: int = 0) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (seed % 256, 10, 10)).save(out, "png")
     return out.getvalue()
+
+
+def noise_png(side_px: int) -> bytes:
+    """A picture that no compression makes smaller: about three bytes a pixel."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", (side_px, side_px), random.Random(side_px).randbytes(side_px * side_px * 3)).save(out, "png")
+    return out.getvalue()
+
+
+def keeper(store: ImageStore, most_bytes: int = 10**8) -> Keeper:
+    """Keeps pictures in this store; its spool is the system's folder for temporary files."""
+    return Keeper(store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, 100))
 
 
 def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:
@@ -107,14 +123,14 @@ class ScriptedWallet(Wallet):
 Opener = Callable[[], AsyncIterator[bytes]]
 
 
-def picture(index: int, chunks: Opener, *, concurrent: bool = True) -> Picture:
+def picture(index: int, chunks: Opener, *, inline: bool = False) -> Picture:
     """A picture whose bytes are `chunks()`."""
 
     @asynccontextmanager
-    async def open_() -> AsyncIterator[Chunks]:
-        yield chunks()
+    async def open_() -> AsyncIterator[Source]:
+        yield Source(chunks())
 
-    return Picture(index, open_, concurrent)
+    return Picture(index, open_, inline)
 
 
 def whole(data: bytes) -> Opener:

@@ -1,10 +1,11 @@
-"""What the money tests share: real books over a real Valkey and a real SQLite file, and small builders."""
+"""What the money tests share: real books over a real Valkey and a real database, and small builders."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
+import psycopg
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
@@ -20,7 +22,9 @@ from metering.accounts import Accounts, hash_key
 from metering.clock import period_at, unix_us_at
 from metering.consumer import GROUP, Consumer
 from metering.events import Event, Opened, Proof, StoredImage, decode, encode_opened
-from metering.ledger.sqlite import SqliteLedger
+from metering.ledger.postgres import open_postgres
+from metering.ledger.record import SqlLedger
+from metering.ledger.sqlite import open_sqlite
 from metering.money import parse_mxn
 from metering.ports import ListPrice
 from metering.pricing import Price, Quote, Rate, quote
@@ -61,7 +65,9 @@ def pinned(images: int = 1, *, unit: int = UNIT, now_us: int = NOW_US) -> Quote:
 
 def pictures(count: int, name: str = "picture") -> tuple[StoredImage, ...]:
     """Stored images."""
-    return tuple(StoredImage(f"2026/11/{name}_{i}.png", "image/png", 1_000 + i, "0" * 64) for i in range(count))
+    return tuple(
+        StoredImage(f"2026/11/{name}_{i}.png", "image/png", 1_000 + i, "0" * 64, 1024, 1024) for i in range(count)
+    )
 
 
 def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", name: str = "") -> Event:
@@ -94,10 +100,10 @@ def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", nam
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """One process' parts, over the same Redis and the same file as everybody else's."""
+    """One process' parts, over the same Redis and the same record as everybody else's."""
 
     redis: Redis
-    ledger: SqliteLedger
+    ledger: SqlLedger
     projector: Projector
     accounts: Accounts
     wallet: Wallet
@@ -160,13 +166,29 @@ async def settle(wallet: Wallet, caller: Caller, request_id: str, images: int = 
     return await wallet.settle(caller.org_id, request_id, images * unit, stored, latest_us=latest_us)
 
 
+def open_ledger(place: Path | str) -> SqlLedger:
+    """A ledger by its address, or by its file where it is SQLite's."""
+    text = str(place)
+    return open_postgres(text) if text.startswith("postgresql://") else open_sqlite(text)
+
+
+def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """One statement straight at a ledger's database, past all of our code, and committed."""
+    if url.startswith("postgresql://"):
+        with psycopg.connect(url) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
+        return db.execute(statement).fetchall()
+
+
 @asynccontextmanager
 async def open_books(
-    url: str, path: Path, *, now_us: int = NOW_US, limits: WalletLimits = LIMITS, projected: bool = True
+    url: str, place: Path | str, *, now_us: int = NOW_US, limits: WalletLimits = LIMITS, projected: bool = True
 ) -> AsyncIterator[Books]:
     """Books with a migrated ledger, prices and a rate; time is scripted unless `now_us` is 0."""
     redis = open_redis(url, connections=32, call_timeout_s=10.0)
-    ledger = SqliteLedger(path)
+    ledger = open_ledger(place)
     projector = Projector(redis, ledger, PLANS)
     try:
         await ledger.migrate()
@@ -241,7 +263,20 @@ def hash_of(secret: str) -> str:
 def start_worker(command: str, *arguments: Any) -> subprocess.Popen[bytes]:
     """Another process of ours; the commands are in `money_worker.py`."""
     line = [sys.executable, "-m", "tests.integration.money_worker", command, *map(str, arguments)]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE)
+    return subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def race(command: str, *each: tuple[Any, ...]) -> list[Any]:
+    """A process for each of these arguments; all begin at the same moment. Returns their results."""
+    workers = [start_worker(command, *arguments) for arguments in each]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(b"go\n")
+        worker.stdin.flush()
+    return [result_of(worker) for worker in workers]
 
 
 def result_of(worker: subprocess.Popen[bytes]) -> Any:

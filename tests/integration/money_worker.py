@@ -2,36 +2,65 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from pathlib import Path
+from typing import TypeVar
 
 import orjson
 import structlog
 
 from metering.consumer import Consumer
 from metering.events import Event
-from metering.ledger.sqlite import SqliteLedger
+from metering.ledger import postgres
+from metering.ledger.record import Mode, SqlLedger, Steps
 from metering.ports import SetAside
 from metering.wallet.wallet import Caller, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import LIMITS, NOON, admit, event, open_books, open_wallets
+from tests.integration.money_kit import LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
+
+T = TypeVar("T")
 
 
-class Stalling(SqliteLedger):
-    """A ledger whose process never gets beyond the commit."""
+def hang_after_commit(ledger: SqlLedger) -> None:
+    """From now on a booking is committed, says so, and hangs."""
+    book = ledger.book
 
-    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        """Commit, say so, and hang."""
-        await super().book(events, set_aside, at)
+    async def and_hang(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+        await book(events, set_aside, at)
         print("committed", flush=True)
         await asyncio.Event().wait()
         raise AssertionError
 
+    ledger.book = and_hang  # type: ignore[method-assign]
 
-async def add_credits(path: str, org_id: str, first: str, count: str) -> int:
+
+def hang_before_commit(ledger: SqlLedger) -> None:
+    """From now on a transaction does all its work, says so, and hangs with its whole process."""
+    run_it = ledger._run
+
+    async def and_hang(mode: Mode, steps: Callable[[], Steps[T]]) -> T:
+        def hanging() -> Steps[T]:
+            yield from steps()
+            print("written", flush=True)
+            threading.Event().wait()
+            raise AssertionError
+
+        return await run_it(mode, hanging)
+
+    ledger._run = and_hang  # type: ignore[method-assign]
+
+
+def wait_for_the_others() -> None:
+    """All processes of a race begin at the same moment."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> int:
     """Add numbered credits of 1 micro-MXN; returns how many were new."""
-    ledger = SqliteLedger(Path(path))
+    ledger = open_ledger(ledger_at)
+    wait_for_the_others()
     added = [
         await ledger.add_credit(org_id, f"credit-{i}", "recharge", 1, NOON)
         for i in range(int(first), int(first) + int(count))
@@ -40,18 +69,30 @@ async def add_credits(path: str, org_id: str, first: str, count: str) -> int:
     return sum(added)
 
 
-async def book(path: str, org_id: str, count: str, times: str) -> int:
+async def book(ledger_at: str, org_id: str, count: str, times: str) -> int:
     """Book the same events many times over; returns how many were new."""
-    ledger = SqliteLedger(Path(path))
+    ledger = open_ledger(ledger_at)
     events = [event(org_id, number + 1) for number in range(int(count))]
+    wait_for_the_others()
     new = [len(await ledger.book(events, [], NOON)) for _ in range(int(times))]
     await ledger.aclose()
     return sum(new)
 
 
-async def migrate(path: str) -> int:
+async def write_and_hang(ledger_at: str, org_id: str, what: str, idle_s: str) -> None:
+    """Book three events or add a credit, and never commit. A PostgreSQL may throw it out after `idle_s`."""
+    postgres.CALL_S = float(idle_s)
+    ledger = open_ledger(ledger_at)
+    hang_before_commit(ledger)
+    if what == "events":
+        await ledger.book([event(org_id, number) for number in (1, 2, 3)], [], NOON)
+    else:
+        await ledger.add_credit(org_id, "credit-1", "recharge", 1, NOON)
+
+
+async def migrate(ledger_at: str) -> int:
     """Bring a ledger up to date."""
-    ledger = SqliteLedger(Path(path))
+    ledger = open_ledger(ledger_at)
     version = await ledger.migrate()
     await ledger.aclose()
     return version
@@ -66,16 +107,16 @@ async def admissions(url: str, org_id: str, key_id: str, name: str, count: str) 
     return sum(answer.verdict is Verdict.ADMITTED for answer in answers)
 
 
-async def consume_and_hang(url: str, path: str) -> None:
+async def consume_and_hang(url: str, ledger_at: str) -> None:
     """Consume into a ledger that commits and hangs."""
-    async with open_books(url, Path(path)) as books:
-        ledger = Stalling(Path(path))
-        await Consumer(books.redis, ledger, "doomed", LIMITS.remember_s).run(asyncio.Event())
+    async with open_books(url, ledger_at) as books:
+        hang_after_commit(books.ledger)
+        await Consumer(books.redis, books.ledger, "doomed", LIMITS.remember_s).run(asyncio.Event())
 
 
-async def project(url: str, path: str, rounds: str) -> int:
+async def project(url: str, ledger_at: str, rounds: str) -> int:
     """Look at the record again and again."""
-    async with open_books(url, Path(path), projected=False) as books:
+    async with open_books(url, ledger_at, projected=False) as books:
         for _ in range(int(rounds)):
             await books.projector.round()
     return int(rounds)
@@ -84,6 +125,7 @@ async def project(url: str, path: str, rounds: str) -> int:
 COMMANDS = {
     "credits": add_credits,
     "book": book,
+    "write_and_hang": write_and_hang,
     "migrate": migrate,
     "admissions": admissions,
     "consume_and_hang": consume_and_hang,

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 
 import orjson
 import pytest
@@ -14,7 +13,7 @@ from redis.exceptions import ResponseError
 from metering import consumer as module
 from metering.consumer import GROUP, Consumer
 from metering.events import Event
-from metering.ledger.sqlite import SqliteLedger
+from metering.ledger.record import SqlLedger
 from metering.ports import SetAside
 from metering.verify import verify
 from metering.wallet import keys
@@ -29,6 +28,7 @@ from tests.integration.money_kit import (
     event,
     make_groups,
     open_books,
+    open_ledger,
     patiently,
     start_worker,
     waiting,
@@ -44,11 +44,26 @@ async def booked(books: Books, caller: Caller) -> tuple[int, int]:
     return charged.events, charged.charged_micro_mxn
 
 
-def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, tmp_path: Path) -> None:
+class Gate:
+    """Holds a ledger's bookings up, before or after their commit; tells when one has come, and waits for leave."""
+
+    def __init__(self, ledger: SqlLedger, *, after: bool = False) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self._book, self._after = ledger.book, after
+        ledger.book = self._through  # type: ignore[method-assign]
+
+    async def _through(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+        new = await self._book(events, set_aside, at) if self._after else set()
+        self.reached.set()
+        await self.go_on.wait()
+        return new if self._after else await self._book(events, set_aside, at)
+
+
+def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, ledger_url: str) -> None:
     """Acknowledged and trimmed after the commit; a second look finds nothing."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             for i in range(3):
                 await books.charge(caller, f"r{i}")
@@ -63,42 +78,29 @@ def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, tmp_path: 
     run(work())
 
 
-class Cancelled(SqliteLedger):
-    """Commits, and lets its caller be cancelled before it hears of it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.committed = asyncio.Event()
-
-    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        await super().book(events, set_aside, at)
-        self.committed.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
 @pytest.mark.parametrize("how", ["cancelled", "SIGKILL"])
 def test_a_consumer_that_dies_between_commit_and_acknowledgement_doubles_nothing(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Another takes its entries over, finds them in the ledger, and acknowledges them."""
     monkeypatch.setattr(module, "IDLE_MS", 0)
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             for i in range(4):
                 await books.charge(caller, f"r{i}")
             if how == "cancelled":
-                ledger = Cancelled(tmp_path / "l.db")
+                ledger = open_ledger(ledger_url)
+                gate = Gate(ledger, after=True)
                 task = asyncio.create_task(Consumer(books.redis, ledger, "doomed", 60).run(asyncio.Event()))
-                await asyncio.wait_for(ledger.committed.wait(), 20)
+                await asyncio.wait_for(gate.reached.wait(), 20)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 await ledger.aclose()
             else:
-                worker = start_worker("consume_and_hang", redis_url, tmp_path / "l.db")
+                worker = start_worker("consume_and_hang", redis_url, ledger_url)
                 assert worker.stdout is not None
                 assert await asyncio.to_thread(worker.stdout.readline) == b"committed\n"
                 worker.kill()
@@ -112,12 +114,12 @@ def test_a_consumer_that_dies_between_commit_and_acknowledgement_doubles_nothing
     run(work())
 
 
-def test_a_dead_consumers_entries_are_claimed(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_consumers_entries_are_claimed(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read by one that never booked them, they are booked by the next (rule 28)."""
     monkeypatch.setattr(module, "IDLE_MS", 0)
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             for i in range(3):
                 await books.charge(caller, f"r{i}")
@@ -130,11 +132,11 @@ def test_a_dead_consumers_entries_are_claimed(redis_url: str, tmp_path: Path, mo
     run(work())
 
 
-def test_a_lost_group_starts_from_the_beginning(redis_url: str, tmp_path: Path) -> None:
+def test_a_lost_group_starts_from_the_beginning(redis_url: str, ledger_url: str) -> None:
     """Destroyed with entries in the stream, some of them read: all are booked, none twice (rule 28)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org(mxn="100.00")
             stream = keys.OrgKeys(caller.org_id).events
             consumer, stop = books.consumer(), asyncio.Event()
@@ -155,35 +157,23 @@ def test_a_lost_group_starts_from_the_beginning(redis_url: str, tmp_path: Path) 
     run(work())
 
 
-class Gated(SqliteLedger):
-    """Says when a booking is about to be committed, and waits for leave."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.read, self.go_on = asyncio.Event(), asyncio.Event()
-
-    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        self.read.set()
-        await self.go_on.wait()
-        return await super().book(events, set_aside, at)
-
-
 @pytest.mark.parametrize("rebuilt", ["before the commit", "around the commit", "after the commit"])
 def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committed(
-    redis_url: str, tmp_path: Path, rebuilt: str
+    redis_url: str, ledger_url: str, rebuilt: str
 ) -> None:
     """A rebuild that could not know of the event is made again: the balance is exact, and verify is clean (rule 27)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org(mxn="8.40")
             await books.charge(caller, "early")
             await drain(books)
             await books.charge(caller, "in-flight")
-            ledger = Gated(tmp_path / "l.db")
+            ledger = open_ledger(ledger_url)
+            gate = Gate(ledger)
             consumer = Consumer(books.redis, ledger, "c", 60)
             task = asyncio.create_task(consumer.round())
-            await asyncio.wait_for(ledger.read.wait(), 20)
+            await asyncio.wait_for(gate.reached.wait(), 20)
             await books.redis.flushall()
             if rebuilt == "before the commit":
                 await books.projector.round()
@@ -192,7 +182,7 @@ def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committe
             if rebuilt == "around the commit":
                 # A rebuild that has read the ledger already, and has not written yet: its fence stands.
                 await books.redis.set(keys.OrgKeys(caller.org_id).fence, "another")
-            ledger.go_on.set()
+            gate.go_on.set()
             await task
             assert not await books.redis.exists(keys.OrgKeys(caller.org_id).mark, keys.OrgKeys(caller.org_id).fence)
             await make_groups(books.redis)
@@ -209,24 +199,25 @@ def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committe
     run(work())
 
 
-def test_an_answer_that_was_not_read_is_asked_for_again(redis_url: str, tmp_path: Path) -> None:
+def test_an_answer_that_was_not_read_is_asked_for_again(redis_url: str, ledger_url: str) -> None:
     """Redis was away when a wiped event was acknowledged: its loss is noticed once Redis is back."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org(mxn="8.40")
             await books.charge(caller, "in-flight")
             await make_groups(books.redis)
-            ledger = Gated(tmp_path / "l.db")
+            ledger = open_ledger(ledger_url)
+            gate = Gate(ledger)
             consumer = Consumer(books.redis, ledger, "c", 60)
             task = asyncio.create_task(consumer.round())
-            await asyncio.wait_for(ledger.read.wait(), 20)
+            await asyncio.wait_for(gate.reached.wait(), 20)
             await books.redis.flushall()
             await books.projector.round()
             # What the acknowledgement names is of another kind for a moment: Redis answers it with an error.
             stream = keys.OrgKeys(caller.org_id).events
             await books.redis.set(stream, "no stream")
-            ledger.go_on.set()
+            gate.go_on.set()
             with pytest.raises(ResponseError):
                 await task
             assert (await books.cut(caller)).charged_micro_mxn == 0
@@ -259,11 +250,11 @@ def poison(caller: Caller) -> list[dict[str, bytes]]:
     return [{"x": b"1"}, {"opened": b"null"}, {"opened": b"\xff\x00"}, foreign]
 
 
-def test_a_poison_entry_is_set_aside_and_the_rest_is_booked(redis_url: str, tmp_path: Path) -> None:
+def test_a_poison_entry_is_set_aside_and_the_rest_is_booked(redis_url: str, ledger_url: str) -> None:
     """It stops nobody, it is kept for a person, and verify reports it (rule 30)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             entries = poison(caller)
             for i, entry in enumerate(entries):
@@ -280,7 +271,7 @@ def test_a_poison_entry_is_set_aside_and_the_rest_is_booked(redis_url: str, tmp_
 
 
 def test_race_three_consumers_book_each_event_once(
-    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They claim from each other all the while, and 300 events are 300 rows."""
     monkeypatch.setattr(module, "IDLE_MS", 0)
@@ -288,9 +279,9 @@ def test_race_three_consumers_book_each_event_once(
     monkeypatch.setattr(module, "WAIT_MS", 5)
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             callers = [await books.org(f"org-{i}", "100.00") for i in range(3)]
-            ledgers = [SqliteLedger(tmp_path / "l.db") for _ in range(3)]
+            ledgers = [open_ledger(ledger_url) for _ in range(3)]
             stop = asyncio.Event()
             consumers = [Consumer(books.redis, ledger, f"c{i}", 60) for i, ledger in enumerate(ledgers)]
             tasks = [asyncio.create_task(consumer.run(stop)) for consumer in consumers]
@@ -318,11 +309,11 @@ def test_race_three_consumers_book_each_event_once(
     run(work())
 
 
-def test_a_full_redis_is_drained_and_the_consumer_lives(redis_url: str, tmp_path: Path) -> None:
+def test_a_full_redis_is_drained_and_the_consumer_lives(redis_url: str, ledger_url: str) -> None:
     """Where Redis refuses every write that costs memory the consumer goes on, for it is what makes room (rule 28)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             await make_groups(books.redis)
             for i in range(3):
@@ -347,11 +338,11 @@ def test_a_full_redis_is_drained_and_the_consumer_lives(redis_url: str, tmp_path
     run(work())
 
 
-def test_a_consumer_waits_for_what_is_away(redis_url: str, tmp_path: Path) -> None:
+def test_a_consumer_waits_for_what_is_away(redis_url: str, ledger_url: str) -> None:
     """A read-only Redis, as in a failover, is an outage and no reason to die; afterwards it goes on."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
+        async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             await books.charge(caller, "r")
             stop, consumer = asyncio.Event(), books.consumer()
@@ -376,11 +367,11 @@ def test_a_consumer_waits_for_what_is_away(redis_url: str, tmp_path: Path) -> No
     run(work())
 
 
-def test_the_sweep_writes_down_what_ran_out(redis_url: str, tmp_path: Path) -> None:
+def test_the_sweep_writes_down_what_ran_out(redis_url: str, ledger_url: str) -> None:
     """An order whose gateway died ends as an expiry in the ledger, though nobody asks for its organisation again."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db", now_us=1_000_000_000_000_000) as books:
+        async with open_books(redis_url, ledger_url, now_us=1_000_000_000_000_000) as books:
             caller = await books.org()
             from_then = books.wallet.now_us()
             assert from_then < NOW_US

@@ -31,7 +31,7 @@ from proxy.lifecycle import Lifecycle
 from proxy.making import split
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Chunks, Picture, Provider
+from proxy.ports import Call, Picture, Provider, Source
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import (
@@ -44,6 +44,7 @@ from tests.integration.edge_kit import (
     files,
     hanging,
     job,
+    keeper,
     order,
     picture,
     png,
@@ -66,7 +67,7 @@ class Ended:
 
 
 async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job) -> Ended:
-    generations = Generations(wallet, LocalStore(root), {"fal": provider}, MOST_IMAGE_BYTES, Lifecycle())
+    generations = Generations(wallet, keeper(LocalStore(root), MOST_IMAGE_BYTES), {"fal": provider}, Lifecycle())
     began_s = time.monotonic()
     delivery, error = None, None
     try:
@@ -98,14 +99,14 @@ def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> Non
     run(work())
 
 
-@pytest.mark.parametrize("concurrent", [True, False])
-def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, concurrent: bool) -> None:
+@pytest.mark.parametrize("inline", [True, False])
+def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, inline: bool) -> None:
     """Two of three (rule 5): the third, cut off while it arrived, leaves nothing behind."""
 
     async def work() -> None:
         wallet, asked = ScriptedWallet(), job(order(n=3), generate_s=0.3, reply_s=5)
         streams = [whole(png(0)), whole(png(1)), hanging(png(2)[:40])]
-        pictures = [picture(index, chunks, concurrent=concurrent) for index, chunks in enumerate(streams)]
+        pictures = [picture(index, chunks, inline=inline) for index, chunks in enumerate(streams)]
         ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
         assert ended.delivery is not None and ended.took_s < 1
         assert {image.path for image in ended.delivery.images} == files(tmp_path) == paths(asked, 0, 1)
@@ -153,7 +154,7 @@ def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path
 
     class Clinging(ScriptedProvider):
         async def generate(self, call: Call) -> AsyncGenerator[Picture]:
-            yield picture(0, whole(png()), concurrent=False)
+            yield picture(0, whole(png()), inline=True)
             try:
                 await asyncio.Event().wait()
             finally:
@@ -182,7 +183,7 @@ def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path,
     async def work() -> None:
         wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
         wallet.gate.clear()
-        generations = Generations(wallet, LocalStore(tmp_path), {"fal": one_image()}, MOST_IMAGE_BYTES, Lifecycle())
+        generations = Generations(wallet, keeper(LocalStore(tmp_path)), {"fal": one_image()}, Lifecycle())
         task = generations.start(asked)
         await wallet.settling.wait()
         task.cancel()
@@ -211,7 +212,7 @@ def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
         generations = Generations(
-            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}, MOST_IMAGE_BYTES, Lifecycle()
+            wallet, keeper(LocalStore(tmp_path)), {"fal": ScriptedProvider(picture(0, chunks))}, Lifecycle()
         )
         task = generations.start(job(order()))
         await reading.wait()
@@ -373,8 +374,8 @@ def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path)
     class Faulty(ScriptedProvider):
         async def generate(self, call: Call) -> AsyncGenerator[Picture]:
             try:
-                yield picture(0, whole(png()), concurrent=False)
-                yield picture(1, hanging(png()[:40]), concurrent=False)
+                yield picture(0, whole(png()), inline=True)
+                yield picture(1, hanging(png()[:40]), inline=True)
             finally:
                 raise RuntimeError("a fault at the end")
 
@@ -412,13 +413,13 @@ def test_a_picture_that_is_whole_counts_although_its_source_fails_at_the_end(tmp
     """It is stored and complete: delivered and charged, not left behind."""
 
     @asynccontextmanager
-    async def open_() -> AsyncIterator[Chunks]:
-        yield whole(png())()
+    async def open_() -> AsyncIterator[Source]:
+        yield Source(whole(png())())
         raise Failure(Outcome.FETCH_FAILED, "while closing")
 
     async def work() -> None:
         wallet, asked = ScriptedWallet(), job(order())
-        ended = await generate(wallet, tmp_path, ScriptedProvider(Picture(0, open_, concurrent=True)), asked)
+        ended = await generate(wallet, tmp_path, ScriptedProvider(Picture(0, open_, inline=False)), asked)
         assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
 
     run(work())
@@ -446,9 +447,7 @@ def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path
     async def work() -> None:
         wallet = ScriptedWallet()
         wallet.voids_away = True
-        generations = Generations(
-            wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}, MOST_IMAGE_BYTES, Lifecycle()
-        )
+        generations = Generations(wallet, keeper(LocalStore(tmp_path)), {"fal": ScriptedProvider()}, Lifecycle())
         with pytest.raises(ApiError):
             await generations.start(job(order()))
         draining = asyncio.create_task(generations.drain())
@@ -510,7 +509,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     rates = Rates(ledger, grace_h=0)
     await rates.refresh()
     store, lifecycle = LocalStore(root / "images"), Lifecycle()
-    generations = Generations(wallet, store, {"fal": provider}, MOST_IMAGE_BYTES, lifecycle)
+    generations = Generations(wallet, keeper(store), {"fal": provider}, lifecycle)
     images = ImagesEndpoint(
         Authenticator(wallet, 10),
         CATALOGUE,

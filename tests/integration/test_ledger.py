@@ -1,30 +1,30 @@
-"""The record: append-only, each event once, credits without gaps, rates that are fixed."""
+"""The record, in both databases: append-only, each event once, credits without gaps, rates that are fixed."""
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from metering.ledger.sqlite import SqliteLedger, open_sqlite
+from metering.ledger.record import SqlLedger
 from metering.money import MAX_MICRO_MXN
-from metering.ports import LedgerAway, LedgerError, ListPrice, Org, SetAside
+from metering.ports import Charged, Ended, LedgerError, ListPrice, Org, SetAside
 from metering.pricing import Rate
 from tests.conftest import run
-from tests.integration.money_kit import NOON, ROOT, UNIT, event, result_of, start_worker
+from tests.integration.money_kit import NOON, UNIT, event, open_ledger, race, result_of, sql, start_worker
 
 ORG = "11111111-1111-4111-8111-111111111111"
 BEFORE = datetime(2036, 11, 1, 5, 59, tzinfo=UTC)
 """A minute before November in Mexico City."""
 
 
-async def opened(path: Path) -> SqliteLedger:
-    ledger = SqliteLedger(path)
+async def opened(place: Path | str) -> SqlLedger:
+    """A migrated ledger with one organisation."""
+    ledger = open_ledger(place)
     await ledger.migrate()
     await ledger.create_org(Org(ORG, "acme", "default", None, None, NOON.isoformat()))
     return ledger
@@ -34,11 +34,11 @@ TABLES = ["credit_transactions", "events", "changes", "price_books", "prices", "
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_database_refuses_to_change_what_was_written(tmp_path: Path, table: str) -> None:
-    """UPDATE and DELETE on every append-only table fail at the database itself (rule 3)."""
+def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table: str) -> None:
+    """UPDATE, DELETE and TRUNCATE on every append-only table fail at the database itself (rule 3)."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         await ledger.add_credit(ORG, "c1", "recharge", 5, NOON)
         await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
         await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
@@ -46,22 +46,25 @@ def test_the_database_refuses_to_change_what_was_written(tmp_path: Path, table: 
         await ledger.aclose()
 
     run(work())
-    with sqlite3.connect(tmp_path / "l.db") as db:
-        before = db.execute(f"SELECT * FROM {table}").fetchall()
-        assert before
-        column = db.execute(f"SELECT name FROM pragma_table_info('{table}')").fetchone()[0]
-        for statement in (f'UPDATE {table} SET "{column}" = "{column}"', f"DELETE FROM {table}"):
-            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                db.execute(statement)
-        assert db.execute(f"SELECT * FROM {table}").fetchall() == before
-    db.close()
+    before = sql(ledger_url, f"SELECT * FROM {table}")
+    assert before
+    column = {"credit_transactions": "id", "events": "event_id", "changes": "what", "fx_rates": "source"}.get(
+        table, "version"
+    )
+    refused = [f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}"]
+    if ledger_url.startswith("postgresql"):
+        refused += [f"TRUNCATE {table} CASCADE", f"SET session_replication_role = replica; {refused[1]}"]
+    for statement in refused:
+        with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match="append-only"):
+            sql(ledger_url, statement)
+    assert sql(ledger_url, f"SELECT * FROM {table}") == before
 
 
-def test_an_event_counts_once_however_often_it_comes(tmp_path: Path) -> None:
+def test_an_event_counts_once_however_often_it_comes(ledger_url: str) -> None:
     """1,000 bookings of the same event are one event and one consumption (rule 30)."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         new = [await ledger.book([event(ORG, 1)] * 10, [], NOON) for _ in range(100)]
         assert new == [{f"{ORG}-1"}] + [set()] * 99
         booked = await ledger.charged_up_to(ORG)
@@ -70,18 +73,15 @@ def test_an_event_counts_once_however_often_it_comes(tmp_path: Path) -> None:
         await ledger.aclose()
 
     run(work())
-    with sqlite3.connect(tmp_path / "l.db") as db:
-        assert db.execute("SELECT sum(amount_micro_mxn) FROM credit_transactions").fetchone() == (-UNIT,)
-    db.close()
+    assert sql(ledger_url, "SELECT sum(amount_micro_mxn) FROM credit_transactions") == [(-UNIT,)]
 
 
-def test_race_two_processes_book_the_same_events_once(tmp_path: Path) -> None:
+def test_race_three_processes_book_the_same_events_once(ledger_url: str) -> None:
     """Each books the same 50 events 10 times; together they find 50 new ones."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
-        workers = [start_worker("book", tmp_path / "l.db", ORG, 50, 10) for _ in range(2)]
-        assert sum(result_of(worker) for worker in workers) == 50
+        ledger = await opened(ledger_url)
+        assert sum(await asyncio.to_thread(race, "book", *[(ledger_url, ORG, 50, 10)] * 3)) == 50
         booked = await ledger.charged_up_to(ORG)
         assert (booked.events, booked.charged_micro_mxn) == (50, 50 * UNIT)
         await ledger.aclose()
@@ -89,11 +89,11 @@ def test_race_two_processes_book_the_same_events_once(tmp_path: Path) -> None:
     run(work())
 
 
-def test_every_kind_of_event_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_every_kind_of_event_comes_back_as_it_was(ledger_url: str) -> None:
     """Charge, void and expiry, page by page, by month, organisation and number."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         wanted = [event(ORG, n + 1, images=n % 8 + 1, end=("charge", "void", "expiry")[n % 3]) for n in range(2_500)]
         await ledger.book(wanted, [], NOON)
         assert [one async for one in ledger.events(org_id=ORG, month="2036-11")] == wanted
@@ -106,11 +106,30 @@ def test_every_kind_of_event_comes_back_as_it_was(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_batch_that_cannot_be_booked_books_nothing(tmp_path: Path) -> None:
+def test_it_tells_how_orders_ended(ledger_url: str) -> None:
+    """By request id, with the paths of what was delivered; what it does not have is not in the answer."""
+
+    async def work() -> None:
+        ledger = await opened(ledger_url)
+        charge, void = event(ORG, 1, images=2), event(ORG, 2, end="void")
+        await ledger.book([charge, void], [], NOON)
+        ended = await ledger.ended([charge.event_id, void.event_id, "nobody's"])
+        assert ended == {
+            charge.event_id: Ended("charge", frozenset(image.path for image in charge.images)),
+            void.event_id: Ended("void", frozenset()),
+        }
+        assert [ended[one.event_id].charged for one in (charge, void)] == [True, False]
+        assert await ledger.ended([]) == {}
+        await ledger.aclose()
+
+    run(work())
+
+
+def test_a_batch_that_cannot_be_booked_books_nothing(ledger_url: str) -> None:
     """An event of an organisation that the record does not know is refused with the whole batch."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         foreign = event("99999999-9999-4999-8999-999999999999", 1)
         for poison in (foreign, replace(event(ORG, 2), number=2**70)):
             with pytest.raises(LedgerError):
@@ -123,11 +142,58 @@ def test_a_batch_that_cannot_be_booked_books_nothing(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_credit_is_added_once_by_its_id(tmp_path: Path) -> None:
+def test_a_running_total_is_what_its_events_sum_up_to(ledger_url: str) -> None:
+    """At every cut, whatever came doubled or was refused; an organisation without events has nothing."""
+
+    async def work() -> None:
+        ledger = await opened(ledger_url)
+        assert (await ledger.charged_up_to(ORG)).events == (await ledger.recount(ORG)).events == 0
+        for first in (1, 4, 7, 2):
+            ends = ("charge", "void", "expiry")
+            await ledger.book(
+                [event(ORG, n, images=n % 3 + 1, end=ends[n % 3]) for n in range(first, first + 4)], [], NOON
+            )
+            with pytest.raises(LedgerError):
+                await ledger.book([event(ORG, 50), event("99999999-9999-4999-8999-999999999999", 1)], [], NOON)
+            for number in range(12):
+                assert await ledger.charged_up_to(ORG, number) == await ledger.recount(ORG, number)
+            assert await ledger.charged_up_to(ORG) == await ledger.recount(ORG)
+        assert (await ledger.charged_up_to(ORG)).events == 10
+        sql(ledger_url, "UPDATE charged SET amount_micro_mxn = amount_micro_mxn + 1")
+        assert await ledger.charged_up_to(ORG) != await ledger.recount(ORG)
+        await ledger.aclose()
+
+    run(work())
+
+
+@pytest.mark.parametrize("what", ["events", "credit"])
+def test_a_writer_killed_in_mid_transaction_leaves_nothing(ledger_url: str, what: str) -> None:
+    """SIGKILL after the last statement and before the commit; whoever comes next writes it, wholly and once."""
+
+    async def work() -> None:
+        ledger = await opened(ledger_url)
+        worker = start_worker("write_and_hang", ledger_url, ORG, what, 60)
+        assert worker.stdout is not None
+        assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
+        worker.kill()
+        worker.communicate()
+        assert (await ledger.charged_up_to(ORG), (await ledger.snapshot(ORG)).credit_number) == (Charged(0, 0, 0), 0)
+        assert len(await ledger.book([event(ORG, number) for number in (1, 2, 3)], [], NOON)) == 3
+        assert await ledger.add_credit(ORG, "credit-1", "recharge", 1, NOON)
+        assert (await ledger.charged_up_to(ORG), (await ledger.snapshot(ORG)).credit_number) == (
+            Charged(3, 3, 3 * UNIT),
+            1,
+        )
+        await ledger.aclose()
+
+    run(work())
+
+
+def test_a_credit_is_added_once_by_its_id(ledger_url: str) -> None:
     """The same again is False; the same id for another credit is refused with a sentence that says what it is."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         assert await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON)
         assert not await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON)
         with pytest.raises(LedgerError, match=r"credit 'spei-1' exists already: recharge of 500\.00 MXN"):
@@ -141,11 +207,11 @@ def test_a_credit_is_added_once_by_its_id(tmp_path: Path) -> None:
     run(work())
 
 
-def test_credits_beyond_what_a_wallet_can_hold_are_refused(tmp_path: Path) -> None:
+def test_credits_beyond_what_a_wallet_can_hold_are_refused(ledger_url: str) -> None:
     """The sum stays within 2^53 - 1 both ways: beyond it no wallet could be projected any more."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         await ledger.add_credit(ORG, "c1", "recharge", MAX_MICRO_MXN, NOON)
         with pytest.raises(LedgerError, match=r"9007199254\.740991"):
             await ledger.add_credit(ORG, "c2", "recharge", 1, NOON)
@@ -159,29 +225,27 @@ def test_credits_beyond_what_a_wallet_can_hold_are_refused(tmp_path: Path) -> No
     run(work())
 
 
-def test_race_credits_of_two_processes_are_numbered_without_gaps(tmp_path: Path) -> None:
+def test_race_credits_of_two_processes_are_numbered_without_gaps(ledger_url: str) -> None:
     """100 ids of each, 50 of them the same: 150 credits, numbered 1 to 150 (rule 26)."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
-        workers = [start_worker("credits", tmp_path / "l.db", ORG, first, 100) for first in (0, 50)]
-        assert sum(result_of(worker) for worker in workers) == 150
+        ledger = await opened(ledger_url)
+        added = await asyncio.to_thread(race, "credits", *((ledger_url, ORG, first, 100) for first in (0, 50)))
+        assert sum(added) == 150
         snapshot = await ledger.snapshot(ORG)
         assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (150, 150)
         await ledger.aclose()
 
     run(work())
-    with sqlite3.connect(tmp_path / "l.db") as db:
-        numbers = [row[0] for row in db.execute("SELECT number FROM credit_transactions ORDER BY number")]
-    db.close()
-    assert numbers == list(range(1, 151))
+    numbers = sql(ledger_url, "SELECT number FROM credit_transactions ORDER BY number")
+    assert numbers == [(number,) for number in range(1, 151)]
 
 
-def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
+def test_migrating_twice_changes_nothing(ledger_url: str) -> None:
     """The schema is at its version; an unmigrated file says which command to run."""
 
     async def work() -> None:
-        ledger = SqliteLedger(tmp_path / "l.db")
+        ledger = open_ledger(ledger_url)
         with pytest.raises(LedgerError, match="ghub migrate"):
             await ledger.check_schema()
         assert [await ledger.migrate(), await ledger.migrate()] == [1, 1]
@@ -191,37 +255,42 @@ def test_migrating_twice_changes_nothing(tmp_path: Path) -> None:
     run(work())
 
 
-def test_race_many_migrate_at_once(tmp_path: Path) -> None:
-    """Two processes and eight connections on a new file: all end at the same version, none fails."""
+def test_a_schema_that_is_newer_than_the_program_is_refused(ledger_url: str) -> None:
+    """Neither checked as good nor migrated: the sentence says to run the newer program."""
 
-    async def here() -> list[int]:
-        ledgers = [SqliteLedger(tmp_path / "l.db") for _ in range(8)]
-        versions = await asyncio.gather(*(ledger.migrate() for ledger in ledgers))
-        for ledger in ledgers:
-            await ledger.aclose()
-        return versions
+    async def work() -> None:
+        ledger = open_ledger(ledger_url)
+        await ledger.migrate()
+        sql(ledger_url, "INSERT INTO schema_version VALUES (99)")
+        for look in (ledger.check_schema, ledger.migrate):
+            with pytest.raises(LedgerError, match="version 99, and this program knows 1: run the newer program"):
+                await look()
+        await ledger.aclose()
 
-    workers = [start_worker("migrate", tmp_path / "l.db") for _ in range(2)]
-    assert run(here()) == [1] * 8
+    run(work())
+
+
+async def migrate_many(place: str) -> list[int]:
+    ledgers = [open_ledger(place) for _ in range(8)]
+    versions = await asyncio.gather(*(ledger.migrate() for ledger in ledgers))
+    for ledger in ledgers:
+        await ledger.aclose()
+    return versions
+
+
+def test_race_many_migrate_at_once(ledger_url: str) -> None:
+    """Two processes and eight connections on a new database: all end at the same version, none fails."""
+    workers = [start_worker("migrate", ledger_url) for _ in range(2)]
+    assert run(migrate_many(ledger_url)) == [1] * 8
     assert [result_of(worker) for worker in workers] == [1, 1]
-    for turn in range(10):
-        (tmp_path / str(turn)).mkdir()
-
-        async def again(folder: Path = tmp_path / str(turn)) -> list[int]:
-            ledgers = [SqliteLedger(folder / "l.db") for _ in range(8)]
-            versions = await asyncio.gather(*(ledger.migrate() for ledger in ledgers))
-            for ledger in ledgers:
-                await ledger.aclose()
-            return versions
-
-        assert run(again()) == [1] * 8
+    assert sql(ledger_url, "SELECT version FROM schema_version") == [(1,)]
 
 
-def test_a_month_that_has_begun_keeps_its_rate(tmp_path: Path) -> None:
+def test_a_month_that_has_begun_keeps_its_rate(ledger_url: str) -> None:
     """Before it begins the rate may be superseded, and both rows stay; afterwards it is fixed (rule 25)."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         first, second = (Rate("2036-11", Decimal(number), "test") for number in ("20", "21.5"))
         assert await ledger.add_rate(first, BEFORE)
         assert not await ledger.add_rate(first, BEFORE)
@@ -239,81 +308,14 @@ def test_a_month_that_has_begun_keeps_its_rate(tmp_path: Path) -> None:
     run(work())
 
 
-def test_a_price_book_is_written_once(tmp_path: Path) -> None:
+def test_a_price_book_is_written_once(ledger_url: str) -> None:
     """A version's rows never change, whoever registers it again."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
+        ledger = await opened(ledger_url)
         await ledger.register_prices("book", Decimal("1.05"), [ListPrice("m", Decimal("0.04"))], NOON)
         await ledger.register_prices("book", Decimal("9"), [ListPrice("m", Decimal("9"))], NOON)
         assert await ledger.price_rows() == {("book", "m", ""): (Decimal("0.04"), Decimal("1.05"))}
         await ledger.aclose()
-
-    run(work())
-
-
-def test_a_locked_database_is_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that waits too long raises LedgerAway, and writes once the lock is gone."""
-    monkeypatch.setattr("metering.ledger.sqlite.BUSY_S", 0.05)
-
-    async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
-        blocker = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        with pytest.raises(LedgerAway):
-            await ledger.book([event(ORG, 1)], [], NOON)
-        blocker.execute("ROLLBACK")
-        blocker.close()
-        assert await ledger.book([event(ORG, 1)], [], NOON) == {f"{ORG}-1"}
-        await ledger.aclose()
-
-    run(work())
-
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from metering.ports import LedgerAway
-from tests.conftest import run
-from tests.integration.money_kit import NOON, event
-from tests.integration.test_ledger import ORG, opened
-
-async def work():
-    ledger = await opened(Path(sys.argv[1]))
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
-    number, refused = 0, 0
-    while refused < 3:
-        events = [event(ORG, number * 100 + i + 1) for i in range(100)]
-        try:
-            await ledger.book(events, [], NOON)
-            number += 1
-        except LedgerAway:
-            refused += 1
-    booked = await ledger.charged_up_to(ORG)
-    assert booked.events == number * 100, (booked, number)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert len(await ledger.book(events, [], NOON)) == 100
-    assert (await ledger.charged_up_to(ORG)).events == number * 100 + 100
-    await ledger.aclose()
-
-run(work())
-"""
-
-
-def test_a_full_disk_is_away_and_comes_back(tmp_path: Path) -> None:
-    """Bookings that do not fit are refused whole; with space again the same connection goes on."""
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "l.db")]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
-
-
-def test_the_address_names_a_file_whose_folder_is_made(tmp_path: Path) -> None:
-    """`sqlite:///` and a path."""
-
-    async def work() -> None:
-        ledger = open_sqlite(f"sqlite:///{tmp_path}/new/l.db")
-        await ledger.migrate()
-        await ledger.aclose()
-        assert (tmp_path / "new" / "l.db").exists()
 
     run(work())

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import random
 import resource
+import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ports import StoreFailed
+from proxy.ports import StoreFailed, StoreMisconfigured
 from proxy.storage.local import WRITE_BYTES, LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import files
@@ -131,8 +133,10 @@ def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
     (tmp_path / PATH).mkdir(parents=True)
 
     async def work() -> None:
-        with pytest.raises(StoreFailed, match="directory"):
-            await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
+        for again, words in ((False, "File exists"), (True, "directory")):
+            with pytest.raises(StoreFailed, match=words) as failed:
+                await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png", again=again)
+            assert not failed.value.again
 
     run(work())
     assert (tmp_path / PATH).is_dir() and files(tmp_path) == set()
@@ -145,7 +149,9 @@ def test_a_failed_put_removes_only_what_it_wrote(tmp_path: Path) -> None:
         store = LocalStore(tmp_path)
         await store.put(PATH, stream(b"first", 5), "image/png")
         with disk_takes(100), pytest.raises(StoreFailed):
-            await store.put(PATH, stream(b"x" * 200_000, 65_536), "image/png")
+            await store.put(PATH, stream(b"x" * 200_000, 65_536), "image/png", again=True)
+        with pytest.raises(StoreFailed, match="File exists"):
+            await store.put(PATH, stream(b"second", 6), "image/png")
 
     run(work())
     assert (tmp_path / PATH).read_bytes() == b"first" and files(tmp_path) == {PATH}
@@ -233,3 +239,91 @@ def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path: Path
 
     run(work())
     assert files(tmp_path) == set()
+
+
+def test_of_many_puts_at_one_path_one_is_published(tmp_path: Path) -> None:
+    """Create-only holds in one step, whoever comes last."""
+
+    async def work() -> list[BaseException | None]:
+        store = LocalStore(tmp_path)
+        puts = [store.put(PATH, stream(bytes([number]) * 10_000, 100), "image/png") for number in range(20)]
+        return await asyncio.gather(*puts, return_exceptions=True)
+
+    ends = run(work())
+    [winner] = [number for number, end in enumerate(ends) if end is None]
+    assert all(isinstance(end, StoreFailed) and not end.again for end in ends if end is not None)
+    assert (tmp_path / PATH).read_bytes() == bytes([winner]) * 10_000
+    assert files(tmp_path) == {PATH}
+
+
+@pytest.mark.parametrize(("number", "again"), [(errno.ENOSPC, True), (errno.EIO, True), (errno.EROFS, False)])
+def test_a_full_disk_may_have_room_at_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, again: bool
+) -> None:
+    """One that cannot be written never will."""
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        with pytest.raises(StoreFailed) as failed:
+            await store.put(PATH, stream(b"x", 1), "image/png")
+        assert failed.value.again == again
+        with pytest.raises(StoreFailed if again else StoreMisconfigured, match=os.strerror(number)):
+            await store.check()
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    run(work())
+    assert files(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    """A file lies where the folder should be; a folder that is not there yet is made."""
+    (tmp_path / "file").write_text("not a folder")
+
+    async def work() -> None:
+        with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*/file/images is no folder in which"):
+            await LocalStore(tmp_path / "file" / "images").check()
+        await LocalStore(tmp_path / "not" / "yet").check()
+
+    run(work())
+    assert files(tmp_path) == {"file"} and (tmp_path / "not" / "yet").is_dir()
+
+
+def test_the_list_has_no_unfinished_files_and_outlives_what_is_removed(tmp_path: Path) -> None:
+    """A folder that is not there is empty; one that vanishes on the way is passed over."""
+
+    async def work() -> None:
+        assert [item async for item in LocalStore(tmp_path / "none").objects()] == []
+        store = LocalStore(tmp_path)
+        for number in range(4):
+            await store.put(f"org/{number}/0.png", stream(bytes(number + 1), 1), "image/png")
+        (tmp_path / "org/0/.1.png.abc.part").write_bytes(b"half")
+        found = {item.path: item.size_bytes async for item in store.objects()}
+        assert found == {f"org/{number}/0.png": number + 1 for number in range(4)}
+        left = []
+        async for item in store.objects():
+            left.append(item.path)
+            for number in range(1, 4):
+                if item.path != f"org/{number}/0.png":
+                    shutil.rmtree(tmp_path / f"org/{number}", ignore_errors=True)
+        assert len(left) < 4
+
+    run(work())
+
+
+def test_a_folder_that_cannot_be_read_does_not_shorten_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep would take the rest for everything."""
+
+    def refuse(path: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    async def work() -> None:
+        with pytest.raises(StoreFailed, match="Permission denied"):
+            _ = [item async for item in LocalStore(tmp_path).objects()]
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    run(work())

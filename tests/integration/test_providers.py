@@ -27,7 +27,7 @@ from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import CATALOGUE, FLUX, GPT, ScriptedWallet, failures_of, files, job, order, png
+from tests.integration.edge_kit import CATALOGUE, FLUX, GPT, ScriptedWallet, failures_of, files, job, keeper, order, png
 
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
@@ -89,8 +89,8 @@ async def draw(upstream: Provider, asked: Order) -> dict[int, bytes]:
     for call in split(asked):
         async with aclosing(upstream.generate(call)) as pictures:
             async for picture in pictures:
-                async with picture.open() as chunks:
-                    found[picture.index] = b"".join([chunk async for chunk in chunks])
+                async with picture.open() as source:
+                    found[picture.index] = b"".join([chunk async for chunk in source.chunks])
     return found
 
 
@@ -157,7 +157,7 @@ def test_at_the_deadline_the_upstreams_job_is_called_off(tmp_path: Path, way: st
             await behave(outbound, url, FLUX, "stuck_in_queue")
             wallet = ScriptedWallet()
             generations = Generations(
-                wallet, LocalStore(tmp_path), {"fal": provider(way, outbound, url)}, 10**8, Lifecycle()
+                wallet, keeper(LocalStore(tmp_path)), {"fal": provider(way, outbound, url)}, Lifecycle()
             )
             began_s = time.monotonic()
             with pytest.raises(Exception, match="in time"):
@@ -334,7 +334,7 @@ def test_an_upstream_that_takes_for_ever_is_bounded_by_the_deadline(
         async with raw_server(drip(head, more)) as server, outbound_to(server.url) as outbound:
             wallet, upstream = ScriptedWallet(), provider(way, outbound, server.url)
             providers = {"fal": upstream, "openai": upstream}
-            generations = Generations(wallet, LocalStore(tmp_path), providers, 10**8, Lifecycle())
+            generations = Generations(wallet, keeper(LocalStore(tmp_path)), providers, Lifecycle())
             began_s = time.monotonic()
             with pytest.raises(Exception, match=r"in time|not an image"):
                 await generations.start(job(order(model_of(way)), generate_s=0.4, reply_s=3))
@@ -441,8 +441,8 @@ def test_pictures_that_were_whole_count_although_the_reply_breaks_off() -> None:
             async with aclosing(upstream.generate(split(order(GPT, 2))[0])) as pictures:
                 try:
                     async for picture in pictures:
-                        async with picture.open() as chunks:
-                            found[picture.index] = b"".join([chunk async for chunk in chunks])
+                        async with picture.open() as source:
+                            found[picture.index] = b"".join([chunk async for chunk in source.chunks])
                 except Failure as failure:
                     broken += failure.outcome is Outcome.NO_ANSWER
         assert (found, broken) == ({0: b"ABCDEF"}, 1)

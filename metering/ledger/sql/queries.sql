@@ -1,4 +1,7 @@
--- Every statement that the ledger runs, by name.
+-- The statements that both databases run, by name.
+
+-- name: schema_version
+SELECT coalesce(max(version), 0) FROM schema_version;
 
 -- name: create_org
 INSERT INTO organizations (id, name, plan, requests_per_minute, images_per_minute, created_at)
@@ -27,7 +30,7 @@ SELECT id, org_id, name, hash, created_at, revoked_at FROM api_keys WHERE org_id
 SELECT id, org_id, name, hash, created_at, revoked_at FROM api_keys WHERE id = :key_id;
 
 -- name: revoke_key
-UPDATE api_keys SET revoked_at = :at WHERE id = :key_id AND revoked_at IS NULL;
+UPDATE api_keys SET revoked_at = :at WHERE id = :key_id AND revoked_at IS NULL RETURNING id;
 
 -- name: change
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
@@ -45,27 +48,13 @@ SELECT coalesce(max(seq), 0) FROM changes WHERE org_id = :org_id;
 SELECT org_id, type, amount_micro_mxn FROM credit_transactions WHERE id = :id AND type <> 'consumption';
 
 -- name: last_credit
-SELECT coalesce(max(number), 0), coalesce(sum(amount_micro_mxn), 0)
-FROM credit_transactions WHERE org_id = :org_id AND type <> 'consumption';
+-- Asked by number and not by type: so the index finds the credits, and consumption, a thousand times as much, is not read.
+SELECT coalesce(max(number), 0), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
+FROM credit_transactions WHERE org_id = :org_id AND number IS NOT NULL;
 
 -- name: add_credit
 INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at)
 VALUES (:id, :org_id, :type, :number, :amount_micro_mxn, :at);
-
--- name: book_event
-INSERT INTO events (
-    event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
-    "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
-) VALUES (
-    :event_id, :org_id, :number, :key_id, :model, :provider, :upstream, :size, :quality, :region, :day, :month,
-    :images_asked, :end, :reason, :quantity, :variant, :usd_per_image, :price_book, :markup, :mxn_per_usd, :fx_month,
-    :fx_source, :unit_micro_mxn, :usd_measured, :amount_micro_mxn, :admitted_us, :ended_us, :images, :booked_at
-) ON CONFLICT (event_id) DO NOTHING;
-
--- name: book_consumption
-INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at)
-VALUES (:event_id, :org_id, 'consumption', NULL, -:amount_micro_mxn, :booked_at);
 
 -- name: set_aside
 INSERT INTO events_set_aside (partition, entry_id, error, fields, at)
@@ -75,7 +64,18 @@ VALUES (:partition, :entry_id, :error, :fields, :at) ON CONFLICT DO NOTHING;
 SELECT count(*) FROM events_set_aside;
 
 -- name: charged_up_to
-SELECT count(*), coalesce(max(number), 0), coalesce(sum(amount_micro_mxn), 0)
+-- What came after the number asked for is taken off the running total. A wallet's cut is never
+-- far behind, so few rows are read.
+SELECT
+    total.events - count(later.number),
+    (SELECT coalesce(max(number), 0) FROM events WHERE org_id = :org_id AND number <= :number),
+    total.amount_micro_mxn - CAST(coalesce(sum(later.amount_micro_mxn), 0) AS BIGINT)
+FROM charged AS total LEFT JOIN events AS later ON later.org_id = total.org_id AND later.number > :number
+WHERE total.org_id = :org_id
+GROUP BY total.events, total.amount_micro_mxn;
+
+-- name: recount
+SELECT count(*), coalesce(max(number), 0), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
 FROM events WHERE org_id = :org_id AND number <= :number;
 
 -- name: events
@@ -84,9 +84,20 @@ SELECT
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images
 FROM events
-WHERE (:org_id IS NULL OR org_id = :org_id) AND (:month IS NULL OR month = :month)
+WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TEXT) IS NULL OR month = :month)
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;
+
+-- name: open_incarnation
+INSERT INTO incarnations (id, at) VALUES (:id, :at);
+
+-- name: close_incarnation
+INSERT INTO incarnation_ends (id, last_number, at)
+SELECT CAST(:id AS TEXT), CAST(:last_number AS BIGINT), CAST(:at AS TEXT)
+WHERE NOT EXISTS (SELECT 1 FROM incarnation_ends WHERE id = :id);
+
+-- name: open_incarnations
+SELECT id FROM incarnations WHERE id NOT IN (SELECT id FROM incarnation_ends) ORDER BY at, id;
 
 -- name: rates
 SELECT month, mxn_per_usd, source FROM fx_rates
@@ -98,8 +109,11 @@ SELECT month, mxn_per_usd FROM fx_rates;
 -- name: add_rate
 INSERT INTO fx_rates (month, mxn_per_usd, source, at) VALUES (:month, :mxn_per_usd, :source, :at);
 
+-- name: price_book
+SELECT version FROM price_books WHERE version = :version;
+
 -- name: add_price_book
-INSERT INTO price_books (version, markup, at) VALUES (:version, :markup, :at) ON CONFLICT DO NOTHING;
+INSERT INTO price_books (version, markup, at) VALUES (:version, :markup, :at);
 
 -- name: add_price
 INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :model, :variant, :usd_per_image);

@@ -46,7 +46,7 @@ CREATE UNIQUE INDEX credits_by_id ON credit_transactions (id) WHERE type <> 'con
 CREATE UNIQUE INDEX consumption_by_event ON credit_transactions (id) WHERE type = 'consumption';
 
 CREATE TABLE events (
-    event_id         TEXT PRIMARY KEY,
+    event_id         TEXT NOT NULL,
     org_id           TEXT NOT NULL,
     number           INTEGER NOT NULL,
     key_id           TEXT NOT NULL,
@@ -79,8 +79,24 @@ CREATE TABLE events (
     CHECK (("end" = 'charge') = (quantity > 0)),
     CHECK (usd_measured IS NOT NULL OR amount_micro_mxn = quantity * unit_micro_mxn)
 ) STRICT;
-CREATE INDEX events_by_org ON events (org_id, number);
+-- An order's end, once; and its charge, once, for a journal may say that an order was answered whose hold had run out.
+CREATE UNIQUE INDEX events_by_id ON events (event_id, ("end" = 'charge'));
+CREATE INDEX events_by_org ON events (org_id, number, amount_micro_mxn);
 CREATE INDEX events_by_month ON events (month, org_id, number);
+
+-- How many events an organisation has and what they sum up to: derived, so that nobody has to read a whole history.
+-- `ghub verify` recounts it; it is made anew by
+--   DELETE FROM charged; INSERT INTO charged SELECT org_id, count(*), sum(amount_micro_mxn) FROM events GROUP BY org_id;
+CREATE TABLE charged (
+    org_id           TEXT PRIMARY KEY,
+    events           INTEGER NOT NULL,
+    amount_micro_mxn INTEGER NOT NULL
+) STRICT;
+CREATE TRIGGER events_are_summed AFTER INSERT ON events BEGIN
+    INSERT INTO charged VALUES (NEW.org_id, 1, NEW.amount_micro_mxn)
+    ON CONFLICT (org_id) DO UPDATE SET
+        events = events + 1, amount_micro_mxn = amount_micro_mxn + excluded.amount_micro_mxn;
+END;
 
 -- What came over the stream and could not be booked, for a person to look at.
 CREATE TABLE events_set_aside (
@@ -90,6 +106,18 @@ CREATE TABLE events_set_aside (
     fields    BLOB NOT NULL,
     at        TEXT NOT NULL,
     PRIMARY KEY (partition, entry_id)
+) STRICT;
+
+-- Every start of a gateway, and when its journal was known to be in this ledger whole (rule 15).
+CREATE TABLE incarnations (
+    id TEXT PRIMARY KEY,
+    at TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE incarnation_ends (
+    id          TEXT PRIMARY KEY,
+    last_number INTEGER NOT NULL CHECK (last_number >= 0),
+    at          TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE price_books (
@@ -116,6 +144,7 @@ CREATE TABLE fx_rates (
 ) STRICT;
 CREATE INDEX fx_rates_by_month ON fx_rates (month, id);
 
+-- Append-only.
 CREATE TRIGGER credit_transactions_stay BEFORE UPDATE ON credit_transactions BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER credit_transactions_keep BEFORE DELETE ON credit_transactions BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append-only'); END;
@@ -128,3 +157,44 @@ CREATE TRIGGER prices_stay BEFORE UPDATE ON prices BEGIN SELECT RAISE(ABORT, 'ap
 CREATE TRIGGER prices_keep BEFORE DELETE ON prices BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER fx_rates_stay BEFORE UPDATE ON fx_rates BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER fx_rates_keep BEFORE DELETE ON fx_rates BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnations_stay BEFORE UPDATE ON incarnations BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnations_keep BEFORE DELETE ON incarnations BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnation_ends_stay BEFORE UPDATE ON incarnation_ends BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnation_ends_keep BEFORE DELETE ON incarnation_ends BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+
+-- INSERT OR REPLACE deletes without a DELETE: where the row is there already, nothing is inserted. A rowid names one, too.
+CREATE TRIGGER credit_transactions_once BEFORE INSERT ON credit_transactions
+WHEN EXISTS (SELECT 1 FROM credit_transactions WHERE rowid = NEW.rowid)
+    OR EXISTS (SELECT 1 FROM credit_transactions WHERE org_id = NEW.org_id AND number = NEW.number)
+    OR EXISTS (
+        SELECT 1 FROM credit_transactions WHERE NEW.type = 'consumption' AND id = NEW.id AND type = 'consumption'
+    )
+    OR EXISTS (
+        SELECT 1 FROM credit_transactions WHERE NEW.type <> 'consumption' AND id = NEW.id AND type <> 'consumption'
+    )
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER events_once BEFORE INSERT ON events
+WHEN EXISTS (SELECT 1 FROM events WHERE event_id = NEW.event_id AND ("end" = 'charge') = (NEW."end" = 'charge'))
+    OR EXISTS (SELECT 1 FROM events WHERE rowid = NEW.rowid)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnations_once BEFORE INSERT ON incarnations
+WHEN EXISTS (SELECT 1 FROM incarnations WHERE id = NEW.id OR rowid = NEW.rowid)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER incarnation_ends_once BEFORE INSERT ON incarnation_ends
+WHEN EXISTS (SELECT 1 FROM incarnation_ends WHERE id = NEW.id OR rowid = NEW.rowid)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER changes_once BEFORE INSERT ON changes
+WHEN EXISTS (SELECT 1 FROM changes WHERE seq = NEW.seq)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER price_books_once BEFORE INSERT ON price_books
+WHEN EXISTS (SELECT 1 FROM price_books WHERE version = NEW.version OR rowid = NEW.rowid)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER prices_once BEFORE INSERT ON prices
+WHEN EXISTS (
+    SELECT 1 FROM prices
+    WHERE (version, model, variant) = (NEW.version, NEW.model, NEW.variant) OR rowid = NEW.rowid
+)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER fx_rates_once BEFORE INSERT ON fx_rates
+WHEN EXISTS (SELECT 1 FROM fx_rates WHERE id = NEW.id)
+BEGIN SELECT RAISE(ABORT, 'append-only'); END;

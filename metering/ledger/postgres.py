@@ -1,0 +1,190 @@
+"""The ledger in PostgreSQL, for production: any number of gateways, consumers and commands at once.
+
+Nothing is left in a session between two transactions (no prepared statement, no setting), so that it also works behind
+a pooler that hands every transaction another server.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Self, TypeVar
+
+import orjson
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from metering.ledger.queries import named_queries, pending
+from metering.ledger.record import Mode, SqlLedger, Steps
+from metering.ledger.rows import Row
+from metering.ports import LedgerAway, LedgerError
+
+T = TypeVar("T")
+
+CONNECTIONS = 4
+"""The most that one process opens, and only when it needs them: a consumer books one batch at a time, a gateway polls
+for changes and rates. Twenty processes stay below a new server's limit of 100."""
+
+CONNECT_S = 3.0
+"""Name, TCP, TLS and log-in. Where an address names several hosts, for each."""
+
+CALL_S = 5.0
+"""For a free connection, its turn and the work together; then the ledger counts as away, as it does in SQLite. A batch
+takes 10 ms."""
+
+SCAN_S = 600.0
+"""For a migration, and for reading a whole history: ten million events take a few seconds."""
+
+ATTEMPTS = CONNECTIONS + 1
+"""How often a transaction is begun where it lost a race, or where its connection turned out to be dead before it began:
+after a restart of the server every one in the pool is."""
+
+_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+"""Each statement sees what was committed before it. A snapshot taken at the beginning would be older than the turn that
+the transaction then waits for."""
+
+_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+_USUAL: dict[str, Any] = {
+    "application_name": "ghub",
+    "connect_timeout": round(CONNECT_S),
+    "target_session_attrs": "read-write",  # a standby may lag, and a wallet rebuilt from it would have money twice
+}
+
+
+class PostgresLedger(SqlLedger):
+    """The record in a PostgreSQL database. Create it with `open_postgres`; every method may raise LedgerAway."""
+
+    dialect = "postgres"
+
+    def __init__(self, conninfo: str) -> None:
+        self._sql = {name: sql.encode() for name, sql in named_queries(self.dialect).items()}
+        self._pool = AsyncConnectionPool(
+            conninfo,
+            connection_class=_Line,
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            min_size=0,
+            max_size=CONNECTIONS,
+            reconnect_timeout=CALL_S,
+            open=False,
+        )
+
+    async def migrate(self) -> int:
+        """Bring the schema up to date, one process at a time; returns its version."""
+
+        async def work(line: _Line) -> int:
+            await line.execute(self._sql["take_turn"])
+            await line.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY)")
+            ((current,),) = await (await line.execute(self._sql["schema_version"])).fetchall()
+            for version, script in pending(self.dialect, current):
+                await line.execute(script.encode())
+                await line.execute("INSERT INTO schema_version VALUES (%s)", (version,))
+                current = version
+            return int(current)
+
+        return await self._transaction(_WRITE, SCAN_S, work)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    async def _run(self, mode: Mode, steps: Callable[[], Steps[T]]) -> T:
+        async def work(line: _Line) -> T:
+            if mode == "write":
+                await line.execute(self._sql["take_turn"])
+            return await self._walk(line, steps())
+
+        begin = _WRITE if mode in ("book", "write") else _READ
+        return await self._transaction(begin, SCAN_S if mode == "scan" else CALL_S, work)
+
+    def _book(self, rows: list[dict[str, Any]]) -> Steps[set[str]]:
+        booked = (yield "book", {"events": orjson.dumps(rows).decode()}) if rows else []
+        return {event_id for (event_id,) in booked}
+
+    async def _walk(self, line: "_Line", steps: Steps[T]) -> T:
+        rows: list[Row] | None = None
+        while True:
+            try:
+                query, values = steps.send(rows)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            cursor = await line.execute(self._sql[query], values)
+            rows = await cursor.fetchall() if cursor.description else []
+
+    async def _transaction(self, begin: str, limit_s: float, work: Callable[["_Line"], Awaitable[T]]) -> T:
+        until_s = asyncio.get_running_loop().time() + limit_s
+        try:
+            for _ in range(ATTEMPTS - 1):
+                with suppress(SerializationFailure, DeadlockDetected, _NotBegun):
+                    return await self._attempt(begin, limit_s, until_s, work)
+            return await self._attempt(begin, limit_s, until_s, work)
+        except PoolTimeout as error:
+            raise LedgerAway(f"no connection: {_Line.failure or 'all are in use'}") from error
+        except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
+            raise LedgerError(f"the ledger refuses: {error}") from error
+        except (psycopg.Error, OSError) as error:
+            raise LedgerAway(str(error)) from error
+
+    async def _attempt(self, begin: str, limit_s: float, until_s: float, work: Callable[["_Line"], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        await self._pool.open()
+        line = await self._pool.getconn(until_s - loop.time())
+        deadline = loop.call_at(until_s, line.hang_up)
+        try:
+            async with line:  # commits, or rolls back
+                await line.begin(begin, limit_s)
+                return await work(line)
+        finally:
+            deadline.cancel()
+            await self._pool.putconn(line)
+
+
+class _NotBegun(psycopg.OperationalError):
+    """The connection was dead before anything was done with it: another may be tried."""
+
+
+class _Line(psycopg.AsyncConnection[Row]):
+    """A connection that can be given up at once."""
+
+    failure = ""
+    """Why the last attempt to connect failed; empty after one that did not. The pool only says that it has waited."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> Self:
+        """As psycopg's, and remembers a failure."""
+        try:
+            line = await super().connect(*args, **kwargs)
+        except psycopg.Error as error:
+            _Line.failure = str(error)
+            raise
+        _Line.failure = ""
+        return line
+
+    async def begin(self, begin: str, limit_s: float) -> None:
+        """Begin a transaction that the server ends, too, if nobody does: its process may be frozen or cut off."""
+        limit_ms = round(limit_s * 1000)
+        try:
+            await self.execute(
+                f"{begin}; SET LOCAL statement_timeout = {limit_ms};"
+                f" SET LOCAL idle_in_transaction_session_timeout = {limit_ms}".encode()
+            )
+        except psycopg.OperationalError as error:
+            raise
+
+    def hang_up(self) -> None:
+        """Let whoever waits on this connection have an error now; a frozen server would never send one."""
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def open_postgres(url: str) -> PostgresLedger:
+    """`postgresql://user:password@host:5432/database` and libpq's options. Raises ValueError that shows no password."""
+    try:
+        wanted = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        raise ValueError("is no address of a database; it is postgresql://user:password@host:5432/database") from None
+    return PostgresLedger(make_conninfo("", **{**_USUAL, **wanted}))

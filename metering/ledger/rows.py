@@ -1,0 +1,76 @@
+"""Events as rows of the record, and back."""
+
+from typing import Any
+
+import orjson
+
+from metering.events import Event, Opened, Proof, StoredImage
+
+Row = tuple[Any, ...]
+
+
+def fields(row: Any) -> dict[str, Any]:
+    """A dataclass with slots as values by name."""
+    return {name: getattr(row, name) for name in row.__slots__}
+
+
+def event_row(event: Event, booked_at: str) -> dict[str, Any]:
+    """Values by the names of the table's columns."""
+    opened = event.opened
+    return {
+        "event_id": event.event_id,
+        "org_id": opened.org_id,
+        "number": event.number,
+        "key_id": opened.key_id,
+        "model": opened.model,
+        "provider": opened.provider,
+        "upstream": opened.upstream,
+        "size": opened.size,
+        "quality": opened.quality,
+        "region": opened.region,
+        "day": opened.day,
+        "month": opened.month,
+        "images_asked": opened.images,
+        "end": event.end,
+        "reason": event.reason,
+        "quantity": event.quantity,
+        **fields(opened.proof),
+        "usd_measured": event.usd_measured,
+        "amount_micro_mxn": event.amount_micro_mxn,
+        "admitted_us": event.admitted_us,
+        "ended_us": event.ended_us,
+        "images": orjson.dumps(event.images).decode(),
+        "booked_at": booked_at,
+    }
+
+
+def event_of(row: Row) -> Event:
+    """A row of the statement `events`."""
+    number, event_id, org_id, key_id, model, provider, upstream, size, quality, asked, day, month, region = row[:13]
+    end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images = row[21:]
+    return Event(
+        number=number,
+        opened=Opened(
+            request_id=event_id,
+            org_id=org_id,
+            key_id=key_id,
+            model=model,
+            provider=provider,
+            upstream=upstream,
+            size=size,
+            quality=quality,
+            images=asked,
+            day=day,
+            month=month,
+            region=region,
+            proof=Proof(*row[13:21]),
+        ),
+        end=end,
+        reason=reason,
+        quantity=quantity,
+        amount_micro_mxn=amount,
+        admitted_us=admitted_us,
+        ended_us=ended_us,
+        images=tuple(StoredImage(**image) for image in orjson.loads(images)),
+        usd_measured=usd_measured,
+    )

@@ -1,0 +1,33 @@
+-- What only PostgreSQL is asked.
+
+-- name: is_migrated
+SELECT to_regclass('schema_version') IS NOT NULL;
+
+-- name: take_turn
+-- The same lock as before every row of `changes`; the number is "ghub" in ASCII.
+SELECT pg_advisory_xact_lock(1734899042);
+
+-- name: book
+-- One round trip for a batch. In the order of their ids, so that two consumers with the same events wait for each other
+-- and never in a circle.
+WITH booked AS (
+    INSERT INTO events (
+        event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
+        "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
+        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
+    ) SELECT
+        event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
+        "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
+        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
+    FROM json_populate_recordset(NULL::events, %(events)s::json)
+    ORDER BY event_id
+    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING
+    RETURNING event_id, org_id, amount_micro_mxn, booked_at
+), consumed AS (
+    INSERT INTO credit_transactions (id, org_id, type, amount_micro_mxn, at)
+    SELECT event_id, org_id, 'consumption', -amount_micro_mxn, booked_at FROM booked WHERE amount_micro_mxn > 0
+)
+SELECT event_id FROM booked;
+
+-- name: ended
+SELECT event_id, "end", images FROM events WHERE event_id IN (SELECT json_array_elements_text(%(ids)s::json));

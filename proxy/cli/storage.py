@@ -1,0 +1,116 @@
+"""`ghub storage sweep`: objects in the store that are nobody's."""
+
+import sys
+from collections import Counter
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from config.settings import SWEEP_AGE_S, SWEEP_SHORTEST_AGE_S
+from metering.clock import utc_now
+from proxy.cli.output import AsJson, back, run, say
+from proxy.storage.opening import open_store
+from proxy.sweep import Finding, Found, sweep
+
+app = typer.Typer(help="The store for images.", no_args_is_help=True)
+
+MOST_LISTED = 100
+"""Orphans that are named one by one; all are counted."""
+
+Age = Annotated[
+    float,
+    typer.Option(
+        min=SWEEP_SHORTEST_AGE_S / 3600, metavar="HOURS", help="Objects that are younger are never touched; in hours."
+    ),
+]
+
+
+COLUMNS = (
+    SpinnerColumn(),
+    TextColumn("{task.completed} objects, {task.fields[orphans]} orphans"),
+    TimeElapsedColumn(),
+)
+
+
+class Report:
+    """What a sweep found, counted by finding."""
+
+    def __init__(self, delete: bool) -> None:
+        self._delete = delete
+        self._objects: Counter[Finding] = Counter()
+        self._bytes: Counter[Finding] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._paths: list[dict[str, str]] = []
+
+    @property
+    def orphans(self) -> int:
+        """How many objects are proven to be nobody's."""
+        return sum(self._objects[finding] for finding in Finding if finding.orphan)
+
+    def add(self, found: Found) -> None:
+        """Count one object."""
+        self._objects[found.finding] += 1
+        self._bytes[found.finding] += found.object.size_bytes
+        if found.why:
+            self._refused[found.why] += 1
+        if found.finding.orphan and len(self._paths) < MOST_LISTED:
+            self._paths.append({"path": found.object.path, "why": found.finding.value})
+
+    def summary(self) -> dict[str, Any]:
+        """The whole as one JSON value."""
+        done = "deleted" if self._delete else "would be deleted"
+        return {
+            "deleted": self._delete,
+            "orphans": self.orphans,
+            "findings": [
+                {
+                    "what": finding.value,
+                    "objects": self._objects[finding],
+                    "bytes": self._bytes[finding],
+                    "then": done if finding.orphan else "kept",
+                }
+                for finding in Finding
+            ],
+            "paths": self._paths,
+            "refused": [{"why": why, "objects": objects} for why, objects in self._refused.items()],
+        }
+
+
+@app.command("sweep")
+def sweep_(
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete the orphans; without it nothing is touched.")
+    ] = False,
+    older_than: Age = SWEEP_AGE_S / 3600,
+    as_json: AsJson = False,
+) -> None:
+    """Find objects that no customer was given, and never will be. A dry run, unless --delete."""
+
+    async def work() -> dict[str, Any]:
+        report = Report(delete)
+        async with back() as opened, open_store(opened.settings) as opened_store:
+            found_all = sweep(
+                opened_store.store,
+                opened.ledger,
+                opened.wallet(),
+                now=utc_now(),
+                age=timedelta(hours=older_than),
+                delete=delete,
+            )
+            with Progress(*COLUMNS, console=Console(file=sys.stderr), transient=True) as progress:
+                bar = progress.add_task("", total=None, orphans=0)
+                async for found in found_all:
+                    report.add(found)
+                    progress.update(bar, advance=1, orphans=report.orphans)
+        return report.summary()
+
+    report = run(work())
+    if as_json:
+        say(report, as_json)
+        return
+    say(report["findings"], as_json)
+    for refusal in report["refused"]:
+        typer.echo(f"{refusal['objects']} objects are kept, as {refusal['why']}.", err=True)

@@ -1,0 +1,40 @@
+"""PNG: a signature, then chunks (length, type, data, checksum) from IHDR to IEND. W3C PNG, third edition."""
+
+from proxy.media.formats import NotAnImage
+from proxy.media.reader import Reader, Reading
+
+MOST_CHUNK_BYTES = 2**31 - 1
+
+
+def walk(image: Reader) -> Reading[None]:
+    """To the end of IEND."""
+    image.skip(8)  # the signature: what chose this walker
+    yield from _header(image)
+    kind, data_bytes = b"", 0
+    while kind != b"IEND":
+        length, kind = yield from _chunk(image)
+        image.skip(length + 4)
+        if kind == b"IDAT":
+            data_bytes += length
+    if length:
+        raise NotAnImage("PNG: an end that is not empty")
+    if not data_bytes:
+        raise NotAnImage("PNG: no pixels")
+
+
+def _header(image: Reader) -> Reading[None]:
+    if (yield from _chunk(image)) != (13, b"IHDR"):
+        raise NotAnImage("PNG: it does not begin with its header")
+    header = yield from image.take(13)
+    image.sides(int.from_bytes(header[:4], "big"), int.from_bytes(header[4:8], "big"))
+    image.skip(4)
+
+
+def _chunk(image: Reader) -> Reading[tuple[int, bytes]]:
+    """(length, type) of the next one; in front of its data."""
+    image.part()
+    head = yield from image.take(8)
+    length, kind = int.from_bytes(head[:4], "big"), head[4:]
+    if length > MOST_CHUNK_BYTES or not kind.isalpha():
+        raise NotAnImage("PNG: a broken chunk")
+    return length, kind

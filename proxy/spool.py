@@ -1,0 +1,228 @@
+"""Bounded disk space for pictures that cannot be read twice, or whose length must be known before they are sent on."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any, TypeVar
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WAIT_S, SPOOL_WINDOW_BYTES
+from proxy.ports import Chunks, StoreFailed
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+PREFIX = "ghub-spool-"
+"""Of our files' names, for the moment in which they have one."""
+
+READ_BYTES = 64 * 1024
+
+STUCK_S = 1.0
+"""A reader that takes nothing for so long no longer holds the upstream back: its upload will fail, or go on later."""
+
+TAKEN = Gauge("ghub_spool_bytes", "Bytes of pictures in the spool, memory and disk")
+FULL = Counter("ghub_spool_full_total", "Pictures given up as the spool was full")
+
+
+class Spool:
+    """One folder and one bound, in bytes, for all pictures of a process.
+
+    A file loses its name as soon as it is made, so that it ends with the process, however that ends. On a file system
+    that cannot do so at once a crash may leave a name behind: `clean` removes those at start.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int, *, wait_s: float = SPOOL_WAIT_S) -> None:
+        self.folder = folder
+        self._most_bytes = most_bytes
+        self._wait_s = wait_s
+        self._taken_bytes = 0
+        self._freed = asyncio.Event()
+
+    def clean(self) -> None:
+        """Make the folder, and remove what a crash left. Raises OSError where the folder cannot be used."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(f"{PREFIX}*"):
+            log.warning("spool_cleaned", bytes=left.stat().st_size)
+            left.unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=self.folder, prefix=PREFIX).close()
+
+    @property
+    def share(self) -> float:
+        """How much of it is taken, from 0 to 1."""
+        return self._taken_bytes / self._most_bytes
+
+    async def take(self, size_bytes: int) -> None:
+        """Room for so many more bytes; waits for it while the spool is full. Raises StoreFailed."""
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while self._taken_bytes + size_bytes > self._most_bytes:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            FULL.inc()
+            raise StoreFailed("the spool is full", again=False) from None
+        self._taken_bytes += size_bytes
+        TAKEN.set(self._taken_bytes)
+
+    def give_back(self, size_bytes: int) -> None:
+        """Of a picture that is stored or given up."""
+        self._taken_bytes -= size_bytes
+        TAKEN.set(self._taken_bytes)
+        self._freed.set()
+
+
+class Copy:
+    """One picture in the spool: filled once, and read from its beginning as often as it takes, also while it grows.
+
+    A reader that follows the growing copy holds its filling back: the upstream is read no faster than the store
+    takes it. Only the newest reader counts. The last bytes stay in memory, so a small picture never sees the disk.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._file: _File | None = None
+        self._on_disk_bytes = 0
+        self._tail = bytearray()
+        self._whole = False
+        self._failure: Exception | None = None
+        self._grown = asyncio.Event()
+        self._reader: object | None = None
+        self._read_bytes = 0
+        self._moved = asyncio.Event()
+        self._closed = False
+        self.size_bytes = 0
+
+    async def fill(self, pieces: Chunks) -> None:
+        """Take all of `pieces` in. Raises what they raise, and StoreFailed where there is no room; then call `fail`."""
+        async for piece in pieces:
+            await self._spool.take(len(piece))
+            self.size_bytes += len(piece)
+            self._tail += piece
+            self._grown.set()
+            if len(self._tail) > SPOOL_MEMORY_BYTES:
+                await self._to_disk()
+            await self._in_step()
+        self._whole = True
+        self._grown.set()
+
+    def fail(self, error: Exception) -> None:
+        """It will never be whole: whoever reads it gets `error` in the end's place."""
+        self._failure = error
+        self._grown.set()
+
+    @property
+    def known_bytes(self) -> int | None:
+        """Its length, once it is whole."""
+        return self.size_bytes if self._whole else None
+
+    async def whole(self) -> None:
+        """Wait until it is. Raises what `fail` was told."""
+        while not self._whole:
+            await self._growth()
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """All of it, from the beginning. Raises what `fail` was told."""
+        me = self._reader = object()
+        at = self._read_bytes = 0
+        while at < self.size_bytes or not self._whole:
+            if at == self.size_bytes:
+                await self._growth()
+                continue
+            chunk = await self._chunk(at)
+            if self._closed:
+                raise StoreFailed("the picture was given up", again=False)
+            at += len(chunk)
+            yield chunk
+            if self._reader is me:
+                self._read_bytes = at
+                self._moved.set()
+
+    def let_go(self) -> None:
+        """The reader is gone: nothing holds the filling back any more."""
+        self._reader = None
+        self._moved.set()
+
+    async def close(self) -> None:
+        """Give its room back; a reader that is left behind reads no further."""
+        self._closed = True
+        if self._file is not None:
+            await asyncio.to_thread(self._file.close)
+        self._tail = bytearray()
+        self._spool.give_back(self.size_bytes)
+
+    async def _growth(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._grown.clear()
+        await self._grown.wait()
+
+    async def _in_step(self) -> None:
+        while self._reader is not None and self.size_bytes - self._read_bytes > SPOOL_WINDOW_BYTES:
+            self._moved.clear()
+            try:
+                async with asyncio.timeout(STUCK_S):
+                    await self._moved.wait()
+            except TimeoutError:
+                self._reader = None
+
+    async def _chunk(self, at: int) -> bytes:
+        if at >= self._on_disk_bytes:
+            start = at - self._on_disk_bytes
+            return bytes(self._tail[start : start + READ_BYTES])
+        assert self._file is not None
+        return await _on_disk(self._file.read, at, min(READ_BYTES, self._on_disk_bytes - at))
+
+    async def _to_disk(self) -> None:
+        """The tail may be read until it lies on the disk as a whole."""
+        if self._file is None:
+            self._file = _File(self._spool.folder)
+        await _on_disk(self._file.append, self._tail)
+        self._on_disk_bytes += len(self._tail)
+        self._tail = bytearray()
+
+
+async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except OSError as error:
+        log.error("spool_failed", error=error.strerror)
+        raise StoreFailed("the spool's disk failed", again=False) from error
+
+
+class _File:
+    """A cancelled caller leaves a thread behind that still works on it: the lock makes `close` the last word."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._lock = Lock()
+        self._closed = False
+
+    def append(self, data: bytearray) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, prefix=PREFIX, buffering=0)  # noqa: SIM115  # closed by close
+            rest = memoryview(data)
+            self._file.seek(0, 2)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def read(self, at: int, size_bytes: int) -> bytes:
+        with self._lock:
+            if self._file is None:
+                return b""
+            self._file.seek(at)
+            return self._file.read(size_bytes)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None

@@ -1,0 +1,100 @@
+"""What every store does with a picture's bytes: hold them to their size, send them on, read answers within bounds."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+import httpx2
+
+from proxy.ports import Chunks, StoreFailed
+
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+"""A path is written once: whoever has it may keep it."""
+
+ERROR_BYTES = 16 * 1024
+"""Of a refusal. Real ones are a few hundred bytes; an error page of something in front may be longer, and is cut."""
+
+LISTING_BYTES = 8 * 1024 * 1024
+"""A page of 1,000 entries is under one megabyte."""
+
+
+async def measured(chunks: Chunks, size_bytes: int | None) -> AsyncGenerator[bytes]:
+    """The same without empty pieces. Raises StoreFailed where there are none, or not `size_bytes` in all."""
+    sent = 0
+    async for chunk in chunks:
+        sent += len(chunk)
+        if size_bytes is not None and sent > size_bytes:
+            raise StoreFailed("the picture is longer than was announced", again=False)
+        if chunk:
+            yield chunk
+    if not sent or sent != (size_bytes or sent):
+        raise StoreFailed("the picture is shorter than was announced, or empty", again=False)
+
+
+class _Pipe:
+    """Hands pieces from the task that reads a picture to the one that sends it, one at a time."""
+
+    def __init__(self) -> None:
+        self._slot = asyncio.Queue[tuple[bytes, bool]](maxsize=1)
+        self._shut = False
+        self.drained = False
+
+    async def give(self, piece: bytes, *, last: bool = False) -> bool:
+        """False when nobody takes any more."""
+        if not self._shut:
+            await self._slot.put((piece, last))
+        return not self._shut
+
+    async def taken(self) -> AsyncGenerator[bytes]:
+        while not self.drained:
+            piece, self.drained = await self._slot.get()
+            yield piece
+
+    def shut(self, sender: object) -> None:
+        self._shut = True
+        if self._slot.full():
+            self._slot.get_nowait()  # whoever waits to give may go on
+
+
+async def upload(chunks: Chunks, size_bytes: int | None, send: Callable[[Chunks], Awaitable[None]]) -> None:
+    """`send` a request whose body is `chunks`; what they raise comes out as it was, and breaks the request off.
+
+    They are read in the caller's own task: the transport reads a body in a task of its own, and a source with
+    time-outs or an open response inside must not be passed between two. The request begins with the first bytes.
+    The last ones stay back until the source has ended well: before that nobody can have the whole picture. A
+    refusal while there is still a lot to send is seen at the next piece.
+    """
+    async with aclosing(measured(chunks, size_bytes)) as pieces:
+        held = await anext(pieces)
+        pipe = _Pipe()
+        sending = asyncio.ensure_future(send(pipe.taken()))
+        sending.add_done_callback(pipe.shut)
+        try:
+            async for piece in pieces:
+                if not await pipe.give(held):
+                    break
+                held = piece
+            else:
+                await pipe.give(held, last=True)
+            await sending
+        except BaseException:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            raise
+    if not pipe.drained:
+        raise StoreFailed("the store answered before it had the picture", again=True)
+
+
+async def document(response: httpx2.Response, most_bytes: int) -> bytes:
+    """An answer that is no picture, as far as `most_bytes`."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) >= most_bytes:
+            break
+    return bytes(body[:most_bytes])
+
+
+def away(error: httpx2.HTTPError) -> StoreFailed:
+    """No answer, or one cut short: the next try may have one."""
+    return StoreFailed(f"the store is away: {type(error).__name__}", again=True)

@@ -1,0 +1,299 @@
+"""Images in Supabase Storage, each one streamed as the body of a single request.
+
+What its server does was measured, not read: `tests/stores/supabase.py` does the same. It answers nearly every error as
+HTTP 400, with the real status as a string in the body. A connection that breaks off leaves nothing behind, and the
+object that was there before. An upload that ends properly with no bytes is an object of no bytes. A body of unknown
+length passes the bucket's limit. Create-only is looked at when an upload begins: of two at the same time both succeed.
+"""
+
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import httpx2
+import jwt
+import orjson
+
+from config.settings import MAX_IMAGE_BYTES, STORE_JWT_LIFE_S
+from proxy.ports import Chunks, StoredObject, StoreFailed, StoreMisconfigured
+from proxy.storage.streams import CACHE_CONTROL, ERROR_BYTES, LISTING_BYTES, away, document, upload
+
+PAGE = 1_000
+"""Entries of a listing at a time; the server gives at most 1,500."""
+
+IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif"})
+"""What a bucket must take: the formats that upstreams make."""
+
+_AGAIN_CODES = frozenset({"SlowDown", "too_many_connections", "LockTimeout", "ResourceLocked", "DatabaseTimeout"})
+_AGAIN_STATUSES = frozenset({408, 423, 425, 429})
+_KEY_CODES = frozenset({"AccessDenied", "InvalidJWT", "ExpiredToken", "InvalidSignature"})
+_CODE = re.compile(r"[A-Za-z0-9_]{1,64}")
+
+
+class Auth(Protocol):
+    """Who we are to the store. `variable` is the one to mend when it does not believe us."""
+
+    variable: str
+
+    def headers(self) -> Mapping[str, str]: ...
+
+
+class Key:
+    """A key of the project: a legacy service_role JWT, or `sb_secret_…`, which its gateway wants to see twice."""
+
+    variable = "GHUB_STORAGE_KEY"
+
+    def __init__(self, key: str) -> None:
+        self._headers = {"apikey": key, "authorization": f"Bearer {key}"}
+
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
+
+
+class MintedTokens:
+    """Service tokens of our own, with the project's JWT secret; each is used for half of its `life_s`."""
+
+    variable = "GHUB_STORAGE_JWT_SECRET"
+
+    def __init__(self, secret: str, *, life_s: int = STORE_JWT_LIFE_S, now_s: Callable[[], float] = time.time) -> None:
+        self._secret = secret
+        self._life_s = life_s
+        self._now_s = now_s
+        self._minted_s = -float(life_s)
+        self._headers: Mapping[str, str] = {}
+
+    def headers(self) -> Mapping[str, str]:
+        now_s = self._now_s()
+        if not 0 <= now_s - self._minted_s < self._life_s / 2:
+            claims = {"role": "service_role", "iss": "supabase", "iat": int(now_s), "exp": int(now_s) + self._life_s}
+            self._headers = {"authorization": f"Bearer {jwt.encode(claims, self._secret, 'HS256')}"}
+            self._minted_s = now_s
+        return self._headers
+
+
+def public_url(url: str, bucket: str) -> str:
+    """Where everybody finds the images of a public bucket."""
+    return f"{url}/object/public/{quote(bucket)}"
+
+
+class _Refused(StoreFailed):
+    """The store's refusal. `code` is the store's own word, where it has one; `status` the one that it means."""
+
+    def __init__(self, code: str | None, status: int) -> None:
+        again = code in _AGAIN_CODES or status in _AGAIN_STATUSES or status >= 500
+        super().__init__(f"the store refused: {code or f'status {status}'}", again=again)
+        self.code = code
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A line of a folder's listing: a file, or a folder of which nothing but the name is known."""
+
+    name: str
+    file: tuple[int, datetime] | None
+
+
+class Supabase:
+    """A bucket. `url` ends in `/storage/v1`; `client` is `outbound.store_client()`, whose time-outs bound every call.
+
+    Listing reads a whole folder's names, about 200 bytes each, before it goes into one of them: what is listed may be
+    deleted on the way.
+    """
+
+    needs_length = False
+
+    def __init__(self, client: httpx2.AsyncClient, url: str, bucket: str, auth: Auth, *, page: int = PAGE) -> None:
+        self._client = client
+        self._url = url
+        self._bucket = bucket
+        self._auth = auth
+        self._page = page
+
+    async def check(self) -> None:
+        """Is there a public bucket that takes our images? A limit of the whole project cannot be seen from here."""
+        try:
+            async with self._ask("GET", f"/bucket/{quote(self._bucket)}") as response:
+                bucket = _parsed(await document(response, ERROR_BYTES))
+        except _Refused as refused:
+            if refused.again:
+                raise
+            raise StoreMisconfigured(self._why(refused)) from refused
+        if not isinstance(bucket, dict) or "public" not in bucket:
+            raise StoreMisconfigured(_NOT_SUPABASE)
+        self._check_bucket(bucket)
+
+    async def put(
+        self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
+    ) -> None:
+        """Publish all of `chunks`, in one request with or without a length."""
+        headers = {"content-type": content_type, "cache-control": CACHE_CONTROL}
+        if size_bytes is not None:
+            headers["content-length"] = str(size_bytes)
+        if again:
+            headers["x-upsert"] = "true"
+
+        async def send(body: Chunks) -> None:
+            async with self._ask("POST", self._object(path), headers=headers, content=body) as response:
+                await document(response, ERROR_BYTES)
+
+        await upload(chunks, size_bytes, send)
+
+    async def read(self, path: str) -> AsyncGenerator[bytes]:
+        """A published image, from its beginning."""
+        async with self._ask("GET", self._object(path)) as response:
+            async for chunk in response.aiter_raw():
+                yield chunk
+
+    async def delete(self, path: str) -> None:
+        """Remove a published image; one that is not there is no error."""
+        await self._is_there("DELETE", self._object(path))
+
+    async def exists(self, path: str) -> bool:
+        """Is it published?"""
+        return await self._is_there("GET", f"/object/info/{quote(self._bucket)}/{quote(path)}")
+
+    async def objects(self) -> AsyncGenerator[StoredObject]:
+        """Everything in the bucket, folder by folder."""
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            for entry in await self._entries(folder):
+                if entry.file is None:
+                    folders.append(f"{folder}{entry.name}/")
+                else:
+                    yield StoredObject(f"{folder}{entry.name}", *entry.file)
+
+    @asynccontextmanager
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: Chunks | None = None,
+        json: Any = None,
+    ) -> AsyncGenerator[httpx2.Response]:
+        """An answer that is no refusal. Raises StoreFailed."""
+        sent = {"accept-encoding": "identity", **self._auth.headers(), **(headers or {})}
+        try:
+            async with self._client.stream(
+                method, f"{self._url}{path}", headers=sent, content=content, json=json
+            ) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await document(response, ERROR_BYTES))
+                yield response
+        except httpx2.HTTPError as error:
+            raise away(error) from error
+
+    async def _is_there(self, method: str, path: str) -> bool:
+        """Whether the object was there when this was asked of it."""
+        try:
+            async with self._ask(method, path) as response:
+                await document(response, ERROR_BYTES)
+        except _Refused as refused:
+            if refused.code == "NoSuchKey" or (refused.code, refused.status) == ("not_found", 404):
+                return False
+            raise
+        return True
+
+    async def _entries(self, folder: str) -> list[_Entry]:
+        """What lies in a folder. By name, as an entry that comes between two pages may be seen twice."""
+        found: dict[str, _Entry] = {}
+        for offset in range(0, 2**31, self._page):
+            query = {
+                "prefix": folder,
+                "limit": self._page,
+                "offset": offset,
+                "sortBy": {"column": "name", "order": "asc"},
+            }
+            async with self._ask("POST", f"/object/list/{quote(self._bucket)}", json=query) as response:
+                page = _entries_of(_parsed(await document(response, LISTING_BYTES)))
+            found.update((entry.name, entry) for entry in page)
+            if len(page) < self._page:
+                break
+        return list(found.values())
+
+    def _object(self, path: str) -> str:
+        return f"/object/{quote(self._bucket)}/{quote(path)}"
+
+    def _check_bucket(self, bucket: Mapping[str, Any]) -> None:
+        if bucket["public"] is not True:
+            raise StoreMisconfigured(
+                f"GHUB_STORAGE_URL: the bucket {self._bucket!r} is private, so nobody sees its images; make it public"
+            )
+        limit = bucket.get("file_size_limit")
+        if limit is not None and (not isinstance(limit, int) or limit < MAX_IMAGE_BYTES):
+            raise StoreMisconfigured(
+                f"GHUB_STORAGE_URL: the bucket {self._bucket!r} takes files of at most {limit} bytes; remove its "
+                f"file_size_limit, or set it to at least {MAX_IMAGE_BYTES}"
+            )
+        types = bucket.get("allowed_mime_types")
+        if types is not None and not _takes_images(types):
+            raise StoreMisconfigured(
+                f"GHUB_STORAGE_URL: the bucket {self._bucket!r} does not take every kind of image; allow "
+                f"{', '.join(sorted(IMAGE_TYPES))}, or image/*"
+            )
+
+    def _why(self, refused: _Refused) -> str:
+        """What to do about a refusal that stays."""
+        if refused.code == "NoSuchBucket":
+            return (
+                f"GHUB_STORAGE_URL: there is no bucket {self._bucket!r}, or {self._auth.variable} is not one of a "
+                "service role and may not see it; make the bucket, public"
+            )
+        if refused.code in _KEY_CODES or refused.status in (401, 403):
+            return (
+                f"{self._auth.variable}: the store does not accept it; take the project's own, of the service role. "
+                "A key sb_secret_… works only through the project's API gateway"
+            )
+        return f"{_NOT_SUPABASE} ({refused})"
+
+
+_NOT_SUPABASE = (
+    "GHUB_STORAGE_URL: no Supabase Storage answers there; it is supabase+https://<project>.supabase.co/storage/v1"
+    "?bucket=<bucket>"
+)
+
+
+def _parsed(body: bytes) -> Any:
+    """JSON, or None where it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _refusal(http_status: int, body: bytes) -> _Refused:
+    """By the code in the body, then by the status in it, then by the one of HTTP: that is nearly always 400."""
+    error = _parsed(body)
+    if not isinstance(error, dict):
+        return _Refused(None, http_status)
+    code, status = error.get("code", error.get("error")), str(error.get("statusCode"))
+    known = isinstance(code, str) and _CODE.fullmatch(code)
+    return _Refused(code if known else None, int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status)
+
+
+def _entries_of(page: Any) -> list[_Entry]:
+    """Raises StoreFailed where it is no listing."""
+    try:
+        return [_entry(line) for line in page]
+    except (TypeError, KeyError, ValueError) as error:
+        raise StoreFailed("the store's listing cannot be read", again=True) from error
+
+
+def _entry(line: Mapping[str, Any]) -> _Entry:
+    if line["id"] is None:
+        return _Entry(line["name"], None)
+    size = (line["metadata"] or {}).get("size", 0)  # an upload in parts has no facts until it ends
+    return _Entry(line["name"], (int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)))
+
+
+def _takes_images(types: Any) -> bool:
+    taken = set(types) if isinstance(types, list) else set()
+    return bool(taken & {"image/*", "*/*"}) or taken >= IMAGE_TYPES

@@ -1,0 +1,131 @@
+"""Which stored objects are nobody's? One is deleted only where that is proven (rule 32); all others stay."""
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from uuid import UUID
+
+from metering.ports import Ended, Ledger
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Wallet
+from proxy.ports import ImageStore, StoredObject
+
+
+class Finding(Enum):
+    """What an object is. The values are for a person."""
+
+    CHARGED = "a charged image"
+    YOUNG = "younger than the sweep age"
+    FOREIGN = "not a path of ours"
+    UNPROVEN = "its order may still reach the ledger"
+    VOID = "its order ended without a charge"
+    NOT_DELIVERED = "its order was charged without it"
+    NO_ORDER = "no order of the books knows it"
+
+    @property
+    def orphan(self) -> bool:
+        """Is it proven that nobody was given it, and nobody will be?"""
+        return self in (Finding.VOID, Finding.NOT_DELIVERED, Finding.NO_ORDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One object; `why` adds to the finding what stands in the way of a proof."""
+
+    object: StoredObject
+    finding: Finding
+    why: str = ""
+
+
+BATCH = 500
+"""Objects that are asked about in one query."""
+
+
+async def sweep(
+    store: ImageStore, ledger: Ledger, wallet: Wallet, *, now: datetime, age: timedelta, delete: bool
+) -> AsyncIterator[Found]:
+    """Look at every object; with `delete`, orphans are deleted as they are found.
+
+    Raises StoreFailed, LedgerAway.
+    """
+    proofs: dict[str, str] = {}
+    async for batch in _batches(store.objects()):
+        ended = await ledger.ended([request for item in batch if (request := _request_of(item.path))])
+        for item in batch:
+            found = await _judge(item, ended, ledger, wallet, proofs, now - age)
+            if delete and found.finding.orphan:
+                await store.delete(item.path)
+            yield found
+
+
+async def _judge(
+    item: StoredObject,
+    ended: dict[str, Ended],
+    ledger: Ledger,
+    wallet: Wallet,
+    proofs: dict[str, str],
+    before: datetime,
+) -> Found:
+    request = _request_of(item.path)
+    if request is None:
+        return Found(item, Finding.FOREIGN)
+    order = ended.get(request)
+    if order is not None and item.path in order.paths:
+        return Found(item, Finding.CHARGED)
+    if item.modified_at > before:
+        return Found(item, Finding.YOUNG)
+    if order is not None:
+        return Found(item, Finding.NOT_DELIVERED if order.end == "charge" else Finding.VOID)
+    org_id = item.path.partition("/")[0]
+    if org_id not in proofs:
+        proofs[org_id] = await _obstacle(org_id, ledger, wallet)
+    return Found(item, Finding.UNPROVEN, proofs[org_id]) if proofs[org_id] else Found(item, Finding.NO_ORDER)
+
+
+async def _obstacle(org_id: str, ledger: Ledger, wallet: Wallet) -> str:
+    """Why an order of this organisation may still come into the ledger; empty where all of them have.
+
+    An order is older than the sweep age here, and no hold lives nearly as long: what the wallet has not numbered by
+    now ends without a charge.
+    """
+    if await ledger.count_set_aside():
+        return "events are set aside"
+    try:
+        cut = await wallet.read(org_id)
+    except WalletAway:
+        return "its wallet cannot be read"
+    booked = await ledger.charged_up_to(org_id, cut.number)
+    if booked.events < cut.number:
+        return f"{cut.number - booked.events} of its events are not booked yet"
+    return ""
+
+
+async def _batches(objects: AsyncIterator[StoredObject]) -> AsyncIterator[list[StoredObject]]:
+    batch: list[StoredObject] = []
+    async for item in objects:
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _request_of(path: str) -> str | None:
+    """The request's id of `<org>/<request>/<i>.<ext>`, in the very form in which we write it; None for any other."""
+    org_id, _, rest = path.partition("/")
+    request_id, _, name = rest.partition("/")
+    index, _, extension = name.partition(".")
+    ours = _is_uuid([org_id, request_id]) and index.isascii() and index.isdigit() and extension.isalnum()
+    return request_id if ours else None
+
+
+def _is_uuid(texts: Iterable[str]) -> bool:
+    for text in texts:
+        try:
+            if str(UUID(text)) != text:
+                return False
+        except ValueError:
+            return False
+    return True

@@ -1,0 +1,244 @@
+"""Hostile upstreams: whatever they send, nothing but the image is published or charged, and nothing of it stays."""
+
+import asyncio
+import itertools
+import json
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import httpx2
+import pytest
+
+from config.settings import MAX_IMAGE_BYTES
+from metering.events import Event
+from proxy.app import STORAGE_PATH
+from proxy.outcomes import Outcome
+from tests.conftest import run
+from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
+from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
+from tests.e2e.test_errors import assert_error
+from tests.e2e.test_memory import resident_bytes
+
+pytestmark = pytest.mark.xdist_group("hostile")
+
+DEADLINE_S = 4
+ROUNDS = 3
+"""Of each attack, beside as many good orders; one more of each before it is measured what the gateway holds."""
+
+MIB = 1024 * 1024
+MOST_GROWN_BYTES = 30 * MIB
+UNDER_WAY_BYTES = 40 * MIB
+"""What may be in the sockets' buffers when the gateway has read its last byte."""
+
+CREDIT_MICRO_MXN = 1_000_000_000
+
+
+@dataclass
+class Storm:
+    """All orders and what came of them. `…_before` is what the gateway held when each attack had been there once."""
+
+    system: System
+    upstream: Upstream
+    org_id: str = ""
+    good_org_id: str = ""
+    replies: dict[str, list[httpx2.Response]] = field(default_factory=dict)
+    good_replies: list[httpx2.Response] = field(default_factory=list)
+    events: dict[UUID, Event] = field(default_factory=dict)
+    good_events: list[Event] = field(default_factory=list)
+    failures: dict[UUID, list[str]] = field(default_factory=dict)
+    descriptors_before: Counter[str] = field(default_factory=Counter)
+    resident_bytes_before: int = 0
+
+    @property
+    def pid(self) -> int:
+        """The gateway's."""
+        return self.system.processes["gateway"].pid
+
+
+@pytest.fixture(scope="module")
+def storm() -> Iterator[Storm]:
+    """Every attack `ROUNDS` times and a good order beside each of them, on one gateway; then all is judged."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder, upstream() as attacker:
+        system = prepare(
+            Path(folder),
+            GHUB_FAL_MODE="direct",
+            GHUB_FAL_URL=f"http://{attacker.address}/fal",
+            GHUB_FAL_KEY=FAL_KEY,
+            GHUB_OPENAI_URL=f"http://{attacker.address}/openai/v1",
+            GHUB_OPENAI_KEY=OPENAI_KEY,
+            GHUB_IMAGE_HOSTS=f"{attacker.address},localhost",
+            GHUB_DEADLINE_S=str(DEADLINE_S),
+            GHUB_METRICS_PORT=str(free_port()),
+        )
+        system.valkey.start()
+        system.start("consumer", "consume", GHUB_METRICS_PORT="0")
+        system.start_gateway()
+        try:
+            yield stormed(Storm(system, attacker))
+        finally:
+            system.stop_all()
+        assert_no_key(system.keys, system.folder)
+
+
+def stormed(storm: Storm) -> Storm:
+    """Make all orders, and gather what is known of them."""
+    system = storm.system
+    limits = {"requests_per_minute": 100_000, "images_per_minute": 100_000}
+    storm.org_id, key = system.customer("attacked", "1000.00", **limits)
+    storm.good_org_id, good_key = system.customer("beside it", "1000.00", **limits)
+    models = itertools.cycle((FLUX, GPT))
+
+    async def rounds(count: int) -> None:
+        async with system.client(key) as client, system.client(good_key) as good_client:
+
+            async def attacked(attack: Attack) -> None:
+                for _ in range(count):
+                    order = {"model": attack.model, "prompt": attack.name, "n": attack.n}
+                    reply = await client.post("/images/generations", json=order)
+                    storm.replies.setdefault(attack.name, []).append(reply)
+                    order = {"model": next(models), "prompt": HONEST}
+                    storm.good_replies.append(await good_client.post("/images/generations", json=order))
+
+            await asyncio.gather(*map(attacked, ATTACKS))
+
+    run(rounds(1))
+    wait_until(lambda: storm.upstream.connections == 0, "no connection is kept")
+    storm.descriptors_before = descriptors(storm.pid)
+    storm.resident_bytes_before = resident_bytes(storm.pid, "VmRSS")
+    run(rounds(ROUNDS))
+    count = (1 + ROUNDS) * len(ATTACKS)
+    storm.events = {UUID(event.event_id): event for event in system.events(storm.org_id, count)}
+    storm.good_events = system.events(storm.good_org_id, count)
+    for line in map(json.loads, system.log().splitlines()):
+        if line.get("event") == "upstream_failure":
+            storm.failures.setdefault(UUID(line["request_id"]), []).append(line["failure"])
+    return storm
+
+
+def test_no_two_attacks_have_one_name() -> None:
+    """They are told apart by it, and at least 20 are on the image's host and 10 in the reply."""
+    assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+    assert Counter(attack.model for attack in ATTACKS).keys() == {FLUX, GPT}
+    assert min(sum(attack.model == model for attack in ATTACKS) for model in (FLUX, GPT)) >= 20
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
+def test_an_attack_publishes_and_charges_nothing_but_the_image(storm: Storm, attack: Attack) -> None:
+    """A row of the table of errors and a void with its reason, each time; or the genuine pictures, whole."""
+    replies = storm.replies[attack.name]
+    assert len(replies) == 1 + ROUNDS
+    for reply in replies:
+        request_id = UUID(reply.headers["x-request-id"].removeprefix("req_"))
+        event, failures = storm.events[request_id], storm.failures.get(request_id, [])
+        assert WORDS not in f"{reply.text} {reply.headers}"
+        for failure in failures:
+            assert failure.startswith(attack.failures), failure
+        if attack.delivered:
+            assert reply.status_code == 200, reply.text
+            assert [published(storm, item["url"]) for item in reply.json()["data"]] == list(attack.delivered)
+            assert (event.end, event.quantity) == ("charge", len(attack.delivered))
+            continue
+        (failure,) = failures
+        row = Outcome[failure.split()[0].upper()].value
+        assert_error(reply, row.error.value.status, row.error.value.code, retry=not row.accepted)
+        assert (event.end, event.reason) == ("void", failure.split()[0])
+        assert (event.quantity, event.amount_micro_mxn, event.images) == (0, 0, ())
+
+
+def test_good_orders_beside_it_are_all_delivered(storm: Storm) -> None:
+    """None is refused, late, or given another one's picture; each is charged once."""
+    assert Counter(reply.status_code for reply in storm.good_replies) == {200: (1 + ROUNDS) * len(ATTACKS)}
+    for reply in storm.good_replies:
+        (item,) = reply.json()["data"]
+        assert published(storm, item["url"]) == PNG
+    assert {(event.end, event.quantity) for event in storm.good_events} == {("charge", 1)}
+
+
+def test_the_balance_is_what_the_delivered_images_cost(storm: Storm) -> None:
+    """Nothing is charged for an attack, nothing is held for one any more, and the books agree."""
+    charged = sum(event.amount_micro_mxn for event in storm.events.values())
+    delivered = sum(len(attack.delivered) for attack in ATTACKS) * (1 + ROUNDS)
+    assert sum(event.quantity for event in storm.events.values()) == delivered
+    cut = storm.system.cut(storm.org_id)
+    assert (cut.available_micro_mxn, cut.held_micro_mxn) == (CREDIT_MICRO_MXN - charged, 0)
+    assert json.loads(storm.system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
+
+
+def test_the_store_holds_the_delivered_images_and_nothing_else(storm: Storm) -> None:
+    """Not a file more, unpublished ones included."""
+    events = [*storm.events.values(), *storm.good_events]
+    assert storm.system.images() == {image.path for event in events for image in event.images}
+
+
+def test_what_it_said_stands_nowhere(storm: Storm) -> None:
+    """Not in a log, the ledger, Redis or the store; nor do the providers' keys."""
+    needles = [text.encode() for text in (WORDS, FAL_KEY, OPENAI_KEY)]
+    for path in storm.system.folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(needle in content for needle in needles), path
+
+
+def test_no_image_host_is_sent_a_credential(storm: Storm) -> None:
+    """Four headers and no more. The cookies that every answer sets never come back, and a key goes to its own only."""
+    names = set()
+    for request in storm.upstream.fetches:
+        names |= {line.partition(b":")[0].lower() for line in request.split(b"\r\n")[1:] if line}
+        assert b"key" not in request.lower()
+    assert names <= {b"host", b"accept", b"accept-encoding", b"user-agent", b"connection"}
+    assert storm.upstream.calls and all(b"\r\ncookie:" not in request.lower() for request in storm.upstream.calls)
+    for request in storm.upstream.calls:
+        assert (FAL_KEY.encode() in request) == (b"/fal/" in request.split(b"\r\n")[0])
+        assert (OPENAI_KEY.encode() in request) == (b"/openai/" in request.split(b"\r\n")[0])
+
+
+def test_no_other_address_is_called(storm: Storm) -> None:
+    """Neither by a redirect, nor by a URL in a reply, nor with a key."""
+    assert storm.upstream.inside == []
+
+
+def test_no_answer_is_read_beyond_the_largest_image(storm: Storm) -> None:
+    """An endless one is left at the cap: what was sent is that and what lay in the sockets."""
+    most = {name: sent for name, sent in storm.upstream.most_sent_bytes.items() if sent > MAX_IMAGE_BYTES}
+    print({name: f"{sent / MIB:.0f} MiB" for name, sent in storm.upstream.most_sent_bytes.items() if sent > MIB})
+    assert all(sent <= MAX_IMAGE_BYTES + UNDER_WAY_BYTES for sent in most.values())
+
+
+def test_memory_sockets_and_files_are_where_they_were(storm: Storm) -> None:
+    """The same descriptors of each kind, memory within 30 MiB, and the spool is empty."""
+    wait_until(lambda: storm.upstream.connections == 0, "no connection is kept")
+    grown = resident_bytes(storm.pid, "VmRSS") - storm.resident_bytes_before
+    print(f"{grown / MIB:.1f} MiB more than {storm.resident_bytes_before / MIB:.0f} MiB; {descriptors(storm.pid)}")
+    wait_until(lambda: descriptors(storm.pid) == storm.descriptors_before, f"again {storm.descriptors_before}")
+    assert grown < MOST_GROWN_BYTES
+    assert list((storm.system.folder / "spool").iterdir()) == []
+    gauges = metrics(storm.system)
+    assert (gauges["ghub_spool_bytes"], gauges["ghub_generations_in_flight"]) == (0, 0)
+
+
+def published(storm: Storm, url: str) -> bytes:
+    """What the store has at a URL that a customer was given."""
+    path = url.removeprefix(f"http://127.0.0.1:{storm.system.port}{STORAGE_PATH}/")
+    return (storm.system.folder / "images" / path).read_bytes()
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """A process's open files, by their path or their kind."""
+    found: Counter[str] = Counter()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found[re.sub(r"\[?[0-9]+\]?$", "", str(link.readlink()))] += 1
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
+def metrics(system: System) -> dict[str, float]:
+    """The gateway's numbers that have no labels."""
+    text = httpx2.get(f"http://127.0.0.1:{system.environment['GHUB_METRICS_PORT']}/metrics", trust_env=False).text
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}

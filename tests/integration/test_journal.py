@@ -1,0 +1,300 @@
+"""The journal: synced before it is acknowledged, read back whole, torn only where nobody was told (rules 12–15)."""
+
+import asyncio
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metering import journal as module
+from metering.journal import PAGE_BYTES, SYNC_S, Entry, Folder, Journal, JournalError, JournalFailed, Past
+from tests.conftest import run
+
+SEGMENT = 64 * 1024
+
+
+def past_of(path: Path) -> list[Past]:
+    folder = Folder(path)
+    try:
+        return folder.past()
+    finally:
+        folder.close()
+
+
+def only(path: Path) -> Past:
+    (past,) = past_of(path)
+    return past
+
+
+async def written(path: Path, count: int, *, at_once: bool = True) -> Journal:
+    """A journal with so many entries, whose process is gone."""
+    folder = Folder(path)
+    journal = Journal(folder, SEGMENT)
+    if at_once:
+        await asyncio.gather(*(journal.append(data(number)) for number in range(1, count + 1)))
+    else:
+        for number in range(1, count + 1):
+            assert await journal.append(data(number)) == number
+    dead(journal, folder)
+    return journal
+
+
+def dead(journal: Journal, folder: Folder) -> None:
+    """As if its process were gone: nothing is deleted, and the claim falls."""
+    for segment in journal._segments:
+        segment.file.close()
+    journal._disk.shutdown()
+    folder.close()
+
+
+def data(number: int) -> bytes:
+    return b"entry %d " % number + b"." * (number % 700)
+
+
+def journals(path: Path) -> list[Path]:
+    return sorted(path.glob("*.journal"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1_000])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_was_acknowledged_is_read_back(tmp_path: Path, count: int, at_once: bool) -> None:
+    """In order, over as many files as it took, with the numbers that were told."""
+
+    async def work() -> None:
+        journal = await written(tmp_path, count, at_once=at_once)
+        past = only(tmp_path)
+        assert past.incarnation == journal.incarnation and past.last_number == count == journal.last_number
+        assert past.entries == tuple(Entry(number, data(number)) for number in range(1, count + 1))
+
+    run(work())
+
+
+def test_all_who_wait_share_a_sync(tmp_path: Path) -> None:
+    """A thousand at once cost a handful of syncs; one after the other, one each."""
+
+    def syncs() -> float:
+        return sum(sample.value for sample in next(iter(SYNC_S.collect())).samples if sample.name.endswith("_count"))
+
+    async def work() -> None:
+        before = syncs()
+        await written(tmp_path / "a", 1_000)
+        assert syncs() - before < 20
+        before = syncs()
+        await written(tmp_path / "b", 20, at_once=False)
+        assert syncs() - before == 20
+
+    run(work())
+
+
+def test_files_are_deleted_from_the_oldest_on(tmp_path: Path) -> None:
+    """Only when nothing in them is needed any more, so a gap is always damage."""
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT)
+        for number in range(1, 1_001):
+            await journal.append(data(number))
+        files = len(journals(tmp_path))
+        assert files > 10
+        for number in range(500, 1_001):
+            journal.release(number)
+        assert len(journals(tmp_path)) == files
+        for number in range(1, 500):
+            journal.release(number)
+        assert len(journals(tmp_path)) == 2  # the one in use, and the spare one
+        assert await journal.append(b"last") == 1_001
+        journal.release(1_001)
+        await journal.close()
+        folder.close()
+        assert journals(tmp_path) == []
+
+    run(work())
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """With a sentence that names the folder; when the first is gone, however it went, the next may."""
+    script = (
+        "import time; from pathlib import Path; from metering.journal import Folder;"
+        f"folder = Folder(Path({str(tmp_path)!r})); print('ok', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ok\n"
+        with pytest.raises(JournalError, match=r"another process uses the journal in .*each gateway needs its own"):
+            Folder(tmp_path)
+        process.kill()
+        process.wait()
+    Folder(tmp_path).close()
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from metering.journal import Folder, Journal
+
+async def main():
+    journal = Journal(Folder(Path(sys.argv[1])), 65536)
+    async def one(name):
+        for at in range(10**6):
+            text = f"{name}:{at}".encode()
+            number = await journal.append(text)
+            sys.stdout.write(f"{number} {name}:{at}\\n")
+            sys.stdout.flush()
+    await asyncio.gather(*(one(name) for name in "abcdefgh"))
+
+asyncio.run(main())
+"""
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """Five writers killed in the middle of their work: every entry that they told is there under its number."""
+    for turn in range(5):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            told = [process.stdout.readline() for _ in range(300 + turn * 50)]
+            process.send_signal(signal.SIGKILL)
+            told += process.stdout.readlines()
+        if not told[-1].endswith(b"\n"):
+            told.pop()
+        acknowledged = {int(line.split()[0]): line.split()[1] for line in told}
+        newest = max(past_of(tmp_path), key=lambda past: past.files[0].stat().st_mtime_ns)
+        found = {entry.number: entry.data for entry in newest.entries}
+        assert acknowledged.items() <= found.items()
+        assert [entry.number for entry in newest.entries] == list(range(1, newest.last_number + 1))
+    assert len(past_of(tmp_path)) == 5
+
+
+def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
+    """Wherever it was cut: what came before is read, and what was torn was never acknowledged."""
+
+    async def work() -> None:
+        await written(tmp_path, 5, at_once=False)
+
+    run(work())
+    (file, _) = journals(tmp_path)
+    whole = file.read_bytes()
+    for cut in [*range(4 * PAGE_BYTES, 5 * PAGE_BYTES, 97), 4 * PAGE_BYTES + 3]:
+        file.write_bytes(whole[:cut] + bytes(len(whole) - cut))
+        entries = only(tmp_path).entries
+        assert entries[:4] == tuple(Entry(number, data(number)) for number in range(1, 5))
+        assert len(entries) == 4 or entries[4] == Entry(5, data(5))
+        file.write_bytes(whole[:cut])
+        assert only(tmp_path).entries[:4] == entries[:4]
+
+
+def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
+    """A flipped bit in any earlier frame, a frame of zeros, a file that is gone: never a silent loss."""
+
+    async def work() -> None:
+        await written(tmp_path, 60, at_once=False)
+
+    run(work())
+    chance = random.Random(7)
+    files = journals(tmp_path)
+    assert len(files) >= 4
+    for _ in range(60):
+        file = chance.choice(files[:-2])
+        whole = file.read_bytes()
+        page = chance.randrange(len(whole) // PAGE_BYTES)
+        length = int.from_bytes(whole[page * PAGE_BYTES + 8 : page * PAGE_BYTES + 12], "little")
+        at = page * PAGE_BYTES + chance.randrange(40 + length)
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
+        with pytest.raises(JournalError, match="damaged"):
+            only(tmp_path)
+        file.write_bytes(whole[: page * PAGE_BYTES] + bytes(PAGE_BYTES) + whole[(page + 1) * PAGE_BYTES :])
+        with pytest.raises(JournalError, match="damaged"):
+            only(tmp_path)
+        file.write_bytes(whole)
+    assert only(tmp_path).last_number == 60
+    moved = files[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(JournalError, match=r"damaged: entries after \d+ are missing"):
+        only(tmp_path)
+    moved.rename(files[1])
+    (tmp_path / "notes.journal").write_text("x")
+    with pytest.raises(JournalError, match="no file of a journal"):
+        past_of(tmp_path)
+
+
+def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries are refused and never read back; the next go into a new file, under the same numbers."""
+    sync = os.fdatasync
+    failing: list[int] = []
+
+    def fails_once(descriptor: int) -> None:
+        sync(descriptor)  # it may well be on the disk
+        if failing:
+            failing.pop()
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module.os, "fdatasync", fails_once)
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT)
+        assert await journal.append(b"first") == 1
+        before = len(journals(tmp_path))
+        failing.append(1)
+        for result in await asyncio.gather(*(journal.append(b"lost") for _ in range(3)), return_exceptions=True):
+            assert isinstance(result, JournalFailed)
+        assert await journal.append(b"second") == 2 and len(journals(tmp_path)) == before + 1
+        failing.append(1)
+        with pytest.raises(JournalFailed):
+            await journal.append(b"lost too")
+        dead(journal, folder)
+        assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second"]
+
+    run(work())
+
+
+def test_room_is_allocated_ahead_and_told(tmp_path: Path) -> None:
+    """Without any there is no journal; where only the next file fails, what is left is told, and goes down."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT)
+        assert journal.room_bytes == 2 * SEGMENT
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SEGMENT // 2, hard))
+        with pytest.raises(OSError, match="large"):
+            Journal(folder, SEGMENT)
+        room = []
+        with pytest.raises(JournalFailed):  # noqa: PT012  # the last append of many is the one that fails
+            while True:
+                await journal.append(b"x")
+                room.append(journal.room_bytes)
+        assert room == sorted(room, reverse=True) and journal.room_bytes < SEGMENT
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert await journal.append(b"there is room again") == len(room) + 1
+        dead(journal, folder)
+
+    try:
+        run(work())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_whoever_stops_waiting_stops_nobody_else(tmp_path: Path) -> None:
+    """Cancelled callers among others: the others are acknowledged, and numbers have no gap."""
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT)
+        tasks = [asyncio.create_task(journal.append(data(number))) for number in range(200)]
+        await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        numbers = [result for result in results if isinstance(result, int)]
+        assert len(numbers) == 133 and len(set(numbers)) == 133
+        dead(journal, folder)
+        assert [entry.number for entry in only(tmp_path).entries] == list(range(1, 201))
+
+    run(work())

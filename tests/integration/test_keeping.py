@@ -1,0 +1,278 @@
+"""A picture into the store: straight or by the spool, tried again while the store fails, published once or not at all."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from metering.events import StoredImage
+from proxy.keeping import ImageLimits, Keeper, read_until
+from proxy.media.formats import NotAnImage
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Chunks, Picture, Source, StoreFailed
+from proxy.spool import Spool
+from proxy.storage.local import LocalStore
+from tests.conftest import run
+from tests.integration.edge_kit import files, noise_png
+
+FOLDER = "11111111-1111-4111-8111-111111111111/22222222-2222-4222-8222-222222222222"
+PICTURE = noise_png(700)
+"""1.4 MB: larger than the spool's memory and its window."""
+
+
+class Hiccups(LocalStore):
+    """A local store that fails as it is told, once per word: `early` before it reads, `late` half-way, `lost` after."""
+
+    def __init__(self, root: Path, *script: str, needs_length: bool = False, again: bool = True) -> None:
+        super().__init__(root)
+        self.script = list(script)
+        self.tries: list[tuple[int | None, bool]] = []
+        self._needs_length = needs_length
+        self._again = again
+
+    @property
+    def needs_length(self) -> bool:
+        return self._needs_length
+
+    async def put(
+        self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
+    ) -> None:
+        self.tries.append((size_bytes, again))
+        step = self.script.pop(0) if self.script else "yes"
+        if step == "early":
+            raise StoreFailed("early", again=self._again)
+        if step == "late":
+            await anext(chunks)
+            await anext(chunks)
+            raise StoreFailed("late", again=self._again)
+        await super().put(path, chunks, content_type, size_bytes=size_bytes, again=again)
+        if step == "lost":
+            raise StoreFailed("lost", again=self._again)
+
+    async def read(self, path: str) -> Chunks:
+        step = self.script.pop(0) if self.script else "yes"
+        async for chunk in super().read(path):
+            yield chunk
+            if step == "late":
+                raise StoreFailed("late", again=self._again)
+
+
+class Upstream:
+    """A picture of these bytes that counts how often it is opened."""
+
+    def __init__(self, data: bytes, *, inline: bool, told: bool = False) -> None:
+        self.opened = 0
+        self.read_bytes = 0
+        self._data = data
+        self._told = told
+        self.picture = Picture(3, self._open, inline)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Source]:
+        self.opened += 1
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(self._data), 65536):
+                await asyncio.sleep(0)
+                self.read_bytes += len(self._data[start : start + 65536])
+                yield self._data[start : start + 65536]
+
+        yield Source(chunks(), len(self._data) if self._told else None)
+
+
+def keeper(store: LocalStore, spool: Spool) -> Keeper:
+    return Keeper(store, spool, ImageLimits(10**7, 16_384, 2))
+
+
+async def keep(store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10) -> list[StoredImage]:
+    published: list[StoredImage] = []
+    await keeper(store, spool).keep(picture, FOLDER, time.monotonic() + within_s, published.append, lambda: None)
+    return published
+
+
+@pytest.mark.parametrize("script", [[], ["early"], ["late"], ["lost"], ["late", "early", "lost"]])
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("needs_length", [True, False])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_hiccup_of_the_store_loses_nothing(
+    tmp_path: Path, script: list[str], inline: bool, needs_length: bool, told: bool
+) -> None:
+    """Bit-identical and published once, the upstream's inline reply read once; a store that needs a length has it."""
+
+    async def work() -> None:
+        upstream = Upstream(PICTURE, inline=inline, told=told)
+        spool, store = Spool(tmp_path / "spool", 10**8), Hiccups(tmp_path / "images", *script, needs_length=needs_length)
+        spool.clean()
+        (image,) = await keep(store, upstream.picture, spool)
+        assert image.path == f"{FOLDER}/3.png" and files(tmp_path / "images") == {image.path}
+        assert (tmp_path / "images" / image.path).read_bytes() == PICTURE
+        facts = (image.size_bytes, image.sha256, image.content_type, image.width_px, image.height_px)
+        assert facts == (len(PICTURE), hashlib.sha256(PICTURE).hexdigest(), "image/png", 700, 700)
+        assert [again for _, again in store.tries] == [False] + [True] * len(script)
+        if inline:
+            assert (upstream.opened, upstream.read_bytes) == (1, len(PICTURE))
+        if needs_length:
+            assert {size for size, _ in store.tries} == {len(PICTURE)}
+        assert spool.share == 0 and list((tmp_path / "spool").iterdir()) == []
+
+    run(work())
+
+
+def test_a_store_that_says_no_is_not_asked_again(tmp_path: Path) -> None:
+    """A wrong bucket is not cured by waiting."""
+
+    async def work() -> None:
+        for inline in (True, False):
+            store = Hiccups(tmp_path / "images", "late", again=False)
+            spool = Spool(tmp_path, 10**8)
+            with pytest.raises(StoreFailed):
+                await keep(store, Upstream(PICTURE, inline=inline).picture, spool)
+            assert len(store.tries) == 1 and files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+def test_trying_ends_with_the_time_for_it(tmp_path: Path) -> None:
+    """The order gets its end in time; nothing is left in the spool."""
+
+    async def work() -> None:
+        for inline in (True, False):
+            store, spool = Hiccups(tmp_path / "images", *["late"] * 100), Spool(tmp_path, 10**8)
+            began_s = time.monotonic()
+            with pytest.raises(StoreFailed):
+                await keep(store, Upstream(PICTURE, inline=inline).picture, spool, within_s=1.0)
+            assert time.monotonic() - began_s < 1.5 and len(store.tries) >= 2
+            assert files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("needs_length", [True, False])
+def test_what_is_cut_short_is_never_published(tmp_path: Path, inline: bool, needs_length: bool) -> None:
+    """By the proof, although its bytes had streamed into the upload already."""
+
+    async def work() -> None:
+        store, spool = Hiccups(tmp_path / "images", needs_length=needs_length), Spool(tmp_path, 10**8)
+        for data in (PICTURE[:-1], PICTURE[: len(PICTURE) // 2], PICTURE + b"x", b"", b"<html>"):
+            with pytest.raises(NotAnImage):
+                await keep(store, Upstream(data, inline=inline, told=True).picture, spool)
+            assert files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+def test_an_inline_picture_lets_the_next_be_read_while_its_upload_goes_on(tmp_path: Path) -> None:
+    """The upstream's reply is not held up by a store that is away: each picture waits in the spool."""
+
+    async def work() -> None:
+        store, spool = Hiccups(tmp_path / "images", *["early"] * 12), Spool(tmp_path, 10**8)
+        one = keeper(store, spool)
+        published: list[StoredImage] = []
+        async with asyncio.TaskGroup() as uploads:
+            for number in range(4):
+                upstream, read = Upstream(PICTURE, inline=True), asyncio.Event()
+                picture = Picture(number, upstream.picture.open, inline=True)
+                until_s = time.monotonic() + 10
+                uploads.create_task(one.keep(picture, FOLDER, until_s, published.append, read.set))
+                async with asyncio.timeout(3):
+                    await read.wait()
+                assert upstream.read_bytes == len(PICTURE)
+            assert published == []
+        assert len(published) == 4 and len(files(tmp_path / "images")) == 4
+
+    run(work())
+
+
+def test_a_source_that_breaks_off_breaks_the_upload_off(tmp_path: Path) -> None:
+    """With its own failure, for a picture at a URL and an inline one."""
+
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Source]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield PICTURE[:500_000]
+            raise ConnectionResetError
+
+        try:
+            yield Source(chunks())
+        except ConnectionResetError as error:
+            raise Failure(Outcome.FETCH_FAILED) from error
+
+    async def work() -> None:
+        for inline in (True, False):
+            store, spool = Hiccups(tmp_path / "images"), Spool(tmp_path, 10**8)
+            with pytest.raises(Failure, match="fetch_failed"):
+                await keep(store, Picture(0, open_, inline), spool)
+            assert files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_deadline_in_the_middle_leaves_nothing(tmp_path: Path, inline: bool) -> None:
+    """Neither in the store nor in the spool."""
+
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Source]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield PICTURE[:500_000]
+            await asyncio.Event().wait()
+
+        yield Source(chunks())
+
+    async def work() -> None:
+        store, spool = Hiccups(tmp_path / "images"), Spool(tmp_path, 10**8)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await keep(store, Picture(0, open_, inline), spool)
+        assert files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+def test_no_more_pictures_are_read_at_a_time_than_is_allowed(tmp_path: Path) -> None:
+    """Two of ten here; the others wait unread, and all are stored in the end."""
+
+    async def work() -> None:
+        reading, most = 0, 0
+
+        @asynccontextmanager
+        async def open_() -> AsyncIterator[Source]:
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+
+            async def chunks() -> AsyncIterator[bytes]:
+                await asyncio.sleep(0.01)
+                yield PICTURE
+
+            yield Source(chunks())
+            reading -= 1
+
+        one = keeper(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
+        published: list[StoredImage] = []
+        async with asyncio.TaskGroup() as all_:
+            for number in range(10):
+                picture = Picture(number, open_, inline=number % 2 == 0)
+                until_s = time.monotonic() + 10
+                all_.create_task(one.keep(picture, FOLDER, until_s, published.append, lambda: None))
+        assert (most, len(published)) == (2, 10)
+
+    run(work())
+
+
+@pytest.mark.parametrize("script", [[], ["late"], ["late", "late", "late"]])
+def test_a_stored_image_is_read_to_its_end(tmp_path: Path, script: list[str]) -> None:
+    """From where the store broke off: no byte twice, none missing."""
+
+    async def work() -> None:
+        store = Hiccups(tmp_path / "images", "yes", *script)
+        (image,) = await keep(store, Upstream(PICTURE, inline=False).picture, Spool(tmp_path, 10**8))
+        until_s = time.monotonic() + 10
+        assert b"".join([chunk async for chunk in read_until(store, image.path, until_s)]) == PICTURE
+
+    run(work())

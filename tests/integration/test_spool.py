@@ -1,0 +1,210 @@
+"""The spool: bounded, followed while it grows, read again from the beginning, and gone with its process."""
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WINDOW_BYTES
+from proxy.ports import StoreFailed
+from proxy.spool import PREFIX, Copy, Spool
+from tests.conftest import run
+
+PIECE = 48 * 1024
+
+
+async def pieces(data: bytes, size: int = PIECE) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        await asyncio.sleep(0)
+        yield data[start : start + size]
+
+
+async def read(copy: Copy) -> bytes:
+    return b"".join([chunk async for chunk in copy.read()])
+
+
+SIZES = [1, PIECE, SPOOL_MEMORY_BYTES, SPOOL_MEMORY_BYTES + 1, 5_000_001]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_goes_in_comes_out_as_often_as_wanted(tmp_path: Path, size: int) -> None:
+    """By a reader that follows it, and by two that come when it is whole; its room is given back."""
+
+    async def work() -> None:
+        spool, data = Spool(tmp_path, 10**8), os.urandom(size)
+        copy = Copy(spool)
+        following = asyncio.create_task(read(copy))
+        await copy.fill(pieces(data))
+        assert copy.known_bytes == size and spool.share == size / 10**8
+        assert hashlib.sha256(await following).digest() == hashlib.sha256(data).digest()
+        assert await read(copy) == data and await read(copy) == data
+        await copy.close()
+        assert spool.share == 0
+
+    run(work())
+
+
+def test_a_small_picture_never_sees_the_disk(tmp_path: Path) -> None:
+    """A folder that does not exist is not missed; a larger picture says that the disk failed."""
+
+    async def work() -> None:
+        small, large = Copy(Spool(tmp_path / "none", 10**8)), Copy(Spool(tmp_path / "none", 10**8))
+        await small.fill(pieces(b"x" * SPOOL_MEMORY_BYTES))
+        assert await read(small) == b"x" * SPOOL_MEMORY_BYTES
+        with pytest.raises(StoreFailed, match="disk"):
+            await large.fill(pieces(b"x" * 10**6))
+        await large.close()
+
+    run(work())
+
+
+def test_a_slow_reader_slows_the_source(tmp_path: Path) -> None:
+    """The source is never further ahead than the window and what it takes in at once."""
+
+    async def work() -> None:
+        given, taken, furthest = 0, 0, 0
+        copy = Copy(Spool(tmp_path, 10**8))
+
+        async def source() -> AsyncIterator[bytes]:
+            nonlocal given, furthest
+            for _ in range(100):
+                given += PIECE
+                furthest = max(furthest, given - taken)
+                yield bytes(PIECE)
+
+        filling = asyncio.create_task(copy.fill(source()))
+        async for chunk in copy.read():
+            taken += len(chunk)
+            await asyncio.sleep(0.002)
+        await filling
+        await copy.close()
+        assert taken == 100 * PIECE
+        assert furthest <= SPOOL_WINDOW_BYTES + 2 * PIECE + 64 * 1024
+
+    run(work())
+
+
+def test_a_reader_that_is_stuck_or_gone_holds_nothing_back(tmp_path: Path) -> None:
+    """The upstream's reply is read to its end, so that the upload can begin again from the copy."""
+
+    async def work() -> None:
+        for gone in (True, False):
+            data = os.urandom(3_000_000)
+            copy = Copy(Spool(tmp_path, 10**8))
+            reader = copy.read()
+            filling = asyncio.create_task(copy.fill(pieces(data)))
+            await anext(reader)
+            if gone:
+                copy.let_go()
+            async with asyncio.timeout(5):
+                await filling
+            assert await read(copy) == data
+            await copy.close()
+
+    run(work())
+
+
+def test_a_source_that_breaks_off_reaches_the_reader(tmp_path: Path) -> None:
+    """After what was there, as the very same exception; so an upload that follows is broken off too."""
+
+    class Broken(Exception):
+        pass
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"abc"
+        raise Broken
+
+    async def work() -> None:
+        copy = Copy(Spool(tmp_path, 10**8))
+        following = asyncio.create_task(read(copy))
+        try:
+            await copy.fill(source())
+        except Broken as error:
+            copy.fail(error)
+        with pytest.raises(Broken):
+            await following
+        with pytest.raises(Broken):
+            await copy.whole()
+        assert copy.known_bytes is None
+
+    run(work())
+
+
+def test_a_full_spool_waits_for_room_and_then_gives_up(tmp_path: Path) -> None:
+    """Room that comes in time is taken; without any the picture fails, and the bound was never passed."""
+
+    async def work() -> None:
+        spool = Spool(tmp_path, 1_000_000, wait_s=0.3)
+        first, second, third = Copy(spool), Copy(spool), Copy(spool)
+        await first.fill(pieces(bytes(900_000)))
+        waiting = asyncio.create_task(second.fill(pieces(bytes(400_000))))
+        await asyncio.sleep(0.05)
+        assert not waiting.done() and spool.share <= 1
+        await first.close()
+        await waiting
+        with pytest.raises(StoreFailed, match="full"):
+            await third.fill(pieces(bytes(700_000)))
+        assert spool.share <= 1
+        await second.close()
+        await third.close()
+        assert spool.share == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("at", [10, 100_000, 400_000])
+def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
+    """Wherever it was, in a thread of the disk too."""
+
+    async def work() -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            copy = Copy(Spool(tmp_path, 10**8))
+            filling = asyncio.create_task(copy.fill(pieces(bytes(10**7))))
+            while copy.size_bytes < at:
+                await asyncio.sleep(0)
+            filling.cancel()
+            with suppress(asyncio.CancelledError):
+                await filling
+            await copy.close()
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+    run(work())
+
+
+def test_nothing_is_left_of_a_process_that_was_killed(tmp_path: Path) -> None:
+    """No name in the folder, and what an older crash left goes at start; nobody else's files do."""
+    script = f"""
+import asyncio, os, signal
+from pathlib import Path
+from proxy.spool import Copy, Spool
+
+async def work():
+    copy = Copy(Spool(Path({str(tmp_path)!r}), 10**8))
+    async def data():
+        for _ in range(100):
+            yield bytes(65536)
+    await copy.fill(data())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(work())
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -9
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / f"{PREFIX}old").write_bytes(b"left")
+    (tmp_path / "other").write_bytes(b"not ours")
+    Spool(tmp_path, 10**8).clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:
+    """Not with the first picture."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        Spool(tmp_path / "file" / "spool", 10**8).clean()
