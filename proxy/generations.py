@@ -104,7 +104,7 @@ class Generations:
         jobs: Jobs | None = None,
     ) -> None:
         self._wallet = wallet
-        self._answers = answers
+        self.answers = answers
         self._maker = Maker(keeper, providers)
         self._lifecycle = lifecycle
         self._jobs = jobs
@@ -208,7 +208,8 @@ class Generations:
     async def _charge(self, job: Job, order: Answered) -> Closing | None:
         """Redis' verdict, asked for again for a while; None where it gives none."""
         latest_us = self._wallet.now_us() + int((job.reply_until_s - time.monotonic()) * 1_000_000)
-        until_s = min(time.monotonic() + SETTLE_S, job.reply_until_s)
+        now_s = time.monotonic()
+        until_s = min(now_s + SETTLE_S, (now_s + job.reply_until_s) / 2)  # the other half is the journal's
         while time.monotonic() < until_s:
             try:
                 return await self._wallet.settle(
@@ -225,11 +226,11 @@ class Generations:
 
     async def _write_down(self, job: Job, order: Answered, charged: bool) -> None:
         """The order is answered 200 when this returns. Raises ApiError where it must not be."""
-        writing = self._detach(self._answers.note(order))
+        writing = self._detach(self.answers.note(order))
         await asyncio.wait({writing}, timeout=max(0.0, job.reply_until_s - time.monotonic()))
         written = writing.done() and writing.exception() is None
         if written and (charged or job.hold_lives()):
-            self._answers.stand(writing.result(), order, charged=charged)
+            self.answers.stand(writing.result(), order, charged=charged)
             if not charged:
                 ANSWERED_AWAY.inc()
             return
@@ -241,9 +242,9 @@ class Generations:
         try:
             number = await writing
             if charged:
-                self._answers.stand(number, order, charged=True)
+                self.answers.stand(number, order, charged=True)
             else:
-                await self._answers.withdraw(number, order.request_id)
+                await self.answers.withdraw(number, order.request_id)
         except JournalFailed:
             # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
             # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.

@@ -174,6 +174,9 @@ class _ResponseStream(httpx2.AsyncByteStream):
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._protocol = response.connection.protocol if response.connection else None
+        self._lost = self._protocol.closed if self._protocol else None
+        if self._lost is not None:
+            self._lost.add_done_callback(self._cut_off)
         headers = response.headers
         self._ends_by_close = "content-length" not in headers and "transfer-encoding" not in headers
 
@@ -193,7 +196,17 @@ class _ResponseStream(httpx2.AsyncByteStream):
         error = None if self._protocol is None else self._protocol.exception()
         return error if isinstance(error, aiohttp.ClientOSError) else None
 
+    def _cut_off(self, lost: asyncio.Future[None]) -> None:
+        """aiohttp closes a connection whose body is no HTTP any more, and leaves who reads that body waiting."""
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the body is no HTTP any more"))
+        if not lost.cancelled():
+            lost.exception()  # seen: asyncio would log it
+
     async def aclose(self) -> None:
+        if self._lost is not None:
+            self._lost.remove_done_callback(self._cut_off)
         self._response.close()
 
 

@@ -173,7 +173,7 @@ class _Line(psycopg.AsyncConnection[Row]):
                 f" SET LOCAL idle_in_transaction_session_timeout = {limit_ms}".encode()
             )
         except psycopg.OperationalError as error:
-            raise
+            raise (_NotBegun(str(error)) if self.closed else error) from error
 
     def hang_up(self) -> None:
         """Let whoever waits on this connection have an error now; a frozen server would never send one."""

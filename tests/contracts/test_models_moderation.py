@@ -7,8 +7,6 @@ import orjson
 import pytest
 
 from proxy.errors import ApiError, Kind
-from proxy.generations import Generations
-from proxy.lifecycle import Lifecycle
 from tests.conftest import run
 from tests.contracts.models_kit import (
     DALL_E,
@@ -21,14 +19,13 @@ from tests.contracts.models_kit import (
     RECRAFT,
     SD,
     ULTRA,
-    Bench,
     order,
     simulated,
     upstream,
 )
 from tests.contracts.raw_server import Peer, raw_server
 from tests.contracts.test_models_wire import base64_png, replying
-from tests.integration.edge_kit import ScriptedWallet, keeper, files, job, png
+from tests.integration.edge_kit import ScriptedWallet, files, generations, job, png
 
 ALL = {"all": True}
 
@@ -52,10 +49,6 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def generations(bench: Bench, wallet: ScriptedWallet) -> Generations:
-    return Generations(wallet, keeper(bench.store), bench.providers, Lifecycle())
-
-
 @pytest.mark.parametrize(("model", "scenario", "more"), REFUSED)
 def test_a_refusal_of_everything_is_400_and_void(
     tmp_path: Path, model: str, scenario: str, more: dict[str, Any]
@@ -65,15 +58,16 @@ def test_a_refusal_of_everything_is_400_and_void(
     async def work() -> None:
         async with simulated(tmp_path) as bench:
             wallet = ScriptedWallet()
-            making = generations(bench, wallet)
-            await bench.behave(model, scenario, same=True, **more)
-            with pytest.raises(ApiError) as told:
-                await making.start(job(order(model, 3)))
-            await making.drain()
-            assert told.value.kind is Kind.CONTENT_POLICY and told.value.kind.value.status == 400
-            assert told.value.reply_headers() == {"x-should-retry": "false"}
-            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["content_policy"], set())
-            assert len(bench.orders()) == len(await bench.jobs(model)) == -(-3 // order(model).model.images_per_call)
+            async with generations(wallet, bench.store, bench.providers) as making:
+                await bench.behave(model, scenario, same=True, **more)
+                with pytest.raises(ApiError) as told:
+                    await making.start(job(order(model, 3)))
+                await making.drain()
+                assert told.value.kind is Kind.CONTENT_POLICY and told.value.kind.value.status == 400
+                assert told.value.reply_headers() == {"x-should-retry": "false"}
+                assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["content_policy"], set())
+                calls = -(-3 // order(model).model.images_per_call)
+                assert len(bench.orders()) == len(await bench.jobs(model)) == calls
 
     run(work())
 
@@ -103,15 +97,15 @@ def test_of_an_order_that_is_refused_in_part_the_good_pictures_come_and_are_char
     async def work() -> None:
         async with simulated(tmp_path, queue=queue) as bench:
             wallet = ScriptedWallet()
-            making = generations(bench, wallet)
-            await bench.behave(model, scenario, same=True, **more)
-            asked = job(order(model, n))
-            delivery = await making.start(asked)
-            await making.drain()
-            names = [path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.images)]
-            assert names == [str(number) for number in good]
-            assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.images)]
-            assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.images}
+            async with generations(wallet, bench.store, bench.providers) as making:
+                await bench.behave(model, scenario, same=True, **more)
+                asked = job(order(model, n))
+                delivery = await making.start(asked)
+                await making.drain()
+                names = [path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.images)]
+                assert names == [str(number) for number in good]
+                assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.images)]
+                assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.images}
 
     run(work())
 
@@ -127,12 +121,12 @@ def test_of_several_calls_the_refused_ones_are_missing_and_the_others_come(tmp_p
                 (RECRAFT, "content_policy_422"),
             ):
                 wallet = ScriptedWallet()
-                making = generations(bench, wallet)
-                await bench.in_turn(model, "ok", refusal, "ok")
-                delivery = await making.start(job(order(model, 3)))
-                await making.drain()
-                assert len(delivery.images) == 2
-                assert [images for _, images in wallet.charges] == [delivery.images]
+                async with generations(wallet, bench.store, bench.providers) as making:
+                    await bench.in_turn(model, "ok", refusal, "ok")
+                    delivery = await making.start(job(order(model, 3)))
+                    await making.drain()
+                    assert len(delivery.images) == 2
+                    assert [images for _, images in wallet.charges] == [delivery.images]
 
     run(work())
 
@@ -147,11 +141,11 @@ def test_a_flagged_picture_that_came_with_its_bytes_is_taken_back(tmp_path: Path
     async def work() -> None:
         async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
             wallet = ScriptedWallet()
-            making = generations(bench, wallet)
-            delivery = await making.start(job(order(GROK, 2)))
-            await making.drain()
-            assert [(tmp_path / image.path).read_bytes() for image in delivery.images] == [png(1)]
-            assert files(tmp_path) == {delivery.images[0].path} and len(wallet.charges) == 1
+            async with generations(wallet, bench.store, bench.providers) as making:
+                delivery = await making.start(job(order(GROK, 2)))
+                await making.drain()
+                assert [(tmp_path / image.path).read_bytes() for image in delivery.images] == [png(1)]
+                assert files(tmp_path) == {delivery.images[0].path} and len(wallet.charges) == 1
 
     run(work())
 

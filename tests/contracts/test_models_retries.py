@@ -11,8 +11,6 @@ import pytest
 
 from proxy import making
 from proxy.errors import ApiError
-from proxy.generations import Generations
-from proxy.lifecycle import Lifecycle
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.providers import fal
 from tests.conftest import run
@@ -28,7 +26,7 @@ from tests.contracts.models_kit import (
     upstream,
 )
 from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import ScriptedWallet, keeper, job, png
+from tests.integration.edge_kit import ScriptedWallet, generations, job, png
 
 FOUR = (GPT, IMAGEN, GROK, FLUX)
 """A model of each provider."""
@@ -129,19 +127,19 @@ def test_a_wish_beyond_the_deadline_is_not_waited_for_and_forbids_the_sdks_to_re
         async with simulated(tmp_path) as bench:
             await bench.behave(model, "rate_limited_429", retry_after=wish_s)
             wallet = ScriptedWallet()
-            generations = Generations(wallet, keeper(bench.store), bench.providers, Lifecycle())
-            began_s = time.monotonic()
-            with pytest.raises(ApiError) as told:
-                await generations.start(job(order(model), generate_s=100, reply_s=105))
-            await generations.drain()
-            assert time.monotonic() - began_s < 5
-            assert told.value.kind.value.status == 502
-            assert told.value.reply_headers() == {
-                "x-should-retry": "false",
-                "retry-after": str(wish_s),
-                "retry-after-ms": str(wish_s * 1000),
-            }
-            assert (wallet.voids, len(bench.orders())) == (["rate_limited"], 1)
+            async with generations(wallet, bench.store, bench.providers) as making:
+                began_s = time.monotonic()
+                with pytest.raises(ApiError) as told:
+                    await making.start(job(order(model), generate_s=100, reply_s=105))
+                await making.drain()
+                assert time.monotonic() - began_s < 5
+                assert told.value.kind.value.status == 502
+                assert told.value.reply_headers() == {
+                    "x-should-retry": "false",
+                    "retry-after": str(wish_s),
+                    "retry-after-ms": str(wish_s * 1000),
+                }
+                assert (wallet.voids, len(bench.orders())) == (["rate_limited"], 1)
 
     run(work())
 

@@ -249,6 +249,40 @@ def test_a_reset_inside_the_body_is_a_read_error(subject: tuple[Run, MakeClient]
     run(main())
 
 
+@pytest.mark.parametrize("waiting", [True, False], ids=["while it is waited for", "while nobody reads"])
+def test_a_body_that_is_no_http_any_more_is_a_protocol_error(subject: tuple[Run, MakeClient], waiting: bool) -> None:
+    """At once: neither a time-out nor an error of another kind."""
+    run, make_client = subject
+    read, gone = asyncio.Event(), asyncio.Event()
+
+    async def goes_wrong_in_the_body(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        await read.wait()
+        await peer.send(b"zz\r\n")
+        if not waiting:
+            gone.set()
+        await peer.gone()
+
+    async def main() -> None:
+        async with (
+            raw_server(goes_wrong_in_the_body) as server,
+            make_client() as client,
+            client.stream("POST", server.url, content=b"{}") as response,
+        ):
+            chunks = response.aiter_raw()
+            assert await anext(chunks) == b"hello"
+            read.set()
+            if not waiting:
+                await gone.wait()
+                await asyncio.sleep(SHORT_S)  # the loop reads what has come
+            async with asyncio.timeout(PATIENCE_S / 2):
+                with pytest.raises(httpx2.RemoteProtocolError):
+                    await anext(chunks)
+
+    run(main())
+
+
 def test_a_body_may_end_by_an_orderly_close(subject: tuple[Run, MakeClient]) -> None:
     run, make_client = subject
 

@@ -4,26 +4,31 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 from uuid import uuid4
 
 from PIL import Image
 from redis.asyncio import Redis
 
 from config.catalogue import read_catalogue
-from metering.clock import period_at
+from metering.answered import Answered
+from metering.answers import Answers
+from metering.clock import boottime_s, period_at
 from metering.events import StoredImage
+from metering.journal import Folder, Journal
+from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Caller, Close, Closing, Wallet, WalletLimits
-from proxy.generations import Job
+from proxy.generations import Generations, Job
 from proxy.keeping import ImageLimits, Keeper
+from proxy.lifecycle import Lifecycle
 from proxy.outcomes import Failure
-from proxy.ports import Call, ImageStore, Order, Picture, Source
+from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
 from proxy.spool import Spool
 
 CATALOGUE = read_catalogue(None)
@@ -36,6 +41,31 @@ def png(seed: int = 0) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (seed % 256, 10, 10)).save(out, "png")
     return out.getvalue()
+
+
+@asynccontextmanager
+async def generations(
+    wallet: Wallet,
+    store: ImageStore,
+    providers: Mapping[str, Provider],
+    most_bytes: int = 10**8,
+    lifecycle: Lifecycle | None = None,
+) -> AsyncIterator[Generations]:
+    """Generations with a journal of their own; they are over at the end."""
+    with TemporaryDirectory(prefix="ghub-") as name:
+        folder = Folder(Path(name))
+        journal = Journal(folder, 64 * 1024)
+        ledger = open_sqlite(f"sqlite:///{name}/ledger.db")
+        await ledger.migrate()
+        answers = Answers(journal, wallet, ledger)
+        running = Generations(wallet, keeper(store, most_bytes), answers, providers, lifecycle or Lifecycle())
+        try:
+            yield running
+        finally:
+            await running.drain()
+            await journal.close()
+            folder.close()
+            await ledger.aclose()
 
 
 def noise_png(side_px: int) -> bytes:
@@ -65,7 +95,18 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
     price = Price(asked.model_id, usd, CATALOGUE.markup, CATALOGUE.price_book_version)
     pinned = quote(price, Rate(period.month, Decimal(20), "test"), period, asked.n)
     ends_us = now_us + int(hold_s * 1_000_000)
-    return Job(uuid4(), CALLER, asked, pinned, now_s + generate_s, now_s + reply_s, ends_us)
+    return Job(
+        request_id=uuid4(),
+        caller=CALLER,
+        order=asked,
+        quote=pinned,
+        generate_until_s=now_s + generate_s,
+        reply_until_s=now_s + reply_s,
+        hold_ends_us=ends_us,
+        hold_ends_boot_s=boottime_s() + hold_s,
+        admitted_us=now_us,
+        opened=b"{}",
+    )
 
 
 class ScriptedWallet(Wallet):
@@ -109,6 +150,12 @@ class ScriptedWallet(Wallet):
         if step == "unheard":
             raise WalletAway
         return Closing(Close.CHARGED, self.now_us(), 7)
+
+    async def replay(self, answered: Answered) -> bool:
+        if not self.charges:
+            self.charges.append((answered.amount_micro_mxn, answered.images))
+            return True
+        return False
 
     async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
         if self.voids_away:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,9 +43,9 @@ from tests.integration.edge_kit import (
     ScriptedProvider,
     ScriptedWallet,
     files,
+    generations,
     hanging,
     job,
-    keeper,
     order,
     picture,
     png,
@@ -67,15 +68,14 @@ class Ended:
 
 
 async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job) -> Ended:
-    generations = Generations(wallet, keeper(LocalStore(root), MOST_IMAGE_BYTES), {"fal": provider}, Lifecycle())
-    began_s = time.monotonic()
     delivery, error = None, None
-    try:
-        delivery = await generations.start(asked)
-    except ApiError as caught:
-        error = caught
-    took_s = time.monotonic() - began_s
-    await generations.drain()
+    async with generations(wallet, LocalStore(root), {"fal": provider}, MOST_IMAGE_BYTES) as running:
+        began_s = time.monotonic()
+        try:
+            delivery = await running.start(asked)
+        except ApiError as caught:
+            error = caught
+        took_s = time.monotonic() - began_s
     return Ended(delivery, error, took_s)
 
 
@@ -183,18 +183,18 @@ def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path,
     async def work() -> None:
         wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
         wallet.gate.clear()
-        generations = Generations(wallet, keeper(LocalStore(tmp_path)), {"fal": one_image()}, Lifecycle())
-        task = generations.start(asked)
-        await wallet.settling.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        wallet.gate.set()
-        await generations.drain()
-        if step == "refused":
-            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
-        else:
-            assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
+        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as making:
+            task = making.start(asked)
+            await wallet.settling.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            wallet.gate.set()
+            await making.drain()
+            if step == "refused":
+                assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+            else:
+                assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
 
     run(work())
 
@@ -211,16 +211,14 @@ def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
             reading.set()
             await asyncio.Event().wait()
 
-        generations = Generations(
-            wallet, keeper(LocalStore(tmp_path)), {"fal": ScriptedProvider(picture(0, chunks))}, Lifecycle()
-        )
-        task = generations.start(job(order()))
-        await reading.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await generations.drain()
-        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["fault"], set())
+        async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}) as making:
+            task = making.start(job(order()))
+            await reading.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await making.drain()
+            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["fault"], set())
 
     run(work())
 
@@ -249,14 +247,75 @@ def test_a_refused_settlement_is_an_error_without_images(tmp_path: Path) -> None
     run(work())
 
 
-def test_a_settlement_without_a_verdict_is_an_error_and_a_void(tmp_path: Path) -> None:
-    """Redis away until the reply is due, then back: the client has its error in time, and pays nothing."""
+def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: Path) -> None:
+    """Redis away (rule 8): a 200 that says nothing of the balance, charged once as soon as Redis is back."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=4)
+        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+            delivery = await running.start(asked)
+            assert delivery.available_micro_mxn is None and delivery.cost_micro_mxn == UNIT
+            assert wallet.charges == [] and wallet.settlements > 1
+            await running.answers.round()
+            await running.answers.round()
+        assert wallet.charges == [(UNIT, delivery.images)]
+        assert (wallet.voids, files(tmp_path)) == ([], paths(asked, 0))
+
+    run(work())
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 0.45])
+def test_a_settlement_without_a_verdict_for_a_dead_hold_is_an_error_and_a_void(tmp_path: Path, hold_s: float) -> None:
+    """Dead by this machine's own clock, before the settlement or while it was tried: nobody pays."""
 
     async def work() -> None:
         wallet = ScriptedWallet(*["away"] * 100)
-        ended = await generate(wallet, tmp_path, one_image(), job(order(), generate_s=0.2, reply_s=0.4))
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and ended.took_s < 0.7
+        ended = await generate(wallet, tmp_path, one_image(), job(order(), reply_s=1.0, hold_s=hold_s))
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and ended.took_s < 1.2
         assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+
+    run(work())
+
+
+def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error, no charge at any replay, and the images go: the withdrawal is on the disk before that (rule 8)."""
+    sync = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.3)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+
+    async def work() -> None:
+        wallet = ScriptedWallet(*["away"] * 100)
+        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+            with pytest.raises(ApiError) as caught:
+                await running.start(job(order(), reply_s=1.5, hold_s=0.9))
+            assert caught.value.kind is Kind.DEADLINE
+            await running.drain()
+            await running.answers.round()
+            assert running.answers.waiting == 0
+        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+
+    run(work())
+
+
+def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis away and the disk broken: an error, and the images stay, as nobody knows what the disk has."""
+
+    def broken(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=1.0)
+        ended = await generate(wallet, tmp_path, one_image(), asked)
+        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+        assert (wallet.charges, files(tmp_path)) == ([], paths(asked, 0))
 
     run(work())
 
@@ -265,7 +324,7 @@ def test_a_charge_that_came_through_after_an_error_keeps_its_images_and_is_count
     """Every charge has its images (rule 11), and somebody is told."""
 
     async def work() -> None:
-        wallet, asked = ScriptedWallet("unheard", *["away"] * 100), job(order(), generate_s=0.2, reply_s=0.4)
+        wallet, asked = ScriptedWallet("unheard", *["away"] * 100), job(order(), reply_s=0.4, hold_s=0.1)
         before = counted("ghub_charged_after_error_total")
         ended = await generate(wallet, tmp_path, one_image(), asked)
         assert ended.error is not None
@@ -281,7 +340,7 @@ def test_images_stay_where_nobody_ever_said_whether_they_were_charged(tmp_path: 
     async def work() -> None:
         wallet = ScriptedWallet("unheard", *["away"] * 100)
         wallet.voids_away = True
-        asked = job(order(), generate_s=0.1, reply_s=0.2, hold_s=0.5)
+        asked = job(order(), generate_s=0.1, reply_s=0.2, hold_s=0.1)
         ended = await generate(wallet, tmp_path, one_image(), asked)
         assert ended.error is not None
         assert (len(wallet.charges), files(tmp_path)) == (1, paths(asked, 0))
@@ -447,15 +506,15 @@ def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path
     async def work() -> None:
         wallet = ScriptedWallet()
         wallet.voids_away = True
-        generations = Generations(wallet, keeper(LocalStore(tmp_path)), {"fal": ScriptedProvider()}, Lifecycle())
-        with pytest.raises(ApiError):
-            await generations.start(job(order()))
-        draining = asyncio.create_task(generations.drain())
-        await asyncio.sleep(0.3)
-        assert not draining.done() and wallet.voids == []
-        wallet.voids_away = False
-        await draining
-        assert wallet.voids == ["no_image"]
+        async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}) as making:
+            with pytest.raises(ApiError):
+                await making.start(job(order()))
+            draining = asyncio.create_task(making.drain())
+            await asyncio.sleep(0.3)
+            assert not draining.done() and wallet.voids == []
+            wallet.voids_away = False
+            await draining
+            assert wallet.voids == ["no_image"]
 
     run(work())
 
@@ -508,25 +567,26 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     await ledger.add_rate(Rate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
     rates = Rates(ledger, grace_h=0)
     await rates.refresh()
-    store, lifecycle = LocalStore(root / "images"), Lifecycle()
-    generations = Generations(wallet, keeper(store), {"fal": provider}, lifecycle)
-    images = ImagesEndpoint(
-        Authenticator(wallet, 10),
-        CATALOGUE,
-        rates,
-        wallet,
-        generations,
-        lifecycle,
-        store,
-        Limits(body_bytes=10_000, body_s=5, deadline_s=5),
-        refusal=lambda: None,
-        price_book="test",
-        public_url="https://images.test",
-        region="test",
-        topup_url=None,
-    )
-    yield images, generations
-    await generations.drain()
+    store = LocalStore(root / "images")
+    async with generations(wallet, store, {"fal": provider}) as running:
+        yield (
+            ImagesEndpoint(
+                Authenticator(wallet, 10),
+                CATALOGUE,
+                rates,
+                wallet,
+                running,
+                Lifecycle(),
+                store,
+                Limits(body_bytes=10_000, body_s=5, deadline_s=5),
+                refusal=lambda: None,
+                price_book="test",
+                public_url="https://images.test",
+                region="test",
+                topup_url=None,
+            ),
+            running,
+        )
     await ledger.aclose()
 
 
@@ -557,14 +617,14 @@ def test_a_client_that_is_gone_stops_nothing_and_leaves_no_noise(tmp_path: Path,
         asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
         wallet = Door()
         wallet.opening.set()
-        async with endpoint(wallet, tmp_path, Waiting()) as (images, generations):
+        async with endpoint(wallet, tmp_path, Waiting()) as (images, running):
             asking = asyncio.create_task(images.create(request()))
             await started.wait()
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
             go_on.set()
-            await generations.drain()
+            await running.drain()
             del asking
             gc.collect()
             await asyncio.sleep(0)
@@ -583,7 +643,7 @@ def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: b
     async def work() -> None:
         wallet = Door()
         wallet.away = away
-        async with endpoint(wallet, tmp_path, ScriptedProvider()) as (images, generations):
+        async with endpoint(wallet, tmp_path, ScriptedProvider()) as (images, running):
             asking = asyncio.create_task(images.create(request()))
             await wallet.asked.wait()
             if away:
@@ -595,7 +655,7 @@ def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: b
                 asking.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await asking
-            await generations.drain()
+            await running.drain()
             assert wallet.voids == ["admission_unread"]
 
     run(work())

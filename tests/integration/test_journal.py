@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from metering import journal as module
 from metering.journal import PAGE_BYTES, SYNC_S, Entry, Folder, Journal, JournalError, JournalFailed, Past
 from tests.conftest import run
 
@@ -233,7 +232,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
             failing.pop()
             raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(module.os, "fdatasync", fails_once)
+    monkeypatch.setattr(os, "fdatasync", fails_once)
 
     async def work() -> None:
         folder = Folder(tmp_path)

@@ -1,9 +1,9 @@
-"""A picture into the store: straight or by the spool, tried again while the store fails, published once or not at all."""
+"""A picture into the store: straight or by the spool, tried again, published once or not at all."""
 
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,12 +31,8 @@ class Hiccups(LocalStore):
         super().__init__(root)
         self.script = list(script)
         self.tries: list[tuple[int | None, bool]] = []
-        self._needs_length = needs_length
+        self.needs_length = needs_length
         self._again = again
-
-    @property
-    def needs_length(self) -> bool:
-        return self._needs_length
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
@@ -53,7 +49,7 @@ class Hiccups(LocalStore):
         if step == "lost":
             raise StoreFailed("lost", again=self._again)
 
-    async def read(self, path: str) -> Chunks:
+    async def read(self, path: str) -> AsyncGenerator[bytes]:
         step = self.script.pop(0) if self.script else "yes"
         async for chunk in super().read(path):
             yield chunk
@@ -105,7 +101,8 @@ def test_a_hiccup_of_the_store_loses_nothing(
 
     async def work() -> None:
         upstream = Upstream(PICTURE, inline=inline, told=told)
-        spool, store = Spool(tmp_path / "spool", 10**8), Hiccups(tmp_path / "images", *script, needs_length=needs_length)
+        spool = Spool(tmp_path / "spool", 10**8)
+        store = Hiccups(tmp_path / "images", *script, needs_length=needs_length)
         spool.clean()
         (image,) = await keep(store, upstream.picture, spool)
         assert image.path == f"{FOLDER}/3.png" and files(tmp_path / "images") == {image.path}

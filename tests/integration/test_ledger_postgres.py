@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,21 @@ def test_a_change_that_commits_late_is_not_stepped_over(postgres_url: str) -> No
     """Two transactions overlap: the second draws no number before the first has committed its own."""
 
     async def work() -> None:
-        ledger = await opened(postgres_url)
-        await ledger.create_org(Org(OTHER, "other", "default", None, None, NOON.isoformat()))
-        seen = await ledger.last_change()
-        with psycopg.connect(postgres_url) as late:
-            # Past all of our code, as any other program might: the database itself keeps the order.
-            late.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'late', '')", (ORG,))
-            overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON))
-            await until_waiting(postgres_url)
-            assert (await ledger.last_change(), await ledger.changed_since(seen)) == (seen, [])
-            late.commit()
-        await overlapping
-        assert sql(postgres_url, f"SELECT org_id FROM changes WHERE seq > {seen} ORDER BY seq") == [(ORG,), (OTHER,)]
-        await ledger.aclose()
+        async with aclosing(await opened(postgres_url)) as ledger:
+            await ledger.create_org(Org(OTHER, "other", "default", None, None, NOON.isoformat()))
+            seen = await ledger.last_change()
+            with psycopg.connect(postgres_url) as late:
+                # Past all of our code, as any other program might: the database itself keeps the order.
+                late.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'late', '')", (ORG,))
+                overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON))
+                await until_waiting(postgres_url)
+                assert (await ledger.last_change(), await ledger.changed_since(seen)) == (seen, [])
+                late.commit()
+            await overlapping
+            assert sql(postgres_url, f"SELECT org_id FROM changes WHERE seq > {seen} ORDER BY seq") == [
+                (ORG,),
+                (OTHER,),
+            ]
 
     run(work())
 
@@ -132,13 +134,12 @@ def test_race_a_follower_of_the_changes_misses_none(postgres_url: str) -> None:
         return found
 
     async def work() -> None:
-        ledger = open_postgres(postgres_url)
-        await ledger.migrate()
-        following = asyncio.create_task(follow(ledger))
-        written = await asyncio.gather(*(asyncio.to_thread(write, writer) for writer in range(8)))
-        done.set()
-        assert await following == set().union(*written)
-        await ledger.aclose()
+        async with aclosing(open_postgres(postgres_url)) as ledger:
+            await ledger.migrate()
+            following = asyncio.create_task(follow(ledger))
+            written = await asyncio.gather(*(asyncio.to_thread(write, writer) for writer in range(8)))
+            done.set()
+            assert await following == set().union(*written)
 
     run(work())
 
@@ -155,17 +156,16 @@ def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
         return {"events": orjson.dumps([event_row((first, second)[number - 1], NOON.isoformat())]).decode()}
 
     async def work() -> None:
-        ledger = await opened(postgres_url)
-        with psycopg.connect(postgres_url) as other:
-            other.execute("SET deadlock_timeout = '1min'")
-            other.execute(book, rows(2))
-            booking = asyncio.create_task(ledger.book([first, second], [], NOON))
-            await until_waiting(postgres_url)
-            await asyncio.to_thread(other.execute, book, rows(1))
-            other.commit()
-        assert await booking == set()
-        assert await ledger.charged_up_to(ORG) == await ledger.recount(ORG) == Charged(2, 2, 2 * UNIT)
-        await ledger.aclose()
+        async with aclosing(await opened(postgres_url)) as ledger:
+            with psycopg.connect(postgres_url) as other:
+                other.execute("SET deadlock_timeout = '1min'")
+                other.execute(book, rows(2))
+                booking = asyncio.create_task(ledger.book([first, second], [], NOON))
+                await until_waiting(postgres_url)
+                await asyncio.to_thread(other.execute, book, rows(1))
+                other.commit()
+            assert await booking == set()
+            assert await ledger.charged_up_to(ORG) == await ledger.recount(ORG) == Charged(2, 2, 2 * UNIT)
 
     run(work())
 
@@ -174,13 +174,12 @@ def test_what_no_column_can_hold_is_refused_and_can_be_set_aside(postgres_url: s
     """Text with a NUL in it and numbers beyond 64 bits, which SQLite takes or refuses in its own way."""
 
     async def work() -> None:
-        ledger = await opened(postgres_url)
-        for poison in (replace(event(ORG, 1), reason="a\0b"), event(ORG, 2**63), event(ORG, 2**70)):
-            with pytest.raises(LedgerError, match="the ledger refuses"):
-                await ledger.book([poison], [], NOON)
-        await ledger.book([], [SetAside(1, "1-1", "got 'a\0b'", b"a\0b")], NOON)
-        assert sql(postgres_url, "SELECT error, fields FROM events_set_aside") == [(r"got 'a\0b'", b"a\0b")]
-        await ledger.aclose()
+        async with aclosing(await opened(postgres_url)) as ledger:
+            for poison in (replace(event(ORG, 1), reason="a\0b"), event(ORG, 2**63), event(ORG, 2**70)):
+                with pytest.raises(LedgerError, match="the ledger refuses"):
+                    await ledger.book([poison], [], NOON)
+            await ledger.book([], [SetAside(1, "1-1", "got 'a\0b'", b"a\0b")], NOON)
+            assert sql(postgres_url, "SELECT error, fields FROM events_set_aside") == [(r"got 'a\0b'", b"a\0b")]
 
     run(work())
 
@@ -202,17 +201,16 @@ def test_where_all_connections_are_in_use_the_ledger_is_away(
     """One more call waits no longer than for a database that is gone; then those that held them get through."""
 
     async def work() -> None:
-        ledger = await opened(postgres_url)
-        with psycopg.connect(postgres_url) as slow:
-            slow.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'slow', '')", (ORG,))
-            stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON)) for _ in range(CONNECTIONS)]
-            await until_waiting(postgres_url, CONNECTIONS)
-            monkeypatch.setattr(postgres, "CALL_S", SHORT_S)
-            with pytest.raises(LedgerAway, match="all are in use"):
-                await ledger.orgs()
-        await asyncio.gather(*stuck)
-        assert len(await ledger.orgs()) == 1
-        await ledger.aclose()
+        async with aclosing(await opened(postgres_url)) as ledger:
+            with psycopg.connect(postgres_url) as slow:
+                slow.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'slow', '')", (ORG,))
+                stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON)) for _ in range(CONNECTIONS)]
+                await until_waiting(postgres_url, CONNECTIONS)
+                monkeypatch.setattr(postgres, "CALL_S", SHORT_S)
+                with pytest.raises(LedgerAway, match="all are in use"):
+                    await ledger.orgs()
+            await asyncio.gather(*stuck)
+            assert len(await ledger.orgs()) == 1
 
     run(work())
 
@@ -222,10 +220,9 @@ def test_a_database_that_is_not_there_is_away_and_says_why(tmp_path: Path) -> No
     """The reason is the connection's own, not that of a pool that waited."""
 
     async def work() -> None:
-        ledger = open_postgres(f"postgresql://ghub@/nowhere?host={tmp_path}")
-        with pytest.raises(LedgerAway, match="No such file or directory"):
-            await ledger.orgs()
-        await ledger.aclose()
+        async with aclosing(open_postgres(f"postgresql://ghub@/nowhere?host={tmp_path}")) as ledger:
+            with pytest.raises(LedgerAway, match="No such file or directory"):
+                await ledger.orgs()
 
     run(work())
 
@@ -235,29 +232,28 @@ def test_a_frozen_database_is_away_in_time_and_comes_back(own_server: PostgresSe
     """Frozen before a call and in the middle of one; what was cut off is not there, and nothing hangs."""
 
     async def work(url: str) -> None:
-        ledger = await opened(url)
-        in_the_middle = asyncio.Event()
-        book = ledger._book
+        async with aclosing(await opened(url)) as ledger:
+            in_the_middle = asyncio.Event()
+            book = ledger._book
 
-        def freeze(rows: list[dict[str, Any]]) -> Steps[set[str]]:
-            new = yield from book(rows)
-            own_server.freeze()
-            in_the_middle.set()
-            return new
+            def freeze(rows: list[dict[str, Any]]) -> Steps[set[str]]:
+                new = yield from book(rows)
+                own_server.freeze()
+                in_the_middle.set()
+                return new
 
-        ledger._book = freeze  # type: ignore[method-assign]
-        for call in (lambda: ledger.book([event(ORG, 1)], [], NOON), ledger.orgs, ledger.orgs):
-            began = time.monotonic()
-            with pytest.raises(LedgerAway):
-                await asyncio.wait_for(call(), 5.0)
-            assert time.monotonic() - began < 3 * SHORT_S
-        assert in_the_middle.is_set()
-        own_server.thaw()
-        ledger._book = book  # type: ignore[method-assign]
-        assert (await ledger.charged_up_to(ORG)).events in (0, 1)  # the commit may have been on its way
-        await ledger.book([event(ORG, 1)], [], NOON)
-        assert await ledger.charged_up_to(ORG) == Charged(1, 1, UNIT)
-        await ledger.aclose()
+            ledger._book = freeze  # type: ignore[method-assign]
+            for call in (lambda: ledger.book([event(ORG, 1)], [], NOON), ledger.orgs, ledger.orgs):
+                began = time.monotonic()
+                with pytest.raises(LedgerAway):
+                    await asyncio.wait_for(call(), 5.0)
+                assert time.monotonic() - began < 3 * SHORT_S
+            assert in_the_middle.is_set()
+            own_server.thaw()
+            ledger._book = book  # type: ignore[method-assign]
+            assert (await ledger.charged_up_to(ORG)).events in (0, 1)  # the commit may have been on its way
+            await ledger.book([event(ORG, 1)], [], NOON)
+            assert await ledger.charged_up_to(ORG) == Charged(1, 1, UNIT)
 
     with own_server.database() as url:
         run(work(url))
@@ -267,12 +263,11 @@ def test_a_restarted_server_is_not_noticed(own_server: PostgresServer) -> None:
     """Every connection of the pool is dead and no transaction had begun: the next call takes a new one."""
 
     async def work(url: str) -> None:
-        ledger = await opened(url)
-        await asyncio.gather(*(ledger.orgs() for _ in range(20)))
-        own_server.kill()
-        own_server.start()
-        assert [org.org_id for org in await ledger.orgs()] == [ORG]
-        await ledger.aclose()
+        async with aclosing(await opened(url)) as ledger:
+            await asyncio.gather(*(ledger.orgs() for _ in range(20)))
+            own_server.kill()
+            own_server.start()
+            assert [org.org_id for org in await ledger.orgs()] == [ORG]
 
     with suppress(psycopg.OperationalError), own_server.database() as url:  # its own connection is dead, too
         run(work(url))
@@ -282,17 +277,16 @@ def test_a_frozen_writer_holds_the_others_up_for_a_bounded_time(postgres_url: st
     """A process that stands still with the turn in its hands is thrown out by the server."""
 
     async def work() -> None:
-        ledger = await opened(postgres_url)
-        worker = start_worker("write_and_hang", postgres_url, ORG, "credit", SHORT_S)
-        assert worker.stdout is not None
-        assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
-        worker.send_signal(signal.SIGSTOP)
-        assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON)
-        snapshot = await ledger.snapshot(ORG)
-        assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (1, 7)
-        worker.kill()
-        worker.communicate()
-        await ledger.aclose()
+        async with aclosing(await opened(postgres_url)) as ledger:
+            worker = start_worker("write_and_hang", postgres_url, ORG, "credit", SHORT_S)
+            assert worker.stdout is not None
+            assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
+            worker.send_signal(signal.SIGSTOP)
+            assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON)
+            snapshot = await ledger.snapshot(ORG)
+            assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (1, 7)
+            worker.kill()
+            worker.communicate()
 
     run(work())
 

@@ -3,7 +3,7 @@
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import aclosing, closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,12 +31,11 @@ def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
     """INSERT OR REPLACE would delete without a DELETE: by a row's key, by its number, or by its rowid (rule 3)."""
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
-        await ledger.add_credit(ORG, "c1", "recharge", 5, NOON)
-        await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
-        await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
-        await ledger.book([event(ORG, 1)], [], NOON)
-        await ledger.aclose()
+        async with aclosing(await opened(tmp_path / "l.db")) as ledger:
+            await ledger.add_credit(ORG, "c1", "recharge", 5, NOON)
+            await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
+            await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
+            await ledger.book([event(ORG, 1)], [], NOON)
 
     run(work())
     url = f"sqlite:///{tmp_path}/l.db"
@@ -66,13 +65,12 @@ def test_a_locked_database_is_away_and_comes_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("metering.ledger.sqlite.BUSY_S", 0.05)
 
     async def work() -> None:
-        ledger = await opened(tmp_path / "l.db")
-        with closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as blocker:
-            blocker.execute("BEGIN IMMEDIATE")
-            with pytest.raises(LedgerAway):
-                await ledger.book([event(ORG, 1)], [], NOON)
-        assert await ledger.book([event(ORG, 1)], [], NOON) == {f"{ORG}-1"}
-        await ledger.aclose()
+        async with aclosing(await opened(tmp_path / "l.db")) as ledger:
+            with closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as blocker:
+                blocker.execute("BEGIN IMMEDIATE")
+                with pytest.raises(LedgerAway):
+                    await ledger.book([event(ORG, 1)], [], NOON)
+            assert await ledger.book([event(ORG, 1)], [], NOON) == {f"{ORG}-1"}
 
     run(work())
 
@@ -118,9 +116,8 @@ def test_the_address_names_a_file_whose_folder_is_made(tmp_path: Path) -> None:
     """`sqlite:///` and a path."""
 
     async def work() -> None:
-        ledger = open_sqlite(f"sqlite:///{tmp_path}/new/l.db")
-        await ledger.migrate()
-        await ledger.aclose()
+        async with aclosing(open_sqlite(f"sqlite:///{tmp_path}/new/l.db")) as ledger:
+            await ledger.migrate()
         assert (tmp_path / "new" / "l.db").exists()
 
     run(work())

@@ -15,8 +15,6 @@ import orjson
 import pytest
 from PIL import Image
 
-from proxy.generations import Generations
-from proxy.lifecycle import Lifecycle
 from proxy.making import split
 from proxy.outbound import ImageHosts, Outbound
 from proxy.outcomes import Failure, Outcome
@@ -27,7 +25,18 @@ from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import CATALOGUE, FLUX, GPT, ScriptedWallet, failures_of, files, job, keeper, order, png
+from tests.integration.edge_kit import (
+    CATALOGUE,
+    FLUX,
+    GPT,
+    ScriptedWallet,
+    failures_of,
+    files,
+    generations,
+    job,
+    order,
+    png,
+)
 
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
@@ -156,19 +165,17 @@ def test_at_the_deadline_the_upstreams_job_is_called_off(tmp_path: Path, way: st
         async with simulator() as url, outbound_to(url) as outbound:
             await behave(outbound, url, FLUX, "stuck_in_queue")
             wallet = ScriptedWallet()
-            generations = Generations(
-                wallet, keeper(LocalStore(tmp_path)), {"fal": provider(way, outbound, url)}, Lifecycle()
-            )
-            began_s = time.monotonic()
-            with pytest.raises(Exception, match="in time"):
-                await generations.start(job(order(n=5), generate_s=0.8, reply_s=3))
-            assert 0.8 <= time.monotonic() - began_s < 1.6
-            await generations.drain()
-            while {one["state"] for one in await jobs(outbound, url)} != {"cancelled"}:
-                assert time.monotonic() - began_s < 5
-                await asyncio.sleep(0.01)
-            assert [one["billed"] for one in await jobs(outbound, url)] == [False, False]
-            assert wallet.voids == ["deadline"]
+            async with generations(wallet, LocalStore(tmp_path), {"fal": provider(way, outbound, url)}) as making:
+                began_s = time.monotonic()
+                with pytest.raises(Exception, match="in time"):
+                    await making.start(job(order(n=5), generate_s=0.8, reply_s=3))
+                assert 0.8 <= time.monotonic() - began_s < 1.6
+                await making.drain()
+                while {one["state"] for one in await jobs(outbound, url)} != {"cancelled"}:
+                    assert time.monotonic() - began_s < 5
+                    await asyncio.sleep(0.01)
+                assert [one["billed"] for one in await jobs(outbound, url)] == [False, False]
+                assert wallet.voids == ["deadline"]
 
     run(work())
 
@@ -334,13 +341,13 @@ def test_an_upstream_that_takes_for_ever_is_bounded_by_the_deadline(
         async with raw_server(drip(head, more)) as server, outbound_to(server.url) as outbound:
             wallet, upstream = ScriptedWallet(), provider(way, outbound, server.url)
             providers = {"fal": upstream, "openai": upstream}
-            generations = Generations(wallet, keeper(LocalStore(tmp_path)), providers, Lifecycle())
-            began_s = time.monotonic()
-            with pytest.raises(Exception, match=r"in time|not an image"):
-                await generations.start(job(order(model_of(way)), generate_s=0.4, reply_s=3))
-            assert time.monotonic() - began_s < 1.2
-            await generations.drain()
-            assert wallet.voids in (["deadline"], ["bad_image"]) and files(tmp_path) == set()
+            async with generations(wallet, LocalStore(tmp_path), providers) as making:
+                began_s = time.monotonic()
+                with pytest.raises(Exception, match=r"in time|not an image"):
+                    await making.start(job(order(model_of(way)), generate_s=0.4, reply_s=3))
+                assert time.monotonic() - began_s < 1.2
+                await making.drain()
+                assert wallet.voids in (["deadline"], ["bad_image"]) and files(tmp_path) == set()
 
     run(work())
 

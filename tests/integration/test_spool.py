@@ -25,6 +25,10 @@ async def pieces(data: bytes, size: int = PIECE) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def read(copy: Copy) -> bytes:
     return b"".join([chunk async for chunk in copy.read()])
 
@@ -163,7 +167,7 @@ def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
     """Wherever it was, in a thread of the disk too."""
 
     async def work() -> None:
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_files()
         for _ in range(20):
             copy = Copy(Spool(tmp_path, 10**8))
             filling = asyncio.create_task(copy.fill(pieces(bytes(10**7))))
@@ -173,7 +177,7 @@ def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
             with suppress(asyncio.CancelledError):
                 await filling
             await copy.close()
-        assert len(os.listdir("/proc/self/fd")) <= before + 1
+        assert open_files() <= before + 1
 
     run(work())
 

@@ -15,7 +15,7 @@ from metering.pricing import Price, Rate, quote
 
 NOON_US = 1_795_370_400_000_000
 ORG = "11111111-1111-4111-8111-111111111111"
-IMAGE = StoredImage("2026/11/a_0.png", "image/png", 1000, "0" * 64)
+IMAGE = StoredImage("2026/11/a_0.png", "image/png", 1000, "0" * 64, 32, 32)
 FACTS = {"model": "m", "provider": "fal", "upstream": "u", "size": "1x1", "quality": None, "region": "local"}
 
 

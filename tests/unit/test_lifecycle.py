@@ -8,11 +8,10 @@ import pytest
 
 from config.catalogue import Model, read_catalogue
 from proxy.errors import ApiError, Kind
-from proxy.generations import Generations
 from proxy.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
 from tests.conftest import run
-from tests.contracts.models_kit import DALL_E, FLUX, GPT, GROK, IMAGEN, MOST_IMAGE_BYTES, order, simulated
-from tests.integration.edge_kit import ScriptedWallet, files, job
+from tests.contracts.models_kit import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
+from tests.integration.edge_kit import ScriptedWallet, files, generations, job
 
 MODELS = read_catalogue(None).models
 
@@ -125,24 +124,23 @@ def test_every_retirement_answer_is_404_void_and_remembered(
     async def work() -> None:
         async with simulated(tmp_path) as bench:
             wallet = ScriptedWallet()
-            generations = Generations(wallet, bench.store, bench.providers, MOST_IMAGE_BYTES, lifecycle)
-            await bench.behave(model, scenario, form=form)
-            lifecycle.check(model, row)
-            with pytest.raises(ApiError) as told:
-                await generations.start(job(order(model)))
-            await generations.drain()
-            assert (told.value.kind, told.value.param) == (Kind.MODEL_NOT_FOUND, "model")
-            assert (row.successor or "GET /v1/models") in told.value.message
-            assert (wallet.voids, wallet.charges, files(tmp_path)) == (["retired"], [], set())
-            assert (len(bench.orders()), await bench.jobs(model)) == (1, [])
-            with pytest.raises(ApiError, match="not offered"):
+            async with generations(wallet, bench.store, bench.providers, lifecycle=lifecycle) as making:
+                await bench.behave(model, scenario, form=form)
                 lifecycle.check(model, row)
+                with pytest.raises(ApiError) as told:
+                    await making.start(job(order(model)))
+                await making.drain()
+                assert (told.value.kind, told.value.param) == (Kind.MODEL_NOT_FOUND, "model")
+                assert (row.successor or "GET /v1/models") in told.value.message
+                assert (wallet.voids, wallet.charges, files(tmp_path)) == (["retired"], [], set())
+                assert (len(bench.orders()), await bench.jobs(model)) == (1, [])
+                with pytest.raises(ApiError, match="not offered"):
+                    lifecycle.check(model, row)
 
-            await bench.behave(model, "ok")
-            clock.now_s += REMEMBERED_S
-            lifecycle.check(model, row)
-            generations = Generations(ScriptedWallet(), bench.store, bench.providers, MOST_IMAGE_BYTES, lifecycle)
-            assert len((await generations.start(job(order(model)))).images) == 1
-            await generations.drain()
+                await bench.behave(model, "ok")
+                clock.now_s += REMEMBERED_S
+                lifecycle.check(model, row)
+            async with generations(ScriptedWallet(), bench.store, bench.providers, lifecycle=lifecycle) as making:
+                assert len((await making.start(job(order(model)))).images) == 1
 
     run(work())

@@ -31,7 +31,7 @@ def test_the_end_of_an_order_is_remembered_beyond_its_hold() -> None:
         ("GHUB_DEADLINE_S", "600"),
         ("GHUB_REDIS_URL", "http://redis"),
         ("GHUB_LEDGER_URL", "mysql://x"),
-        ("GHUB_STORAGE_URL", "s3://x"),
+        ("GHUB_STORAGE_URL", "ftp://x"),
         ("GHUB_FX_GRACE_H", "-1"),
         ("GHUB_LOG_LEVEL", "loud"),
         ("GHUB_FAL_MODE", "maybe"),
