@@ -99,8 +99,10 @@ async def booked_of(orders: list[Answered], ledger: Ledger) -> set[str]:
     return {request_id for request_id, end in ended.items() if end.charged}
 
 
-async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> None:
-    """Bring one order to its wallet, where it is charged at most once. Raises WalletAway, LedgerAway, Unproven.
+async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> bool:
+    """Bring one order to its wallet, where it is charged at most once; False where it was.
+
+    Raises WalletAway, LedgerAway, Unproven.
 
     Redis forgets after a day how an order ended. So an old one is charged only once the ledger has every event of its
     organisation that came before, and not its charge.
@@ -111,7 +113,9 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> None:
         if booked.events < cut.number:
             raise Unproven(f"{cut.number - booked.events} events of {order.org_id} are not booked yet")
         if await booked_of([order], ledger):
-            return
-    if await wallet.replay(order):
-        REPLAYED.inc()
-        log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
+            return False
+    if not await wallet.replay(order):
+        return False
+    REPLAYED.inc()
+    log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
+    return True

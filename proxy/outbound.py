@@ -174,7 +174,7 @@ class _ResponseStream(httpx2.AsyncByteStream):
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self._protocol = response.connection.protocol if response.connection else None
-        self._lost = self._protocol.closed if self._protocol else None
+        self._lost = self._protocol.closed if self._protocol is not None else None
         if self._lost is not None:
             self._lost.add_done_callback(self._cut_off)
         headers = response.headers
@@ -190,6 +190,10 @@ class _ResponseStream(httpx2.AsyncByteStream):
             raise _translated(self._reset() or error) from error
         except tuple(_OURS) as error:
             raise _translated(error) from error
+        except RuntimeError as error:
+            if self._lost is None or not self._lost.done():
+                raise
+            raise httpx2.RemoteProtocolError(str(error)) from error  # `_cut_off` is about to say so too
 
     def _reset(self) -> aiohttp.ClientOSError | None:
         """How the connection was lost, which a payload error does not tell; None after an orderly close."""

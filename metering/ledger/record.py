@@ -264,7 +264,7 @@ class SqlLedger(ABC):
         return await self._run("book", steps)
 
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
-        """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes before all."""
+        """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""
         rows = await self._rows("ended", ids=orjson.dumps(list(request_ids)).decode())
         rows.sort(key=lambda row: row[1] == "charge")
         return {

@@ -85,6 +85,18 @@ class Projector:
             BELOW_ZERO.inc()
             log.error("balance_below_zero", org=org_id)
 
+    async def forget(self, org_id: str | None) -> None:
+        """Have an organisation's partition, or every one, made anew: until then nothing is admitted there."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition in _partitions(org_id):
+                pipe.delete(keys.mark(partition))
+            await pipe.execute()
+
+    async def missing(self, org_id: str | None) -> int:
+        """How many of those partitions are not projected."""
+        marks = await self._marks()
+        return sum(marks[partition] is None for partition in _partitions(org_id))
+
     async def _rebuild(self, missing: set[int]) -> None:
         """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
         who = uuid4().hex
@@ -166,3 +178,7 @@ class Projector:
             for partition in sorted(partitions):
                 pipe.set(keys.mark(partition), change, xx=True)
             await pipe.execute()
+
+
+def _partitions(org_id: str | None) -> list[int]:
+    return list(range(keys.PARTITIONS)) if org_id is None else [keys.partition_of(org_id)]

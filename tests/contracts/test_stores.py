@@ -16,10 +16,10 @@ import sys
 import time
 import tracemalloc
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import jwt
@@ -34,7 +34,7 @@ from proxy.storage.opening import Opened, open_store
 from proxy.storage.s3 import S3, bucket_url
 from proxy.storage.streams import CACHE_CONTROL
 from proxy.storage.supabase import IMAGE_TYPES, Auth, Key, MintedTokens, Supabase
-from tests.conftest import run
+from tests.conftest import run as on_uvloop
 from tests.contracts.raw_server import Peer, RawServer, Script, raw_server
 from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, free_port, frozen
 from tests.stores.supabase import Bucket, Server
@@ -45,6 +45,8 @@ PIECE_BYTES = 64 * 1024
 SHORT_S = 0.4  # a time-out that is meant to run out
 LARGE_BYTES = 40 * 1024 * 1024
 PAGE = 3
+
+T = TypeVar("T")
 
 REAL_URL = os.environ.get("SUPABASE_STORAGE_URL")
 REMOTE = ["supabase", "s3", *(["real"] if REAL_URL else [])]
@@ -142,17 +144,43 @@ def kit_of(name: str, request: pytest.FixtureRequest) -> Kit:
 
 
 @pytest.fixture(params=["local", *REMOTE])
-def kit(request: pytest.FixtureRequest) -> Kit:
-    return kit_of(request.param, request)
+def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    yield from cleaned(kit_of(request.param, request))
 
 
 @pytest.fixture(params=REMOTE)
-def remote(request: pytest.FixtureRequest) -> Kit:
-    return kit_of(request.param, request)
+def remote(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    yield from cleaned(kit_of(request.param, request))
+
+
+def cleaned(kit: Kit) -> Iterator[Kit]:
+    """A real bucket is as empty after the tests as it was before."""
+
+    async def remove() -> None:
+        async with kit.opened() as store:
+            await asyncio.gather(*(store.delete(path) for path in MADE))
+
+    MADE.clear()
+    yield kit
+    run(remove())
+
+
+MADE: list[str] = []
 
 
 def fresh_path(name: str = "0.png") -> str:
-    return f"{uuid.uuid4()}/{uuid.uuid4()}/{name}"
+    MADE.append(f"{uuid.uuid4()}/{uuid.uuid4()}/{name}")
+    return MADE[-1]
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """On a fresh uvloop, and not for ever."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(3 * PATIENCE_S):
+            return await work
+
+    return on_uvloop(bounded())
 
 
 async def pieces(data: bytes, size: int = PIECE_BYTES) -> AsyncIterator[bytes]:
@@ -367,6 +395,7 @@ def test_what_is_deleted_is_gone_and_may_be_deleted_again(kit: Kit) -> None:
                 await whole(store.read(path))
             assert not failed.value.again
             assert await whole(store.read(beside)) == b"y"
+            await store.delete(beside)
 
     run(work())
 
@@ -476,7 +505,7 @@ def test_a_frozen_store_fails_within_its_time_outs(remote: Kit, size: int) -> No
                 assert all(failure.again for failure in await everything(store))
             await store.exists(fresh_path())
 
-    if remote.process() is not None:
+    if remote.process() is not None:  # a real one cannot be frozen from here
         run(work())
 
 
@@ -503,7 +532,7 @@ def test_a_frozen_store_keeps_no_connection(remote: Kit, size: int, cancelled: b
                 await asyncio.sleep(0.05)
                 assert open_files() <= before
 
-    if remote.process() is not None:
+    if remote.process() is not None:  # a real one cannot be frozen from here
         run(work())
 
 
@@ -720,6 +749,42 @@ def test_trouble_says_whether_another_try_may_help(
 
     run(work())
     supabase.behave()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "again", "words"),
+    [
+        (400, {"statusCode": "400", "code": "SlowDown"}, True, "SlowDown"),
+        (400, {"statusCode": "400", "error": "too_many_connections"}, True, "too_many_connections"),
+        (400, {"statusCode": "423", "error": "Locked", "code": "ResourceLocked"}, True, "ResourceLocked"),
+        (400, {"statusCode": "503", "message": "an older server"}, True, "status 503"),
+        (400, {"statusCode": "409", "error": "Duplicate"}, False, "Duplicate"),
+        (400, {"statusCode": "413", "code": "EntityTooLarge"}, False, "EntityTooLarge"),
+        (400, {"statusCode": "415", "code": "InvalidMimeType"}, False, "InvalidMimeType"),
+        (400, {"statusCode": "403", "code": "AccessDenied"}, False, "AccessDenied"),
+        (400, {"statusCode": "404", "code": "NoSuchBucket"}, False, "NoSuchBucket"),
+        (400, {"statusCode": 9000, "code": ["x"]}, False, "status 400"),
+        (502, ["not", "an", "object"], True, "status 502"),
+        (301, {}, False, "status 301"),
+    ],
+)
+def test_a_refusal_of_supabase_says_whether_another_try_may_help(
+    status: int, error: Any, again: bool, words: str
+) -> None:
+    """By its code, then by the status inside, then by the one of HTTP."""
+    body = orjson.dumps(error)
+
+    async def refuses(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
+
+    async def work() -> None:
+        async with raw_server(refuses) as server, a_client() as client:
+            with pytest.raises(StoreFailed) as failed:
+                await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
+            assert (failed.value.again, str(failed.value)) == (again, f"the store refused: {words}")
+
+    run(work())
 
 
 def test_no_text_of_the_store_gets_into_a_message() -> None:

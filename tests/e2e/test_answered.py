@@ -169,3 +169,53 @@ def test_inline_images_are_answered_from_the_journal_too(prepared: Prepared) -> 
     (event,) = system.events(org_id, 1)
     assert event.end == "charge"
     assert books(system) == CLEAN
+
+
+def test_the_journal_of_a_gateway_that_does_not_come_back_is_replayed_by_hand(prepared: Prepared) -> None:
+    """`ghub journal replay DIR` on the dead gateway's folder: refused while it lives, and safe to repeat."""
+    system, org_id, key = start(prepared)
+    system.behave(FLUX, "slow", times=3, seconds=1)
+    folder = str(system.folder / "journal")
+
+    async def freeze() -> None:
+        valkey_signal(system, signal.SIGSTOP)
+
+    try:
+        assert [reply.status_code for reply in orders(system, key, 3, freeze)] == [200] * 3
+        refused = system.ghub("journal", "replay", folder)
+        assert refused.returncode == 1 and "another process uses the journal" in refused.stderr
+        system.stop("gateway", signal.SIGKILL)
+    finally:
+        valkey_signal(system, signal.SIGCONT)
+    first = json.loads(system.ghub("journal", "replay", folder, "--json").stdout)
+    assert first == {"incarnations": 1, "orders": 3, "charged_now": 3}
+    again = json.loads(system.ghub("journal", "replay", folder, "--json").stdout)
+    assert again == {"incarnations": 0, "orders": 0, "charged_now": 0}
+    assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, 3)} == {("charge", UNIT)}
+    assert system.cut(org_id).available_micro_mxn == CREDIT - 3 * UNIT
+    assert books(system) == CLEAN
+
+
+def test_a_wallet_is_rebuilt_under_traffic(prepared: Prepared) -> None:
+    """`ghub wallet rebuild ORG` with orders under way: nothing is lost, and 503 is all that a client may see of it."""
+    system, org_id, key = start(prepared)
+
+    async def storm() -> list[int]:
+        async with system.client(key) as client:
+            body = {"model": FLUX, "prompt": "x"}
+
+            async def one(place: int) -> int:
+                await asyncio.sleep(place * 0.05)
+                return (await client.post("/images/generations", json=body)).status_code
+
+            asked = [asyncio.create_task(one(place)) for place in range(40)]
+            rebuilt = await asyncio.to_thread(system.ghub, "wallet", "rebuild", org_id, "--json")
+            assert rebuilt.returncode == 0, rebuilt.stderr
+            return await asyncio.gather(*asked)
+
+    statuses = run(storm())
+    charged = statuses.count(200)
+    assert set(statuses) <= {200, 503} and charged > 10
+    assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, charged)} == {("charge", UNIT)}
+    wait_until(lambda: system.cut(org_id).available_micro_mxn == CREDIT - charged * UNIT, "the balance is right")
+    assert books(system) == CLEAN

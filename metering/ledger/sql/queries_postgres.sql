@@ -20,7 +20,7 @@ WITH booked AS (
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
     FROM json_populate_recordset(NULL::events, %(events)s::json)
-    ORDER BY event_id
+    ORDER BY event_id, "end"
     ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING
     RETURNING event_id, org_id, amount_micro_mxn, booked_at
 ), consumed AS (

@@ -1,0 +1,40 @@
+"""`ghub wallet rebuild`: wallets made anew from the ledger."""
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+
+from proxy.cli.output import AsJson, back, fail, run, say
+
+app = typer.Typer(help="Wallets in Redis.", no_args_is_help=True)
+
+PATIENCE_S = 30.0
+"""A rebuild waits for the consumer to book what is in the stream; it takes well under a second where one runs."""
+
+
+@app.command("rebuild")
+def rebuild(
+    org: Annotated[str | None, typer.Argument(metavar="ORG", help="Its UUID or name; all of them without.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fence the organisation's partition (503), and replace its wallets by what ledger, stream and open holds say."""
+
+    async def work() -> dict[str, Any]:
+        async with back() as opened:
+            projector = opened.projector
+            if projector is None:
+                fail("GHUB_REDIS_URL is not set")
+            org_id = (await opened.ledger.org(org)).org_id if org else None
+            await projector.forget(org_id)
+            until_s = time.monotonic() + PATIENCE_S
+            while waiting := await projector.missing(org_id):
+                if time.monotonic() > until_s:
+                    fail(f"{waiting} partitions wait for the consumer to book their events: is one running?")
+                await projector.round()
+                await asyncio.sleep(0.1)
+            unreplayed = [str(incarnation) for incarnation in await opened.ledger.open_incarnations()]
+        return {"rebuilt": org or "all", "journals_not_closed": unreplayed}
+
+    say(run(work()), as_json)

