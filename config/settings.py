@@ -114,8 +114,8 @@ SWEEP_SHORTEST_AGE_S = 15 * 60
 
 # --- Journal ---------------------------------------------------------------------------------------------------------
 
-JOURNAL_POLL_S = 2.0
-"""How often the ledger is asked which answered orders it has by now."""
+JOURNAL_POLL_S = 1.0
+"""How often a gateway says what its journal still holds, and asks the ledger which answered orders it has by now."""
 
 JOURNAL_STOP_S = 3.0
 """At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""

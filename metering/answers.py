@@ -5,12 +5,14 @@ import time
 
 import structlog
 from prometheus_client import Counter, Gauge
+from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S
 from metering.answered import Answered, Withdrawn, encode
 from metering.journal import Journal
 from metering.ports import Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
@@ -33,21 +35,27 @@ class Unproven(Exception):
 
 
 class _Open:
-    """An answered order. `charge_from_s` of `time.monotonic`: from then on it is brought to Redis."""
+    """An answered order, and whether Redis has said that it is charged.
 
-    def __init__(self, answered: Answered, charge_from_s: float) -> None:
+    `charge_from_s` of `time.monotonic`: from then on it is brought there, again if need be.
+    """
+
+    def __init__(self, answered: Answered, charged: bool) -> None:
         self.answered = answered
-        self.charge_from_s = charge_from_s
+        self.charged = charged
+        self.charge_from_s = time.monotonic() + (SETTLED_S if charged else 0.0)
 
 
 class Answers:
     """Writes them down, and looks after them until they are booked: `run` beside the requests."""
 
-    def __init__(self, journal: Journal, wallet: Wallet, ledger: Ledger) -> None:
+    def __init__(self, journal: Journal, wallet: Wallet, ledger: Ledger, presence: Presence) -> None:
         self._journal = journal
+        self._presence = presence
         self._wallet = wallet
         self._ledger = ledger
         self._open: dict[int, _Open] = {}
+        self._writing = 0
 
     @property
     def waiting(self) -> int:
@@ -56,27 +64,39 @@ class Answers:
 
     async def note(self, order: Answered) -> int:
         """Write it down; on the disk when it returns, under this number. Raises JournalFailed: then nobody knows."""
-        return await self._journal.append(encode(order))
+        self._writing += 1
+        try:
+            return await self._journal.append(encode(order))
+        except BaseException:
+            self._writing -= 1
+            raise
 
     def stand(self, number: int, order: Answered, *, charged: bool) -> None:
         """It is answered 200. `charged`: Redis has said so; otherwise it is brought there as soon as Redis is back."""
-        self._open[number] = _Open(order, time.monotonic() + (SETTLED_S if charged else 0.0))
+        self._writing -= 1
+        self._open[number] = _Open(order, charged)
         OPEN.set(len(self._open))
 
     async def withdraw(self, number: int, request_id: str) -> None:
         """It is not answered 200 after all: nothing is charged for it. Raises JournalFailed."""
         later = await self._journal.append(encode(Withdrawn(request_id)))
+        self._writing -= 1
         for one in (number, later):
             self._journal.release(one)
 
     async def run(self, every_s: float) -> None:
         """Look after them until cancelled. A Redis or a ledger that is away is waited for."""
         while True:
-            await asyncio.sleep(every_s)
             try:
+                await self._presence.beat(self._journal.incarnation, self._uncharged())
                 await self.round()
-            except (WalletAway, LedgerAway, Unproven) as error:
+            except (WalletAway, LedgerAway, Unproven, RedisError, OSError, TimeoutError) as error:
                 log.warning("answers_wait", orders=len(self._open), error=type(error).__name__)
+            await asyncio.sleep(every_s)
+
+    def _uncharged(self) -> int:
+        """Also those that wait for their sync at this moment, or for the look at their hold after it."""
+        return self._writing + sum(not one.charged for one in self._open.values())
 
     async def round(self) -> None:
         """What the ledger has is let go; what it should have by now is charged. Raises WalletAway, LedgerAway."""
@@ -90,6 +110,7 @@ class Answers:
         for number, one in batch:
             if number in self._open and one.charge_from_s <= time.monotonic():
                 await charge(one.answered, self._wallet, self._ledger)
+                one.charged = True
                 one.charge_from_s = time.monotonic() + SETTLED_S
 
 

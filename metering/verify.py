@@ -4,15 +4,22 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from uuid import UUID
+
+from redis.exceptions import RedisError
 
 from metering.events import Event, recompute
 from metering.money import format_mxn
 from metering.ports import Ledger, Org
 from metering.wallet.connection import WalletAway
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Wallet
 
 CATCH_UP_S = 15.0
 """How long the consumer is given to bring the ledger up to a wallet's cut."""
+
+GONE_S = 3.0
+"""A gateway that has not been heard of for so long is gone: it says so once a second."""
 
 _POLL_S = 0.1
 
@@ -29,12 +36,12 @@ class Difference:
     found: str
 
 
-async def verify(ledger: Ledger, wallet: Wallet, image_exists: ImageExists) -> list[Difference]:
+async def verify(ledger: Ledger, wallet: Wallet, presence: Presence, image_exists: ImageExists) -> list[Difference]:
     """Every difference there is; an empty list means that the books are right.
 
     Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
     """
-    differences: list[Difference] = []
+    differences = await _journals(ledger, presence)
     for org in await ledger.orgs():
         differences += await _wallet_against_ledger(org, ledger, wallet)
     rates, prices = await ledger.rate_rows(), await ledger.price_rows()
@@ -43,6 +50,38 @@ async def verify(ledger: Ledger, wallet: Wallet, image_exists: ImageExists) -> l
     if waiting := await ledger.count_set_aside():
         differences.append(Difference("", "events set aside", "0", str(waiting)))
     return differences
+
+
+async def _journals(ledger: Ledger, presence: Presence) -> list[Difference]:
+    """Answered orders that no wallet may know of, in journals that are not closed (rule 15)."""
+    open_ = await ledger.open_incarnations()
+    states = await asyncio.gather(*(_journal(incarnation, presence) for incarnation in open_))
+    closed = set(open_) - set(await ledger.open_incarnations())
+    return [
+        Difference("", f"journal {incarnation}", "replayed, or of a gateway that lives", f"not provable: {state}")
+        for incarnation, state in zip(open_, states, strict=True)
+        if state and incarnation not in closed
+    ]
+
+
+async def _journal(incarnation: UUID, presence: Presence) -> str:
+    """What its journal may know that no wallet does; empty for a gateway that lives, and has charged all its orders.
+
+    It says so once a second. What it said before this began does not count: it may have died since.
+    """
+    known, waited_s, silent_s, uncharged = 0, 0.0, 0.0, 0
+    while waited_s < CATCH_UP_S and silent_s < GONE_S:
+        try:
+            beat, uncharged = await presence.last(incarnation) or (known, uncharged)
+        except (RedisError, OSError, TimeoutError):
+            beat = known
+        if known and beat != known and not uncharged:
+            return ""
+        silent_s = silent_s + _POLL_S if beat == known else 0.0
+        known = beat
+        await asyncio.sleep(_POLL_S)
+        waited_s += _POLL_S
+    return f"{uncharged} of its orders are not charged yet" if silent_s < GONE_S else "its gateway is gone"
 
 
 async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> list[Difference]:

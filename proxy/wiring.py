@@ -51,6 +51,7 @@ from metering.pricing import Rate
 from metering.recovery import Recovery
 from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
+from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
@@ -250,7 +251,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
         journal, past = await stack.enter_async_context(_open_journal(settings))
-        answers = Answers(journal, wallet, back.ledger)
+        answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger)
         await back.ledger.open_incarnation(journal.incarnation, utc_now())
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))

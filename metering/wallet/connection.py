@@ -1,15 +1,19 @@
 """The connection to Redis: what is waited for, for how long, and what "away" means."""
 
 import asyncio
-from collections.abc import Coroutine
+import hashlib
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
+
+from metering.wallet import keys
+from metering.wallet.cluster import Address, Cluster
 
 T = TypeVar("T")
 _HERE = Path(__file__).parent
@@ -21,7 +25,7 @@ BUSY_FACTOR = 8
 
 
 class WalletAway(Exception):
-    """Redis gave no verdict: it is down, frozen, loading, read-only, full, or not projected."""
+    """Redis gave no verdict: it is down, frozen, loading, read-only, full, in a cluster change, or not projected."""
 
 
 class NotProjected(WalletAway):
@@ -29,29 +33,84 @@ class NotProjected(WalletAway):
 
 
 def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
-    """A client that never retries by itself: whether a call may be repeated is decided by who makes it.
+    """A client that never retries by itself: who makes a call decides whether it may be repeated.
 
-    `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses `verdict`.
+    `redis+cluster://host:port,host:port` (or `rediss+cluster`) names some nodes of a cluster; then `connections` is the
+    most to each node. `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses
+    `verdict`. Raises ValueError for an address that is none.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=call_timeout_s,
-        socket_timeout=call_timeout_s,
-        socket_connect_timeout=call_timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=3,
-    )
-    return Redis.from_pool(pool)
+
+    def connect(url: str) -> Redis:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=call_timeout_s,
+            socket_timeout=call_timeout_s,
+            socket_connect_timeout=call_timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=3,
+        )
+        return Redis.from_pool(pool)
+
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if kind != "cluster":
+        return connect(url)
+    credentials, at, hosts = parts.netloc.rpartition("@")
+
+    def connect_to(node: Address) -> Redis:
+        host = f"[{node[0]}]" if ":" in node[0] else node[0]
+        return connect(parts._replace(scheme=scheme, netloc=f"{credentials}{at}{host}:{node[1]}").geturl())
+
+    return Cluster(connect_to, [_address(host) for host in hosts.split(",")])
 
 
-def load_script(redis: Redis, name: str) -> AsyncScript:
+def _address(text: str) -> Address:
+    host = urlsplit(f"//{text}")
+    if host.hostname is None:
+        raise ValueError("name at least one node: redis+cluster://host:port,host:port")
+    return host.hostname, host.port or 6379
+
+
+class Script:
+    """One script: sent by its hash, and in full to a server that does not know it yet, which has then done nothing."""
+
+    def __init__(self, redis: Redis, text: str) -> None:
+        self._redis = redis
+        self._text = text
+        self._hash = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Its answer. All of `keys` lie in one partition."""
+        try:
+            return await self._redis.evalsha(self._hash, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self._redis.eval(self._text, len(keys), *keys, *args)
+
+
+def load_script(redis: Redis, name: str) -> Script:
     """The script `NAME.lua` of this folder, with the common part in front."""
-    return redis.register_script(_COMMON + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
+    return Script(redis, _COMMON + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+async def servers(redis: Redis) -> list[tuple[Redis, Sequence[int]]]:
+    """Every server that has partitions, with those that it has. Raises RedisError."""
+    return [*await redis.servers()] if isinstance(redis, Cluster) else [(redis, range(keys.PARTITIONS))]
+
+
+def server_of(redis: Redis, partition: int) -> Redis:
+    """The server that has a partition, as far as is known without asking."""
+    return redis.known_master_of(partition) if isinstance(redis, Cluster) else redis
+
+
+def lanes(redis: Redis) -> list[Sequence[int]]:
+    """Partitions that one command may name together: all of them, or in a cluster each by itself."""
+    together = 1 if isinstance(redis, Cluster) else keys.PARTITIONS
+    return [range(first, first + together) for first in range(0, keys.PARTITIONS, together)]
 
 
 class Pulse:
-    """Answers that Redis has given to one process: while there are new ones, it is not away but has a queue."""
+    """Answers that one server has given to this process: while there are new ones, it is not away but has a queue."""
 
     def __init__(self) -> None:
         self.answers = 0
@@ -85,5 +144,5 @@ async def verdict(call: Coroutine[Any, Any, T], budget_s: float, pulse: Pulse) -
 
 
 async def warm_up(redis: Redis, connections: int) -> None:
-    """Open the pool's connections before the first burst needs them all at once."""
-    await asyncio.gather(*(redis.ping() for _ in range(connections)))
+    """Open the pools' connections before the first burst needs them all at once. Raises RedisError."""
+    await asyncio.gather(*(server.ping() for server, _ in await servers(redis) for _ in range(connections)))

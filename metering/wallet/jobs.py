@@ -63,15 +63,17 @@ class Jobs:
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in range(keys.PARTITIONS):
                 pipe.hvals(keys.jobs(partition))
-            pages = await pipe.execute()
-        read = [_read(line) for page in pages for lines in page for line in lines.splitlines()]
+            pages = await pipe.execute(raise_on_error=False)
+        seen = [page for page in pages if isinstance(page, list)]
+        read = [_read(line) for page in seen for lines in page for line in lines.splitlines()]
         jobs = [job for job in read if job is not None]
         owners = sorted({job.owner for job in jobs})
         async with self._redis.pipeline(transaction=False) as pipe:
             for owner in owners:
                 pipe.exists(keys.alive(owner))
-            alive = await pipe.execute() if owners else []
-        missed = {owner for owner, lives in zip(owners, alive, strict=True) if not lives}
+            alive = await pipe.execute(raise_on_error=False)
+        # Where a server of the cluster is away, its jobs are not seen, and nobody whose sign it keeps is dead.
+        missed = {owner for owner, lives in zip(owners, alive, strict=True) if lives == 0}
         dead, self._missed = missed & self._missed, missed
         return [job for job in jobs if job.owner in dead]
 

@@ -1,5 +1,8 @@
 """Names in Redis. All keys of an organisation carry its partition's hash tag, so that one script may touch them."""
 
+import re
+from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
 PARTITIONS = 32
@@ -11,6 +14,17 @@ def partition_of(org_id: str) -> int:
     return UUID(org_id).int % PARTITIONS
 
 
+_TAG = re.compile(r"\{p([0-9]+)\}:")
+
+
+def partition_in(command: Iterable[Any]) -> int:
+    """Where a command belongs: the partition of its first key. Raises ValueError where it names none."""
+    for part in command:
+        if isinstance(part, str) and (tag := _TAG.match(part)):
+            return int(tag[1])
+    raise ValueError("a command without a key of a partition")
+
+
 def mark(partition: int) -> str:
     """There, and holding the last projected change, as long as the partition is projected."""
     return f"{{p{partition}}}:mark"
@@ -19,6 +33,11 @@ def mark(partition: int) -> str:
 def fence(partition: int) -> str:
     """There while somebody rebuilds the partition, and holding who."""
     return f"{{p{partition}}}:fence"
+
+
+def home(partition: int) -> str:
+    """Which run of which server the partition was projected to."""
+    return f"{{p{partition}}}:home"
 
 
 def events(partition: int) -> str:
@@ -37,8 +56,13 @@ def jobs(partition: int) -> str:
 
 
 def alive(owner: str) -> str:
-    """There as long as a gateway lives."""
-    return f"alive:{owner}"
+    """There as long as a gateway lives; `owner` is its UUID in hex."""
+    return f"{{p{partition_of(owner)}}}:alive:{owner}"
+
+
+def journal(incarnation: str) -> str:
+    """The last beat of a gateway, by its journal's incarnation."""
+    return f"journal:{incarnation}"
 
 
 def key_record(key_hash: str) -> tuple[int, str]:

@@ -6,6 +6,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from metering.wallet.connection import servers
+
 log = structlog.get_logger(__name__)
 
 
@@ -14,7 +16,7 @@ class WrongPolicy(Exception):
 
 
 class Pressure:
-    """Watches the server's memory. `reason` is None, or the sentence with which admission is refused."""
+    """Watches the memory of every server. `reason` is None, or the sentence with which admission is refused."""
 
     def __init__(self, redis: Redis, memory_mark: float) -> None:
         self._redis = redis
@@ -22,12 +24,19 @@ class Pressure:
         self.reason: str | None = None
 
     async def look(self) -> None:
-        """One look. Raises WrongPolicy, and RedisError where Redis is away."""
-        info = await self._redis.info("memory")
-        if info.get("maxmemory_policy", "noeviction") != "noeviction":
+        """One look. Raises WrongPolicy, and RedisError where no server answers.
+
+        One that is away is left out: what it would admit is refused without it.
+        """
+        asked = (server.info("memory") for server, _ in await servers(self._redis))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        infos = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not infos:
+            raise next(answer for answer in answers if isinstance(answer, BaseException))
+        if any(info.get("maxmemory_policy", "noeviction") != "noeviction" for info in infos):
             self.reason = "The gateway's memory is not set up for money; nothing was charged."
             raise WrongPolicy(WrongPolicy.__doc__)
-        full = 0 < info["maxmemory"] * self._memory_mark < info["used_memory"]
+        full = any(0 < info["maxmemory"] * self._memory_mark < info["used_memory"] for info in infos)
         self.reason = "The gateway is running out of memory; nothing was charged." if full else None
 
     async def run(self, every_s: float) -> None:

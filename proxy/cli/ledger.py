@@ -7,6 +7,7 @@ import typer
 from config.settings import read_settings
 from metering.verify import Difference
 from metering.verify import verify as verify_books
+from metering.wallet.presence import Presence
 from proxy.cli.output import AsJson, back, run, say
 from proxy.storage.opening import open_store
 from proxy.wiring import open_ledger
@@ -30,7 +31,9 @@ def verify(as_json: AsJson = False) -> None:
 
     async def work() -> list[Difference]:
         async with back() as opened, open_store(opened.settings) as opened_store:
-            return await verify_books(opened.ledger, opened.wallet(), opened_store.store.exists)
+            wallet = opened.wallet()
+            assert opened.redis is not None, "a wallet has one"
+            return await verify_books(opened.ledger, wallet, Presence(opened.redis), opened_store.store.exists)
 
     differences = [asdict(difference) for difference in run(work())]
     if as_json or not differences:

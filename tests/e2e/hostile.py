@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
-from tests.conftest import run
 from tests.contracts.raw_server import Peer, raw_server
 from tests.e2e.kit import FLUX, GPT
 from tests.fuzz.images import encoded, noise
@@ -37,7 +36,7 @@ ENDLESS = bytes(256 * 1024)
 BOMB = gzip.compress(bytes(20_000_000))
 
 PACE_S = 0.01
-"""Between two pieces of what makes work and no progress: several MB a second, so that it is no race for the processor."""
+"""Between two pieces of what makes work and no progress: some MB a second, so that nothing races for the processor."""
 
 Json = dict[str, Any]
 
@@ -659,7 +658,7 @@ def upstream() -> Iterator[Upstream]:
             listening.set()
             await over.wait()
 
-    thread = threading.Thread(target=lambda: run(serve()))
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     assert listening.wait(timeout=10)
     try:

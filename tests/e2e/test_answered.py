@@ -219,3 +219,24 @@ def test_a_wallet_is_rebuilt_under_traffic(prepared: Prepared) -> None:
     assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, charged)} == {("charge", UNIT)}
     wait_until(lambda: system.cut(org_id).available_micro_mxn == CREDIT - charged * UNIT, "the balance is right")
     assert books(system) == CLEAN
+
+
+def test_a_journal_that_nobody_replayed_is_not_provable(prepared: Prepared) -> None:
+    """`verify` exits 1 and says which, however clean wallets and ledger look beside it (rule 15)."""
+    system, _, key = start(prepared)
+
+    async def freeze() -> None:
+        valkey_signal(system, signal.SIGSTOP)
+
+    try:
+        system.behave(FLUX, "slow", times=2, seconds=1)
+        assert [reply.status_code for reply in orders(system, key, 2, freeze)] == [200] * 2
+        system.stop("gateway", signal.SIGKILL)
+    finally:
+        valkey_signal(system, signal.SIGCONT)
+    found = system.ghub("verify", "--json")
+    (row,) = json.loads(found.stdout)["differences"]
+    assert found.returncode == 1 and row["what"].startswith("journal ") and "not provable" in row["found"]
+    system.start_gateway()
+    wait_until(lambda: "journal_replayed" in system.log(), "the journal is replayed")
+    assert books(system) == CLEAN

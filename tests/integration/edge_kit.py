@@ -23,6 +23,7 @@ from metering.journal import Folder, Journal
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Closing, Wallet, WalletLimits
 from proxy.generations import Generations, Job
 from proxy.keeping import ImageLimits, Keeper
@@ -57,7 +58,7 @@ async def generations(
         journal = Journal(folder, 64 * 1024)
         ledger = open_sqlite(f"sqlite:///{name}/ledger.db")
         await ledger.migrate()
-        answers = Answers(journal, wallet, ledger)
+        answers = Answers(journal, wallet, ledger, Presence(Redis()))
         running = Generations(wallet, keeper(store, most_bytes), answers, providers, lifecycle or Lifecycle())
         try:
             yield running

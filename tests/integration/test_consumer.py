@@ -17,6 +17,7 @@ from metering.ledger.record import SqlLedger
 from metering.ports import SetAside
 from metering.verify import verify
 from metering.wallet import keys
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
@@ -109,7 +110,7 @@ def test_a_consumer_that_dies_between_commit_and_acknowledgement_doubles_nothing
             assert await booked(books, caller) == (4, 4 * UNIT)
             await drain(books)
             assert await booked(books, caller) == (4, 4 * UNIT)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
 
     run(work())
 
@@ -152,7 +153,7 @@ def test_a_lost_group_starts_from_the_beginning(redis_url: str, ledger_url: str)
             stop.set()
             await task
             assert await booked(books, caller) == (30, 30 * UNIT)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
 
     run(work())
 
@@ -193,7 +194,7 @@ def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committe
             assert (cut.available_micro_mxn, cut.charged_micro_mxn) == ((10 - wanted) * UNIT, wanted * UNIT)
             await books.charge(caller, "later")
             await drain(books)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
             await ledger.aclose()
 
     run(work())
@@ -264,7 +265,7 @@ def test_a_poison_entry_is_set_aside_and_the_rest_is_booked(redis_url: str, ledg
             await drain(books)
             assert await booked(books, caller) == (len(entries) + 1, (len(entries) + 1) * UNIT)
             assert await books.ledger.count_set_aside() == len(entries)
-            (difference,) = await verify(books.ledger, books.wallet, stored)
+            (difference,) = await verify(books.ledger, books.wallet, Presence(books.redis), stored)
             assert (difference.what, difference.found) == ("events set aside", str(len(entries)))
 
     run(work())

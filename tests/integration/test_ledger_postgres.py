@@ -24,6 +24,7 @@ from metering.ledger.record import SqlLedger, Steps
 from metering.ledger.rows import event_row
 from metering.ports import Charged, LedgerAway, LedgerError, Org, SetAside
 from metering.verify import verify
+from metering.wallet.presence import Presence
 from tests.conftest import run
 from tests.integration.money_kit import (
     NOON,
@@ -333,7 +334,7 @@ def test_a_consumer_outlives_its_database(
             await drain(books)
             assert await books.ledger.charged_up_to(caller.org_id) == Charged(140, 140, 140 * UNIT)
             assert await books.ledger.recount(caller.org_id) == Charged(140, 140, 140 * UNIT)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
 
     with suppress(psycopg.OperationalError), own_server.database() as url:  # its own connection is dead, too
         run(work(url))

@@ -13,6 +13,7 @@ from metering.ledger.sqlite import SqliteLedger
 from metering.ports import ListPrice
 from metering.verify import Difference, verify
 from metering.wallet import keys
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller
 from tests.conftest import run
 from tests.integration.money_kit import (
@@ -56,9 +57,9 @@ def test_books_are_right_after_traffic(redis_url: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await traffic(books)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
             await books.charge(caller, "on-its-way")
-            checking = asyncio.create_task(verify(books.ledger, books.wallet, stored))
+            checking = asyncio.create_task(verify(books.ledger, books.wallet, Presence(books.redis), stored))
             await asyncio.sleep(0.05)
             await drain(books)
             assert await checking == []
@@ -86,7 +87,10 @@ def test_a_wallet_that_was_changed_by_hand_is_found(
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await traffic(books)
             await books.redis.hincrby(keys.OrgKeys(caller.org_id).wallet, field, by)
-            assert what in {difference.what for difference in await verify(books.ledger, books.wallet, stored)}
+            assert what in {
+                difference.what
+                for difference in await verify(books.ledger, books.wallet, Presence(books.redis), stored)
+            }
 
     run(work())
 
@@ -99,7 +103,7 @@ def test_an_event_that_never_reached_the_ledger_is_found(redis_url: str, tmp_pat
             caller = await traffic(books)
             await books.charge(caller, "lost")
             await books.redis.delete(keys.OrgKeys(caller.org_id).events)
-            assert await verify(books.ledger, books.wallet, stored) == [
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == [
                 Difference("acme", "events in the ledger", "5", "4"),
                 Difference("acme", "charged: wallet, ledger", "5.88", "5.04"),
             ]
@@ -114,7 +118,7 @@ def test_a_credit_that_was_not_projected_is_found(redis_url: str, tmp_path: Path
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await traffic(books)
             await books.ledger.add_credit((await books.ledger.org("acme")).org_id, "c2", "bonus", UNIT, NOON)
-            assert await verify(books.ledger, books.wallet, stored) == [
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == [
                 Difference("acme", "last credit: ledger, wallet", "2", "1")
             ]
 
@@ -132,7 +136,7 @@ def test_a_missing_image_is_found(redis_url: str, tmp_path: Path) -> None:
             async def exists(path: str) -> bool:
                 return path != gone
 
-            assert await verify(books.ledger, books.wallet, exists) == [
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), exists) == [
                 Difference(caller.org_id, "event r1: image", gone, "not in the store")
             ]
 
@@ -164,7 +168,7 @@ def test_a_charge_whose_proof_does_not_hold_is_found(redis_url: str, tmp_path: P
                     amount_micro_mxn=proof.unit_micro_mxn,
                 )
                 await books.ledger.book([wrong], [], NOON)
-                found = await verify(books.ledger, books.wallet, stored)
+                found = await verify(books.ledger, books.wallet, Presence(books.redis), stored)
                 assert [one.what for one in found if f"wrong-{number}:" in one.what] == [
                     f"event wrong-{number}: {what}"
                 ]
@@ -179,7 +183,7 @@ def test_a_wallet_that_is_away_is_no_clean_wallet(redis_url: str, tmp_path: Path
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await traffic(books)
             await books.redis.flushall()
-            assert await verify(books.ledger, books.wallet, stored) == [
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == [
                 Difference("acme", "wallet", "in Redis", "away or not projected")
             ]
 
@@ -193,7 +197,7 @@ def test_an_old_month_is_still_proved_after_prices_and_rates_have_changed(redis_
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await traffic(books)
             await books.ledger.register_prices("next", Decimal(2), [ListPrice("fal/flux-1.1-pro", Decimal(9))], NOON)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
 
     run(work())
 
@@ -239,14 +243,14 @@ def test_race_verify_is_exact_under_live_traffic(redis_url: str, tmp_path: Path)
             running.append(asyncio.create_task(payer()))
             try:
                 for _ in range(10):
-                    assert await verify(books.ledger, books.wallet, stored) == []
+                    assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
             finally:
                 stop.set()
                 await asyncio.gather(*running)
             assert done > 50
             await books.projector.org(caller.org_id)
             await drain(books)
-            assert await verify(books.ledger, books.wallet, stored) == []
+            assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == []
             await slow.aclose()
 
     run(work())
