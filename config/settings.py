@@ -202,8 +202,8 @@ class Settings(BaseSettings):
     @field_validator("ledger_url")
     @classmethod
     def _ledger_scheme(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith("sqlite:///"):
-            raise ValueError("must start with sqlite:///")
+        if not value.get_secret_value().startswith(("sqlite:///", "postgresql://", "postgres://")):
+            raise ValueError("must start with sqlite:/// or postgresql://")
         return value
 
     @field_validator("storage_url")

@@ -24,6 +24,7 @@ class Answered:
     images: tuple[StoredImage, ...]
     usd_measured: str | None
     opened: bytes
+    result: bytes
     admitted_us: int
     ended_us: int
 
@@ -39,7 +40,11 @@ def encode(entry: Answered | Withdrawn) -> bytes:
     """As bytes for the journal."""
     if isinstance(entry, Withdrawn):
         return orjson.dumps({"v": VERSION, "withdrawn": entry.request_id})
-    fields = asdict(entry) | {"opened": entry.opened.decode(), "images": orjson.Fragment(encode_images(entry.images))}
+    fields = asdict(entry) | {
+        "opened": entry.opened.decode(),
+        "result": entry.result.decode(),
+        "images": orjson.Fragment(encode_images(entry.images)),
+    }
     return orjson.dumps({"v": VERSION, "answered": fields})
 
 
@@ -53,7 +58,9 @@ def decode(data: bytes) -> Answered | Withdrawn:
             return Withdrawn(entry["withdrawn"])
         fields = entry["answered"]
         images = tuple(StoredImage(**image) for image in fields.pop("images"))
-        return Answered(**fields | {"images": images, "opened": fields["opened"].encode()})
+        return Answered(
+            **fields | {"images": images, "opened": fields["opened"].encode(), "result": fields["result"].encode()}
+        )
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
         raise AnsweredError(f"{type(error).__name__} {error}") from None
 

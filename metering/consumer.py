@@ -5,7 +5,7 @@ the ledger's unique event id makes the second time count for nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ from metering.clock import utc_now
 from metering.events import Event, EventError, decode
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
 from metering.wallet import keys
-from metering.wallet.connection import load_script
+from metering.wallet.connection import lanes, load_script
 
 log = structlog.get_logger(__name__)
 
@@ -43,15 +43,39 @@ Batch = list[tuple[int, Entry]]
 
 
 class Consumer:
-    """One of any number of consumers of the same group. `redis` must allow calls longer than WAIT_MS."""
+    """One of any number of consumers of the same group. `redis` must allow calls longer than WAIT_MS.
+
+    On one server it waits for all streams at once. In a cluster a read names one partition only, so there each
+    partition has a lane of its own, with a connection of its own: one that is away holds up no other.
+    """
 
     def __init__(self, redis: Redis, ledger: Ledger, name: str, remember_s: int) -> None:
+        self._lanes = [_Lane(redis, ledger, name, remember_s, partitions) for partitions in lanes(redis)]
+
+    @property
+    def alive(self) -> bool:
+        """Did every partition's last look succeed?"""
+        return all(lane.alive for lane in self._lanes)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume until `stop`; what is being booked then is finished first."""
+        await asyncio.gather(*(lane.run(stop) for lane in self._lanes))
+
+    async def round(self) -> int:
+        """Book one batch of each lane's new events, and what others left behind. Returns how many were new."""
+        return sum(await asyncio.gather(*(lane.round() for lane in self._lanes)))
+
+
+class _Lane:
+    """Consumes the streams of `partitions`."""
+
+    def __init__(self, redis: Redis, ledger: Ledger, name: str, remember_s: int, partitions: Sequence[int]) -> None:
         self._redis = redis
         self._ledger = ledger
         self._name = name
         self._remember_s = remember_s
         self._expire = load_script(redis, "expire_v1")
-        self._streams = [keys.events(partition) for partition in range(keys.PARTITIONS)]
+        self._streams = {partition: keys.events(partition) for partition in partitions}
         self._next_sweep = 0.0
         self._written: dict[tuple[int, bytes], bool] = {}
         self.alive = False
@@ -81,7 +105,7 @@ class Consumer:
             new += await self._sweep()
             self._next_sweep = now + SWEEP_S
         fresh = await self._redis.xreadgroup(
-            GROUP, self._name, dict.fromkeys(self._streams, ">"), count=BATCH, block=WAIT_MS
+            GROUP, self._name, dict.fromkeys(self._streams.values(), ">"), count=BATCH, block=WAIT_MS
         )
         batch = [(_partition(stream), entry) for stream, pages in _pairs(fresh) for page in pages for entry in page]
         return new + await self._book(batch)
@@ -141,7 +165,7 @@ class Consumer:
 
     async def _sweep(self) -> int:
         new = 0
-        for partition, stream in enumerate(self._streams):
+        for partition, stream in self._streams.items():
             await self._expire(
                 keys=[keys.mark(partition), keys.busy(partition)], args=[0, MOST_ENDED, self._remember_s]
             )
@@ -153,7 +177,7 @@ class Consumer:
 
     async def _make_groups(self) -> None:
         """From the stream's beginning, never from `$`: a lost group must not lose an event (rule 28)."""
-        for stream in self._streams:
+        for stream in self._streams.values():
             try:
                 await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
             except ResponseError as error:

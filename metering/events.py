@@ -75,7 +75,8 @@ class StoredImage:
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
-    `usd_measured` is the provider's own figure for the whole order, where the price depends on it.
+    `usd_measured` is the provider's own figure for the whole order, where the price depends on it; `result` is what the
+    order's owner may fetch again, beside the images.
     """
 
     number: int
@@ -88,6 +89,7 @@ class Event:
     ended_us: int
     images: tuple[StoredImage, ...]
     usd_measured: str | None = None
+    result: str = ""
 
     @property
     def event_id(self) -> str:
@@ -131,6 +133,11 @@ def encode_images(images: tuple[StoredImage, ...]) -> bytes:
     return orjson.dumps([asdict(image) for image in images])
 
 
+def decode_images(data: bytes) -> tuple[StoredImage, ...]:
+    """From JSON that `encode_images` wrote."""
+    return tuple(StoredImage(**image) for image in orjson.loads(data))
+
+
 def recompute(event: Event) -> int:
     """The amount in micro-MXN by the event's own proof, from the list price on."""
     usd, markup, mxn_per_usd = event.opened.proof.decimals()
@@ -161,6 +168,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             ended_us=int(fields[b"ended_us"]),
             images=tuple(_row(StoredImage, image) for image in orjson.loads(fields[b"images"])),
             usd_measured=fields[b"usd_measured"].decode() or None,
+            result=fields[b"result"].decode(),
         )
         _check(event)
     except KeyError as error:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Literal, Protocol
 from uuid import UUID
 
-from metering.events import End, Event
+from metering.events import End, Event, StoredImage
 from metering.pricing import Rate
 
 LAST = 2**53
@@ -87,6 +87,15 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """A charged order as its owner may fetch it again; `document` is the gateway's own."""
+
+    request_id: str
+    images: tuple[StoredImage, ...]
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """A stream entry that could not be booked, kept for a person."""
 
@@ -136,6 +145,8 @@ class Ledger(Protocol):
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]: ...
+    async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
+    async def results(self, org_id: str, most: int) -> list[Delivered]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
     async def recount(self, org_id: str, number: int = LAST) -> Charged: ...
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...

@@ -111,6 +111,8 @@ async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> li
     total = cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
     compare("credits = available + held + charged", cut.credits_micro_mxn, total)
     compare("events in the ledger", cut.number, booked.events, str)
+    recount = await ledger.recount(org.org_id, cut.number)
+    compare("running total in the ledger", recount.charged_micro_mxn, booked.charged_micro_mxn)
     compare("charged: wallet, ledger", cut.charged_micro_mxn, booked.charged_micro_mxn)
     if snapshot.credit_number == cut.credit_number:
         compare("credits: ledger, wallet", snapshot.credits_micro_mxn, cut.credits_micro_mxn)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.account import CreditsEndpoint
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
+from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
 from proxy.middleware import RequestMiddleware, context_of
@@ -34,6 +35,7 @@ def build_app(
     images: ImagesEndpoint,
     models: ModelsEndpoint,
     credits_: CreditsEndpoint,
+    history: HistoryEndpoint,
     ready: Ready,
     lifespan: Lifespan,
     image_folder: Path | None,
@@ -41,6 +43,8 @@ def build_app(
     """The gateway as an ASGI application. `image_folder` is served where the store is a local folder."""
     routes: list[BaseRoute] = [
         Route("/v1/images/generations", images.create, methods=["POST"]),
+        Route("/v1/images/generations", history.list, methods=["GET"]),
+        Route("/v1/images/generations/{id}", history.one, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{model_id:path}", models.one, methods=["GET"]),
         Route("/v1/credits", credits_.read, methods=["GET"]),

@@ -33,9 +33,15 @@ class Kind(Enum):
     KEY_REVOKED = Row(401, "authentication_error", "key_revoked", False, "the API key was revoked")
     BALANCE = Row(402, "insufficient_balance", "insufficient_balance", False, "the balance does not cover the order")
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
+    NO_GENERATION = Row(
+        404, "invalid_request_error", "generation_not_found", False, "the organisation has no such generation"
+    )
     NOT_FOUND = Row(404, "invalid_request_error", "not_found", False, "there is nothing at this address")
     METHOD = Row(405, "invalid_request_error", "method_not_allowed", False, "the address does not take this method")
     TOO_LARGE = Row(413, "invalid_request_error", "request_too_large", False, "the body is too large")
+    KEY_REUSED = Row(
+        422, "invalid_request_error", "idempotency_key_reused", False, "the same idempotency key with another order"
+    )
     RATE_LIMIT = Row(429, "rate_limit_exceeded", "rate_limit_exceeded", True, "too many requests or images per minute")
     INTERNAL = Row(500, "internal_error", "internal_error", True, "a fault of the gateway")
     PROVIDER = Row(

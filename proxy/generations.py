@@ -28,6 +28,8 @@ from proxy.lifecycle import Lifecycle
 from proxy.making import Made, Maker
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.ports import Order, Provider, Report
+from proxy.results import Result
+from proxy.results import encode as encode_result
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -79,16 +81,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A settled order: its stored images, what they cost, and what is left to spend (None where Redis is away).
+    """A charged order, and what is left to spend; None where Redis is away."""
 
-    `revised_prompts` go with the images, None where the upstream kept the prompt; `report` is its first call's.
-    """
-
-    images: tuple[StoredImage, ...]
-    revised_prompts: tuple[str | None, ...]
-    report: Report
-    cost_micro_mxn: int
+    result: Result
     available_micro_mxn: int | None
+
+    @property
+    def images(self) -> tuple[StoredImage, ...]:
+        """Stored, in the order of their numbers."""
+        return self.result.images
+
+    @property
+    def cost_micro_mxn(self) -> int:
+        """What was charged for them."""
+        return self.result.cost_micro_mxn
 
 
 class Generations:
@@ -117,6 +123,11 @@ class Generations:
         generation = self._detach(self._run(job))
         generation.add_done_callback(lambda _: self._less(job.order.n))
         return generation
+
+    @property
+    def owner(self) -> str:
+        """Who makes them, as the wallet and the jobs know this process."""
+        return self._jobs.owner if self._jobs is not None else ""
 
     @property
     def pictures(self) -> int:
@@ -178,13 +189,27 @@ class Generations:
         if excess := job.quote.excess_usd(len(images), usd):
             EXCESS.labels(job.order.model_id).inc()
             log.error("cost_above_quote", request_id=job.hold_id, model=job.order.model_id, excess_usd=str(excess))
+        prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
+        report = _merged(made.reports)
+        result = Result(
+            request_id=job.request_id,
+            created_s=int(time.time()),
+            model_id=job.order.model_id,
+            served=report.served or job.order.model.upstream,
+            echo=report.echo,
+            usage=report.usage,
+            prompts=tuple(prompts.get(number) for number in numbers),
+            cost_micro_mxn=job.quote.charge_micro_mxn(len(images), usd),
+            images=images,
+        )
         order = Answered(
             org_id=job.caller.org_id,
             request_id=job.hold_id,
-            amount_micro_mxn=job.quote.charge_micro_mxn(len(images), usd),
+            amount_micro_mxn=result.cost_micro_mxn,
             images=images,
             usd_measured=None if usd is None else f"{usd:f}",
             opened=job.opened,
+            result=encode_result(result),
             admitted_us=job.admitted_us,
             ended_us=self._wallet.now_us(),
         )
@@ -196,14 +221,7 @@ class Generations:
         await self._write_down(job, order, charged)
         ENDS.labels(job.order.model_id, "delivered").inc()
         IMAGES.labels(job.order.model_id).inc(len(images))
-        prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
-        return Delivery(
-            images=images,
-            revised_prompts=tuple(prompts.get(number) for number in numbers),
-            report=_merged(made.reports),
-            cost_micro_mxn=order.amount_micro_mxn,
-            available_micro_mxn=closing.available_micro_mxn if closing is not None else None,
-        )
+        return Delivery(result, closing.available_micro_mxn if closing is not None else None)
 
     async def _charge(self, job: Job, order: Answered) -> Closing | None:
         """Redis' verdict, asked for again for a while; None where it gives none."""
@@ -219,6 +237,7 @@ class Generations:
                     order.images,
                     latest_us=latest_us,
                     usd_measured=order.usd_measured,
+                    result=order.result,
                 )
             except WalletAway:
                 await asyncio.sleep(SETTLE_PAUSE_S)
@@ -276,7 +295,8 @@ class Generations:
     async def _void(self, job: Job, failure: Failure) -> None:
         ENDS.labels(job.order.model_id, failure.outcome.reason).inc()
         try:
-            await self._wallet.void(job.caller.org_id, job.hold_id, failure.outcome.reason)
+            outcome = failure.outcome
+            await self._wallet.void(job.caller.org_id, job.hold_id, outcome.reason, frees=not outcome.value.unknown)
         except WalletAway:
             self.abandon(job.caller.org_id, job.hold_id, failure.outcome.reason, until_us=job.hold_ends_us)
 

@@ -1,13 +1,15 @@
 """THE HOT PATH: POST /v1/images/generations, top to bottom."""
 
 import asyncio
+import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from uuid import uuid4
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from config.catalogue import Catalogue
 from config.settings import hold_life_s, reply_margin_s
@@ -17,19 +19,29 @@ from metering.fx import FxRateMissing, Rates
 from metering.money import format_mxn
 from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
-from metering.wallet.wallet import Admission, Caller, RateState, Verdict, Wallet
+from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict, Wallet
 from proxy.auth import REVOKED, Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
-from proxy.keeping import read_until
 from proxy.lifecycle import Lifecycle, lifecycle_headers
-from proxy.media.inline import base64_length, base64_of
 from proxy.middleware import RequestContext, context_of
-from proxy.ports import ImageStore, Order
-from proxy.wire import Answer, images_reply, parse_order
+from proxy.outcomes import reason_as_error
+from proxy.ports import Order
+from proxy.replies import Replies
+from proxy.results import decode as decode_result
+from proxy.wire import fingerprint, parse_order
 
 HOLDS_RETRY_S = 2.0
 """A hint: an image takes several seconds, so that some holds are closed by then."""
+
+JOIN_POLL_S = 0.2
+"""How often a request that joined an order asks how that stands; an image takes seconds."""
+
+JOIN_RETRY_S = 5.0
+"""A hint: the hold of an order whose gateway died runs out, and then its key is free."""
+
+MOST_KEY_CHARACTERS = 255
+"""Of an `Idempotency-Key`."""
 
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
@@ -48,6 +60,7 @@ class Limits:
 class _Held:
     """What a hold was asked for with, and when: its life began no earlier."""
 
+    price: Quote
     opened: bytes
     asked_boot_s: float
 
@@ -66,12 +79,11 @@ class ImagesEndpoint:
         wallet: Wallet,
         generations: Generations,
         lifecycle: Lifecycle,
-        store: ImageStore,
+        replies: Replies,
         limits: Limits,
         *,
         refusal: Callable[[], str | None],
         price_book: str,
-        public_url: str,
         region: str,
         topup_url: str | None,
     ) -> None:
@@ -81,11 +93,10 @@ class ImagesEndpoint:
         self._wallet = wallet
         self._generations = generations
         self._lifecycle = lifecycle
-        self._store = store
+        self._replies = replies
         self._limits = limits
         self._refusal = refusal
         self._price_book = price_book
-        self._public_url = public_url
         self._region = region
         self._topup_url = topup_url
 
@@ -100,42 +111,50 @@ class ImagesEndpoint:
             self._lifecycle.check(order.model_id, order.model)
             if (refusal := self._refusal()) is not None:
                 raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
-            job, admission = await self._admit(context, caller, order)
+            admission, held = await self._admit(context, caller, order, placed(request.headers, order))
+            if admission.verdict is Verdict.EARLIER:
+                delivery = await self._earlier(context, order, admission, caller)
+                return self._reply(context, order, admission, delivery, replayed=True)
         except WalletAway:
             raise wallet_away() from None
+        job = self._job(context, caller, order, admission, held)
         generation = self._generations.start(job)
+        await self._watch(request, generation, job)
         # A client that hangs up ends this wait, and not the generation.
         delivery = await asyncio.shield(generation)
         context.facts |= {"images": len(delivery.images), "cost_mxn": format_mxn(delivery.cost_micro_mxn)}
-        return self._reply(context, job, admission, delivery)
+        return self._reply(context, order, admission, delivery, replayed=False)
 
-    async def _admit(self, context: RequestContext, caller: Caller, order: Order) -> tuple[Job, Admission]:
+    async def _admit(
+        self, context: RequestContext, caller: Caller, order: Order, placed: Placed
+    ) -> tuple[Admission, _Held]:
         """Price the order and set its price aside; every denial is an ApiError, and wrote nothing."""
         hold_id = str(context.request_id)
-        deadline_s = order.model.deadline_s or self._limits.deadline_s
-        life_s = hold_life_s(deadline_s)
-        price = self._quote(order)
+        life_s = hold_life_s(self._deadline_s(order))
         try:
-            admission, held = await self._hold(caller, hold_id, order, price, life_s)
+            admission, held = await self._hold(caller, hold_id, order, placed, life_s)
             if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
                 # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
-                price = self._quote(order)
-                admission, held = await self._hold(caller, hold_id, order, price, life_s)
+                admission, held = await self._hold(caller, hold_id, order, placed, life_s)
         except NotProjected:
             raise
         except (WalletAway, asyncio.CancelledError):
             until_us = self._wallet.now_us() + int(life_s * 1_000_000)
             self._generations.abandon(caller.org_id, hold_id, "admission_unread", until_us=until_us)
             raise
-        if admission.verdict is not Verdict.ADMITTED:
-            raise self._denial(admission, price)
-        ends_s = context.started_s + deadline_s
+        if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
+            raise self._denial(admission, held.price)
+        return admission, held
+
+    def _job(self, context: RequestContext, caller: Caller, order: Order, admission: Admission, held: _Held) -> Job:
+        deadline_s = self._deadline_s(order)
+        ends_s, life_s = context.started_s + deadline_s, hold_life_s(deadline_s)
         margin_s = reply_margin_s(deadline_s)
-        job = Job(
+        return Job(
             request_id=context.request_id,
             caller=caller,
             order=order,
-            quote=price,
+            quote=held.price,
             generate_until_s=ends_s - margin_s,
             reply_until_s=ends_s - margin_s / 4,
             hold_ends_us=admission.now_us + int(life_s * 1_000_000),
@@ -143,11 +162,14 @@ class ImagesEndpoint:
             admitted_us=admission.now_us,
             opened=held.opened,
         )
-        return job, admission
+
+    def _deadline_s(self, order: Order) -> float:
+        return order.model.deadline_s or self._limits.deadline_s
 
     async def _hold(
-        self, caller: Caller, hold_id: str, order: Order, price: Quote, life_s: float
+        self, caller: Caller, hold_id: str, order: Order, placed: Placed, life_s: float
     ) -> tuple[Admission, _Held]:
+        price = self._quote(order)
         facts = {
             "model": order.model_id,
             "provider": order.model.provider,
@@ -157,8 +179,9 @@ class ImagesEndpoint:
             "region": self._region,
         }
         opened = encode_opened(hold_id, caller.org_id, caller.key_id, price, facts)
-        held = _Held(opened, boottime_s())
-        return await self._wallet.admit(caller, hold_id, price, opened, life_s=life_s), held
+        held = _Held(price, opened, boottime_s())
+        owner = self._generations.owner
+        return await self._wallet.admit(caller, hold_id, price, opened, placed, life_s=life_s, owner=owner), held
 
     def _quote(self, order: Order) -> Quote:
         now_us = self._wallet.now_us()
@@ -185,6 +208,9 @@ class ImagesEndpoint:
         match admission.verdict:
             case Verdict.REVOKED:
                 return ApiError(Kind.KEY_REVOKED, REVOKED)
+            case Verdict.REUSED:
+                message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
+                return ApiError(Kind.KEY_REUSED, message)
             case Verdict.BALANCE:
                 message = (
                     f"This order may cost {format_mxn(price.total_micro_mxn)} MXN, and"
@@ -205,53 +231,76 @@ class ImagesEndpoint:
             case _:
                 return wallet_away()
 
-    def _reply(self, context: RequestContext, job: Job, admission: Admission, delivery: Delivery) -> Response:
-        order = job.order
-        headers = (
-            rate_headers(admission)
-            | (balance_header(delivery.available_micro_mxn) if delivery.available_micro_mxn is not None else {})
-            | {"x-geekhub-cost-mxn": format_mxn(delivery.cost_micro_mxn)}
-            | lifecycle_headers(order.model_id, order.model)
-        )
-        answer = Answer(
-            request_id=context.public_id,
-            created_s=int(time.time()),
-            model_id=order.model_id,
-            served=delivery.report.served or order.model.upstream,
-            echo=delivery.report.echo,
-            usage=delivery.report.usage,
-        )
-        items = [{"revised_prompt": text} if text is not None else {} for text in delivery.revised_prompts]
-        if order.response_format == "b64_json":
-            return self._inline(answer, items, delivery, headers, job.reply_until_s)
-        for item, image in zip(items, delivery.images, strict=True):
-            item["url"] = f"{self._public_url}/{image.path}"
-        return Response(images_reply(answer, items), media_type="application/json", headers=headers)
+    async def _earlier(self, context: RequestContext, order: Order, admission: Admission, caller: Caller) -> Delivery:
+        """The result of an order that was placed before: joined while it is made, on whatever pod (rules 17, 18)."""
+        stands = admission.earlier
+        assert stands is not None, "the verdict says so"
+        until_s = context.started_s + self._deadline_s(order)
+        while stands.end == "open":
+            if time.monotonic() > until_s or not await self._wallet.lives(caller.org_id, stands.owner):
+                message = "This order was placed before, and what came of it is not known yet; nothing more is charged."
+                raise ApiError(Kind.UNAVAILABLE, message, retry_after_s=JOIN_RETRY_S)
+            await asyncio.sleep(JOIN_POLL_S)
+            later = await self._wallet.stands(caller.org_id, stands.request_id)
+            if later is None:
+                raise wallet_away()
+            stands = later
+        if stands.end != "charge":
+            raise reason_as_error(stands.reason)
+        stored = await self._wallet.result(caller.org_id, stands.request_id)
+        if stored is None:
+            raise wallet_away()
+        return Delivery(decode_result(stored), admission.available_micro_mxn)
 
-    def _inline(
-        self, answer: Answer, items: list[dict[str, str]], delivery: Delivery, headers: dict[str, str], until_s: float
+    async def _watch(self, request: Request, generation: asyncio.Task[Delivery], job: Job) -> None:
+        """A client that hangs up ends nothing; its SDK's retry is given this order before any other."""
+        leaving = asyncio.ensure_future(_gone(request))
+        try:
+            await asyncio.wait({generation, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done() and not generation.done():
+                with suppress(WalletAway):
+                    await self._wallet.client_gone(job.caller.org_id, job.hold_id)
+        finally:
+            leaving.cancel()
+
+    def _reply(
+        self, context: RequestContext, order: Order, admission: Admission, delivery: Delivery, *, replayed: bool
     ) -> Response:
-        """The images in base64, straight from the store: the JSON around them is cut where each of them goes."""
-        marks = [uuid4().hex for _ in items]
-        for item, mark in zip(items, marks, strict=True):
-            item["b64_json"] = mark
-        rest = images_reply(answer, items)
-        parts = []
-        for mark in marks:
-            part, _, rest = rest.partition(mark.encode())
-            parts.append(part)
-        length = sum(map(len, parts)) + len(rest) + sum(base64_length(image.size_bytes) for image in delivery.images)
+        result = delivery.result
+        headers = rate_headers(admission) | lifecycle_headers(order.model_id, order.model)
+        if delivery.available_micro_mxn is not None:
+            headers |= balance_header(delivery.available_micro_mxn)
+        if replayed:
+            headers |= {"idempotent-replayed": "true", "x-geekhub-cost-mxn": "0.00"}
+        else:
+            headers |= {"x-geekhub-cost-mxn": format_mxn(result.cost_micro_mxn)}
+        if order.response_format == "b64_json":
+            until_s = context.started_s + self._deadline_s(order)
+            return self._replies.with_images(result, headers, until_s)
+        return self._replies.with_urls(result, headers)
 
-        async def body() -> AsyncIterator[bytes]:
-            for part, image in zip(parts, delivery.images, strict=True):
-                yield part
-                async for text in base64_of(read_until(self._store, image.path, until_s)):
-                    yield text
-            yield rest
 
-        return StreamingResponse(
-            body(), media_type="application/json", headers={**headers, "content-length": str(length)}
+def placed(headers: Headers, order: Order) -> Placed:
+    """How the order was placed. Raises ApiError 400 for an idempotency key that is none.
+
+    An SDK counts its own retries; a key that its user gave goes before that count.
+    """
+    key = headers.get("idempotency-key")
+    if key is None:
+        tries = headers.get("x-stainless-retry-count", "")
+        return Placed(
+            fingerprint(order), tries=int(tries) if tries.isascii() and tries.isdigit() and len(tries) < 3 else 0
         )
+    if not 0 < len(key) <= MOST_KEY_CHARACTERS:
+        message = f"`Idempotency-Key` has {len(key)} characters; it must have from 1 to {MOST_KEY_CHARACTERS}."
+        raise ApiError(Kind.INVALID_REQUEST, message)
+    return Placed(fingerprint(order), key_hash=hashlib.sha256(key.encode("latin-1")).hexdigest())
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has hung up; the body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

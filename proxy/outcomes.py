@@ -70,6 +70,12 @@ class Failure(Exception):
         )
 
 
+def reason_as_error(reason: str) -> ApiError:
+    """What a customer is told of an order that ended as a void earlier, by the reason in its event."""
+    known = {outcome.reason: outcome for outcome in Outcome}
+    return Failure(known.get(reason, Outcome.FAULT)).as_error()
+
+
 def worst(failures: list[Failure]) -> Failure:
     """The one to tell of several: a job that may have begun forbids a retry, so it goes before one that did not."""
     return max(

@@ -1,7 +1,7 @@
 """OpenAI's Images API in both directions. Pure: bytes → order, result → bytes."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -9,6 +9,7 @@ import orjson
 from config.catalogue import Catalogue, Model
 from proxy.errors import ApiError, Kind
 from proxy.ports import Order
+from proxy.results import Result
 
 PROMPT_CHARACTERS = 4000
 MAX_IMAGES = 8
@@ -135,29 +136,34 @@ def _wrong(param: str | None, message: str) -> ApiError:
     return ApiError(Kind.INVALID_REQUEST, message, param=param)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a 200 says beside its images. `echo` is the upstream's own size, quality, background, output format."""
-
-    request_id: str
-    created_s: int
-    model_id: str
-    served: str
-    echo: Mapping[str, str]
-    usage: Mapping[str, Any] | None
-
-
-def images_reply(answer: Answer, items: Sequence[Mapping[str, str]]) -> bytes:
-    """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`."""
-    return orjson.dumps(
-        {
-            "id": answer.request_id,
-            "object": "list",
-            "created": answer.created_s,
-            "model": answer.model_id,
-            "served_model": answer.served,
-            "data": items,
-            **answer.echo,
-            **({"usage": answer.usage} if answer.usage is not None else {}),
-        }
+def fingerprint(order: Order) -> str:
+    """The same for two orders exactly where they ask for the same: a hex digest."""
+    canonical = (
+        order.model_id,
+        order.prompt,
+        order.n,
+        order.size,
+        order.quality,
+        sorted(order.fields.items()),
+        order.response_format,
     )
+    return hashlib.sha256(orjson.dumps(canonical)).hexdigest()
+
+
+def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`."""
+    return {
+        "id": result.public_id,
+        "object": "list",
+        "created": result.created_s,
+        "model": result.model_id,
+        "served_model": result.served,
+        "data": items,
+        **result.echo,
+        **({"usage": result.usage} if result.usage is not None else {}),
+    }
+
+
+def result_reply(result: Result, items: Sequence[Mapping[str, str]]) -> bytes:
+    """The same as JSON."""
+    return orjson.dumps(result_document(result, items))

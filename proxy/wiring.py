@@ -45,6 +45,7 @@ from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.fx import Rates, seed
 from metering.journal import MOST_ENTRY_BYTES, Folder, Journal, JournalError, Past
+from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import Rate
@@ -59,6 +60,7 @@ from proxy.account import CreditsEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
+from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint, Limits
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
@@ -70,6 +72,7 @@ from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
+from proxy.replies import Replies
 from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
@@ -94,8 +97,12 @@ def wallet_limits() -> WalletLimits:
 
 
 def open_ledger(settings: Settings) -> Ledger:
-    """The ledger that GHUB_LEDGER_URL names."""
-    return open_sqlite(settings.ledger_url.get_secret_value())
+    """The ledger that GHUB_LEDGER_URL names. Raises SettingsError."""
+    url = settings.ledger_url.get_secret_value()
+    try:
+        return open_sqlite(url) if url.startswith("sqlite:") else open_postgres(url)
+    except ValueError as error:
+        raise SettingsError(f"GHUB_LEDGER_URL: {error}") from None
 
 
 def open_background_redis(settings: Settings) -> Redis:
@@ -255,6 +262,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         recovery = Recovery(past, wallet, back.ledger)
         await back.ledger.open_incarnation(journal.incarnation, utc_now())
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))
+        replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
         lifecycle = Lifecycle()
         jobs = Jobs(back.redis)
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
@@ -297,18 +305,16 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 wallet,
                 generations,
                 lifecycle,
-                store,
+                replies,
                 Limits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 refusal=refusal,
                 price_book=catalogue.price_book_version,
-                public_url=settings.public_url
-                or opened_store.public_url
-                or f"http://{settings.host}:{port}{STORAGE_PATH}",
                 region=settings.region,
                 topup_url=settings.topup_url,
             ),
             ModelsEndpoint(authenticator, wallet, offered, rates),
             CreditsEndpoint(authenticator, wallet),
+            HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             lambda: not stopping.is_set(),
             lifespan,
             opened_store.folder,

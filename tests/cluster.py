@@ -67,7 +67,7 @@ class Node:
 
     def ask(self, *command: Any) -> Any:
         """One command to this very server."""
-        return self.redis.execute_command(*command)
+        return self.redis.execute_command(*command)  # type: ignore[no-untyped-call]  # the library's own seam
 
     @property
     def role(self) -> str:
@@ -82,7 +82,7 @@ class Node:
         except RedisError:
             return False
         linked = replication["role"] == "master" or replication["master_link_status"] == "up"
-        return state["cluster_state"] == "ok" and state["cluster_known_nodes"] == str(2 * MASTERS) and linked
+        return bool(linked and state["cluster_state"] == "ok" and state["cluster_known_nodes"] == str(2 * MASTERS))
 
 
 class Cluster:
@@ -125,6 +125,15 @@ class Cluster:
         """Wait until all six agree that the cluster is whole, every master with its replica."""
         wait_for(lambda: all(node.settled for node in self.nodes), "the cluster does not settle")
         wait_for(lambda: len(self.masters) == MASTERS, "there are other than three masters")
+
+    def revive(self) -> None:
+        """Start and thaw whatever is not running, and settle."""
+        for node in self.nodes:
+            if node.process is None:
+                node.start()
+            else:
+                node.thaw()
+        self.settle()
 
     def flush(self) -> None:
         """Empty all masters; their replicas follow."""

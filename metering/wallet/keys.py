@@ -75,6 +75,7 @@ class OrgKeys:
     """The names of one organisation."""
 
     def __init__(self, org_id: str) -> None:
+        self._org_id = org_id
         self.partition = partition_of(org_id)
         self._tag = f"{{p{self.partition}}}"
         self.mark = mark(self.partition)
@@ -89,6 +90,22 @@ class OrgKeys:
     def hold(self, request_id: str) -> str:
         """The hold of one order."""
         return f"{self._tag}:hold:{request_id}"
+
+    def once(self, key_hash: str) -> str:
+        """Which order an idempotency key stands for."""
+        return f"{self._tag}:once:{self._org_id}:{key_hash}"
+
+    def recent(self, key_id: str, fingerprint: str) -> str:
+        """Orders of one API key that are the same, by their admission: what an SDK may repeat by itself."""
+        return f"{self._tag}:recent:{key_id}:{fingerprint}"
+
+    def claims(self, request_id: str) -> str:
+        """Which retries of an SDK were given this order, and whether its first client is gone."""
+        return f"{self._tag}:claims:{request_id}"
+
+    def result(self, request_id: str) -> str:
+        """What the owner of a charged order may fetch again."""
+        return f"{self._tag}:result:{request_id}"
 
     def claim(self, request_id: str) -> str:
         """Who ends the order of a dead owner."""

@@ -4,7 +4,7 @@ Any number of these may run at once, in gateways, consumers and commands: a proj
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 from uuid import uuid4
 
@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.catalogue import Plan
+from config.settings import CLOSED_S
 from metering.ports import Charged, Ledger, LedgerAway, Snapshot
 from metering.wallet import keys
-from metering.wallet.connection import load_script
+from metering.wallet.connection import load_script, servers
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,8 @@ class Projector:
         self._ledger = ledger
         self._plans = plans
         self._project = load_script(redis, "project_v1")
-        self._fence = load_script(redis, "fence_v1")
+        self._fence = load_script(redis, "fence_v2")
+        self._end = load_script(redis, "end_v1")
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""
@@ -51,24 +53,31 @@ class Projector:
             await asyncio.sleep(every_s)
 
     async def round(self) -> None:
-        """One look: what changed is projected, and a partition without its mark is rebuilt."""
+        """One look: what changed is projected, and a partition without a mark, or on another server, is rebuilt.
+
+        A partition whose server in a cluster is away keeps its mark, and is brought up to date when it is back.
+        """
         last = await self._ledger.last_change()
-        marks = await self._marks()
-        changed: list[str] = []
-        if known := [int(mark) for mark in marks if mark is not None]:
-            # A mark says up to which change its partition is projected. Redis keeps the order of writes, so a Redis
-            # that lost some of them lost the mark that was set after them, too.
-            changed = await self._ledger.changed_since(min(known))
+        runs = await self._runs()
+        marks = await self._marks(runs)
+        missing = {partition: runs[partition] for partition, change in marks.items() if change is None}
+        known = {partition: change for partition, change in marks.items() if change is not None}
+        # A mark says up to which change its partition is projected. Redis keeps the order of writes, so a Redis that
+        # lost some of them lost the mark that was set after them, too.
+        changed = await self._ledger.changed_since(min(known.values())) if known else []
         for org_id in changed:
-            await self.org(org_id)
-        missing = {partition for partition, mark in enumerate(marks) if mark is None}
+            if keys.partition_of(org_id) in known:
+                await self._org(org_id, runs)
         if missing:
             await self._rebuild(missing)
         if changed:
-            await self._move_marks({p for p, mark in enumerate(marks) if mark is not None}, last)
+            await self._move_marks(known, last)
 
     async def org(self, org_id: str) -> None:
         """Project one organisation now. Where its partition is not projected, the next rebuild takes it along."""
+        await self._org(org_id, range(keys.PARTITIONS))
+
+    async def _org(self, org_id: str, partitions: Collection[int]) -> None:
         snapshot = await self._ledger.snapshot(org_id)
         code = await self._apply(snapshot, "follow", _NOTHING)
         if code == _LOST:
@@ -79,7 +88,7 @@ class Projector:
                 # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
                 log.error("wallet_lost", org=org_id)
                 await self._redis.delete(keys.mark(keys.partition_of(org_id)))
-        await self._records(snapshot)
+        await self._records(snapshot, partitions)
         available = await self._redis.hget(keys.OrgKeys(org_id).wallet, "available")
         if available is not None and int(available) < 0:
             BELOW_ZERO.inc()
@@ -94,13 +103,16 @@ class Projector:
 
     async def missing(self, org_id: str | None) -> int:
         """How many of those partitions are not projected."""
-        marks = await self._marks()
-        return sum(marks[partition] is None for partition in _partitions(org_id))
+        marks = await self._marks(await self._runs())
+        return sum(marks.get(partition) is None for partition in _partitions(org_id))
 
-    async def _rebuild(self, missing: set[int]) -> None:
-        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
+    async def _rebuild(self, missing: Mapping[int, str]) -> None:
+        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again.
+
+        `missing`: partition → the run of its server.
+        """
         who = uuid4().hex
-        codes = {partition: await self._at_fence(partition, who, "raise", 0) for partition in sorted(missing)}
+        codes = {partition: await self._at_fence(partition, run, who, "raise", 0) for partition, run in missing.items()}
         fenced = {partition for partition, code in codes.items() if code == _DONE}
         if waiting := sum(code == _STREAM_HOLDS_EVENTS for code in codes.values()):
             log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
@@ -110,17 +122,28 @@ class Projector:
         for looked_at, org in enumerate(await self._ledger.orgs()):
             if looked_at % 100 == 0:
                 await self._keep_up(fenced)
-            # Key records spread over all partitions by their own hash, so every organisation's are written again.
             snapshot = await self._ledger.snapshot(org.org_id)
-            partition = keys.partition_of(org.org_id)
-            if partition in fenced:
-                booked = await self._ledger.charged_up_to(org.org_id)
-                if await self._apply(snapshot, "rebuild", booked, who) == _FENCED_OFF:
-                    fenced.discard(partition)
-            await self._records(snapshot)
-        rebuilt = [partition for partition in fenced if await self._at_fence(partition, who, "drop", last) == _DONE]
-        if rebuilt:
-            log.warning("projection_rebuilt", partitions=len(rebuilt), change=last)
+            if keys.partition_of(org.org_id) in fenced and not await self._replace(snapshot, who):
+                fenced.discard(keys.partition_of(org.org_id))
+            # Key records spread over all partitions by their own hash, so every organisation may have some here.
+            await self._records(snapshot, fenced)
+        dropped = [(p, await self._at_fence(p, missing[p], who, "drop", last)) for p in sorted(fenced)]
+        if rebuilt := [partition for partition, code in dropped if code == _DONE]:
+            log.warning("projection_rebuilt", partitions=rebuilt, change=last)
+
+    async def _replace(self, snapshot: Snapshot, who: str) -> bool:
+        """Make one wallet anew; False where the fence is another's by now."""
+        org_id = snapshot.org.org_id
+        names = keys.OrgKeys(org_id)
+        held: list[bytes] = await self._redis.zrange(names.open, 0, -1)  # type: ignore[assignment]  # without scores
+        for request_id, end in (await self._ledger.ended([request.decode() for request in held])).items():
+            hold, closed = names.hold(request_id), names.closed(request_id)
+            await self._end(
+                keys=[names.mark, names.fence, names.open, hold, closed, names.jobs],
+                args=[who, request_id, end.end, CLOSED_S],
+            )
+        booked = await self._ledger.charged_up_to(org_id)
+        return await self._apply(snapshot, "rebuild", booked, who) != _FENCED_OFF
 
     async def _keep_up(self, fenced: set[int]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -128,10 +151,10 @@ class Projector:
                 pipe.expire(keys.fence(partition), FENCE_S)
             await pipe.execute()
 
-    async def _at_fence(self, partition: int, who: str, step: Literal["raise", "drop"], change: int) -> int:
+    async def _at_fence(self, partition: int, run: str, who: str, step: Literal["raise", "drop"], change: int) -> int:
         code: int = await self._fence(
-            keys=[keys.mark(partition), keys.fence(partition), keys.events(partition)],
-            args=[who, step, change, FENCE_S],
+            keys=[keys.mark(partition), keys.fence(partition), keys.events(partition), keys.home(partition)],
+            args=[who, step, change, FENCE_S, run],
         )
         return code
 
@@ -161,21 +184,38 @@ class Projector:
         )
         return code
 
-    async def _records(self, snapshot: Snapshot) -> None:
+    async def _records(self, snapshot: Snapshot, partitions: Collection[int]) -> None:
+        records = [(*keys.key_record(key.key_hash), key) for key in snapshot.keys]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for key in snapshot.keys:
-                pipe.set(keys.key_record(key.key_hash)[1], f"{key.org_id} {key.key_id}")
+            for partition, name, key in records:
+                if partition in partitions:
+                    pipe.set(name, f"{key.org_id} {key.key_id}")
             await pipe.execute()
 
-    async def _marks(self) -> list[bytes | None]:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in range(keys.PARTITIONS):
-                pipe.get(keys.mark(partition))
-            return list(await pipe.execute())
+    async def _runs(self) -> dict[int, str]:
+        """Partition → the run of the server that has it, which a restart and a failover change; without those away."""
+        asked = await servers(self._redis)
+        answers = await asyncio.gather(*(server.info("server") for server, _ in asked), return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) == len(answers):
+            raise errors[0]
+        found = zip(asked, answers, strict=True)
+        return {p: info["run_id"] for (_, here), info in found if not isinstance(info, BaseException) for p in here}
 
-    async def _move_marks(self, partitions: set[int], change: int) -> None:
+    async def _marks(self, runs: Mapping[int, str]) -> dict[int, int | None]:
+        """Partition → the last change projected to it; None where that was another run of a server."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in sorted(partitions):
+            for partition in runs:
+                pipe.mget(keys.mark(partition), keys.home(partition))
+            found = zip(runs.items(), await pipe.execute(), strict=True)
+        return {
+            partition: int(mark) if mark is not None and home == run.encode() else None
+            for (partition, run), (mark, home) in found
+        }
+
+    async def _move_marks(self, partitions: Collection[int], change: int) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for partition in partitions:
                 pipe.set(keys.mark(partition), change, xx=True)
             await pipe.execute()
 

@@ -2,11 +2,11 @@
 -- that is charged stays as it is. The event is the order's own, with the times of the journal's record.
 -- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed
 -- ARGV  1 now_us (0: TIME)  2 org  3 request  4 quantity  5 amount  6 remember_s  7 images (JSON)
---       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us
+--       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
 -- reply code, now_us, available, 1 where this call charged it
 local CHARGED, AWAY = 1, 3
 
-arguments(11)
+arguments(12)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
 local admitted, ended = whole(10, 1), whole(11, 1)
@@ -19,5 +19,5 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
   -- The hold is gone: run out, voided by another, or lost with a Redis that forgot. One of nothing stands in for it.
   redis.call('HSET', KEYS[4], 'amount', 0, 'images', quantity, 'admitted_us', ARGV[10], 'opened', ARGV[9])
 end
-close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ended, remember)
+close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
 return { CHARGED, now, available_at(org, now), 1 }

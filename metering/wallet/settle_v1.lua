@@ -1,11 +1,11 @@
 -- Charges an open, living hold for what was delivered and gives back the rest. Asked again, it gives the same answer.
 -- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed
 -- ARGV  1 now_us (0: TIME)  2 latest_us  3 org  4 request  5 quantity  6 amount  7 remember_s  8 images (JSON)
---       9 USD that the provider measured (or empty: then the amount is quantity × unit price)
+--       9 USD that the provider measured (or empty: then the amount is quantity × unit price)  10 result (JSON)
 -- reply code, now_us, available, charged
 local CHARGED, REFUSED, AWAY, LATE = 1, 2, 3, 4
 
-arguments(9)
+arguments(10)
 local now, latest = clock(whole(1, 0)), whole(2, 0)
 local org, request = ARGV[3], ARGV[4]
 local quantity, amount, remember = whole(5, 1), whole(6, 1), whole(7, 1)
@@ -14,7 +14,7 @@ local function reply(code, charged) return { code, now, available_at(org, now), 
 
 local before = redis.call('GET', KEYS[6])
 if before then
-  local ending, charged = string.match(before, '^(%a+):(%d+)$')
+  local ending, charged = string.match(before, '^(%a+):(%d+)')
   if ending == 'charge' then return reply(CHARGED, tonumber(charged)) end
   return reply(REFUSED, 0)
 end
@@ -29,5 +29,5 @@ if quantity > tonumber(hold[2]) then error('charge is above the hold') end
 if amount > quantity * unit then error('charge is above quantity × unit price') end
 if ARGV[9] == '' and amount ~= quantity * unit then error('charge is not quantity × unit price') end
 
-close(org, request, 'charge', 'delivered', quantity, amount, ARGV[9], ARGV[8], now, remember)
+close(org, request, 'charge', 'delivered', quantity, amount, ARGV[9], ARGV[8], ARGV[10], now, remember)
 return reply(CHARGED, amount)

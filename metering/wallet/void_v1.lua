@@ -1,11 +1,12 @@
 -- Ends an order without a charge. It never overtakes a charge: an order that was charged stays so, and the reply says it.
+-- It frees the idempotency key under which the order was placed, unless nobody knows what became of it upstream.
 -- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed
--- ARGV  1 now_us (0: TIME)  2 org  3 request  4 reason  5 remember_s
+-- ARGV  1 now_us (0: TIME)  2 org  3 request  4 reason  5 remember_s  6 1 where it frees its idempotency key, else 0
 -- reply code, now_us, available
 local VOIDED, CHARGED, UNKNOWN, AWAY = 1, 2, 3, 4
 
-arguments(5)
-local now, remember = clock(whole(1, 0)), whole(5, 1)
+arguments(6)
+local now, remember, frees = clock(whole(1, 0)), whole(5, 1), whole(6, 0)
 local org, request, reason = ARGV[2], ARGV[3], ARGV[4]
 
 local before = redis.call('GET', KEYS[6])
@@ -14,5 +15,7 @@ if before then
 end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0 } end
 if redis.call('EXISTS', KEYS[4]) == 0 then return { UNKNOWN, now, available_at(org, now) } end
-close(org, request, 'void', reason, 0, 0, '', '[]', now, remember)
+local once = redis.call('HGET', KEYS[4], 'once')
+close(org, request, 'void', reason, 0, 0, '', '[]', '', now, remember)
+if frees == 1 and once then redis.call('DEL', once) end
 return { VOIDED, now, available_at(org, now) }

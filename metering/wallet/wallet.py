@@ -6,14 +6,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis
 
 from metering.answered import Answered
-from metering.events import StoredImage, encode_images
+from metering.events import StoredImage, decode_images, encode_images
+from metering.ports import Delivered
 from metering.pricing import Quote
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, verdict
+from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
 
 _LATEST_S = 1.0
 """An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
@@ -21,6 +23,10 @@ _LATEST_S = 1.0
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 """Between the tries of an abandonment: quick for a hiccup, sparing while Redis is down and thousands wait."""
+
+
+RECENT_S = 180.0
+"""An SDK's retry finds its order for so long after the admission: a deadline, a lost connection, and its own pauses."""
 
 
 class Verdict(IntEnum):
@@ -36,6 +42,8 @@ class Verdict(IntEnum):
     HOLDS = 8
     REQUESTS = 9
     IMAGES = 10
+    EARLIER = 11
+    REUSED = 12
 
 
 class Close(IntEnum):
@@ -70,8 +78,31 @@ class RateState:
 
 
 @dataclass(frozen=True, slots=True)
+class Placed:
+    """How an order was placed: what makes it the same as another, and what says that it may be one again.
+
+    `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count.
+    """
+
+    fingerprint: str
+    key_hash: str | None = None
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stands:
+    """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open."""
+
+    request_id: str
+    end: str
+    reason: str
+    amount_micro_mxn: int
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """The admit script's verdict. `retry_us` is 0 where waiting does not help."""
+    """The admit script's verdict. `retry_us` is 0 where waiting does not help; `earlier` goes with EARLIER."""
 
     verdict: Verdict
     now_us: int
@@ -79,6 +110,7 @@ class Admission:
     requests: RateState
     images: RateState
     retry_us: int
+    earlier: Stands | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +146,14 @@ class WalletLimits:
     remember_s: int
 
 
+class _Server:
+    """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own."""
+
+    def __init__(self) -> None:
+        self.pulse = Pulse()
+        self.offset_us = 0
+
+
 class Wallet:
     """The wallets of all organisations on one Redis. Every method raises WalletAway where Redis gave no verdict.
 
@@ -124,31 +164,36 @@ class Wallet:
         self._redis = redis
         self._limits = limits
         self._scripted_us = now_us
-        self._offset_us = 0
-        self._pulse = Pulse()
+        self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v1")
         self._settle = load_script(redis, "settle_v1")
         self._void = load_script(redis, "void_v1")
         self._replay = load_script(redis, "replay_v1")
         self._read = load_script(redis, "read_v1")
+        self._find = load_script(redis, "find_v1")
 
-    def now_us(self) -> int:
-        """Redis `TIME` as far as this process knows: set right by every verdict, wrong by a round trip at most."""
-        return self._scripted_us or time.time_ns() // 1000 + self._offset_us
+    def now_us(self, org_id: str | None = None) -> int:
+        """Redis `TIME` as far as this process knows: set right by every verdict, wrong by a round trip at most.
+
+        The masters of a cluster have a clock each: an organisation's is its own master's.
+        """
+        partition = keys.partition_of(org_id) if org_id else 0
+        return self._scripted_us or time.time_ns() // 1000 + self._server(partition).offset_us
 
     def at(self, now_us: int) -> None:
         """Script the time, for tests."""
         self._scripted_us = now_us
 
     async def set_clock(self) -> None:
-        """Ask Redis for its time, before the first admission needs it. Raises RedisError."""
-        seconds, microseconds = await self._redis.time()
-        self._learn(seconds * 1_000_000 + microseconds)
+        """Ask every server for its time, before the first admission needs it. Raises RedisError."""
+        for server, partitions in await servers(self._redis):
+            seconds, microseconds = await server.time()
+            self._learn(partitions[0], seconds * 1_000_000 + microseconds)
 
     async def key(self, key_hash: str) -> Caller | None:
         """The owner of a key; None is certain: the key does not exist."""
         partition, name = keys.key_record(key_hash)
-        record, projected = await self._ask(self._redis.mget([name, keys.mark(partition)]))
+        record, projected = await self._ask(partition, self._redis.mget([name, keys.mark(partition)]))
         if record is not None:
             org_id, key_id = record.decode().split()
             return Caller(org_id=org_id, key_id=key_id)
@@ -156,14 +201,19 @@ class Wallet:
             raise NotProjected
         return None
 
-    async def admit(self, caller: Caller, request_id: str, quote: Quote, opened: bytes, *, life_s: float) -> Admission:
+    async def admit(
+        self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
+    ) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial writes nothing.
+
+        EARLIER: it is an order that was placed before, and counts as a request only.
 
         Raises NotProjected where nothing can have been written. Where it raises any other WalletAway, the hold may be
         there: the caller must `abandon` it.
         """
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
+            names.partition,
             self._admit(
                 keys=[
                     names.mark,
@@ -173,10 +223,11 @@ class Wallet:
                     names.hold(request_id),
                     names.events,
                 ]
-                + [names.busy, names.closed(request_id)],
+                + [names.busy, names.closed(request_id), names.once(placed.key_hash or "-")]
+                + [names.recent(caller.key_id, placed.fingerprint)],
                 args=[
                     self._scripted_us,
-                    self.now_us() + int(_LATEST_S * 1_000_000),
+                    self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
                     quote.period.start_us,
                     quote.period.end_us,
                     caller.org_id,
@@ -189,10 +240,16 @@ class Wallet:
                     self._limits.stream_backlog,
                     self._limits.remember_s,
                     opened,
+                    placed.fingerprint,
+                    int(placed.key_hash is not None),
+                    self._limits.remember_s,
+                    placed.tries,
+                    int(RECENT_S * 1_000_000),
+                    owner,
                 ],
-            )
+            ),
         )
-        self._learn(reply[1])
+        self._learn(names.partition, reply[1])
         if reply[0] == Verdict.AWAY:
             raise NotProjected
         return Admission(
@@ -202,7 +259,46 @@ class Wallet:
             requests=RateState(*reply[3:6]),
             images=RateState(*reply[6:9]),
             retry_us=reply[9],
+            earlier=_stands(reply[10], reply[11], reply[12]) if reply[0] == Verdict.EARLIER else None,
         )
+
+    async def stands(self, org_id: str, request_id: str) -> Stands | None:
+        """How an order of this organisation stands; None for one that is not known here."""
+        names = keys.OrgKeys(org_id)
+        found = self._find(keys=[names.mark], args=[self._scripted_us, org_id, request_id])
+        reply = await self._ask(names.partition, found)
+        if reply[0] == 0:
+            raise NotProjected
+        return _stands(request_id.encode(), reply[1], reply[2]) if reply[1] else None
+
+    async def lives(self, org_id: str, owner: str) -> bool:
+        """Has this gateway said lately that it is alive?"""
+        return bool(await self._ask(keys.partition_of(org_id), self._redis.exists(keys.alive(owner))))
+
+    async def under_key(self, org_id: str, key_hash: str) -> str | None:
+        """The order that an idempotency key stands for."""
+        names = keys.OrgKeys(org_id)
+        record = await self._ask(names.partition, self._redis.get(names.once(key_hash)))
+        return None if record is None else record.decode().split()[0]
+
+    async def result(self, org_id: str, request_id: str) -> Delivered | None:
+        """Of a charged order of this organisation, for a day."""
+        names = keys.OrgKeys(org_id)
+        found = self._redis.hmget(names.result(request_id), ["org", "images", "result"])
+        owner, images, document = await self._ask(names.partition, found)
+        if owner is None or owner.decode() != org_id:
+            return None
+        return Delivered(request_id, decode_images(images), document)
+
+    async def client_gone(self, org_id: str, request_id: str) -> None:
+        """The client hung up before it was answered: its SDK's retry is given this order before any other."""
+        names = keys.OrgKeys(org_id)
+
+        async def write() -> None:
+            await self._redis.hset(names.claims(request_id), "gone", "1")
+            await self._redis.expire(names.claims(request_id), int(RECENT_S))
+
+        await self._ask(names.partition, write())
 
     async def settle(
         self,
@@ -213,6 +309,7 @@ class Wallet:
         *,
         latest_us: int,
         usd_measured: str | None = None,
+        result: bytes = b"",
     ) -> Closing:
         """Charge `amount_micro_mxn` for the stored images and give back the rest of the hold.
 
@@ -222,6 +319,7 @@ class Wallet:
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
+            names.partition,
             self._settle(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
@@ -235,22 +333,27 @@ class Wallet:
                     self._limits.remember_s,
                     encode_images(images),
                     usd_measured or "",
+                    result,
                 ],
-            )
+            ),
         )
-        return self._closing(_SETTLED, reply)
+        return self._closing(names.partition, _SETTLED, reply)
 
-    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
-        """End an order without a charge. CHARGED means that a charge came first, and stands."""
+    async def void(self, org_id: str, request_id: str, reason: str, *, frees: bool = True) -> Closing:
+        """End an order without a charge. CHARGED means that a charge came first, and stands.
+
+        `frees`: its idempotency key may be used again. Not so where nobody knows what became of it upstream.
+        """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
+            names.partition,
             self._void(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
-                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s],
-            )
+                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, int(frees)],
+            ),
         )
-        return self._closing(_VOIDED, reply)
+        return self._closing(names.partition, _VOIDED, reply)
 
     async def replay(self, answered: Answered) -> bool:
         """Charge an order that a journal says is answered 200, whatever became of its hold; False where it was already.
@@ -259,6 +362,7 @@ class Wallet:
         """
         names = keys.OrgKeys(answered.org_id)
         reply = await self._ask(
+            names.partition,
             self._replay(
                 keys=[names.mark, names.wallet, names.open, names.hold(answered.request_id), names.events]
                 + [names.closed(answered.request_id)],
@@ -274,10 +378,11 @@ class Wallet:
                     answered.opened,
                     answered.admitted_us,
                     answered.ended_us,
+                    answered.result,
                 ],
-            )
+            ),
         )
-        self._closing(_SETTLED, reply)
+        self._closing(names.partition, _SETTLED, reply)
         return bool(reply[3])
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
@@ -286,7 +391,7 @@ class Wallet:
         A hold that is still unknown after the latest moment of its admission can no longer come (rule 6). Gives up,
         with UNKNOWN, at `until_us`: by then the hold has run out by itself.
         """
-        latest_us = self.now_us() + int(_LATEST_S * 1_000_000)
+        latest_us = self.now_us(org_id) + int(_LATEST_S * 1_000_000)
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -294,7 +399,7 @@ class Wallet:
                 if closing.close is not Close.UNKNOWN or closing.now_us > latest_us:
                     return closing.close
             except WalletAway:
-                if self.now_us() > until_us:
+                if self.now_us(org_id) > until_us:
                     return Close.UNKNOWN
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -303,28 +408,38 @@ class Wallet:
         """One organisation at one moment, and the state of one of its keys."""
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
+            names.partition,
             self._read(
                 keys=[names.mark, names.wallet, names.key_states],
                 args=[self._scripted_us, org_id, key_id],
-            )
+            ),
         )
         if reply[0] == 0:
             raise NotProjected
-        self._learn(reply[1])
+        self._learn(names.partition, reply[1])
         now_us, available, held, charged, total, credit_number, number, state = reply[1:]
         return Cut(now_us, available, held, charged, total, credit_number, number, key_state=state.decode())
 
-    async def _ask(self, call: Awaitable[Any]) -> Any:
+    async def _ask(self, partition: int, call: Awaitable[Any]) -> Any:
         async def answer() -> Any:
             return await call
 
-        return await verdict(answer(), self._limits.decision_s, self._pulse)
+        return await verdict(answer(), self._limits.decision_s, self._server(partition).pulse)
 
-    def _closing(self, meaning: dict[int, Close], reply: list[int]) -> Closing:
-        self._learn(reply[1])
+    def _closing(self, partition: int, meaning: dict[int, Close], reply: list[int]) -> Closing:
+        self._learn(partition, reply[1])
         if reply[0] not in meaning:
             raise NotProjected
         return Closing(close=meaning[reply[0]], now_us=reply[1], available_micro_mxn=reply[2])
 
-    def _learn(self, now_us: int) -> None:
-        self._offset_us = now_us - time.time_ns() // 1000
+    def _learn(self, partition: int, now_us: int) -> None:
+        self._server(partition).offset_us = now_us - time.time_ns() // 1000
+
+    def _server(self, partition: int) -> _Server:
+        return self._servers.setdefault(server_of(self._redis, partition), _Server())
+
+
+def _stands(request_id: bytes, standing: bytes, owner: bytes | None) -> Stands:
+    """From `open`, or `ending:amount:reason`."""
+    end, amount, reason = (standing.decode().split(":", 2) + ["0", ""])[:3]
+    return Stands(request_id.decode(), end, reason, int(amount), (owner or b"").decode())

@@ -28,6 +28,7 @@ from proxy.outbound import (
     ImageFetchFailed,
     ImageHosts,
     Outbound,
+    PublicResolver,
 )
 from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
 
@@ -124,6 +125,20 @@ class Names(aiohttp.abc.AbstractResolver):
 
     async def close(self) -> None:
         pass
+
+
+class Rebound(Names):
+    """One name that leads elsewhere each time it is looked up."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__()
+        self.turns = list(addresses)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        self.addresses = {host: [self.turns.pop(0)]}
+        return await super().resolve(host, port, family)
 
 
 def open_files() -> int:
@@ -876,6 +891,30 @@ def test_a_listed_name_with_a_private_address_is_not_dialled(run: Run) -> None:
                     await fetch(client, url)
             with pytest.raises(httpx2.ConnectError):  # the guard is for image hosts: no such name is no such name
                 await client.client.get("https://nowhere.example/")
+
+    run(main())
+
+
+def test_a_rebound_name_is_dialled_only_where_it_was_checked(run: Run) -> None:
+    """Public at the first look, ours at the second: each look is for one dialling, so the first stands for nothing."""
+    nobody = "2d00::1"  # in a part of the public space that is given to nobody
+
+    async def get(server: RawServer, resolver: aiohttp.abc.AbstractResolver) -> bytes:
+        transport = AiohttpTransport(resolver=resolver)
+        async with httpx2.AsyncClient(transport=transport, timeout=SHORT_S, trust_env=False) as client:
+            return (await client.get(f"http://cdn.example:{server.port}/")).content
+
+    async def main() -> None:
+        async with site({"/": image(b"ours")}) as server:
+            names = Rebound(nobody, "127.0.0.1")
+            guarded = PublicResolver(ImageHosts("cdn.example"), names)
+            with pytest.raises((httpx2.ConnectError, httpx2.ConnectTimeout)):
+                await get(server, guarded)
+            assert names.turns == ["127.0.0.1"]
+            with pytest.raises(HostNotAllowed):
+                await get(server, guarded)
+            assert names.turns == [] and server.connections == 0
+            assert await get(server, Rebound("127.0.0.1")) == b"ours"  # so it would have gone without the guard
 
     run(main())
 

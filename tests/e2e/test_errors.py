@@ -166,7 +166,7 @@ def test_rates_are_429_with_a_true_wait(system: System) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "not_found"),
-        ("GET", "/images/generations", 405, "method_not_allowed"),
+        ("DELETE", "/images/generations", 405, "method_not_allowed"),
         ("DELETE", "/models", 405, "method_not_allowed"),
         ("POST", "/credits", 405, "method_not_allowed"),
         ("GET", "/models/fal%2Fnone", 404, "model_not_found"),

@@ -18,16 +18,17 @@ from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.app import STORAGE_PATH
 from proxy.outcomes import Outcome
+from proxy.wiring import BACKGROUND_CONNECTIONS, Back
 from tests.conftest import run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
 from tests.e2e.test_errors import assert_error
-from tests.e2e.test_memory import resident_bytes
+from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES, resident_bytes
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
-DEADLINE_S = 3
-AT_ONCE = 40
+DEADLINE_S = 4
+AT_ONCE = 24
 ROUNDS = 3
 """Of each attack, beside as many good orders; one more of each before it is measured what the gateway holds."""
 
@@ -50,7 +51,7 @@ class Storm:
     replies: dict[str, list[httpx2.Response]] = field(default_factory=dict)
     good_replies: list[httpx2.Response] = field(default_factory=list)
     events: dict[UUID, Event] = field(default_factory=dict)
-    good_events: list[Event] = field(default_factory=list)
+    good_events: dict[UUID, Event] = field(default_factory=dict)
     failures: dict[UUID, list[str]] = field(default_factory=dict)
     descriptors_before: Counter[str] = field(default_factory=Counter)
     resident_bytes_before: int = 0
@@ -104,11 +105,9 @@ def stormed(storm: Storm) -> Storm:
             async def attacked(attack: Attack) -> None:
                 for _ in range(count):
                     async with free:
-                        order = {"model": attack.model, "prompt": attack.name, "n": attack.n}
-                        reply = await client.post("/images/generations", json=order)
+                        reply = await ordered(client, attack.model, attack.name, attack.n)
                         storm.replies.setdefault(attack.name, []).append(reply)
-                        order = {"model": next(models), "prompt": HONEST}
-                        storm.good_replies.append(await good_client.post("/images/generations", json=order))
+                        storm.good_replies.append(await ordered(good_client, next(models), HONEST))
 
             # Those that last until the deadline begin first, and the others go by beside them.
             await asyncio.gather(*map(attacked, sorted(ATTACKS, key=lambda attack: LATE not in attack.failures)))
@@ -119,9 +118,9 @@ def stormed(storm: Storm) -> Storm:
     Path(f"/proc/{storm.pid}/clear_refs").write_text("5")
     run(rounds(ROUNDS))
     storm.peak_bytes = resident_bytes(storm.pid, "VmHWM")
-    count = (1 + ROUNDS) * len(ATTACKS)
-    storm.events = {UUID(event.event_id): event for event in system.events(storm.org_id, count)}
-    storm.good_events = system.events(storm.good_org_id, count)
+    replies = [reply for replies in storm.replies.values() for reply in replies]
+    storm.events = events_of(system, storm.org_id, replies)
+    storm.good_events = events_of(system, storm.good_org_id, storm.good_replies)
     for line in map(json.loads, system.log().splitlines()):
         if line.get("event") == "upstream_failure":
             storm.failures.setdefault(UUID(line["request_id"]), []).append(line["failure"])
@@ -141,8 +140,7 @@ def test_an_attack_publishes_and_charges_nothing_but_the_image(storm: Storm, att
     replies = storm.replies[attack.name]
     assert len(replies) == 1 + ROUNDS
     for reply in replies:
-        request_id = UUID(reply.headers["x-request-id"].removeprefix("req_"))
-        event, failures = storm.events[request_id], storm.failures.get(request_id, [])
+        event, failures = storm.events[id_of(reply)], storm.failures.get(id_of(reply), [])
         assert WORDS not in f"{reply.text} {reply.headers}"
         assert all(failure.startswith(attack.failures) for failure in failures), failures
         if attack.delivered:
@@ -162,7 +160,7 @@ def test_good_orders_beside_it_are_all_delivered(storm: Storm) -> None:
     for reply in storm.good_replies:
         (item,) = reply.json()["data"]
         assert published(storm, item["url"]) == PNG
-    assert {(event.end, event.quantity) for event in storm.good_events} == {("charge", 1)}
+    assert {(event.end, event.quantity) for event in storm.good_events.values()} == {("charge", 1)}
 
 
 def test_the_balance_is_what_the_delivered_images_cost(storm: Storm) -> None:
@@ -170,14 +168,14 @@ def test_the_balance_is_what_the_delivered_images_cost(storm: Storm) -> None:
     charged = sum(event.amount_micro_mxn for event in storm.events.values())
     delivered = sum(len(attack.delivered) for attack in ATTACKS) * (1 + ROUNDS)
     assert sum(event.quantity for event in storm.events.values()) == delivered
-    cut = storm.system.cut(storm.org_id)
-    assert (cut.available_micro_mxn, cut.held_micro_mxn) == (CREDIT_MICRO_MXN - charged, 0)
+    wait_until(lambda: storm.system.cut(storm.org_id).held_micro_mxn == 0, "nothing is held any more")
+    assert storm.system.cut(storm.org_id).available_micro_mxn == CREDIT_MICRO_MXN - charged
     assert json.loads(storm.system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
 def test_the_store_holds_the_delivered_images_and_nothing_else(storm: Storm) -> None:
     """Not a file more, unpublished ones included."""
-    events = [*storm.events.values(), *storm.good_events]
+    events = [*storm.events.values(), *storm.good_events.values()]
     assert storm.system.images() == {image.path for event in events for image in event.images}
 
 
@@ -208,25 +206,61 @@ def test_no_other_address_is_called(storm: Storm) -> None:
     assert storm.upstream.inside == []
 
 
-def test_no_answer_is_read_beyond_the_largest_image(storm: Storm) -> None:
+def test_no_image_is_read_beyond_the_largest(storm: Storm) -> None:
     """An endless one is left at the cap: what was sent is that and what lay in the sockets."""
-    most = {name: sent for name, sent in storm.upstream.most_sent_bytes.items() if sent > MAX_IMAGE_BYTES}
-    print({name: f"{sent / MIB:.0f} MiB" for name, sent in storm.upstream.most_sent_bytes.items() if sent > MIB})
-    assert all(sent <= MAX_IMAGE_BYTES + UNDER_WAY_BYTES for sent in most.values())
+    sent = {attack.name: storm.upstream.most_sent_bytes[attack.name] for attack in ATTACKS if attack.reply is None}
+    assert max(sent.values()) < MAX_IMAGE_BYTES + UNDER_WAY_BYTES, sent
 
 
 def test_memory_sockets_and_files_are_where_they_were(storm: Storm) -> None:
-    """The same descriptors of each kind, memory within 30 MiB, and the spool is empty."""
+    """The same descriptors of each kind, but for connections to Redis that were first needed; the spool is empty."""
     wait_until(lambda: storm.upstream.connections == 0, "no connection is kept")
-    grown = resident_bytes(storm.pid, "VmRSS") - storm.resident_bytes_before
+    more_bytes = resident_bytes(storm.pid, "VmRSS") - storm.resident_bytes_before
+    peak_bytes = storm.peak_bytes - storm.resident_bytes_before
     print(
-        f"peak {(storm.peak_bytes - storm.resident_bytes_before) / MIB:.1f}, {grown / MIB:.1f} MiB more than {storm.resident_bytes_before / MIB:.0f} MiB; {descriptors(storm.pid)}"
+        f"{more_bytes / MIB:.1f} MiB more than {storm.resident_bytes_before / MIB:.0f}, {peak_bytes / MIB:.1f} at most"
     )
-    wait_until(lambda: descriptors(storm.pid) == storm.descriptors_before, f"again {storm.descriptors_before}")
-    assert grown < MOST_GROWN_BYTES
+    assert more_bytes < MOST_GROWN_BYTES and peak_bytes < AT_ONCE * MOST_PER_IMAGE_BYTES
+
+    def as_before() -> bool:
+        more, gone = descriptors(storm.pid), storm.descriptors_before
+        more, gone = more - gone, gone - more
+        return not gone and set(more) <= {"socket:"} and more.total() <= BACKGROUND_CONNECTIONS
+
+    wait_until(as_before, f"again {storm.descriptors_before}")
     assert list((storm.system.folder / "spool").iterdir()) == []
     gauges = metrics(storm.system)
     assert (gauges["ghub_spool_bytes"], gauges["ghub_generations_in_flight"]) == (0, 0)
+
+
+async def ordered(client: httpx2.AsyncClient, model: str, prompt: str, n: int = 1) -> httpx2.Response:
+    """One order. A machine so busy that Redis is not heard in time makes a 503: asked again, as the SDKs do."""
+    for _ in range(5):
+        reply = await client.post("/images/generations", json={"model": model, "prompt": prompt, "n": n})
+        if reply.status_code != 503:
+            break
+    return reply
+
+
+def id_of(reply: httpx2.Response) -> UUID:
+    """The request's."""
+    return UUID(reply.headers["x-request-id"].removeprefix("req_"))
+
+
+def events_of(system: System, org_id: str, replies: list[httpx2.Response]) -> dict[UUID, Event]:
+    """The event of each of these orders, once the ledger has them all."""
+    wanted = {id_of(reply) for reply in replies}
+    found: dict[UUID, Event] = {}
+
+    async def read(back: Back) -> None:
+        found.update({UUID(event.event_id): event async for event in back.ledger.events(org_id=org_id)})
+
+    def all_there() -> bool:
+        system.back(read)
+        return wanted <= found.keys()
+
+    wait_until(all_there, "every order has its event")
+    return {request_id: found[request_id] for request_id in wanted}
 
 
 def published(storm: Storm, url: str) -> bytes:

@@ -137,6 +137,7 @@ class ScriptedWallet(Wallet):
         *,
         latest_us: int,
         usd_measured: str | None = None,
+        result: bytes = b"",
     ) -> Closing:
         self.settlements += 1
         self.settling.set()
@@ -158,7 +159,7 @@ class ScriptedWallet(Wallet):
             return True
         return False
 
-    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
+    async def void(self, org_id: str, request_id: str, reason: str, *, frees: bool = True) -> Closing:
         if self.voids_away:
             raise WalletAway
         if self.charges:

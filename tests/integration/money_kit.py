@@ -29,9 +29,9 @@ from metering.money import parse_mxn
 from metering.ports import ListPrice
 from metering.pricing import Price, Quote, Rate, quote
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, open_redis
+from metering.wallet.connection import NotProjected, open_redis, servers
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Admission, Caller, Close, Closing, Cut, Verdict, Wallet, WalletLimits
+from metering.wallet.wallet import Admission, Caller, Close, Closing, Cut, Placed, Verdict, Wallet, WalletLimits
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -119,10 +119,16 @@ class Books:
         return Caller(org.org_id, issued.key_id)
 
     async def admit(
-        self, caller: Caller, request_id: str, price: Quote | None = None, *, life_s: float = LIFE_S
+        self,
+        caller: Caller,
+        request_id: str,
+        price: Quote | None = None,
+        placed: Placed | None = None,
+        *,
+        life_s: float = LIFE_S,
     ) -> Admission:
         """One admission, of one image at 0.84 MXN where nothing else is said."""
-        return await admit(self.wallet, caller, request_id, price, life_s=life_s)
+        return await admit(self.wallet, caller, request_id, price, placed, life_s=life_s)
 
     async def settle(self, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
         """Charge `images` of an order."""
@@ -151,12 +157,19 @@ class Books:
 
 
 async def admit(
-    wallet: Wallet, caller: Caller, request_id: str, price: Quote | None = None, *, life_s: float = LIFE_S
+    wallet: Wallet,
+    caller: Caller,
+    request_id: str,
+    price: Quote | None = None,
+    placed: Placed | None = None,
+    *,
+    life_s: float = LIFE_S,
 ) -> Admission:
     """Admit over any wallet."""
     price = price or pinned(now_us=wallet.now_us())
     opened = encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS)
-    return await wallet.admit(caller, request_id, price, opened, life_s=life_s)
+    placed = placed or Placed(fingerprint=request_id)
+    return await wallet.admit(caller, request_id, price, opened, placed, life_s=life_s, owner="test")
 
 
 async def settle(wallet: Wallet, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
@@ -228,6 +241,12 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
         except NotProjected:
             await asyncio.sleep(0.002)
     raise AssertionError("away for ten seconds")
+
+
+async def wipe(redis: Redis) -> None:
+    """Have every server forget everything."""
+    for server, _ in await servers(redis):
+        await server.flushall()
 
 
 async def make_groups(redis: Redis) -> None:

@@ -1,6 +1,7 @@
 """The other process of a race: `python -m tests.integration.money_worker COMMAND …` prints its result as JSON."""
 
 import asyncio
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -114,6 +115,16 @@ async def consume_and_hang(url: str, ledger_at: str) -> None:
         await Consumer(books.redis, books.ledger, "doomed", LIMITS.remember_s).run(asyncio.Event())
 
 
+async def consume(url: str, ledger_at: str, name: str) -> str:
+    """Consume until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with open_books(url, ledger_at, projected=False) as books:
+        print("consuming", flush=True)
+        await books.consumer(name).run(stop)
+    return name
+
+
 async def project(url: str, ledger_at: str, rounds: str) -> int:
     """Look at the record again and again."""
     async with open_books(url, ledger_at, projected=False) as books:
@@ -129,6 +140,7 @@ COMMANDS = {
     "migrate": migrate,
     "admissions": admissions,
     "consume_and_hang": consume_and_hang,
+    "consume": consume,
     "project": project,
 }
 

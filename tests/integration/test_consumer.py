@@ -33,6 +33,7 @@ from tests.integration.money_kit import (
     patiently,
     start_worker,
     waiting,
+    wipe,
 )
 
 
@@ -175,7 +176,7 @@ def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committe
             consumer = Consumer(books.redis, ledger, "c", 60)
             task = asyncio.create_task(consumer.round())
             await asyncio.wait_for(gate.reached.wait(), 20)
-            await books.redis.flushall()
+            await wipe(books.redis)
             if rebuilt == "before the commit":
                 await books.projector.round()
                 assert (await books.cut(caller)).charged_micro_mxn == UNIT
@@ -213,7 +214,7 @@ def test_an_answer_that_was_not_read_is_asked_for_again(redis_url: str, ledger_u
             consumer = Consumer(books.redis, ledger, "c", 60)
             task = asyncio.create_task(consumer.round())
             await asyncio.wait_for(gate.reached.wait(), 20)
-            await books.redis.flushall()
+            await wipe(books.redis)
             await books.projector.round()
             # What the acknowledgement names is of another kind for a moment: Redis answers it with an error.
             stream = keys.OrgKeys(caller.org_id).events

@@ -23,7 +23,7 @@ from metering.fx import Rates
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Quote, Rate
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Admission, Caller, RateState, Verdict
+from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
 from proxy.generations import Delivery, Generations, Job
@@ -33,6 +33,7 @@ from proxy.making import split
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
+from proxy.replies import Replies
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import (
@@ -550,7 +551,9 @@ class Door(ScriptedWallet):
     async def key(self, key_hash: str) -> Caller | None:
         return CALLER
 
-    async def admit(self, caller: Caller, request_id: str, quote: Quote, opened: bytes, *, life_s: float) -> Admission:
+    async def admit(
+        self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
+    ) -> Admission:
         self.asked.set()
         await self.opening.wait()
         if self.away:
@@ -577,11 +580,10 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 wallet,
                 running,
                 Lifecycle(),
-                store,
+                Replies(store, "https://images.test"),
                 Limits(body_bytes=10_000, body_s=5, deadline_s=5),
                 refusal=lambda: None,
                 price_book="test",
-                public_url="https://images.test",
                 region="test",
                 topup_url=None,
             ),
@@ -594,7 +596,11 @@ def request() -> Request:
     """An order for one image."""
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b'{"model":"fal/flux-1.1-pro","prompt":"x"}', "more_body": False}
+        if asked:
+            return asked.pop()
+        return await asyncio.Future()
+
+    asked = [{"type": "http.request", "body": b'{"model":"fal/flux-1.1-pro","prompt":"x"}', "more_body": False}]
 
     headers = [(b"authorization", f"Bearer {KEY_PREFIX}{'0' * 32}".encode())]
     return Request({"type": "http", "headers": headers, "ghub": RequestContext()}, receive)

@@ -12,7 +12,7 @@ from metering.wallet.jobs import Jobs
 from metering.wallet.wallet import Caller, Close
 from proxy.orphans import Orphans
 from tests.conftest import run
-from tests.integration.money_kit import NOW_US, SECOND_US, Books, open_books, pinned
+from tests.integration.money_kit import NOW_US, SECOND_US, Books, open_books, pinned, wipe
 
 Ending = Callable[[Books, Caller], Coroutine[Any, Any, None]]
 
@@ -158,7 +158,7 @@ def test_flushall_is_harmless(redis_url: str, tmp_path: Path) -> None:
             await owner.beat()
             await books.admit(caller, "r")
             await owner.note(caller.org_id, "r", "fal", "lost")
-            await books.redis.flushall()
+            await wipe(books.redis)
             assert await found(other) == []
             await owner.note(caller.org_id, "r", "fal", "lost")
             assert await found(other) == []

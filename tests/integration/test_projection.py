@@ -27,6 +27,7 @@ from tests.integration.money_kit import (
     pinned,
     result_of,
     start_worker,
+    wipe,
 )
 
 
@@ -72,7 +73,7 @@ def test_a_wiped_redis_is_rebuilt(redis_url: str, tmp_path: Path) -> None:
             for i in range(5):
                 await books.charge(caller, f"r{i}")
             await drain(books)
-            await books.redis.flushall()
+            await wipe(books.redis)
             for secret in (good.secret, "never issued"):
                 with pytest.raises(NotProjected):
                     await books.wallet.key(hash_of(secret))
@@ -104,7 +105,7 @@ def test_open_holds_survive_a_rebuild_when_only_the_marks_were_lost(redis_url: s
             for request in ("a", "b"):
                 await books.admit(caller, request, pinned(2))
             await drain(books)
-            await books.redis.delete(*(keys.mark(partition) for partition in range(keys.PARTITIONS)))
+            await books.projector.forget(None)
             await books.redis.hset(keys.OrgKeys(caller.org_id).wallet, "available", 12345)
             await books.projector.round()
             cut = await books.cut(caller)
@@ -186,10 +187,10 @@ def test_a_wipe_in_the_middle_of_a_rebuild_begins_it_again(redis_url: str, tmp_p
         async with open_books(redis_url, tmp_path / "l.db") as books:
             org = await books.accounts.create_org("acme", "default")
             key = await books.accounts.create_key("acme", "main")
-            await books.redis.flushall()
+            await wipe(books.redis)
             async with stalled_rebuild(books, tmp_path / "l.db"):
-                await books.redis.flushall()
-            assert await books.redis.exists(*(keys.mark(partition) for partition in range(keys.PARTITIONS))) == 0
+                await wipe(books.redis)
+            assert await books.projector.missing(None) == keys.PARTITIONS
             with pytest.raises(NotProjected):
                 await books.wallet.read(org.org_id)
             with pytest.raises(NotProjected):
@@ -298,7 +299,7 @@ def test_race_projectors_of_two_processes_agree(redis_url: str, tmp_path: Path) 
             for i in range(8):
                 callers.append(await books.org(f"org-{i}", "5.00"))
                 if i % 4 == 3:
-                    await books.redis.flushall()
+                    await wipe(books.redis)
             assert [result_of(worker) for worker in workers] == [50, 50]
             await books.projector.round()
             await books.projector.round()

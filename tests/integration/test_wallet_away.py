@@ -176,7 +176,7 @@ def test_a_clock_that_differs_is_learned_from_the_first_verdict(redis_url: str, 
         async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
             caller = await books.org()
             behind = Wallet(books.redis, LIMITS)
-            behind._offset_us = -3_600_000_000
+            behind._server(0).offset_us = -3_600_000_000
             price = pinned(now_us=now(books))
             gateway = replace(books, wallet=behind)
             assert (await gateway.admit(caller, "r", price)).verdict is Verdict.LATE

@@ -34,6 +34,7 @@ def entry(**changes: bytes) -> dict[bytes, bytes]:
         b"opened": encode_opened("r1", ORG, "key_1", pinned, FACTS),
         b"images": encode_images((IMAGE,)),
         b"usd_measured": b"",
+        b"result": b"",
     }
     return usual | {name.encode(): value for name, value in changes.items()}
 

@@ -3,6 +3,7 @@
 import json
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from config.catalogue import read_catalogue
 from proxy.errors import ApiError, Kind
 from proxy.ports import Order
-from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, Answer, images_reply, parse_order
+from proxy.results import Result
+from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, parse_order, result_reply
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
@@ -219,11 +221,12 @@ def test_any_bytes_are_refused_with_an_error_of_ours(body: bytes) -> None:
 
 def test_the_reply_has_the_published_form() -> None:
     """OpenAI's list of URLs, with our id and model beside it."""
-    answer = Answer("req_1", 1782412958, FLUX, "fal-ai/flux-pro/v1.1", {}, None)
-    body = images_reply(answer, [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}])
+    request_id = UUID("11111111-1111-4111-8111-111111111111")
+    result = Result(request_id, 1782412958, FLUX, "fal-ai/flux-pro/v1.1", {}, None, (None, None), 1_680_000, ())
+    body = result_reply(result, [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}])
     assert orjson.loads(body) == {
         "served_model": "fal-ai/flux-pro/v1.1",
-        "id": "req_1",
+        "id": "req_11111111111141118111111111111111",
         "object": "list",
         "created": 1782412958,
         "model": FLUX,

@@ -130,6 +130,15 @@ CREATE TABLE events_set_aside (
     PRIMARY KEY (partition, entry_id)
 );
 
+-- What an order's owner may fetch again, beside its images. No record: old rows may be deleted.
+CREATE TABLE results (
+    request_id bytewise PRIMARY KEY,
+    org_id     bytewise NOT NULL,
+    ended_us   BIGINT NOT NULL,
+    document   bytewise NOT NULL
+);
+CREATE INDEX results_by_org ON results (org_id, ended_us DESC);
+
 -- Every start of a gateway, and when its journal was known to be in this ledger whole (rule 15).
 CREATE TABLE incarnations (
     id bytewise PRIMARY KEY,

@@ -88,6 +88,16 @@ WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TE
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;
 
+-- name: result
+SELECT r.request_id, e.images, r.document FROM results AS r
+JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
+WHERE r.org_id = :org_id AND r.request_id = :request_id;
+
+-- name: results
+SELECT r.request_id, e.images, r.document FROM results AS r
+JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
+WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
+
 -- name: open_incarnation
 INSERT INTO incarnations (id, at) VALUES (:id, :at);
 

@@ -19,5 +19,10 @@ RETURNING event_id;
 INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at)
 VALUES (:event_id, :org_id, 'consumption', NULL, -:amount_micro_mxn, :booked_at);
 
+-- name: add_results
+INSERT INTO results (request_id, org_id, ended_us, document)
+SELECT value ->> 'request_id', value ->> 'org_id', value ->> 'ended_us', value ->> 'document'
+FROM json_each(:results) WHERE true ON CONFLICT DO NOTHING;
+
 -- name: ended
 SELECT event_id, "end", images FROM events WHERE event_id IN (SELECT value FROM json_each(:ids));

@@ -108,6 +108,15 @@ CREATE TABLE events_set_aside (
     PRIMARY KEY (partition, entry_id)
 ) STRICT;
 
+-- What an order's owner may fetch again, beside its images. No record: old rows may be deleted.
+CREATE TABLE results (
+    request_id TEXT PRIMARY KEY,
+    org_id     TEXT NOT NULL,
+    ended_us   INTEGER NOT NULL,
+    document   TEXT NOT NULL
+) STRICT;
+CREATE INDEX results_by_org ON results (org_id, ended_us DESC);
+
 -- Every start of a gateway, and when its journal was known to be in this ledger whole (rule 15).
 CREATE TABLE incarnations (
     id TEXT PRIMARY KEY,

@@ -1,23 +1,30 @@
 -- Fences a partition for its rebuild, and takes the fence down. Only the holder of the fence may rebuild, and only its
 -- end sets the mark: so what the holder read of the ledger stays true until then, for without the mark nothing is
 -- admitted, settled or expired. A wipe takes the fence along, and whoever held it begins again.
--- KEYS  1 mark  2 fence  3 events
+-- A mark that was set on another run of a server, or on another server, counts for nothing: after a restart or a
+-- failover Redis may have lost what it had acknowledged, while the ledger has it.
+-- KEYS  1 mark  2 fence  3 events  4 home
 -- ARGV  1 who  2 step: 'raise' or 'drop'  3 last change (drop)  4 seconds until a dead holder's fence falls (raise)
+--       5 the run of the server on which the rebuild began
 -- reply code
 local DONE, NOT_NOW, UNDRAINED = 1, 2, 3
 
-arguments(4)
-local who, step = ARGV[1], ARGV[2]
+arguments(5)
+local who, step, run = ARGV[1], ARGV[2], ARGV[5]
 local change, life = whole(3, 0), whole(4, 1)
 assert(step == 'raise' or step == 'drop', 'unknown step')
+assert(run ~= '', 'no run')
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return NOT_NOW end
+local projected = redis.call('EXISTS', KEYS[1]) == 1
+if projected and (step == 'drop' or redis.call('GET', KEYS[4]) == run) then return NOT_NOW end
 if step == 'drop' then
   if redis.call('GET', KEYS[2]) ~= who then return NOT_NOW end
+  redis.call('SET', KEYS[4], run)
   redis.call('SET', KEYS[1], ARGV[3])
   redis.call('DEL', KEYS[2])
   return DONE
 end
+redis.call('DEL', KEYS[1])
 if redis.call('XLEN', KEYS[3]) > 0 then return UNDRAINED end
 if redis.call('SET', KEYS[2], who, 'NX', 'EX', life) then return DONE end
 return NOT_NOW

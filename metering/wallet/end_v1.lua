@@ -1,0 +1,12 @@
+-- Ends, during a rebuild, a hold whose order the ledger has ended already: it came back with a Redis that had lost the
+-- order's end, and nobody may settle it again.
+-- KEYS  1 mark  2 fence  3 open holds  4 hold  5 closed  6 jobs
+-- ARGV  1 who holds the fence  2 request  3 ending  4 remember_s
+arguments(4)
+local remember = whole(4, 1)
+if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('GET', KEYS[2]) ~= ARGV[1] then return end
+redis.call('ZREM', KEYS[3], ARGV[2])
+redis.call('DEL', KEYS[4])
+redis.call('HDEL', KEYS[6], ARGV[2])
+-- The amount is the ledger's to know.
+redis.call('SET', KEYS[5], ARGV[3] .. ':0:rebuilt', 'EX', remember)

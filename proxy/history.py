@@ -1,0 +1,107 @@
+"""What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
+
+import hashlib
+from typing import Any
+from uuid import UUID
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.ports import Ledger, LedgerAway
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Wallet
+from proxy.auth import Authenticator, check_state
+from proxy.errors import ApiError, Kind, wallet_away
+from proxy.middleware import context_of
+from proxy.outcomes import reason_as_error
+from proxy.replies import Replies
+from proxy.results import decode
+from proxy.wire import result_document
+
+USUAL, MOST = 20, 100
+"""Of a list."""
+
+
+class HistoryEndpoint:
+    """Only what is the caller's own; its key is checked at this moment."""
+
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._ledger = ledger
+        self._replies = replies
+
+    async def one(self, request: Request) -> Response:
+        """By the id that its reply had, or would have had."""
+        try:
+            org_id = await self._org(request)
+            return _json(await self._generation(org_id, _uuid(request.path_params["id"])))
+        except (WalletAway, LedgerAway):
+            raise wallet_away() from None
+
+    async def list(self, request: Request) -> Response:
+        """The latest first; or, with `idempotency_key`, the one that was placed under it."""
+        try:
+            org_id = await self._org(request)
+            key = request.query_params.get("idempotency_key")
+            if key is not None:
+                request_id = await self._wallet.under_key(org_id, hashlib.sha256(key.encode()).hexdigest())
+                if request_id is None:
+                    raise _unknown()
+                return _json(await self._generation(org_id, UUID(request_id)))
+            found = await self._ledger.results(org_id, _limit(request.query_params.get("limit")))
+        except (WalletAway, LedgerAway):
+            raise wallet_away() from None
+        results = [decode(delivered) for delivered in found]
+        rows = [_completed(result_document(result, self._replies.items(result))) for result in results]
+        return _json({"object": "list", "data": rows})
+
+    async def _org(self, request: Request) -> str:
+        caller = await self._authenticator.caller(request.headers)
+        context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
+        check_state((await self._wallet.read(caller.org_id, caller.key_id)).key_state)
+        return caller.org_id
+
+    async def _generation(self, org_id: str, request_id: UUID) -> dict[str, Any]:
+        delivered = await self._wallet.result(org_id, str(request_id)) or await self._ledger.result(
+            org_id, str(request_id)
+        )
+        if delivered is not None:
+            result = decode(delivered)
+            return _completed(result_document(result, self._replies.items(result)))
+        stands = await self._wallet.stands(org_id, str(request_id))
+        row = {"id": f"req_{request_id.hex}", "object": "list", "data": []}
+        if stands is None:
+            raise _unknown()
+        if stands.end == "open":
+            return row | {"status": "in_progress"}
+        error = reason_as_error(stands.reason)
+        return row | {"status": "failed", "error": orjson.loads(error.body(f"req_{request_id.hex}"))["error"]}
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    return document | {"status": "completed"}
+
+
+def _json(document: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(document), media_type="application/json")
+
+
+def _uuid(public_id: str) -> UUID:
+    digits = public_id.removeprefix("req_")
+    if len(digits) == 32 and public_id.startswith("req_") and set(digits) <= set("0123456789abcdef"):
+        return UUID(digits)
+    raise _unknown()
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return USUAL
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST):
+        raise ApiError(Kind.INVALID_REQUEST, f"`limit` must be an integer from 1 to {MOST}.", param="limit")
+    return int(text)
+
+
+def _unknown() -> ApiError:
+    return ApiError(Kind.NO_GENERATION, "Your organisation has no such generation.")

@@ -1,0 +1,267 @@
+"""An order that is placed again is not placed twice: by its key on any pod, and by the SDKs' own retries (16–20)."""
+
+import asyncio
+import json
+import signal
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.conftest import run
+from tests.e2e.conftest import Prepared
+from tests.e2e.kit import FLUX, GPT, System, bearer, free_port, wait_until
+
+ORDER = {"model": FLUX, "prompt": "un faro"}
+CLEAN = {"ok": True, "differences": []}
+
+
+@pytest.fixture
+def three(prepared: Prepared) -> tuple[System, list[str]]:
+    """Three gateways over one Redis, one ledger and one store; their base URLs."""
+    system = prepared()
+    system.start_all()
+    urls = [system.url]
+    for number in (2, 3):
+        port = free_port()
+        folder = str(system.folder / f"journal{number}")
+        system.start(
+            f"gateway{number}", "serve", GHUB_PORT=str(port), GHUB_JOURNAL_DIR=folder, GHUB_PUBLIC_URL=public(system)
+        )
+        urls.append(f"http://127.0.0.1:{port}/v1")
+    for url in urls:
+        wait_until(lambda url=url: answers(url.removesuffix("/v1")), f"{url} is ready")  # type: ignore[misc]
+    return system, urls
+
+
+def public(system: System) -> str:
+    return f"http://127.0.0.1:{system.port}/storage/v1/object/public/generated-images"
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def post(url: str, key: str, body: dict[str, Any] = ORDER, **headers: str) -> httpx2.Response:
+    headers = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(key)
+    return httpx2.post(f"{url}/images/generations", json=body, headers=headers, timeout=60, trust_env=False)
+
+
+def get(url: str, key: str, path: str) -> httpx2.Response:
+    return httpx2.get(f"{url}/images/generations{path}", headers=bearer(key), trust_env=False)
+
+
+def test_fifty_posts_of_one_key_over_three_gateways_are_one_order(three: tuple[System, list[str]]) -> None:
+    """One generation upstream, one object, one charge, and fifty equal answers."""
+    system, urls = three
+    org_id, key = system.customer("fifty", "50.00")
+    system.behave(FLUX, "slow", times=50, seconds=1.5)
+
+    async def storm() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+            headers = bearer(key) | {"idempotency-key": "order 1"}
+            return await asyncio.gather(
+                *(client.post(f"{urls[at % 3]}/images/generations", json=ORDER, headers=headers) for at in range(50))
+            )
+
+    replies = run(storm())
+    assert [reply.status_code for reply in replies] == [200] * 50
+    assert len({reply.content for reply in replies}) == 1
+    assert sum("idempotent-replayed" in reply.headers for reply in replies) == 49
+    assert len({reply.headers["x-request-id"] for reply in replies}) == 50
+    assert {reply.headers["x-geekhub-cost-mxn"] for reply in replies} == {"0.84", "0.00"}
+    (event,) = system.events(org_id, 1)
+    assert (event.end, event.amount_micro_mxn, len(system.jobs(FLUX)), len(system.images())) == (
+        "charge",
+        840_000,
+        1,
+        1,
+    )
+    assert system.cut(org_id).available_micro_mxn == 49_160_000
+    later = post(urls[1], key, idempotency_key="order 1")
+    assert later.content == replies[0].content and later.headers["idempotent-replayed"] == "true"
+    assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
+
+
+def test_a_key_belongs_to_its_order_and_its_organisation(prepared: Prepared) -> None:
+    """Another order under it is 422; another organisation's key of the same name is another key; a long one is 400."""
+    system = prepared()
+    system.start_all()
+    _, key = system.customer("one", "50.00")
+    _, other = system.customer("two", "50.00")
+    first = post(system.url, key, idempotency_key="k")
+    for body in ({**ORDER, "n": 2}, {**ORDER, "prompt": "otro"}, {**ORDER, "response_format": "b64_json"}):
+        refused = post(system.url, key, body, idempotency_key="k")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+        assert refused.headers["x-should-retry"] == "false"
+    assert post(system.url, key, {**ORDER, "size": "auto", "n": 1}, idempotency_key="k").content == first.content
+    assert post(system.url, other, idempotency_key="k").json()["id"] != first.json()["id"]
+    assert post(system.url, key, idempotency_key="x" * 255).status_code == 200
+    assert post(system.url, key, idempotency_key="x" * 256).status_code == 400
+    assert len(system.jobs(FLUX)) == 3
+
+
+def test_a_failure_frees_the_key_and_an_unknown_outcome_does_not(prepared: Prepared) -> None:
+    """What was surely not made may be ordered again; where nobody knows, the same answer comes again (rule 17)."""
+    system = prepared()
+    system.start_all()
+    org_id, key = system.customer("frees", "50.00")
+    system.behave(FLUX, "content_policy_422")
+    assert post(system.url, key, idempotency_key="a").status_code == 400
+    assert post(system.url, key, idempotency_key="a").status_code == 200
+    system.behave(GPT, "http_500")
+    body = {"model": GPT, "prompt": "x"}
+    first = post(system.url, key, body, idempotency_key="b")
+    again = post(system.url, key, body, idempotency_key="b")
+    assert (first.status_code, again.status_code) == (502, 502)
+    assert first.json()["error"]["message"] == again.json()["error"]["message"]
+    assert len([job for job in system.jobs(GPT)]) <= 1
+    assert sorted(event.end for event in system.events(org_id, 3)) == ["charge", "void", "void"]
+
+
+def test_images_in_base64_are_replayed_too(prepared: Prepared) -> None:
+    """Byte for byte, from the store."""
+    system = prepared()
+    system.start_all()
+    _, key = system.customer("inline", "50.00")
+    body = {**ORDER, "response_format": "b64_json", "n": 2}
+    first = post(system.url, key, body, idempotency_key="k")
+    assert first.status_code == 200 and post(system.url, key, body, idempotency_key="k").content == first.content
+
+
+def test_a_key_whose_gateway_died_is_free_when_its_hold_has_run_out(prepared: Prepared) -> None:
+    """Until then 503 with a hint; then the order runs as new, and one of the two is charged."""
+    system = prepared(GHUB_DEADLINE_S="1")
+    system.start_all()
+    org_id, key = system.customer("died", "50.00")
+    system.behave(FLUX, "stuck_in_queue")
+
+    async def kill() -> None:
+        async with system.client(key) as client:
+            headers = {"idempotency-key": "k"}
+            posting = asyncio.create_task(client.post("/images/generations", json=ORDER, headers=headers))
+            while not system.jobs(FLUX):
+                await asyncio.sleep(0.01)
+            system.stop("gateway", signal.SIGKILL)
+            with pytest.raises(httpx2.TransportError):
+                await posting
+
+    run(kill())
+    system.start_gateway()
+    statuses = set()
+
+    def done() -> bool:
+        statuses.add((reply := post(system.url, key, idempotency_key="k")).status_code)
+        return reply.status_code == 200
+
+    wait_until(done, "the key is free again", within_s=30)
+    assert statuses <= {200, 503}
+    ends = sorted(event.end for event in system.events(org_id, 2))
+    assert ends[0] == "charge" and ends[1] in ("expiry", "void")
+
+
+def test_four_lost_requests_get_four_results_by_their_sdks_retries(prepared: Prepared) -> None:
+    """The same order four times without a key; the sockets are lost, the SDKs repeat: four charges, and no fifth."""
+    system = prepared()
+    system.start_all()
+    org_id, key = system.customer("lost", "50.00")
+    system.behave(FLUX, "slow", times=4, seconds=1.5)
+
+    async def storm() -> list[str]:
+        lost = asyncio.Event()
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """To the gateway and back; until `lost` is set every connection is cut before an answer comes."""
+            upstream, out = await asyncio.open_connection("127.0.0.1", system.port)
+
+            async def pump(source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+                try:
+                    while data := await source.read(65536):
+                        to.write(data)
+                        await to.drain()
+                except OSError:
+                    pass
+                finally:
+                    to.close()
+
+            if lost.is_set():
+                await asyncio.gather(pump(reader, out), pump(upstream, writer))
+                return
+            sending = asyncio.create_task(pump(reader, out))
+            await lost.wait()
+            sending.cancel()
+            out.transport.abort()
+            writer.transport.abort()
+
+        server = await asyncio.start_server(relay, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+
+        async def one() -> str:
+            async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key) as client:
+                reply = await client.images.generate(**ORDER)
+                assert reply.data is not None and reply.data[0].url is not None
+                return reply.data[0].url
+
+        asked = [asyncio.create_task(one()) for _ in range(4)]
+        while len(system.jobs(FLUX)) < 4:
+            await asyncio.sleep(0.01)
+        lost.set()
+        urls = await asyncio.gather(*asked)
+        server.close()
+        return list(urls)
+
+    urls = run(storm())
+    assert len(set(urls)) == 4
+    assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, 4)} == {("charge", 840_000)}
+    assert len(system.jobs(FLUX)) == 4
+    assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
+
+
+def test_a_generation_is_fetched_by_its_owner_and_by_nobody_else(three: tuple[System, list[str]]) -> None:
+    """While it is made, when it is there, where it failed; by id, by key, in the list; on any pod, after a wipe too."""
+    system, urls = three
+    org_id, key = system.customer("fetch", "50.00")
+    _, other = system.customer("stranger", "50.00")
+    system.behave(FLUX, "slow", times=1, seconds=1.5)
+
+    async def slow() -> httpx2.Response:
+        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+            headers = bearer(key) | {"idempotency-key": "k"}
+            asked = asyncio.create_task(client.post(f"{urls[0]}/images/generations", json=ORDER, headers=headers))
+            while not system.jobs(FLUX):
+                await asyncio.sleep(0.01)
+            running = get(urls[1], key, "?idempotency_key=k")
+            assert (running.status_code, running.json()["status"]) == (200, "in_progress")
+            return await asked
+
+    made = run(slow())
+    found = get(urls[2], key, f"/{made.json()['id']}")
+    assert found.json() == made.json() | {"status": "completed"}
+    assert get(urls[1], key, "?idempotency_key=k").json() == found.json()
+    system.behave(FLUX, "content_policy_422")
+    failed = post(urls[0], key)
+    told = get(urls[1], key, f"/{failed.headers['x-request-id']}").json()
+    assert (told["status"], told["error"]["code"]) == ("failed", "content_policy_violation")
+    again = post(urls[0], key).json()
+    system.events(org_id, 3)
+    listed = get(urls[1], key, "?limit=2").json()["data"]
+    assert [row["id"] for row in listed] == [again["id"], made.json()["id"]]
+    for path in (f"/{made.json()['id']}", "/req_0", f"/req_{'0' * 32}", "?idempotency_key=k", "?idempotency_key=none"):
+        refused = get(urls[0], other, path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "generation_not_found")
+    assert get(urls[0], other, "").json()["data"] == []
+    assert get(urls[0], key, "?limit=0").status_code == 400
+    assert system.valkey.process is not None
+    system.ghub("key", "revoke", key_id(system, org_id))
+    for path in (f"/{made.json()['id']}", "", "?idempotency_key=k"):
+        wait_until(lambda path=path: get(urls[1], key, path).status_code == 401, "revoked")  # type: ignore[misc]
+    assert post(urls[2], key, idempotency_key="k").status_code == 401
+
+
+def key_id(system: System, org_id: str) -> str:
+    (row,) = json.loads(system.ghub("key", "list", org_id, "--json").stdout)
+    return str(row["key_id"])

@@ -1,0 +1,140 @@
+"""The store goes away while images are under way, and comes back: what was paid for upstream reaches its customer."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from config.settings import STORE_ANSWER_S, STORE_WATCH_S
+from proxy.storage.watch import MOST_FAILURES
+from tests.conftest import run
+from tests.e2e.conftest import Prepared
+from tests.e2e.kit import FLUX, GPT, System, bearer, free_port, wait_until
+from tests.e2e.test_errors import assert_error
+from tests.stores.running import BUCKET, KEY, SupabaseProcess, frozen
+
+AWAY_S = 10.0
+UPSTREAM_S = 2
+IMAGE_BYTES = 600_000
+"""More than an upload's way to the store holds, and than the spool keeps in memory."""
+
+NOTICED_S = MOST_FAILURES * (STORE_WATCH_S + STORE_ANSWER_S)
+
+Away = Callable[[SupabaseProcess], AbstractContextManager[None]]
+
+
+@contextmanager
+def dead(store: SupabaseProcess) -> Iterator[None]:
+    """Its process is gone, and comes back with the objects that it had."""
+    store.kill()
+    yield
+    store.start()
+
+
+@contextmanager
+def hung(store: SupabaseProcess) -> Iterator[None]:
+    """Its process takes connections, and neither reads nor answers."""
+    with frozen(store.process):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SupabaseProcess]:
+    """A running Supabase Storage."""
+    one = SupabaseProcess(tmp_path)
+    one.start()
+    yield one
+    one.kill()
+
+
+@pytest.mark.parametrize("away", [dead, hung])
+def test_images_under_way_outlive_a_store_that_is_away_for_10_s(
+    prepared: Prepared, store: SupabaseProcess, tmp_path: Path, away: Away
+) -> None:
+    """10 at URLs and 10 inline: all are delivered and charged once, and none is made twice upstream."""
+    system = prepared(**storing_in(store), GHUB_METRICS_PORT=str(free_port()))
+    system.start_all()
+    org_id, key = system.customer("outlives", "100.00")
+    for model in (FLUX, GPT):
+        system.behave(model, "slow", times=10, seconds=UPSTREAM_S, bytes=IMAGE_BYTES)
+
+    def outage() -> None:
+        wait_until(lambda: len(system.jobs()) == 20, "all are being made")
+        with away(store):
+            time.sleep(AWAY_S)
+
+    async def order(client: httpx2.AsyncClient, model: str) -> httpx2.Response:
+        return await client.post("/images/generations", json={"model": model, "prompt": "x"})
+
+    async def storm() -> list[httpx2.Response]:
+        async with system.client(key) as client:
+            orders = [asyncio.create_task(order(client, model)) for model in (FLUX, GPT) * 10]
+            await asyncio.to_thread(outage)
+            return await asyncio.gather(*orders)
+
+    replies = run(storm())
+    assert Counter(reply.status_code for reply in replies) == {200: 20}, [reply.text for reply in replies]
+    assert min(reply.elapsed.total_seconds() for reply in replies) > AWAY_S
+    assert Counter(job["model"] for job in system.jobs()) == {FLUX: 10, GPT: 10}
+
+    events = system.events(org_id, 20)
+    assert {(event.end, event.quantity) for event in events} == {("charge", 1)}
+    images = {f"{store.public_url}/{image.path}": image for event in events for image in event.images}
+    assert images.keys() == {item["url"] for reply in replies for item in reply.json()["data"]}
+    for url, image in images.items():
+        data = httpx2.get(url, trust_env=False).content
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (image.size_bytes, image.sha256)
+        assert image.size_bytes >= IMAGE_BYTES
+    assert objects(tmp_path) == {image.path for image in images.values()}
+    assert list((system.folder / "spool").iterdir()) == []
+    metrics = httpx2.get(f"http://127.0.0.1:{system.environment['GHUB_METRICS_PORT']}/metrics", trust_env=False).text
+    assert "\nghub_spool_bytes 0.0\n" in metrics and "\nghub_store_tries_again_total 0.0\n" not in metrics
+    assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
+
+
+@pytest.mark.parametrize("away", [dead, hung])
+def test_a_store_that_stays_away_ends_the_taking_of_orders(
+    prepared: Prepared, store: SupabaseProcess, tmp_path: Path, away: Away
+) -> None:
+    """503 to be tried again, before anything is bought upstream; taken again when the store is back."""
+    system = prepared(**storing_in(store))
+    system.start_all()
+    org_id, key = system.customer("refused", "100.00")
+    with away(store):
+        wait_until(lambda: system.log().count("store_away") >= MOST_FAILURES, "it is noticed", within_s=NOTICED_S + 5)
+        for model in (FLUX, GPT):
+            reply = post(system, key, model)
+            assert_error(reply, 503, "temporarily_unavailable", retry=True)
+            assert "store" in reply.json()["error"]["message"] and reply.elapsed.total_seconds() < 1
+        assert system.jobs() == [] and system.cut(org_id).available_micro_mxn == 100_000_000
+    wait_until(lambda: post(system, key, FLUX).status_code == 200, "orders are taken", within_s=STORE_WATCH_S + 10)
+    assert len(system.jobs()) == len(objects(tmp_path)) == 1
+    system.events(org_id, 1)
+    assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
+
+
+def storing_in(store: SupabaseProcess) -> dict[str, str]:
+    """The settings of a gateway that has its images there."""
+    return {
+        "GHUB_STORAGE_URL": f"supabase+{store.url}?bucket={BUCKET}",
+        "GHUB_STORAGE_KEY": KEY,
+    }
+
+
+def objects(folder: Path) -> set[str]:
+    """Paths of everything that the store has, the unfinished too."""
+    kept = {str(path.relative_to(folder / "objects")) for path in (folder / "objects").rglob("*") if path.is_file()}
+    return kept | {path.name for path in (folder / "parts").rglob("*") if path.is_file()}
+
+
+def post(system: System, key: str, model: str) -> httpx2.Response:
+    """One order for one picture."""
+    url = f"{system.url}/images/generations"
+    return httpx2.post(url, headers=bearer(key), json={"model": model, "prompt": "x"}, trust_env=False, timeout=30)

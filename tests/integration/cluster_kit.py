@@ -1,0 +1,140 @@
+"""What the tests on a cluster share: organisations everywhere, and a load that remembers what it was told."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from metering.answered import Answered
+from metering.events import encode_opened
+from metering.money import parse_mxn
+from metering.ports import ApiKey, Org
+from metering.wallet import keys
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Caller, Close, Verdict, Wallet
+from tests.integration.money_kit import FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
+
+LIFE_S = 70.0
+PAUSE_S = 0.05
+
+
+async def stored(path: str) -> bool:
+    """For `verify`: every picture is there."""
+    return True
+
+
+async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
+    """One organisation with a key and a credit in each partition, in their order."""
+    callers = []
+    for partition in range(keys.PARTITIONS):
+        caller = Caller(str(UUID(int=(1 << 100) + partition)), f"key_{partition}")
+        org = Org(caller.org_id, f"org-{partition}", "default", None, None, NOON.isoformat())
+        await books.ledger.create_org(org)
+        key = ApiKey(caller.key_id, caller.org_id, "main", hash_of(caller.key_id), NOON.isoformat(), None)
+        await books.ledger.create_key(key)
+        await books.ledger.add_credit(caller.org_id, f"credit-{partition}", "recharge", parse_mxn(mxn), NOON)
+        callers.append(caller)
+    await books.projector.round()
+    return callers
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One admission: when it was asked for, how long it took, and what came of it."""
+
+    partition: int
+    at_s: float
+    took_s: float
+    admitted: bool
+
+
+@dataclass(slots=True)
+class Load:
+    """Customers of all organisations, who order one image after the other as a gateway would have it."""
+
+    wallet: Wallet
+    callers: list[Caller]
+    decisions: list[Decision] = field(default_factory=list)
+    answered: list[Answered] = field(default_factory=list)
+    _stop: asyncio.Event = field(default_factory=asyncio.Event)
+    _loose: set[asyncio.Task[Close]] = field(default_factory=set)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def __aenter__(self) -> "Load":
+        self._tasks = [asyncio.create_task(self._customer(caller)) for caller in self.callers]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._loose)
+
+    async def admitted_since(self, partitions: set[int], from_s: float) -> float:
+        """Wait until every one of the partitions has admitted an order after `from_s`; returns when the last began to."""
+        while True:
+            first = {
+                partition: min(
+                    (d.at_s for d in self.decisions if d.partition == partition and d.admitted and d.at_s > from_s),
+                    default=None,
+                )
+                for partition in partitions
+            }
+            moments = [moment for moment in first.values() if moment is not None]
+            if len(moments) == len(partitions):
+                return max(moments)
+            assert time.monotonic() < from_s + 30, "some partitions do not come back"
+            await asyncio.sleep(0.05)
+
+    async def _customer(self, caller: Caller) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            await self._order(caller, f"{caller.org_id[-4:]}-{number}")
+            await asyncio.sleep(PAUSE_S)
+
+    async def _order(self, caller: Caller, request_id: str) -> None:
+        partition, began_s = keys.partition_of(caller.org_id), time.monotonic()
+        price = pinned(now_us=self.wallet.now_us(caller.org_id))
+        admitted_us = 0
+        try:
+            admission = await admit(self.wallet, caller, request_id, price)
+            if admission.verdict is Verdict.ADMITTED:
+                admitted_us = admission.now_us
+        except WalletAway:
+            self._give_up(caller, request_id)
+        self.decisions.append(Decision(partition, began_s, time.monotonic() - began_s, bool(admitted_us)))
+        if not admitted_us:
+            return
+        order = Answered(
+            org_id=caller.org_id,
+            request_id=request_id,
+            amount_micro_mxn=UNIT,
+            images=pictures(1, request_id),
+            usd_measured=None,
+            opened=encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS),
+            admitted_us=admitted_us,
+            ended_us=self.wallet.now_us(caller.org_id),
+        )
+        if await self._settle(order):
+            self.answered.append(order)
+        else:
+            self._give_up(caller, request_id)
+
+    async def _settle(self, order: Answered) -> bool:
+        """Acknowledged by Redis?"""
+        latest_us = order.ended_us + 60 * SECOND_US
+        for _ in range(3):
+            try:
+                closing = await self.wallet.settle(
+                    order.org_id, order.request_id, order.amount_micro_mxn, order.images, latest_us=latest_us
+                )
+                return closing.close is Close.CHARGED
+            except WalletAway:
+                await asyncio.sleep(PAUSE_S)
+        return False
+
+    def _give_up(self, caller: Caller, request_id: str) -> None:
+        until_us = self.wallet.now_us(caller.org_id) + int(LIFE_S) * SECOND_US
+        abandoned = self.wallet.abandon(caller.org_id, request_id, "unread", until_us=until_us)
+        task = asyncio.create_task(abandoned)
+        self._loose.add(task)
