@@ -9,7 +9,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint fuzz bench lock clean
+.PHONY: setup demo test lint fuzz bench bench-memory lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -42,6 +42,10 @@ fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000
 
 bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
+	$(VENV)/bin/python -m bench.ledger
+
+bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes
+	$(VENV)/bin/python -m bench.memory
 
 # Maintainers: write the hash locks anew from pyproject.toml. Needs `uv` on the PATH.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -202,7 +202,7 @@ def test_four_lost_requests_get_four_results_by_their_sdks_retries(prepared: Pre
 
         async def one() -> str:
             async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key) as client:
-                reply = await client.images.generate(**ORDER)
+                reply = await client.images.generate(model=FLUX, prompt="un faro")
                 assert reply.data is not None and reply.data[0].url is not None
                 return reply.data[0].url
 

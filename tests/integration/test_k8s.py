@@ -52,7 +52,7 @@ def only(manifests: list[Manifest], kind: str, name: str) -> Manifest:
 
 
 def workloads(manifests: list[Manifest]) -> list[Manifest]:
-    found = [one for one in manifests if one["kind"] in {"Deployment", "Job"}]
+    found = [one for one in manifests if one["kind"] in {"Deployment", "StatefulSet", "Job"}]
     assert len(found) == 3
     return found
 
@@ -82,8 +82,14 @@ def environment(manifests: list[Manifest], workload: Manifest) -> dict[str, str 
 
 def secret_keys(workload: Manifest) -> Iterator[tuple[str, str, str]]:
     for entry in container(workload)["env"]:
-        reference = entry["valueFrom"]["secretKeyRef"]
-        yield entry["name"], reference["name"], reference["key"]
+        if "valueFrom" in entry:
+            reference = entry["valueFrom"]["secretKeyRef"]
+            yield entry["name"], reference["name"], reference["key"]
+
+
+def workload_of(manifests: list[Manifest], name: str) -> Manifest:
+    (found,) = [one for one in workloads(manifests) if one["metadata"]["name"] == name]
+    return found
 
 
 def test_every_manifest_is_strictly_valid(manifests: list[Manifest]) -> None:
@@ -91,7 +97,7 @@ def test_every_manifest_is_strictly_valid(manifests: list[Manifest]) -> None:
         assert kubernetes_validate.validate(manifest, KUBERNETES, strict=True) == KUBERNETES
     assert {one["kind"] for one in manifests} == {
         "ConfigMap", "Deployment", "Ingress", "Job", "NetworkPolicy", "PersistentVolumeClaim", "PodDisruptionBudget",
-        "Service", "ServiceAccount",
+        "Service", "ServiceAccount", "StatefulSet",
     }  # fmt: skip
 
 
@@ -106,7 +112,7 @@ def test_no_manifest_names_a_namespace_or_holds_a_secret(manifests: list[Manifes
 
 
 def test_what_was_begun_can_end_before_the_platform_kills(manifests: list[Manifest]) -> None:
-    gateway = only(manifests, "Deployment", "gateway")
+    gateway = only(manifests, "StatefulSet", "gateway")
     settings = Settings(deadline_s=float(environment(manifests, gateway)["GHUB_DEADLINE_S"] or 0))
     own = [model.deadline_s or 0.0 for model in read_catalogue(None).models.values()]
     deadline_s = max(settings.deadline_s, *own)
@@ -142,7 +148,7 @@ def test_image_urls_lead_back_through_the_ingress(manifests: list[Manifest]) -> 
 def test_liveness_needs_the_process_alone_and_readiness_asks_elsewhere(
     manifests: list[Manifest], name: str, port: str
 ) -> None:
-    one = container(only(manifests, "Deployment", name))
+    one = container(workload_of(manifests, name))
     asked = {probe: one[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")}
     assert asked["startup"] == asked["liveness"] == {"path": "/healthz", "port": port}
     assert asked["readiness"] == {"path": "/readyz", "port": port}
@@ -150,7 +156,7 @@ def test_liveness_needs_the_process_alone_and_readiness_asks_elsewhere(
 
 @pytest.mark.parametrize("name", ["gateway", "consumer"])
 def test_ports_are_those_of_the_settings_and_of_the_image(manifests: list[Manifest], name: str) -> None:
-    workload = only(manifests, "Deployment", name)
+    workload = workload_of(manifests, name)
     variables = environment(manifests, workload)
     wanted = {"http": variables["GHUB_PORT"], "metrics": variables["GHUB_METRICS_PORT"]}
     ports = {port["name"]: str(port["containerPort"]) for port in container(workload)["ports"]}
@@ -204,7 +210,7 @@ def test_what_is_secret_in_the_settings_comes_from_a_secret(manifests: list[Mani
         f"GHUB_{name.upper()}" for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)
     }
     assert not secret & set(only(manifests, "ConfigMap", "gateway-settings")["data"])
-    gateway = only(manifests, "Deployment", "gateway")
+    gateway = only(manifests, "StatefulSet", "gateway")
     assert {variable for variable, _, _ in secret_keys(gateway)} == secret
 
 
@@ -232,8 +238,11 @@ def test_every_container_can_do_nothing_but_its_work(manifests: list[Manifest]) 
 
 def test_a_roll_out_and_a_drained_node_take_one_pod_at_a_time(manifests: list[Manifest]) -> None:
     for name in ("gateway", "consumer"):
-        workload = only(manifests, "Deployment", name)
-        assert workload["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+        workload = workload_of(manifests, name)
+        if workload["kind"] == "Deployment":
+            assert workload["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+        else:
+            assert workload["spec"]["updateStrategy"] == {"type": "RollingUpdate"}
         budget = only(manifests, "PodDisruptionBudget", name)["spec"]
         assert budget["maxUnavailable"] == 1
         assert budget["selector"] == workload["spec"]["selector"]
@@ -251,7 +260,7 @@ def test_the_job_is_named_for_the_version_so_that_apply_can_be_repeated(manifest
 
 def test_stores_of_one_machine_are_shared_on_one_volume_by_pods_of_one_node(manifests: list[Manifest]) -> None:
     assert only(manifests, "PersistentVolumeClaim", "gateway-data")["spec"]["accessModes"] == ["ReadWriteOnce"]
-    assert only(manifests, "Deployment", "gateway")["spec"]["replicas"] == 1
+    assert only(manifests, "StatefulSet", "gateway")["spec"]["replicas"] == 1
     for workload in workloads(manifests):
         assert {"name": "data", "mountPath": "/data"} in container(workload)["volumeMounts"]
         assert {"name": "data", "persistentVolumeClaim": {"claimName": "gateway-data"}} in pod(workload)["volumes"]
@@ -267,11 +276,26 @@ def test_without_the_volume_the_base_is_replicated_and_stateless(tmp_path: Path)
     kustomization.write_text(kustomization.read_text().replace("  - one-volume\n", "").replace("components:\n", ""))
     manifests = render(tmp_path / "base")
     assert "PersistentVolumeClaim" not in {one["kind"] for one in manifests}
-    assert only(manifests, "Deployment", "gateway")["spec"]["replicas"] == 2
+    assert only(manifests, "StatefulSet", "gateway")["spec"]["replicas"] == 3
     for workload in workloads(manifests):
-        assert [volume["name"] for volume in pod(workload)["volumes"]] == ["tmp"]
+        assert {volume["name"] for volume in pod(workload)["volumes"]} <= {"tmp", "spool"}
         assert "affinity" not in pod(workload)
         assert kubernetes_validate.validate(workload, KUBERNETES, strict=True) == KUBERNETES
+
+
+def test_each_gateway_has_a_journal_that_outlives_its_pod(manifests: list[Manifest]) -> None:
+    """A claim for each pod, kept when the pod or the set goes; and a spool with room for what the settings allow."""
+    gateway = only(manifests, "StatefulSet", "gateway")
+    (claim,) = gateway["spec"]["volumeClaimTemplates"]
+    assert gateway["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    variables = environment(manifests, gateway)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(gateway)["volumeMounts"]}
+    assert mounts[claim["metadata"]["name"]] == variables["GHUB_JOURNAL_DIR"]
+    assert mounts["spool"] == variables["GHUB_SPOOL_DIR"]
+    (spool,) = [volume for volume in pod(gateway)["volumes"] if volume["name"] == "spool"]
+    assert int(spool["emptyDir"]["sizeLimit"].removesuffix("Mi")) > Settings().spool_mb
+    headless = only(manifests, "Service", gateway["spec"]["serviceName"])["spec"]
+    assert headless["clusterIP"] == "None"
 
 
 def test_nothing_goes_in_or_out_but_what_is_named(manifests: list[Manifest]) -> None:
@@ -283,4 +307,4 @@ def test_nothing_goes_in_or_out_but_what_is_named(manifests: list[Manifest]) -> 
     upstreams = only(manifests, "NetworkPolicy", "gateway-upstreams")["spec"]["egress"]
     assert [port["port"] for rule in upstreams for port in rule["ports"]] == [443]
     stores = only(manifests, "NetworkPolicy", "gateway-stores")["spec"]["egress"]
-    assert {port["port"] for rule in stores for port in rule["ports"]} == {53, 6379}
+    assert {port["port"] for rule in stores for port in rule["ports"]} == {53, 5432, 6379}
