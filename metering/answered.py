@@ -16,9 +16,15 @@ class AnsweredError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An order that is answered 200. `opened` is the admission's half of its event; times are Unix µs by Redis."""
+    """An order that is answered 200. `opened` is the admission's half of its event; times are Unix µs by Redis.
+
+    `fingerprint` and `key_hash` are those of its placing.
+    """
 
     org_id: str
+    key_id: str
+    fingerprint: str
+    key_hash: str | None
     request_id: str
     amount_micro_mxn: int
     images: tuple[StoredImage, ...]

@@ -13,7 +13,7 @@ from metering.journal import Journal
 from metering.ports import Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Wallet
+from metering.wallet.wallet import Replay, Wallet
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +109,9 @@ class Answers:
         OPEN.set(len(self._open))
         for number, one in batch:
             if number in self._open and one.charge_from_s <= time.monotonic():
-                await charge(one.answered, self._wallet, self._ledger)
+                if await charge(one.answered, self._wallet, self._ledger) is Replay.SERVED:
+                    self._open.pop(number)
+                    self._journal.release(number)
                 one.charged = True
                 one.charge_from_s = time.monotonic() + SETTLED_S
 
@@ -120,8 +122,8 @@ async def booked_of(orders: list[Answered], ledger: Ledger) -> set[str]:
     return {request_id for request_id, end in ended.items() if end.charged}
 
 
-async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> bool:
-    """Bring one order to its wallet, where it is charged at most once; False where it was.
+async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
+    """Bring one order to its wallet, where it is charged at most once.
 
     Raises WalletAway, LedgerAway, Unproven.
 
@@ -134,9 +136,11 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> bool:
         if booked.events < cut.number:
             raise Unproven(f"{cut.number - booked.events} events of {order.org_id} are not booked yet")
         if await booked_of([order], ledger):
-            return False
-    if not await wallet.replay(order):
-        return False
-    REPLAYED.inc()
-    log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
-    return True
+            return Replay.CHARGED
+    done = await wallet.replay(order)
+    if done is Replay.NOW:
+        REPLAYED.inc()
+        log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
+    elif done is Replay.SERVED:
+        log.warning("served_again", request_id=order.request_id, org=order.org_id)
+    return done

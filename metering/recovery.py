@@ -11,7 +11,7 @@ from metering.clock import utc_now
 from metering.journal import Past
 from metering.ports import Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Wallet
+from metering.wallet.wallet import Replay, Wallet
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +51,11 @@ class Recovery:
             left = await self._unbooked(orders)
             orders[:] = left
             for order in left:
-                self.charged += await charge(order, self._wallet, self._ledger)
-            if left:
+                done = await charge(order, self._wallet, self._ledger)
+                self.charged += done is Replay.NOW
+                if done is Replay.SERVED:
+                    orders.remove(order)
+            if orders:
                 return "the consumer has not booked them yet"
             await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now())
         except (WalletAway, LedgerAway, Unproven) as error:

@@ -21,7 +21,7 @@ from metering.journal import JournalFailed
 from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs
-from metering.wallet.wallet import Caller, Close, Closing, Wallet
+from metering.wallet.wallet import Caller, Close, Closing, Placed, Wallet
 from proxy.errors import ApiError
 from proxy.keeping import Keeper
 from proxy.lifecycle import Lifecycle
@@ -61,6 +61,7 @@ class Job:
     request_id: UUID
     caller: Caller
     order: Order
+    placed: Placed
     quote: Quote
     generate_until_s: float
     reply_until_s: float
@@ -204,6 +205,9 @@ class Generations:
         )
         order = Answered(
             org_id=job.caller.org_id,
+            key_id=job.caller.key_id,
+            fingerprint=job.placed.fingerprint,
+            key_hash=job.placed.key_hash,
             request_id=job.hold_id,
             amount_micro_mxn=result.cost_micro_mxn,
             images=images,

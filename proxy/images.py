@@ -60,6 +60,7 @@ class Limits:
 class _Held:
     """What a hold was asked for with, and when: its life began no earlier."""
 
+    placed: Placed
     price: Quote
     opened: bytes
     asked_boot_s: float
@@ -154,6 +155,7 @@ class ImagesEndpoint:
             request_id=context.request_id,
             caller=caller,
             order=order,
+            placed=held.placed,
             quote=held.price,
             generate_until_s=ends_s - margin_s,
             reply_until_s=ends_s - margin_s / 4,
@@ -179,7 +181,7 @@ class ImagesEndpoint:
             "region": self._region,
         }
         opened = encode_opened(hold_id, caller.org_id, caller.key_id, price, facts)
-        held = _Held(price, opened, boottime_s())
+        held = _Held(placed, price, opened, boottime_s())
         owner = self._generations.owner
         return await self._wallet.admit(caller, hold_id, price, opened, placed, life_s=life_s, owner=owner), held
 

@@ -4,6 +4,7 @@
 -- (`tries` counts from 1), is told which earlier order it is, and how that stands. That counts as a request, and no more.
 -- KEYS  1 mark  2 wallet  3 key states  4 open holds  5 hold  6 events  7 busy  8 closed
 --       9 once: the idempotency key's record  10 recent: orders that an SDK may repeat, by admission
+--       11 retried: the last retry of an SDK that ran as new
 -- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
 --       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
 --       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
@@ -119,6 +120,7 @@ if code == ADMITTED then
     redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now - recent_us)
     redis.call('ZADD', KEYS[10], now, request)
     redis.call('PEXPIRE', KEYS[10], math.ceil(recent_us / 1000))
+    if tries > 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
   end
   redis.call('ZADD', KEYS[4], expires, request)
   redis.call('ZADD', KEYS[7], 'GT', expires, org)

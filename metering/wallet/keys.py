@@ -61,8 +61,8 @@ def alive(owner: str) -> str:
 
 
 def journal(incarnation: str) -> str:
-    """The last beat of a gateway, by its journal's incarnation."""
-    return f"journal:{incarnation}"
+    """The last beat of a gateway, by its journal's incarnation, a UUID."""
+    return f"{{p{partition_of(incarnation)}}}:journal:{incarnation}"
 
 
 def key_record(key_hash: str) -> tuple[int, str]:
@@ -98,6 +98,10 @@ class OrgKeys:
     def recent(self, key_id: str, fingerprint: str) -> str:
         """Orders of one API key that are the same, by their admission: what an SDK may repeat by itself."""
         return f"{self._tag}:recent:{key_id}:{fingerprint}"
+
+    def retried(self, key_id: str, fingerprint: str) -> str:
+        """The last order of that kind that an SDK repeated, and that found none to repeat."""
+        return f"{self._tag}:retried:{key_id}:{fingerprint}"
 
     def claims(self, request_id: str) -> str:
         """Which retries of an SDK were given this order, and whether its first client is gone."""

@@ -1,23 +1,45 @@
 -- Charges an order that a journal says is answered 200, whatever became of its hold (rule 8). At most once: an order
 -- that is charged stays as it is. The event is the order's own, with the times of the journal's record.
--- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed
+--
+-- An order whose idempotency key, or whose SDK's retry, was served by another charged order in the meantime is recorded
+-- at zero (rule 19).
+-- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed  7 once  8 retried
 -- ARGV  1 now_us (0: TIME)  2 org  3 request  4 quantity  5 amount  6 remember_s  7 images (JSON)
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
+--       13 1 with an idempotency key, else 0
 -- reply code, now_us, available, 1 where this call charged it
-local CHARGED, AWAY = 1, 3
+local CHARGED, AWAY, SERVED = 1, 3, 5
 
-arguments(12)
+arguments(13)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
-local admitted, ended = whole(10, 1), whole(11, 1)
+local admitted, ended, keyed = whole(10, 1), whole(11, 1), whole(13, 0)
+
+-- The charged order that was given in this one's place. A retry stands for one lost order, so it is used up.
+local function served()
+  local record = redis.call('GET', keyed == 1 and KEYS[7] or KEYS[8])
+  local other = record and string.match(record, '^(%S+)')
+  if not other or other == request then return false end
+  if not string.match(standing(org, other, now) or '', '^charge:') then return false end
+  if keyed == 0 then redis.call('DEL', KEYS[8]) end
+  return true
+end
 
 local before = redis.call('GET', KEYS[6])
 if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0 } end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0 } end
 
+if string.match(before or '', ':served_again$') then return { SERVED, now, available_at(org, now), 0 } end
+local instead = served()
+if instead and before then return { SERVED, now, available_at(org, now), 0 } end
+
 if redis.call('EXISTS', KEYS[4]) == 0 then
   -- The hold is gone: run out, voided by another, or lost with a Redis that forgot. One of nothing stands in for it.
   redis.call('HSET', KEYS[4], 'amount', 0, 'images', quantity, 'admitted_us', ARGV[10], 'opened', ARGV[9])
+end
+if instead then
+  close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)
+  return { SERVED, now, available_at(org, now), 0 }
 end
 close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
 return { CHARGED, now, available_at(org, now), 1 }

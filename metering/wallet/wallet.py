@@ -56,6 +56,14 @@ class Close(IntEnum):
     LATE = 5
 
 
+class Replay(IntEnum):
+    """What became of a journal's order: charged before, charged now, or served by another in its place, at zero."""
+
+    CHARGED = 1
+    NOW = 2
+    SERVED = 5
+
+
 _SETTLED = {1: Close.CHARGED, 2: Close.REFUSED, 4: Close.LATE}
 _VOIDED = {1: Close.VOIDED, 2: Close.CHARGED, 3: Close.UNKNOWN}
 
@@ -224,7 +232,7 @@ class Wallet:
                     names.events,
                 ]
                 + [names.busy, names.closed(request_id), names.once(placed.key_hash or "-")]
-                + [names.recent(caller.key_id, placed.fingerprint)],
+                + [names.recent(caller.key_id, placed.fingerprint), names.retried(caller.key_id, placed.fingerprint)],
                 args=[
                     self._scripted_us,
                     self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
@@ -355,8 +363,8 @@ class Wallet:
         )
         return self._closing(names.partition, _VOIDED, reply)
 
-    async def replay(self, answered: Answered) -> bool:
-        """Charge an order that a journal says is answered 200, whatever became of its hold; False where it was already.
+    async def replay(self, answered: Answered) -> Replay:
+        """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
 
         What was charged longer than a day ago may be forgotten here: the ledger is to be asked first.
         """
@@ -365,7 +373,8 @@ class Wallet:
             names.partition,
             self._replay(
                 keys=[names.mark, names.wallet, names.open, names.hold(answered.request_id), names.events]
-                + [names.closed(answered.request_id)],
+                + [names.closed(answered.request_id), names.once(answered.key_hash or "-")]
+                + [names.retried(answered.key_id, answered.fingerprint)],
                 args=[
                     self._scripted_us,
                     answered.org_id,
@@ -379,11 +388,14 @@ class Wallet:
                     answered.admitted_us,
                     answered.ended_us,
                     answered.result,
+                    int(answered.key_hash is not None),
                 ],
             ),
         )
-        self._closing(names.partition, _SETTLED, reply)
-        return bool(reply[3])
+        if reply[0] not in (Replay.CHARGED, Replay.SERVED):
+            raise NotProjected
+        self._learn(names.partition, reply[1])
+        return Replay.NOW if reply[3] else Replay(reply[0])
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.

@@ -9,8 +9,10 @@ from metering.answered import Answered
 from metering.events import encode_opened
 from metering.money import parse_mxn
 from metering.ports import ApiKey, Org
+from metering.verify import Difference, verify
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Verdict, Wallet
 from tests.integration.money_kit import FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
@@ -18,9 +20,13 @@ LIFE_S = 70.0
 PAUSE_S = 0.05
 
 
-async def stored(path: str) -> bool:
-    """For `verify`: every picture is there."""
-    return True
+async def differences(books: Books) -> list[Difference]:
+    """What `verify` finds where every picture is in the store."""
+
+    async def stored(path: str) -> bool:
+        return True
+
+    return await verify(books.ledger, books.wallet, Presence(books.redis), stored)
 
 
 async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
@@ -89,10 +95,11 @@ class Load:
         number = 0
         while not self._stop.is_set():
             number += 1
-            await self._order(caller, f"{caller.org_id[-4:]}-{number}")
+            await self.order(caller, f"{caller.org_id[-4:]}-{number}")
             await asyncio.sleep(PAUSE_S)
 
-    async def _order(self, caller: Caller, request_id: str) -> None:
+    async def order(self, caller: Caller, request_id: str) -> None:
+        """One order, from its admission to its answer."""
         partition, began_s = keys.partition_of(caller.org_id), time.monotonic()
         price = pinned(now_us=self.wallet.now_us(caller.org_id))
         admitted_us = 0

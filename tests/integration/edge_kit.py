@@ -24,7 +24,7 @@ from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Closing, Wallet, WalletLimits
+from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
 from proxy.generations import Generations, Job
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
@@ -100,6 +100,7 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
         request_id=uuid4(),
         caller=CALLER,
         order=asked,
+        placed=Placed("fingerprint"),
         quote=pinned,
         generate_until_s=now_s + generate_s,
         reply_until_s=now_s + reply_s,
@@ -153,11 +154,11 @@ class ScriptedWallet(Wallet):
             raise WalletAway
         return Closing(Close.CHARGED, self.now_us(), 7)
 
-    async def replay(self, answered: Answered) -> bool:
+    async def replay(self, answered: Answered) -> Replay:
         if not self.charges:
             self.charges.append((answered.amount_micro_mxn, answered.images))
-            return True
-        return False
+            return Replay.NOW
+        return Replay.CHARGED
 
     async def void(self, org_id: str, request_id: str, reason: str, *, frees: bool = True) -> Closing:
         if self.voids_away:

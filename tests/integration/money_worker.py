@@ -11,6 +11,7 @@ from typing import TypeVar
 import orjson
 import structlog
 
+from metering import consumer
 from metering.consumer import Consumer
 from metering.events import Event
 from metering.ledger import postgres
@@ -116,7 +117,8 @@ async def consume_and_hang(url: str, ledger_at: str) -> None:
 
 
 async def consume(url: str, ledger_at: str, name: str) -> str:
-    """Consume until SIGTERM."""
+    """Consume until SIGTERM. What another leaves behind is taken over within a second."""
+    consumer.IDLE_MS, consumer.SWEEP_S = 500, 0.5
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with open_books(url, ledger_at, projected=False) as books:

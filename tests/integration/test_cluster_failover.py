@@ -1,0 +1,261 @@
+"""A master of the cluster dies, freezes, or hands over under load: what is away, for how long, and that the books are
+right afterwards without a restart of anything (rules 1, 6, 10, 27 and 29)."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+
+from metering.wallet import keys
+from metering.wallet.connection import NotProjected, open_redis, warm_up
+from metering.wallet.wallet import Close, Verdict, Wallet
+from tests.cluster import Cluster, Node, wait_for
+from tests.conftest import run
+from tests.integration.cluster_kit import Load, differences, everywhere
+from tests.integration.money_kit import LIMITS, UNIT, Books, drain, open_books, patiently, result_of, start_worker
+from tests.integration.test_wallet_away import QUICK
+
+pytestmark = pytest.mark.xdist_group("cluster")
+
+
+@asynccontextmanager
+async def company(cluster: Cluster, ledger: str) -> AsyncIterator[tuple[Books, Load]]:
+    """Customers everywhere, a gateway's wallet as in production, a projector, and two consumers as processes."""
+    async with open_books(cluster.url, ledger, now_us=0, limits=QUICK) as books:
+        callers = await everywhere(books)
+        # As in production: requests have connections of their own, and background work has others.
+        hot = open_redis(cluster.url, connections=16, call_timeout_s=2.0)
+        back = open_redis(cluster.url, connections=8, call_timeout_s=2.0)
+        wallet = Wallet(hot, QUICK)
+        await warm_up(hot, 16)
+        await wallet.set_clock()
+        projecting = asyncio.create_task(type(books.projector)(back, books.ledger, books.projector._plans).run(0.2))
+        workers = [start_worker("consume", cluster.url, ledger, name) for name in ("c1", "c2")]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert await asyncio.to_thread(worker.stdout.readline) == b"consuming\n"
+        async with Load(wallet, callers) as load:
+            await load.admitted_since(set(range(keys.PARTITIONS)), time.monotonic())
+            yield books, load
+        # What Redis acknowledged is in the ledger, or in a journal: its replay restores the books exactly.
+        await asyncio.to_thread(cluster.settle)
+        await booked(books, cluster)
+        lost = await unbooked(books, load)
+        for order in lost:
+            await patiently(lambda: wallet.replay(order))  # noqa: B023  # asked here and now
+        await booked(books, cluster)
+        print(f"{len(load.answered)} orders answered, {len(lost)} of them brought back by their journal")
+        assert await unbooked(books, load) == []
+        for worker in workers:
+            worker.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(result_of, worker)
+        projecting.cancel()
+        await asyncio.wait({projecting})
+        assert await differences(books) == []
+        charges = [event.event_id async for event in books.ledger.events() if event.end == "charge"]
+        assert len(charges) == len(set(charges))
+        for client in (hot, back):
+            await client.aclose()
+
+
+async def booked(books: Books, cluster: Cluster) -> None:
+    """Wait until no partition is away, and no stream holds an event."""
+    for _ in range(600):
+        lengths = [node.redis.xlen(keys.events(p)) for node in cluster.masters for p in cluster.partitions_of(node)]
+        if sum(lengths) == 0 and await books.projector.missing(None) == 0:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the consumers do not end")
+
+
+async def unbooked(books: Books, load: Load) -> list[Any]:
+    """Orders that were answered and that the ledger does not have as charged."""
+    ended = await books.ledger.ended([order.request_id for order in load.answered])
+    charged = {request_id for request_id, end in ended.items() if end.charged}
+    return [order for order in load.answered if order.request_id not in charged]
+
+
+def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float) -> tuple[float, float]:
+    """Print what customers saw; p99 of the refusals of the master's own partitions, and the others' share of refusals."""
+    during = [one for one in load.decisions if from_s <= one.at_s <= until_s]
+    refused = sorted(one.took_s for one in during if one.partition in mine and not one.admitted)
+    others = [one for one in during if one.partition not in mine]
+    took = sorted(one.took_s for one in others if one.admitted)
+    p99 = refused[int(len(refused) * 0.99)] if refused else 0.0
+    share = sum(not one.admitted for one in others) / len(others)
+    print(
+        f"{what}: away {until_s - from_s:.2f} s; {len(refused)} refusals, p99 {p99 * 1e3:.0f} ms; "
+        f"others: {len(took)} admitted, p50 {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.0f} ms, "
+        f"{share:.2%} refused"
+    )
+    return p99, share
+
+
+def kill(node: Node) -> None:
+    node.kill()
+
+
+def freeze(node: Node) -> None:
+    node.freeze()
+
+
+@pytest.mark.parametrize("lose", [kill, freeze])
+def test_a_lost_master_is_replaced_under_load(cluster: Cluster, tmp_path: Path, lose: Callable[[Node], None]) -> None:
+    """Its partitions are refused at once and come back by themselves; the others go on; the books are right."""
+
+    async def work() -> None:
+        async with company(cluster, f"sqlite:///{tmp_path}/l.db") as (_, load):
+            lost = cluster.masters[0]
+            mine, replica = cluster.partitions_of(lost), cluster.replica_of(lost)
+            from_s = time.monotonic()
+            lose(lost)
+            back_s = await load.admitted_since(mine, from_s + 0.5)
+            p99_s, share = report(lose.__name__, load, mine, from_s, back_s)
+            assert replica.role == "master"
+            assert p99_s < 0.5
+            assert share < 0.02
+            if lost.process is None:
+                lost.start()
+            else:
+                lost.thaw()
+            await asyncio.to_thread(cluster.settle)
+            assert lost.role == "slave"
+            with pytest.raises(ResponseError, match="MOVED"):
+                lost.ask("SET", keys.mark(min(mine)), "stale")
+            await load.admitted_since(set(range(keys.PARTITIONS)), time.monotonic())
+
+    run(work())
+
+
+def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -> None:
+    """CLUSTER FAILOVER, to the replica and back: nothing is lost, and no customer of another partition notices."""
+
+    async def work() -> None:
+        async with company(cluster, f"sqlite:///{tmp_path}/l.db") as (_, load):
+            master = cluster.masters[1]
+            mine, replica = cluster.partitions_of(master), cluster.replica_of(master)
+            for successor in (replica, master):
+                from_s = time.monotonic()
+                await asyncio.to_thread(cluster.switch, successor)
+                back_s = await load.admitted_since(mine, time.monotonic())
+                _, share = report("planned", load, mine, from_s, back_s)
+                assert share < 0.02
+                await asyncio.to_thread(cluster.settle)
+
+    run(work())
+
+
+def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Cluster, tmp_path: Path) -> None:
+    """The replica had not heard of them: those that are booked stay charged, those that are not a journal brings back.
+
+    Until its wallets are made anew from the ledger, the partition is away: no number is given twice, and an order whose
+    end the ledger has cannot be settled again.
+    """
+
+    async def work() -> None:
+        async with open_books(cluster.url, tmp_path / "l.db", now_us=0) as books:
+            callers = await everywhere(books)
+            caller = callers[0]
+            master = cluster.master_of(keys.partition_of(caller.org_id))
+            replica = cluster.replica_of(master)
+            load = Load(books.wallet, [])
+            await load.order(caller, "known")
+            await books.admit(caller, "replicated")
+            await books.admit(caller, "voided")
+            master.ask("WAIT", 1, 1_000)
+            replica.freeze()
+            master.ask("CLIENT KILL TYPE replica")
+            await books.settle(caller, "replicated")
+            await books.wallet.void(caller.org_id, "voided", "test")
+            await load.order(caller, "booked")
+            await drain(books)
+            await load.order(caller, "not booked")
+            assert (await books.cut(caller)).number == 5
+            master.kill()
+            replica.thaw()
+            await asyncio.to_thread(wait_for, lambda: replica.role == "master", "the replica was not promoted")
+            assert int(replica.redis.hget(keys.OrgKeys(caller.org_id).wallet, "number") or 0) == 1
+
+            assert await books.projector.missing(None) == len(cluster.partitions_of(replica))
+            await drain(books)
+            await books.projector.round()
+            cut = await patiently(lambda: books.cut(caller))
+            assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (4, 3 * UNIT, 0)
+            again = await books.settle(caller, "replicated")
+            assert (again.close, (await books.cut(caller)).number) == (Close.CHARGED, 4)
+
+            (lost,) = await unbooked(books, load)
+            assert lost.request_id == "not booked"
+            await books.wallet.replay(lost)
+            assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
+            await drain(books)
+            assert await differences(books) == []
+            cut = await books.cut(caller)
+            assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (5, 4 * UNIT, UNIT)
+
+    run(work())
+
+
+def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -> None:
+    """Back before its replica took over, from a file that is up to a second old: its partitions are made anew, too."""
+
+    async def work() -> None:
+        async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=LIMITS) as books:
+            callers = await everywhere(books)
+            master = cluster.masters[2]
+            mine = cluster.partitions_of(master)
+            for caller in callers:
+                await books.charge(caller, caller.org_id)
+            await drain(books)
+            master.kill()
+            master.start()
+            await asyncio.to_thread(cluster.settle)
+            assert await books.projector.missing(None) == len(mine)
+            await books.projector.round()
+            assert await books.projector.missing(None) == 0
+            for caller in callers:
+                assert (await books.cut(caller)).charged_micro_mxn == UNIT
+            assert await differences(books) == []
+
+    run(work())
+
+
+def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
+    """A revocation holds at once where the master lives, and from the first answer on where it was away (rule 2)."""
+
+    async def work() -> None:
+        async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
+            callers = await everywhere(books)
+            master = cluster.masters[0]
+            mine = cluster.partitions_of(master)
+            master.kill()
+            for caller in callers:
+                await books.accounts.revoke_key(caller.key_id)
+            await books.projector.round()
+            for caller in callers:
+                if keys.partition_of(caller.org_id) not in mine:
+                    assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"
+            await asyncio.to_thread(wait_for, lambda: len(cluster.masters) == 3, "the replica was not promoted")
+            for caller in callers:
+                if keys.partition_of(caller.org_id) in mine:
+                    cut = await patiently_projected(books, caller.org_id, caller.key_id)
+                    assert cut == "revoked"
+
+    run(work())
+
+
+async def patiently_projected(books: Books, org_id: str, key_id: str) -> str:
+    """The state of a key as soon as its partition says anything at all, while a projector looks."""
+    for _ in range(200):
+        try:
+            return (await books.wallet.read(org_id, key_id)).key_state
+        except NotProjected:
+            await books.projector.round()
+        await asyncio.sleep(0.02)
+    raise AssertionError("not projected")

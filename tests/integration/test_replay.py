@@ -1,0 +1,135 @@
+"""A journal's order is charged once, whatever became of its hold, and not where another served it (8, 13, 19)."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metering.answered import Answered, AnsweredError, Withdrawn, decode, encode, standing
+from metering.events import encode_opened
+from metering.wallet.wallet import Caller, Close, Placed, Replay, Verdict
+from tests.conftest import run
+from tests.integration.money_kit import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
+
+
+def answered(caller: Caller, request: str = "r", images: int = 2, placed: Placed | None = None) -> Answered:
+    """The journal's record of an order."""
+    placed = placed or Placed(request)
+    return Answered(
+        org_id=caller.org_id,
+        key_id=caller.key_id,
+        fingerprint=placed.fingerprint,
+        key_hash=placed.key_hash,
+        request_id=request,
+        amount_micro_mxn=images * UNIT,
+        images=pictures(images, request),
+        usd_measured=None,
+        opened=encode_opened(request, caller.org_id, caller.key_id, pinned(images), FACTS),
+        result=b'{"v":1}',
+        admitted_us=NOW_US,
+        ended_us=NOW_US + SECOND_US,
+    )
+
+
+def test_records_come_back_from_the_journal_as_they_went_in() -> None:
+    """Withdrawn ones do not stand; another version is refused by name."""
+    first = answered(Caller("11111111-1111-4111-8111-111111111111", "key"))
+    second = replace(first, request_id="other", key_hash="abc", usd_measured="0.1")
+    entries = [encode(first), encode(second), encode(Withdrawn("r"))]
+    assert [decode(entry) for entry in entries] == [first, second, Withdrawn("r")]
+    assert standing(entries) == [second]
+    with pytest.raises(AnsweredError, match="version 9"):
+        decode(b'{"v":9}')
+    with pytest.raises(AnsweredError):
+        decode(b'{"v":1,"answered":{}}')
+
+
+@pytest.mark.parametrize("state", ["open", "run out", "written down as run out", "voided", "unknown", "charged"])
+def test_an_order_is_charged_once_whatever_became_of_its_hold(redis_url: str, tmp_path: Path, state: str) -> None:
+    """Three replays, two of them at once: one charge, one event of it, and the money adds up."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "ledger.db") as books:
+            caller = await books.org(mxn="50.00")
+            if state != "unknown":
+                assert (await books.admit(caller, "r", pinned(2))).verdict is Verdict.ADMITTED
+            if state in ("run out", "written down as run out"):
+                books.wallet.at(NOW_US + 3600 * SECOND_US)
+            if state == "written down as run out":
+                assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
+                await books.wallet.void(caller.org_id, "next", "test")
+            if state == "voided":
+                await books.wallet.void(caller.org_id, "r", "owner_died")
+            if state == "charged":
+                await books.settle(caller, "r", 2)
+            order = answered(caller)
+            done = await asyncio.gather(books.wallet.replay(order), books.wallet.replay(order))
+            done += [await books.wallet.replay(order)]
+            assert done.count(Replay.NOW) == (0 if state == "charged" else 1)
+            assert set(done) <= {Replay.NOW, Replay.CHARGED}
+            cut = await books.cut(caller)
+            assert (cut.charged_micro_mxn, cut.held_micro_mxn) == (2 * UNIT, 0)
+            charges = [event for event in await books.events(caller) if event.end == "charge"]
+            assert [(one.event_id, one.amount_micro_mxn, one.quantity) for one in charges] == [("r", 2 * UNIT, 2)]
+            if state != "charged":
+                assert (charges[0].admitted_us, charges[0].ended_us) == (NOW_US, NOW_US + SECOND_US)
+                assert charges[0].result == '{"v":1}'
+            assert (await books.settle(caller, "r", 2)).close is Close.CHARGED
+            assert (await books.wallet.void(caller.org_id, "r", "late")).close is Close.CHARGED
+
+    run(work())
+
+
+def test_a_replay_may_take_a_balance_below_zero_and_admission_says_402(redis_url: str, tmp_path: Path) -> None:
+    """Rule 10: the image was given; nothing more is until the balance is topped up."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "ledger.db") as books:
+            caller = await books.org(mxn="0.84")
+            assert await books.wallet.replay(answered(caller)) is Replay.NOW
+            assert (await books.cut(caller)).available_micro_mxn == -UNIT
+            assert (await books.admit(caller, "next")).verdict is Verdict.BALANCE
+
+    run(work())
+
+
+@pytest.mark.parametrize("hold", ["unknown", "run out"])
+def test_a_key_that_another_order_served_is_recorded_at_zero(redis_url: str, tmp_path: Path, hold: str) -> None:
+    """Rule 19: Redis forgot the first order, the client came again under its key, and that was charged."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "ledger.db") as books:
+            caller = await books.org(mxn="50.00")
+            placed = Placed("same", key_hash="k")
+            if hold == "run out":
+                await books.admit(caller, "first", placed=placed)
+                books.wallet.at(NOW_US + 3600 * SECOND_US)
+            assert (await books.admit(caller, "second", placed=placed)).verdict is Verdict.ADMITTED
+            await books.settle(caller, "second")
+            first = answered(caller, "first", 1, placed)
+            assert [await books.wallet.replay(first) for _ in range(2)] == [Replay.SERVED] * 2
+            assert (await books.cut(caller)).charged_micro_mxn == UNIT
+            ends = [(one.event_id, one.end, one.reason, one.amount_micro_mxn) for one in await books.events(caller)]
+            zero = ("first", "void", "served_again", 0)
+            ran_out = ("first", "expiry", "hold_expired", 0)
+            assert sorted(ends) == sorted(
+                [ran_out if hold == "run out" else zero, ("second", "charge", "delivered", UNIT)]
+            )
+
+    run(work())
+
+
+def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two(redis_url: str, tmp_path: Path) -> None:
+    """Two lost orders in the journals, one retry that was charged: one is recorded at zero, the other is charged."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "ledger.db") as books:
+            caller = await books.org(mxn="50.00")
+            assert (await books.admit(caller, "retry", placed=Placed("same", tries=1))).verdict is Verdict.ADMITTED
+            await books.settle(caller, "retry")
+            done = [await books.wallet.replay(answered(caller, name, 1, Placed("same"))) for name in ("a", "b", "a")]
+            assert done == [Replay.SERVED, Replay.NOW, Replay.SERVED]
+            assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT
+
+    run(work())
