@@ -42,7 +42,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What is known of an order when it is admitted. `day` and `month` are Mexico City's."""
+    """What is known of an order when it is admitted. `day` and `month` are Mexico City's.
+
+    `once` is the hash of the idempotency key that it came with, and the order's fingerprint.
+    """
 
     request_id: str
     org_id: str
@@ -57,6 +60,7 @@ class Opened:
     month: str
     region: str
     proof: Proof
+    once: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ _TYPES: Mapping[type, Mapping[str, Any]] = {kind: get_type_hints(kind) for kind 
 
 
 def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
-    """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region."""
+    """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region, once."""
     proof = Proof(
         variant=quote.price.variant,
         usd_per_image=format_rate(quote.price.usd_per_image),

@@ -96,6 +96,16 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class Keyed:
+    """A charged order that came with an idempotency key; `once` is the key's hash and the order's fingerprint."""
+
+    request_id: str
+    once: str
+    amount_micro_mxn: int
+    ended_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """A stream entry that could not be booked, kept for a person."""
 
@@ -145,6 +155,7 @@ class Ledger(Protocol):
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]: ...
+    async def keyed(self, org_id: str, since_us: int) -> list[Keyed]: ...
     async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
     async def results(self, org_id: str, most: int) -> list[Delivered]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...

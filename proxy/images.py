@@ -17,6 +17,7 @@ from metering.clock import boottime_s, period_at
 from metering.events import encode_opened
 from metering.fx import FxRateMissing, Rates
 from metering.money import format_mxn
+from metering.ports import Ledger, LedgerAway
 from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict, Wallet
@@ -78,6 +79,7 @@ class ImagesEndpoint:
         catalogue: Catalogue,
         rates: Rates,
         wallet: Wallet,
+        ledger: Ledger,
         generations: Generations,
         lifecycle: Lifecycle,
         replies: Replies,
@@ -92,6 +94,7 @@ class ImagesEndpoint:
         self._catalogue = catalogue
         self._rates = rates
         self._wallet = wallet
+        self._ledger = ledger
         self._generations = generations
         self._lifecycle = lifecycle
         self._replies = replies
@@ -116,7 +119,7 @@ class ImagesEndpoint:
             if admission.verdict is Verdict.EARLIER:
                 delivery = await self._earlier(context, order, admission, caller)
                 return self._reply(context, order, admission, delivery, replayed=True)
-        except WalletAway:
+        except (WalletAway, LedgerAway):
             raise wallet_away() from None
         job = self._job(context, caller, order, admission, held)
         generation = self._generations.start(job)
@@ -179,6 +182,7 @@ class ImagesEndpoint:
             "size": order.size,
             "quality": order.quality,
             "region": self._region,
+            "once": f"{placed.key_hash} {placed.fingerprint}" if placed.key_hash else None,
         }
         opened = encode_opened(hold_id, caller.org_id, caller.key_id, price, facts)
         held = _Held(placed, price, opened, boottime_s())
@@ -250,6 +254,7 @@ class ImagesEndpoint:
         if stands.end != "charge":
             raise reason_as_error(stands.reason)
         stored = await self._wallet.result(caller.org_id, stands.request_id)
+        stored = stored or await self._ledger.result(caller.org_id, stands.request_id)
         if stored is None:
             raise wallet_away()
         return Delivery(decode_result(stored), admission.available_micro_mxn)

@@ -303,6 +303,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 offered,
                 rates,
                 wallet,
+                back.ledger,
                 generations,
                 lifecycle,
                 replies,

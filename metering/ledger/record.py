@@ -26,6 +26,7 @@ from metering.ports import (
     CreditType,
     Delivered,
     Ended,
+    Keyed,
     LedgerError,
     ListPrice,
     Org,
@@ -285,6 +286,10 @@ class SqlLedger(ABC):
             event_id: Ended(end, frozenset(image["path"] for image in orjson.loads(images)))
             for event_id, end, images in rows
         }
+
+    async def keyed(self, org_id: str, since_us: int) -> list[Keyed]:
+        """Charged orders of an organisation that came with an idempotency key, since then."""
+        return [Keyed(*row) for row in await self._rows("keyed", org_id=org_id, since_us=since_us)]
 
     async def result(self, org_id: str, request_id: str) -> Delivered | None:
         """What a charged order of this organisation delivered, as long as it is kept."""

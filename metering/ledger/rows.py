@@ -28,6 +28,7 @@ def event_row(event: Event, booked_at: str) -> dict[str, Any]:
         "size": opened.size,
         "quality": opened.quality,
         "region": opened.region,
+        "once": opened.once,
         "day": opened.day,
         "month": opened.month,
         "images_asked": opened.images,
@@ -47,7 +48,7 @@ def event_row(event: Event, booked_at: str) -> dict[str, Any]:
 def event_of(row: Row) -> Event:
     """A row of the statement `events`."""
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, asked, day, month, region = row[:13]
-    end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images = row[21:]
+    end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once = row[21:]
     return Event(
         number=number,
         opened=Opened(
@@ -63,6 +64,7 @@ def event_of(row: Row) -> Event:
             day=day,
             month=month,
             region=region,
+            once=once,
             proof=Proof(*row[13:21]),
         ),
         end=end,

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from config.catalogue import Plan
 from config.settings import CLOSED_S
+from metering.clock import unix_us_at, utc_now
 from metering.ports import Charged, Ledger, LedgerAway, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import load_script, servers
@@ -143,7 +144,22 @@ class Projector:
                 args=[who, request_id, end.end, CLOSED_S],
             )
         booked = await self._ledger.charged_up_to(org_id)
-        return await self._apply(snapshot, "rebuild", booked, who) != _FENCED_OFF
+        if await self._apply(snapshot, "rebuild", booked, who) == _FENCED_OFF:
+            return False
+        await self._idempotency(org_id)
+        return True
+
+    async def _idempotency(self, org_id: str) -> None:
+        """Keys under which orders were charged of late: the same order under one is not made again (rule 17)."""
+        names, now_us = keys.OrgKeys(org_id), unix_us_at(utc_now())
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for one in await self._ledger.keyed(org_id, now_us - CLOSED_S * 1_000_000):
+                key_hash, fingerprint = one.once.split()
+                left_s = max(1, CLOSED_S - (now_us - one.ended_us) // 1_000_000)
+                pipe.set(names.once(key_hash), f"{one.request_id} {fingerprint}", ex=left_s, nx=True)
+                closed = f"charge:{one.amount_micro_mxn}:delivered"
+                pipe.set(names.closed(one.request_id), closed, ex=left_s, nx=True)
+            await pipe.execute()
 
     async def _keep_up(self, fenced: set[int]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:

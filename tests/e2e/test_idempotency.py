@@ -265,3 +265,20 @@ def test_a_generation_is_fetched_by_its_owner_and_by_nobody_else(three: tuple[Sy
 def key_id(system: System, org_id: str) -> str:
     (row,) = json.loads(system.ghub("key", "list", org_id, "--json").stdout)
     return str(row["key_id"])
+
+
+def test_a_key_outlives_a_redis_that_was_wiped(prepared: Prepared) -> None:
+    """The ledger's events carry its hash: after the rebuild the same order is replayed, and another is 422 (rule 17)."""
+    system = prepared()
+    system.start_all()
+    org_id, key = system.customer("wiped", "50.00")
+    first = post(system.url, key, idempotency_key="k")
+    system.events(org_id, 1)
+    system.valkey.stop()
+    for path in system.folder.glob("appendonlydir/*"):
+        path.unlink()
+    system.valkey.start("--appendonly", "yes")
+    wait_until(lambda: post(system.url, key, {**ORDER, "n": 2}, idempotency_key="k").status_code == 422, "rebuilt")
+    again = post(system.url, key, idempotency_key="k")
+    assert (again.status_code, again.content) == (200, first.content)
+    assert len(system.jobs(FLUX)) == 1 and len(system.events(org_id, 1)) == 1

@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Iterator[SupabaseProcess]:
     one.kill()
 
 
-@pytest.mark.parametrize(("away", "away_s"), [(dead, 10.0), (hung, 10.0), (hung, STORE_ANSWER_S + 3.0)])
+@pytest.mark.parametrize(("away", "away_s"), [(dead, 10.0), (hung, 10.0), (hung, STORE_ANSWER_S + UPSTREAM_S + 4.0)])
 def test_images_under_way_outlive_a_store_that_is_away(
     prepared: Prepared, store: SupabaseProcess, tmp_path: Path, away: Away, away_s: float
 ) -> None:

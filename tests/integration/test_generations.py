@@ -578,6 +578,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 CATALOGUE,
                 rates,
                 wallet,
+                ledger,
                 running,
                 Lifecycle(),
                 Replies(store, "https://images.test"),

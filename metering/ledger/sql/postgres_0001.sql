@@ -92,12 +92,14 @@ CREATE TABLE events (
     ended_us         BIGINT NOT NULL,
     images           bytewise NOT NULL,
     booked_at        bytewise NOT NULL,
+    once             bytewise,
     CHECK (("end" = 'charge') = (quantity > 0)),
     CHECK (usd_measured IS NOT NULL OR amount_micro_mxn = quantity * unit_micro_mxn)
 );
 -- An order's end, once; and its charge, once, for a journal may say that an order was answered whose hold had run out.
 CREATE UNIQUE INDEX events_by_id ON events (event_id, ("end" = 'charge'));
 CREATE INDEX events_by_org ON events (org_id, number) INCLUDE (amount_micro_mxn);
+CREATE INDEX events_with_key ON events (org_id, ended_us) WHERE once IS NOT NULL;
 CREATE INDEX events_by_month ON events (month, org_id, number);
 
 -- How many events an organisation has and what they sum up to: derived, so that nobody has to read a whole history.

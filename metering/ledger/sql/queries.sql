@@ -82,7 +82,7 @@ FROM events WHERE org_id = :org_id AND number <= :number;
 SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
-    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images
+    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TEXT) IS NULL OR month = :month)
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -97,6 +97,10 @@ WHERE r.org_id = :org_id AND r.request_id = :request_id;
 SELECT r.request_id, e.images, r.document FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
+
+-- name: keyed
+SELECT event_id, once, amount_micro_mxn, ended_us FROM events
+WHERE org_id = :org_id AND once IS NOT NULL AND ended_us > :since_us AND "end" = 'charge' ORDER BY ended_us;
 
 -- name: open_incarnation
 INSERT INTO incarnations (id, at) VALUES (:id, :at);

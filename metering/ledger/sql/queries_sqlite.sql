@@ -7,11 +7,11 @@ SELECT count(*) FROM sqlite_master WHERE name = 'schema_version';
 INSERT INTO events (
     event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
     "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at
+    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once
 ) SELECT
     :event_id, :org_id, :number, :key_id, :model, :provider, :upstream, :size, :quality, :region, :day, :month,
     :images_asked, :end, :reason, :quantity, :variant, :usd_per_image, :price_book, :markup, :mxn_per_usd, :fx_month,
-    :fx_source, :unit_micro_mxn, :usd_measured, :amount_micro_mxn, :admitted_us, :ended_us, :images, :booked_at
+    :fx_source, :unit_micro_mxn, :usd_measured, :amount_micro_mxn, :admitted_us, :ended_us, :images, :booked_at, :once
 WHERE NOT EXISTS (SELECT 1 FROM events WHERE event_id = :event_id AND ("end" = 'charge') = (:end = 'charge'))
 RETURNING event_id;
 

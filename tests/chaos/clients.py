@@ -1,0 +1,237 @@
+"""Clients of all kinds, and the log of what each of them sent and saw: the judge's first witness."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+import httpx2
+import openai
+import orjson
+
+from tests.chaos.world import MODELS, Customer
+from tests.e2e.kit import GPT, bearer
+
+Kind = Literal["key", "sdk", "once", "forget"]
+SIZES = {model: ("1024x1024",) for model in MODELS} | {GPT: ("1024x1024", "1536x1024", "1024x1536")}
+SHARES: dict[Kind, float] = {"key": 0.4, "sdk": 0.35, "once": 0.1, "forget": 0.15}
+
+PATIENT_S = 14.0
+"""Longer than any order lives with its gateway awake."""
+
+INSISTS_S = 45.0
+"""For so long a client with a key asks again: beyond the end of every hold."""
+
+SDK_TRIES = 4
+
+
+@dataclass
+class Attempt:
+    """One request and what came of it; `status` is None where no whole answer came, whoever's fault that was.
+
+    `request` is the gateway's id of it, where a header told; `result` is the id in the body of a 200.
+    """
+
+    sent_us: int
+    status: int | None = None
+    request: str = ""
+    result: str = ""
+    urls: tuple[str, ...] = ()
+    cost_mxn: str = ""
+    replayed: bool = False
+    hung_up: bool = False
+
+
+@dataclass
+class Call:
+    """One order that a customer wants once, however often it is asked for."""
+
+    kind: Kind
+    customer: Customer
+    model: str
+    size: str
+    n: int
+    inline: bool
+    prompt: str
+    key: str = ""
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def body(self) -> dict[str, object]:
+        """As it is sent."""
+        more = {"response_format": "b64_json"} if self.inline else {}
+        return {"model": self.model, "prompt": self.prompt, "n": self.n, "size": self.size, **more}
+
+
+_current: ContextVar[Call] = ContextVar("call")
+
+
+class Witness(httpx2.AsyncBaseTransport):
+    """Passes requests on, each over a connection of its own, and writes down what came of them."""
+
+    def __init__(self) -> None:
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._honest = httpx2.AsyncHTTPTransport(limits=limits)
+        self.open = 0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """One attempt of the current call."""
+        attempt = Attempt(sent_us=time.time_ns() // 1000)
+        _current.get().attempts.append(attempt)
+        self.open += 1
+        try:
+            response = await self._honest.handle_async_request(request)
+            attempt.request = response.headers.get("x-request-id", "")
+            try:
+                content = await response.aread()
+            finally:
+                await response.aclose()
+            attempt.replayed = response.headers.get("idempotent-replayed") == "true"
+            attempt.cost_mxn = response.headers.get("x-geekhub-cost-mxn", "")
+            if response.status_code == 200:
+                document = orjson.loads(content)
+                attempt.result = document["id"]
+                attempt.urls = tuple(row["url"] for row in document["data"] if "url" in row)
+            attempt.status = response.status_code
+            headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
+            return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
+        except (httpx2.TimeoutException, asyncio.CancelledError):
+            attempt.hung_up = True
+            raise
+        finally:
+            self.open -= 1
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        await self._honest.aclose()
+
+
+class Clients:
+    """A crowd that orders until it is told to stop. What each of them does is a function of the seed."""
+
+    def __init__(self, url: str, seed: int, customers: list[Customer]) -> None:
+        self._url = url
+        self._seed = seed
+        self._customers = customers
+        self._witness = Witness()
+        self._http = httpx2.AsyncClient(transport=self._witness, trust_env=False, timeout=PATIENT_S)
+        self.calls: list[Call] = []
+
+    @property
+    def open(self) -> int:
+        """Requests that wait for their answer."""
+        return self._witness.open
+
+    @property
+    def answered(self) -> int:
+        """200s so far."""
+        return sum(attempt.status == 200 for call in self.calls for attempt in call.attempts)
+
+    @property
+    def hang_ups(self) -> int:
+        """Requests that their client gave up."""
+        return sum(attempt.hung_up for call in self.calls for attempt in call.attempts)
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        await self._http.aclose()
+
+    async def work(self, place: int, stop: asyncio.Event) -> None:
+        """One client after the other at this place, until `stop`; the last one is served to its end."""
+        random_ = random.Random(f"{self._seed} client {place}")
+        for turn in range(1_000_000):
+            if stop.is_set():
+                return
+            kind = random_.choices(list(SHARES), list(SHARES.values()))[0]
+            call = self.call(kind, f"{place:x}f{turn:x}", random_)
+            match kind:
+                case "key":
+                    await self.with_key(call, random_)
+                case "sdk":
+                    twins = [call, *(self.twin(call) for _ in range(random_.choice((0, 0, 1, 2))))]
+                    rolls = [random.Random(random_.random()) for _ in twins]
+                    await asyncio.gather(*(self.with_sdk(*pair) for pair in zip(twins, rolls, strict=True)))
+                case "once":
+                    await self.post(call, PATIENT_S)
+                case "forget":
+                    await self.post(call, random_.uniform(0.02, 3.0))
+            if call.attempts[-1].status != 200:
+                await asyncio.sleep(random_.uniform(0.1, 0.5))  # as a person would; or 503s would fill the log
+
+    def call(self, kind: Kind, name: str, random_: random.Random) -> Call:
+        """A new order of a customer who orders in this way."""
+        ours = [customer for place, customer in enumerate(self._customers) if place % len(SHARES) == _place(kind)]
+        model = random_.choice(MODELS)
+        n = random_.choice((1, 1, 2)) if model == GPT else 1
+        call = Call(
+            kind=kind,
+            customer=random_.choice(ours),
+            model=model,
+            size=random_.choice(SIZES[model]),
+            n=n,
+            inline=random_.random() < 0.1,
+            prompt=f"chaos-{self._seed:x}e{name}-end",
+            key=f"key {name}" if kind == "key" else "",
+        )
+        self.calls.append(call)
+        return call
+
+    def twin(self, call: Call) -> Call:
+        """The same order once more, which its customer wants besides."""
+        twin = Call(call.kind, call.customer, call.model, call.size, call.n, call.inline, call.prompt, call.key)
+        self.calls.append(twin)
+        return twin
+
+    async def post(self, call: Call, patience_s: float) -> Attempt:
+        """One request and no other; hangs up after `patience_s`."""
+        headers = bearer(call.customer.key) | ({"idempotency-key": call.key} if call.key else {})
+        with _asking(call), suppress(httpx2.TransportError):
+            url = f"{self._url}/images/generations"
+            await self._http.post(url, json=call.body, headers=headers, timeout=patience_s)
+        return call.attempts[-1]
+
+    async def with_key(self, call: Call, random_: random.Random) -> None:
+        """Ask until there is an answer that asking again would not change; and sometimes once more after a 200."""
+        hasty, again = random_.random() < 0.25, random_.random() < 0.3
+        end_s = time.monotonic() + INSISTS_S
+        while time.monotonic() < end_s:
+            attempt = await self.post(call, random_.uniform(0.05, 3.0) if hasty else PATIENT_S)
+            if attempt.status == 200:
+                if again:
+                    await self.post(call, PATIENT_S)
+                return
+            if attempt.status is not None and 400 <= attempt.status < 500 and attempt.status != 429:
+                return
+            hasty = False
+            await asyncio.sleep(random_.uniform(0.2, 2.0))
+
+    async def with_sdk(self, call: Call, random_: random.Random) -> None:
+        """The official client as it comes, with its own retries; a hasty one hangs up on its first tries."""
+        patience_s = random_.uniform(1.0, 3.0) if random_.random() < 0.25 else PATIENT_S
+        client = openai.AsyncOpenAI(
+            base_url=self._url,
+            api_key=call.customer.key,
+            http_client=self._http,
+            timeout=patience_s,
+            max_retries=SDK_TRIES,
+        )
+        with _asking(call), suppress(openai.APIError):
+            await client.images.generate(**call.body)  # type: ignore[call-overload]  # as a customer would write it
+
+
+def _place(kind: Kind) -> int:
+    return list(SHARES).index(kind)
+
+
+@contextmanager
+def _asking(call: Call) -> Iterator[None]:
+    """Whatever this task sends now belongs to this call."""
+    token = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,343 @@
+"""The whole system as real processes, each of which may be killed, frozen, restarted and cut off."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config.settings import Settings, hold_life_s
+from metering.clock import period_at, unix_us_at, utc_now
+from metering.money import parse_mxn
+from metering.pricing import Rate
+from metering.wallet import keys
+from proxy.cli.demo import simulated_upstreams
+from proxy.wiring import Back, open_back
+from tests.conftest import ValkeyServer
+from tests.e2e.kit import FLUX, GPT, free_port
+from tests.postgres import FAST, PostgresServer
+from tests.stores.running import BUCKET, KEY, SupabaseProcess
+
+GROK = "xai/grok-2-image"
+MODELS = (FLUX, GPT, GROK)
+"""A queue with a URL, one with the picture inline, and one call with a URL."""
+
+GATEWAYS = ("gateway 1", "gateway 2", "gateway 3")
+CONSUMERS = ("consumer 1", "consumer 2")
+CREDIT_MXN = "100000.00"
+ALIVE_S = 30.0
+"""What a part takes at most to be there again, on a machine that others use, too."""
+
+FAILURES = ("http_500", "close_without_answer")
+"""What the upstreams do now and then. After neither of them may the gateway ask again."""
+
+STEPS = 5_000
+"""Generations whose lengths the seed decides; those beyond take the published latencies."""
+
+
+@dataclass(frozen=True)
+class Customer:
+    """An organisation with one key."""
+
+    org_id: str
+    key: str
+
+
+@dataclass
+class World:
+    """Three gateways behind one address, two consumers, Valkey, PostgreSQL, a Supabase store and the upstreams."""
+
+    folder: Path
+    deadline_s: float
+    without: str | None = None
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    wanted: set[str] = field(default_factory=set)
+    ended_alone: Counter[str] = field(default_factory=Counter)
+    customers: list[Customer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ports = {name: free_port() for name in (*GATEWAYS, "balancer", "valkey", "postgres", "store", "upstreams")}
+        self.simulator_port = free_port()
+        places = {name: self.folder / name for name in ("valkey", "postgres", "store", "spool")}
+        for place in places.values():
+            place.mkdir()
+        self.folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
+        self.valkey = ValkeyServer(places["valkey"], "--appendonly", "yes", "--appendfsync", "everysec")
+        self.postgres = PostgresServer(places["postgres"], *FAST)
+        self.store = SupabaseProcess(places["store"])
+        self.database = "postgres"
+        local = f"http://127.0.0.1:{self.ports['store']}/storage/v1"
+        self.environment = {
+            "GHUB_HOST": "127.0.0.1",
+            "GHUB_METRICS_PORT": "0",
+            "GHUB_REDIS_URL": f"redis://127.0.0.1:{self.ports['valkey']}",
+            "GHUB_LEDGER_URL": f"postgresql://ghub@127.0.0.1:{self.ports['postgres']}/{self.database}",
+            "GHUB_STORAGE_URL": f"supabase+{local}?bucket={BUCKET}",
+            "GHUB_STORAGE_KEY": KEY,
+            "GHUB_SPOOL_DIR": str(places["spool"]),
+            "GHUB_DEADLINE_S": f"{self.deadline_s:g}",
+            **simulated_upstreams(f"127.0.0.1:{self.ports['upstreams']}"),
+        }
+
+    @property
+    def url(self) -> str:
+        """Of the load balancer, for OpenAI's clients."""
+        return f"http://127.0.0.1:{self.ports['balancer']}/v1"
+
+    @property
+    def hold_life_s(self) -> float:
+        """After so long every hold has ended."""
+        return hold_life_s(self.deadline_s)
+
+    # --- everything ---
+
+    async def start(self, steps: random.Random | None = None, latency_scale: float = 0.2) -> None:
+        """Start all of it; returns when orders are taken. `steps` decides how long generations take, and which fail."""
+        await asyncio.gather(*(asyncio.to_thread(part.start) for part in (self.valkey, self.postgres, self.store)))
+        self._spawn("relays", [sys.executable, "-m", "tests.chaos.relays", json.dumps(self._wires())], pipe=True)
+        assert await self._answer() is True
+        simulate = ["simulate", "--port", str(self.simulator_port), "--latency-scale", str(latency_scale)]
+        self._spawn("simulator", [sys.executable, "-m", "proxy.cli", *simulate])
+        await self.back(self._migrate)
+        if self.without == "unique":
+            with psycopg.connect(self.postgres.url(self.database), autocommit=True) as connection:
+                connection.execute("DROP INDEX events_by_id; DROP INDEX consumption_by_event")
+        for name in (*CONSUMERS, *GATEWAYS):
+            self.start_process(name)
+        await self.until(self._all_ready, "all gateways are ready")
+        await self.until(lambda: self._answers(f"http://127.0.0.1:{self.simulator_port}/_sim/jobs"), "the simulator")
+        if steps is not None:
+            await self._decide(steps)
+
+    async def heal(self) -> None:
+        """Everything runs again, thawed and connected."""
+        for name in ("valkey", "postgres", "store", "upstreams", "balancer"):
+            await self.tell("hold", name, [])
+        if self.postgres.process is None:
+            await asyncio.to_thread(self.postgres.start)
+        self.postgres.thaw()
+        if self.valkey.process is None:
+            await asyncio.to_thread(self.valkey.start)
+        if self.store.process is None:
+            await asyncio.to_thread(self.store.start)
+        for process in (self.valkey.process, self.store.process, *self.processes.values()):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+        for name in (*GATEWAYS, *CONSUMERS):
+            if name not in self.processes or self.processes[name].poll() is not None:
+                self.start_process(name)
+        await self.until(self._all_ready, "all gateways are ready again")
+
+    def stop(self) -> None:
+        """End all of it at once."""
+        self.wanted.clear()
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self.valkey.stop()
+        self.store.kill()
+        self.postgres.kill()
+
+    async def supervise(self) -> None:
+        """Start again, as the platform would, every gateway and consumer that has ended by itself."""
+        while True:
+            await asyncio.sleep(0.3)
+            for name in list(self.wanted):
+                if self.processes[name].poll() is not None:
+                    self.ended_alone[name] += 1
+                    self.start_process(name)
+
+    # --- gateways and consumers ---
+
+    def start_process(self, name: str) -> None:
+        """A gateway on its own journal, or a consumer."""
+        command = ["tests.chaos.ghub", self.without] if self.without else ["proxy.cli"]
+        command.append("serve" if name in GATEWAYS else "consume")
+        more = {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))} if name in GATEWAYS else {}
+        self._spawn(name, [sys.executable, "-m", *command], **more)
+        self.wanted.add(name)
+
+    def signal(self, name: str, number: int) -> None:
+        """Send it to a gateway or a consumer; to one that is not there, nothing."""
+        if self.processes[name].poll() is None:
+            self.processes[name].send_signal(number)
+
+    async def end(self, name: str, number: int) -> None:
+        """Signal it, and wait until it is gone."""
+        self.wanted.discard(name)
+        self.signal(name, number)
+        await asyncio.to_thread(self.processes[name].wait)
+
+    def journal(self, name: str) -> Path:
+        """The folder of a gateway's journal."""
+        return self.folder / f"journal {name[-1]}"
+
+    def log(self, name: str) -> str:
+        """What a process has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    # --- what lies between and beneath ---
+
+    async def tell(self, *command: object) -> Any:
+        """A command for the relays, and their answer."""
+        pipe = self.processes["relays"].stdin
+        assert pipe is not None
+        async with self._line:
+            pipe.write(json.dumps(command).encode() + b"\n")
+            pipe.flush()
+            return await self._answer()
+
+    def redis(self) -> Redis:
+        """Valkey itself, past the relay."""
+        return Redis.from_url(self.valkey.url, socket_timeout=5.0)
+
+    async def wipe(self) -> None:
+        """FLUSHALL."""
+
+        def flush() -> None:
+            with self.redis() as redis, suppress(RedisError):
+                redis.flushall()
+
+        await asyncio.to_thread(flush)
+
+    async def empty_valkey(self) -> None:
+        """kill −9, and its folder is lost."""
+        await asyncio.to_thread(self.valkey.stop)
+        shutil.rmtree(self.folder / "valkey" / "appendonlydir", ignore_errors=True)
+
+    def streams(self) -> int:
+        """Events that are not booked and trimmed yet."""
+        with self.redis() as redis:
+            return sum(int(redis.xlen(keys.events(partition))) for partition in range(keys.PARTITIONS))  # type: ignore[arg-type]  # not async
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Every generation that a provider has accepted."""
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+            found: list[dict[str, Any]] = (await client.get(f"http://127.0.0.1:{self.simulator_port}/_sim/jobs")).json()
+        return found
+
+    async def in_flight(self) -> int:
+        """Generations that an upstream works on at this moment."""
+        return sum(job["state"] in ("queued", "running") for job in await self.jobs())
+
+    # --- accounts, books and commands ---
+
+    def settings(self) -> Settings:
+        """Those of every process."""
+        return Settings.model_validate(
+            {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
+        )
+
+    async def back(self, work: Callable[[Back], Awaitable[Any]]) -> Any:
+        """Do something with ledger and Redis in this process."""
+        async with open_back(self.settings()) as back:
+            return await work(back)
+
+    async def customer(self, name: str) -> Customer:
+        """A new one with a lot of credit, whom no rate limit holds up."""
+
+        async def make(back: Back) -> Customer:
+            org = await back.accounts.create_org(name, "default")
+            await back.accounts.add_credit(org.org_id, f"pay-{org.org_id}", "recharge", parse_mxn(CREDIT_MXN))
+            await back.accounts.set_limits(org.org_id, {"requests_per_minute": 100_000, "images_per_minute": 100_000})
+            return Customer(org.org_id, (await back.accounts.create_key(org.org_id, "chaos")).secret)
+
+        made: Customer = await self.back(make)
+        self.customers.append(made)
+        return made
+
+    async def ghub(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command, with every protection that the product has."""
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "proxy.cli", *arguments],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def object(self, path: str) -> Path:
+        """Where the store keeps an object's bytes."""
+        return self.folder / "store" / "objects" / path
+
+    async def until(self, true: Callable[[], Awaitable[bool]], what: str, within_s: float = ALIVE_S) -> None:
+        """Ask until it is so. Raises TimeoutError saying what did not come about."""
+        end_s = time.monotonic() + within_s
+        while not await true():
+            if time.monotonic() > end_s:
+                raise TimeoutError(f"not within {within_s:g} s: {what}")
+            await asyncio.sleep(0.05)
+
+    # --- parts of the above ---
+
+    def _wires(self) -> dict[str, dict[str, Any]]:
+        sockets = {"valkey": str(self.valkey.socket), "postgres": str(self.folder / "postgres" / ".s.PGSQL.5432")}
+        places = {**sockets, "store": str(self.store.port), "upstreams": str(self.simulator_port)}
+        targets = {name: [place] for name, place in places.items()}
+        targets["balancer"] = [str(self.ports[name]) for name in GATEWAYS]
+        return {name: {"port": self.ports[name], "targets": targets[name]} for name in targets}
+
+    def _spawn(self, name: str, command: list[str], *, pipe: bool = False, **more: str) -> None:
+        ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if pipe else {}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env={**os.environ, **self.environment, **more}, stderr=log, **{"stdout": log, **ends}
+            )
+        if pipe:
+            self._line = asyncio.Lock()
+
+    async def _answer(self) -> Any:
+        pipe = self.processes["relays"].stdout
+        assert pipe is not None
+        return json.loads(await asyncio.to_thread(pipe.readline))
+
+    async def _migrate(self, back: Back) -> None:
+        await back.ledger.migrate()
+        await back.ledger.add_rate(Rate(period_at(unix_us_at(utc_now())).month, Decimal(20), "test"), utc_now())
+
+    async def _decide(self, random_: random.Random) -> None:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+            for model in MODELS:
+                sequence = [_step(random_) for _ in range(STEPS)]
+                body = {"model": model, "sequence": sequence, "same": True}
+                reply = await client.put(f"http://127.0.0.1:{self.simulator_port}/_sim/behaviour", json=body)
+                assert reply.status_code == 200, reply.text
+
+    async def _all_ready(self) -> bool:
+        urls = [f"http://127.0.0.1:{self.ports[name]}/readyz" for name in GATEWAYS]
+        return all(await asyncio.gather(*map(self._answers, urls)))
+
+    async def _answers(self, url: str) -> bool:
+        try:
+            async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
+                return (await client.get(url)).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+
+def _step(random_: random.Random) -> str | dict[str, Any]:
+    if random_.random() < 0.04:
+        return random_.choice(FAILURES)
+    return {"scenario": "slow", "seconds": round(random_.uniform(1.0, 5.0), 2)}
