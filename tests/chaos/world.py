@@ -76,7 +76,7 @@ class World:
         self.simulator_port = free_port()
         places = {name: self.folder / name for name in ("valkey", "postgres", "store", "spool")}
         for place in places.values():
-            place.mkdir()
+            place.mkdir(parents=True)
         self.folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
         self.valkey = ValkeyServer(places["valkey"], "--appendonly", "yes", "--appendfsync", "everysec")
         self.postgres = PostgresServer(places["postgres"], *FAST)

@@ -88,6 +88,7 @@ class Load:
             moments = [moment for moment in first.values() if moment is not None]
             if len(moments) == len(partitions):
                 return max(moments)
+            assert not any(task.done() for task in self._tasks), "a customer went home"
             assert time.monotonic() < from_s + 30, "some partitions do not come back"
             await asyncio.sleep(0.05)
 
@@ -114,11 +115,15 @@ class Load:
             return
         order = Answered(
             org_id=caller.org_id,
+            key_id=caller.key_id,
+            fingerprint=request_id,
+            key_hash=None,
             request_id=request_id,
             amount_micro_mxn=UNIT,
             images=pictures(1, request_id),
             usd_measured=None,
             opened=encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS),
+            result=b"{}",
             admitted_us=admitted_us,
             ended_us=self.wallet.now_us(caller.org_id),
         )

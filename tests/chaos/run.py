@@ -1,0 +1,110 @@
+"""One run of the chaos: start the world, let clients and faults loose on it, heal it, and ask the judge."""
+
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.clients import Clients
+from tests.chaos.faults import BUSY, Faults, Struck, plan
+from tests.chaos.judge import Report, judge
+from tests.chaos.world import World
+
+CUSTOMERS = 24
+"""Six for each kind of client: who shares a wallet with few others is the easier told from them."""
+
+PLACES = 44
+"""Clients at a time: some wait for gateways that are down, and 20 generations are to be in flight all the same."""
+
+DEADLINE_S = 8.0
+
+LAST_CLIENT_S = 75.0
+"""Clients end by themselves: one with a key after 45 s and an answer, an SDK after its tries."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a bar shows."""
+
+    faults: int
+    in_flight: int
+    answered: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done and what was found."""
+
+    struck: list[Struck]
+    hang_ups: int
+    ended_alone: Counter[str]
+    report: Report
+
+
+async def chaos(
+    seed: int,
+    seconds: float,
+    *,
+    without: str | None = None,
+    pace_s: float = 2.5,
+    places: int = PLACES,
+    folder: Path | None = None,
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """A whole run: `seconds` under fire, and then peace. What lies in `folder` stays for whoever wants to look."""
+    with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+        world = World(folder or Path(temporary), DEADLINE_S, without)
+        try:
+            await world.start(random.Random(f"{seed} upstreams"))
+            return await _under_fire(world, seed, seconds, pace_s, places, watch)
+        finally:
+            world.stop()
+
+
+async def _under_fire(
+    world: World, seed: int, seconds: float, pace_s: float, places: int, watch: Callable[[Progress], None]
+) -> Outcome:
+    for place in range(CUSTOMERS):
+        await world.customer(f"customer {place}")
+    clients, faults, stop, peace = Clients(world.url, seed, world.customers), Faults(world), asyncio.Event(), asyncio.Event()
+    supervising = asyncio.create_task(world.supervise())
+    crowd = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
+    striking = asyncio.create_task(faults.run(plan(seed, pace_s), peace))
+
+    async def tell() -> None:
+        while True:
+            watch(Progress(len(faults.struck), faults.in_flight, clients.answered))
+            await asyncio.sleep(0.5)
+
+    telling = asyncio.create_task(tell())
+    try:
+        await asyncio.wait({striking, crowd, supervising}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        peace.set()
+        await striking
+        stop.set()
+        await world.heal()
+        async with asyncio.timeout(LAST_CLIENT_S):
+            await crowd
+        await clients.aclose()
+        report = await judge(world, clients.calls)
+        return Outcome(faults.struck, clients.hang_ups, world.ended_alone, report)
+    finally:
+        for task in (telling, supervising, striking, crowd):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def table(outcome: Outcome) -> list[tuple[str, str, int, int, int, int]]:
+    """Component, fault, how often, how often while BUSY or more were in flight, and the fewest and most of them."""
+    by_kind: dict[tuple[str, str], list[int]] = {}
+    for one in outcome.struck:
+        by_kind.setdefault((one.fault.component, one.fault.kind), []).append(one.in_flight)
+    return [
+        (*names, len(counts), sum(count >= BUSY for count in counts), min(counts), max(counts))
+        for names, counts in sorted(by_kind.items())
+    ]
