@@ -111,6 +111,11 @@ _SIMPLE = {b"\\/": b"/", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t", b"\\b": b"
 _SIMPLE |= {b"\\\\": b"\\", b'\\"': b'"'}
 MOST_NESTING = 32
 MOST_KEY_BYTES = 256
+MOST_MARKS = 10_000
+"""Brackets, commas, colons and strings of a document: a real one has a few hundred, and each costs a microsecond."""
+
+MOST_PICTURE_BYTES = 80 * 1024 * 1024
+"""Above every cap on an image: what is passed over of one that was refused ends here, not at the deadline."""
 
 
 @dataclass
@@ -131,6 +136,8 @@ class JsonPictures:
     _key: bytearray = field(default_factory=bytearray, init=False)
     _base64: _Base64 = field(default_factory=_Base64, init=False)
     _last: int = field(default=-1, init=False)
+    _marks: int = field(default=0, init=False)
+    _picture_bytes: int = field(default=0, init=False)
     _failed: BadDocument | None = field(default=None, init=False)
 
     def feed(self, chunk: bytes) -> list[Piece]:
@@ -167,6 +174,9 @@ class JsonPictures:
         if found is None:
             self._document += chunk[at:]
             return len(chunk)
+        self._marks += 1
+        if self._marks > MOST_MARKS:
+            raise BadDocument("too many parts")
         mark, end = found.group(), found.end()
         if mark == b'"':
             self._document += chunk[at : end - 1]
@@ -200,7 +210,7 @@ class JsonPictures:
                 raise BadDocument("a picture twice in one item")
             self._last = self._frames[1].place
             self._in = "picture"
-            self._base64 = _Base64()
+            self._base64, self._picture_bytes = _Base64(), 0
             self._document += b"null"
         else:
             self._in = "text"
@@ -252,6 +262,9 @@ class JsonPictures:
                 raise BadDocument("a key is too long")
 
     def _give(self, data: bytes, pieces: list[Piece]) -> None:
+        self._picture_bytes += len(data)
+        if self._picture_bytes > MOST_PICTURE_BYTES:
+            raise BadDocument("a picture is too large")
         if data:
             pieces.append(Piece(self._frames[1].place, data))
 

@@ -268,7 +268,7 @@ def key_id(system: System, org_id: str) -> str:
 
 
 def test_a_key_outlives_a_redis_that_was_wiped(prepared: Prepared) -> None:
-    """The ledger's events carry its hash: after the rebuild the same order is replayed, and another is 422 (rule 17)."""
+    """The ledger's events carry its hash: after the rebuild the same order is replayed, another is 422 (17)."""
     system = prepared()
     system.start_all()
     org_id, key = system.customer("wiped", "50.00")
