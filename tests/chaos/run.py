@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from tests.chaos.clients import Clients
 from tests.chaos.faults import BUSY, Faults, Struck, plan
 from tests.chaos.judge import Report, judge
@@ -90,6 +92,7 @@ async def _under_fire(
         async with asyncio.timeout(LAST_CLIENT_S):
             await crowd
         await clients.aclose()
+        (world.folder / "calls.json").write_bytes(orjson.dumps(clients.calls))
         report = await judge(world, clients.calls)
         return Outcome(faults.struck, clients.hang_ups, world.ended_alone, report)
     finally:

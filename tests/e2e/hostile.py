@@ -544,6 +544,7 @@ INLINE = [
             head() + OPEN + b64(ENDLESS_PNG + bytes(-len(ENDLESS_PNG) % 3)).encode(), b"A" * 512 * 1024, every_s=PACE_S
         ),
         *CAP_OR_LATE,
+        BAD_REPLY,
     ),
     inline(
         "inline: a picture now and then",
