@@ -41,7 +41,7 @@ async def verify(ledger: Ledger, wallet: Wallet, presence: Presence, image_exist
 
     Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
     """
-    differences = await _journals(ledger, presence)
+    differences = await journals(ledger, presence)
     for org in await ledger.orgs():
         differences += await _wallet_against_ledger(org, ledger, wallet)
     rates, prices = await ledger.rate_rows(), await ledger.price_rows()
@@ -52,7 +52,7 @@ async def verify(ledger: Ledger, wallet: Wallet, presence: Presence, image_exist
     return differences
 
 
-async def _journals(ledger: Ledger, presence: Presence) -> list[Difference]:
+async def journals(ledger: Ledger, presence: Presence) -> list[Difference]:
     """Answered orders that no wallet may know of, in journals that are not closed (rule 15)."""
     open_ = await ledger.open_incarnations()
     states = await asyncio.gather(*(_journal(incarnation, presence) for incarnation in open_))

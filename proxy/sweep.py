@@ -7,7 +7,9 @@ from enum import Enum
 from uuid import UUID
 
 from metering.ports import Ended, Ledger
+from metering.verify import journals
 from metering.wallet.connection import WalletAway
+from metering.wallet.presence import Presence
 from metering.wallet.wallet import Wallet
 from proxy.ports import ImageStore, StoredObject
 
@@ -42,63 +44,74 @@ BATCH = 500
 """Objects that are asked about in one query."""
 
 
-async def sweep(
-    store: ImageStore, ledger: Ledger, wallet: Wallet, *, now: datetime, age: timedelta, delete: bool
-) -> AsyncIterator[Found]:
-    """Look at every object; with `delete`, orphans are deleted as they are found.
+class Sweep:
+    """One look at a store. `age`: younger objects are never touched."""
 
-    Raises StoreFailed, LedgerAway.
-    """
-    proofs: dict[str, str] = {}
-    async for batch in _batches(store.objects()):
-        ended = await ledger.ended([request for item in batch if (request := _request_of(item.path))])
-        for item in batch:
-            found = await _judge(item, ended, ledger, wallet, proofs, now - age)
-            if delete and found.finding.orphan:
-                await store.delete(item.path)
-            yield found
+    def __init__(
+        self, store: ImageStore, ledger: Ledger, wallet: Wallet, presence: Presence, *, now: datetime, age: timedelta
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._wallet = wallet
+        self._presence = presence
+        self._before = now - age
+        self._journals: str | None = None
+        self._wallets: dict[str, str] = {}
 
+    async def run(self, *, delete: bool) -> AsyncIterator[Found]:
+        """Every object; with `delete`, orphans are deleted as they are found. Raises StoreFailed, LedgerAway."""
+        async for batch in _batches(self._store.objects()):
+            ended = await self._ledger.ended([request for item in batch if (request := _request_of(item.path))])
+            for item in batch:
+                found = await self._judge(item, ended)
+                if delete and found.finding.orphan:
+                    await self._store.delete(item.path)
+                yield found
 
-async def _judge(
-    item: StoredObject,
-    ended: dict[str, Ended],
-    ledger: Ledger,
-    wallet: Wallet,
-    proofs: dict[str, str],
-    before: datetime,
-) -> Found:
-    request = _request_of(item.path)
-    if request is None:
-        return Found(item, Finding.FOREIGN)
-    order = ended.get(request)
-    if order is not None and item.path in order.paths:
-        return Found(item, Finding.CHARGED)
-    if item.modified_at > before:
-        return Found(item, Finding.YOUNG)
-    if order is not None:
-        return Found(item, Finding.NOT_DELIVERED if order.end == "charge" else Finding.VOID)
-    org_id = item.path.partition("/")[0]
-    if org_id not in proofs:
-        proofs[org_id] = await _obstacle(org_id, ledger, wallet)
-    return Found(item, Finding.UNPROVEN, proofs[org_id]) if proofs[org_id] else Found(item, Finding.NO_ORDER)
+    async def _judge(self, item: StoredObject, ended: dict[str, Ended]) -> Found:
+        request = _request_of(item.path)
+        if request is None:
+            return Found(item, Finding.FOREIGN)
+        order = ended.get(request)
+        if order is not None and item.path in order.paths:
+            return Found(item, Finding.CHARGED)
+        if item.modified_at > self._before:
+            return Found(item, Finding.YOUNG)
+        if obstacle := await self._unreplayed():  # a journal may charge an order whose hold ran out
+            return Found(item, Finding.UNPROVEN, obstacle)
+        if order is not None:
+            return Found(item, Finding.NOT_DELIVERED if order.charged else Finding.VOID)
+        if obstacle := await self._unbooked(item.path.partition("/")[0]):
+            return Found(item, Finding.UNPROVEN, obstacle)
+        return Found(item, Finding.NO_ORDER)
 
+    async def _unreplayed(self) -> str:
+        if self._journals is None:
+            open_ = await journals(self._ledger, self._presence)
+            self._journals = f"{len(open_)} journals of gateways are not replayed" if open_ else ""
+        return self._journals
 
-async def _obstacle(org_id: str, ledger: Ledger, wallet: Wallet) -> str:
-    """Why an order of this organisation may still come into the ledger; empty where all of them have.
+    async def _unbooked(self, org_id: str) -> str:
+        """Why an order of this organisation may still come into the ledger; empty where all of them have.
 
-    An order is older than the sweep age here, and no hold lives nearly as long: what the wallet has not numbered by
-    now ends without a charge.
-    """
-    if await ledger.count_set_aside():
-        return "events are set aside"
-    try:
-        cut = await wallet.read(org_id)
-    except WalletAway:
-        return "its wallet cannot be read"
-    booked = await ledger.charged_up_to(org_id, cut.number)
-    if booked.events < cut.number:
-        return f"{cut.number - booked.events} of its events are not booked yet"
-    return ""
+        An order is older than the sweep age here, and no hold lives nearly as long: what the wallet has not numbered by
+        now ends without a charge.
+        """
+        if org_id not in self._wallets:
+            self._wallets[org_id] = await self._look_at(org_id)
+        return self._wallets[org_id]
+
+    async def _look_at(self, org_id: str) -> str:
+        if await self._ledger.count_set_aside():
+            return "events are set aside"
+        try:
+            cut = await self._wallet.read(org_id)
+        except WalletAway:
+            return "its wallet cannot be read"
+        booked = await self._ledger.charged_up_to(org_id, cut.number)
+        if booked.events < cut.number:
+            return f"{cut.number - booked.events} of its events are not booked yet"
+        return ""
 
 
 async def _batches(objects: AsyncIterator[StoredObject]) -> AsyncIterator[list[StoredObject]]:

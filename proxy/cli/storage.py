@@ -11,9 +11,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config.settings import SWEEP_AGE_S, SWEEP_SHORTEST_AGE_S
 from metering.clock import utc_now
+from metering.wallet.presence import Presence
 from proxy.cli.output import AsJson, back, run, say
 from proxy.storage.opening import open_store
-from proxy.sweep import Finding, Found, sweep
+from proxy.sweep import Finding, Found, Sweep
 
 app = typer.Typer(help="The store for images.", no_args_is_help=True)
 
@@ -92,17 +93,13 @@ def sweep_(
     async def work() -> dict[str, Any]:
         report = Report(delete)
         async with back() as opened, open_store(opened.settings) as opened_store:
-            found_all = sweep(
-                opened_store.store,
-                opened.ledger,
-                opened.wallet(),
-                now=utc_now(),
-                age=timedelta(hours=older_than),
-                delete=delete,
-            )
+            wallet = opened.wallet()
+            assert opened.redis is not None, "a wallet has one"
+            age = timedelta(hours=older_than)
+            swept = Sweep(opened_store.store, opened.ledger, wallet, Presence(opened.redis), now=utc_now(), age=age)
             with Progress(*COLUMNS, console=Console(file=sys.stderr), transient=True) as progress:
                 bar = progress.add_task("", total=None, orphans=0)
-                async for found in found_all:
+                async for found in swept.run(delete=delete):
                     report.add(found)
                     progress.update(bar, advance=1, orphans=report.orphans)
         return report.summary()

@@ -81,10 +81,10 @@ class Log:
         return named & self.by_id.keys()
 
 
-async def judge(world: World, calls: list[Call]) -> Report:
+async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -> Report:
     """All of it. The world must be healed, and no client may be at work."""
     report = Report()
-    await _quiet(world, report)
+    await _quiet(world, report, settles_s)
     log = Log(calls, await world.back(_events))
     cuts = await world.back(lambda back: _cuts(back, world.customers))
     report.figures.update(
@@ -109,7 +109,7 @@ async def judge(world: World, calls: list[Call]) -> Report:
     return report
 
 
-async def _quiet(world: World, report: Report) -> None:
+async def _quiet(world: World, report: Report, settles_s: float) -> None:
     """(g) Holds end, (h) events are booked and journals replayed; each within its time."""
 
     async def no_holds() -> bool:
@@ -123,9 +123,9 @@ async def _quiet(world: World, report: Report) -> None:
         return len(await world.back(lambda back: back.ledger.open_incarnations())) <= len(GATEWAYS)
 
     for what, true, within_s in (
-        ("every hold has ended", no_holds, world.hold_life_s + 10),
-        ("every event is booked", no_events, SETTLES_S),
-        ("every dead gateway's journal is closed", no_journals, SETTLES_S),
+        ("every hold has ended", no_holds, world.hold_life_s + 8),
+        ("every event is booked", no_events, settles_s),
+        ("every dead gateway's journal is closed", no_journals, settles_s),
     ):
         try:
             await world.until(true, what, within_s)

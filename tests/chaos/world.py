@@ -230,6 +230,10 @@ class World:
         with self.redis() as redis:
             return sum(int(redis.xlen(keys.events(partition))) for partition in range(keys.PARTITIONS))  # type: ignore[arg-type]  # not async
 
+    async def behave(self, model: str, seconds: float) -> None:
+        """How long a model's generations take from now on."""
+        await self._put({"model": model, "scenario": "slow", "seconds": seconds, "times": None})
+
     async def jobs(self) -> list[dict[str, Any]]:
         """Every generation that a provider has accepted."""
         async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
@@ -318,12 +322,13 @@ class World:
         await back.ledger.add_rate(Rate(period_at(unix_us_at(utc_now())).month, Decimal(20), "test"), utc_now())
 
     async def _decide(self, random_: random.Random) -> None:
+        for model in MODELS:
+            await self._put({"model": model, "sequence": [_step(random_) for _ in range(STEPS)], "same": True})
+
+    async def _put(self, behaviour: dict[str, Any]) -> None:
         async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
-            for model in MODELS:
-                sequence = [_step(random_) for _ in range(STEPS)]
-                body = {"model": model, "sequence": sequence, "same": True}
-                reply = await client.put(f"http://127.0.0.1:{self.simulator_port}/_sim/behaviour", json=body)
-                assert reply.status_code == 200, reply.text
+            reply = await client.put(f"http://127.0.0.1:{self.simulator_port}/_sim/behaviour", json=behaviour)
+            assert reply.status_code == 200, reply.text
 
     async def _all_ready(self) -> bool:
         urls = [f"http://127.0.0.1:{self.ports[name]}/readyz" for name in GATEWAYS]

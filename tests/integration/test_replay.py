@@ -64,8 +64,8 @@ def test_an_order_is_charged_once_whatever_became_of_its_hold(redis_url: str, tm
             if state == "charged":
                 await books.settle(caller, "r", 2)
             order = answered(caller)
-            done = await asyncio.gather(books.wallet.replay(order), books.wallet.replay(order))
-            done += [await books.wallet.replay(order)]
+            twice = await asyncio.gather(books.wallet.replay(order), books.wallet.replay(order))
+            done = [*twice, await books.wallet.replay(order)]
             assert done.count(Replay.NOW) == (0 if state == "charged" else 1)
             assert set(done) <= {Replay.NOW, Replay.CHARGED}
             cut = await books.cut(caller)
