@@ -5,11 +5,12 @@ PORT ?= 8080
 DATA ?= .ghub
 CASES ?= 1000000
 SEED ?= 0
+SECONDS ?= 1500
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint fuzz bench bench-memory lock clean
+.PHONY: setup demo test lint fuzz chaos bench bench-memory lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -39,6 +40,10 @@ test: lint                    ## everything; under 10 minutes on 2 cores
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2
+
+chaos: $(VENV)/.test          ## random faults under load, and a judge; SEED=0 SECONDS=1500, on 2 cores
+	CHAOS=1 $(PYTEST) tests/e2e/test_chaos.py
+	$(VENV)/bin/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS)
 
 bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway

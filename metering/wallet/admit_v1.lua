@@ -121,6 +121,11 @@ if code == ADMITTED then
     redis.call('ZADD', KEYS[10], now, request)
     redis.call('PEXPIRE', KEYS[10], math.ceil(recent_us / 1000))
     if tries > 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
+    -- A retry that runs as new can be repeated by a later try only: one of the same count belongs to another order.
+    for count = 1, tries do
+      redis.call('HSET', P .. ':claims:' .. request, count, now)
+      redis.call('PEXPIRE', P .. ':claims:' .. request, math.ceil(recent_us / 1000))
+    end
   end
   redis.call('ZADD', KEYS[4], expires, request)
   redis.call('ZADD', KEYS[7], 'GT', expires, org)

@@ -51,6 +51,7 @@ class Cluster(Redis):
         self._epochs = [0] * keys.PARTITIONS
         self._first_look = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
+        self._closed = False
         super().__init__(connection_pool=self._clients[seeds[0]].connection_pool)  # never asked: it has no node
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -115,9 +116,10 @@ class Cluster(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close the connections to all nodes."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
-            await asyncio.wait({self._looking})
+            await asyncio.wait({self._looking})  # a cancellation may be lost in the library: then it ends by itself
         for client in self._clients.values():
             await client.aclose()
 
@@ -148,15 +150,19 @@ class Cluster(Redis):
             self._clients[address] = self._connect(address)
 
     def _look_for_them(self) -> None:
-        if self._looking is None or self._looking.done():
+        if not self._closed and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
         """Look until every master answers for its partitions: nobody has to be refused for that to be noticed."""
-        while True:
-            if await self._whole():
-                return
+        looks = 0
+        while not await self._whole() and not self._closed:
+            if not looks:
+                log.warning("cluster_not_whole")
+            looks += 1
             await asyncio.sleep(PAUSE_S)
+        if looks:
+            log.warning("cluster_whole_again", looks=looks)
 
     async def _whole(self) -> bool:
         try:
@@ -165,8 +171,7 @@ class Cluster(Redis):
             probes = (client.exists(keys.mark(partitions[0])) for client, partitions in servers)
             async with asyncio.timeout(PROBE_S):
                 await asyncio.gather(*probes)
-        except (RedisError, OSError) as error:
-            log.warning("cluster_not_whole", error=type(error).__name__)
+        except (RedisError, OSError):
             return False
         return True
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, RedisError
 
 from metering.wallet import keys
@@ -32,6 +34,32 @@ class NotProjected(WalletAway):
     """Redis answers, but does not know what SQL knows; this call wrote nothing."""
 
 
+class _Line(AbstractConnection):
+    """A connection that is lost in words that are redis-py's: uvloop has its own for one that has just been closed."""
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """Send. Raises ConnectionError, TimeoutError."""
+        try:
+            await super().send_packed_command(*args, **options)
+        except RuntimeError as error:
+            raise NoConnection(str(error)) from error
+
+
+class _TcpLine(_Line, Connection):
+    pass
+
+
+class _TlsLine(_Line, SSLConnection):
+    pass
+
+
+class _UnixLine(_Line, UnixDomainSocketConnection):
+    pass
+
+
+_LINES = {"redis": _TcpLine, "rediss": _TlsLine, "unix": _UnixLine}
+
+
 def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
     """A client that never retries by itself: who makes a call decides whether it may be repeated.
 
@@ -39,6 +67,10 @@ def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
     most to each node. `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses
     `verdict`. Raises ValueError for an address that is none.
     """
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    if scheme not in _LINES:
+        raise ValueError(f"must start with {', '.join(f'{known}://' for known in _LINES)} or redis+cluster://")
 
     def connect(url: str) -> Redis:
         pool = BlockingConnectionPool.from_url(
@@ -50,10 +82,9 @@ def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
             retry=Retry(NoBackoff(), 0),
             protocol=3,
         )
+        pool.connection_class = _LINES[scheme]  # the address would override an argument
         return Redis.from_pool(pool)
 
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
     if kind != "cluster":
         return connect(url)
     credentials, at, hosts = parts.netloc.rpartition("@")

@@ -31,15 +31,33 @@ if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0 } en
 
 if string.match(before or '', ':served_again$') then return { SERVED, now, available_at(org, now), 0 } end
 local instead = served()
-if instead and before then return { SERVED, now, available_at(org, now), 0 } end
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
-  -- The hold is gone: run out, voided by another, or lost with a Redis that forgot. One of nothing stands in for it.
+  -- The hold is gone: run out, voided by another, or lost with a Redis that forgot.
+  if instead then
+    -- Its end is told already, or was lost; a second one would be none to the ledger. That it was served is remembered:
+    -- another replay must not find the retry used up, and charge.
+    local ending = string.match(before or '', '^%a+') or 'void'
+    redis.call('SET', KEYS[6], ending .. ':0:served_again', 'EX', remember)
+    return { SERVED, now, available_at(org, now), 0 }
+  end
+  -- One of nothing stands in for it.
   redis.call('HSET', KEYS[4], 'amount', 0, 'images', quantity, 'admitted_us', ARGV[10], 'opened', ARGV[9])
 end
 if instead then
   close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)
   return { SERVED, now, available_at(org, now), 0 }
+end
+if keyed == 1 then
+  -- A wiped Redis had forgotten the key, and the order may be in the making once more. That one ends here, uncharged:
+  -- asked for again, the key gives this one.
+  local record = redis.call('GET', KEYS[7])
+  local other = record and string.match(record, '^(%S+)')
+  if other and other ~= request and standing(org, other, now) == 'open' then
+    close(org, other, 'void', 'served_again', 0, 0, '', '[]', '', now, remember)
+  end
+  local fingerprint = string.match(ARGV[9], '"once":"%S+ (%S+)"')
+  if fingerprint then redis.call('SET', KEYS[7], request .. ' ' .. fingerprint, 'EX', remember) end
 end
 close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
 return { CHARGED, now, available_at(org, now), 1 }

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seed 1 --seconds 180`: chaos, and what the judge says of it; exit 1 where he finds anything."""
+"""`python -m tests.chaos --seed 1 --seconds 180`: chaos, and what the judge says of it; exit 1 for any finding."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.chaos import run
+from tests.chaos import faults, run
 from tests.chaos.ghub import PROTECTIONS
 from tests.chaos.proofs import prove
 
@@ -23,9 +23,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     seed: Annotated[int, typer.Option(min=0, help="Decides faults, clients and upstreams.")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="Under fire; the peace afterwards takes a minute or two more.")] = 1500,
+    seconds: Annotated[float, typer.Option(min=1, help="Under fire; peace takes a minute or two more.")] = 1500,
     without: Annotated[str | None, typer.Option(help=f"Switch one off: {', '.join(PROTECTIONS)}.")] = None,
-    directed: Annotated[bool, typer.Option(help="With --without: the one fault that it guards against, and no others.")] = False,
+    directed: Annotated[bool, typer.Option(help="Only the faults that protections guard against.")] = False,
     pace: Annotated[float, typer.Option(min=0.1, help="Seconds from one fault to the next, on average.")] = 2.5,
     keep: Annotated[Path | None, typer.Option(help="An empty folder, in which all logs and files stay.")] = None,
 ) -> None:
@@ -38,12 +38,14 @@ def main(
             report = runner.run(prove(without))
             console.print(*report.findings or ["no findings"], sep="\n", markup=False)
             raise typer.Exit(bool(report.findings))
-        text = "{task.description}  {task.fields[faults]} faults, {task.fields[in_flight]} in flight, {task.fields[ok]} × 200"
+        text = (
+            "{task.description}  {task.fields[hits]} faults, {task.fields[flying]} in flight, {task.fields[ok]} × 200"
+        )
         with Progress(TextColumn(text), BarColumn(), TimeElapsedColumn(), console=console) as progress:
-            bar = progress.add_task(f"seed {seed}", total=seconds + HEALS_S, faults=0, in_flight=0, ok=0)
+            bar = progress.add_task(f"seed {seed}", total=seconds + HEALS_S, hits=0, flying=0, ok=0)
 
             def watch(now: run.Progress) -> None:
-                progress.update(bar, advance=0.5, faults=now.faults, in_flight=now.in_flight, ok=now.answered)
+                progress.update(bar, advance=0.5, hits=now.faults, flying=now.in_flight, ok=now.answered)
 
             outcome = runner.run(run.chaos(seed, seconds, without=without, pace_s=pace, folder=keep, watch=watch))
     show(console, outcome)
@@ -52,7 +54,7 @@ def main(
 
 def show(console: Console, outcome: run.Outcome) -> None:
     """The table, the figures and the findings."""
-    table = Table("component", "fault", "times", f"with {run.BUSY} or more in flight", "fewest", "most")
+    table = Table("component", "fault", "times", f"with {faults.BUSY} or more in flight", "fewest", "most")
     for row in run.table(outcome):
         table.add_row(*map(str, row))
     table.add_row("client", "hang-up", str(outcome.hang_ups))

@@ -20,12 +20,6 @@ Kind = Literal["key", "sdk", "once", "forget"]
 SIZES = {model: ("1024x1024",) for model in MODELS} | {GPT: ("1024x1024", "1536x1024", "1024x1536")}
 SHARES: dict[Kind, float] = {"key": 0.4, "sdk": 0.35, "once": 0.1, "forget": 0.15}
 
-PATIENT_S = 14.0
-"""Longer than any order lives with its gateway awake."""
-
-INSISTS_S = 45.0
-"""For so long a client with a key asks again: beyond the end of every hold."""
-
 SDK_TRIES = 4
 
 
@@ -113,12 +107,16 @@ class Witness(httpx2.AsyncBaseTransport):
 class Clients:
     """A crowd that orders until it is told to stop. What each of them does is a function of the seed."""
 
-    def __init__(self, url: str, seed: int, customers: list[Customer]) -> None:
+    def __init__(self, url: str, seed: int, customers: list[Customer], deadline_s: float, hold_life_s: float) -> None:
         self._url = url
+        self._patient_s = 1.75 * deadline_s
+        """Longer than any order lives with its gateway awake."""
+        self._insists_s = 2.5 * hold_life_s
+        """For so long a client with a key asks again."""
         self._seed = seed
         self._customers = customers
         self._witness = Witness()
-        self._http = httpx2.AsyncClient(transport=self._witness, trust_env=False, timeout=PATIENT_S)
+        self._http = httpx2.AsyncClient(transport=self._witness, trust_env=False, timeout=self._patient_s)
         self.calls: list[Call] = []
 
     @property
@@ -156,7 +154,7 @@ class Clients:
                     rolls = [random.Random(random_.random()) for _ in twins]
                     await asyncio.gather(*(self.with_sdk(*pair) for pair in zip(twins, rolls, strict=True)))
                 case "once":
-                    await self.post(call, PATIENT_S)
+                    await self.post(call, self._patient_s)
                 case "forget":
                     await self.post(call, random_.uniform(0.02, 3.0))
             if call.attempts[-1].status != 200:
@@ -197,12 +195,12 @@ class Clients:
     async def with_key(self, call: Call, random_: random.Random) -> None:
         """Ask until there is an answer that asking again would not change; and sometimes once more after a 200."""
         hasty, again = random_.random() < 0.25, random_.random() < 0.3
-        end_s = time.monotonic() + INSISTS_S
+        end_s = time.monotonic() + self._insists_s
         while time.monotonic() < end_s:
-            attempt = await self.post(call, random_.uniform(0.05, 3.0) if hasty else PATIENT_S)
+            attempt = await self.post(call, random_.uniform(0.05, 3.0) if hasty else self._patient_s)
             if attempt.status == 200:
                 if again:
-                    await self.post(call, PATIENT_S)
+                    await self.post(call, self._patient_s)
                 return
             if attempt.status is not None and 400 <= attempt.status < 500 and attempt.status != 429:
                 return
@@ -211,7 +209,7 @@ class Clients:
 
     async def with_sdk(self, call: Call, random_: random.Random) -> None:
         """The official client as it comes, with its own retries; a hasty one hangs up on its first tries."""
-        patience_s = random_.uniform(1.0, 3.0) if random_.random() < 0.25 else PATIENT_S
+        patience_s = random_.uniform(1.0, 3.0) if random_.random() < 0.25 else self._patient_s
         client = openai.AsyncOpenAI(
             base_url=self._url,
             api_key=call.customer.key,

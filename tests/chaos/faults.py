@@ -16,7 +16,7 @@ KINDS = {
     "postgres": ("kill", "freeze", "restart", "cut", "stall"),
     "store": ("kill", "freeze", "restart", "cut", "stall"),
 }
-"""`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` lets what is sent arrive and keeps the answers."""
+"""`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` passes on what is sent and no answer."""
 
 INSTANCES = {"gateway": GATEWAYS, "consumer": CONSUMERS}
 
@@ -49,7 +49,7 @@ class Struck:
     in_flight: int
 
 
-def plan(seed: int, pace_s: float) -> Iterator[Fault]:
+def plan(seed: int, pace_s: float, longest_s: float = LONGEST_S) -> Iterator[Fault]:
     """Every kind once in each round, in another order each time, `pace_s` apart on average."""
     random_ = random.Random(f"{seed} faults")
     kinds = [(component, kind) for component, names in KINDS.items() for kind in names]
@@ -57,7 +57,8 @@ def plan(seed: int, pace_s: float) -> Iterator[Fault]:
         random_.shuffle(kinds)
         for component, kind in kinds:
             instance = random_.choice(INSTANCES.get(component, (component,)))
-            yield Fault(component, instance, kind, random_.uniform(0.2, 1.8) * pace_s, _lasts_s(component, kind, random_))
+            after_s, lasts_s = random_.uniform(0.2, 1.8) * pace_s, _lasts_s(component, kind, random_)
+            yield Fault(component, instance, kind, after_s, min(longest_s, lasts_s))
 
 
 def _lasts_s(component: str, kind: str, random_: random.Random) -> float:

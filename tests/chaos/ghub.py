@@ -8,20 +8,23 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
 
-import metering.ledger.postgres
 from metering.answers import Answers
 from metering.journal import Journal
+from metering.ledger import postgres, queries
 from metering.recovery import Recovery
 from metering.wallet import connection
 from proxy.cli.root import main
 
 LUA: Mapping[str, tuple[str, str, str]] = {
     # A hold never runs out.
-    "expiry": ("common", "ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us", "ZRANGEBYSCORE', P .. ':open:' .. org, 1, 0"),
+    "expiry": (
+        "common",
+        "ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us",
+        "ZRANGEBYSCORE', P .. ':open:' .. org, 1, 0",
+    ),
     # A void that comes after a charge gives the money back all the same.
     "first-close": (
         "void_v1",
@@ -68,18 +71,18 @@ def _lua(name: str, text: str, instead: str) -> None:
     def weakened(self: connection.Script, redis: Redis, script: str) -> None:
         honest(self, redis, script.replace(text, instead))
 
-    connection.Script.__init__ = weakened  # type: ignore[method-assign]
+    connection.Script.__init__ = weakened  # type: ignore[assignment,method-assign]
 
 
 def _sql() -> None:
-    honest = metering.ledger.postgres.named_queries
+    honest = queries.named_queries
 
-    def weakened(dialect: Any) -> dict[str, str]:
-        queries = honest(dialect)
-        assert SQL in queries["book"], "the ledger's statement `book` has changed"
-        return queries | {"book": queries["book"].replace(SQL, "")}
+    def weakened(dialect: queries.Dialect) -> dict[str, str]:
+        found = honest(dialect)
+        assert SQL in found["book"], "the ledger's statement `book` has changed"
+        return found | {"book": found["book"].replace(SQL, "")}
 
-    metering.ledger.postgres.named_queries = weakened
+    postgres.named_queries = weakened  # type: ignore[attr-defined]  # where it was imported to
 
 
 async def _never(self: Recovery) -> None:

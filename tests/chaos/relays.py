@@ -31,7 +31,7 @@ class Relay:
     def __init__(self, targets: list[str]) -> None:
         self._targets = targets
         self._turns = count()
-        self._lines: dict[asyncio.Transport, int] = {}
+        self._lines: dict[asyncio.WriteTransport, int] = {}
         self._passes = {"out": asyncio.Event(), "back": asyncio.Event()}
         self.seen: Counter[str] = Counter()
         self.hold([])

@@ -4,15 +4,16 @@ import asyncio
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from tests.chaos.clients import Clients
-from tests.chaos.faults import BUSY, Faults, Struck, plan
+from tests.chaos.faults import BUSY, LONGEST_S, Fault, Faults, Struck, plan
 from tests.chaos.judge import Report, judge
 from tests.chaos.world import World
 
@@ -53,29 +54,32 @@ async def chaos(
     *,
     without: str | None = None,
     pace_s: float = 2.5,
+    longest_s: float = LONGEST_S,
+    deadline_s: float = DEADLINE_S,
     places: int = PLACES,
     folder: Path | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """A whole run: `seconds` under fire, and then peace. What lies in `folder` stays for whoever wants to look."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-        world = World(folder or Path(temporary), DEADLINE_S, without)
+        world = World(folder or Path(temporary), deadline_s, without)
         try:
             await world.start(random.Random(f"{seed} upstreams"))
-            return await _under_fire(world, seed, seconds, pace_s, places, watch)
+            return await _under_fire(world, seed, seconds, plan(seed, pace_s, longest_s), places, watch)
         finally:
             world.stop()
 
 
 async def _under_fire(
-    world: World, seed: int, seconds: float, pace_s: float, places: int, watch: Callable[[Progress], None]
+    world: World, seed: int, seconds: float, planned: Iterator[Fault], places: int, watch: Callable[[Progress], None]
 ) -> Outcome:
     for place in range(CUSTOMERS):
         await world.customer(f"customer {place}")
-    clients, faults, stop, peace = Clients(world.url, seed, world.customers), Faults(world), asyncio.Event(), asyncio.Event()
+    clients = Clients(world.url, seed, world.customers, world.deadline_s, world.hold_life_s)
+    faults, stop, peace = Faults(world), asyncio.Event(), asyncio.Event()
     supervising = asyncio.create_task(world.supervise())
-    crowd = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
-    striking = asyncio.create_task(faults.run(plan(seed, pace_s), peace))
+    crowd: asyncio.Future[list[None]] = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
+    striking = asyncio.create_task(faults.run(planned, peace))
 
     async def tell() -> None:
         while True:
@@ -84,7 +88,8 @@ async def _under_fire(
 
     telling = asyncio.create_task(tell())
     try:
-        await asyncio.wait({striking, crowd, supervising}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        under_fire: set[asyncio.Future[Any]] = {striking, crowd, supervising}
+        await asyncio.wait(under_fire, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         peace.set()
         await striking
         stop.set()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -82,6 +82,7 @@ class World:
         self.postgres = PostgresServer(places["postgres"], *FAST)
         self.store = SupabaseProcess(places["store"])
         self.database = "postgres"
+        self._line = asyncio.Lock()
         local = f"http://127.0.0.1:{self.ports['store']}/storage/v1"
         self.environment = {
             "GHUB_HOST": "127.0.0.1",
@@ -173,8 +174,12 @@ class World:
         """A gateway on its own journal, or a consumer."""
         command = ["tests.chaos.ghub", self.without] if self.without else ["proxy.cli"]
         command.append("serve" if name in GATEWAYS else "consume")
-        more = {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))} if name in GATEWAYS else {}
-        self._spawn(name, [sys.executable, "-m", *command], **more)
+        more = (
+            {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))}
+            if name in GATEWAYS
+            else {}
+        )
+        self._spawn(name, [sys.executable, "-m", *command], more)
         self.wanted.add(name)
 
     def signal(self, name: str, number: int) -> None:
@@ -228,7 +233,7 @@ class World:
     def streams(self) -> int:
         """Events that are not booked and trimmed yet."""
         with self.redis() as redis:
-            return sum(int(redis.xlen(keys.events(partition))) for partition in range(keys.PARTITIONS))  # type: ignore[arg-type]  # not async
+            return sum(int(redis.xlen(keys.events(partition))) for partition in range(keys.PARTITIONS))
 
     async def behave(self, model: str, seconds: float) -> None:
         """How long a model's generations take from now on."""
@@ -303,14 +308,18 @@ class World:
         targets["balancer"] = [str(self.ports[name]) for name in GATEWAYS]
         return {name: {"port": self.ports[name], "targets": targets[name]} for name in targets}
 
-    def _spawn(self, name: str, command: list[str], *, pipe: bool = False, **more: str) -> None:
-        ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if pipe else {}
+    def _spawn(
+        self, name: str, command: list[str], more: Mapping[str, str] | None = None, *, pipe: bool = False
+    ) -> None:
+        environment = {**os.environ, **self.environment, **(more or {})}
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env={**os.environ, **self.environment, **more}, stderr=log, **{"stdout": log, **ends}
+                command,
+                env=environment,
+                stdin=subprocess.PIPE if pipe else None,
+                stdout=subprocess.PIPE if pipe else log,
+                stderr=log,
             )
-        if pipe:
-            self._line = asyncio.Lock()
 
     async def _answer(self) -> Any:
         pipe = self.processes["relays"].stdout
@@ -323,7 +332,12 @@ class World:
 
     async def _decide(self, random_: random.Random) -> None:
         for model in MODELS:
-            await self._put({"model": model, "sequence": [_step(random_) for _ in range(STEPS)], "same": True})
+            await self._put({"model": model, "sequence": [self._step(random_) for _ in range(STEPS)], "same": True})
+
+    def _step(self, random_: random.Random) -> str | dict[str, Any]:
+        if random_.random() < 0.04:
+            return random_.choice(FAILURES)
+        return {"scenario": "slow", "seconds": round(random_.uniform(1, 5) / 8 * self.deadline_s, 2)}
 
     async def _put(self, behaviour: dict[str, Any]) -> None:
         async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
@@ -340,9 +354,3 @@ class World:
                 return (await client.get(url)).status_code == 200
         except httpx2.TransportError:
             return False
-
-
-def _step(random_: random.Random) -> str | dict[str, Any]:
-    if random_.random() < 0.04:
-        return random_.choice(FAILURES)
-    return {"scenario": "slow", "seconds": round(random_.uniform(1.0, 5.0), 2)}

@@ -33,7 +33,6 @@ from tests.integration.edge_kit import keeper
 CATALOGUE = read_catalogue(None)
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
-FOLDER = "org/request"
 TRUST = ssl.create_default_context()  # read once: it takes longer than a whole order
 
 GPT, DALL_E, IMAGEN, GROK = "openai/gpt-image-1", "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image"
@@ -68,6 +67,7 @@ class Bench:
     providers: dict[str, Provider]
     control: httpx2.AsyncClient
     sent: list[Sent] = field(default_factory=list)
+    made: int = 0
 
     @property
     def store(self) -> LocalStore:
@@ -103,7 +103,8 @@ class Bench:
         """The order's pictures in the store, as far as they come."""
         made = Made()
         maker = Maker(keeper(self.store), self.providers)
-        await maker.make(asked, FOLDER, asyncio.get_running_loop().time() + within_s, made)
+        self.made += 1  # each order has a folder of its own: a path is written once
+        await maker.make(asked, f"org/{self.made}", asyncio.get_running_loop().time() + within_s, made)
         return made
 
     def orders(self) -> list[Sent]:

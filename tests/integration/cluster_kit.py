@@ -14,6 +14,7 @@ from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Verdict, Wallet
+from proxy.server import cancel_all
 from tests.integration.money_kit import FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
 LIFE_S = 70.0
@@ -63,20 +64,22 @@ class Load:
     decisions: list[Decision] = field(default_factory=list)
     answered: list[Answered] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
-    _loose: set[asyncio.Task[Close]] = field(default_factory=set)
+    _loose: set[asyncio.Task[None]] = field(default_factory=set)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def __aenter__(self) -> "Load":
         self._tasks = [asyncio.create_task(self._customer(caller)) for caller in self.callers]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
+        if failure is not None:
+            await cancel_all([*self._tasks, *self._loose])
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*self._loose)
 
     async def admitted_since(self, partitions: set[int], from_s: float) -> float:
-        """Wait until every one of the partitions has admitted an order after `from_s`; returns when the last began to."""
+        """Wait until each of the partitions has admitted an order after `from_s`; returns when the last began to."""
         while True:
             first = {
                 partition: min(
@@ -147,6 +150,8 @@ class Load:
 
     def _give_up(self, caller: Caller, request_id: str) -> None:
         until_us = self.wallet.now_us(caller.org_id) + int(LIFE_S) * SECOND_US
-        abandoned = self.wallet.abandon(caller.org_id, request_id, "unread", until_us=until_us)
-        task = asyncio.create_task(abandoned)
-        self._loose.add(task)
+
+        async def abandon() -> None:
+            await self.wallet.abandon(caller.org_id, request_id, "unread", until_us=until_us)
+
+        self._loose.add(asyncio.create_task(abandon()))

@@ -117,8 +117,8 @@ async def consume_and_hang(url: str, ledger_at: str) -> None:
 
 
 async def consume(url: str, ledger_at: str, name: str) -> str:
-    """Consume until SIGTERM. What another leaves behind is taken over within a second."""
-    consumer.IDLE_MS, consumer.SWEEP_S = 500, 0.5
+    """Consume until SIGTERM. What another leaves behind is taken over within three seconds."""
+    consumer.IDLE_MS, consumer.SWEEP_S = 2_000, 1.0
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with open_books(url, ledger_at, projected=False) as books:

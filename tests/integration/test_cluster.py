@@ -165,7 +165,8 @@ def test_every_master_is_asked_for_memory_policy_and_time(cluster: Cluster) -> N
         pressure = Pressure(redis, 0.8)
         for node in cluster.masters:
             await pressure.look()
-            assert pressure.reason is None
+            before = pressure.reason
+            assert before is None
             node.redis.config_set("maxmemory", node.redis.info("memory")["used_memory"])
             await pressure.look()
             assert "memory" in (pressure.reason or "")

