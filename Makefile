@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint fuzz chaos bench bench-memory lock clean
+.PHONY: setup demo test lint long fuzz chaos bench bench-memory lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -37,6 +37,9 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 
 test: lint                    ## everything; under 10 minutes on 2 cores
 	$(PYTEST) -n 2 --dist loadgroup tests
+
+long: $(VENV)/.test           ## the long versions: 20,000 malformed requests, 1,000 mixtures, every outage, every step
+	LONG=1 ALL_STEPS=1 $(PYTEST) tests/e2e/test_fuzz.py tests/e2e/test_mixtures.py tests/e2e/test_store_outage.py tests/e2e/test_steps.py
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2

@@ -111,7 +111,7 @@ class Clients:
         self._url = url
         self._patient_s = 1.75 * deadline_s
         """Longer than any order lives with its gateway awake."""
-        self._insists_s = 2.5 * hold_life_s
+        self._insists_s = 1.25 * hold_life_s
         """For so long a client with a key asks again."""
         self._seed = seed
         self._customers = customers

@@ -75,6 +75,7 @@ class Faults:
     """Strikes, and mends. One thing at a time goes wrong with one part; different parts have their faults at once."""
 
     world: World
+    waits_s: float = WAITS_S
     struck: list[Struck] = field(default_factory=list)
     _under_way: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     in_flight: int = 0
@@ -118,7 +119,7 @@ class Faults:
         return task is None or task.done()
 
     async def _busy(self, stop: asyncio.Event) -> None:
-        end_s = asyncio.get_running_loop().time() + WAITS_S
+        end_s = asyncio.get_running_loop().time() + self.waits_s
         while not stop.is_set():
             self.in_flight = await self.world.in_flight()
             if self.in_flight >= BUSY or asyncio.get_running_loop().time() > end_s:

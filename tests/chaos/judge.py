@@ -275,7 +275,7 @@ def _sdks(log: Log, figures: Counter[str]) -> Iterator[str]:
             continue
         claims = Counter((a.result, at) for call in calls for at, a in enumerate(call.attempts) if a.replayed)
         figures["calls of SDKs that share a result after one was refused or lost"] += len(results) - len(set(results))
-        if all(len(call.attempts) == 1 for call in calls) or max(claims.values()) > 1:
+        if all(len(call.attempts) == 1 for call in calls) or max(claims.values(), default=2) > 1:
             yield f"(e) {len(results)} calls for {prompt} were given {len(set(results))} results: {dict(claims)}"
 
 
@@ -284,7 +284,8 @@ async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     jobs = await world.jobs()
     billed = sum(job["images_billed"] for job in jobs)
     charged = sum(charges[0].quantity for charges in log.by_id.values() if charges)
-    figures |= Counter({"generations upstream": len(jobs), "images billed upstream": billed, "images charged": charged})
+    figures["generations upstream"], figures["images billed upstream"] = len(jobs), billed
+    figures["images charged"] = charged
     found = [f"(f) {charged} images are charged, and the upstreams made {billed}"] if charged > billed else []
     allowed: Counter[str] = Counter()
     for call, attempt in log.attempts():

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from tests.chaos.clients import Clients
-from tests.chaos.faults import BUSY, LONGEST_S, Fault, Faults, Struck, plan
+from tests.chaos.faults import BUSY, LONGEST_S, WAITS_S, Fault, Faults, Struck, plan
 from tests.chaos.judge import Report, judge
 from tests.chaos.world import World
 
@@ -56,6 +56,7 @@ async def chaos(
     pace_s: float = 2.5,
     longest_s: float = LONGEST_S,
     deadline_s: float = DEADLINE_S,
+    waits_s: float = WAITS_S,
     places: int = PLACES,
     folder: Path | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
@@ -65,18 +66,24 @@ async def chaos(
         world = World(folder or Path(temporary), deadline_s, without)
         try:
             await world.start(random.Random(f"{seed} upstreams"))
-            return await _under_fire(world, seed, seconds, plan(seed, pace_s, longest_s), places, watch)
+            return await _under_fire(world, seed, seconds, plan(seed, pace_s, longest_s), places, waits_s, watch)
         finally:
             world.stop()
 
 
 async def _under_fire(
-    world: World, seed: int, seconds: float, planned: Iterator[Fault], places: int, watch: Callable[[Progress], None]
+    world: World,
+    seed: int,
+    seconds: float,
+    planned: Iterator[Fault],
+    places: int,
+    waits_s: float,
+    watch: Callable[[Progress], None],
 ) -> Outcome:
     for place in range(CUSTOMERS):
         await world.customer(f"customer {place}")
     clients = Clients(world.url, seed, world.customers, world.deadline_s, world.hold_life_s)
-    faults, stop, peace = Faults(world), asyncio.Event(), asyncio.Event()
+    faults, stop, peace = Faults(world, waits_s), asyncio.Event(), asyncio.Event()
     supervising = asyncio.create_task(world.supervise())
     crowd: asyncio.Future[list[None]] = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
     striking = asyncio.create_task(faults.run(planned, peace))

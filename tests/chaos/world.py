@@ -41,7 +41,7 @@ MODELS = (FLUX, GPT, GROK)
 GATEWAYS = ("gateway 1", "gateway 2", "gateway 3")
 CONSUMERS = ("consumer 1", "consumer 2")
 CREDIT_MXN = "100000.00"
-ALIVE_S = 30.0
+ALIVE_S = 90.0
 """What a part takes at most to be there again, on a machine that others use, too."""
 
 FAILURES = ("http_500", "close_without_answer")

@@ -14,9 +14,10 @@ LONG = pytest.mark.skipif("CHAOS" not in os.environ, reason="part of `make chaos
 SHORT_S = 14.0
 """Every kind of fault about once; with start, peace and judgement about 45 s."""
 
-FAILED: tuple[int, ...] = (1, 2)
-"""Seeds of long runs that have ever found something. 1: events lost with a wiped Redis leave a gap for ever. 2: an
-idempotency key that a wiped Redis forgot is charged twice."""
+FAILED = {1: 60.0, 2: 60.0, 3: 100.0, 4: 110.0}
+"""Seeds of long runs that have ever found something, and how long they ran. 1, 2 and 4: voids lost with a wiped Redis
+left a gap in an organisation's numbers. 2 and 3: an order answered while Redis was away was charged beside the one that
+its key was given after the wipe. 1, 3 and 4: an answered order was recorded at zero for an SDK's retry of its twin."""
 
 SHOWS = {"journal": "(a)", "replay": "(a)", "unique": "(a)", "expiry": "(g)", "first-close": "(b)", "retries": "(d)"}
 """By what the judge notices that a protection is off."""
@@ -25,17 +26,17 @@ SHOWS = {"journal": "(a)", "replay": "(a)", "unique": "(a)", "expiry": "(g)", "f
 @pytest.mark.parametrize("seed", [7])
 def test_nothing_is_lost_doubled_or_stuck(seed: int) -> None:
     """Clients of all kinds while every part is killed, frozen, restarted and cut off."""
-    outcome = run(chaos(seed, SHORT_S, pace_s=0.5, longest_s=3.0, deadline_s=4.0))
+    outcome = run(chaos(seed, SHORT_S, pace_s=0.5, longest_s=3.0, waits_s=1.0, deadline_s=4.0))
     assert outcome.report.findings == []
     assert len({(one.fault.component, one.fault.kind) for one in outcome.struck}) >= 15
     assert outcome.report.figures["answered 200"] > 50
 
 
-@pytest.mark.parametrize("seed", FAILED)
+@pytest.mark.parametrize(("seed", "seconds"), FAILED.items())
 @LONG
-def test_a_seed_that_ever_failed_is_clean(seed: int) -> None:
+def test_a_seed_that_ever_failed_is_clean(seed: int, seconds: float) -> None:
     """As it was run when it failed."""
-    assert run(chaos(seed, 60.0)).report.findings == []
+    assert run(chaos(seed, seconds)).report.findings == []
 
 
 SHORT_PROOFS = ("unique", "first-close")

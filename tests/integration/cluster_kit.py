@@ -75,6 +75,7 @@ class Load:
         self._stop.set()
         if failure is not None:
             await cancel_all([*self._tasks, *self._loose])
+            return
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*self._loose)
 

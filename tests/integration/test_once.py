@@ -1,0 +1,424 @@
+"""An order that is placed again is not placed twice: the admit script on keys and SDKs' retries (17–20)."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from metering.answered import Answered
+from metering.events import encode_opened
+from metering.wallet import keys
+from metering.wallet.wallet import RECENT_S, Admission, Caller, Placed, Replay, Verdict
+from tests.conftest import run
+from tests.integration.money_kit import (
+    DAY_US,
+    FACTS,
+    LIFE_S,
+    NOW_US,
+    SECOND_US,
+    UNIT,
+    Books,
+    admit,
+    drain,
+    dump,
+    open_books,
+    open_wallets,
+    pictures,
+    pinned,
+)
+
+KEYED = Placed("order", key_hash="key")
+LIFE_US, RECENT_US = int(LIFE_S * SECOND_US), int(RECENT_S * SECOND_US)
+
+Step = Callable[[Books, Caller], Awaitable[object]]
+
+
+def again(tries: int = 1, fingerprint: str = "order") -> Placed:
+    """As an SDK repeats an order by itself."""
+    return Placed(fingerprint, tries=tries)
+
+
+def check(redis_url: str, path: Path, work: Callable[[Books, Caller], Awaitable[None]], mxn: str = "84.00") -> None:
+    """Do this with an organisation of its own; the books are opened and closed around it."""
+
+    async def opened() -> None:
+        async with open_books(redis_url, path / "l.db") as books:
+            await work(books, await books.org(mxn=mxn))
+
+    run(opened())
+
+
+def given(answer: Admission) -> str | None:
+    """Which earlier order it is."""
+    return answer.earlier.request_id if answer.earlier else None
+
+
+# --- what may have become of an order before it is placed again -------------------------------------------------------
+
+
+async def open_(books: Books, caller: Caller) -> None:
+    pass
+
+
+async def charged(books: Books, caller: Caller) -> None:
+    await books.settle(caller, "first")
+
+
+async def failed(books: Books, caller: Caller) -> None:
+    await books.wallet.void(caller.org_id, "first", "content_policy")
+
+
+async def unknown(books: Books, caller: Caller) -> None:
+    await books.wallet.void(caller.org_id, "first", "no_answer", frees=False)
+
+
+async def run_out(books: Books, caller: Caller) -> None:
+    books.wallet.at(NOW_US + LIFE_US)
+
+
+async def run_out_and_written(books: Books, caller: Caller) -> None:
+    books.wallet.at(NOW_US + LIFE_US)
+    await books.admit(caller, "another")
+
+
+async def forgotten(books: Books, caller: Caller) -> None:
+    await books.redis.delete(keys.OrgKeys(caller.org_id).open, keys.OrgKeys(caller.org_id).hold("first"))
+
+
+async def charged_and_wiped(books: Books, caller: Caller) -> None:
+    await books.settle(caller, "first")
+    await drain(books)
+    await books.redis.flushall()
+    await books.projector.round()
+
+
+@pytest.mark.parametrize(
+    ("became", "end"),
+    [
+        (open_, "open"),
+        (charged, "charge"),
+        (failed, None),
+        (unknown, "void"),
+        (run_out, None),
+        (run_out_and_written, None),
+        (forgotten, None),
+        (charged_and_wiped, "charge"),
+    ],
+)
+def test_the_same_order_under_the_same_key(became: Step, end: str | None, redis_url: str, tmp_path: Path) -> None:
+    """It is the first one while that is open, charged, or unknown; a failure or an expiry frees the key (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        opened = encode_opened("first", caller.org_id, caller.key_id, pinned(), FACTS | {"once": "key order"})
+        await books.wallet.admit(caller, "first", pinned(), opened, KEYED, life_s=LIFE_S, owner="pod-1")
+        await became(books, caller)
+        before = await books.cut(caller)
+        answer = await books.admit(caller, "second", pinned(), KEYED)
+        after = await books.cut(caller)
+        if end is None:
+            assert (answer.verdict, given(answer)) == (Verdict.ADMITTED, None)
+            assert await books.wallet.under_key(caller.org_id, "key") == "second"
+            return
+        assert (answer.verdict, given(answer)) == (Verdict.EARLIER, "first") and answer.earlier is not None
+        assert (answer.earlier.end, answer.earlier.amount_micro_mxn) == (end, UNIT if end == "charge" else 0)
+        assert answer.earlier.owner == ("pod-1" if end == "open" else "")
+        assert answer.available_micro_mxn == before.available_micro_mxn
+        assert (after.available_micro_mxn, after.number) == (before.available_micro_mxn, before.number)
+        assert await books.wallet.stands(caller.org_id, "second") is None
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize("became", [open_, charged, unknown])
+def test_another_order_under_the_same_key_is_refused(became: Step, redis_url: str, tmp_path: Path) -> None:
+    """REUSED, and nothing is written (17); once the key is free it takes any order."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED)
+        await became(books, caller)
+        before = dump(redis_url)
+        answer = await books.admit(caller, "second", pinned(), Placed("another-order", key_hash="key"))
+        assert (answer.verdict, given(answer)) == (Verdict.REUSED, None)
+        assert dump(redis_url) == before
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_free_key_takes_another_order(redis_url: str, tmp_path: Path) -> None:
+    """After a failure the customer may mend the order and keep the key (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED)
+        await failed(books, caller)
+        answer = await books.admit(caller, "second", pinned(), Placed("another-order", key_hash="key"))
+        assert answer.verdict is Verdict.ADMITTED
+        assert (await books.admit(caller, "third", pinned(), KEYED)).verdict is Verdict.REUSED
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_key_belongs_to_its_organisation(redis_url: str, tmp_path: Path) -> None:
+    """The same name, the same order, another organisation: another key (17). Two API keys of one share it."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        other = await books.org("other")
+        second = await books.accounts.create_key(caller.org_id, "second")
+        for request, who, verdict in (
+            ("a", caller, Verdict.ADMITTED),
+            ("b", other, Verdict.ADMITTED),
+            ("c", Caller(caller.org_id, second.key_id), Verdict.EARLIER),
+        ):
+            assert (await books.admit(who, request, pinned(), KEYED)).verdict is verdict
+        assert await books.wallet.result(other.org_id, "a") is None
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_key_counts_for_a_day(redis_url: str, tmp_path: Path) -> None:
+    """Redis itself forgets it 24 h after the admission, and no sooner; an end is remembered as long as its key (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        names = keys.OrgKeys(caller.org_id)
+        await books.admit(caller, "first", pinned(), KEYED)
+        await books.settle(caller, "first")
+        books.wallet.at(NOW_US + DAY_US - 1)
+        price = pinned(now_us=NOW_US + DAY_US - 1)
+        assert given(await books.admit(caller, "second", price, KEYED)) == "first"
+        for name in (names.once("key"), names.closed("first")):
+            assert 86_400 - 60 < await books.redis.ttl(name) <= 86_400
+        await books.redis.delete(names.once("key"))
+        assert (await books.admit(caller, "third", price, KEYED)).verdict is Verdict.ADMITTED
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize("placed", [KEYED, again()])
+def test_a_replay_is_a_request_and_no_image(placed: Placed, redis_url: str, tmp_path: Path) -> None:
+    """Three a minute: the fourth of the same order is told to wait, whatever it would have been given (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 3, "images_per_minute": 1})
+        await books.admit(caller, "first", pinned(), KEYED if placed is KEYED else Placed("order"))
+        answers = []
+        for tries in (1, 2, 3):
+            placing = KEYED if placed is KEYED else again(tries)
+            answers.append(await books.admit(caller, f"again {tries}", pinned(), placing))
+        assert [answer.verdict for answer in answers] == [Verdict.EARLIER, Verdict.EARLIER, Verdict.REQUESTS]
+        assert [answer.requests.remaining for answer in answers] == [1, 0, 0]
+        assert answers[2].retry_us == 20 * SECOND_US
+        books.wallet.at(NOW_US + 20 * SECOND_US)
+        placing = KEYED if placed is KEYED else again(3)
+        assert given(await books.admit(caller, "later", pinned(), placing)) == "first"
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_replay_needs_no_balance(redis_url: str, tmp_path: Path) -> None:
+    """What was paid for is given, though nothing is left; a new order is refused (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED)
+        await charged(books, caller)
+        assert given(await books.admit(caller, "second", pinned(), KEYED)) == "first"
+        assert (await books.admit(caller, "third")).verdict is Verdict.BALANCE
+
+    check(redis_url, tmp_path, work, mxn="0.84")
+
+
+@pytest.mark.parametrize("placed", [KEYED, again()])
+def test_a_revoked_key_gets_neither_a_replay_nor_a_claim(placed: Placed, redis_url: str, tmp_path: Path) -> None:
+    """It is looked at at this moment, and nothing is written (20)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED if placed is KEYED else Placed("order"))
+        await charged(books, caller)
+        await books.accounts.revoke_key(caller.key_id)
+        before = dump(redis_url)
+        answer = await books.admit(caller, "second", pinned(), placed)
+        assert (answer.verdict, given(answer)) == (Verdict.REVOKED, None)
+        assert dump(redis_url) == before
+
+    check(redis_url, tmp_path, work)
+
+
+# --- an SDK's own retries ---------------------------------------------------------------------------------------------
+
+
+async def place(books: Books, caller: Caller, *requests: str) -> None:
+    """The same order several times, a second between them, without a key."""
+    for at, request in enumerate(requests):
+        books.wallet.at(NOW_US + at * SECOND_US)
+        await books.admit(caller, request, pinned(), Placed("order"))
+
+
+def test_lost_orders_are_claimed_once_by_each_count(redis_url: str, tmp_path: Path) -> None:
+    """Three are lost: the three first retries get three different ones, so do the second; a fourth runs as new (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await place(books, caller, "a", "b", "c")
+        for count in (1, 2):
+            answers = [await books.admit(caller, f"{count}-{i}", pinned(), again(count)) for i in range(3)]
+            assert [given(answer) for answer in answers] == ["a", "b", "c"]
+        fourth = await books.admit(caller, "fourth", pinned(), again(1))
+        assert fourth.verdict is Verdict.ADMITTED
+
+    check(redis_url, tmp_path, work)
+
+
+def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: Path) -> None:
+    """However much older the others are (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await place(books, caller, "a", "b", "c")
+        await books.wallet.client_gone(caller.org_id, "c")
+        answers = [await books.admit(caller, f"again-{i}", pinned(), again()) for i in range(3)]
+        assert [given(answer) for answer in answers] == ["c", "a", "b"]
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("became", "claimed"),
+    [(open_, True), (charged, True), (failed, False), (unknown, False), (run_out, False), (forgotten, False)],
+)
+def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp_path: Path) -> None:
+    """What is being made, or was delivered; an order that failed or ran out is placed anew (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await place(books, caller, "first")
+        await became(books, caller)
+        answer = await books.admit(caller, "again", pinned(), again())
+        assert (answer.verdict, given(answer)) == ((Verdict.EARLIER, "first") if claimed else (Verdict.ADMITTED, None))
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("first", "retry", "claimed"),
+    [
+        (Placed("order"), again(), True),
+        (Placed("order"), Placed("order"), False),
+        (Placed("order"), again(fingerprint="another-order"), False),
+        (Placed("order"), Placed("order", key_hash="key", tries=1), False),
+        (KEYED, again(), False),
+        (again(1), again(1), False),
+        (again(1), again(2), True),
+        (again(2), again(1), False),
+    ],
+)
+def test_whose_retry_it_is(first: Placed, retry: Placed, claimed: bool, redis_url: str, tmp_path: Path) -> None:
+    """Of the same order, with no key on either side; what ran as new at one count is repeated by later ones (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        assert (await books.admit(caller, "first", pinned(), first)).verdict is Verdict.ADMITTED
+        answer = await books.admit(caller, "again", pinned(), retry)
+        assert (answer.verdict, given(answer)) == ((Verdict.EARLIER, "first") if claimed else (Verdict.ADMITTED, None))
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_retry_claims_only_what_its_own_api_key_placed(redis_url: str, tmp_path: Path) -> None:
+    """Another key of the organisation belongs to another program (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        second = await books.accounts.create_key(caller.org_id, "second")
+        await place(books, caller, "first")
+        answer = await books.admit(Caller(caller.org_id, second.key_id), "again", pinned(), again())
+        assert answer.verdict is Verdict.ADMITTED
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize(("after_us", "claimed"), [(RECENT_US, True), (RECENT_US + 1, False)])
+def test_the_window_of_a_claim(after_us: int, claimed: bool, redis_url: str, tmp_path: Path) -> None:
+    """Three minutes from the admission, to the microsecond (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await place(books, caller, "first")
+        await charged(books, caller)
+        books.wallet.at(NOW_US + after_us)
+        assert given(await books.admit(caller, "again", pinned(), again())) == ("first" if claimed else None)
+
+    check(redis_url, tmp_path, work)
+
+
+# --- a journal that is replayed later ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [KEYED, Placed("order")])
+@pytest.mark.parametrize("became", [run_out, run_out_and_written, forgotten])
+def test_a_replay_of_what_was_served_again(first: Placed, became: Step, redis_url: str, tmp_path: Path) -> None:
+    """Recorded at zero, however often it is replayed; one lost order for each that was given for it (13, 19)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        def answered(request: str) -> Answered:
+            return Answered(
+                org_id=caller.org_id,
+                key_id=caller.key_id,
+                fingerprint="order",
+                key_hash=first.key_hash,
+                request_id=request,
+                amount_micro_mxn=UNIT,
+                images=pictures(1),
+                usd_measured=None,
+                opened=encode_opened(request, caller.org_id, caller.key_id, pinned(), FACTS),
+                result=b"{}",
+                admitted_us=NOW_US,
+                ended_us=NOW_US + SECOND_US,
+            )
+
+        await books.admit(caller, "first", pinned(), first)
+        await became(books, caller)
+        again_placed = first if first.key_hash else again()
+        assert (await books.admit(caller, "second", pinned(), again_placed)).verdict is Verdict.ADMITTED
+        await books.settle(caller, "second")
+        for _ in range(3):
+            assert await books.wallet.replay(answered("first")) is Replay.SERVED
+        assert await books.wallet.replay(answered("second")) is Replay.CHARGED
+        if not first.key_hash:
+            assert await books.wallet.replay(answered("third, lost")) is Replay.NOW
+        await drain(books)
+        ends = [event.end for event in [event async for event in books.ledger.events()] if event.event_id == "first"]
+        assert "charge" not in ends and len(ends) <= 1
+        cut = await books.cut(caller)
+        assert cut.charged_micro_mxn == UNIT * (1 if first.key_hash else 2)
+        assert cut.number == (await books.ledger.charged_up_to(caller.org_id)).events
+
+    check(redis_url, tmp_path, work)
+
+
+# --- races ------------------------------------------------------------------------------------------------------------
+
+
+def test_fifty_at_once_under_one_key_are_one_order(redis_url: str, tmp_path: Path) -> None:
+    """Over ten connections: one is admitted, forty-nine are told that they are that one (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        async with open_wallets(redis_url, 10) as wallets:
+            answers = await asyncio.gather(
+                *(admit(wallets[i % 10], caller, f"r{i}", pinned(), KEYED) for i in range(50))
+            )
+        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 1, Verdict.EARLIER: 49}
+        (order,) = {given(answer) for answer in answers if answer.earlier}
+        assert order == await books.wallet.under_key(caller.org_id, "key")
+        assert (await books.cut(caller)).held_micro_mxn == UNIT
+
+    check(redis_url, tmp_path, work)
+
+
+def test_twenty_retries_at_once_over_ten_orders(redis_url: str, tmp_path: Path) -> None:
+    """Ten of them get an order each, and ten run as new (18)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await place(books, caller, *(f"lost-{i}" for i in range(10)))
+        async with open_wallets(redis_url, 10, now_us=books.wallet.now_us()) as wallets:
+            answers = await asyncio.gather(
+                *(admit(wallets[i % 10], caller, f"r{i}", pinned(), again()) for i in range(20))
+            )
+        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 10, Verdict.EARLIER: 10}
+        assert {given(answer) for answer in answers} - {None} == {f"lost-{i}" for i in range(10)}
+        assert (await books.cut(caller)).held_micro_mxn == 20 * UNIT
+
+    check(redis_url, tmp_path, work)
