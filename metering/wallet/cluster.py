@@ -180,12 +180,16 @@ class Cluster(Redis):
         asked = [asyncio.ensure_future(self._ask(address)) for address in self._clients]
         try:
             for answer in asyncio.as_completed(asked):
-                if await self._learn(await answer):
-                    return
+                if self._learn(nodes := await answer):
+                    break
+            else:
+                raise NoConnection("no node of the cluster knows all of its masters")
         finally:
             for one in asked:
                 one.cancel()
-        raise NoConnection("no node of the cluster knows all of its masters")
+            await asyncio.wait(asked)  # or one would go on to open a connection that nobody closes
+        for gone in set(self._clients) - set(nodes) - self._seeds - set(self._masters):
+            await self._clients.pop(gone).aclose()
 
     async def _ask(self, address: Address) -> dict[Address, Any]:
         """What a node knows of all nodes, itself included; nothing where it does not answer."""
@@ -200,7 +204,7 @@ class Cluster(Redis):
                 found[node["hostname"] or host or address[0], int(port)] = node
         return found
 
-    async def _learn(self, nodes: dict[Address, Any]) -> bool:
+    def _learn(self, nodes: dict[Address, Any]) -> bool:
         """Take what a node says, unless it is new and knows nothing. An older configuration never wins over a newer."""
         masters = _masters(nodes)
         if len(masters) < keys.PARTITIONS:
@@ -212,8 +216,6 @@ class Cluster(Redis):
             if epoch >= self._epochs[partition]:
                 self._epochs[partition], known[partition] = epoch, address
         self._masters = known
-        for gone in set(self._clients) - set(nodes) - self._seeds - set(known):
-            await self._clients.pop(gone).aclose()
         return True
 
 

@@ -18,6 +18,9 @@ KINDS = {
 }
 """`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` passes on what is sent and no answer."""
 
+ROUND = sum(map(len, KINDS.values()))
+"""Faults until every kind has had its turn."""
+
 INSTANCES = {"gateway": GATEWAYS, "consumer": CONSUMERS}
 
 LONGEST_S = 20.0
@@ -81,14 +84,19 @@ class Faults:
     in_flight: int = 0
 
     async def run(self, faults: Iterator[Fault], stop: asyncio.Event) -> None:
-        """Carry the plan out until `stop`; returns when all is mended."""
+        """Carry the plan out to its end, or until `stop`; returns when all is mended."""
         waiting: list[Fault] = []
         while not stop.is_set():
             fault = next((one for one in waiting if self._free(one)), None)
             if fault is not None:
                 waiting.remove(fault)
             else:
-                fault = next(faults)
+                fault = next(faults, None)
+                if fault is None and not waiting:
+                    break
+                if fault is None:
+                    await asyncio.sleep(0.1)
+                    continue
                 if not self._free(fault):
                     waiting.append(fault)
                     continue

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ async def chaos(
     longest_s: float = LONGEST_S,
     deadline_s: float = DEADLINE_S,
     waits_s: float = WAITS_S,
+    most_faults: int | None = None,
     places: int = PLACES,
     folder: Path | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
@@ -66,7 +68,9 @@ async def chaos(
         world = World(folder or Path(temporary), deadline_s, without)
         try:
             await world.start(random.Random(f"{seed} upstreams"))
-            return await _under_fire(world, seed, seconds, plan(seed, pace_s, longest_s), places, waits_s, watch)
+            return await _under_fire(
+                world, seed, seconds, islice(plan(seed, pace_s, longest_s), most_faults), places, waits_s, watch
+            )
         finally:
             world.stop()
 

@@ -29,7 +29,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     max_leaves=3,
 )
 ORDERS = st.fixed_dictionaries(
-    {"model": st.sampled_from([FLUX, GPT]) | SCALARS, "prompt": st.text(max_size=30) | SCALARS},
+    {"model": st.sampled_from([FLUX, GPT, "fal/none"]) | SCALARS, "prompt": st.text(max_size=30) | SCALARS},
     optional={name: SCALARS for name in FIELDS[2:]},
 )
 

@@ -53,7 +53,7 @@ class Case:
 
     @property
     def deadline_s(self) -> float:
-        """Of an order. Where a hold has to run out it is short; a busy machine must bring the order to its step in it."""
+        """Short where a hold has to run out, and long enough for a busy machine to bring an order to its step."""
         return 5.0 if self.step in OF_AN_ORDER and self.how != "frozen" else 30.0
 
     def __str__(self) -> str:
