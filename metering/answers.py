@@ -130,7 +130,7 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
     Redis forgets after a day how an order ended. So an old one is charged only once the ledger has every event of its
     organisation that came before, and not its charge.
     """
-    if wallet.now_us() - order.ended_us > OLD_S * 1_000_000:
+    if wallet.now_us(order.org_id) - order.ended_us > OLD_S * 1_000_000:
         cut = await wallet.read(order.org_id)
         booked = await ledger.charged_up_to(order.org_id, cut.number)
         if booked.events < cut.number:

@@ -88,6 +88,7 @@ async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> li
     waited_s = 0.0
     while True:  # until the wallet knows of every credit
         snapshot = await ledger.snapshot(org.org_id)
+        before = await ledger.charged_up_to(org.org_id)
         try:
             cut = await wallet.read(org.org_id)
         except WalletAway:
@@ -108,6 +109,8 @@ async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> li
         if expected != actual:
             found.append(Difference(org.name, what, text(expected), text(actual)))
 
+    if before.last_event > cut.number:
+        compare("last event: ledger, wallet", before.last_event, cut.number, str)
     total = cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
     compare("credits = available + held + charged", cut.credits_micro_mxn, total)
     compare("events in the ledger", cut.number, booked.events, str)

@@ -215,7 +215,7 @@ class Generations:
             opened=job.opened,
             result=encode_result(result),
             admitted_us=job.admitted_us,
-            ended_us=self._wallet.now_us(),
+            ended_us=self._wallet.now_us(job.caller.org_id),
         )
         closing = await self._charge(job, order)
         charged = closing is not None and closing.close is Close.CHARGED
@@ -229,7 +229,7 @@ class Generations:
 
     async def _charge(self, job: Job, order: Answered) -> Closing | None:
         """Redis' verdict, asked for again for a while; None where it gives none."""
-        latest_us = self._wallet.now_us() + int((job.reply_until_s - time.monotonic()) * 1_000_000)
+        latest_us = self._wallet.now_us(order.org_id) + int((job.reply_until_s - time.monotonic()) * 1_000_000)
         now_s = time.monotonic()
         until_s = min(now_s + SETTLE_S, (now_s + job.reply_until_s) / 2)  # the other half is the journal's
         while time.monotonic() < until_s:

@@ -143,7 +143,7 @@ class ImagesEndpoint:
         except NotProjected:
             raise
         except (WalletAway, asyncio.CancelledError):
-            until_us = self._wallet.now_us() + int(life_s * 1_000_000)
+            until_us = self._wallet.now_us(caller.org_id) + int(life_s * 1_000_000)
             self._generations.abandon(caller.org_id, hold_id, "admission_unread", until_us=until_us)
             raise
         if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
@@ -174,7 +174,7 @@ class ImagesEndpoint:
     async def _hold(
         self, caller: Caller, hold_id: str, order: Order, placed: Placed, life_s: float
     ) -> tuple[Admission, _Held]:
-        price = self._quote(order)
+        price = self._quote(caller.org_id, order)
         facts = {
             "model": order.model_id,
             "provider": order.model.provider,
@@ -189,8 +189,8 @@ class ImagesEndpoint:
         owner = self._generations.owner
         return await self._wallet.admit(caller, hold_id, price, opened, placed, life_s=life_s, owner=owner), held
 
-    def _quote(self, order: Order) -> Quote:
-        now_us = self._wallet.now_us()
+    def _quote(self, org_id: str, order: Order) -> Quote:
+        now_us = self._wallet.now_us(org_id)
         period = period_at(now_us)
         try:
             rate = self._rates.rate_for(period.month, now_us)

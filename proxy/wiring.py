@@ -82,8 +82,8 @@ log = structlog.get_logger(__name__)
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
-BACKGROUND_CONNECTIONS = 8
-"""Projection, memory watch and consumer: a few calls at a time."""
+BACKGROUND_CONNECTIONS = 40
+"""At most, of each server: on a cluster the consumer waits on each of 32 partitions; projection and watches need a few."""
 
 
 def wallet_limits() -> WalletLimits:
@@ -162,7 +162,9 @@ def _redis(settings: Settings, connections: int) -> Redis:
 
 def _redis_url(settings: Settings) -> str:
     if settings.redis_url is None:
-        raise SettingsError("GHUB_REDIS_URL is not set; it is redis://host:port, rediss://… or unix:///path")
+        raise SettingsError(
+            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path or redis+cluster://host:port,…"
+        )
     return settings.redis_url.get_secret_value()
 
 

@@ -425,9 +425,18 @@ class WalletMachine(RuleBasedStateMachine):
         self.settle(0, images, in_time=True)
         self.replay(1, images, twice=True)
 
-    @rule(latest=LATEST, key=KEYS)
-    def ask(self, latest: int, key: str) -> None:
-        """How it stands, what it delivered, and which order a key stands for."""
+    @rule(images=IMAGES, gone=st.integers(0, 1), fingerprint=FINGERPRINTS)
+    def two_are_lost(self, images: int, gone: int, fingerprint: str) -> None:
+        """The same order twice; the gateway has seen one of the clients leave; both are repeated."""
+        for _ in range(2):
+            self.place(images, 60, 0, Placed(fingerprint))
+        self.client_gone(gone)
+        for _ in range(2):
+            self.place(images, 60, 0, Placed(fingerprint, tries=1))
+
+    @rule(latest=LATEST)
+    def ask(self, latest: int) -> None:
+        """How it stands, and what it delivered."""
         request = self.request(latest)
         model, wallet = self.model, self.books.wallet
         stands = self.do(wallet.stands(self.org_id, self.id(request)))
@@ -440,8 +449,6 @@ class WalletMachine(RuleBasedStateMachine):
             assert delivered is not None and delivered.document == DOCUMENT
             assert delivered.images == pictures(order.delivered)
             assert self.do(wallet.result("0" * 32, self.id(request))) is None
-        found = self.do(wallet.under_key(self.org_id, key))
-        assert found == (self.id(model.under_key[key]) if key in model.under_key else None)
 
     # --- time, and what goes wrong ---
 
@@ -502,6 +509,14 @@ class WalletMachine(RuleBasedStateMachine):
         assert (cut.available_micro_mxn, cut.held_micro_mxn) == (model.available, model.held)
         assert (cut.charged_micro_mxn, cut.credits_micro_mxn) == (model.charged, model.credits)
         assert (cut.credit_number, cut.number) == (model.credit_number, len(model.events))
+
+    @invariant()
+    def every_key_agrees(self) -> None:
+        if hasattr(self, "callers"):
+            for key in ("k", "l"):
+                request = self.model.under_key.get(key)
+                found = self.do(self.books.wallet.under_key(self.org_id, key))
+                assert found == (None if request is None else self.id(request))
 
     def teardown(self) -> None:
         if hasattr(self, "callers"):
