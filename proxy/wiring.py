@@ -83,7 +83,7 @@ log = structlog.get_logger(__name__)
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
 BACKGROUND_CONNECTIONS = 40
-"""At most, of each server: on a cluster the consumer waits on each of 32 partitions; projection and watches need a few."""
+"""At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""
 
 
 def wallet_limits() -> WalletLimits:

@@ -120,6 +120,8 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_REDIS_URL": f"unix://{valkey_socket}",
         "GHUB_LEDGER_URL": f"sqlite:///{data / 'ledger.db'}",
         "GHUB_STORAGE_URL": f"file://{data / 'images'}",
+        "GHUB_JOURNAL_DIR": f"{data / 'journal'}",
+        "GHUB_SPOOL_DIR": f"{data / 'spool'}",
     }
     if real:
         settings = read_settings()
