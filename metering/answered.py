@@ -18,13 +18,14 @@ class AnsweredError(ValueError):
 class Answered:
     """An order that is answered 200. `opened` is the admission's half of its event; times are Unix µs by Redis.
 
-    `fingerprint` and `key_hash` are those of its placing.
+    `fingerprint` and `key_hash` are those of its placing; `client_gone` where nobody was there for the answer.
     """
 
     org_id: str
     key_id: str
     fingerprint: str
     key_hash: str | None
+    client_gone: bool
     request_id: str
     amount_micro_mxn: int
     images: tuple[StoredImage, ...]

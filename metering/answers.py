@@ -133,8 +133,8 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
     if wallet.now_us(order.org_id) - order.ended_us > OLD_S * 1_000_000:
         cut = await wallet.read(order.org_id)
         booked = await ledger.charged_up_to(order.org_id, cut.number)
-        if booked.events < cut.number:
-            raise Unproven(f"{cut.number - booked.events} events of {order.org_id} are not booked yet")
+        if booked.events < cut.events:
+            raise Unproven(f"{cut.events - booked.events} events of {order.org_id} are not booked yet")
         if await booked_of([order], ledger):
             return Replay.CHARGED
     done = await wallet.replay(order)

@@ -151,9 +151,10 @@ class _Lane:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition, entry_id in self._written:
-                pipe.xack(keys.events(partition), GROUP, entry_id)
+                # In this order: an entry that was acknowledged and stayed would be nobody's, and never go.
                 pipe.xdel(keys.events(partition), entry_id)
-            deleted = (await pipe.execute())[1::2]
+                pipe.xack(keys.events(partition), GROUP, entry_id)
+            deleted = (await pipe.execute())[0::2]
         told = zip(self._written.items(), deleted, strict=True)
         # New to the ledger, yet no longer in the stream: nobody else has booked it, so Redis was wiped meanwhile, and
         # a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the ledger;

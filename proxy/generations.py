@@ -117,12 +117,13 @@ class Generations:
         self._jobs = jobs
         self._tasks: set[asyncio.Task[Any]] = set()
         self._pictures = 0
+        self._without_client: set[str] = set()
 
     def start(self, job: Job) -> asyncio.Task[Delivery]:
         """Begin. The task ends with the delivery, or with the ApiError for the client."""
         self._pictures += job.order.n
         generation = self._detach(self._run(job))
-        generation.add_done_callback(lambda _: self._less(job.order.n))
+        generation.add_done_callback(lambda _: self._ended(job))
         return generation
 
     @property
@@ -135,8 +136,13 @@ class Generations:
         """Pictures that are being made for orders of this process."""
         return self._pictures
 
-    def _less(self, pictures: int) -> None:
-        self._pictures -= pictures
+    def client_gone(self, job: Job) -> None:
+        """Nobody waits for its answer any more; it is made and charged all the same."""
+        self._without_client.add(job.hold_id)
+
+    def _ended(self, job: Job) -> None:
+        self._pictures -= job.order.n
+        self._without_client.discard(job.hold_id)
 
     def abandon(self, org_id: str, hold_id: str, reason: str, *, until_us: int) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
@@ -208,6 +214,7 @@ class Generations:
             key_id=job.caller.key_id,
             fingerprint=job.placed.fingerprint,
             key_hash=job.placed.key_hash,
+            client_gone=job.hold_id in self._without_client,
             request_id=job.hold_id,
             amount_micro_mxn=result.cost_micro_mxn,
             images=images,

@@ -265,6 +265,7 @@ class ImagesEndpoint:
         try:
             await asyncio.wait({generation, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if leaving.done() and not generation.done():
+                self._generations.client_gone(job)
                 with suppress(WalletAway):
                     await self._wallet.client_gone(job.caller.org_id, job.hold_id)
         finally:

@@ -109,8 +109,8 @@ class Sweep:
         except WalletAway:
             return "its wallet cannot be read"
         booked = await self._ledger.charged_up_to(org_id, cut.number)
-        if booked.events < cut.number:
-            return f"{cut.number - booked.events} of its events are not booked yet"
+        if booked.events < cut.events:
+            return f"{cut.events - booked.events} of its events are not booked yet"
         return ""
 
 

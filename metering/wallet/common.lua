@@ -44,10 +44,13 @@ local function available_at(org, now_us)
   return tonumber(redis.call('HGET', P .. ':wallet:' .. org, 'available') or 0) + freed
 end
 
--- How an order stands: 'open', or as it is remembered `ending:amount:reason`, or nothing.
+-- How an order of this organisation stands: 'open', or as it is remembered `ending:amount:reason:org`, or nothing.
 local function standing(org, request, now_us)
   local closed = redis.call('GET', P .. ':closed:' .. request)
-  if closed then return closed end
+  if closed then
+    local owner = string.match(closed, '^%a+:%d+:[^:]*:(.+)$')
+    return (not owner or owner == org) and closed or nil
+  end
   local expires = redis.call('ZSCORE', P .. ':open:' .. org, request)
   return expires and tonumber(expires) > now_us and 'open' or nil
 end
@@ -68,7 +71,7 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
     'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
     'usd_measured', usd_measured, 'result', result)
-  redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason,
+  redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
     redis.call('HSET', P .. ':result:' .. request, 'org', org, 'images', images, 'result', result)

@@ -4,16 +4,16 @@
 -- ARGV  1 org  2 revision  3 credit number  4 credits  5 requests_per_minute  6 images_per_minute
 --       7 mode: 'follow' an existing wallet, open a 'new' one, 'rebuild' a lost one
 --       8 charged in the ledger  9 last event in the ledger  10 who holds the fence
---       11… key id, state, key id, state …
+--       11 numbers below it that the ledger does not have  12… key id, state, key id, state …
 -- reply code
 local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
 
-if #ARGV < 10 or #ARGV % 2 == 1 then error('a key without its state') end
+if #ARGV < 11 or #ARGV % 2 == 0 then error('a key without its state') end
 local org, mode = ARGV[1], ARGV[7]
 local revision, credit_number = whole(2, 0), whole(3, 0)
 local credits = tonumber(ARGV[4])
 local requests, images = whole(5, 1), whole(6, 1)
-local charged, number = whole(8, 0), whole(9, 0)
+local charged, number, lost = whole(8, 0), whole(9, 0), whole(11, 0)
 assert(credits and credits == math.floor(credits) and math.abs(credits) <= MAX_EXACT, 'credits is no whole number')
 assert(mode == 'follow' or mode == 'new' or mode == 'rebuild', 'unknown mode')
 
@@ -28,7 +28,7 @@ if mode == 'rebuild' then
     held = held + tonumber(redis.call('HGET', P .. ':hold:' .. request, 'amount') or 0)
   end
   redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', number,
-    'credits', credits, 'credit_number', credit_number)
+    'lost', lost, 'credits', credits, 'credit_number', credit_number)
 else
   if not projected then return AWAY end
   if not w[1] and mode == 'follow' then return LOST end
@@ -44,7 +44,7 @@ else
   end
 end
 redis.call('HSET', KEYS[2], 'revision', revision, 'requests_per_minute', requests, 'images_per_minute', images)
-for i = 11, #ARGV, 2 do
+for i = 12, #ARGV, 2 do
   redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1])
 end
 return DONE

@@ -157,7 +157,7 @@ class Projector:
                 key_hash, fingerprint = one.once.split()
                 left_s = max(1, CLOSED_S - (now_us - one.ended_us) // 1_000_000)
                 pipe.set(names.once(key_hash), f"{one.request_id} {fingerprint}", ex=left_s, nx=True)
-                closed = f"charge:{one.amount_micro_mxn}:delivered"
+                closed = f"charge:{one.amount_micro_mxn}:delivered:{org_id}"
                 pipe.set(names.closed(one.request_id), closed, ex=left_s, nx=True)
             await pipe.execute()
 
@@ -195,6 +195,7 @@ class Projector:
                 # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
                 max(booked.last_event, booked.events),
                 who,
+                max(0, booked.last_event - booked.events),
                 *states,
             ],
         )

@@ -6,22 +6,25 @@
 -- KEYS  1 mark  2 wallet  3 open holds  4 hold  5 events  6 closed  7 once  8 retried
 -- ARGV  1 now_us (0: TIME)  2 org  3 request  4 quantity  5 amount  6 remember_s  7 images (JSON)
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
---       13 1 with an idempotency key, else 0
+--       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 -- reply code, now_us, available, 1 where this call charged it
 local CHARGED, AWAY, SERVED = 1, 3, 5
+local THERE, KEYED, GONE = 0, 1, 2
 
 arguments(13)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
-local admitted, ended, keyed = whole(10, 1), whole(11, 1), whole(13, 0)
+local admitted, ended, placed = whole(10, 1), whole(11, 1), whole(13, 0)
 
--- The charged order that was given in this one's place. A retry stands for one lost order, so it is used up.
+-- The charged order that was given in this one's place. Without a key that is so only where the client was gone before
+-- its answer: a 200 that may have arrived is charged. A retry stands for one lost order, so it is used up.
 local function served()
-  local record = redis.call('GET', keyed == 1 and KEYS[7] or KEYS[8])
+  if placed == THERE then return false end
+  local record = redis.call('GET', placed == KEYED and KEYS[7] or KEYS[8])
   local other = record and string.match(record, '^(%S+)')
   if not other or other == request then return false end
   if not string.match(standing(org, other, now) or '', '^charge:') then return false end
-  if keyed == 0 then redis.call('DEL', KEYS[8]) end
+  if placed == GONE then redis.call('DEL', KEYS[8]) end
   return true
 end
 
@@ -29,7 +32,7 @@ local before = redis.call('GET', KEYS[6])
 if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0 } end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0 } end
 
-if string.match(before or '', ':served_again$') then return { SERVED, now, available_at(org, now), 0 } end
+if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0 } end
 local instead = served()
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
@@ -38,7 +41,7 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
     -- Its end is told already, or was lost; a second one would be none to the ledger. That it was served is remembered:
     -- another replay must not find the retry used up, and charge.
     local ending = string.match(before or '', '^%a+') or 'void'
-    redis.call('SET', KEYS[6], ending .. ':0:served_again', 'EX', remember)
+    redis.call('SET', KEYS[6], ending .. ':0:served_again:' .. org, 'EX', remember)
     return { SERVED, now, available_at(org, now), 0 }
   end
   -- One of nothing stands in for it.
@@ -48,7 +51,7 @@ if instead then
   close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)
   return { SERVED, now, available_at(org, now), 0 }
 end
-if keyed == 1 then
+if placed == KEYED then
   -- A wiped Redis had forgotten the key, and the order may be in the making once more. That one ends here, uncharged:
   -- asked for again, the key gives this one.
   local record = redis.call('GET', KEYS[7])

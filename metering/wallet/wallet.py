@@ -132,7 +132,11 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available."""
+    """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available.
+
+    `number` is its last event's; `lost_events` of those up to it went with a Redis that was wiped: voids and expiries,
+    since charges come back from journals.
+    """
 
     now_us: int
     available_micro_mxn: int
@@ -141,7 +145,13 @@ class Cut:
     credits_micro_mxn: int
     credit_number: int
     number: int
+    lost_events: int
     key_state: str
+
+    @property
+    def events(self) -> int:
+        """How many the ledger has, or will have."""
+        return self.number - self.lost_events
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +398,7 @@ class Wallet:
                     answered.admitted_us,
                     answered.ended_us,
                     answered.result,
-                    int(answered.key_hash is not None),
+                    1 if answered.key_hash is not None else 2 * answered.client_gone,
                 ],
             ),
         )
@@ -429,8 +439,8 @@ class Wallet:
         if reply[0] == 0:
             raise NotProjected
         self._learn(names.partition, reply[1])
-        now_us, available, held, charged, total, credit_number, number, state = reply[1:]
-        return Cut(now_us, available, held, charged, total, credit_number, number, key_state=state.decode())
+        now_us, available, held, charged, total, credit_number, number, state, lost = reply[1:]
+        return Cut(now_us, available, held, charged, total, credit_number, number, lost, key_state=state.decode())
 
     async def _ask(self, partition: int, call: Awaitable[Any]) -> Any:
         async def answer() -> Any:
@@ -453,5 +463,5 @@ class Wallet:
 
 def _stands(request_id: bytes, standing: bytes, owner: bytes | None) -> Stands:
     """From `open`, or `ending:amount:reason`."""
-    end, amount, reason = (standing.decode().split(":", 2) + ["0", ""])[:3]
+    end, amount, reason = (standing.decode().split(":") + ["0", ""])[:3]
     return Stands(request_id.decode(), end, reason, int(amount), (owner or b"").decode())

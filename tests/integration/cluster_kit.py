@@ -122,6 +122,7 @@ class Load:
             key_id=caller.key_id,
             fingerprint=request_id,
             key_hash=None,
+            client_gone=False,
             request_id=request_id,
             amount_micro_mxn=UNIT,
             images=pictures(1, request_id),

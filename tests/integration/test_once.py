@@ -359,6 +359,7 @@ def test_a_replay_of_what_was_served_again(first: Placed, became: Step, redis_ur
                 key_id=caller.key_id,
                 fingerprint="order",
                 key_hash=first.key_hash,
+                client_gone=True,
                 request_id=request,
                 amount_micro_mxn=UNIT,
                 images=pictures(1),

@@ -260,13 +260,14 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             calls: dict[str, tuple[list[str], list[Any], range]] = {
                 "admit_v1": (
                     [names.mark, names.wallet, names.key_states, names.open, names.hold("new"), names.events]
-                    + [names.busy, names.closed("new")],
+                    + [names.busy, names.closed("new"), names.once("k"), names.recent("key", "f")]
+                    + [names.retried("key", "f")],
                     [NOW_US, NOW_US, day.start_us, day.end_us, caller.org_id, caller.key_id, "new", 1, UNIT]
-                    + [70_000_000, 10, 10, 60, "{}"],
-                    range(1, 14),
+                    + [70_000_000, 10, 10, 60, "{}", "f", 1, 60, 0, 60_000_000, "owner"],
+                    range(1, 20),
                 ),
-                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", ""], range(1, 8)),
-                "void_v1": (close, [NOW_US, caller.org_id, "open", "test", 60], range(1, 6)),
+                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
+                "void_v1": (close, [NOW_US, caller.org_id, "open", "test", 60, 1], range(1, 7)),
                 "expire_v1": (
                     [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],
                     [NOW_US, 10, 60],
@@ -274,12 +275,12 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                 ),
                 "project_v1": (
                     [names.mark, names.wallet, names.key_states, names.open, names.fence],
-                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "who", "key_1", "revoked"],
-                    range(1, 11),
+                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "who", 0, "key_1", "revoked"],
+                    range(1, 12),
                 ),
             }
             before = dump(redis_url)
-            text = {"admit_v1": {5, 6, 7}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7, 10}}
+            text = {"admit_v1": {5, 6, 7, 14, 15}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7, 10}}
             refused = 0
             for name, (script_keys, arguments, positions) in calls.items():
                 script = load_script(books.redis, name)
@@ -364,10 +365,11 @@ def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Pa
             async def ask(request: str, latest_us: int) -> int:
                 reply: Any = await script(
                     keys=[names.mark, names.wallet, names.key_states, names.open, names.hold(request), names.events]
-                    + [names.busy, names.closed(request)],
+                    + [names.busy, names.closed(request), names.once("k"), names.recent("key", "f")]
+                    + [names.retried("key", "f")],
                     args=[
                         *(NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request),
-                        *(1, UNIT, 1, 10, 10, 60, "{}"),
+                        *(1, UNIT, 1, 10, 10, 60, "{}", "f", 0, 60, 0, 60_000_000, "owner"),
                     ],
                 )
                 return int(reply[0])

@@ -401,6 +401,7 @@ class WalletMachine(RuleBasedStateMachine):
             key_id=self.callers[placing.api_key].key_id,
             fingerprint=placing.fingerprint,
             key_hash=placing.key,
+            client_gone=True,
             request_id=self.id(request),
             amount_micro_mxn=images * UNIT,
             images=pictures(images),
