@@ -46,9 +46,6 @@ NINE = {
 
 SUCCESSORS = {"fal/recraft-v4.1", "fal/recraft-v4.1-pro", "fal/ideogram-v4"}
 
-LONG = "LONG" in os.environ
-"""The long versions of what `make test` runs in a short one: `make long`."""
-
 WAIT_S = 20.0
 """The most that a test waits for something that must come about."""
 

@@ -1,7 +1,5 @@
 """A short chaos with fixed seeds, and the proof that its judge sees; the long ones run with `make chaos`."""
 
-import os
-
 import pytest
 
 from tests.chaos.faults import ROUND
@@ -9,10 +7,9 @@ from tests.chaos.ghub import PROTECTIONS
 from tests.chaos.proofs import prove
 from tests.chaos.run import chaos
 from tests.conftest import run
+from tests.long import long
 
-LONG = pytest.mark.skipif("CHAOS" not in os.environ, reason="part of `make chaos`")
-
-SHORT_S = 40.0
+SHORT_S = 25.0
 """The most that one round of faults takes; on an idle machine it is 15 s, and as much again until all is judged."""
 
 FAILED = {1: 60.0, 2: 60.0, 3: 100.0, 4: 110.0}
@@ -34,25 +31,21 @@ def test_nothing_is_lost_doubled_or_stuck(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("seed", "seconds"), FAILED.items())
-@LONG
+@long
 def test_a_seed_that_ever_failed_is_clean(seed: int, seconds: float) -> None:
     """As it was run when it failed."""
     assert run(chaos(seed, seconds)).report.findings == []
 
 
-SHORT_PROOFS = ("unique", "first-close")
-
-
-@pytest.mark.parametrize(
-    "protection", [pytest.param(name, marks=() if name in SHORT_PROOFS else LONG) for name in PROTECTIONS]
-)
+@pytest.mark.parametrize("protection", PROTECTIONS)
+@long
 def test_the_judge_reports_a_protection_that_is_off(protection: str) -> None:
     """One fault that it guards against, without it."""
     findings = run(prove(protection)).findings
     assert any(finding.startswith(SHOWS[protection]) for finding in findings), findings
 
 
-@LONG
+@long
 def test_with_all_protections_on_there_is_nothing_to_report() -> None:
     """The same faults."""
     assert run(prove(None)).findings == []

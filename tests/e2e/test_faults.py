@@ -156,33 +156,6 @@ def test_a_killed_consumer_loses_and_doubles_nothing(prepared: Prepared) -> None
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
-def test_a_settlement_without_a_verdict_is_an_error_and_a_void(prepared: Prepared) -> None:
-    """Redis freezes while the image is made and thaws after the deadline: 504, no charge, no image left behind."""
-    system = prepared(GHUB_DEADLINE_S="3")
-    system.start_all()
-    org_id, key = system.customer("frozen", "50.00")
-    system.behave(GPT, "slow", seconds=1)
-
-    async def order() -> httpx2.Response:
-        async with system.client(key) as client:
-            posting = asyncio.create_task(client.post("/images/generations", json={**ORDER, "model": GPT}))
-            while not system.jobs(GPT):
-                await asyncio.sleep(0.01)
-            assert system.valkey.process is not None
-            system.valkey.process.send_signal(signal.SIGSTOP)
-            reply = await posting
-            system.valkey.process.send_signal(signal.SIGCONT)
-            return reply
-
-    reply = run(order())
-    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert reply.headers["x-should-retry"] == "false"
-    (event,) = system.events(org_id, 1)
-    assert (event.end, event.amount_micro_mxn) == ("void", 0)
-    assert system.cut(org_id).available_micro_mxn == 50_000_000
-    wait_until(lambda: not system.images(), "the images are gone")
-
-
 def post(system: System, key: str) -> httpx2.Response:
     """One order for one picture."""
     url = f"{system.url}/images/generations"

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import Kind
-from tests.e2e.kit import FLUX, GPT, LONG, System, bearer
+from tests.e2e.kit import FLUX, GPT, System, bearer
+from tests.long import LONG
 
 BATCH = 10
 REQUESTS = 20_000 if LONG else 3_000

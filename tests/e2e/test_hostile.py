@@ -24,12 +24,13 @@ from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, W
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES, resident_bytes
+from tests.long import LONG
 
 pytestmark = pytest.mark.xdist_group("hostile")
 
 DEADLINE_S = 4
 AT_ONCE = 24
-ROUNDS = 3
+ROUNDS = 3 if LONG else 1
 """Of each attack, beside as many good orders; one more of each before it is measured what the gateway holds."""
 
 MIB = 1024 * 1024

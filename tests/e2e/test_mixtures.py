@@ -22,7 +22,8 @@ from config.catalogue import read_catalogue
 from proxy.simulator.answers import INTERNAL_URL
 from proxy.simulator.app import make_world
 from tests.conftest import run
-from tests.e2e.kit import LONG, NINE, System, assert_no_key, prepare
+from tests.e2e.kit import NINE, System, assert_no_key, prepare
+from tests.long import LONG
 
 MIXTURES = {model: 68 if model.startswith("fal/") else 165 for model in NINE}
 """Together a thousand; fal's queue is polled, so its orders take longest."""

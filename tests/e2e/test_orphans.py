@@ -20,7 +20,7 @@ FOUND_WITHIN_S = 25.0
 def start_another(system: System, name: str) -> None:
     """One more gateway over the same Redis, ledger and store; returns once it takes work."""
     port = free_port()
-    system.start(name, "serve", GHUB_PORT=str(port))
+    system.start(name, "serve", GHUB_PORT=str(port), GHUB_JOURNAL_DIR=str(system.folder / f"journal-{name}"))
 
     def ready() -> bool:
         try:

@@ -31,6 +31,7 @@ from metering.wallet.wallet import Cut
 from proxy.wiring import Back
 from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
 from tests.e2e.steps import Forks, Stop
+from tests.long import LONG
 
 pytestmark = pytest.mark.xdist_group("steps")
 
@@ -69,7 +70,7 @@ TABLE = [
     for when in ("before", "after")
     for how in HOWS
 ]
-CASES = TABLE if "ALL_STEPS" in os.environ else [case for place, case in enumerate(TABLE) if place % 7 in (0, 3)]
+CASES = TABLE if LONG else [case for place, case in enumerate(TABLE) if place % 11 == 3]
 
 
 class Stage(System):

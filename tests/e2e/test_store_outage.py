@@ -16,9 +16,10 @@ from config.settings import STORE_ANSWER_S, STORE_WATCH_S
 from proxy.storage.watch import MOST_FAILURES
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, LONG, System, bearer, wait_until
+from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_hostile import descriptors
+from tests.long import LONG, long
 from tests.stores.running import BUCKET, KEY, SupabaseProcess, frozen
 
 UPSTREAM_S = 3
@@ -102,6 +103,7 @@ def test_images_under_way_outlive_a_store_that_is_away(
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
+@long
 def test_a_store_that_stays_away_ends_the_taking_of_orders(
     prepared: Prepared, store: SupabaseProcess, tmp_path: Path
 ) -> None:

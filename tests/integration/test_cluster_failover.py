@@ -32,6 +32,7 @@ from tests.integration.money_kit import (
     waiting,
 )
 from tests.integration.test_wallet_away import QUICK
+from tests.long import long
 
 pytestmark = pytest.mark.xdist_group("cluster")
 
@@ -136,7 +137,7 @@ def freeze(node: Node) -> None:
     node.freeze()
 
 
-@pytest.mark.parametrize("lose", [kill, freeze])
+@pytest.mark.parametrize("lose", [kill, pytest.param(freeze, marks=long)])
 def test_a_lost_master_is_replaced_under_load(cluster: Cluster, tmp_path: Path, lose: Callable[[Node], None]) -> None:
     """Its partitions are refused at once and come back by themselves; the others go on; the books are right."""
 
@@ -164,6 +165,7 @@ def test_a_lost_master_is_replaced_under_load(cluster: Cluster, tmp_path: Path, 
     run(work())
 
 
+@long
 def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -> None:
     """CLUSTER FAILOVER, to the replica and back: nothing is lost, and no customer of another partition notices."""
 
@@ -259,6 +261,7 @@ def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -
     run(work())
 
 
+@long
 def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
     """A revocation holds at once where the master lives, and from the first answer on where it was away (rule 2)."""
 
