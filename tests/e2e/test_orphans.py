@@ -71,6 +71,8 @@ def test_kill_9_with_jobs_in_the_queue_is_cleared_up_by_exactly_one_of_two_other
     assert noted(system) == 0 and system.images() == set()
     ended = [name for name in ("rescuer-1", "rescuer-2") for _ in range(system.log(name).count('"orphan_ended"'))]
     assert len(ended) == 1
+    # The dead one does not come back: without its journal nobody could say that the books are whole.
+    assert system.ghub("journal", "replay", str(system.folder / "journal")).returncode == 0
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
