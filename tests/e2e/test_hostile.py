@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx2
 import pytest
 
+from bench.memory import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.app import STORAGE_PATH
@@ -23,7 +24,7 @@ from tests.conftest import run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
 from tests.e2e.test_errors import assert_error
-from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES, resident_bytes
+from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES
 from tests.long import LONG
 
 pytestmark = pytest.mark.xdist_group("hostile")

@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import config
+from bench.memory import resident_bytes
 from config.catalogue import read_catalogue
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, free_port, prepare, wait_until
-from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES, resident_bytes
+from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
 IMAGEN, DALL_E, IDEOGRAM, ULTRA = "google/imagen-4", "openai/dall-e-3", "fal/ideogram-v2", "fal/flux-1.1-pro-ultra"
