@@ -47,6 +47,8 @@ MOST_KEY_CHARACTERS = 255
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
 
+PLACED_BEFORE = "This order was placed before, and what came of it is not known yet; nothing more is charged."
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -117,7 +119,9 @@ class ImagesEndpoint:
                 raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
             admission, held = await self._admit(context, caller, order, placed(request.headers, order))
             if admission.verdict is Verdict.EARLIER:
-                delivery = await self._earlier(context, order, admission, caller)
+                delivery = await self._earlier(
+                    context, order, admission, caller, keyed=held.placed.key_hash is not None
+                )
                 return self._reply(context, order, admission, delivery, replayed=True)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
@@ -237,15 +241,20 @@ class ImagesEndpoint:
             case _:
                 return wallet_away()
 
-    async def _earlier(self, context: RequestContext, order: Order, admission: Admission, caller: Caller) -> Delivery:
-        """The result of an order that was placed before: joined while it is made, on whatever pod (rules 17, 18)."""
+    async def _earlier(
+        self, context: RequestContext, order: Order, admission: Admission, caller: Caller, *, keyed: bool
+    ) -> Delivery:
+        """The result of an order that was placed before: joined while it is made, on whatever pod (rules 17, 18).
+
+        An SDK's retry is given it from the ledger only. As long as the charge is in Redis and a journal alone, a Redis
+        that forgets would have it recorded at zero for a client that is gone (rule 19), and now it is not gone.
+        """
         stands = admission.earlier
         assert stands is not None, "the verdict says so"
         until_s = context.started_s + self._deadline_s(order)
         while stands.end == "open":
             if time.monotonic() > until_s or not await self._wallet.lives(caller.org_id, stands.owner):
-                message = "This order was placed before, and what came of it is not known yet; nothing more is charged."
-                raise ApiError(Kind.UNAVAILABLE, message, retry_after_s=JOIN_RETRY_S)
+                raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
             await asyncio.sleep(JOIN_POLL_S)
             later = await self._wallet.stands(caller.org_id, stands.request_id)
             if later is None:
@@ -253,10 +262,13 @@ class ImagesEndpoint:
             stands = later
         if stands.end != "charge":
             raise reason_as_error(stands.reason)
-        stored = await self._wallet.result(caller.org_id, stands.request_id)
-        stored = stored or await self._ledger.result(caller.org_id, stands.request_id)
-        if stored is None:
-            raise wallet_away()
+        stored = await self._wallet.result(caller.org_id, stands.request_id) if keyed else None
+        while stored is None:
+            stored = await self._ledger.result(caller.org_id, stands.request_id)
+            if stored is None:
+                if time.monotonic() > until_s:
+                    raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
+                await asyncio.sleep(JOIN_POLL_S)
         return Delivery(decode_result(stored), admission.available_micro_mxn)
 
     async def _watch(self, request: Request, generation: asyncio.Task[Delivery], job: Job) -> None:

@@ -221,6 +221,30 @@ def test_four_lost_requests_get_four_results_by_their_sdks_retries(prepared: Pre
     assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
 
 
+def test_a_retry_is_given_only_what_the_ledger_has(prepared: Prepared) -> None:
+    """Rules 11 and 19: of an order whose client is gone a Redis that forgets may leave zero; this client is there."""
+    system = prepared()
+    system.start_all()
+    org_id, key = system.customer("retries", "50.00")
+    system.stop("consumer")
+    system.behave(FLUX, "slow", seconds=1)
+    for retry in ("0", "1"):
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(
+                f"{system.url}/images/generations",
+                json=ORDER,
+                headers=bearer(key) | {"x-stainless-retry-count": retry},
+                timeout=0.5 + int(retry),
+                trust_env=False,
+            )
+        wait_until(lambda: system.cut(org_id).charged_micro_mxn == 840_000, "Redis has charged it")
+    system.start("consumer", "consume")
+    again = post(system.url, key, x_stainless_retry_count="2")
+    assert again.headers["idempotent-replayed"] == "true"
+    (charge,) = system.events(org_id, 1)
+    assert again.json()["id"] == f"req_{charge.event_id.replace('-', '')}"
+
+
 def test_a_generation_is_fetched_by_its_owner_and_by_nobody_else(three: tuple[System, list[str]]) -> None:
     """While it is made, when it is there, where it failed; by id, by key, in the list; on any pod, after a wipe too."""
     system, urls = three
