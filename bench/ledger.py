@@ -26,7 +26,7 @@ from metering.events import decode, encode_images, encode_opened
 from metering.ledger.postgres import open_postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.sqlite import open_sqlite
-from metering.ports import Org
+from metering.ports import Act, Org
 from tests.integration.money_kit import FACTS, UNIT, pictures, pinned
 from tests.postgres import PostgresServer
 
@@ -74,7 +74,8 @@ async def measure(ledgers: dict[str, SqlLedger], rounds: int, per_round: int) ->
     for ledger in ledgers.values():
         await ledger.migrate()
         for org_id in orgs:
-            await ledger.create_org(Org(org_id, org_id, "default", None, None, utc_now().isoformat()))
+            org = Org(org_id, org_id, "default", utc_now().isoformat())
+            await ledger.create_org(org, Act("bench", "org.create", org_id))
     for turn in range(rounds + 1):
         entries = list(batches(orgs, turn * per_round * BATCH + 1, per_round))
         for name, ledger in ledgers.items():

@@ -202,11 +202,19 @@ class Catalogue(_Row):
         return f"{self.price_book}+{digest[:8]}"
 
 
-class Plan(_Row):
-    """Limits per organisation: requests and images per minute, both whole numbers above zero."""
+_Limit = Annotated[int, PydanticField(ge=1, le=1_000_000)]
+_Quota = Annotated[int, PydanticField(ge=1, le=1_000_000_000)]
 
-    requests_per_minute: Annotated[int, PydanticField(ge=1, le=1_000_000)]
-    images_per_minute: Annotated[int, PydanticField(ge=1, le=1_000_000)]
+
+class Plan(_Row):
+    """Limits of an organisation: whole numbers above zero, MXN as a decimal string. What is absent is not limited."""
+
+    requests_per_minute: _Limit
+    images_per_minute: _Limit
+    in_flight: _Limit | None = None
+    images_per_day: _Quota | None = None
+    images_per_month: _Quota | None = None
+    mxn_per_month: PositiveDecimal | None = None
 
 
 class Plans(_Row):

@@ -53,6 +53,9 @@ MEMORY_MARK = 0.8
 CLOSED_S = 24 * 3600
 """How long Redis remembers how an order ended: far beyond every retry of a settlement."""
 
+LOW_BALANCE_MICRO_MXN = 20_000_000
+"""20.00 MXN: under it an organisation is told, as its customers were promised."""
+
 PROJECTION_POLL_S = 1.0
 """How often a change in SQL is looked for. "Within seconds" (rule 2)."""
 

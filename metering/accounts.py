@@ -4,28 +4,34 @@ import hashlib
 import re
 import secrets
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, get_args
 from uuid import uuid4
 
 import structlog
 from redis.exceptions import RedisError
 
-from config.catalogue import Plan
 from metering.clock import utc_now
-from metering.money import format_mxn
-from metering.ports import ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Org
+from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE
+from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
+from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org
+from metering.pricing import Rate
 from metering.wallet.projection import Projector
 
 log = structlog.get_logger(__name__)
 
-MOST_PER_MINUTE = 1_000_000
-"""As for a plan: above it a minute is not divided finely enough."""
+MOST_A_MONTH = 1_000_000_000
+"""Images: above every quota that means anything."""
 
-KEY_PREFIX = "ghub_sk_live_"
-KEY = re.compile(r"ghub_sk_live_[A-Za-z0-9]{32}")
+LONGEST_OVERLAP = timedelta(days=90)
+"""About how often keys are rotated: two keys for longer than that are two keys."""
+
+KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
+KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
+_MODEL = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
 _NAME = re.compile(r"[\w][\w .@-]{0,63}")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
 
@@ -44,63 +50,99 @@ def hash_key(secret: str) -> str:
 
 
 class Accounts:
-    """What the commands (and later the admin API) do to organisations. Raises LedgerError with a sentence.
+    """What commands and the admin API do to organisations. Raises LedgerError with a sentence.
 
-    Without a projector (no Redis at hand) a change reaches Redis by the running gateways and consumers, within seconds.
+    Everything is written down with its `actor`. Without a projector (no Redis at hand) a change reaches Redis by the
+    running gateways and consumers, within seconds. `once` makes the next write one that is done only once.
     """
 
-    def __init__(self, ledger: Ledger, projector: Projector | None, plans: Mapping[str, Plan]) -> None:
+    def __init__(
+        self, ledger: Ledger, projector: Projector | None, plans: Collection[str], actor: str, once: Once | None = None
+    ) -> None:
         self._ledger = ledger
         self._projector = projector
         self._plans = plans
+        self._actor = actor
+        self._once = once
 
     async def create_org(self, name: str, plan: str) -> Org:
         """Open an organisation at 0.00 MXN."""
         _check_name("NAME", name)
         if plan not in self._plans:
             raise LedgerError(f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
-        org = Org(
-            org_id=str(uuid4()),
-            name=name,
-            plan=plan,
-            requests_per_minute=None,
-            images_per_minute=None,
-            created_at=utc_now().isoformat(),
-        )
-        await self._ledger.create_org(org)
+        org = Org(org_id=str(uuid4()), name=name, plan=plan, created_at=utc_now().isoformat())
+        await self._ledger.create_org(org, self._act("org.create", org.org_id, org.org_id, name=name, plan=plan))
         await self._tell(org.org_id)
         return org
 
-    async def set_limits(self, ref: str, changes: Mapping[str, int]) -> Org:
-        """Set an organisation's own limits (`requests_per_minute`, `images_per_minute`)."""
+    async def set_limits(self, ref: str, changes: Mapping[str, int | None]) -> Org:
+        """Set an organisation's own limits, by the names of `Limits`: None is the plan's again, NONE lifts a quota."""
         for name, limit in changes.items():
-            if name not in Plan.model_fields or not 1 <= limit <= MOST_PER_MINUTE:
-                raise LedgerError(f"{name}: {limit} is no limit: a whole number from 1 to {MOST_PER_MINUTE}")
+            _check_limit(name, limit, lowest=1 if name in PER_MINUTE else NONE)
         org = await self._ledger.org(ref)
-        await self._ledger.set_limits(org.org_id, changes, utc_now())
+        act = self._act("org.limits", org.org_id, org.org_id, **changes)
+        changed = await self._ledger.set_limits(org.org_id, changes, utc_now(), act)
         await self._tell(org.org_id)
-        return await self._ledger.org(org.org_id)
+        return changed
 
-    async def create_key(self, ref: str, name: str) -> IssuedKey:
-        """Issue a key to an organisation."""
+    async def create_key(
+        self, ref: str, name: str, *, expires: datetime | None = None, models: Sequence[str] = (), test: bool = False
+    ) -> IssuedKey:
+        """Issue a key to an organisation: for all models where none are named, and with `test` for the sandbox."""
         _check_name("--name", name)
+        if expires is not None and expires <= utc_now():
+            raise LedgerError(f"--expires: {expires.isoformat()} is past")
+        if bad := [model for model in models if not _MODEL.fullmatch(model)]:
+            raise LedgerError(f"--models: {bad[0]!r} is no model; write provider/model, with commas between them")
         org = await self._ledger.org(ref)
-        secret = KEY_PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(32))
+        secret = _secret(TEST_PREFIX if test else KEY_PREFIX)
         key = ApiKey(
-            key_id=f"key_{secrets.token_hex(6)}",
+            key_id=_key_id(test),
             org_id=org.org_id,
             name=name,
             key_hash=hash_key(secret),
             created_at=utc_now().isoformat(),
-            revoked_at=None,
+            expires_at=None if expires is None else expires.astimezone(UTC).isoformat(),
+            models=tuple(models),
         )
-        await self._ledger.create_key(key)
+        act = self._act("key.create", key.key_id, org.org_id, name=name, expires_at=key.expires_at, models=key.models)
+        await self._ledger.create_key(key, act)
         await self._tell(org.org_id)
         return IssuedKey(key_id=key.key_id, secret=secret)
 
+    async def rotate_key(self, key_id: str, overlap: timedelta) -> IssuedKey:
+        """Issue a key that may do what this one may, and let this one end after `overlap`, in which both work."""
+        if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
+            raise LedgerError(f"--overlap: {overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
+        old, now = await self._ledger.key(key_id), utc_now()
+        if (state := old.state(now)) != "active":
+            raise LedgerError(f"key {key_id!r} is {state}: only an active key can be rotated")
+        secret = _secret(TEST_PREFIX if old.test else KEY_PREFIX)
+        new = replace(
+            old,
+            key_id=_key_id(old.test),
+            key_hash=hash_key(secret),
+            created_at=now.isoformat(),
+            expires_at=_as_long(old, now),
+        )
+        until = now + overlap
+        act = self._act("key.rotate", new.key_id, old.org_id, replaces=key_id, until=until.isoformat())
+        await self._ledger.create_key(new, act, replaces=key_id, until=until)
+        await self._tell(old.org_id)
+        return IssuedKey(key_id=new.key_id, secret=secret)
+
+    async def set_key_limits(self, key_id: str, changes: Mapping[str, int | None]) -> ApiKey:
+        """Set a key's own limits, beside its organisation's; None is no limit."""
+        for name, limit in changes.items():
+            _check_limit(name, limit, lowest=1)
+        act = self._act("key.limits", key_id, None, **changes)
+        key = await self._ledger.set_key_limits(key_id, changes, utc_now(), act)
+        await self._tell(key.org_id)
+        return key
+
     async def revoke_key(self, key_id: str) -> ApiKey:
         """Revoke a key for good, from the next request on."""
-        key = await self._ledger.revoke_key(key_id, utc_now())
+        key = await self._ledger.revoke_key(key_id, utc_now(), self._act("key.revoke", key_id, None))
         await self._tell(key.org_id)
         return key
 
@@ -113,9 +155,18 @@ class Accounts:
         if micro_mxn == 0 or (micro_mxn < 0 and kind != "adjustment"):
             raise LedgerError(f"--mxn: {format_mxn(micro_mxn)} cannot be a {kind}; only an adjustment may be negative")
         org = await self._ledger.org(ref)
-        added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now())  # type: ignore[arg-type]  # checked above
+        act = self._act("credit.add", credit_id, org.org_id, type=kind, mxn=format_mxn(micro_mxn))
+        added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now(), act)  # type: ignore[arg-type]  # checked above
         await self._tell(org.org_id)
         return added
+
+    async def add_rate(self, rate: Rate) -> bool:
+        """Add a month's exchange rate; False when it is there already."""
+        act = self._act("fx.set", rate.month, None, mxn_per_usd=format_rate(rate.mxn_per_usd), source=rate.source)
+        return await self._ledger.add_rate(rate, utc_now(), act)
+
+    def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
+        return Act(self._actor, action, target, org_id, details, self._once)
 
     async def _tell(self, org_id: str) -> None:
         if self._projector is None:
@@ -124,6 +175,27 @@ class Accounts:
             await self._projector.org(org_id)
         except (RedisError, LedgerAway, OSError, TimeoutError):
             log.warning("redis_away_will_be_told_later", org=org_id)
+
+
+def _secret(prefix: str) -> str:
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(32))
+
+
+def _as_long(key: ApiKey, now: datetime) -> str | None:
+    """The end of a key that begins now and lives as long as this one."""
+    if key.expires_at is None:
+        return None
+    return (now + (datetime.fromisoformat(key.expires_at) - datetime.fromisoformat(key.created_at))).isoformat()
+
+
+def _key_id(test: bool) -> str:
+    return f"{TEST_KEY_ID if test else 'key_'}{secrets.token_hex(6)}"
+
+
+def _check_limit(name: str, limit: int | None, lowest: int) -> None:
+    most = {**dict.fromkeys(PER_MINUTE, MOST_PER_MINUTE), "micro_mxn_per_month": MAX_MICRO_MXN}.get(name, MOST_A_MONTH)
+    if name not in LIMIT_NAMES or not (limit is None or limit == lowest or lowest < limit <= most):
+        raise LedgerError(f"{name}: {limit} is no limit: a whole number from 1 to {most}")
 
 
 def _check_name(field: str, name: str) -> None:

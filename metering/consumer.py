@@ -6,15 +6,17 @@ the ledger's unique event id makes the second time count for nothing.
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import orjson
 import structlog
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from metering.clock import utc_now
-from metering.events import Event, EventError, decode
+from metering.events import Event, EventError, Notice, decode, decode_notice
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
 from metering.wallet import keys
 from metering.wallet.connection import lanes, load_script
@@ -37,6 +39,8 @@ SWEEP_S = 5.0
 
 MOST_ENDED = 500
 """Run-out holds that one script call writes down before it stops: about 10 ms. The next sweep goes on."""
+
+NOTICES = Counter("ghub_notices_total", "Thresholds that organisations reached", ["what", "percent"])
 
 Entry = tuple[bytes, dict[bytes, bytes] | None]
 Batch = list[tuple[int, Entry]]
@@ -114,14 +118,19 @@ class _Lane:
         if not batch:
             return 0
         events: dict[tuple[int, bytes], Event] = {}
+        notices: list[Notice] = []
         set_aside: list[SetAside] = []
         for partition, (entry_id, fields) in batch:
             try:
-                events[partition, entry_id] = decode(fields or {})
+                if fields and b"notice" in fields:
+                    notices.append(decode_notice(fields))
+                else:
+                    events[partition, entry_id] = decode(fields or {})
             except EventError as error:
                 log.error("event_set_aside", partition=partition, entry=entry_id.decode(), error=str(error))
                 set_aside.append(_aside(partition, entry_id, fields or {}, str(error)))
         new = await self._write(events, set_aside)
+        await self._pass_on(notices)
         for partition, (entry_id, _) in batch:
             event = events.get((partition, entry_id))
             self._written[partition, entry_id] = event is not None and event.event_id in new
@@ -144,6 +153,12 @@ class _Lane:
                 poison = SetAside(partition, entry_id.decode(), str(error), orjson.dumps(event))
                 await self._ledger.book([], [poison], utc_now())
         return new
+
+    async def _pass_on(self, notices: Sequence[Notice]) -> None:
+        """Tell them: in the log, for whoever sends mail, and in the ledger, where each is told once."""
+        for notice in await self._ledger.book_notices(notices):
+            NOTICES.labels(notice.what, notice.percent).inc()
+            log.warning("notice", **asdict(notice))
 
     async def _acknowledge(self) -> None:
         """Tell Redis what is committed. Where Redis is away it stays to be told: its answer says what was lost."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
+from metering.clock import utc_at
 from metering.money import MAX_MICRO_MXN, format_rate, measured_micro_mxn, unit_price_micro_mxn
 from metering.pricing import Quote
 
@@ -101,6 +102,25 @@ class Event:
         return self.opened.request_id
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that an organisation, or who has one of its keys, should be told.
+
+    `what` is a quota (`images_per_day`, `images_per_month`, `mxn_per_month`) of which `percent` is reached, or
+    `balance`: credits less charges fell under `limit`. Money is in micro-MXN. `period` is the day, the month, or the
+    number of the last credit: in one period nothing is told twice.
+    """
+
+    org_id: str
+    key_id: str
+    what: str
+    percent: int
+    period: str
+    limit: int
+    used: int
+    at: str
+
+
 RowT = TypeVar("RowT", Proof, Opened, StoredImage)
 _TYPES: Mapping[type, Mapping[str, Any]] = {kind: get_type_hints(kind) for kind in (Proof, Opened, StoredImage)}
 
@@ -182,6 +202,25 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
     return event
 
 
+def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
+    """A stream entry that carries a `notice`. Raises EventError."""
+    try:
+        return Notice(
+            org_id=fields[b"org"].decode(),
+            key_id=fields[b"key"].decode(),
+            what=fields[b"notice"].decode(),
+            percent=int(fields[b"percent"]),
+            period=fields[b"period"].decode(),
+            limit=int(fields[b"limit"]),
+            used=int(fields[b"used"]),
+            at=utc_at(int(fields[b"at_us"])).isoformat(),
+        )
+    except KeyError as error:
+        raise EventError(f"{error.args[0]!r} is missing") from None
+    except (ValueError, OverflowError) as error:
+        raise EventError(str(error)) from None
+
+
 def _row(kind: type[RowT], values: Any) -> RowT:
     """JSON → row, each field of its declared type."""
     row = kind(**values)
@@ -189,11 +228,15 @@ def _row(kind: type[RowT], values: Any) -> RowT:
         value = getattr(row, name)
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise EventError(f"{name}: has another type")
+        if isinstance(value, str) and "\0" in value:
+            raise EventError(f"{name}: holds a NUL, which no database keeps")
     return row
 
 
 def _check(event: Event) -> None:
     """What the record would refuse, or what nobody could recompute."""
+    if "\0" in event.reason + event.result + (event.usd_measured or ""):
+        raise EventError("a text holds a NUL, which no database keeps")
     proof = event.opened.proof
     quoted = event.quantity * proof.unit_micro_mxn
     if event.usd_measured is None and event.amount_micro_mxn != quoted:

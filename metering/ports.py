@@ -1,17 +1,25 @@
 """The seam to the permanent record: what this layer asks of a ledger."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from metering.events import End, Event, StoredImage
+from metering.clock import Period
+from metering.events import End, Event, Notice, StoredImage
+from metering.limits import Limits
 from metering.pricing import Rate
+
+PAGE = 500
+"""Organisations, and keys, that are read at a time."""
 
 LAST = 2**53
 """Above every event number."""
+
+TEST_KEY_ID = "key_test_"
+"""How the short id of a sandbox's key begins."""
 
 CreditType = Literal["bonus", "recharge", "refund", "adjustment"]
 
@@ -26,42 +34,117 @@ class LedgerAway(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Org:
-    """An organisation. Its own limits are None where the plan's hold."""
+    """An organisation. Of its own limits those are None where the plan's hold."""
 
     org_id: str
     name: str
     plan: str
-    requests_per_minute: int | None
-    images_per_minute: int | None
     created_at: str
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without the key: its hash is all that is kept."""
+    """A key without the key: its hash is all that is kept. `models` is empty where it may use all."""
 
     key_id: str
     org_id: str
     name: str
     key_hash: str
     created_at: str
-    revoked_at: str | None
+    revoked_at: str | None = None
+    expires_at: str | None = None
+    models: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
     @property
-    def state(self) -> str:
-        """`active` or `revoked`."""
-        return "revoked" if self.revoked_at else "active"
+    def test(self) -> bool:
+        """For the sandbox: its id says so, as the key itself does."""
+        return self.key_id.startswith(TEST_KEY_ID)
+
+    def state(self, at: datetime) -> Literal["active", "expired", "revoked"]:
+        """At this moment."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= at else "active"
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What the ledger has of an organisation, or of one of its keys: images of a day; images and money of its month."""
+
+    day_images: int = 0
+    month_images: int = 0
+    month_micro_mxn: int = 0
+
+    def plus(self, other: "Used") -> "Used":
+        """Both together."""
+        return Used(
+            self.day_images + other.day_images,
+            self.month_images + other.month_images,
+            self.month_micro_mxn + other.month_micro_mxn,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One organisation as the record has it at one moment: everything that its projection needs."""
+    """One organisation as the record has it at one moment: everything that its projection needs.
+
+    `limits` are its own over its plan's; `used` is by key id.
+    """
 
     org: Org
     revision: int
     credit_number: int
     credits_micro_mxn: int
     keys: tuple[ApiKey, ...]
+    limits: Limits
+    used: Mapping[str, Used]
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """The idempotency key of a write, and what it asked for."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """Who does what: written down together with what is done. `details` never holds a key."""
+
+    actor: str
+    action: str
+    target: str
+    org_id: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    once: Once | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One row of the audit log; `details` is JSON."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    org_id: str | None
+    target: str
+    details: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What was charged of one model to one key on one day of Mexico City."""
+
+    day: str
+    model: str
+    key_id: str
+    orders: int
+    images: int
+    amount_micro_mxn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +182,7 @@ class Delivered:
 class Keyed:
     """A charged order that came with an idempotency key; `once` is the key's hash and the order's fingerprint."""
 
+    org_id: str
     request_id: str
     once: str
     amount_micro_mxn: int
@@ -131,18 +215,31 @@ class Ledger(Protocol):
     async def check_schema(self) -> None: ...
     async def aclose(self) -> None: ...
 
-    async def create_org(self, org: Org) -> None: ...
+    async def create_org(self, org: Org, act: Act) -> None: ...
     async def org(self, ref: str) -> Org: ...
-    async def orgs(self) -> list[Org]: ...
-    async def set_limits(self, org_id: str, changes: Mapping[str, int], at: datetime) -> None: ...
+    async def orgs(self, after: Org | None = None, most: int = PAGE) -> list[Org]: ...
+    async def set_limits(self, org_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> Org: ...
+    async def register_plans(self, plans: Mapping[str, Limits], at: datetime) -> bool: ...
 
-    async def create_key(self, key: ApiKey) -> None: ...
-    async def keys(self, org_id: str) -> list[ApiKey]: ...
-    async def revoke_key(self, key_id: str, at: datetime) -> ApiKey: ...
+    async def create_key(self, key: ApiKey, act: Act, *, replaces: str = "", until: datetime | None = None) -> None: ...
+    async def key(self, key_id: str) -> ApiKey: ...
+    async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]: ...
+    async def revoke_key(self, key_id: str, at: datetime, act: Act) -> ApiKey: ...
+    async def set_key_limits(
+        self, key_id: str, changes: Mapping[str, int | None], at: datetime, act: Act
+    ) -> ApiKey: ...
+    async def last_used(self, org_id: str) -> dict[str, int]: ...
 
-    async def add_credit(self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime) -> bool: ...
+    async def add_credit(
+        self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
+    ) -> bool: ...
 
-    async def add_rate(self, rate: Rate, at: datetime) -> bool: ...
+    async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
+    async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]: ...
+    async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]: ...
+    async def notices(self, org_id: str, before: str, most: int) -> list[Notice]: ...
+
+    async def add_rate(self, rate: Rate, at: datetime, act: Act | None = None) -> bool: ...
     async def rates(self) -> list[Rate]: ...
     async def rate_rows(self) -> set[tuple[str, Decimal]]: ...
     async def register_prices(
@@ -151,13 +248,16 @@ class Ledger(Protocol):
 
     async def last_change(self) -> int: ...
     async def changed_since(self, change: int) -> list[str]: ...
-    async def snapshot(self, org_id: str) -> Snapshot: ...
+    async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]: ...
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
+    async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]: ...
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]: ...
-    async def keyed(self, org_id: str, since_us: int) -> list[Keyed]: ...
+    async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]: ...
+    async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]: ...
     async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
     async def results(self, org_id: str, most: int) -> list[Delivered]: ...
+    async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
     async def recount(self, org_id: str, number: int = LAST) -> Charged: ...
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...

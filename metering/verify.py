@@ -8,6 +8,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
+from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Event, recompute
 from metering.money import format_mxn
 from metering.ports import Ledger, Org
@@ -42,8 +43,11 @@ async def verify(ledger: Ledger, wallet: Wallet, presence: Presence, image_exist
     Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
     """
     differences = await journals(ledger, presence)
-    for org in await ledger.orgs():
-        differences += await _wallet_against_ledger(org, ledger, wallet)
+    page = await ledger.orgs()
+    while page:
+        for org in page:
+            differences += await _wallet_against_ledger(org, ledger, wallet)
+        page = await ledger.orgs(after=page[-1])
     rates, prices = await ledger.rate_rows(), await ledger.price_rows()
     async for event in ledger.events():
         differences += await _proof(event, rates, prices, image_exists)
@@ -87,7 +91,7 @@ async def _journal(incarnation: UUID, presence: Presence) -> str:
 async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> list[Difference]:
     waited_s = 0.0
     while True:  # until the wallet knows of every credit
-        snapshot = await ledger.snapshot(org.org_id)
+        (snapshot,) = await ledger.snapshots([org.org_id], period_at(unix_us_at(utc_now())))
         before = await ledger.charged_up_to(org.org_id)
         try:
             cut = await wallet.read(org.org_id)

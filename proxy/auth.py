@@ -8,7 +8,7 @@ from metering.accounts import KEY, hash_key
 from metering.wallet.wallet import Caller, Wallet
 from proxy.errors import ApiError, Kind
 
-REVOKED = "This API key was revoked."
+REVOKED, EXPIRED = "This API key was revoked.", "This API key has expired."
 
 
 class Authenticator:
@@ -39,6 +39,8 @@ class Authenticator:
 
 
 def check_state(key_state: str) -> None:
-    """A key's state by the wallet, for what only reads. Raises ApiError 401 once it is revoked."""
+    """A key's state by the wallet, for what only reads. Raises ApiError 401 once it is revoked or has expired."""
+    if key_state == "expired":
+        raise ApiError(Kind.KEY_EXPIRED, EXPIRED)
     if key_state != "active":
         raise ApiError(Kind.KEY_REVOKED, REVOKED)

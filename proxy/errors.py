@@ -31,7 +31,10 @@ class Kind(Enum):
     MISSING_KEY = Row(401, "authentication_error", "missing_api_key", False, "no API key was sent")
     INVALID_KEY = Row(401, "authentication_error", "invalid_api_key", False, "the API key is not known")
     KEY_REVOKED = Row(401, "authentication_error", "key_revoked", False, "the API key was revoked")
+    KEY_EXPIRED = Row(401, "authentication_error", "key_expired", False, "the API key has expired")
     BALANCE = Row(402, "insufficient_balance", "insufficient_balance", False, "the balance does not cover the order")
+    BUDGET = Row(402, "budget_exceeded", "budget_exceeded", False, "the month's budget does not cover the order")
+    MODEL_NOT_ALLOWED = Row(403, "permission_error", "model_not_allowed", False, "the API key may not use this model")
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(
         404, "invalid_request_error", "generation_not_found", False, "the organisation has no such generation"
@@ -42,7 +45,14 @@ class Kind(Enum):
     KEY_REUSED = Row(
         422, "invalid_request_error", "idempotency_key_reused", False, "the same idempotency key with another order"
     )
-    RATE_LIMIT = Row(429, "rate_limit_exceeded", "rate_limit_exceeded", True, "too many requests or images per minute")
+    RATE_LIMIT = Row(
+        429,
+        "rate_limit_exceeded",
+        "rate_limit_exceeded",
+        True,
+        "too many requests or images per minute, or images at once",
+    )
+    QUOTA = Row(429, "rate_limit_exceeded", "quota_exceeded", False, "the day's or the month's images are used up")
     INTERNAL = Row(500, "internal_error", "internal_error", True, "a fault of the gateway")
     PROVIDER = Row(
         502, "provider_unavailable", "provider_unavailable", True, "the model's provider or the store failed"

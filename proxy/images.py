@@ -20,20 +20,18 @@ from metering.money import format_mxn
 from metering.ports import Ledger, LedgerAway
 from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
-from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict, Wallet
-from proxy.auth import REVOKED, Authenticator
+from metering.wallet.wallet import Admission, Caller, Placed, Verdict, Wallet
+from proxy.auth import EXPIRED, REVOKED, Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
+from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, rate_headers, rate_limited
 from proxy.middleware import RequestContext, context_of
 from proxy.outcomes import reason_as_error
 from proxy.ports import Order
 from proxy.replies import Replies
 from proxy.results import decode as decode_result
 from proxy.wire import fingerprint, parse_order
-
-HOLDS_RETRY_S = 2.0
-"""A hint: an image takes several seconds, so that some holds are closed by then."""
 
 JOIN_POLL_S = 0.2
 """How often a request that joined an order asks how that stands; an image takes seconds."""
@@ -51,7 +49,7 @@ PLACED_BEFORE = "This order was placed before, and what came of it is not known 
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """Of one request: bytes of body and seconds that it may take to arrive, seconds until the reply is sent."""
 
     body_bytes: int
@@ -85,7 +83,7 @@ class ImagesEndpoint:
         generations: Generations,
         lifecycle: Lifecycle,
         replies: Replies,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         refusal: Callable[[], str | None],
         price_book: str,
@@ -218,6 +216,11 @@ class ImagesEndpoint:
         match admission.verdict:
             case Verdict.REVOKED:
                 return ApiError(Kind.KEY_REVOKED, REVOKED)
+            case Verdict.EXPIRED:
+                return ApiError(Kind.KEY_EXPIRED, EXPIRED)
+            case Verdict.MODEL:
+                message = f"This API key may not use `{price.price.model}`."
+                return ApiError(Kind.MODEL_NOT_ALLOWED, message, param="model")
             case Verdict.REUSED:
                 message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
                 return ApiError(Kind.KEY_REUSED, message)
@@ -228,10 +231,12 @@ class ImagesEndpoint:
                 )
                 where = f" Top up at {self._topup_url}." if self._topup_url else " Top up your balance."
                 return ApiError(Kind.BALANCE, message + where, headers=headers)
+            case Verdict.BUDGET | Verdict.DAY | Verdict.MONTH | Verdict.FLIGHT:
+                return exceeded(admission, price, headers)
             case Verdict.REQUESTS:
-                return _rate_limited("requests", admission.requests, admission.retry_us, 1, headers)
+                return rate_limited("requests", admission, admission.requests, 1, headers)
             case Verdict.IMAGES:
-                return _rate_limited("images", admission.images, admission.retry_us, price.images, headers)
+                return rate_limited("images", admission, admission.images, price.images, headers)
             case Verdict.HOLDS:
                 message = "Too many of your organisation's images are being made at this moment."
                 return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
@@ -323,7 +328,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+async def read_body(request: Request, limits: RequestLimits) -> bytes:
     """The whole body, within bounds of size and time. Raises ApiError 413 or 400."""
     too_large = ApiError(Kind.TOO_LARGE, f"The body is larger than {limits.body_bytes} bytes.")
     announced = request.headers.get("content-length", "0")
@@ -342,36 +347,3 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     except ClientDisconnect:
         raise ApiError(Kind.INVALID_REQUEST, "The body broke off.") from None
     return bytes(body)
-
-
-def balance_header(available_micro_mxn: int) -> dict[str, str]:
-    """What the organisation can spend now."""
-    return {"x-geekhub-balance-mxn": format_mxn(available_micro_mxn)}
-
-
-def rate_headers(admission: Admission) -> dict[str, str]:
-    """OpenAI's rate-limit headers."""
-    headers = {}
-    for name, state in (("requests", admission.requests), ("images", admission.images)):
-        headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, state.remaining))
-        headers[f"x-ratelimit-reset-{name}"] = _duration(state.reset_us)
-    return headers
-
-
-def _duration(microseconds: int) -> str:
-    """OpenAI's form: `20ms`, `1s`, `6m0s`, rounded up."""
-    milliseconds = -(-microseconds // 1000)
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
-
-
-def _rate_limited(what: str, state: RateState, retry_us: int, cost: int, headers: dict[str, str]) -> ApiError:
-    if cost > state.limit:
-        message = f"This order counts as {cost} {what}, and your limit is {state.limit} {what} per minute."
-        return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
-    wait_s = retry_us / 1_000_000
-    message = f"Your limit is {state.limit} {what} per minute. Try again in {wait_s:.3g} seconds."
-    return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from getpass import getuser
 
 import httpx2
 import structlog
@@ -12,7 +13,7 @@ from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from config.catalogue import Catalogue, Plan, read_catalogue, read_plans, read_seed_rates
+from config.catalogue import Catalogue, read_catalogue, read_plans, read_seed_rates
 from config.settings import (
     BODY_TIMEOUT_S,
     CLOSED_S,
@@ -47,7 +48,9 @@ from metering.fx import Rates, seed
 from metering.journal import MOST_ENTRY_BYTES, Folder, Journal, JournalError, Past
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
-from metering.ports import Ledger, LedgerAway, ListPrice
+from metering.limits import Limits
+from metering.money import parse_mxn
+from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
 from metering.wallet.connection import WalletAway, open_redis, warm_up
@@ -61,7 +64,7 @@ from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
 from proxy.history import HistoryEndpoint
-from proxy.images import ImagesEndpoint, Limits
+from proxy.images import ImagesEndpoint, RequestLimits
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
@@ -175,17 +178,32 @@ class Back:
     settings: Settings
     ledger: Ledger
     redis: Redis | None
-    plans: Mapping[str, Plan]
+    plans: Mapping[str, Limits]
 
     @property
     def projector(self) -> Projector | None:
         """Brings a change to Redis at once, where this process can reach it."""
-        return Projector(self.redis, self.ledger, self.plans) if self.redis is not None else None
+        return Projector(self.redis, self.ledger) if self.redis is not None else None
 
     @property
     def accounts(self) -> Accounts:
-        """What may be done to organisations."""
-        return Accounts(self.ledger, self.projector, self.plans)
+        """What whoever runs this process may do to organisations."""
+        return self.accounts_of(f"cli:{getuser()}")
+
+    def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
+        """What an actor may do to organisations, and with `once` the one write that may be repeated."""
+        return Accounts(self.ledger, self.projector, self.plans, actor, once)
+
+    async def last_used(self, org_id: str) -> dict[str, int]:
+        """Key id → Unix µs of its last order, as far as ledger and Redis know."""
+        used = await self.ledger.last_used(org_id)
+        if self.redis is not None:
+            page = await self.ledger.keys(org_id)
+            while page:
+                late = await self.wallet().last_used(org_id, [key.key_id for key in page])
+                used |= {key_id: max(used.get(key_id, 0), at_us) for key_id, at_us in late.items()}
+                page = await self.ledger.keys(org_id, after=page[-1])
+        return used
 
     def wallet(self) -> Wallet:
         """The wallets. Raises SettingsError where no Redis is set."""
@@ -208,7 +226,7 @@ async def open_back(settings: Settings) -> AsyncIterator[Back]:
     ledger = open_ledger(settings)
     redis = open_background_redis(settings) if settings.redis_url is not None else None
     try:
-        yield Back(settings, ledger, redis, read_plans(settings.plans))
+        yield Back(settings, ledger, redis, _plans(settings))
     finally:
         await ledger.aclose()
         if redis is not None:
@@ -246,6 +264,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         assert back.redis is not None
         await back.ledger.check_schema()
         await _register(back.ledger, catalogue, settings)
+        await back.ledger.register_plans(back.plans, utc_now())
         rates = Rates(back.ledger, settings.fx_grace_h)
         await rates.refresh()
         pressure = Pressure(back.redis, MEMORY_MARK)
@@ -270,7 +289,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
-        projector = Projector(back.redis, back.ledger, back.plans)
+        projector = Projector(back.redis, back.ledger)
 
         def refusal() -> str | None:
             if stopping.is_set():
@@ -309,7 +328,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 generations,
                 lifecycle,
                 replies,
-                Limits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
+                RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 refusal=refusal,
                 price_book=catalogue.price_book_version,
                 region=settings.region,
@@ -367,6 +386,20 @@ def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalog
     if absent := sorted(set(catalogue.models) - set(models)):
         log.warning("models_not_offered", models=absent, why="the provider's key is not set")
     return catalogue.model_copy(update={"models": models})
+
+
+def _plans(settings: Settings) -> dict[str, Limits]:
+    return {
+        name: Limits(
+            requests_per_minute=plan.requests_per_minute,
+            images_per_minute=plan.images_per_minute,
+            in_flight=plan.in_flight,
+            images_per_day=plan.images_per_day,
+            images_per_month=plan.images_per_month,
+            micro_mxn_per_month=None if plan.mxn_per_month is None else parse_mxn(f"{plan.mxn_per_month:f}"),
+        )
+        for name, plan in read_plans(settings.plans).items()
+    }
 
 
 async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:

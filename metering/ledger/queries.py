@@ -1,7 +1,8 @@
 """SQL lives in `.sql` files; this finds it there.
 
 Both databases run the same statements but for a few, which stand in a file of their own. The shared ones are written
-with `:name`, as SQLite takes it; for psycopg the placeholder is respelled, and nothing else is ever translated.
+with `:name`, as SQLite takes it; for psycopg the placeholder is respelled. A list is given as JSON and written
+`IN (:ids)`, which each database takes apart in its own way. Nothing else is ever translated.
 """
 
 import re
@@ -14,12 +15,17 @@ Dialect = Literal["sqlite", "postgres"]
 
 _HERE = Path(__file__).parent / "sql"
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_LIST = "IN (:ids)"
+_LISTS: dict[Dialect, str] = {
+    "sqlite": "IN (SELECT value FROM json_each(:ids))",
+    "postgres": "IN (SELECT json_array_elements_text(CAST(:ids AS json)))",
+}
 _PLACEHOLDER = re.compile(r":(\w+)")
 
 
 def named_queries(dialect: Dialect) -> dict[str, str]:
     """Statement by name: the shared ones of `queries.sql`, and the dialect's own."""
-    shared = _read("queries.sql")
+    shared = _read("queries.sql").replace(_LIST, _LISTS[dialect])
     if dialect == "postgres":
         shared = _PLACEHOLDER.sub(r"%(\1)s", shared)
     parts = _NAME.split(shared)[1:] + _NAME.split(_read(f"queries_{dialect}.sql"))[1:]

@@ -6,7 +6,9 @@ a race is simply begun again.
 """
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Literal, TypeVar
@@ -14,14 +16,18 @@ from uuid import UUID
 
 import orjson
 
-from metering.clock import month_start_us, unix_us_at
-from metering.events import Event, decode_images
+from metering.clock import Period, month_start_us, unix_us_at
+from metering.events import Event, Notice, decode_images
 from metering.ledger.queries import Dialect, pending
-from metering.ledger.rows import Row, event_of, event_row, fields
+from metering.ledger.rows import Row, event_of, event_row, fields, key_of, org_of
+from metering.limits import Limits
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import (
     LAST,
+    PAGE,
+    Act,
     ApiKey,
+    Audit,
     Charged,
     CreditType,
     Delivered,
@@ -32,6 +38,8 @@ from metering.ports import (
     Org,
     SetAside,
     Snapshot,
+    UsageRow,
+    Used,
 )
 from metering.pricing import Rate
 
@@ -43,7 +51,7 @@ Mode = Literal["read", "scan", "book", "write"]
 """read: one consistent cut. scan: the same, for as long as a whole history takes. book: adds events, beside others
 that do. write: alone among the writers of everything else, so that what it has read still holds when it commits."""
 
-PAGE = 1_000
+EVENTS = 1_000
 """Events fetched at a time: about 1 MB."""
 
 
@@ -93,7 +101,7 @@ class SqlLedger(ABC):
 
     # --- organisations and keys ---
 
-    async def create_org(self, org: Org) -> None:
+    async def create_org(self, org: Org, act: Act) -> None:
         """Raises LedgerError when the name is taken."""
 
         def steps() -> Steps[None]:
@@ -101,6 +109,7 @@ class SqlLedger(ABC):
                 raise LedgerError(f"an organisation named {org.name!r} exists already")
             yield "create_org", fields(org)
             yield _change(org.org_id, "org created", org.created_at)
+            yield from _note(act, org.created_at)
 
         await self._run("write", steps)
 
@@ -109,53 +118,116 @@ class SqlLedger(ABC):
         rows = await self._rows("org", ref=ref)
         if not rows:
             raise LedgerError(f"there is no organisation {ref!r}")
-        return Org(*rows[0])
+        return org_of(rows[0])
 
-    async def orgs(self) -> list[Org]:
-        """All, oldest first."""
-        return [Org(*row) for row in await self._rows("orgs")]
+    async def orgs(self, after: Org | None = None, most: int = PAGE) -> list[Org]:
+        """A page of them, oldest first; the next one begins `after` the last of this one."""
+        at, org_id = (after.created_at, after.org_id) if after is not None else ("", "")
+        return [org_of(row) for row in await self._rows("orgs", after_at=at, after_id=org_id, page=most)]
 
-    async def set_limits(self, org_id: str, changes: Mapping[str, int], at: datetime) -> None:
-        """Set an organisation's own limits; what is not named stays."""
-        values = {"requests_per_minute": None, "images_per_minute": None, **changes}
+    async def set_limits(self, org_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> Org:
+        """Set an organisation's own limits; what is not named stays, and None is the plan's again."""
 
-        def steps() -> Steps[None]:
-            yield "set_limits", {"org_id": org_id, **values}
+        def steps() -> Steps[Org]:
+            (row,) = yield "org", {"ref": org_id}
+            org = org_of(row)
+            changed = replace(org, limits=org.limits.changed(changes))
+            yield "set_limits", {"org_id": org_id, **changed.limits.values()}
             yield _change(org_id, "limits", at.isoformat())
+            yield from _note(act, at.isoformat())
+            return changed
 
-        await self._run("write", steps)
+        return await self._run("write", steps)
 
-    async def create_key(self, key: ApiKey) -> None:
-        """Record a key by its hash."""
+    async def register_plans(self, plans: Mapping[str, Limits], at: datetime) -> bool:
+        """The plans that hold from now on; False where they are as they were. Otherwise all wallets are told."""
+
+        def steps() -> Steps[bool]:
+            known = {row[0]: Limits(*row[1:]) for row in (yield "plans", {})}
+            if known == plans:
+                return False
+            for name in known.keys() - plans.keys():
+                yield "drop_plan", {"name": name}
+            for name, limits in plans.items():
+                yield "set_plan", {"name": name, **limits.values(), "at": at.isoformat()}
+            yield "change_all", {"what": "plans", "at": at.isoformat()}
+            return True
+
+        return await self._run("write", steps)
+
+    async def create_key(self, key: ApiKey, act: Act, *, replaces: str = "", until: datetime | None = None) -> None:
+        """Record a key by its hash. The one that it `replaces` ends at `until`, if it does not end before."""
 
         def steps() -> Steps[None]:
-            yield "create_key", fields(key)
+            values = fields(key) | key.limits.values() | {"models": " ".join(key.models)}
+            yield "create_key", values
+            if until is not None:
+                yield "expire_key", {"key_id": replaces, "at": until.isoformat()}
             yield _change(key.org_id, "key created", key.created_at)
+            yield from _note(act, key.created_at)
 
         await self._run("write", steps)
 
-    async def keys(self, org_id: str) -> list[ApiKey]:
-        """All keys of an organisation, revoked ones too, oldest first."""
-        return [ApiKey(*row) for row in await self._rows("keys", org_id=org_id)]
+    async def key(self, key_id: str) -> ApiKey:
+        """By its short id. Raises LedgerError when there is none."""
+        rows = await self._rows("key", key_id=key_id)
+        if not rows:
+            raise LedgerError(f"there is no key {key_id!r}")
+        return key_of(rows[0])
 
-    async def revoke_key(self, key_id: str, at: datetime) -> ApiKey:
+    async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]:
+        """A page of an organisation's keys, revoked ones too, oldest first."""
+        at, key_id = (after.created_at, after.key_id) if after is not None else ("", "")
+        rows = await self._rows("keys", org_id=org_id, after_at=at, after_id=key_id, page=most)
+        return [key_of(row) for row in rows]
+
+    async def revoke_key(self, key_id: str, at: datetime, act: Act) -> ApiKey:
         """Revoke for good; a second time changes nothing. Raises LedgerError when there is no such key."""
 
         def steps() -> Steps[ApiKey]:
             revoked = yield "revoke_key", {"key_id": key_id, "at": at.isoformat()}
-            rows = yield "key", {"key_id": key_id}
-            if not rows:
-                raise LedgerError(f"there is no key {key_id!r}")
-            key = ApiKey(*rows[0])
+            key = yield from _key(key_id)
             if revoked:
                 yield _change(key.org_id, "key revoked", at.isoformat())
+            yield from _note(replace(act, org_id=key.org_id), at.isoformat())
             return key
 
         return await self._run("write", steps)
 
+    async def set_key_limits(self, key_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> ApiKey:
+        """Set a key's own limits; what is not named stays, and None is no limit."""
+
+        def steps() -> Steps[ApiKey]:
+            key = yield from _key(key_id)
+            changed = replace(key, limits=key.limits.changed(changes))
+            yield "set_key_limits", {"key_id": key_id, **changed.limits.values()}
+            yield _change(key.org_id, "key limits", at.isoformat())
+            yield from _note(replace(act, org_id=key.org_id), at.isoformat())
+            return changed
+
+        return await self._run("write", steps)
+
+    async def last_used(self, org_id: str) -> dict[str, int]:
+        """Key id → Unix µs of the last order that was charged to it."""
+        rows = await self._rows("last_used", org_id=org_id)
+        return {key_id: last_us for (key_id, last_us) in rows}
+
+    # --- who did what ---
+
+    async def written(self, actor: str, key: str) -> tuple[str, str] | None:
+        """What was asked for under this idempotency key, and what it was done to."""
+        rows = await self._rows("written", actor=actor, key=key)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]:
+        """A page of the audit log, the latest first, below the row `before`."""
+        return [Audit(*row) for row in await self._rows("audits", org_id=org_id, before=before, page=most)]
+
     # --- credits ---
 
-    async def add_credit(self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime) -> bool:
+    async def add_credit(
+        self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
+    ) -> bool:
         """Add a numbered credit; False when this very credit is there already.
 
         Raises LedgerError when the id stands for another credit: a payment's id is used once.
@@ -175,14 +247,15 @@ class SqlLedger(ABC):
             values = {"id": credit_id, "org_id": org_id, "type": kind, "number": number + 1, "at": at.isoformat()}
             yield "add_credit", {**values, "amount_micro_mxn": micro_mxn}
             yield _change(org_id, "credit", at.isoformat())
+            yield from _note(act, at.isoformat())
             return True
 
         return await self._run("write", steps)
 
     # --- rates and prices ---
 
-    async def add_rate(self, rate: Rate, at: datetime) -> bool:
-        """Add a month's rate; False when it is there already.
+    async def add_rate(self, rate: Rate, at: datetime, act: Act | None = None) -> bool:
+        """Add a month's rate; False when it is there already. Without `act` it is the seed of an empty table.
 
         Raises LedgerError when the month has begun with another rate.
         """
@@ -198,6 +271,8 @@ class SqlLedger(ABC):
                 )
             values = {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
             yield "add_rate", {**values, "at": at.isoformat()}
+            if act is not None:
+                yield from _note(act, at.isoformat())
             return True
 
         return await self._run("write", steps)
@@ -242,21 +317,35 @@ class SqlLedger(ABC):
         """Ids of the organisations that changed after change number `change`."""
         return [org_id for (org_id,) in await self._rows("changed_since", change=change)]
 
-    async def snapshot(self, org_id: str) -> Snapshot:
-        """Everything that a projection needs, of one moment."""
+    async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]:
+        """Everything that a projection of these needs, of one moment; `period` is today, for what was used."""
+        days = {"day": period.day, "first": f"{period.month}-01", "last": f"{period.month}-31"}
 
-        def steps() -> Steps[Snapshot]:
-            ((number, total),) = yield "last_credit", {"org_id": org_id}
-            (org,) = yield "org", {"ref": org_id}
-            ((revision,),) = yield "revision", {"org_id": org_id}
-            keys = yield "keys", {"org_id": org_id}
-            return Snapshot(
-                org=Org(*org),
-                revision=revision,
-                credit_number=number,
-                credits_micro_mxn=total,
-                keys=tuple(ApiKey(*row) for row in keys),
-            )
+        ids = {"ids": _json(org_ids)}
+
+        def steps() -> Steps[list[Snapshot]]:
+            plans = {row[0]: Limits(*row[1:]) for row in (yield "plans", {})}
+            orgs = [org_of(row) for row in (yield "orgs_of", ids)]
+            revisions = dict((yield "revisions", ids))
+            credits_ = {org_id: (number, total) for org_id, number, total in (yield "credits_of", ids)}
+            keys: dict[str, list[ApiKey]] = defaultdict(list)
+            used: dict[str, dict[str, Used]] = defaultdict(dict)
+            for row in (yield "keys_of", ids):
+                keys[row[1]].append(key_of(row))
+            for org_id, key_id, *figures in (yield "used", {**ids, **days}):
+                used[org_id][key_id] = Used(*figures)
+            return [
+                Snapshot(
+                    org=org,
+                    revision=revisions.get(org.org_id, 0),
+                    credit_number=credits_.get(org.org_id, (0, 0))[0],
+                    credits_micro_mxn=credits_.get(org.org_id, (0, 0))[1],
+                    keys=tuple(keys[org.org_id]),
+                    limits=org.limits.over(plans.get(org.plan) or plans.get("default") or Limits()),
+                    used=used[org.org_id],
+                )
+                for org in orgs
+            ]
 
         return await self._run("read", steps)
 
@@ -278,18 +367,48 @@ class SqlLedger(ABC):
 
         return await self._run("book", steps)
 
+    async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]:
+        """Write down what organisations are to be told; returns those that are new."""
+
+        def steps() -> Steps[list[Notice]]:
+            new = []
+            for notice in sorted(notices, key=lambda one: (one.org_id, one.key_id, one.what, one.percent, one.period)):
+                if (yield "add_notice", fields(notice)):
+                    new.append(notice)
+            return new
+
+        return await self._run("book", steps) if notices else []
+
+    async def notices(self, org_id: str, before: str, most: int) -> list[Notice]:
+        """What an organisation was told before a moment, the latest first."""
+        return [Notice(*row) for row in await self._rows("notices", org_id=org_id, before=before, page=most)]
+
+    async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]:
+        """What was charged from one day to another, both of Mexico City and both included."""
+        return [UsageRow(*row) for row in await self._rows("usage", org_id=org_id, first=first, last=last)]
+
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
         """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""
-        rows = await self._rows("ended", ids=orjson.dumps(list(request_ids)).decode())
+        rows = await self._rows("ended", ids=_json(request_ids))
         rows.sort(key=lambda row: row[1] == "charge")
         return {
             event_id: Ended(end, frozenset(image["path"] for image in orjson.loads(images)))
             for event_id, end, images in rows
         }
 
-    async def keyed(self, org_id: str, since_us: int) -> list[Keyed]:
-        """Charged orders of an organisation that came with an idempotency key, since then."""
-        return [Keyed(*row) for row in await self._rows("keyed", org_id=org_id, since_us=since_us)]
+    async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]:
+        """Charged orders of these organisations that came with an idempotency key, since then."""
+        return [Keyed(*row) for row in await self._rows("keyed", ids=_json(org_ids), since_us=since_us)]
+
+    async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]:
+        """Charged orders of these organisations that ended since then: organisation, request, amount."""
+        rows = await self._rows("charged_since", ids=_json(org_ids), since_us=since_us)
+        return [(org_id, request_id, amount) for org_id, request_id, amount in rows]
+
+    async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]:
+        """What the ledger has of those of these organisations of which it has anything."""
+        rows = await self._rows("charged", ids=_json(org_ids))
+        return {org_id: Charged(*figures) for org_id, *figures in rows}
 
     async def result(self, org_id: str, request_id: str) -> Delivered | None:
         """What a charged order of this organisation delivered, as long as it is kept."""
@@ -342,10 +461,12 @@ class SqlLedger(ABC):
         """Booked events by month, organisation and number, a page at a time."""
         after: dict[str, Any] = {"after_month": "", "after_org_id": "", "after_number": 0, "after_event_id": ""}
         while True:
-            page = [event_of(row) for row in await self._rows("events", org_id=org_id, month=month, page=PAGE, **after)]
+            page = [
+                event_of(row) for row in await self._rows("events", org_id=org_id, month=month, page=EVENTS, **after)
+            ]
             for event in page:
                 yield event
-            if len(page) < PAGE:
+            if len(page) < EVENTS:
                 return
             last = page[-1]
             after = {
@@ -354,6 +475,26 @@ class SqlLedger(ABC):
                 "after_number": last.number,
                 "after_event_id": last.event_id,
             }
+
+
+def _json(values: Sequence[str]) -> str:
+    return orjson.dumps(list(values)).decode()
+
+
+def _key(key_id: str) -> Steps[ApiKey]:
+    rows = yield "key", {"key_id": key_id}
+    if not rows:
+        raise LedgerError(f"there is no key {key_id!r}")
+    return key_of(rows[0])
+
+
+def _note(act: Act, at: str) -> Steps[None]:
+    """Who did it, and under which idempotency key."""
+    details = orjson.dumps(act.details).decode()
+    values = {"actor": act.actor, "target": act.target, "at": at}
+    yield "audit", {**values, "action": act.action, "org_id": act.org_id, "details": details}
+    if act.once is not None:
+        yield "add_write", {**values, "key": act.once.key, "fingerprint": act.once.fingerprint}
 
 
 def _change(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:

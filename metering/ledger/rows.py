@@ -5,6 +5,8 @@ from typing import Any
 import orjson
 
 from metering.events import Event, Opened, Proof, StoredImage
+from metering.limits import Limits
+from metering.ports import ApiKey, Org
 
 Row = tuple[Any, ...]
 
@@ -12,6 +14,19 @@ Row = tuple[Any, ...]
 def fields(row: Any) -> dict[str, Any]:
     """A dataclass with slots as values by name."""
     return {name: getattr(row, name) for name in row.__slots__}
+
+
+def org_of(row: Row) -> Org:
+    """A row of the statements `org` and `orgs`."""
+    org_id, name, plan, created_at, *limits = row
+    return Org(org_id, name, plan, created_at, Limits(*limits))
+
+
+def key_of(row: Row) -> ApiKey:
+    """A row of the statements `key` and `keys`."""
+    key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, models, *limits = row
+    may = tuple(models.split())
+    return ApiKey(key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, may, Limits(*limits))
 
 
 def event_row(event: Event, booked_at: str) -> dict[str, Any]:

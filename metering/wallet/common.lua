@@ -26,13 +26,18 @@ local function clock(given_us)
   return t[1] * 1000000 + t[2]
 end
 
--- The holds of an organisation that have run out, as {request, amount}, and their sum. They count nowhere, whether
--- or not somebody has written their end down.
+-- What one of an organisation's keys may do, and what it has used.
+local function access_of(key_id) return P .. ':access:' .. key_id end
+
+-- The holds of an organisation that have run out. They count nowhere, whether or not somebody has written their end
+-- down. Returns the holds, and the sum of their amounts.
 local function expired_holds(org, now_us)
   local found, sum = {}, 0
   for _, request in ipairs(redis.call('ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us)) do
-    local amount = tonumber(redis.call('HGET', P .. ':hold:' .. request, 'amount') or 0)
-    found[#found + 1] = request
+    local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
+    local amount = tonumber(hold[1] or 0)
+    found[#found + 1] = { request = request, amount = amount, images = tonumber(hold[2] or 0), key = hold[3],
+      day = hold[4], month = hold[5] }
     sum = sum + amount
   end
   return found, sum
@@ -55,17 +60,94 @@ local function standing(org, request, now_us)
   return expires and tonumber(expires) > now_us and 'open' or nil
 end
 
+-- How much of its quotas an organisation, or one of its keys, has used. `name` is its wallet, or the key's access.
+-- `flying`: images of open holds. Of the day and of the month: images delivered (`done`) and of open holds (`open`);
+-- of the month the same in micro-MXN (`spent`). A period that has passed is never gone back to: a clock that was set
+-- back counts in the later one, so that nobody gets a quota twice (rule 29).
+local function usage(name, day, month)
+  local v = redis.call('HMGET', name, 'flying', 'day', 'day_done', 'day_open', 'month', 'month_done', 'month_open',
+    'spent_done', 'spent_open')
+  local u = { name = name, flying = tonumber(v[1] or 0), day = v[2] or '', month = v[5] or '' }
+  if u.day < day then
+    u.day, u.day_done, u.day_open = day, 0, 0
+  else
+    u.day_done, u.day_open = tonumber(v[3]), tonumber(v[4])
+  end
+  if u.month < month then
+    u.month, u.month_done, u.month_open, u.spent_done, u.spent_open = month, 0, 0, 0, 0
+  else
+    u.month_done, u.month_open, u.spent_done, u.spent_open = tonumber(v[6]), tonumber(v[7]), tonumber(v[8]), tonumber(v[9])
+  end
+  return u
+end
+
+local function keep_usage(u)
+  redis.call('HSET', u.name, 'flying', u.flying, 'day', u.day, 'day_done', u.day_done, 'day_open', u.day_open, 'month',
+    u.month, 'month_done', u.month_done, 'month_open', u.month_open, 'spent_done', u.spent_done, 'spent_open', u.spent_open)
+end
+
+-- A hold is opened (sign 1), or gives back what it had taken (sign -1) of its own day and month.
+local function hold_counts(u, sign, images, amount, day, month)
+  u.flying = u.flying + sign * images
+  if u.day == day then u.day_open = u.day_open + sign * images end
+  if u.month == month then
+    u.month_open = u.month_open + sign * images
+    u.spent_open = u.spent_open + sign * amount
+  end
+end
+
+-- Something that the organisation should be told, in the same stream as its events; it has no number of its own.
+local function notice(what, org, key, percent, limit, used, period, now_us)
+  redis.call('XADD', P .. ':events', '*', 'notice', what, 'org', org, 'key', key, 'percent', percent, 'limit', limit,
+    'used', used, 'period', period, 'at_us', now_us)
+end
+
+local THRESHOLDS = { 80, 100 }
+
+-- After a charge: which thresholds of its quotas are reached now, each once in a period.
+local function tell_thresholds(u, org, key, now_us)
+  local v = redis.call('HMGET', u.name, 'images_per_day', 'images_per_month', 'mxn_per_month', 'told_images_per_day',
+    'told_images_per_month', 'told_mxn_per_month')
+  local quotas = {
+    { what = 'images_per_day', limit = v[1], told = v[4], used = u.day_done, period = u.day },
+    { what = 'images_per_month', limit = v[2], told = v[5], used = u.month_done, period = u.month },
+    { what = 'mxn_per_month', limit = v[3], told = v[6], used = u.spent_done, period = u.month },
+  }
+  for _, q in ipairs(quotas) do
+    if q.limit then
+      local limit = tonumber(q.limit)
+      local period, told = string.match(q.told or '', '^(%S+) (%d+)$')
+      told = period == q.period and tonumber(told) or 0
+      for _, percent in ipairs(THRESHOLDS) do
+        if percent > told and q.used >= limit * percent / 100 then
+          notice(q.what, org, key, percent, limit, q.used, q.period, now_us)
+          redis.call('HSET', u.name, 'told_' .. q.what, q.period .. ' ' .. percent)
+        end
+      end
+    end
+  end
+end
+
+-- The balance (credits less charges) fell under the mark. It rises by credits alone, so once a credit is enough to tell
+-- one crossing from the next.
+local function tell_balance(org, before, after, now_us)
+  local v = redis.call('HMGET', P .. ':wallet:' .. org, 'low', 'credit_number')
+  local low = tonumber(v[1] or 0)
+  if before >= low and after < low then notice('balance', org, '', 0, low, after, v[2], now_us) end
+end
+
 -- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered,
 -- and what its owner may fetch again.
 local function close(org, request, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s)
-  local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened')
-  local held = tonumber(hold[1])
+  local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened', 'images', 'key', 'day',
+    'month')
+  local held, asked, key, day, month = tonumber(hold[1]), tonumber(hold[4]), hold[5], hold[6], hold[7]
   local wallet = P .. ':wallet:' .. org
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
   redis.call('HDEL', P .. ':jobs', request)
   redis.call('HINCRBY', wallet, 'held', -held)
-  redis.call('HINCRBY', wallet, 'charged', amount)
+  local charged = redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)
   local number = redis.call('HINCRBY', wallet, 'number', 1)
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
@@ -76,5 +158,20 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   if result ~= '' then
     redis.call('HSET', P .. ':result:' .. request, 'org', org, 'images', images, 'result', result)
     redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
+  end
+  for _, name in ipairs({ wallet, access_of(key) }) do
+    local u = usage(name, day, month)
+    hold_counts(u, -1, asked, held, day, month)
+    if u.day == day then u.day_done = u.day_done + quantity end
+    if u.month == month then
+      u.month_done = u.month_done + quantity
+      u.spent_done = u.spent_done + amount
+    end
+    keep_usage(u)
+    if quantity > 0 then tell_thresholds(u, org, name == wallet and '' or key, now_us) end
+  end
+  if amount > 0 then
+    local after = tonumber(redis.call('HGET', wallet, 'credits')) - charged
+    tell_balance(org, after + amount, after, now_us)
   end
 end

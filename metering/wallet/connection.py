@@ -118,6 +118,19 @@ class Script:
         except NoScriptError:
             return await self._redis.eval(self._text, len(keys), *keys, *args)
 
+    async def each(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Many calls in as few round trips as there are servers, and a reply for each."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for names, args in calls:
+                pipe.evalsha(self._hash, len(names), *names, *args)
+            replies = await pipe.execute(raise_on_error=False) if calls else []
+        for place, (names, args) in enumerate(calls):
+            if isinstance(replies[place], NoScriptError):
+                replies[place] = await self(keys=names, args=args)
+            elif isinstance(replies[place], Exception):
+                raise replies[place]
+        return list(replies)
+
 
 def load_script(redis: Redis, name: str) -> Script:
     """The script `NAME.lua` of this folder, with the common part in front."""

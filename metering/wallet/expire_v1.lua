@@ -11,8 +11,8 @@ for _, org in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 
   if ended >= most then break end
   -- An organisation whose wallet is lost keeps its holds until it is rebuilt.
   if redis.call('EXISTS', P .. ':wallet:' .. org) == 1 then
-    for _, request in ipairs((expired_holds(org, now))) do
-      close(org, request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember)
+    for _, hold in ipairs((expired_holds(org, now))) do
+      close(org, hold.request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember)
       ended = ended + 1
     end
     redis.call('ZREM', KEYS[2], org)

@@ -84,8 +84,11 @@ class OrgKeys:
         self.busy = busy(self.partition)
         self.jobs = jobs(self.partition)
         self.wallet = f"{self._tag}:wallet:{org_id}"
-        self.key_states = f"{self._tag}:keys:{org_id}"
         self.open = f"{self._tag}:open:{org_id}"
+
+    def access(self, key_id: str) -> str:
+        """What one of the organisation's keys may do, and what it has used of its limits."""
+        return f"{self._tag}:access:{key_id}"
 
     def hold(self, request_id: str) -> str:
         """The hold of one order."""

@@ -4,8 +4,9 @@ Any number of these may run at once, in gateways, consumers and commands: a proj
 """
 
 import asyncio
-from collections.abc import Collection, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
 from uuid import uuid4
 
 import structlog
@@ -13,10 +14,10 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from config.catalogue import Plan
-from config.settings import CLOSED_S
-from metering.clock import unix_us_at, utc_now
-from metering.ports import Charged, Ledger, LedgerAway, Snapshot
+from config.settings import CLOSED_S, LOW_BALANCE_MICRO_MXN
+from metering.clock import Period, period_at, unix_us_at, utc_now
+from metering.limits import Limits
+from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
 from metering.wallet.connection import load_script, servers
 
@@ -30,17 +31,19 @@ BELOW_ZERO = Counter("ghub_balance_below_zero_total", "Projections that left a b
 FENCE_S = 5
 """A rebuild whose process died, or stood still for so long, is taken over by another."""
 
+LATE_S = 300.0
+"""A settlement that got no answer is tried again for seconds, and by an abandonment until its hold has run out."""
+
 _NOTHING = Charged(events=0, last_event=0, charged_micro_mxn=0)
 
 
 class Projector:
     """Keeps Redis in step with the record."""
 
-    def __init__(self, redis: Redis, ledger: Ledger, plans: Mapping[str, Plan]) -> None:
+    def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._plans = plans
-        self._project = load_script(redis, "project_v1")
+        self._project = load_script(redis, "project_v2")
         self._fence = load_script(redis, "fence_v2")
         self._end = load_script(redis, "end_v1")
 
@@ -66,9 +69,8 @@ class Projector:
         # A mark says up to which change its partition is projected. Redis keeps the order of writes, so a Redis that
         # lost some of them lost the mark that was set after them, too.
         changed = await self._ledger.changed_since(min(known.values())) if known else []
-        for org_id in changed:
-            if keys.partition_of(org_id) in known:
-                await self._org(org_id, runs)
+        for page in _pages([org_id for org_id in changed if keys.partition_of(org_id) in known]):
+            await self._follow(page, runs)
         if missing:
             await self._rebuild(missing)
         if changed:
@@ -76,24 +78,27 @@ class Projector:
 
     async def org(self, org_id: str) -> None:
         """Project one organisation now. Where its partition is not projected, the next rebuild takes it along."""
-        await self._org(org_id, range(keys.PARTITIONS))
+        await self._follow([org_id], range(keys.PARTITIONS))
 
-    async def _org(self, org_id: str, partitions: Collection[int]) -> None:
-        snapshot = await self._ledger.snapshot(org_id)
-        code = await self._apply(snapshot, "follow", _NOTHING)
-        if code == _LOST:
-            booked = await self._ledger.charged_up_to(org_id)
-            if booked.events == 0:
-                await self._apply(snapshot, "new", _NOTHING)
-            else:
-                # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
-                log.error("wallet_lost", org=org_id)
-                await self._redis.delete(keys.mark(keys.partition_of(org_id)))
-        await self._records(snapshot, partitions)
-        available = await self._redis.hget(keys.OrgKeys(org_id).wallet, "available")
-        if available is not None and int(available) < 0:
-            BELOW_ZERO.inc()
-            log.error("balance_below_zero", org=org_id)
+    async def _follow(self, org_ids: Sequence[str], partitions: Collection[int]) -> None:
+        """Bring wallets up to date; key records only to `partitions`."""
+        snapshots = await self._ledger.snapshots(org_ids, _today())
+        codes = await self._apply(snapshots, "follow", {})
+        lost = [one for one, code in zip(snapshots, codes, strict=True) if code == _LOST]
+        booked = await self._ledger.charged([one.org.org_id for one in lost])
+        await self._apply([one for one in lost if one.org.org_id not in booked], "new", {})
+        for org_id in booked:
+            # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
+            log.error("wallet_lost", org=org_id)
+            await self._redis.delete(keys.mark(keys.partition_of(org_id)))
+        await self._records(snapshots, partitions)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for org_id in org_ids:
+                pipe.hget(keys.OrgKeys(org_id).wallet, "available")
+            for org_id, available in zip(org_ids, await pipe.execute(), strict=True):
+                if available is not None and int(available) < 0:
+                    BELOW_ZERO.inc()
+                    log.error("balance_below_zero", org=org_id)
 
     async def forget(self, org_id: str | None) -> None:
         """Have an organisation's partition, or every one, made anew: until then nothing is admitted there."""
@@ -120,45 +125,59 @@ class Projector:
         if not fenced:
             return
         last = await self._ledger.last_change()
-        for looked_at, org in enumerate(await self._ledger.orgs()):
-            if looked_at % 100 == 0:
-                await self._keep_up(fenced)
-            snapshot = await self._ledger.snapshot(org.org_id)
-            if keys.partition_of(org.org_id) in fenced and not await self._replace(snapshot, who):
-                fenced.discard(keys.partition_of(org.org_id))
+        page = await self._ledger.orgs()
+        while page:
+            await self._keep_up(fenced)
             # Key records spread over all partitions by their own hash, so every organisation may have some here.
-            await self._records(snapshot, fenced)
+            snapshots = await self._ledger.snapshots([org.org_id for org in page], _today())
+            here = [one for one in snapshots if keys.partition_of(one.org.org_id) in fenced]
+            fenced -= await self._replace(here, who)
+            await self._records(snapshots, fenced)
+            page = await self._ledger.orgs(after=page[-1])
         dropped = [(p, await self._at_fence(p, missing[p], who, "drop", last)) for p in sorted(fenced)]
         if rebuilt := [partition for partition, code in dropped if code == _DONE]:
             log.warning("projection_rebuilt", partitions=rebuilt, change=last)
 
-    async def _replace(self, snapshot: Snapshot, who: str) -> bool:
-        """Make one wallet anew; False where the fence is another's by now."""
-        org_id = snapshot.org.org_id
-        names = keys.OrgKeys(org_id)
-        held: list[bytes] = await self._redis.zrange(names.open, 0, -1)  # type: ignore[assignment]  # without scores
-        for request_id, end in (await self._ledger.ended([request.decode() for request in held])).items():
-            hold, closed = names.hold(request_id), names.closed(request_id)
+    async def _replace(self, snapshots: Sequence[Snapshot], who: str) -> set[int]:
+        """Make wallets anew; returns the partitions whose fence is another's by now."""
+        org_ids = [one.org.org_id for one in snapshots]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for org_id in org_ids:
+                pipe.zrange(keys.OrgKeys(org_id).open, 0, -1)
+            held = zip(org_ids, await pipe.execute() if org_ids else [], strict=True)
+        holds = {request.decode(): org_id for org_id, requests in held for request in requests}
+        for request_id, end in (await self._ledger.ended(list(holds))).items():
+            names = keys.OrgKeys(holds[request_id])
             await self._end(
-                keys=[names.mark, names.fence, names.open, hold, closed, names.jobs],
+                keys=[
+                    names.mark,
+                    names.fence,
+                    names.open,
+                    names.hold(request_id),
+                    names.closed(request_id),
+                    names.jobs,
+                ],
                 args=[who, request_id, end.end, CLOSED_S],
             )
-        booked = await self._ledger.charged_up_to(org_id)
-        if await self._apply(snapshot, "rebuild", booked, who) == _FENCED_OFF:
-            return False
-        await self._idempotency(org_id)
-        return True
+        codes = await self._apply(snapshots, "rebuild", await self._ledger.charged(org_ids), who)
+        lost = {keys.partition_of(org_id) for org_id, code in zip(org_ids, codes, strict=True) if code == _FENCED_OFF}
+        await self._remember([org_id for org_id in org_ids if keys.partition_of(org_id) not in lost])
+        return lost
 
-    async def _idempotency(self, org_id: str) -> None:
-        """Keys under which orders were charged of late: the same order under one is not made again (rule 17)."""
-        names, now_us = keys.OrgKeys(org_id), unix_us_at(utc_now())
+    async def _remember(self, org_ids: Sequence[str]) -> None:
+        """How orders ended of late, so that a settlement that is tried again has its answer; and for a day those under
+        idempotency keys: the same order under one is not made again (rule 17)."""
+        now_us = unix_us_at(utc_now())
+        keyed = await self._ledger.keyed(org_ids, now_us - CLOSED_S * 1_000_000)
+        late = await self._ledger.charged_since(org_ids, now_us - int(LATE_S * 1_000_000))
         async with self._redis.pipeline(transaction=False) as pipe:
-            for one in await self._ledger.keyed(org_id, now_us - CLOSED_S * 1_000_000):
+            for one in keyed:
+                names, left_s = keys.OrgKeys(one.org_id), max(1, CLOSED_S - (now_us - one.ended_us) // 1_000_000)
                 key_hash, fingerprint = one.once.split()
-                left_s = max(1, CLOSED_S - (now_us - one.ended_us) // 1_000_000)
                 pipe.set(names.once(key_hash), f"{one.request_id} {fingerprint}", ex=left_s, nx=True)
-                closed = f"charge:{one.amount_micro_mxn}:delivered:{org_id}"
-                pipe.set(names.closed(one.request_id), closed, ex=left_s, nx=True)
+                pipe.set(names.closed(one.request_id), _charged(one.org_id, one.amount_micro_mxn), ex=left_s, nx=True)
+            for org_id, request_id, amount in late:
+                pipe.set(keys.OrgKeys(org_id).closed(request_id), _charged(org_id, amount), ex=CLOSED_S, nx=True)
             await pipe.execute()
 
     async def _keep_up(self, fenced: set[int]) -> None:
@@ -175,36 +194,21 @@ class Projector:
         return code
 
     async def _apply(
-        self, snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str = ""
-    ) -> int:
-        org = snapshot.org
-        plan = self._plans.get(org.plan) or self._plans["default"]
-        names = keys.OrgKeys(org.org_id)
-        states = [part for key in snapshot.keys for part in (key.key_id, key.state)]
-        code: int = await self._project(
-            keys=[names.mark, names.wallet, names.key_states, names.open, names.fence],
-            args=[
-                org.org_id,
-                snapshot.revision,
-                snapshot.credit_number,
-                snapshot.credits_micro_mxn,
-                org.requests_per_minute or plan.requests_per_minute,
-                org.images_per_minute or plan.images_per_minute,
-                mode,
-                booked.charged_micro_mxn,
-                # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
-                max(booked.last_event, booked.events),
-                who,
-                max(0, booked.last_event - booked.events),
-                *states,
-            ],
-        )
-        return code
+        self,
+        snapshots: Sequence[Snapshot],
+        mode: Literal["follow", "new", "rebuild"],
+        booked: Mapping[str, Charged],
+        who: str = "",
+    ) -> list[int]:
+        """One code for each of them."""
+        calls = [_call(one, mode, booked.get(one.org.org_id, _NOTHING), who) for one in snapshots]
+        codes: list[int] = await self._project.each(calls)
+        return codes
 
-    async def _records(self, snapshot: Snapshot, partitions: Collection[int]) -> None:
-        records = [(*keys.key_record(key.key_hash), key) for key in snapshot.keys]
+    async def _records(self, snapshots: Sequence[Snapshot], partitions: Collection[int]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
-            for partition, name, key in records:
+            for key in (key for one in snapshots for key in one.keys):
+                partition, name = keys.key_record(key.key_hash)
                 if partition in partitions:
                     pipe.set(name, f"{key.org_id} {key.key_id}")
             await pipe.execute()
@@ -235,6 +239,57 @@ class Projector:
             for partition in partitions:
                 pipe.set(keys.mark(partition), change, xx=True)
             await pipe.execute()
+
+
+def _call(
+    snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str
+) -> tuple[list[str], list[Any]]:
+    """Keys and arguments of the script that sets one wallet."""
+    org_id, period = snapshot.org.org_id, _today()
+    names, total = keys.OrgKeys(org_id), Used()
+    for used in snapshot.used.values():
+        total = total.plus(used)
+    args: list[Any] = [
+        org_id,
+        snapshot.revision,
+        snapshot.credit_number,
+        snapshot.credits_micro_mxn,
+        mode,
+        booked.charged_micro_mxn,
+        # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
+        max(booked.last_event, booked.events),
+        who,
+        max(0, booked.last_event - booked.events),
+        0,
+        LOW_BALANCE_MICRO_MXN,
+        period.day,
+        period.month,
+        *_nine(snapshot.limits, total),
+    ]
+    for key in snapshot.keys:
+        ends_us = "" if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at))
+        state = "active" if key.revoked_at is None else "revoked"
+        args += [key.key_id, state, ends_us, " ".join(key.models)]
+        args += _nine(key.limits, snapshot.used.get(key.key_id, Used()))
+    return [names.mark, names.wallet, names.open, names.fence], args
+
+
+def _nine(limits: Limits, used: Used) -> list[Any]:
+    six = ["" if limit is None else limit for limit in limits.values().values()]
+    return [*six, used.day_images, used.month_images, used.month_micro_mxn]
+
+
+def _today() -> Period:
+    return period_at(unix_us_at(utc_now()))
+
+
+def _charged(org_id: str, amount_micro_mxn: int) -> str:
+    return f"charge:{amount_micro_mxn}:delivered:{org_id}"
+
+
+def _pages(org_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(org_ids), PAGE):
+        yield org_ids[start : start + PAGE]
 
 
 def _partitions(org_id: str | None) -> list[int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from redis.asyncio import Redis
 
 from metering.answered import Answered
+from metering.clock import period_at
 from metering.events import StoredImage, decode_images, encode_images
 from metering.ports import Delivered
 from metering.pricing import Quote
@@ -44,6 +45,12 @@ class Verdict(IntEnum):
     IMAGES = 10
     EARLIER = 11
     REUSED = 12
+    EXPIRED = 13
+    MODEL = 14
+    BUDGET = 15
+    DAY = 16
+    MONTH = 17
+    FLIGHT = 18
 
 
 class Close(IntEnum):
@@ -110,7 +117,11 @@ class Stands:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The admit script's verdict. `retry_us` is 0 where waiting does not help; `earlier` goes with EARLIER."""
+    """The admit script's verdict. `retry_us` is 0 where waiting does not help; `earlier` goes with EARLIER.
+
+    Of two rates, the organisation's and the key's, the tighter one is told. Where a limit refuses, `whose` is `org` or
+    `key`, and of quotas, budgets (in micro-MXN) and images in flight `used` counts open orders, too.
+    """
 
     verdict: Verdict
     now_us: int
@@ -119,6 +130,9 @@ class Admission:
     images: RateState
     retry_us: int
     earlier: Stands | None = None
+    whose: str = ""
+    limit: int = 0
+    used: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +197,11 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
-        self._admit = load_script(redis, "admit_v1")
+        self._admit = load_script(redis, "admit_v2")
         self._settle = load_script(redis, "settle_v1")
         self._void = load_script(redis, "void_v1")
-        self._replay = load_script(redis, "replay_v1")
-        self._read = load_script(redis, "read_v1")
+        self._replay = load_script(redis, "replay_v2")
+        self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v1")
 
     def now_us(self, org_id: str | None = None) -> int:
@@ -236,7 +250,7 @@ class Wallet:
                 keys=[
                     names.mark,
                     names.wallet,
-                    names.key_states,
+                    names.access(caller.key_id),
                     names.open,
                     names.hold(request_id),
                     names.events,
@@ -264,6 +278,9 @@ class Wallet:
                     placed.tries,
                     int(RECENT_S * 1_000_000),
                     owner,
+                    quote.price.model,
+                    quote.period.day,
+                    quote.period.month,
                 ],
             ),
         )
@@ -278,6 +295,9 @@ class Wallet:
             images=RateState(*reply[6:9]),
             retry_us=reply[9],
             earlier=_stands(reply[10], reply[11], reply[12]) if reply[0] == Verdict.EARLIER else None,
+            whose=reply[13].decode(),
+            limit=reply[14],
+            used=reply[15],
         )
 
     async def stands(self, org_id: str, request_id: str) -> Stands | None:
@@ -378,7 +398,7 @@ class Wallet:
 
         What was charged longer than a day ago may be forgotten here: the ledger is to be asked first.
         """
-        names = keys.OrgKeys(answered.org_id)
+        names, period = keys.OrgKeys(answered.org_id), period_at(answered.admitted_us)
         reply = await self._ask(
             names.partition,
             self._replay(
@@ -399,6 +419,9 @@ class Wallet:
                     answered.ended_us,
                     answered.result,
                     1 if answered.key_hash is not None else 2 * answered.client_gone,
+                    answered.key_id,
+                    period.day,
+                    period.month,
                 ],
             ),
         )
@@ -432,7 +455,7 @@ class Wallet:
         reply = await self._ask(
             names.partition,
             self._read(
-                keys=[names.mark, names.wallet, names.key_states],
+                keys=[names.mark, names.wallet, names.access(key_id)],
                 args=[self._scripted_us, org_id, key_id],
             ),
         )
@@ -441,6 +464,19 @@ class Wallet:
         self._learn(names.partition, reply[1])
         now_us, available, held, charged, total, credit_number, number, state, lost = reply[1:]
         return Cut(now_us, available, held, charged, total, credit_number, number, lost, key_state=state.decode())
+
+    async def last_used(self, org_id: str, key_ids: Sequence[str]) -> dict[str, int]:
+        """Key id → Unix µs of the last order that it placed; without those of which Redis knows nothing."""
+        names = keys.OrgKeys(org_id)
+
+        async def look() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for key_id in key_ids:
+                    pipe.hget(names.access(key_id), "used_us")
+                return list(await pipe.execute())
+
+        found = zip(key_ids, await self._ask(names.partition, look()), strict=True)
+        return {key_id: int(at_us) for key_id, at_us in found if at_us is not None}
 
     async def _ask(self, partition: int, call: Awaitable[Any]) -> Any:
         async def answer() -> Any:

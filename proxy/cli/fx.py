@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from metering.clock import is_month, utc_now
+from metering.clock import is_month
 from metering.money import format_rate
 from metering.pricing import Rate
 from proxy.cli.output import AsJson, back, misuse, run, say
@@ -34,7 +34,7 @@ def set_(
 
     async def work() -> bool:
         async with back() as opened:
-            return await opened.ledger.add_rate(Rate(month, number, source.strip()), utc_now())
+            return await opened.accounts.add_rate(Rate(month, number, source.strip()))
 
     added = run(work())
     say({"month": month, "mxn_per_usd": format_rate(number), "source": source.strip(), "added": added}, as_json)

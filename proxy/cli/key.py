@@ -1,23 +1,35 @@
 """`ghub key`: API keys."""
 
+import re
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
 from metering.accounts import IssuedKey
+from metering.clock import utc_at, utc_now
 from metering.ports import ApiKey
-from proxy.cli.output import AsJson, OrgRef, back, run, say
+from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes, limit_fields
+from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
 
 app = typer.Typer(help="API keys. A key is shown once, when it is created.", no_args_is_help=True)
 
 
-def _row(key: ApiKey) -> dict[str, Any]:
+KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
+OVERLAP = re.compile(r"([0-9]{1,5})([hdm])")
+
+
+def _row(key: ApiKey, last_used_us: int | None = None) -> dict[str, Any]:
     return {
         "key_id": key.key_id,
         "name": key.name,
-        "state": key.state,
+        "state": key.state(utc_now()),
         "created_at": key.created_at,
+        "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
+        "last_used_at": None if last_used_us is None else utc_at(last_used_us).isoformat(timespec="seconds"),
+        "models": ",".join(key.models) or None,
+        **limit_fields(key.limits),
     }
 
 
@@ -25,13 +37,38 @@ def _row(key: ApiKey) -> dict[str, Any]:
 def create(
     ref: OrgRef,
     name: Annotated[str, typer.Option(help="For lists and logs, such as prod-web.")],
+    expires: Annotated[str | None, typer.Option(help="ISO 8601 with its zone: 2027-01-31T00:00:00-06:00.")] = None,
+    models: Annotated[str | None, typer.Option(help="The models that it may use, with commas; all without.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="For the sandbox: labelled pictures that cost nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Issue a key and print it, once."""
+    ends = None if expires is None else _moment(expires)
+    chosen = tuple(models.split(",")) if models is not None else ()
 
     async def work() -> IssuedKey:
         async with back() as opened:
-            return await opened.accounts.create_key(ref, name)
+            return await opened.accounts.create_key(ref, name, expires=ends, models=chosen, test=test)
+
+    issued = run(work())
+    say({"key_id": issued.key_id, "key": issued.secret}, as_json)
+
+
+@app.command()
+def rotate(
+    key_id: KeyId,
+    overlap: Annotated[str, typer.Option(help="How long both work: 24h, 7d, 30m.")],
+    as_json: AsJson = False,
+) -> None:
+    """Issue a key that may do what this one may, print it once, and let this one end after the overlap."""
+    parsed = OVERLAP.fullmatch(overlap)
+    if parsed is None:
+        misuse(f"--overlap: {overlap!r} is no length of time; write 24h, 7d or 30m")
+    unit = {"h": "hours", "d": "days", "m": "minutes"}[parsed[2]]
+
+    async def work() -> IssuedKey:
+        async with back() as opened:
+            return await opened.accounts.rotate_key(key_id, timedelta(**{unit: int(parsed[1])}))
 
     issued = run(work())
     say({"key_id": issued.key_id, "key": issued.secret}, as_json)
@@ -41,16 +78,52 @@ def create(
 def list_(ref: OrgRef, as_json: AsJson = False) -> None:
     """An organisation's keys, revoked ones too."""
 
-    async def work() -> list[ApiKey]:
+    async def work() -> list[dict[str, Any]]:
         async with back() as opened:
             org = await opened.ledger.org(ref)
-            return await opened.ledger.keys(org.org_id)
+            used = await opened.last_used(org.org_id)
+            found = page = await opened.ledger.keys(org.org_id)
+            while page:
+                page = await opened.ledger.keys(org.org_id, after=page[-1])
+                found = found + page
+            return [_row(key, used.get(key.key_id)) for key in found]
 
-    say([_row(key) for key in run(work())], as_json)
+    say(run(work()), as_json)
 
 
 @app.command()
-def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], as_json: AsJson = False) -> None:
+def limits(
+    key_id: KeyId,
+    requests_per_minute: KeyLimit = None,
+    images_per_minute: KeyLimit = None,
+    in_flight: KeyLimit = None,
+    images_per_day: KeyLimit = None,
+    images_per_month: KeyLimit = None,
+    mxn_per_month: KeyBudget = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set a key's own limits, which hold beside its organisation's from the next request on."""
+    changes = limit_changes(
+        {
+            "requests_per_minute": requests_per_minute,
+            "images_per_minute": images_per_minute,
+            "in_flight": in_flight,
+            "images_per_day": images_per_day,
+            "images_per_month": images_per_month,
+            "mxn_per_month": mxn_per_month,
+        },
+        words={"none": None},
+    )
+
+    async def work() -> ApiKey:
+        async with back() as opened:
+            return await opened.accounts.set_key_limits(key_id, changes)
+
+    say(_row(run(work())), as_json)
+
+
+@app.command()
+def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
     """Revoke a key for good, from the next request on."""
 
     async def work() -> ApiKey:
@@ -58,3 +131,13 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")], as_json: As
             return await opened.accounts.revoke_key(key_id)
 
     say(_row(run(work())), as_json)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        misuse(f"--expires: {text!r} is not ISO 8601, such as 2027-01-31T00:00:00-06:00")
+    if moment.tzinfo is None:
+        misuse(f"--expires: {text!r} has no zone; add Z or -06:00")
+    return moment

@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
+from metering.limits import NONE
 from metering.ports import Org
-from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
+from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes, limit_fields
+from proxy.cli.output import AsJson, OrgRef, back, run, say
 
 app = typer.Typer(help="Organisations and their limits.", no_args_is_help=True)
-
-_LIMIT = {"min": 1, "max": 1_000_000}
 
 
 def _row(org: Org) -> dict[str, Any]:
@@ -17,8 +17,7 @@ def _row(org: Org) -> dict[str, Any]:
         "org": org.org_id,
         "name": org.name,
         "plan": org.plan,
-        "requests_per_minute": org.requests_per_minute,
-        "images_per_minute": org.images_per_minute,
+        **limit_fields(org.limits),
         "created_at": org.created_at,
     }
 
@@ -56,7 +55,11 @@ def list_(as_json: AsJson = False) -> None:
 
     async def work() -> list[Org]:
         async with back() as opened:
-            return await opened.ledger.orgs()
+            found = page = await opened.ledger.orgs()
+            while page:
+                page = await opened.ledger.orgs(after=page[-1])
+                found = found + page
+            return found
 
     say([_row(org) for org in run(work())], as_json)
 
@@ -64,15 +67,26 @@ def list_(as_json: AsJson = False) -> None:
 @app.command()
 def limits(
     ref: OrgRef,
-    requests_per_minute: Annotated[int | None, typer.Option(**_LIMIT)] = None,
-    images_per_minute: Annotated[int | None, typer.Option(**_LIMIT)] = None,
+    requests_per_minute: PerMinute = None,
+    images_per_minute: PerMinute = None,
+    in_flight: OrgQuota = None,
+    images_per_day: OrgQuota = None,
+    images_per_month: OrgQuota = None,
+    mxn_per_month: OrgBudget = None,
     as_json: AsJson = False,
 ) -> None:
     """Set an organisation's own limits, above its plan's; they hold from the next request on."""
-    given = {"requests_per_minute": requests_per_minute, "images_per_minute": images_per_minute}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if not changes:
-        misuse("name a limit: --requests-per-minute or --images-per-minute")
+    changes = limit_changes(
+        {
+            "requests_per_minute": requests_per_minute,
+            "images_per_minute": images_per_minute,
+            "in_flight": in_flight,
+            "images_per_day": images_per_day,
+            "images_per_month": images_per_month,
+            "mxn_per_month": mxn_per_month,
+        },
+        words={"plan": None, "none": NONE},
+    )
 
     async def work() -> Org:
         async with back() as opened:

@@ -15,7 +15,7 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Verdict, Wallet
 from proxy.server import cancel_all
-from tests.integration.money_kit import FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
+from tests.integration.money_kit import ACT, FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
 LIFE_S = 70.0
 PAUSE_S = 0.05
@@ -35,11 +35,11 @@ async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
     callers = []
     for partition in range(keys.PARTITIONS):
         caller = Caller(str(UUID(int=(1 << 100) + partition)), f"key_{partition}")
-        org = Org(caller.org_id, f"org-{partition}", "default", None, None, NOON.isoformat())
-        await books.ledger.create_org(org)
+        org = Org(caller.org_id, f"org-{partition}", "default", NOON.isoformat())
+        await books.ledger.create_org(org, ACT)
         key = ApiKey(caller.key_id, caller.org_id, "main", hash_of(caller.key_id), NOON.isoformat(), None)
-        await books.ledger.create_key(key)
-        await books.ledger.add_credit(caller.org_id, f"credit-{partition}", "recharge", parse_mxn(mxn), NOON)
+        await books.ledger.create_key(key, ACT)
+        await books.ledger.add_credit(caller.org_id, f"credit-{partition}", "recharge", parse_mxn(mxn), NOON, ACT)
         callers.append(caller)
     await books.projector.round()
     return callers

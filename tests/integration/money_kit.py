@@ -17,7 +17,6 @@ import psycopg
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
-from config.catalogue import Plan
 from metering.accounts import Accounts, hash_key
 from metering.clock import period_at, unix_us_at
 from metering.consumer import GROUP, Consumer
@@ -25,8 +24,9 @@ from metering.events import Event, Opened, Proof, StoredImage, decode, encode_op
 from metering.ledger.postgres import open_postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.sqlite import open_sqlite
+from metering.limits import Limits
 from metering.money import parse_mxn
-from metering.ports import ListPrice
+from metering.ports import Act, ListPrice, Snapshot
 from metering.pricing import Price, Quote, Rate, quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
@@ -44,7 +44,8 @@ DAY_US = 24 * 3600 * SECOND_US
 LIFE_S = 70.0
 UNIT = parse_mxn("0.84")
 BOOK = "2026-11-22+test"
-PLANS = {"default": Plan(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
+PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
+ACT = Act("test", "test", "test")
 LIMITS = WalletLimits(decision_s=10.0, most_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
 FACTS = {
     "model": "fal/flux-1.1-pro",
@@ -185,6 +186,12 @@ def open_ledger(place: Path | str) -> SqlLedger:
     return open_postgres(text) if text.startswith("postgresql://") else open_sqlite(text)
 
 
+async def snapshot(ledger: SqlLedger, org_id: str) -> Snapshot:
+    """One organisation as the record has it."""
+    (found,) = await ledger.snapshots([org_id], period_at(NOW_US))
+    return found
+
+
 def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
     """One statement straight at a ledger's database, past all of our code, and committed."""
     if url.startswith("postgresql://"):
@@ -202,14 +209,15 @@ async def open_books(
     """Books with a migrated ledger, prices and a rate; time is scripted unless `now_us` is 0."""
     redis = open_redis(url, connections=32, call_timeout_s=10.0)
     ledger = open_ledger(place)
-    projector = Projector(redis, ledger, PLANS)
+    projector = Projector(redis, ledger)
     try:
         await ledger.migrate()
         await ledger.register_prices(BOOK, Decimal("1.05"), [ListPrice("fal/flux-1.1-pro", Decimal("0.04"))], NOON)
         await ledger.add_rate(Rate("2036-11", Decimal("20.00"), "test"), NOON)
+        await ledger.register_plans(PLANS, NOON)
         if projected:
             await projector.round()
-        yield Books(redis, ledger, projector, Accounts(ledger, projector, PLANS), Wallet(redis, limits, now_us))
+        yield Books(redis, ledger, projector, Accounts(ledger, projector, PLANS, "test"), Wallet(redis, limits, now_us))
     finally:
         await ledger.aclose()
         await redis.aclose()
@@ -226,11 +234,16 @@ async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIt
             await client.aclose()
 
 
-def dump(url: str) -> dict[bytes, tuple[bytes, int]]:
+def dump(url: str) -> dict[bytes, tuple[Any, int]]:
     """Every key of the Redis with its whole value and the moment at which it expires."""
     with SyncRedis.from_url(url) as redis:
+
+        def value(name: bytes) -> Any:
+            # The serialised form of a hash has no certain order.
+            return redis.hgetall(name) if redis.type(name) == b"hash" else redis.dump(name)
+
         names: Iterable[bytes] = redis.scan_iter(count=10_000)
-        return {name: (redis.dump(name), redis.expiretime(name)) for name in names}
+        return {name: (value(name), redis.expiretime(name)) for name in names}
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:

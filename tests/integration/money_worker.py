@@ -19,7 +19,7 @@ from metering.ledger.record import Mode, SqlLedger, Steps
 from metering.ports import SetAside
 from metering.wallet.wallet import Caller, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
+from tests.integration.money_kit import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> in
     ledger = open_ledger(ledger_at)
     wait_for_the_others()
     added = [
-        await ledger.add_credit(org_id, f"credit-{i}", "recharge", 1, NOON)
+        await ledger.add_credit(org_id, f"credit-{i}", "recharge", 1, NOON, ACT)
         for i in range(int(first), int(first) + int(count))
     ]
     await ledger.aclose()
@@ -89,7 +89,7 @@ async def write_and_hang(ledger_at: str, org_id: str, what: str, idle_s: str) ->
     if what == "events":
         await ledger.book([event(org_id, number) for number in (1, 2, 3)], [], NOON)
     else:
-        await ledger.add_credit(org_id, "credit-1", "recharge", 1, NOON)
+        await ledger.add_credit(org_id, "credit-1", "recharge", 1, NOON, ACT)
 
 
 async def migrate(ledger_at: str) -> int:

@@ -135,7 +135,7 @@ def test_a_bad_limit_is_refused(redis_url: str, tmp_path: Path, changes: dict[st
             caller = await books.org()
             with pytest.raises(LedgerError, match="per_"):
                 await books.accounts.set_limits(caller.org_id, changes)
-            assert (await books.ledger.org("acme")).requests_per_minute is None
+            assert (await books.ledger.org("acme")).limits.requests_per_minute is None
             assert (await books.admit(caller, "r")).verdict is Verdict.ADMITTED
 
     run(work())
@@ -149,7 +149,7 @@ def test_own_limits_stand_above_the_plan(redis_url: str, tmp_path: Path) -> None
             caller = await books.org()
             await books.accounts.set_limits(caller.org_id, {"images_per_minute": 9})
             org = await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 7})
-            assert (org.requests_per_minute, org.images_per_minute) == (7, 9)
+            assert (org.limits.requests_per_minute, org.limits.images_per_minute) == (7, 9)
             admission = await books.admit(caller, "r")
             assert (admission.requests.limit, admission.images.limit) == (7, 9)
 
@@ -181,8 +181,8 @@ def test_a_change_is_of_record_though_redis_is_away(redis_url: str, tmp_path: Pa
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
             nowhere = open_redis(f"unix://{tmp_path}/nobody.sock", connections=1, call_timeout_s=0.1)
-            for projector in (Projector(nowhere, books.ledger, PLANS), None):
-                accounts = Accounts(books.ledger, projector, PLANS)
+            for projector in (Projector(nowhere, books.ledger), None):
+                accounts = Accounts(books.ledger, projector, PLANS, "test")
                 await accounts.add_credit(caller.org_id, f"c-{projector is None}", "recharge", UNIT)
             await accounts.revoke_key(caller.key_id)
             assert (await books.admit(caller, "r1")).verdict is Verdict.ADMITTED
@@ -201,7 +201,7 @@ def test_a_new_key_is_not_lost_when_the_record_cannot_be_read_again(redis_url: s
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await books.accounts.create_org("acme", "default")
             unreadable = SqliteLedger(tmp_path / "other.db")
-            accounts = Accounts(books.ledger, Projector(books.redis, unreadable, PLANS), PLANS)
+            accounts = Accounts(books.ledger, Projector(books.redis, unreadable), PLANS, "test")
             issued = await accounts.create_key("acme", "main")
             await unreadable.aclose()
             assert await books.wallet.key(hash_key(issued.secret)) is None

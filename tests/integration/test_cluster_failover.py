@@ -21,7 +21,6 @@ from tests.cluster import Cluster, Node, wait_for
 from tests.conftest import run
 from tests.integration.cluster_kit import Load, differences, everywhere
 from tests.integration.money_kit import (
-    PLANS,
     UNIT,
     Books,
     drain,
@@ -57,7 +56,7 @@ async def company(cluster: Cluster, ledger: str) -> AsyncIterator[Load]:
         await warm_up(hot, 16)
         wallet = Wallet(hot, QUICK)
         await wallet.set_clock()
-        projecting = asyncio.create_task(Projector(back, books.ledger, PLANS).run(0.2))
+        projecting = asyncio.create_task(Projector(back, books.ledger).run(0.2))
         stack.push_async_callback(cancel_all, [projecting])
         workers = [start_worker("consume", cluster.url, ledger, name) for name in ("c1", "c2")]
         for worker in workers:

@@ -27,7 +27,7 @@ from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
 from proxy.generations import Delivery, Generations, Job
-from proxy.images import ImagesEndpoint, Limits
+from proxy.images import ImagesEndpoint, RequestLimits
 from proxy.lifecycle import Lifecycle
 from proxy.making import split
 from proxy.middleware import RequestContext
@@ -582,7 +582,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 running,
                 Lifecycle(),
                 Replies(store, "https://images.test"),
-                Limits(body_bytes=10_000, body_s=5, deadline_s=5),
+                RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
                 refusal=lambda: None,
                 price_book="test",
                 region="test",

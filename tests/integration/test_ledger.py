@@ -16,7 +16,18 @@ from metering.money import MAX_MICRO_MXN
 from metering.ports import Charged, Ended, LedgerError, ListPrice, Org, SetAside
 from metering.pricing import Rate
 from tests.conftest import run
-from tests.integration.money_kit import NOON, UNIT, event, open_ledger, race, result_of, sql, start_worker
+from tests.integration.money_kit import (
+    ACT,
+    NOON,
+    UNIT,
+    event,
+    open_ledger,
+    race,
+    result_of,
+    snapshot,
+    sql,
+    start_worker,
+)
 
 ORG = "11111111-1111-4111-8111-111111111111"
 BEFORE = datetime(2036, 11, 1, 5, 59, tzinfo=UTC)
@@ -27,7 +38,7 @@ async def opened(place: Path | str) -> SqlLedger:
     """A migrated ledger with one organisation."""
     ledger = open_ledger(place)
     await ledger.migrate()
-    await ledger.create_org(Org(ORG, "acme", "default", None, None, NOON.isoformat()))
+    await ledger.create_org(Org(ORG, "acme", "default", NOON.isoformat()), ACT)
     return ledger
 
 
@@ -40,7 +51,7 @@ def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table:
 
     async def work() -> None:
         async with aclosing(await opened(ledger_url)) as ledger:
-            await ledger.add_credit(ORG, "c1", "recharge", 5, NOON)
+            await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
             await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
             await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
             await ledger.book([event(ORG, 1)], [], NOON)
@@ -173,13 +184,13 @@ def test_a_writer_killed_in_mid_transaction_leaves_nothing(ledger_url: str, what
             assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
             worker.kill()
             worker.communicate()
-            assert (await ledger.charged_up_to(ORG), (await ledger.snapshot(ORG)).credit_number) == (
+            assert (await ledger.charged_up_to(ORG), (await snapshot(ledger, ORG)).credit_number) == (
                 Charged(0, 0, 0),
                 0,
             )
             assert len(await ledger.book([event(ORG, number) for number in (1, 2, 3)], [], NOON)) == 3
-            assert await ledger.add_credit(ORG, "credit-1", "recharge", 1, NOON)
-            assert (await ledger.charged_up_to(ORG), (await ledger.snapshot(ORG)).credit_number) == (
+            assert await ledger.add_credit(ORG, "credit-1", "recharge", 1, NOON, ACT)
+            assert (await ledger.charged_up_to(ORG), (await snapshot(ledger, ORG)).credit_number) == (
                 Charged(3, 3, 3 * UNIT),
                 1,
             )
@@ -192,14 +203,14 @@ def test_a_credit_is_added_once_by_its_id(ledger_url: str) -> None:
 
     async def work() -> None:
         async with aclosing(await opened(ledger_url)) as ledger:
-            assert await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON)
-            assert not await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON)
+            assert await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON, ACT)
+            assert not await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON, ACT)
             with pytest.raises(LedgerError, match=r"credit 'spei-1' exists already: recharge of 500\.00 MXN"):
-                await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_001, NOON)
+                await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_001, NOON, ACT)
             with pytest.raises(LedgerError, match="exists already"):
-                await ledger.add_credit(ORG, "spei-1", "bonus", 500_000_000, NOON)
-            snapshot = await ledger.snapshot(ORG)
-            assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (1, 500_000_000)
+                await ledger.add_credit(ORG, "spei-1", "bonus", 500_000_000, NOON, ACT)
+            found = await snapshot(ledger, ORG)
+            assert (found.credit_number, found.credits_micro_mxn) == (1, 500_000_000)
 
     run(work())
 
@@ -209,14 +220,14 @@ def test_credits_beyond_what_a_wallet_can_hold_are_refused(ledger_url: str) -> N
 
     async def work() -> None:
         async with aclosing(await opened(ledger_url)) as ledger:
-            await ledger.add_credit(ORG, "c1", "recharge", MAX_MICRO_MXN, NOON)
+            await ledger.add_credit(ORG, "c1", "recharge", MAX_MICRO_MXN, NOON, ACT)
             with pytest.raises(LedgerError, match=r"9007199254\.740991"):
-                await ledger.add_credit(ORG, "c2", "recharge", 1, NOON)
-            await ledger.add_credit(ORG, "c3", "adjustment", -MAX_MICRO_MXN, NOON)
-            await ledger.add_credit(ORG, "c4", "adjustment", -MAX_MICRO_MXN, NOON)
+                await ledger.add_credit(ORG, "c2", "recharge", 1, NOON, ACT)
+            await ledger.add_credit(ORG, "c3", "adjustment", -MAX_MICRO_MXN, NOON, ACT)
+            await ledger.add_credit(ORG, "c4", "adjustment", -MAX_MICRO_MXN, NOON, ACT)
             with pytest.raises(LedgerError, match=r"9007199254\.740991"):
-                await ledger.add_credit(ORG, "c5", "adjustment", -1, NOON)
-            assert (await ledger.snapshot(ORG)).credits_micro_mxn == -MAX_MICRO_MXN
+                await ledger.add_credit(ORG, "c5", "adjustment", -1, NOON, ACT)
+            assert (await snapshot(ledger, ORG)).credits_micro_mxn == -MAX_MICRO_MXN
 
     run(work())
 
@@ -228,8 +239,8 @@ def test_race_credits_of_two_processes_are_numbered_without_gaps(ledger_url: str
         async with aclosing(await opened(ledger_url)) as ledger:
             added = await asyncio.to_thread(race, "credits", *((ledger_url, ORG, first, 100) for first in (0, 50)))
             assert sum(added) == 150
-            snapshot = await ledger.snapshot(ORG)
-            assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (150, 150)
+            found = await snapshot(ledger, ORG)
+            assert (found.credit_number, found.credits_micro_mxn) == (150, 150)
 
     run(work())
     numbers = sql(ledger_url, "SELECT number FROM credit_transactions ORDER BY number")

@@ -27,12 +27,14 @@ from metering.verify import verify
 from metering.wallet.presence import Presence
 from tests.conftest import run
 from tests.integration.money_kit import (
+    ACT,
     NOON,
     UNIT,
     drain,
     event,
     make_groups,
     open_books,
+    snapshot,
     sql,
     start_worker,
     waiting,
@@ -87,12 +89,12 @@ def test_a_change_that_commits_late_is_not_stepped_over(postgres_url: str) -> No
 
     async def work() -> None:
         async with aclosing(await opened(postgres_url)) as ledger:
-            await ledger.create_org(Org(OTHER, "other", "default", None, None, NOON.isoformat()))
+            await ledger.create_org(Org(OTHER, "other", "default", NOON.isoformat()), ACT)
             seen = await ledger.last_change()
             with psycopg.connect(postgres_url) as late:
                 # Past all of our code, as any other program might: the database itself keeps the order.
                 late.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'late', '')", (ORG,))
-                overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON))
+                overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON, ACT))
                 await until_waiting(postgres_url)
                 assert (await ledger.last_change(), await ledger.changed_since(seen)) == (seen, [])
                 late.commit()
@@ -205,7 +207,7 @@ def test_where_all_connections_are_in_use_the_ledger_is_away(
         async with aclosing(await opened(postgres_url)) as ledger:
             with psycopg.connect(postgres_url) as slow:
                 slow.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'slow', '')", (ORG,))
-                stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON)) for _ in range(CONNECTIONS)]
+                stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON, ACT)) for _ in range(CONNECTIONS)]
                 await until_waiting(postgres_url, CONNECTIONS)
                 monkeypatch.setattr(postgres, "CALL_S", SHORT_S)
                 with pytest.raises(LedgerAway, match="all are in use"):
@@ -283,9 +285,9 @@ def test_a_frozen_writer_holds_the_others_up_for_a_bounded_time(postgres_url: st
             assert worker.stdout is not None
             assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
             worker.send_signal(signal.SIGSTOP)
-            assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON)
-            snapshot = await ledger.snapshot(ORG)
-            assert (snapshot.credit_number, snapshot.credits_micro_mxn) == (1, 7)
+            assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON, ACT)
+            found = await snapshot(ledger, ORG)
+            assert (found.credit_number, found.credits_micro_mxn) == (1, 7)
             worker.kill()
             worker.communicate()
 

@@ -1,13 +1,14 @@
 """SQL → Redis: what was lost is rebuilt exactly, what is stale never wins (rules 1, 2, 26 and 27)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from metering.accounts import Accounts
+from metering.clock import Period
 from metering.ledger.sqlite import SqliteLedger
 from metering.money import parse_mxn
 from metering.ports import Charged, Snapshot
@@ -26,6 +27,7 @@ from tests.integration.money_kit import (
     patiently,
     pinned,
     result_of,
+    snapshot,
     start_worker,
     wipe,
 )
@@ -49,7 +51,7 @@ class Paused(SqliteLedger):
 async def stalled_rebuild(books: Books, path: Path) -> AsyncIterator[Paused]:
     """A rebuild that is under way in another gateway, between its reading and its writing."""
     ledger = Paused(path)
-    task = asyncio.create_task(Projector(books.redis, ledger, PLANS).round())
+    task = asyncio.create_task(Projector(books.redis, ledger).round())
     await ledger.read.wait()
     try:
         yield ledger
@@ -141,7 +143,7 @@ def test_a_change_whose_process_died_reaches_redis(redis_url: str, tmp_path: Pat
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            dying = Accounts(books.ledger, None, PLANS)
+            dying = Accounts(books.ledger, None, PLANS, "test")
             await dying.add_credit("acme", "c", "bonus", UNIT)
             await dying.set_limits("acme", {"images_per_minute": 3})
             await dying.revoke_key(caller.key_id)
@@ -160,19 +162,19 @@ def test_a_stale_projection_never_overwrites_a_newer_one(redis_url: str, tmp_pat
     class Late(SqliteLedger):
         old: Snapshot
 
-        async def snapshot(self, org_id: str) -> Snapshot:
-            return self.old
+        async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]:
+            return [self.old]
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
             late = Late(tmp_path / "l.db")
-            late.old = await books.ledger.snapshot(caller.org_id)
+            late.old = await snapshot(books.ledger, caller.org_id)
             await books.accounts.add_credit("acme", "c", "bonus", UNIT)
             await books.accounts.set_limits("acme", {"images_per_minute": 3})
             await books.accounts.revoke_key(caller.key_id)
             before = await books.redis.hgetall(keys.OrgKeys(caller.org_id).wallet)
-            await Projector(books.redis, late, PLANS).org(caller.org_id)
+            await Projector(books.redis, late).org(caller.org_id)
             assert await books.redis.hgetall(keys.OrgKeys(caller.org_id).wallet) == before
             assert (await books.admit(caller, "r")).verdict is Verdict.REVOKED
             await late.aclose()
@@ -248,7 +250,7 @@ def test_race_many_projectors_and_a_busy_organisation_keep_the_exact_balance(red
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org(mxn="100.00")
             charged, credited = 0, parse_mxn("100.00")
-            projectors = [Projector(books.redis, books.ledger, PLANS) for _ in range(4)]
+            projectors = [Projector(books.redis, books.ledger) for _ in range(4)]
 
             async def order(name: str, charge: bool) -> int:
                 """Charged 1 or 0."""

@@ -17,6 +17,7 @@ from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller
 from tests.conftest import run
 from tests.integration.money_kit import (
+    ACT,
     NOON,
     UNIT,
     Books,
@@ -117,7 +118,7 @@ def test_a_credit_that_was_not_projected_is_found(redis_url: str, tmp_path: Path
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await traffic(books)
-            await books.ledger.add_credit((await books.ledger.org("acme")).org_id, "c2", "bonus", UNIT, NOON)
+            await books.ledger.add_credit((await books.ledger.org("acme")).org_id, "c2", "bonus", UNIT, NOON, ACT)
             assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == [
                 Difference("acme", "last credit: ledger, wallet", "2", "1")
             ]
@@ -234,7 +235,7 @@ def test_race_verify_is_exact_under_live_traffic(redis_url: str, tmp_path: Path)
                 nonlocal done
                 while not stop.is_set():
                     done += 1
-                    await books.ledger.add_credit(caller.org_id, f"credit-{done}", "bonus", 1, NOON)
+                    await books.ledger.add_credit(caller.org_id, f"credit-{done}", "bonus", 1, NOON, ACT)
                     await asyncio.sleep(0.02)
                     await books.projector.org(caller.org_id)
 

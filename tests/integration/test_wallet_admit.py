@@ -258,12 +258,12 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             close = [names.mark, names.wallet, names.open, names.hold("open"), names.events, names.closed("open")]
             day = pinned().period
             calls: dict[str, tuple[list[str], list[Any], range]] = {
-                "admit_v1": (
-                    [names.mark, names.wallet, names.key_states, names.open, names.hold("new"), names.events]
+                "admit_v2": (
+                    [names.mark, names.wallet, names.access(caller.key_id), names.open, names.hold("new"), names.events]
                     + [names.busy, names.closed("new"), names.once("k"), names.recent("key", "f")]
                     + [names.retried("key", "f")],
                     [NOW_US, NOW_US, day.start_us, day.end_us, caller.org_id, caller.key_id, "new", 1, UNIT]
-                    + [70_000_000, 10, 10, 60, "{}", "f", 1, 60, 0, 60_000_000, "owner"],
+                    + [70_000_000, 10, 10, 60, "{}", "f", 1, 60, 0, 60_000_000, "owner", "m", day.day, day.month],
                     range(1, 20),
                 ),
                 "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
@@ -273,14 +273,20 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     [NOW_US, 10, 60],
                     range(1, 4),
                 ),
-                "project_v1": (
-                    [names.mark, names.wallet, names.key_states, names.open, names.fence],
-                    [caller.org_id, 999, 999, 1, 5, 5, "follow", 0, 0, "who", 0, "key_1", "revoked"],
-                    range(1, 12),
+                "project_v2": (
+                    [names.mark, names.wallet, names.open, names.fence],
+                    [caller.org_id, 999, 999, 1, "follow", 0, 0, "who", 0, 0, 0, day.day, day.month]
+                    + [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "", "", "", "", "", "", "", "", 0, 0, 0],
+                    range(1, 23),
                 ),
             }
             before = dump(redis_url)
-            text = {"admit_v1": {5, 6, 7, 14, 15}, "settle_v1": {3, 4}, "void_v1": {2, 3, 4}, "project_v1": {1, 7, 10}}
+            text = {
+                "admit_v2": {5, 6, 7, 14, 15},
+                "settle_v1": {3, 4},
+                "void_v1": {2, 3, 4},
+                "project_v2": {1, 5, 8, 12, 13},
+            }
             refused = 0
             for name, (script_keys, arguments, positions) in calls.items():
                 script = load_script(books.redis, name)
@@ -289,8 +295,8 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     if position not in text.get(name, set()):
                         wrong += [arguments[: position - 1] + [bad] + arguments[position:] for bad in bad_numbers]
                 for attempt in wrong:
-                    if name == "project_v1" and attempt[3] == "-1":
-                        continue  # credits may be negative
+                    if name == "project_v2" and (attempt[3] == "-1" or "" in attempt[13:19]):
+                        continue  # credits may be negative, and a limit may be absent
                     with pytest.raises(ResponseError):
                         await script(keys=script_keys, args=attempt)
                     assert dump(redis_url) == before, (name, attempt)
@@ -359,17 +365,17 @@ def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Pa
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
             names = keys.OrgKeys(caller.org_id)
-            script = load_script(books.redis, "admit_v1")
+            script = load_script(books.redis, "admit_v2")
             day = pinned().period
 
             async def ask(request: str, latest_us: int) -> int:
                 reply: Any = await script(
-                    keys=[names.mark, names.wallet, names.key_states, names.open, names.hold(request), names.events]
-                    + [names.busy, names.closed(request), names.once("k"), names.recent("key", "f")]
+                    keys=[names.mark, names.wallet, names.access(caller.key_id), names.open, names.hold(request)]
+                    + [names.events, names.busy, names.closed(request), names.once("k"), names.recent("key", "f")]
                     + [names.retried("key", "f")],
                     args=[
                         *(NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request),
-                        *(1, UNIT, 1, 10, 10, 60, "{}", "f", 0, 60, 0, 60_000_000, "owner"),
+                        *(1, UNIT, 1, 10, 10, 60, "{}", "f", 0, 60, 0, 60_000_000, "owner", "m", day.day, day.month),
                     ],
                 )
                 return int(reply[0])

@@ -22,11 +22,12 @@ from metering.answered import Answered
 from metering.answers import booked_of
 from metering.consumer import Consumer
 from metering.events import encode_opened
-from metering.ports import Charged, CreditType, Delivered, Snapshot
+from metering.ports import CreditType, Delivered, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import load_script
 from metering.wallet.wallet import RECENT_S, Caller, Close, Placed, Replay, Verdict
 from tests.integration.money_kit import (
+    ACT,
     FACTS,
     LIMITS,
     NOON,
@@ -39,6 +40,7 @@ from tests.integration.money_kit import (
     open_books,
     pictures,
     pinned,
+    snapshot,
 )
 
 STEPS = int(os.environ.get("MODEL_STEPS", "1000"))
@@ -255,11 +257,13 @@ class WalletMachine(RuleBasedStateMachine):
     @rule(images=st.integers(-3, 10), at_once=st.booleans())
     def credit(self, images: int, at_once: bool) -> None:
         """Numbered in SQL; whoever wrote it may die before it is projected."""
-        self.snapshots.append(self.do(self.books.ledger.snapshot(self.org_id)))
+        self.snapshots.append(self.do(snapshot(self.books.ledger, self.org_id)))
         amount, number = images * UNIT or 1, len(self.model.of_record) + 1
         kind: CreditType = "adjustment" if amount < 0 else "recharge"
-        add = self.books.accounts.add_credit if at_once else self.books.ledger.add_credit
-        self.do(add(self.org_id, self.id(f"c{number}"), kind, amount, *([] if at_once else [NOON])))
+        if at_once:
+            self.do(self.books.accounts.add_credit(self.org_id, self.id(f"c{number}"), kind, amount))
+        else:
+            self.do(self.books.ledger.add_credit(self.org_id, self.id(f"c{number}"), kind, amount, NOON, ACT))
         self.model.of_record.append(amount)
         if at_once:
             self.model.project()
@@ -274,7 +278,7 @@ class WalletMachine(RuleBasedStateMachine):
         """A projection that was frozen on its way comes after those that were made later: it changes nothing."""
         late = self.snapshots[which % len(self.snapshots)]
         if late.credit_number <= self.model.credit_number:
-            self.do(self.books.projector._apply(late, "follow", Charged(0, 0, 0)))
+            self.do(self.books.projector._apply([late], "follow", {}))
 
     # --- an order ---
 

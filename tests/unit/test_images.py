@@ -1,82 +1,18 @@
-"""The hot path's small parts: OpenAI's rate headers, and a body that is read within its bounds."""
+"""A body is read within its bounds of size and time."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from metering.wallet.wallet import Admission, RateState, Verdict
 from proxy.errors import ApiError, Kind
-from proxy.images import Limits, _duration, _rate_limited, rate_headers, read_body
+from proxy.images import RequestLimits, read_body
 from tests.conftest import run
 
 S = 1_000_000
-LIMITS = Limits(body_bytes=100, body_s=5.0, deadline_s=60.0)
-
-
-@pytest.mark.parametrize(
-    ("microseconds", "text"),
-    [
-        (0, "0ms"),
-        (1, "1ms"),
-        (20_000, "20ms"),
-        (20_001, "21ms"),
-        (998_001, "999ms"),
-        (999_000, "999ms"),
-        (999_001, "1s"),
-        (S, "1s"),
-        (S + 1, "2s"),
-        (59 * S, "59s"),
-        (59 * S + 1, "1m0s"),
-        (60 * S, "1m0s"),
-        (61 * S, "1m1s"),
-        (360 * S, "6m0s"),
-        (3600 * S, "60m0s"),
-    ],
-)
-def test_a_duration_is_written_as_openai_writes_it(microseconds: int, text: str) -> None:
-    """`20ms`, `1s`, `6m0s`."""
-    assert _duration(microseconds) == text
-
-
-@settings(max_examples=500, derandomize=True)
-@given(st.integers(0, 10**11))
-def test_a_duration_is_never_less_than_the_truth(microseconds: int) -> None:
-    """And less than a second more; below a second, less than a millisecond."""
-    text = _duration(microseconds)
-    found = re.fullmatch(r"(?:(\d+)m)?(\d+)s|(\d+)ms", text)
-    assert found is not None
-    minutes, seconds, milliseconds = (int(part or 0) for part in found.groups())
-    told = (minutes * 60 + seconds) * S + milliseconds * 1000
-    assert microseconds <= told < microseconds + (1000 if milliseconds else S)
-
-
-def test_rate_headers_tell_limit_rest_and_reset_of_both_rates() -> None:
-    """A rest below zero is told as none."""
-    admission = Admission(Verdict.ADMITTED, 0, 0, RateState(600, 599, 100_000), RateState(1200, -3, 61 * S), 0)
-    assert rate_headers(admission) == {
-        "x-ratelimit-limit-requests": "600",
-        "x-ratelimit-remaining-requests": "599",
-        "x-ratelimit-reset-requests": "100ms",
-        "x-ratelimit-limit-images": "1200",
-        "x-ratelimit-remaining-images": "0",
-        "x-ratelimit-reset-images": "1m1s",
-    }
-
-
-def test_an_order_above_the_whole_limit_is_not_asked_again() -> None:
-    """No wait would help it; one that fits is told the true wait."""
-    state = RateState(4, 0, 30 * S)
-    never = _rate_limited("images", state, 0, 5, {})
-    assert (never.kind, never.retry, never.retry_after_s) == (Kind.RATE_LIMIT, False, None)
-    later = _rate_limited("images", state, 1_500_000, 4, {})
-    assert (later.retry, later.retry_after_s) == (True, 1.5)
-    assert "1.5 seconds" in later.message
+LIMITS = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=60.0)
 
 
 def request(messages: AsyncIterator[Message], *headers: tuple[bytes, bytes]) -> Request:
@@ -129,11 +65,11 @@ def test_a_body_that_is_sent_too_slowly_is_refused() -> None:
             await asyncio.sleep(0.01)
             yield {"type": "http.request", "body": b"", "more_body": True}
 
-    limits = Limits(body_bytes=100, body_s=0.1, deadline_s=60.0)
+    limits = RequestLimits(body_bytes=100, body_s=0.1, deadline_s=60.0)
     assert refused(request(dripping()), limits) is Kind.INVALID_REQUEST
 
 
-def refused(asked: Request, limits: Limits = LIMITS) -> Kind:
+def refused(asked: Request, limits: RequestLimits = LIMITS) -> Kind:
     with pytest.raises(ApiError) as caught:
         run(read_body(asked, limits))
     return caught.value.kind

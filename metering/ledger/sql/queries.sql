@@ -4,33 +4,129 @@
 SELECT coalesce(max(version), 0) FROM schema_version;
 
 -- name: create_org
-INSERT INTO organizations (id, name, plan, requests_per_minute, images_per_minute, created_at)
-VALUES (:org_id, :name, :plan, :requests_per_minute, :images_per_minute, :created_at);
+INSERT INTO organizations (id, name, plan, created_at) VALUES (:org_id, :name, :plan, :created_at);
 
 -- name: org
-SELECT id, name, plan, requests_per_minute, images_per_minute, created_at
+SELECT
+    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
+    micro_mxn_per_month
 FROM organizations WHERE id = :ref OR name = :ref;
 
 -- name: orgs
-SELECT id, name, plan, requests_per_minute, images_per_minute, created_at FROM organizations ORDER BY created_at, id;
+SELECT
+    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
+    micro_mxn_per_month
+FROM organizations WHERE (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
+
+-- name: orgs_of
+SELECT
+    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
+    micro_mxn_per_month
+FROM organizations WHERE id IN (:ids) ORDER BY created_at, id;
 
 -- name: set_limits
 UPDATE organizations SET
-    requests_per_minute = coalesce(:requests_per_minute, requests_per_minute),
-    images_per_minute = coalesce(:images_per_minute, images_per_minute)
+    requests_per_minute = :requests_per_minute, images_per_minute = :images_per_minute, in_flight = :in_flight,
+    images_per_day = :images_per_day, images_per_month = :images_per_month, micro_mxn_per_month = :micro_mxn_per_month
 WHERE id = :org_id;
 
+-- name: plans
+SELECT
+    name, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+FROM plans ORDER BY name;
+
+-- name: set_plan
+INSERT INTO plans (
+    name, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month, at
+) VALUES (
+    :name, :requests_per_minute, :images_per_minute, :in_flight, :images_per_day, :images_per_month,
+    :micro_mxn_per_month, :at
+) ON CONFLICT (name) DO UPDATE SET
+    requests_per_minute = excluded.requests_per_minute, images_per_minute = excluded.images_per_minute,
+    in_flight = excluded.in_flight, images_per_day = excluded.images_per_day,
+    images_per_month = excluded.images_per_month, micro_mxn_per_month = excluded.micro_mxn_per_month, at = excluded.at;
+
+-- name: drop_plan
+DELETE FROM plans WHERE name = :name;
+
+-- name: change_all
+-- Every organisation, for one of a plan that is no more has the default's limits.
+INSERT INTO changes (org_id, what, at) SELECT id, :what, :at FROM organizations ORDER BY id;
+
 -- name: create_key
-INSERT INTO api_keys (id, org_id, name, hash, created_at) VALUES (:key_id, :org_id, :name, :key_hash, :created_at);
+INSERT INTO api_keys (
+    id, org_id, name, hash, created_at, expires_at, models,
+    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+) VALUES (
+    :key_id, :org_id, :name, :key_hash, :created_at, :expires_at, :models,
+    :requests_per_minute, :images_per_minute, :in_flight, :images_per_day, :images_per_month, :micro_mxn_per_month
+);
 
 -- name: keys
-SELECT id, org_id, name, hash, created_at, revoked_at FROM api_keys WHERE org_id = :org_id ORDER BY created_at, id;
+SELECT
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+FROM api_keys WHERE org_id = :org_id AND (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
+
+-- name: keys_of
+SELECT
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+FROM api_keys WHERE org_id IN (:ids) ORDER BY created_at, id;
 
 -- name: key
-SELECT id, org_id, name, hash, created_at, revoked_at FROM api_keys WHERE id = :key_id;
+SELECT
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+FROM api_keys WHERE id = :key_id;
 
 -- name: revoke_key
 UPDATE api_keys SET revoked_at = :at WHERE id = :key_id AND revoked_at IS NULL RETURNING id;
+
+-- name: expire_key
+UPDATE api_keys SET expires_at = :at
+WHERE id = :key_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :at) RETURNING id;
+
+-- name: set_key_limits
+UPDATE api_keys SET
+    requests_per_minute = :requests_per_minute, images_per_minute = :images_per_minute, in_flight = :in_flight,
+    images_per_day = :images_per_day, images_per_month = :images_per_month, micro_mxn_per_month = :micro_mxn_per_month
+WHERE id = :key_id;
+
+-- name: audit
+INSERT INTO audit (at, actor, action, org_id, target, details) VALUES (:at, :actor, :action, :org_id, :target, :details);
+
+-- name: audits
+SELECT id, at, actor, action, org_id, target, details FROM audit
+WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND id < :before ORDER BY id DESC LIMIT :page;
+
+-- name: written
+SELECT fingerprint, target FROM writes WHERE actor = :actor AND key = :key;
+
+-- name: add_write
+INSERT INTO writes (actor, key, fingerprint, target, at) VALUES (:actor, :key, :fingerprint, :target, :at);
+
+-- name: last_used
+SELECT key_id, max(last_us) FROM usage WHERE org_id = :org_id GROUP BY key_id;
+
+-- name: usage
+SELECT day, model, key_id, orders, images, amount_micro_mxn FROM usage
+WHERE org_id = :org_id AND day BETWEEN :first AND :last ORDER BY day, model, key_id;
+
+-- name: used
+-- By organisation and key: images of a day, images and money of its month.
+SELECT
+    org_id, key_id, CAST(coalesce(sum(CASE WHEN day = :day THEN images END), 0) AS BIGINT),
+    CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM usage WHERE org_id IN (:ids) AND day BETWEEN :first AND :last GROUP BY org_id, key_id;
+
+-- name: add_notice
+INSERT INTO notices (org_id, key_id, what, percent, period, limited_to, used, at)
+VALUES (:org_id, :key_id, :what, :percent, :period, :limit, :used, :at) ON CONFLICT DO NOTHING RETURNING what;
+
+-- name: notices
+SELECT org_id, key_id, what, percent, period, limited_to, used, at FROM notices
+WHERE org_id = :org_id AND at < :before ORDER BY at DESC, what, percent DESC LIMIT :page;
 
 -- name: change
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
@@ -41,8 +137,8 @@ SELECT coalesce(max(seq), 0) FROM changes;
 -- name: changed_since
 SELECT DISTINCT org_id FROM changes WHERE seq > :change;
 
--- name: revision
-SELECT coalesce(max(seq), 0) FROM changes WHERE org_id = :org_id;
+-- name: revisions
+SELECT org_id, max(seq) FROM changes WHERE org_id IN (:ids) GROUP BY org_id;
 
 -- name: credit
 SELECT org_id, type, amount_micro_mxn FROM credit_transactions WHERE id = :id AND type <> 'consumption';
@@ -51,6 +147,10 @@ SELECT org_id, type, amount_micro_mxn FROM credit_transactions WHERE id = :id AN
 -- Asked by number and not by type: so the index finds the credits, and consumption, a thousand times as much, is not read.
 SELECT coalesce(max(number), 0), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
 FROM credit_transactions WHERE org_id = :org_id AND number IS NOT NULL;
+
+-- name: credits_of
+SELECT org_id, max(number), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM credit_transactions WHERE org_id IN (:ids) AND number IS NOT NULL GROUP BY org_id;
 
 -- name: add_credit
 INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at)
@@ -98,9 +198,19 @@ SELECT r.request_id, e.images, r.document FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
 
+-- name: charged_since
+SELECT r.org_id, r.request_id, e.amount_micro_mxn FROM results AS r
+JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
+WHERE r.org_id IN (:ids) AND r.ended_us > :since_us;
+
 -- name: keyed
-SELECT event_id, once, amount_micro_mxn, ended_us FROM events
-WHERE org_id = :org_id AND once IS NOT NULL AND ended_us > :since_us AND "end" = 'charge' ORDER BY ended_us;
+SELECT org_id, event_id, once, amount_micro_mxn, ended_us FROM events
+WHERE org_id IN (:ids) AND once IS NOT NULL AND ended_us > :since_us AND "end" = 'charge' ORDER BY ended_us;
+
+-- name: charged
+SELECT
+    org_id, events, (SELECT coalesce(max(number), 0) FROM events AS e WHERE e.org_id = total.org_id), amount_micro_mxn
+FROM charged AS total WHERE org_id IN (:ids);
 
 -- name: open_incarnation
 INSERT INTO incarnations (id, at) VALUES (:id, :at);
@@ -134,3 +244,6 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
+
+-- name: ended
+SELECT event_id, "end", images FROM events WHERE event_id IN (:ids);

@@ -33,6 +33,3 @@ SELECT event_id FROM booked;
 INSERT INTO results (request_id, org_id, ended_us, document)
 SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(results)s::json)
 ORDER BY request_id ON CONFLICT DO NOTHING;
-
--- name: ended
-SELECT event_id, "end", images FROM events WHERE event_id IN (SELECT json_array_elements_text(%(ids)s::json));

@@ -23,6 +23,3 @@ VALUES (:event_id, :org_id, 'consumption', NULL, -:amount_micro_mxn, :booked_at)
 INSERT INTO results (request_id, org_id, ended_us, document)
 SELECT value ->> 'request_id', value ->> 'org_id', value ->> 'ended_us', value ->> 'document'
 FROM json_each(:results) WHERE true ON CONFLICT DO NOTHING;
-
--- name: ended
-SELECT event_id, "end", images FROM events WHERE event_id IN (SELECT value FROM json_each(:ids));

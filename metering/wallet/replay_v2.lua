@@ -7,11 +7,12 @@
 -- ARGV  1 now_us (0: TIME)  2 org  3 request  4 quantity  5 amount  6 remember_s  7 images (JSON)
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
 --       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
+--       14 key id  15 day  16 month: where the order counts
 -- reply code, now_us, available, 1 where this call charged it
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
 
-arguments(13)
+arguments(16)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
 local admitted, ended, placed = whole(10, 1), whole(11, 1), whole(13, 0)
@@ -45,7 +46,8 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
     return { SERVED, now, available_at(org, now), 0 }
   end
   -- One of nothing stands in for it.
-  redis.call('HSET', KEYS[4], 'amount', 0, 'images', quantity, 'admitted_us', ARGV[10], 'opened', ARGV[9])
+  redis.call('HSET', KEYS[4], 'amount', 0, 'images', 0, 'admitted_us', ARGV[10], 'opened', ARGV[9], 'key', ARGV[14],
+    'day', ARGV[15], 'month', ARGV[16])
 end
 if instead then
   close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)

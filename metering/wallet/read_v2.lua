@@ -1,5 +1,5 @@
 -- One organisation's wallet at one moment; writes nothing. Holds that ran out count as available.
--- KEYS  1 mark  2 wallet  3 key states
+-- KEYS  1 mark  2 wallet  3 the key's access
 -- ARGV  1 now_us (0: TIME)  2 org  3 key id (or empty)
 -- reply known (0 or 1), now_us, available, held, charged, credits, last credit, last event, key state, lost events
 arguments(3)
@@ -8,6 +8,10 @@ local w = redis.call('HMGET', KEYS[2], 'available', 'held', 'charged', 'credits'
 if redis.call('EXISTS', KEYS[1]) == 0 or not w[1] then return { 0, now, 0, 0, 0, 0, 0, 0, '', 0 } end
 local _, freed = expired_holds(ARGV[2], now)
 local state = ''
-if ARGV[3] ~= '' then state = redis.call('HGET', KEYS[3], ARGV[3]) or '' end
+if ARGV[3] ~= '' then
+  local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us')
+  state = key[1] or ''
+  if state == 'active' and key[2] and tonumber(key[2]) <= now then state = 'expired' end
+end
 return { 1, now, tonumber(w[1]) + freed, tonumber(w[2]) - freed, tonumber(w[3]), tonumber(w[4]), tonumber(w[5]),
   tonumber(w[6]), state, tonumber(w[7] or 0) }

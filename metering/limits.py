@@ -1,0 +1,44 @@
+"""What an organisation, or one of its keys, may use: per minute, at once, per day, per month."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+NONE = 0
+"""An organisation's own word that a quota of its plan does not hold for it."""
+
+MOST_PER_MINUTE = 1_000_000
+"""Above it a minute is not divided finely enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Whole numbers above zero. None: no limit; of an organisation's own limits, as its plan says."""
+
+    requests_per_minute: int | None = None
+    images_per_minute: int | None = None
+    in_flight: int | None = None
+    images_per_day: int | None = None
+    images_per_month: int | None = None
+    micro_mxn_per_month: int | None = None
+
+    def over(self, plan: "Limits") -> "Limits":
+        """These, and where they are silent the plan's."""
+        chosen = {
+            name: given if (given := getattr(self, name)) is not None else getattr(plan, name) for name in LIMIT_NAMES
+        }
+        return Limits(**{name: value or None for name, value in chosen.items()})
+
+    def changed(self, changes: Mapping[str, int | None]) -> "Limits":
+        """With some of them set anew."""
+        return Limits(**{**self.values(), **changes})
+
+    def values(self) -> dict[str, Any]:
+        """By name."""
+        return {name: getattr(self, name) for name in LIMIT_NAMES}
+
+
+LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+
+PER_MINUTE = ("requests_per_minute", "images_per_minute")
+"""Every organisation has these; none can be lifted."""

@@ -1,0 +1,215 @@
+-- Opens a hold, or says why not. Reads all, decides, writes all; a denial writes nothing.
+--
+-- An order that is placed again is not placed twice: one with an idempotency key, and one that an SDK repeats by itself
+-- (`tries` counts from 1), is told which earlier order it is, and how that stands. That counts as a request, and no more.
+-- KEYS  1 mark  2 wallet  3 the key's access  4 open holds  5 hold  6 events  7 busy  8 closed
+--       9 once: the idempotency key's record  10 recent: orders that an SDK may repeat, by admission
+--       11 retried: the last retry of an SDK that ran as new
+-- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
+--       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
+--       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
+--       18 tries of the SDK before this one  19 recent_us: how long an SDK's retry finds its order  20 owner
+--       21 model  22 day  23 month
+-- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us,
+--       earlier order, its end (`open`, or `ending:amount:reason`), its owner,
+--       whose limit refused it (`org`, `key` or empty), that limit, how much of it is used
+local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
+local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
+local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT = 13, 14, 15, 16, 17, 18
+
+-- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room;
+-- what remains, and when all is back, both if this is taken and if it is not.
+local function rate(now_us, tat_us, limit, cost)
+  local interval = math.ceil(60000000 / limit)
+  local window = interval * limit
+  local from = math.max(tat_us, now_us)
+  local to = from + interval * cost
+  local function left(at) return math.floor((window - (at - now_us)) / interval) end
+  return { limit = limit, over = to - now_us - window, to = to, left = left(to), reset = to - now_us,
+    kept_left = left(from), kept_reset = from - now_us }
+end
+
+-- The stored time of a limit. One that lies further ahead than any limit reaches is older than a clock that was set
+-- back: it counts as none, so that nobody is locked out for longer than this.
+local FURTHEST_US = 120000000
+local function tat(stored, now_us)
+  local at = tonumber(stored or 0)
+  return at <= now_us + FURTHEST_US and at or now_us
+end
+
+arguments(23)
+local now, latest = clock(whole(1, 0)), whole(2, 0)
+local period_start, period_end = whole(3, 0), whole(4, 0)
+local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
+local images, amount, life = whole(8, 1), whole(9, 1), whole(10, 1)
+local most_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
+local opened, fingerprint, keyed, once_s = ARGV[14], ARGV[15], whole(16, 0), whole(17, 1)
+local tries, recent_us, owner = whole(18, 0), whole(19, 1), ARGV[20]
+local model, day, month = ARGV[21], ARGV[22], ARGV[23]
+
+local function reply(code) return { code, now, 0, 0, 0, 0, 0, 0, 0, 0, '', '', '', '', 0, 0 } end
+
+-- The order under the same idempotency key; a key whose order ran out, or was lost, is free.
+local function under_key()
+  local record = redis.call('GET', KEYS[9])
+  if not record then return end
+  local earlier, other = string.match(record, '^(%S+) (%S+)$')
+  local stands = standing(org, earlier, now)
+  if not stands or string.match(stands, '^expiry:') then return end
+  return earlier, stands, other ~= fingerprint
+end
+
+local MOST_LOOKED_AT = 500
+
+-- The first of the same orders of late that no retry of this count has claimed yet: those whose client is gone first.
+-- What failed is not given again.
+local function claimable()
+  local kept, stands_kept
+  for _, earlier in ipairs(redis.call('ZRANGEBYSCORE', KEYS[10], now - recent_us, '+inf', 'LIMIT', 0, MOST_LOOKED_AT)) do
+    local stands = standing(org, earlier, now)
+    local claims = redis.call('HMGET', P .. ':claims:' .. earlier, tries, 'gone')
+    if stands and (stands == 'open' or string.match(stands, '^charge:')) and not claims[1] then
+      if claims[2] then return earlier, stands end
+      if not kept then kept, stands_kept = earlier, stands end
+    end
+  end
+  return kept, stands_kept
+end
+
+-- An organisation's limits, or those of one of its keys, as far as they are set; and what counts against them.
+local function scope(which, name, expired, today, this_month)
+  local v = redis.call('HMGET', name, 'requests_per_minute', 'images_per_minute', 'tat_requests', 'tat_images',
+    'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month')
+  local u = usage(name, today, this_month)
+  for _, hold in ipairs(expired) do
+    if which == 'org' or hold.key == key_id then hold_counts(u, -1, hold.images, hold.amount, hold.day, hold.month) end
+  end
+  return { which = which, name = name, use = u,
+    requests = v[1] and rate(now, tat(v[3], now), tonumber(v[1]), 1),
+    images = v[2] and rate(now, tat(v[4], now), tonumber(v[2]), images),
+    in_flight = tonumber(v[5]), day = tonumber(v[6]), month = tonumber(v[7]), budget = tonumber(v[8]) }
+end
+
+local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us', 'models')
+local available = redis.call('HGET', KEYS[2], 'available')
+if redis.call('EXISTS', KEYS[1]) == 0 or not available or not key[1] then return reply(AWAY) end
+if now > latest then return reply(LATE) end
+if now < period_start or now >= period_end then return reply(OTHER_PERIOD) end
+if redis.call('EXISTS', KEYS[5], KEYS[8]) > 0 then error('request id is in use') end
+
+local expired, freed = expired_holds(org, now)
+available = tonumber(available) + freed
+local of_org = scope('org', KEYS[2], expired, day, month)
+-- Both count in the same periods: where a clock was set back, in those of the organisation.
+local scopes = { of_org, scope('key', KEYS[3], expired, of_org.use.day, of_org.use.month) }
+
+-- Of two rates the one that refuses, by the longer wait; or else the one that is nearer to its end.
+local function tighter(name)
+  local a, b = scopes[1][name], scopes[2][name]
+  if not a or not b then return a or b, a and 'org' or 'key' end
+  local second = b.left < a.left
+  if a.over > 0 or b.over > 0 then second = b.over > a.over end
+  return second and b or a, second and 'key' or 'org'
+end
+
+-- The first of both that has no room for `cost` beside what is used.
+local function refuses(limit, used, cost)
+  for _, s in ipairs(scopes) do
+    if s[limit] and used(s.use) + cost > s[limit] then return s.which, s[limit], used(s.use) end
+  end
+end
+
+-- Limits of rates are never absent, unless no gateway has told yet what the plans are.
+if not of_org.requests or not of_org.images then return reply(AWAY) end
+
+local requests, requests_of = tighter('requests')
+local pictures, pictures_of = tighter('images')
+local earlier, stands, differs
+if keyed == 1 then earlier, stands, differs = under_key()
+elseif tries > 0 then earlier, stands = claimable() end
+
+local code, retry, whose, limit, used = ADMITTED, 0, nil, 0, 0
+
+local function by_rate(verdict, limiting, scope_of)
+  code, whose, limit = verdict, scope_of, limiting.limit
+  if verdict == REQUESTS or images <= limit then retry = limiting.over end
+end
+
+local function by_quota(verdict, name, used_of, cost)
+  whose, limit, used = refuses(name, used_of, cost)
+  if whose then code = verdict end
+  return whose
+end
+
+if key[1] ~= 'active' then code = REVOKED
+elseif key[2] and tonumber(key[2]) <= now then code = EXPIRED
+elseif (key[3] or '') ~= '' and not string.find(' ' .. key[3] .. ' ', ' ' .. model .. ' ', 1, true) then code = MODEL
+elseif earlier and differs then code = REUSED
+elseif earlier then
+  code = EARLIER
+  if requests.over > 0 then by_rate(REQUESTS, requests, requests_of) end
+elseif amount > available then code = BALANCE
+elseif by_quota(BUDGET, 'budget', function(u) return u.spent_done + u.spent_open end, amount) then
+elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
+elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
+elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
+elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
+elseif requests.over > 0 then by_rate(REQUESTS, requests, requests_of)
+elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of)
+else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
+
+local function take(name, field)
+  for _, s in ipairs(scopes) do
+    if s[name] then redis.call('HSET', s.name, field, s[name].to) end
+  end
+end
+
+if code == ADMITTED then
+  for _, old in ipairs(expired) do
+    close(org, old.request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember)
+  end
+  available = available - amount
+  local expires = now + life
+  redis.call('HINCRBY', KEYS[2], 'available', -amount)
+  redis.call('HINCRBY', KEYS[2], 'held', amount)
+  take('requests', 'tat_requests')
+  take('images', 'tat_images')
+  for _, s in ipairs(scopes) do
+    hold_counts(s.use, 1, images, amount, s.use.day, s.use.month)
+    keep_usage(s.use)
+  end
+  redis.call('HSET', KEYS[3], 'used_us', now)
+  redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
+    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month)
+  if keyed == 1 then
+    redis.call('HSET', KEYS[5], 'once', KEYS[9])
+    redis.call('SET', KEYS[9], request .. ' ' .. fingerprint, 'EX', once_s)
+  else
+    redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now - recent_us)
+    redis.call('ZADD', KEYS[10], now, request)
+    redis.call('PEXPIRE', KEYS[10], math.ceil(recent_us / 1000))
+    if tries > 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
+    -- A retry that runs as new can be repeated by a later try only: one of the same count belongs to another order.
+    for count = 1, tries do
+      redis.call('HSET', P .. ':claims:' .. request, count, now)
+      redis.call('PEXPIRE', P .. ':claims:' .. request, math.ceil(recent_us / 1000))
+    end
+  end
+  redis.call('ZADD', KEYS[4], expires, request)
+  redis.call('ZADD', KEYS[7], 'GT', expires, org)
+elseif code == EARLIER then
+  take('requests', 'tat_requests')
+  redis.call('HSET', KEYS[3], 'used_us', now)
+  if keyed == 0 then
+    redis.call('HSET', P .. ':claims:' .. earlier, tries, now)
+    redis.call('PEXPIRE', P .. ':claims:' .. earlier, math.ceil(recent_us / 1000))
+  end
+end
+
+-- What was not taken is left as before.
+local request_taken, image_taken = code == ADMITTED or code == EARLIER, code == ADMITTED
+local holder = earlier and redis.call('HGET', P .. ':hold:' .. earlier, 'owner') or ''
+return { code, now, available,
+  requests.limit, request_taken and requests.left or requests.kept_left, request_taken and requests.reset or requests.kept_reset,
+  pictures.limit, image_taken and pictures.left or pictures.kept_left, image_taken and pictures.reset or pictures.kept_reset,
+  retry, earlier or '', stands or '', holder, whose or '', limit or 0, used or 0 }

@@ -1,0 +1,91 @@
+-- Sets what SQL knows of one organisation: limits, keys, and credits as "the sum up to number N". Absolute and
+-- versioned, so it may be repeated, doubled or late; nothing is ever seeded by addition.
+-- KEYS  1 mark  2 wallet  3 open holds  4 fence
+-- ARGV  1 org  2 revision  3 credit number  4 credits
+--       5 mode: 'follow' an existing wallet, open a 'new' one, 'rebuild' a lost one
+--       6 charged in the ledger  7 last event in the ledger  8 who holds the fence
+--       9 numbers below it that the ledger does not have  10 now_us (0: TIME)
+--       11 the balance under which the organisation is told  12 day  13 month: today's
+--       14 to 22 limits and use of the organisation; then for each key its id, state, the moment of its end in Unix µs
+--       (or empty), its models (between spaces, or empty for all), and the same nine: limits (each empty for none) of
+--       requests and images per minute, images in flight, images per day and month, micro-MXN per month; and what the
+--       ledger has: images of today, images and micro-MXN of the month
+-- reply code
+local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
+local OWN, NINE, KEY = 14, 9, 13
+local LIMITS = { 'requests_per_minute', 'images_per_minute', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month' }
+
+if #ARGV < OWN + NINE - 1 or (#ARGV - OWN - NINE + 1) % KEY ~= 0 then error('a key without its state') end
+local org, mode, day, month = ARGV[1], ARGV[5], ARGV[12], ARGV[13]
+local revision, credit_number, now = whole(2, 0), whole(3, 0), clock(whole(10, 0))
+local credits, low = tonumber(ARGV[4]), whole(11, 0)
+local charged, number, lost = whole(6, 0), whole(7, 0), whole(9, 0)
+assert(credits and credits == math.floor(credits) and math.abs(credits) <= MAX_EXACT, 'credits is no whole number')
+assert(mode == 'follow' or mode == 'new' or mode == 'rebuild', 'unknown mode')
+local function check(at)
+  for i = at, at + #LIMITS - 1 do
+    if ARGV[i] ~= '' then whole(i, 1) end
+  end
+  for i = at + #LIMITS, at + NINE - 1 do whole(i, 0) end
+end
+check(OWN)
+for first = OWN + NINE, #ARGV, KEY do check(first + 4) end
+
+local projected = redis.call('EXISTS', KEYS[1]) == 1
+local w = redis.call('HMGET', KEYS[2], 'revision', 'credit_number', 'credits', 'charged')
+local opening = mode ~= 'follow'
+local held, open = 0, {}
+
+if mode == 'rebuild' then
+  -- The fence was raised over an empty stream, so the ledger has every event, and it stays so until the mark is back.
+  if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return FENCED_OFF end
+  for _, request in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+    local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
+    open[#open + 1] = { amount = tonumber(hold[1] or 0), images = tonumber(hold[2] or 0), key = hold[3], day = hold[4],
+      month = hold[5] }
+    held = held + open[#open].amount
+  end
+  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', number,
+    'lost', lost, 'credits', credits, 'credit_number', credit_number)
+else
+  if not projected then return AWAY end
+  if not w[1] and mode == 'follow' then return LOST end
+  if not w[1] then
+    redis.call('HSET', KEYS[2], 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
+      'credit_number', credit_number)
+  else
+    opening = false
+    redis.call('HSET', KEYS[2], 'low', low)
+    if tonumber(w[2]) < credit_number then
+      redis.call('HINCRBY', KEYS[2], 'available', credits - tonumber(w[3]))
+      redis.call('HSET', KEYS[2], 'credits', credits, 'credit_number', credit_number)
+      tell_balance(org, tonumber(w[3]) - tonumber(w[4]), credits - tonumber(w[4]), now)
+    end
+    if tonumber(w[1]) > revision then return DONE end
+  end
+end
+
+-- Limits, and where a wallet is made anew what is used of them: as the ledger has it, and by the holds that are open.
+local function set(name, at, key)
+  for i, limit in ipairs(LIMITS) do
+    local value = ARGV[at + i - 1]
+    if value == '' then redis.call('HDEL', name, limit) else redis.call('HSET', name, limit, value) end
+  end
+  if not opening then return end
+  local u = { name = name, flying = 0, day = day, day_done = whole(at + 6, 0), day_open = 0, month = month,
+    month_done = whole(at + 7, 0), month_open = 0, spent_done = whole(at + 8, 0), spent_open = 0 }
+  for _, hold in ipairs(open) do
+    if not key or hold.key == key then hold_counts(u, 1, hold.images, hold.amount, hold.day, hold.month) end
+  end
+  keep_usage(u)
+end
+
+redis.call('HSET', KEYS[2], 'revision', revision, 'low', low)
+set(KEYS[2], OWN)
+for i = OWN + NINE, #ARGV, KEY do
+  local access = access_of(ARGV[i])
+  redis.call('HSET', access, 'state', ARGV[i + 1], 'models', ARGV[i + 3])
+  if ARGV[i + 2] == '' then redis.call('HDEL', access, 'expires_us') else redis.call('HSET', access, 'expires_us', ARGV[i + 2]) end
+  set(access, i + 4, ARGV[i])
+end
+return DONE

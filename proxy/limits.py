@@ -1,0 +1,91 @@
+"""What a customer is told of the limits: headers on every reply, and for a refusal the number and the time."""
+
+from datetime import datetime
+
+from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
+from metering.money import format_mxn
+from metering.pricing import Quote
+from metering.wallet.wallet import Admission, RateState, Verdict
+from proxy.errors import ApiError, Kind
+
+HOLDS_RETRY_S = 2.0
+"""A hint: an image takes several seconds, so that some holds are closed by then."""
+
+
+def balance_header(available_micro_mxn: int) -> dict[str, str]:
+    """What the organisation can spend now."""
+    return {"x-geekhub-balance-mxn": format_mxn(available_micro_mxn)}
+
+
+def rate_headers(admission: Admission) -> dict[str, str]:
+    """OpenAI's rate-limit headers."""
+    headers = {}
+    for name, state in (("requests", admission.requests), ("images", admission.images)):
+        headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, state.remaining))
+        headers[f"x-ratelimit-reset-{name}"] = _duration(state.reset_us)
+    return headers
+
+
+def _duration(microseconds: int) -> str:
+    """OpenAI's form: `20ms`, `1s`, `6m0s`, rounded up."""
+    milliseconds = -(-microseconds // 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def rate_limited(what: str, admission: Admission, state: RateState, cost: int, headers: dict[str, str]) -> ApiError:
+    """429: more requests or images per minute than are allowed."""
+    whose = _whose(admission)
+    if cost > state.limit:
+        message = f"This order counts as {cost} {what}, and {whose} limit is {state.limit} {what} per minute."
+        return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
+    wait_s = admission.retry_us / 1_000_000
+    message = f"{_first_upper(whose)} limit is {state.limit} {what} per minute. Try again in {wait_s:.3g} seconds."
+    return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
+
+
+def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> ApiError:
+    """402 for a month's budget, 429 for a quota of images or for images at once."""
+    whose, limit, used, images = _whose(admission), admission.limit, admission.used, order.images
+    if admission.verdict is Verdict.FLIGHT:
+        message = f"{_first_upper(whose)} limit is {limit} images being made at once; {used} are,"
+        message += f" and this order asks for {images}."
+        if images > limit:
+            return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
+        return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
+    per, ends_us = _period(admission.verdict, order.period)
+    if admission.verdict is Verdict.BUDGET:
+        kind, cost, room = Kind.BUDGET, order.total_micro_mxn, limit
+        said = f"{whose} budget is {format_mxn(limit)} MXN per month; {format_mxn(used)} MXN are spent or on hold, and"
+        said += f" this order may cost {format_mxn(cost)} MXN."
+    else:
+        kind, cost, room = Kind.QUOTA, images, limit
+        said = f"{whose} limit is {limit} images per {per}; {used} are made or on their way, and this order asks for"
+        said += f" {images}."
+    message = _first_upper(said)
+    if cost > room:
+        return ApiError(kind, message, headers=headers)
+    begins = utc_at(ends_us)
+    message += f" The next {per} begins at {_moment(begins)}."
+    return ApiError(kind, message, retry_after_s=(ends_us - admission.now_us) / 1_000_000, headers=headers)
+
+
+def _period(verdict: Verdict, period: Period) -> tuple[str, int]:
+    """What the limit is per, and when the next one begins, in Unix µs."""
+    return ("day", period.end_us) if verdict is Verdict.DAY else ("month", month_start_us(next_month(period.month)))
+
+
+def _moment(moment: datetime) -> str:
+    local = moment.astimezone(MEXICO)
+    return f"{local:%Y-%m-%d %H:%M} in Mexico City ({moment:%Y-%m-%dT%H:%M:%SZ})"
+
+
+def _first_upper(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _whose(admission: Admission) -> str:
+    return "this API key's" if admission.whose == "key" else "your organisation's"
