@@ -22,6 +22,7 @@ from rich.table import Table
 
 from proxy.outbound import ImageHosts, Outbound
 from tests.e2e.kit import FLUX, System, bearer, free_port, prepare, wait_until
+from tests.processes import executed
 
 IN_FLIGHT = 64
 SIZES = {"16 KB": 16_000, "1.5 MB": 1_500_000}
@@ -118,6 +119,7 @@ def main() -> int:
     os.sched_setaffinity(0, others)
     with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
         system = prepare(Path(folder), GHUB_FAL_MODE="direct", GHUB_LOG_LEVEL="info")
+        system.begin = executed  # with memory that it shares with nobody
         bare_port = free_port()
         bare = None
         try:

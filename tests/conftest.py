@@ -1,6 +1,7 @@
 """Real parts for all tests: a Valkey and a PostgreSQL per test session, a ledger per test. No test talks to a mock."""
 
 import asyncio
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Coroutine, Iterator
@@ -17,6 +18,12 @@ from tests.cluster import Cluster
 from tests.postgres import FAST, PostgresServer
 
 T = TypeVar("T")
+
+TRUST = ssl.create_default_context()
+"""Read once: it takes 20 ms of CPU, which every client and every `httpx2.get` would spend anew."""
+
+LOOPBACK: dict[str, Any] = {"trust_env": False, "verify": TRUST}
+"""For clients of servers on this machine."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

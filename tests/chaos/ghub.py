@@ -1,11 +1,10 @@
-"""`ghub` with one protection switched off, for the proof that the judge would notice: `python -m tests.chaos.ghub X …`.
+"""`ghub` with one protection switched off, for the proof that the judge would notice.
 
 Whatever is switched off here is named by a text of the product's own, and a text that is no longer there is an error:
 a protection that was rewritten must not look as if it had been switched off.
 """
 
 import asyncio
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from metering.journal import Journal
 from metering.ledger import postgres, queries
 from metering.recovery import Recovery
 from metering.wallet import connection
-from proxy.cli.root import main
 
 LUA: Mapping[str, tuple[str, str, str]] = {
     # A hold never runs out.
@@ -91,8 +89,3 @@ async def _never(self: Recovery) -> None:
 
 async def _nothing(self: Answers) -> None:
     return
-
-
-if __name__ == "__main__":
-    switch_off(sys.argv.pop(1))
-    main()

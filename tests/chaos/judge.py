@@ -27,6 +27,7 @@ from proxy.sweep import Finding, Sweep
 from proxy.wiring import Back
 from tests.chaos.clients import Attempt, Call
 from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
+from tests.conftest import LOOPBACK
 from tests.e2e.kit import bearer
 
 SETTLES_S = 45.0
@@ -215,7 +216,7 @@ async def _stored(world: World, log: Log, figures: Counter[str]) -> list[str]:
             found.append(f"(b) {request} is given to another organisation")
         figures["orders of which another organisation is told that they exist"] += refused.status_code != 404
 
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
         await asyncio.gather(*(look(charges[0], client) for charges in log.by_id.values() if charges))
     return found
 
@@ -331,7 +332,7 @@ def _balances(log: Log, customers: list[Customer], cuts: dict[str, Cut]) -> Iter
 async def _shown(world: World, cuts: dict[str, Cut]) -> list[str]:
     """(g) What a gateway tells each customer is what the wallet says to us."""
     found: list[str] = []
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
         for customer in world.customers:
             told = (await _get(client, f"{world.url}/credits", customer)).json()
             expected = {"available_mxn": format_mxn(cuts[customer.org_id].available_micro_mxn), "held_mxn": "0.00"}

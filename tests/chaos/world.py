@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from metering.pricing import Rate
 from metering.wallet import keys
 from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
-from tests.conftest import ValkeyServer
+from tests.chaos.ghub import switch_off
+from tests.conftest import LOOPBACK, ValkeyServer
 from tests.e2e.kit import FLUX, GPT, free_port
 from tests.postgres import FAST, PostgresServer
+from tests.processes import Forked, Process, finished
 from tests.stores.running import BUCKET, KEY, SupabaseProcess
 
 GROK = "xai/grok-2-image"
@@ -66,7 +69,7 @@ class World:
     folder: Path
     deadline_s: float
     without: str | None = None
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
     ended_alone: Counter[str] = field(default_factory=Counter)
     customers: list[Customer] = field(default_factory=list)
@@ -82,6 +85,7 @@ class World:
         self.postgres = PostgresServer(places["postgres"], *FAST)
         self.store = SupabaseProcess(places["store"])
         self.database = "postgres"
+        self.relays: subprocess.Popen[bytes] | None = None
         self._line = asyncio.Lock()
         local = f"http://127.0.0.1:{self.ports['store']}/storage/v1"
         self.environment = {
@@ -111,10 +115,10 @@ class World:
     async def start(self, steps: random.Random | None = None, latency_scale: float = 0.2) -> None:
         """Start all of it; returns when orders are taken. `steps` decides how long generations take, and which fail."""
         await asyncio.gather(*(asyncio.to_thread(part.start) for part in (self.valkey, self.postgres, self.store)))
-        self._spawn("relays", [sys.executable, "-m", "tests.chaos.relays", json.dumps(self._wires())], pipe=True)
+        self._start_relays()
         assert await self._answer() is True
         simulate = ["simulate", "--port", str(self.simulator_port), "--latency-scale", str(latency_scale)]
-        self._spawn("simulator", [sys.executable, "-m", "proxy.cli", *simulate])
+        self._spawn("simulator", simulate)
         await self.back(self._migrate)
         if self.without == "unique":
             with psycopg.connect(self.postgres.url(self.database), autocommit=True) as connection:
@@ -149,12 +153,11 @@ class World:
         """End all of it at once."""
         self.wanted.clear()
         for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
+            process.kill()
             process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
+        if self.relays is not None:
+            self.relays.kill()
+            self.relays.communicate()
         self.valkey.stop()
         self.store.kill()
         self.postgres.kill()
@@ -172,14 +175,12 @@ class World:
 
     def start_process(self, name: str) -> None:
         """A gateway on its own journal, or a consumer."""
-        command = ["tests.chaos.ghub", self.without] if self.without else ["proxy.cli"]
-        command.append("serve" if name in GATEWAYS else "consume")
-        more = (
-            {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))}
-            if name in GATEWAYS
-            else {}
-        )
-        self._spawn(name, [sys.executable, "-m", *command], more)
+        before = partial(switch_off, self.without) if self.without else None
+        if name in GATEWAYS:
+            more = {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))}
+            self._spawn(name, ["serve"], more, before)
+        else:
+            self._spawn(name, ["consume"], before=before)
         self.wanted.add(name)
 
     def signal(self, name: str, number: int) -> None:
@@ -205,8 +206,8 @@ class World:
 
     async def tell(self, *command: object) -> Any:
         """A command for the relays, and their answer."""
-        pipe = self.processes["relays"].stdin
-        assert pipe is not None
+        assert self.relays is not None and self.relays.stdin is not None
+        pipe = self.relays.stdin
         async with self._line:
             pipe.write(json.dumps(command).encode() + b"\n")
             pipe.flush()
@@ -241,7 +242,7 @@ class World:
 
     async def jobs(self) -> list[dict[str, Any]]:
         """Every generation that a provider has accepted."""
-        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
             found: list[dict[str, Any]] = (await client.get(f"http://127.0.0.1:{self.simulator_port}/_sim/jobs")).json()
         return found
 
@@ -277,15 +278,7 @@ class World:
 
     async def ghub(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command, with every protection that the product has."""
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "proxy.cli", *arguments],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        return await asyncio.to_thread(finished, Forked, arguments, {**os.environ, **self.environment}, within_s=120)
 
     def object(self, path: str) -> Path:
         """Where the store keeps an object's bytes."""
@@ -308,23 +301,25 @@ class World:
         targets["balancer"] = [str(self.ports[name]) for name in GATEWAYS]
         return {name: {"port": self.ports[name], "targets": targets[name]} for name in targets}
 
+    def _start_relays(self) -> None:
+        command = [sys.executable, "-m", "tests.chaos.relays", json.dumps(self._wires())]
+        with (self.folder / "relays.log").open("ab") as log:
+            self.relays = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+
     def _spawn(
-        self, name: str, command: list[str], more: Mapping[str, str] | None = None, *, pipe: bool = False
+        self,
+        name: str,
+        arguments: Sequence[str],
+        more: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         environment = {**os.environ, **self.environment, **(more or {})}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.PIPE if pipe else None,
-                stdout=subprocess.PIPE if pipe else log,
-                stderr=log,
-            )
+        log = self.folder / f"{name}.log"
+        self.processes[name] = Forked(arguments, environment, log, log, before)
 
     async def _answer(self) -> Any:
-        pipe = self.processes["relays"].stdout
-        assert pipe is not None
-        return json.loads(await asyncio.to_thread(pipe.readline))
+        assert self.relays is not None and self.relays.stdout is not None
+        return json.loads(await asyncio.to_thread(self.relays.stdout.readline))
 
     async def _migrate(self, back: Back) -> None:
         await back.ledger.migrate()
@@ -340,7 +335,7 @@ class World:
         return {"scenario": "slow", "seconds": round(random_.uniform(1, 5) / 8 * self.deadline_s, 2)}
 
     async def _put(self, behaviour: dict[str, Any]) -> None:
-        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
             reply = await client.put(f"http://127.0.0.1:{self.simulator_port}/_sim/behaviour", json=behaviour)
             assert reply.status_code == 200, reply.text
 
@@ -350,7 +345,7 @@ class World:
 
     async def _answers(self, url: str) -> bool:
         try:
-            async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
+            async with httpx2.AsyncClient(**LOOPBACK, timeout=5) as client:
                 return (await client.get(url)).status_code == 200
         except httpx2.TransportError:
             return False

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,12 +27,12 @@ from proxy.providers.xai import XAI
 from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
 from proxy.wire import parse_order
+from tests.conftest import TRUST
 from tests.integration.edge_kit import keeper
 
 CATALOGUE = read_catalogue(None)
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
-TRUST = ssl.create_default_context()  # read once: it takes longer than a whole order
 
 GPT, DALL_E, IMAGEN, GROK = "openai/gpt-image-1", "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image"
 FLUX, ULTRA, RECRAFT = "fal/flux-1.1-pro", "fal/flux-1.1-pro-ultra", "fal/recraft-v3"

@@ -30,6 +30,7 @@ from proxy.outbound import (
     Outbound,
     PublicResolver,
 )
+from tests.conftest import TRUST
 from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
 
 PATIENCE_S = 20.0  # what must happen is given this long, on a noisy machine too
@@ -41,7 +42,7 @@ MakeClient = Callable[..., httpx2.AsyncClient]
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-def our_client(verify: ssl.SSLContext | None = None, **timeouts_s: float) -> httpx2.AsyncClient:
+def our_client(verify: ssl.SSLContext | None = TRUST, **timeouts_s: float) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         transport=AiohttpTransport(verify=verify),
         timeout=httpx2.Timeout(PATIENCE_S, **timeouts_s),
@@ -49,7 +50,7 @@ def our_client(verify: ssl.SSLContext | None = None, **timeouts_s: float) -> htt
     )
 
 
-def their_client(verify: ssl.SSLContext | None = None, **timeouts_s: float) -> httpx2.AsyncClient:
+def their_client(verify: ssl.SSLContext | None = TRUST, **timeouts_s: float) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         transport=httpx2.AsyncHTTPTransport(verify=verify or ssl.create_default_context()),
         timeout=httpx2.Timeout(PATIENCE_S, **timeouts_s),
@@ -368,7 +369,7 @@ def test_an_untrusted_certificate_is_a_connect_error(
     run, make_client = subject
 
     async def main() -> None:
-        async with raw_server(Peer.gone, tls=server_tls) as server, make_client() as client:
+        async with raw_server(Peer.gone, tls=server_tls) as server, make_client(verify=None) as client:
             with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await client.post(server.url, content=b"{}")
 
@@ -721,12 +722,11 @@ def test_an_unread_response_holds_the_sender_back_and_not_our_memory(run: Run) -
 
 async def cpu_s_per_call(server: RawServer, release: asyncio.Event, in_flight: int) -> float:
     """The CPU time of one of 1,000 calls, `in_flight` of which wait at once; connecting and the server included."""
-    trust = ssl.create_default_context()  # once: reading the system's store takes as long as many calls
     gc.collect()
     started_s = time.process_time()
     for _ in range(1000 // in_flight):
         release.clear()
-        async with our_client(verify=trust) as client, asyncio.TaskGroup() as calls:
+        async with our_client() as client, asyncio.TaskGroup() as calls:
             made = [calls.create_task(client.post(server.url, content=b"{}")) for _ in range(in_flight)]
         assert all(call.result().text == "ok" for call in made)
     return (time.process_time() - started_s) / 1000
@@ -756,7 +756,9 @@ def test_a_thousand_calls_in_flight_cost_no_more_each_than_a_hundred(run: Run) -
             for _ in range(3):
                 for in_flight, costs in costs_s.items():
                     costs.append(await cpu_s_per_call(server, release, in_flight))
-            assert min(costs_s[1000]) <= 2 * min(costs_s[100])
+                if min(costs_s[1000]) <= 2 * min(costs_s[100]):
+                    return  # another round would tell the machine's noise from ours
+            pytest.fail(f"a call costs more the more there are: {costs_s}")
 
     try:
         run(main())
@@ -794,7 +796,7 @@ async def fetch(client: Outbound, url: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def outbound_to(hosts: str, **options: Any) -> AsyncIterator[Outbound]:
-    client = Outbound(ImageHosts(hosts), **options)
+    client = Outbound(ImageHosts(hosts), **{"verify": TRUST} | options)
     try:
         yield client
     finally:

@@ -10,7 +10,6 @@ import gc
 import hashlib
 import os
 import random
-import ssl
 import subprocess
 import sys
 import time
@@ -34,12 +33,11 @@ from proxy.storage.opening import Opened, open_store
 from proxy.storage.s3 import S3, bucket_url
 from proxy.storage.streams import CACHE_CONTROL
 from proxy.storage.supabase import IMAGE_TYPES, Auth, Key, MintedTokens, Supabase
+from tests.conftest import LOOPBACK, TRUST
 from tests.conftest import run as on_uvloop
 from tests.contracts.raw_server import Peer, RawServer, Script, raw_server
 from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, free_port, frozen
 from tests.stores.supabase import Bucket, Server
-
-pytestmark = pytest.mark.xdist_group("stores")  # its servers are started once
 
 PIECE_BYTES = 64 * 1024
 SHORT_S = 0.4  # a time-out that is meant to run out
@@ -50,9 +48,6 @@ T = TypeVar("T")
 
 REAL_URL = os.environ.get("SUPABASE_STORAGE_URL")
 REMOTE = ["supabase", "s3", *(["real"] if REAL_URL else [])]
-
-
-TRUST = ssl.create_default_context()  # no test needs one, and to make it takes longer than most of them
 
 
 def a_client(timeout_s: float = PATIENCE_S) -> httpx2.AsyncClient:
@@ -252,7 +247,7 @@ def test_the_public_sees_the_type_and_may_keep_the_image(remote: Kit, content_ty
     path = fresh_path()
 
     async def work() -> None:
-        async with remote.opened() as store, httpx2.AsyncClient(trust_env=False, verify=TRUST) as browser:
+        async with remote.opened() as store, httpx2.AsyncClient(**LOOPBACK) as browser:
             await store.put(path, pieces(b"pixels"), content_type, size_bytes=6)
             seen = await browser.get(f"{remote.public_url}/{path}")
             assert (seen.status_code, seen.content) == (200, b"pixels")

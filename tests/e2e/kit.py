@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -25,7 +24,8 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Cut
 from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
-from tests.conftest import ValkeyServer, run
+from tests.conftest import LOOPBACK, ValkeyServer, run
+from tests.processes import Begin, Forked, Process, finished
 
 T = TypeVar("T")
 
@@ -58,11 +58,12 @@ def free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:
-    """Poll until `true()`, or fail saying what did not come about."""
-    until = time.monotonic() + within_s
+    """Poll until `true()`, or fail saying what did not come about. A long wait asks seldom: to ask costs CPU, too."""
+    began = time.monotonic()
     while not true():
-        assert time.monotonic() < until, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
+        waited_s = time.monotonic() - began
+        assert waited_s < within_s, f"not within {within_s} s: {what}"
+        time.sleep(min(max(0.02, waited_s / 20), 0.2))
 
 
 @dataclass
@@ -74,7 +75,8 @@ class System:
     environment: dict[str, str]
     port: int
     simulator_port: int
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    begin: Begin = Forked
+    processes: dict[str, Process] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
 
@@ -92,13 +94,8 @@ class System:
 
     def start(self, name: str, *arguments: str, **more: str) -> None:
         """Start a `ghub` command as a process, its output in a log of its name."""
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "proxy.cli", *arguments],
-                env={**os.environ, **self.environment, **more},
-                stdout=log,
-                stderr=log,
-            )
+        log = self.folder / f"{name}.log"
+        self.processes[name] = self.begin(arguments, {**os.environ, **self.environment, **more}, log, log)
 
     def start_gateway(self, name: str = "gateway", **more: str) -> None:
         """Start the gateway and wait until it takes work."""
@@ -134,7 +131,7 @@ class System:
         for name, process in self.processes.items():
             assert process.poll() is None, f"{name} ended: {self.log(name)[-2000:]}"
         try:
-            return httpx2.get(url, trust_env=False).status_code == 200
+            return httpx2.get(url, **LOOPBACK).status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -182,7 +179,7 @@ class System:
 
     def projected(self) -> bool:
         """Does Redis know what SQL knows?"""
-        with httpx2.Client(trust_env=False) as client:
+        with httpx2.Client(**LOOPBACK) as client:
             reply = client.get(f"{self.url}/credits", headers=bearer("ghub_sk_live_" + "0" * 32))
         return reply.status_code == 401
 
@@ -199,14 +196,7 @@ class System:
 
     def ghub(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this system's environment."""
-        return subprocess.run(
-            [sys.executable, "-m", "proxy.cli", *arguments],
-            env={**os.environ, **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return finished(self.begin, arguments, {**os.environ, **self.environment}, within_s=60)
 
     # --- the customer's and the simulator's side ---
 
@@ -214,20 +204,18 @@ class System:
         """A plain HTTP client of this customer that retries nothing."""
         headers = bearer(key) if key else {}
         limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(
-            base_url=self.url, headers=headers, trust_env=False, timeout=90, limits=limits, **options
-        )
+        return httpx2.AsyncClient(base_url=self.url, headers=headers, **LOOPBACK, timeout=90, limits=limits, **options)
 
     def behave(self, model: str, scenario: str, times: int | None = 1, **more: Any) -> None:
         """What the simulator does next for a model."""
         body = {"model": model, "scenario": scenario, "times": times, **more}
-        reply = httpx2.put(f"{self.simulator}/_sim/behaviour", json=body, trust_env=False)
+        reply = httpx2.put(f"{self.simulator}/_sim/behaviour", json=body, **LOOPBACK)
         assert reply.status_code == 200, reply.text
 
     def jobs(self, model: str | None = None) -> list[dict[str, Any]]:
         """Every generation that a provider would have billed."""
         params = {"model": model} if model else {}
-        jobs: list[dict[str, Any]] = httpx2.get(f"{self.simulator}/_sim/jobs", params=params, trust_env=False).json()
+        jobs: list[dict[str, Any]] = httpx2.get(f"{self.simulator}/_sim/jobs", params=params, **LOOPBACK).json()
         return jobs
 
     def images(self) -> set[str]:

@@ -1,20 +1,13 @@
-"""Starts `ghub` processes that kill or freeze themselves right before or after a step of the money's way.
+"""`ghub` processes that kill or freeze themselves right before or after a step of the money's way.
 
-Nothing in the product knows of it: `python -m tests.e2e.steps` loads the product once, and forks a process for each
-line of JSON that it reads; the child wraps one function of the product and then runs the ordinary command.
+Nothing in the product knows of it: a new process wraps one function of the product, and then runs the ordinary command.
 """
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from redis.asyncio.client import Pipeline
@@ -25,7 +18,6 @@ from metering.journal import Journal
 from metering.ledger.sqlite import SqliteLedger
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet
-from proxy.cli.root import main as ghub
 from proxy.middleware import RequestMiddleware
 from proxy.providers.fal import Fal
 from proxy.storage.local import LocalStore
@@ -157,99 +149,7 @@ STEPS: dict[str, tuple[type, str, Callable[[Any, Stop], Any]]] = {
 """Owner, name and wrapper of the function that is the step."""
 
 
-# --- the process that forks, and its children -------------------------------------------------------------------------
-
-
-def child(arguments: list[str], environment: dict[str, str], log: str, stop: dict[str, Any] | None) -> None:
-    """Become `ghub`; its exit code is written beside its log."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.update(environment)
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    if stop is not None:
-        owner, name, wrap = STEPS[stop["step"]]
-        setattr(owner, name, wrap(getattr(owner, name), Stop(**stop)))
-    sys.argv = ["ghub", *arguments]
-    code = 1
-    try:
-        ghub()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        Path(f"{log}.code").write_text(str(code))
-        os._exit(code)
-
-
-def fork_for_ever() -> None:
-    """A child for each line; its id is the answer."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: they leave no zombies
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            child(**json.loads(line))
-        print(pid, flush=True)
-
-
-class Forked:
-    """A child, as much of a `subprocess.Popen` as a test needs."""
-
-    def __init__(self, pid: int, log: str) -> None:
-        self.pid = pid
-        self._code = Path(f"{log}.code")
-
-    def poll(self) -> int | None:
-        """Its exit code; −9 where it was killed."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return int(self._code.read_text()) if self._code.exists() else -signal.SIGKILL
-        return None
-
-    def send_signal(self, number: int) -> None:
-        """Unless it is gone."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def wait(self, timeout: float = 60.0) -> int:
-        """Until it is gone."""
-        until_s = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            assert time.monotonic() < until_s, "it does not end"
-            time.sleep(0.02)
-        return code
-
-
-class Forks:
-    """The process that forks; any number of threads may ask it."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.steps"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self._lock = Lock()
-
-    def ghub(self, arguments: list[str], environment: dict[str, str], log: str, stop: Stop | None) -> Forked:
-        """A `ghub` of these arguments."""
-        wanted = {
-            "arguments": arguments,
-            "environment": environment,
-            "log": log,
-            "stop": None if stop is None else vars(stop),
-        }
-        Path(f"{log}.code").unlink(missing_ok=True)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps(wanted).encode() + b"\n")
-            self._process.stdin.flush()
-            return Forked(int(self._process.stdout.readline()), log)
-
-    def close(self) -> None:
-        """No more of them."""
-        self._process.kill()
-        self._process.communicate()
-
-
-if __name__ == "__main__":
-    fork_for_ever()
+def arm(stop: Stop) -> None:
+    """From now on this process stops itself there."""
+    owner, name, wrap = STEPS[stop.step]
+    setattr(owner, name, wrap(getattr(owner, name), stop))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import httpx2
 
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, wait_until
 
@@ -66,10 +66,10 @@ def test_what_is_in_flight_while_redis_is_frozen_is_answered_and_charged_later(p
         assert not any("x-geekhub-balance-mxn" in reply.headers for reply in replies)
         assert {reply.headers["x-geekhub-cost-mxn"] for reply in replies} == {"0.84"}
         for reply in replies:
-            assert httpx2.get(reply.json()["data"][0]["url"], trust_env=False).status_code == 200
+            assert httpx2.get(reply.json()["data"][0]["url"], **LOOPBACK).status_code == 200
         body = {"model": FLUX, "prompt": "x"}
         headers = {"authorization": f"Bearer {key}"}
-        refused = httpx2.post(f"{system.url}/images/generations", json=body, headers=headers, trust_env=False)
+        refused = httpx2.post(f"{system.url}/images/generations", json=body, headers=headers, **LOOPBACK)
         assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
     finally:
         valkey_signal(system, signal.SIGCONT)

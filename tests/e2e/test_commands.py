@@ -1,14 +1,17 @@
 """The commands as an operator uses them: JSON, exit codes, sentences; and what listens beside the gateway."""
 
 import json
+import os
 import re
 from typing import Any
 
 import httpx2
 import pytest
 
+from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import System, free_port, wait_until
+from tests.processes import Forked, executed, finished
 
 
 def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepared) -> None:
@@ -102,6 +105,18 @@ def test_a_wrong_setting_ends_the_start_with_a_sentence_that_names_it(
     assert words in system.log("wrong").splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("org", "list"), 0), (("org", "show", "nobody"), 1), (("nonsense",), 2)]
+)
+def test_a_process_loaded_anew_says_the_same(system: System, arguments: tuple[str, ...], code: int) -> None:
+    """`python -m proxy.cli` as an operator's shell starts it, beside the forked processes of all the other tests."""
+    environment = {**os.environ, **system.environment}
+    anew, forked = (finished(begin, arguments, environment, within_s=60) for begin in (executed, Forked))
+    assert anew.returncode == forked.returncode == code
+    assert anew.stdout == forked.stdout and bool(anew.stdout) == (code == 0)
+    assert anew.stderr.replace("python -m proxy.cli", "ghub") == forked.stderr and "Traceback" not in forked.stderr
+
+
 def test_redis_that_evicts_money_is_refused_at_start(prepared: Prepared) -> None:
     """Rule 28: any `maxmemory-policy` but noeviction."""
     system = prepared()
@@ -114,6 +129,7 @@ def test_redis_that_evicts_money_is_refused_at_start(prepared: Prepared) -> None
 def test_metrics_and_probes_listen_on_their_own_port(prepared: Prepared) -> None:
     """/metrics, /healthz and /readyz of gateway and consumer; the gateway's own port has no /metrics."""
     system = prepared()
+    system.begin = executed  # here once as in production, each loaded anew
     system.valkey.start()
     ports = {"gateway": free_port(), "consumer": free_port()}
     system.start("consumer", "consume", GHUB_METRICS_PORT=str(ports["consumer"]))
@@ -121,13 +137,13 @@ def test_metrics_and_probes_listen_on_their_own_port(prepared: Prepared) -> None
     for name, port in ports.items():
         wait_until(lambda at=port: _status(at, "/readyz") == 200, f"the {name} is ready")  # type: ignore[misc]
         assert _status(port, "/healthz") == 200
-        metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
+        metrics = httpx2.get(f"http://127.0.0.1:{port}/metrics", **LOOPBACK)
         assert metrics.headers["content-type"].startswith("text/plain") and "ghub_" in metrics.text
     assert _status(system.port, "/metrics") == 404
 
 
 def _status(port: int, path: str) -> int:
     try:
-        return httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
+        return httpx2.get(f"http://127.0.0.1:{port}{path}", **LOOPBACK).status_code
     except httpx2.TransportError:
         return 0

@@ -11,7 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, bearer, free_port, wait_until
+from tests.processes import Begin, Forked, Process, executed, finished
 
 ROOT = Path(__file__).parents[2]
 READY_S = 5.0
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("GHUB_")}
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Demo:
 
     folder: Path
     port: int
-    process: subprocess.Popen[bytes]
+    process: Process
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -59,24 +64,34 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def start(folder: Path, port: int) -> Demo:
-    """Start it; its own output goes to a file beside its data."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GHUB_")}
-    with (folder / "out.txt").open("wb") as out:
-        command = [sys.executable, "-m", "proxy.cli", "demo", "--port", str(port), "--data", str(folder / "data")]
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-    return Demo(folder / "data", port, process)
+def start(folder: Path, port: int, begin: Begin = Forked) -> Demo:
+    """Start it; its own output goes to a file beside its data. Its parts are processes that it executes itself."""
+    arguments = ["demo", "--port", str(port), "--data", str(folder / "data")]
+    return Demo(folder / "data", port, begin(arguments, CLEAN, folder / "out.txt", folder / "out.txt"))
+
+
+@contextmanager
+def running_in(folder: Path) -> Iterator[Demo]:
+    """A demo that is ready, and ends here unless it has."""
+    running = start(folder, free_port())
+    running.wait_ready()
+    yield running
+    running.process.send_signal(signal.SIGTERM)
+    running.process.wait(timeout=30)
 
 
 @pytest.fixture
 def demo(folder: Path) -> Iterator[Demo]:
-    """A demo that is ready."""
-    running = start(folder, free_port())
-    running.wait_ready()
-    yield running
-    if running.process.poll() is None:
-        running.process.terminate()
-    running.process.wait(timeout=30)
+    """A demo of a test's own."""
+    with running_in(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Demo]:
+    """A demo for the tests that do it no harm."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as name, running_in(Path(name)) as running:
+        yield running
 
 
 def alive(pids: set[int]) -> set[int]:
@@ -95,53 +110,52 @@ def alive(pids: set[int]) -> set[int]:
 def test_start_to_ready_takes_under_five_seconds(folder: Path) -> None:
     """The second start, with state to find again, as well as the first; key and balance are the same."""
     port = free_port()
-    seen = []
+    seen, took_s = [], []
     for _ in range(2):
         began = time.monotonic()
-        running = start(folder, port)
+        running = start(folder, port, executed)
         running.wait_ready()
-        assert time.monotonic() - began < READY_S
-        balance = httpx2.get(
-            f"{running.facts['base_url']}/credits", headers=bearer(running.facts["api_key"]), trust_env=False
-        )
-        seen.append((running.facts["api_key"], running.facts["org"], balance.json()["available_mxn"]))
-        running.process.terminate()
+        took_s.append(time.monotonic() - began)
+        seen.append((running.facts["api_key"], running.facts["org"], available(running)))
+        running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(timeout=30) == 0
-    assert seen[0] == seen[1] and seen[0][2] == "50.00"
+    assert max(took_s) < READY_S
+    assert seen[0] == seen[1] and seen[0][2] == Decimal("50.00")
 
 
-def test_the_readme_snippet_prints_a_url_that_loads(demo: Demo) -> None:
+def test_the_readme_snippet_prints_a_url_that_loads(shared: Demo) -> None:
     """README's Python, letter by letter, with this demo's port and folder."""
     readme = (ROOT / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    snippet = snippet.replace(".ghub/demo.json", str(demo.folder / "demo.json"))
+    snippet = snippet.replace(".ghub/demo.json", str(shared.folder / "demo.json"))
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True, timeout=60)
     url = done.stdout.split()[-1]
-    with Image.open(io.BytesIO(httpx2.get(url, trust_env=False).content)) as image:
+    with Image.open(io.BytesIO(httpx2.get(url, **LOOPBACK).content)) as image:
         image.load()
         assert image.size == (1024, 1024)
 
 
-def test_the_env_file_makes_other_commands_work(demo: Demo) -> None:
+def test_the_env_file_makes_other_commands_work(shared: Demo) -> None:
     """`. DIR/env`, then `ghub`: balance, verify, and what demo.json promises."""
-    assert set(demo.facts) == {"base_url", "api_key", "org", "redis_url", "ledger_url", "simulator_url"}
-    assert (demo.folder / "demo.json").stat().st_mode & 0o077 == 0
+    assert set(shared.facts) == {"base_url", "api_key", "org", "redis_url", "ledger_url", "simulator_url"}
+    assert (shared.folder / "demo.json").stat().st_mode & 0o077 == 0
     ghub = f"{sys.executable} -m proxy.cli"
-    script = f'. "{demo.folder}/env" && {ghub} balance demo --json && {ghub} verify'
+    wait_until(lambda: verify(shared) == 0, "what other tests have ordered is in the ledger")
+    script = f'. "{shared.folder}/env" && {ghub} balance demo --json && {ghub} verify'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert json.loads(done.stdout.splitlines()[0])["balance_mxn"] == "50.00"
+    assert Decimal(json.loads(done.stdout.splitlines()[0])["balance_mxn"]) == available(shared)
 
 
-def test_a_wiped_redis_then_ghub_serve_goes_on(demo: Demo) -> None:
+def test_a_wiped_redis_then_ghub_serve_goes_on(shared: Demo) -> None:
     """FLUSHALL on the demo's Redis: the same key, limits and balance are back within seconds."""
-    assert order(demo) == 200
-    wait_until(lambda: verify(demo) == 0, "the event is in the ledger")
-    with Redis.from_url(demo.facts["redis_url"]) as redis:
+    before = available(shared)
+    assert order(shared) == 200
+    wait_until(lambda: verify(shared) == 0, "the event is in the ledger")
+    with Redis.from_url(shared.facts["redis_url"]) as redis:
         redis.flushall()
-    wait_until(lambda: order(demo) == 200, "orders are taken again")
-    reply = httpx2.get(f"{demo.facts['base_url']}/credits", headers=bearer(demo.facts["api_key"]), trust_env=False)
-    assert reply.json()["available_mxn"] == "48.32"
-    wait_until(lambda: verify(demo) == 0, "the books are right")
+    wait_until(lambda: order(shared) == 200, "orders are taken again")
+    assert available(shared) == before - 2 * Decimal("0.84")
+    wait_until(lambda: verify(shared) == 0, "the books are right")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -179,18 +193,18 @@ def test_a_busy_port_is_one_sentence(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        running = start(folder, port)
+        running = start(folder, port, executed)
         assert running.process.wait(timeout=30) == 1
     said = (folder / "out.txt").read_text()
     assert said.count("\n") == 1 and str(port) in said and "Choose another port" in said
 
 
-def test_a_second_demo_in_the_same_folder_is_refused(demo: Demo) -> None:
+def test_a_second_demo_in_the_same_folder_is_refused(shared: Demo) -> None:
     """One sentence; the first goes on."""
-    second = start(demo.folder.parent, free_port())
+    second = start(shared.folder.parent, free_port())
     assert second.process.wait(timeout=30) == 1
-    assert "another demo" in (demo.folder.parent / "out.txt").read_text()
-    assert order(demo) == 200
+    assert "another demo" in (shared.folder.parent / "out.txt").read_text()
+    assert order(shared) == 200
 
 
 def order(demo: Demo) -> int:
@@ -198,11 +212,19 @@ def order(demo: Demo) -> int:
     facts, body = demo.facts, {"model": FLUX, "prompt": "x"}
     headers = bearer(facts["api_key"])
     return httpx2.post(
-        f"{facts['base_url']}/images/generations", headers=headers, json=body, trust_env=False, timeout=60
+        f"{facts['base_url']}/images/generations", headers=headers, json=body, **LOOPBACK, timeout=60
     ).status_code
+
+
+def available(demo: Demo) -> Decimal:
+    """What the demo's organisation may spend."""
+    url, key = demo.facts["base_url"], demo.facts["api_key"]
+    return Decimal(httpx2.get(f"{url}/credits", headers=bearer(key), **LOOPBACK).json()["available_mxn"])
 
 
 def verify(demo: Demo) -> int:
     """`ghub verify` in the demo's environment."""
-    script = f'. "{demo.folder}/env" && {sys.executable} -m proxy.cli verify'
-    return subprocess.run(["sh", "-c", script], capture_output=True, check=False, cwd=ROOT).returncode
+    script = f'. "{demo.folder}/env" && env -0'
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, env=CLEAN).stdout
+    environment = dict(line.split("=", 1) for line in said.split("\0") if line)
+    return finished(Forked, ["verify"], environment, within_s=60).returncode

@@ -13,6 +13,7 @@ from redis import Redis
 from metering.accounts import hash_key
 from metering.wallet.keys import key_record
 from proxy.errors import Kind
+from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 
@@ -117,7 +118,7 @@ def test_a_body_in_pieces_without_length_is_capped_too(system: System, customer:
 def test_a_missing_or_unknown_key_is_401(system: System, header: str | None, code: str, method: str, path: str) -> None:
     """On every path, and before the body is looked at."""
     headers = [] if header is None else [(b"authorization", header.encode())]
-    with httpx2.Client(base_url=system.url, trust_env=False) as client:
+    with httpx2.Client(base_url=system.url, **LOOPBACK) as client:
         reply = client.request(method, path, headers=headers, content=b"{")
     assert_error(reply, 401, code, retry=False)
 
@@ -131,9 +132,7 @@ def test_a_revoked_key_is_401_from_the_next_request_on(system: System) -> None:
     assert_error(post(system, key, json=ORDER), 401, "key_revoked", retry=False)
     assert_error(post(system, key, json={}), 400, "invalid_request_error", retry=False, param="model")
     for path in ("/models", "/credits"):
-        assert_error(
-            httpx2.get(system.url + path, headers=bearer(key), trust_env=False), 401, "key_revoked", retry=False
-        )
+        assert_error(httpx2.get(system.url + path, headers=bearer(key), **LOOPBACK), 401, "key_revoked", retry=False)
 
 
 def test_an_order_above_the_balance_is_402(system: System) -> None:
@@ -176,7 +175,7 @@ def test_wrong_addresses_and_methods(
     system: System, customer: tuple[str, str], method: str, path: str, status: int, code: str
 ) -> None:
     """404 and 405 in the same envelope."""
-    reply = httpx2.request(method, system.url + path, headers=bearer(customer[1]), trust_env=False)
+    reply = httpx2.request(method, system.url + path, headers=bearer(customer[1]), **LOOPBACK)
     assert_error(reply, status, code, retry=False, param="model" if code == "model_not_found" else None)
 
 
@@ -265,7 +264,7 @@ def test_redis_away_is_503_within_100_ms(prepared: Prepared) -> None:
         reply = post(system, key, json=ORDER) if "images" in path else get(system, key, path)
         assert_error(reply, 503, "temporarily_unavailable", retry=True)
         assert reply.headers["retry-after"] == "1" and reply.elapsed.total_seconds() < 0.25
-    assert httpx2.get(f"http://127.0.0.1:{system.port}/readyz", trust_env=False).status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{system.port}/readyz", **LOOPBACK).status_code == 200
     system.valkey.process.send_signal(18)  # SIGCONT
     wait_until(lambda: post(system, key, json=ORDER).status_code == 200, "it works again")
     wait_until(lambda: system.cut(org_id).held_micro_mxn == 0, "no hold is left of the admission that was not read")
@@ -336,14 +335,14 @@ def test_every_row_of_the_table_has_a_test() -> None:
 
 def post(system: System, key: str, **body: Any) -> httpx2.Response:
     """One order, no retry; what came back is kept for the grep for keys."""
-    reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), trust_env=False, timeout=90, **body)
+    reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), **LOOPBACK, timeout=90, **body)
     system.bodies.append(reply.content)
     return reply
 
 
 def get(system: System, key: str, path: str) -> httpx2.Response:
     """One read."""
-    return httpx2.get(system.url + path, headers=bearer(key), trust_env=False)
+    return httpx2.get(system.url + path, headers=bearer(key), **LOOPBACK)
 
 
 def assert_error(reply: httpx2.Response, status: int, code: str, *, retry: bool, param: str | None = None) -> None:

@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 
 from config.settings import HOLD_MARGIN_S
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 
@@ -83,7 +83,7 @@ def test_a_client_that_hangs_up_does_not_stop_its_generation(system: System) -> 
     """It is made, stored and charged once."""
     org_id, key = system.customer("gone", "50.00")
     system.behave(GPT, "slow", seconds=1)
-    with httpx2.Client(trust_env=False) as client, pytest.raises(httpx2.ReadTimeout):
+    with httpx2.Client(**LOOPBACK) as client, pytest.raises(httpx2.ReadTimeout):
         client.post(f"{system.url}/images/generations", headers=bearer(key), json={**ORDER, "model": GPT}, timeout=0.4)
     (event,) = system.events(org_id, 1)
     assert (event.end, event.quantity) == ("charge", 1)
@@ -159,4 +159,4 @@ def test_a_killed_consumer_loses_and_doubles_nothing(prepared: Prepared) -> None
 def post(system: System, key: str) -> httpx2.Response:
     """One order for one picture."""
     url = f"{system.url}/images/generations"
-    return httpx2.post(url, headers=bearer(key), json=ORDER, trust_env=False, timeout=30)
+    return httpx2.post(url, headers=bearer(key), json=ORDER, **LOOPBACK, timeout=30)

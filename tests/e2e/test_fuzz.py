@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import Kind
+from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, GPT, System, bearer
 from tests.long import LONG
 
@@ -92,7 +93,7 @@ def test_malformed_requests_get_rows_of_the_table_and_cost_nothing(system: Syste
             assert reply.headers["x-request-id"] == error["request_id"] and error["message"]
 
     with asyncio.Runner() as runner:
-        client = httpx2.AsyncClient(base_url=system.url, trust_env=False, timeout=30)
+        client = httpx2.AsyncClient(base_url=system.url, **LOOPBACK, timeout=30)
         fuzz()
         runner.run(client.aclose())
     assert sum(seen.values()) == REQUESTS // BATCH * BATCH

@@ -20,14 +20,13 @@ from metering.events import Event
 from proxy.app import STORAGE_PATH
 from proxy.outcomes import Outcome
 from proxy.wiring import BACKGROUND_CONNECTIONS, Back
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES
 from tests.long import LONG
-
-pytestmark = pytest.mark.xdist_group("hostile")
+from tests.processes import executed
 
 DEADLINE_S = 4
 AT_ONCE = 24
@@ -80,6 +79,7 @@ def storm() -> Iterator[Storm]:
             GHUB_DEADLINE_S=str(DEADLINE_S),
             GHUB_METRICS_PORT=str(free_port()),
         )
+        system.begin = executed  # with memory that it shares with nobody
         system.valkey.start()
         system.start("consumer", "consume", GHUB_METRICS_PORT="0")
         system.start_gateway()
@@ -284,5 +284,5 @@ def descriptors(pid: int) -> Counter[str]:
 
 def metrics(system: System) -> dict[str, float]:
     """The gateway's numbers that have no labels."""
-    text = httpx2.get(f"http://127.0.0.1:{system.environment['GHUB_METRICS_PORT']}/metrics", trust_env=False).text
+    text = httpx2.get(f"http://127.0.0.1:{system.environment['GHUB_METRICS_PORT']}/metrics", **LOOPBACK).text
     return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}

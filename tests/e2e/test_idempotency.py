@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, free_port, wait_until
 
@@ -41,18 +41,18 @@ def public(system: System) -> str:
 
 def answers(url: str) -> bool:
     try:
-        return httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200
+        return httpx2.get(f"{url}/readyz", **LOOPBACK).status_code == 200
     except httpx2.TransportError:
         return False
 
 
 def post(url: str, key: str, body: dict[str, Any] = ORDER, **headers: str) -> httpx2.Response:
     headers = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(key)
-    return httpx2.post(f"{url}/images/generations", json=body, headers=headers, timeout=60, trust_env=False)
+    return httpx2.post(f"{url}/images/generations", json=body, headers=headers, timeout=60, **LOOPBACK)
 
 
 def get(url: str, key: str, path: str) -> httpx2.Response:
-    return httpx2.get(f"{url}/images/generations{path}", headers=bearer(key), trust_env=False)
+    return httpx2.get(f"{url}/images/generations{path}", headers=bearer(key), **LOOPBACK)
 
 
 def test_fifty_posts_of_one_key_over_three_gateways_are_one_order(three: tuple[System, list[str]]) -> None:
@@ -62,7 +62,7 @@ def test_fifty_posts_of_one_key_over_three_gateways_are_one_order(three: tuple[S
     system.behave(FLUX, "slow", times=50, seconds=1.5)
 
     async def storm() -> list[httpx2.Response]:
-        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=60) as client:
             headers = bearer(key) | {"idempotency-key": "order 1"}
             return await asyncio.gather(
                 *(client.post(f"{urls[at % 3]}/images/generations", json=ORDER, headers=headers) for at in range(50))
@@ -235,7 +235,7 @@ def test_a_retry_is_given_only_what_the_ledger_has(prepared: Prepared) -> None:
                 json=ORDER,
                 headers=bearer(key) | {"x-stainless-retry-count": retry},
                 timeout=0.5 + int(retry),
-                trust_env=False,
+                **LOOPBACK,
             )
         wait_until(lambda: system.cut(org_id).charged_micro_mxn == 840_000, "Redis has charged it")
     system.start("consumer", "consume")
@@ -253,7 +253,7 @@ def test_a_generation_is_fetched_by_its_owner_and_by_nobody_else(three: tuple[Sy
     system.behave(FLUX, "slow", times=1, seconds=1.5)
 
     async def slow() -> httpx2.Response:
-        async with httpx2.AsyncClient(trust_env=False, timeout=60) as client:
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=60) as client:
             headers = bearer(key) | {"idempotency-key": "k"}
             asked = asyncio.create_task(client.post(f"{urls[0]}/images/generations", json=ORDER, headers=headers))
             while not system.jobs(FLUX):

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from PIL import Image
 
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.kit import FLUX, FLUX_MXN, GPT, NINE, SUCCESSORS, System, bearer
 
 
@@ -46,7 +46,7 @@ def test_the_sdk_gets_permanent_urls_and_the_organisation_pays_the_price(
         org, request, name = item.url.split("/generated-images/")[1].split("/")
         assert (org, request.replace("-", "")) == (org_id, request_id) and len(request) == 36
         assert name == f"{place}.{'jpg' if kind == 'JPEG' else 'png'}"
-        picture = httpx2.get(item.url, trust_env=False)
+        picture = httpx2.get(item.url, **LOOPBACK)
         with Image.open(io.BytesIO(picture.content)) as image:
             image.load()
             assert (image.format, image.size) == (kind, (1024, 1024))
@@ -91,7 +91,7 @@ def test_a_hundred_parallel_requests_on_a_balance_for_ten_deliver_exactly_ten(sy
 def test_models_and_credits_are_readable_by_key(system: System) -> None:
     """The catalogue with prices in MXN, an id with %2F, and the balance."""
     _, key = system.customer("reader", "12.5")
-    with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False) as client:
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         models = {model["id"]: model for model in client.get("/models").json()["data"]}
         assert models[FLUX]["price"]["mxn_per_image"] == "0.84" and models[GPT]["price"]["mxn_per_image"] == "3.99"
         assert client.get("/models/fal%2Fflux-1.1-pro").json() == models[FLUX]
@@ -116,7 +116,7 @@ def test_fewer_images_than_asked_are_delivered_and_only_those_charged(system: Sy
         f"{system.url}/images/generations",
         headers=bearer(key),
         json={"model": GPT, "prompt": "x", "n": 3},
-        trust_env=False,
+        **LOOPBACK,
         timeout=30,
     )
     assert (reply.status_code, len(reply.json()["data"]), reply.headers["x-geekhub-cost-mxn"]) == (200, 2, "7.98")

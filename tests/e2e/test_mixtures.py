@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from config.catalogue import read_catalogue
 from proxy.simulator.answers import INTERNAL_URL
 from proxy.simulator.app import make_world
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.kit import NINE, System, assert_no_key, prepare
 from tests.long import LONG
 
@@ -159,7 +159,7 @@ async def all_of(system: System, key: str, orders: list[Mixture]) -> list[Answer
     limits = httpx2.Limits(max_connections=None)
     async with (
         system.client(key) as client,
-        httpx2.AsyncClient(base_url=system.simulator, trust_env=False, limits=limits) as control,
+        httpx2.AsyncClient(base_url=system.simulator, **LOOPBACK, limits=limits) as control,
     ):
 
         async def of_model(model: str) -> list[Answer]:

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 import config
 from bench.memory import resident_bytes
 from config.catalogue import read_catalogue
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, free_port, prepare, wait_until
 from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES
+from tests.processes import executed
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
 IMAGEN, DALL_E, IDEOGRAM, ULTRA = "google/imagen-4", "openai/dall-e-3", "fal/ideogram-v2", "fal/flux-1.1-pro-ultra"
@@ -86,7 +87,7 @@ def test_every_model_by_the_official_client(system: System, model: str, n: int) 
     assert [image.path for image in event.images] == paths and len(set(paths)) == n
     assert {path for path in system.images() if path.startswith(org_id)} == set(paths)
     for image, item in zip(event.images, reply.data, strict=True):
-        picture = httpx2.get(str(item.url), trust_env=False)
+        picture = httpx2.get(str(item.url), **LOOPBACK)
         assert (picture.status_code, len(picture.content)) == (200, image.size_bytes)
         assert picture.headers["content-type"] == image.content_type
 
@@ -138,6 +139,7 @@ def test_base64_is_the_stored_file_to_the_bit(system: System, model: str) -> Non
 def test_base64_of_8_mb_costs_less_than_1_mib_of_memory(prepared: Prepared, model: str) -> None:
     """The peak of resident memory over 24 replies at once, against the same gateway warm: they come from the store."""
     system = prepared()
+    system.begin = executed  # with memory that it shares with nobody
     system.start_all()
     _, key = system.customer("memory", "500.00")
     system.behave(model, "ok", None, bytes=IMAGE_BYTES, same=True)
@@ -168,7 +170,7 @@ def test_base64_of_8_mb_costs_less_than_1_mib_of_memory(prepared: Prepared, mode
 def test_the_list_of_models_says_which_end_and_what_follows(system: System) -> None:
     """Four of the nine have a day to end; the prices are the published ones."""
     _, key = system.customer("lister", "1.00")
-    with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False) as client:
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         models = {model["id"]: model for model in client.get("/models").json()["data"]}
     successors = {"fal/recraft-v4.1": "0.84", "fal/recraft-v4.1-pro": "5.25", "fal/ideogram-v4": "0.63"}
     assert {name: model["price"]["mxn_per_image"] for name, model in models.items()} == MXN | successors
@@ -272,7 +274,7 @@ def operated() -> Iterator[Operated]:
 
         def answers() -> bool:
             try:
-                return httpx2.get(f"{elsewhere}/_sim/jobs", trust_env=False).status_code == 200
+                return httpx2.get(f"{elsewhere}/_sim/jobs", **LOOPBACK).status_code == 200
             except httpx2.TransportError:
                 return False
 
@@ -299,7 +301,7 @@ def test_a_line_maps_a_model_on_to_another_address(operated: Operated, model: st
     assert reply.headers["x-geekhub-cost-mxn"] == MXN[model]
     (event,) = system.events(org_id, 1)
     assert (event.opened.model, event.opened.upstream) == (model, served)
-    there = httpx2.get(f"{operated.elsewhere}/_sim/jobs", params={"model": served_as}, trust_env=False).json()
+    there = httpx2.get(f"{operated.elsewhere}/_sim/jobs", params={"model": served_as}, **LOOPBACK).json()
     assert len(there) == 1 and system.jobs(model) == []
 
 
@@ -322,7 +324,7 @@ def test_a_model_without_a_price_is_refused(operated: Operated) -> None:
     org_id, key = system.customer("unpriced", "50.00")
     error = order(system, key, IDEOGRAM, status=404).json()["error"]
     assert error["code"] == "model_not_found" and "no price" in error["message"]
-    with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False) as client:
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         assert IDEOGRAM not in {model["id"] for model in client.get("/models").json()["data"]}
         assert client.get(f"/models/{IDEOGRAM}").status_code == 404
     assert system.cut(org_id).number == 0 and system.jobs(IDEOGRAM) == []
@@ -373,7 +375,7 @@ def test_tokens_are_charged_as_used_up_to_the_quote(operated: Operated) -> None:
         assert (Decimal(reply.headers["x-geekhub-cost-mxn"]), event.usd_measured) == (mxn, "0.01093")
         assert event.opened.proof.variant == "low/1024x1024"
         assert system.cut(org_id).available_micro_mxn == 50_000_000 - event.amount_micro_mxn
-    with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False) as client:
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         price = client.get("/models/openai/capped").json()["prices"]["low/1024x1024"]
     assert (price["usd_per_image"], price["mxn_per_image"]) == ("0.009", "0.189")
 
@@ -406,10 +408,10 @@ def test_imagen_over_vertex_with_a_service_account(prepared: Prepared) -> None:
 
     def register(lifetime_s: float) -> None:
         known = {"client_email": email, "public_key": public.decode(), "lifetime_s": lifetime_s}
-        assert httpx2.put(f"{system.simulator}/_sim/vertex", json=known, trust_env=False).status_code == 200
+        assert httpx2.put(f"{system.simulator}/_sim/vertex", json=known, **LOOPBACK).status_code == 200
 
     def granted() -> int:
-        state = httpx2.get(f"{system.simulator}/_sim/vertex", trust_env=False).json()
+        state = httpx2.get(f"{system.simulator}/_sim/vertex", **LOOPBACK).json()
         assert state["token_requests"] == state["tokens_granted"]
         return int(state["tokens_granted"])
 
@@ -440,7 +442,7 @@ def test_imagen_over_vertex_with_a_service_account(prepared: Prepared) -> None:
 
 def pending(system: System, model: str) -> int:
     """For how many requests to a model the simulator still has something planned."""
-    behaviour = httpx2.get(f"{system.simulator}/_sim/behaviour", trust_env=False).json()
+    behaviour = httpx2.get(f"{system.simulator}/_sim/behaviour", **LOOPBACK).json()
     return sum(play["times"] for play in behaviour["models"][model]["pending"])
 
 
@@ -448,7 +450,7 @@ def order(system: System, key: str, model: str, *, status: int = 200, **fields: 
     """One order, no retry, with the status that it must have."""
     body = {"model": model, "prompt": "x", **fields}
     url = f"{system.url}/images/generations"
-    reply = httpx2.post(url, headers=bearer(key), json=body, trust_env=False, timeout=90)
+    reply = httpx2.post(url, headers=bearer(key), json=body, **LOOPBACK, timeout=90)
     assert reply.status_code == status, reply.text
     system.bodies.append(reply.content[:4096])
     return reply

@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from metering.wallet import keys
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, free_port, wait_until
 
@@ -24,7 +24,7 @@ def start_another(system: System, name: str) -> None:
 
     def ready() -> bool:
         try:
-            return httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+            return httpx2.get(f"http://127.0.0.1:{port}/readyz", **LOOPBACK).status_code == 200
         except httpx2.TransportError:
             return False
 

@@ -7,13 +7,13 @@ Each case is a whole system of its own; they run beside each other. `make test` 
 
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.projection import FENCE_S
 from metering.wallet.wallet import Cut
 from proxy.wiring import Back
+from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
-from tests.e2e.steps import Forks, Stop
+from tests.e2e.steps import Stop, arm
 from tests.long import LONG
-
-pytestmark = pytest.mark.xdist_group("steps")
+from tests.processes import Forked
 
 AT_ONCE = 10
 SHORT_S = 0.3
@@ -74,21 +74,14 @@ CASES = TABLE if LONG else [case for place, case in enumerate(TABLE) if place % 
 
 
 class Stage(System):
-    """A system whose processes are forked, and may stop themselves."""
+    """A system whose processes may stop themselves."""
 
-    forks: Forks
     stop_at: dict[str, Stop]
 
     def start(self, name: str, *arguments: str, **more: str) -> None:
-        log = str(self.folder / f"{name}.log")
         stop = self.stop_at.get(name)
-        self.processes[name] = self.forks.ghub([*arguments], self.environment | more, log, stop)  # type: ignore[assignment]
-
-    def ghub(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        name = f"command{len(list(self.folder.glob('command*.log')))}"
-        self.start(name, *arguments)
-        code = self.processes.pop(name).wait(timeout=60)
-        return subprocess.CompletedProcess(arguments, code, self.log(name), "")
+        log, before = self.folder / f"{name}.log", partial(arm, stop) if stop else None
+        self.processes[name] = Forked(arguments, {**os.environ, **self.environment, **more}, log, log, before)
 
     # --- what a case does ---
 
@@ -113,7 +106,7 @@ class Stage(System):
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             url = f"{self.url}/images/generations"
-            return httpx2.post(url, headers=bearer(self.key) | headers, json=ORDER, timeout=90, trust_env=False)
+            return httpx2.post(url, headers=bearer(self.key) | headers, json=ORDER, timeout=90, **LOOPBACK)
         except httpx2.TransportError:
             return None
 
@@ -166,7 +159,7 @@ class Stage(System):
 
     def fetched(self, path: str) -> dict[str, Any]:
         """What its owner is told of an order."""
-        reply = httpx2.get(f"{self.url}/images/generations{path}", headers=bearer(self.key), trust_env=False)
+        reply = httpx2.get(f"{self.url}/images/generations{path}", headers=bearer(self.key), **LOOPBACK)
         found: dict[str, Any] = reply.json()
         return found
 
@@ -276,13 +269,13 @@ def a_rebuild(stage: Stage, case: Case, pool: ThreadPoolExecutor) -> None:
     stage.verified()
 
 
-def stage_for(case: Case, forks: Forks, pool: ThreadPoolExecutor) -> None:
+def stage_for(case: Case, pool: ThreadPoolExecutor) -> None:
     """One case from its beginning to its end."""
     play = {**dict.fromkeys(OF_AN_ORDER, an_order), **dict.fromkeys(OF_THE_CONSUMER, a_booking), "credit": a_credit}
     with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
         made = prepare(Path(folder), GHUB_DEADLINE_S=str(case.deadline_s))
         stage = Stage(**{field.name: getattr(made, field.name) for field in fields(made)})
-        stage.forks, stage.stop_at = forks, {}
+        stage.stop_at = {}
         try:
             play.get(case.step, a_rebuild)(stage, case, pool)
         except BaseException:
@@ -301,10 +294,8 @@ def played(request: pytest.FixtureRequest) -> Iterator[dict[Case, Future[None]]]
     """All cases that are asked for, some of them at a time."""
     names = {item.name for item in request.session.items}
     wanted = [case for case in CASES if f"{test_whatever_dies_or_freezes.__name__}[{case}]" in names]
-    forks = Forks()
     with ThreadPoolExecutor(AT_ONCE) as stages, ThreadPoolExecutor(AT_ONCE) as clients:
-        yield {case: stages.submit(stage_for, case, forks, clients) for case in wanted}
-    forks.close()
+        yield {case: stages.submit(stage_for, case, clients) for case in wanted}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -14,7 +14,7 @@ import pytest
 
 from config.settings import STORE_ANSWER_S, STORE_WATCH_S
 from proxy.storage.watch import MOST_FAILURES
-from tests.conftest import run
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 from tests.e2e.test_errors import assert_error
@@ -93,7 +93,7 @@ def test_images_under_way_outlive_a_store_that_is_away(
     images = {f"{store.public_url}/{image.path}": image for event in events for image in event.images}
     assert images.keys() == {item["url"] for reply in replies for item in reply.json()["data"]}
     for url, image in images.items():
-        data = httpx2.get(url, trust_env=False).content
+        data = httpx2.get(url, **LOOPBACK).content
         assert (len(data), hashlib.sha256(data).hexdigest()) == (image.size_bytes, image.sha256)
         assert image.size_bytes >= IMAGE_BYTES
     assert objects(tmp_path) == {image.path for image in images.values()}
@@ -141,4 +141,4 @@ def objects(folder: Path) -> set[str]:
 def post(system: System, key: str, model: str) -> httpx2.Response:
     """One order for one picture."""
     url = f"{system.url}/images/generations"
-    return httpx2.post(url, headers=bearer(key), json={"model": model, "prompt": "x"}, trust_env=False, timeout=30)
+    return httpx2.post(url, headers=bearer(key), json={"model": model, "prompt": "x"}, **LOOPBACK, timeout=30)

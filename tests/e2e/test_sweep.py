@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import httpx2
 
+from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until
 
@@ -28,7 +29,7 @@ KINDS = {
 
 def order(system: System, key: str) -> httpx2.Response:
     body = {"model": FLUX, "prompt": "x"}
-    return httpx2.post(f"{system.url}/images/generations", json=body, headers=bearer(key), trust_env=False, timeout=60)
+    return httpx2.post(f"{system.url}/images/generations", json=body, headers=bearer(key), **LOOPBACK, timeout=60)
 
 
 def place(system: System, path: str, age_s: float) -> Path:
@@ -91,7 +92,7 @@ def test_a_sweep_deletes_what_is_proven_to_be_nobodys_and_nothing_else(prepared:
     }
     assert not any(path.exists() for path in old.values()) and all(path.exists() for path in kept.values())
     assert counts(sweep(system, "--delete")) == {"charged": 1, "young": 1, "foreign": 2, "unproven": 1}
-    assert httpx2.get(charged["data"][0]["url"], trust_env=False).status_code == 200
+    assert httpx2.get(charged["data"][0]["url"], **LOOPBACK).status_code == 200
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 

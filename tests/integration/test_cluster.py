@@ -25,8 +25,6 @@ from tests.integration import test_wallet_close as close
 from tests.integration.cluster_kit import differences, everywhere
 from tests.integration.money_kit import UNIT, drain, open_books, pinned, result_of, start_worker, waiting
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 Test = Callable[..., None]
 
 

@@ -33,8 +33,6 @@ from tests.integration.money_kit import (
 from tests.integration.test_wallet_away import QUICK
 from tests.long import long
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 MOST_REFUSED = 0.3
 """Of the orders in other partitions. It is none at all where the machine has time; a client that looks for all masters
 anew as one is away refuses nearly all of them."""

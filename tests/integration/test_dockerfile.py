@@ -31,8 +31,6 @@ DATA = sorted(
 
 Environment = Mapping[str, str]
 
-pytestmark = pytest.mark.xdist_group("image")  # the image is built once, in one worker
-
 
 @dataclass(frozen=True, slots=True)
 class Step:

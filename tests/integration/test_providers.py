@@ -23,7 +23,7 @@ from proxy.providers.fal import MOST_POLL_FAILURES, Fal
 from proxy.providers.openai import OpenAI
 from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
-from tests.conftest import run
+from tests.conftest import TRUST, run
 from tests.contracts.raw_server import Peer, raw_server
 from tests.integration.edge_kit import (
     CATALOGUE,
@@ -64,7 +64,7 @@ async def simulator(latency_scale: float = 0) -> AsyncIterator[str]:
 @asynccontextmanager
 async def outbound_to(*urls: str) -> AsyncIterator[Outbound]:
     """Our client, allowed to fetch images from these."""
-    outbound = Outbound(ImageHosts(",".join(url.partition("://")[2] for url in urls)))
+    outbound = Outbound(ImageHosts(",".join(url.partition("://")[2] for url in urls)), verify=TRUST)
     yield outbound
     await outbound.aclose()
 
