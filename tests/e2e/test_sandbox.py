@@ -49,7 +49,7 @@ def sandbox_key(system: System, org_id: str, **more: Any) -> IssuedKey:
 
 def with_both_keys(system: System, name: str, mxn: str = "0.00", **limits: int) -> tuple[str, str, str]:
     """A new organisation with a live key and a test key; returns (org id, live key, test key)."""
-    org_id, live = system.customer(name, mxn, **limits)
+    org_id, live = system.customer(f"sandbox {name}", mxn, **limits)
     return org_id, live, sandbox_key(system, org_id).secret
 
 
@@ -145,7 +145,7 @@ def test_an_organisation_that_may_order_nothing_may_test(system: System) -> None
 
 def test_a_key_that_may_not_is_refused_from_the_next_request_on(system: System) -> None:
     """401 for a revoked and for an expired one, 403 for a model that is not its own; reads of them are refused, too."""
-    org_id, _ = system.customer("refused")
+    org_id, _ = system.customer("sandbox refused")
     revoked = sandbox_key(system, org_id)
     models = sandbox_key(system, org_id, models=(GPT,)).secret
     ending = sandbox_key(system, org_id, expires=utc_now() + timedelta(seconds=1)).secret
@@ -168,7 +168,7 @@ def test_a_key_that_may_not_is_refused_from_the_next_request_on(system: System) 
 
 def test_its_rates_are_its_own_and_the_official_client_gets_through_when_they_allow(system: System) -> None:
     """429 with the true time; live orders have all of their rate; the SDK waits as it is told, and is served."""
-    org_id, live = system.customer("rates", "50.00")
+    org_id, live = system.customer("sandbox rates", "50.00")
     issued = sandbox_key(system, org_id)
 
     async def limit(back: Back) -> None:
