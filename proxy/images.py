@@ -21,16 +21,17 @@ from metering.ports import Ledger, LedgerAway
 from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, Verdict, Wallet
-from proxy.auth import EXPIRED, REVOKED, Authenticator
+from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
-from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, rate_headers, rate_limited
+from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, key_refused, rate_headers, rate_limited
 from proxy.middleware import RequestContext, context_of
 from proxy.outcomes import reason_as_error
 from proxy.ports import Order
 from proxy.replies import Replies
 from proxy.results import decode as decode_result
+from proxy.sandbox import Sandbox
 from proxy.wire import fingerprint, parse_order
 
 JOIN_POLL_S = 0.2
@@ -83,6 +84,7 @@ class ImagesEndpoint:
         generations: Generations,
         lifecycle: Lifecycle,
         replies: Replies,
+        sandbox: Sandbox,
         limits: RequestLimits,
         *,
         refusal: Callable[[], str | None],
@@ -98,6 +100,7 @@ class ImagesEndpoint:
         self._generations = generations
         self._lifecycle = lifecycle
         self._replies = replies
+        self._sandbox = sandbox
         self._limits = limits
         self._refusal = refusal
         self._price_book = price_book
@@ -115,7 +118,10 @@ class ImagesEndpoint:
             self._lifecycle.check(order.model_id, order.model)
             if (refusal := self._refusal()) is not None:
                 raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
-            admission, held = await self._admit(context, caller, order, placed(request.headers, order))
+            asked = placed(request.headers, order)
+            if caller.test:
+                return await self._sandbox.create(context, caller, order, asked)
+            admission, held = await self._admit(context, caller, order, asked)
             if admission.verdict is Verdict.EARLIER:
                 delivery = await self._earlier(
                     context, order, admission, caller, keyed=held.placed.key_hash is not None
@@ -212,18 +218,10 @@ class ImagesEndpoint:
         return quote(price, rate, period, order.n)
 
     def _denial(self, admission: Admission, price: Quote) -> ApiError:
+        if refused := key_refused(admission.verdict, price.price.model):
+            return refused
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
         match admission.verdict:
-            case Verdict.REVOKED:
-                return ApiError(Kind.KEY_REVOKED, REVOKED)
-            case Verdict.EXPIRED:
-                return ApiError(Kind.KEY_EXPIRED, EXPIRED)
-            case Verdict.MODEL:
-                message = f"This API key may not use `{price.price.model}`."
-                return ApiError(Kind.MODEL_NOT_ALLOWED, message, param="model")
-            case Verdict.REUSED:
-                message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
-                return ApiError(Kind.KEY_REUSED, message)
             case Verdict.BALANCE:
                 message = (
                     f"This order may cost {format_mxn(price.total_micro_mxn)} MXN, and"

@@ -51,16 +51,26 @@ class Keeper:
         self._streams = asyncio.Semaphore(limits.streams)
 
     async def keep(
-        self, picture: Picture, folder: str, until_s: float, publish: Publish, read: Callable[[], None]
+        self,
+        picture: Picture,
+        folder: str,
+        until_s: float,
+        publish: Publish,
+        read: Callable[[], None],
+        *,
+        again: bool = False,
     ) -> None:
         """Store it, and call `publish` at the moment in which it is; `read` when its source is no longer needed.
 
-        Tries until `until_s` of `time.monotonic`. Raises NotAnImage, StoreFailed, and what the picture's source raises.
+        Tries until `until_s` of `time.monotonic`. `again`: the same picture may be there already, and is replaced.
+        Raises NotAnImage, StoreFailed, and what the picture's source raises.
         """
         try:
             if not picture.inline:
                 try:
-                    return await again_until(until_s, lambda again: self._straight(picture, folder, publish, again))
+                    return await again_until(
+                        until_s, lambda failed: self._straight(picture, folder, publish, again or failed)
+                    )
                 except _NoLength:
                     pass
             await self._through_spool(picture, folder, until_s, publish, read)

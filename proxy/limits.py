@@ -6,6 +6,7 @@ from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.wallet.wallet import Admission, RateState, Verdict
+from proxy.auth import EXPIRED, REVOKED
 from proxy.errors import ApiError, Kind
 
 HOLDS_RETRY_S = 2.0
@@ -45,6 +46,22 @@ def rate_limited(what: str, admission: Admission, state: RateState, cost: int, h
     wait_s = admission.retry_us / 1_000_000
     message = f"{_first_upper(whose)} limit is {state.limit} {what} per minute. Try again in {wait_s:.3g} seconds."
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
+
+
+def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
+    """401, 403 or 422: the order that this key places is refused whatever it costs; None for every other verdict."""
+    match verdict:
+        case Verdict.REVOKED:
+            return ApiError(Kind.KEY_REVOKED, REVOKED)
+        case Verdict.EXPIRED:
+            return ApiError(Kind.KEY_EXPIRED, EXPIRED)
+        case Verdict.MODEL:
+            return ApiError(Kind.MODEL_NOT_ALLOWED, f"This API key may not use `{model_id}`.", param="model")
+        case Verdict.REUSED:
+            message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
+            return ApiError(Kind.KEY_REUSED, message)
+        case _:
+            return None
 
 
 def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> ApiError:

@@ -76,6 +76,7 @@ from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAcc
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
 from proxy.replies import Replies
+from proxy.sandbox import Sandbox
 from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
@@ -328,6 +329,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 generations,
                 lifecycle,
                 replies,
+                Sandbox(wallet, keeper, replies, settings.deadline_s),
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 refusal=refusal,
                 price_book=catalogue.price_book_version,

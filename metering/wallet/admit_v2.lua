@@ -17,26 +17,6 @@ local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
 local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
 local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT = 13, 14, 15, 16, 17, 18
 
--- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room;
--- what remains, and when all is back, both if this is taken and if it is not.
-local function rate(now_us, tat_us, limit, cost)
-  local interval = math.ceil(60000000 / limit)
-  local window = interval * limit
-  local from = math.max(tat_us, now_us)
-  local to = from + interval * cost
-  local function left(at) return math.floor((window - (at - now_us)) / interval) end
-  return { limit = limit, over = to - now_us - window, to = to, left = left(to), reset = to - now_us,
-    kept_left = left(from), kept_reset = from - now_us }
-end
-
--- The stored time of a limit. One that lies further ahead than any limit reaches is older than a clock that was set
--- back: it counts as none, so that nobody is locked out for longer than this.
-local FURTHEST_US = 120000000
-local function tat(stored, now_us)
-  local at = tonumber(stored or 0)
-  return at <= now_us + FURTHEST_US and at or now_us
-end
-
 arguments(23)
 local now, latest = clock(whole(1, 0)), whole(2, 0)
 local period_start, period_end = whole(3, 0), whole(4, 0)
@@ -143,7 +123,7 @@ end
 
 if key[1] ~= 'active' then code = REVOKED
 elseif key[2] and tonumber(key[2]) <= now then code = EXPIRED
-elseif (key[3] or '') ~= '' and not string.find(' ' .. key[3] .. ' ', ' ' .. model .. ' ', 1, true) then code = MODEL
+elseif not allows(key[3], model) then code = MODEL
 elseif earlier and differs then code = REUSED
 elseif earlier then
   code = EARLIER

@@ -29,6 +29,11 @@ end
 -- What one of an organisation's keys may do, and what it has used.
 local function access_of(key_id) return P .. ':access:' .. key_id end
 
+-- May a key use this model? `models`: those that it may, between spaces; empty or absent for all.
+local function allows(models, model)
+  return (models or '') == '' or string.find(' ' .. models .. ' ', ' ' .. model .. ' ', 1, true) ~= nil
+end
+
 -- The holds of an organisation that have run out. They count nowhere, whether or not somebody has written their end
 -- down. Returns the holds, and the sum of their amounts.
 local function expired_holds(org, now_us)
@@ -94,6 +99,26 @@ local function hold_counts(u, sign, images, amount, day, month)
     u.month_open = u.month_open + sign * images
     u.spent_open = u.spent_open + sign * amount
   end
+end
+
+-- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room;
+-- what remains, and when all is back, both if this is taken and if it is not.
+local function rate(now_us, tat_us, limit, cost)
+  local interval = math.ceil(60000000 / limit)
+  local window = interval * limit
+  local from = math.max(tat_us, now_us)
+  local to = from + interval * cost
+  local function left(at) return math.floor((window - (at - now_us)) / interval) end
+  return { limit = limit, over = to - now_us - window, to = to, left = left(to), reset = to - now_us,
+    kept_left = left(from), kept_reset = from - now_us }
+end
+
+-- The stored time of a limit. One that lies further ahead than any limit reaches is older than a clock that was set
+-- back: it counts as none, so that nobody is locked out for longer than this.
+local FURTHEST_US = 120000000
+local function tat(stored, now_us)
+  local at = tonumber(stored or 0)
+  return at <= now_us + FURTHEST_US and at or now_us
 end
 
 -- Something that the organisation should be told, in the same stream as its events; it has no number of its own.

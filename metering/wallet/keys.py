@@ -98,6 +98,10 @@ class OrgKeys:
         """Which order an idempotency key stands for."""
         return f"{self._tag}:once:{self._org_id}:{key_hash}"
 
+    def sandbox_once(self, key_hash: str) -> str:
+        """Which order of the sandbox an idempotency key stands for; it never meets a live order's."""
+        return f"{self._tag}:sandbox:{self._org_id}:{key_hash}"
+
     def recent(self, key_id: str, fingerprint: str) -> str:
         """Orders of one API key that are the same, by their admission: what an SDK may repeat by itself."""
         return f"{self._tag}:recent:{key_id}:{fingerprint}"

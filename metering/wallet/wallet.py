@@ -81,6 +81,8 @@ class Caller:
 
     org_id: str
     key_id: str
+    test: bool = False
+    """By a key of the sandbox: it is answered without a provider, and costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,15 @@ class Admission:
     whose: str = ""
     limit: int = 0
     used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """The sandbox script's verdict; with ADMITTED and EARLIER, which order it is, and when that was admitted."""
+
+    admission: Admission
+    request_id: str
+    admitted_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +209,7 @@ class Wallet:
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v2")
+        self._sandbox = load_script(redis, "sandbox_v1")
         self._settle = load_script(redis, "settle_v1")
         self._void = load_script(redis, "void_v1")
         self._replay = load_script(redis, "replay_v2")
@@ -243,6 +255,7 @@ class Wallet:
         Raises NotProjected where nothing can have been written. Where it raises any other WalletAway, the hold may be
         there: the caller must `abandon` it.
         """
+        assert not caller.test, "an order of the sandbox holds nothing"
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
             names.partition,
@@ -299,6 +312,43 @@ class Wallet:
             limit=reply[14],
             used=reply[15],
         )
+
+    async def admit_test(self, caller: Caller, model: str, images: int, placed: Placed, request_id: str) -> Rehearsal:
+        """Let an order of the sandbox pass, or say why not. It moves no money, and counts for no live order.
+
+        EARLIER: it is the order that was placed before under the same idempotency key, and counts as a request only.
+        """
+        names = keys.OrgKeys(caller.org_id)
+        reply = await self._ask(
+            names.partition,
+            self._sandbox(
+                keys=[names.mark, names.wallet, names.access(caller.key_id)]
+                + [names.sandbox_once(placed.key_hash or "-")],
+                args=[
+                    self._scripted_us,
+                    caller.org_id,
+                    request_id,
+                    images,
+                    model,
+                    placed.fingerprint,
+                    int(placed.key_hash is not None),
+                    self._limits.remember_s,
+                ],
+            ),
+        )
+        self._learn(names.partition, reply[1])
+        if reply[0] == Verdict.AWAY:
+            raise NotProjected
+        admission = Admission(
+            verdict=Verdict(reply[0]),
+            now_us=reply[1],
+            available_micro_mxn=reply[2],
+            requests=RateState(*reply[3:6]),
+            images=RateState(*reply[6:9]),
+            retry_us=reply[9],
+            whose="key",
+        )
+        return Rehearsal(admission, reply[10].decode(), reply[11])
 
     async def stands(self, org_id: str, request_id: str) -> Stands | None:
         """How an order of this organisation stands; None for one that is not known here."""

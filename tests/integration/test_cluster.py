@@ -22,6 +22,7 @@ from tests.integration import test_jobs as jobs
 from tests.integration import test_projection as projection
 from tests.integration import test_wallet_admit as admit
 from tests.integration import test_wallet_close as close
+from tests.integration import test_wallet_sandbox as sandbox
 from tests.integration.cluster_kit import differences, everywhere
 from tests.integration.money_kit import UNIT, drain, open_books, pinned, result_of, start_worker, waiting
 
@@ -45,6 +46,8 @@ Test = Callable[..., None]
         projection.test_a_change_whose_process_died_reaches_redis,
         projection.test_a_wipe_in_the_middle_of_a_rebuild_begins_it_again,
         projection.test_a_rebuild_that_stood_still_never_overwrites_what_happened_since,
+        sandbox.test_race_fifty_takers_of_five_on_a_hundred_admit_twenty,
+        sandbox.test_a_live_order_and_one_of_the_sandbox_never_meet_under_a_key,
     ],
     ids=lambda test: test.__name__,
 )

@@ -34,6 +34,7 @@ from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.replies import Replies
+from proxy.sandbox import Sandbox
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import (
@@ -47,6 +48,7 @@ from tests.integration.edge_kit import (
     generations,
     hanging,
     job,
+    keeper,
     order,
     picture,
     png,
@@ -571,6 +573,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     rates = Rates(ledger, grace_h=0)
     await rates.refresh()
     store = LocalStore(root / "images")
+    replies = Replies(store, "https://images.test")
     async with generations(wallet, store, {"fal": provider}) as running:
         yield (
             ImagesEndpoint(
@@ -581,7 +584,8 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 ledger,
                 running,
                 Lifecycle(),
-                Replies(store, "https://images.test"),
+                replies,
+                Sandbox(wallet, keeper(store), replies, 5),
                 RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
                 refusal=lambda: None,
                 price_book="test",

@@ -266,6 +266,11 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     + [70_000_000, 10, 10, 60, "{}", "f", 1, 60, 0, 60_000_000, "owner", "m", day.day, day.month],
                     range(1, 20),
                 ),
+                "sandbox_v1": (
+                    [names.mark, names.wallet, names.access(caller.key_id), names.sandbox_once("k")],
+                    [NOW_US, caller.org_id, "new", 1, "m", "f", 1, 60],
+                    range(1, 9),
+                ),
                 "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
                 "void_v1": (close, [NOW_US, caller.org_id, "open", "test", 60, 1], range(1, 7)),
                 "expire_v1": (
@@ -283,6 +288,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             before = dump(redis_url)
             text = {
                 "admit_v2": {5, 6, 7, 14, 15},
+                "sandbox_v1": {2, 3, 5, 6},
                 "settle_v1": {3, 4},
                 "void_v1": {2, 3, 4},
                 "project_v2": {1, 5, 8, 12, 13},

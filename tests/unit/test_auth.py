@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
-from metering.accounts import KEY_PREFIX, hash_key
+from metering.accounts import KEY_PREFIX, TEST_PREFIX, hash_key
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Caller, Wallet, WalletLimits
 from proxy.auth import Authenticator, check_state
@@ -58,6 +58,15 @@ def test_a_known_key_is_asked_for_once() -> None:
     assert wallet.asked == [hash_key(secret(1))]
 
 
+def test_a_test_key_is_the_sandboxs_by_its_prefix() -> None:
+    """Asked for or remembered; a live key never is."""
+    test_key = TEST_PREFIX + "0" * 32
+    authenticator = Authenticator(Owners(secret(1), test_key), CACHE_SIZE)
+    for _ in range(2):
+        assert ask(authenticator, f"Bearer {test_key}") == Caller(f"org of {test_key}", "key", test=True)
+        assert not ask(authenticator, f"Bearer {secret(1)}").test
+
+
 def test_an_unknown_key_is_asked_for_every_time() -> None:
     """So one that has just been issued works from its next request on."""
     wallet = Owners()
@@ -79,7 +88,8 @@ def test_an_unknown_key_is_asked_for_every_time() -> None:
         KEY_PREFIX + "0" * 31 + "_",
         KEY_PREFIX + "0" * 31 + "é",
         KEY_PREFIX.upper() + "0" * 32,
-        "ghub_sk_test_" + "0" * 32,
+        "ghub_sk_test_" + "0" * 31,
+        "ghub_sk_prod_" + "0" * 32,
         f"{secret(1)} {secret(1)}",
         f"{secret(1)},",
         "x" * 60_000,
