@@ -34,7 +34,7 @@ FENCE_S = 5
 LATE_S = 300.0
 """A settlement that got no answer is tried again for seconds, and by an abandonment until its hold has run out."""
 
-_NOTHING = Charged(events=0, last_event=0, charged_micro_mxn=0)
+BOOKED_NOTHING = Charged(events=0, last_event=0, charged_micro_mxn=0)
 
 
 class Projector:
@@ -201,7 +201,7 @@ class Projector:
         who: str = "",
     ) -> list[int]:
         """One code for each of them."""
-        calls = [_call(one, mode, booked.get(one.org.org_id, _NOTHING), who) for one in snapshots]
+        calls = [call_of(one, mode, booked.get(one.org.org_id, BOOKED_NOTHING), who) for one in snapshots]
         codes: list[int] = await self._project.each(calls)
         return codes
 
@@ -241,7 +241,7 @@ class Projector:
             await pipe.execute()
 
 
-def _call(
+def call_of(
     snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str
 ) -> tuple[list[str], list[Any]]:
     """Keys and arguments of the script that sets one wallet."""

@@ -234,15 +234,13 @@ async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIt
             await client.aclose()
 
 
-def dump(url: str) -> dict[bytes, tuple[bytes, int]]:
+def dump(url: str) -> dict[bytes, tuple[Any, int]]:
     """Every key of the Redis with its whole value and the moment at which it expires."""
     with SyncRedis.from_url(url) as redis:
 
-        def value(name: bytes) -> bytes:
+        def value(name: bytes) -> Any:
             # The serialised form of a hash has no certain order.
-            return (
-                repr(sorted(redis.hgetall(name).items())).encode() if redis.type(name) == b"hash" else redis.dump(name)
-            )
+            return redis.hgetall(name) if redis.type(name) == b"hash" else redis.dump(name)
 
         names: Iterable[bytes] = redis.scan_iter(count=10_000)
         return {name: (value(name), redis.expiretime(name)) for name in names}

@@ -40,8 +40,8 @@ class Paused(SqliteLedger):
         super().__init__(path)
         self.read, self.go_on = asyncio.Event(), asyncio.Event()
 
-    async def charged_up_to(self, org_id: str, number: int = 2**53) -> Charged:
-        charged = await super().charged_up_to(org_id, number)
+    async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]:
+        charged = await super().charged(org_ids)
         self.read.set()
         await self.go_on.wait()
         return charged
