@@ -52,6 +52,7 @@ chaos: $(VENV)/.test          ## random faults under load, and a judge; SEED=0 S
 bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
 	$(VENV)/bin/python -m bench.ledger
+	$(VENV)/bin/python -m bench.keys
 
 bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes
 	$(VENV)/bin/python -m bench.memory
