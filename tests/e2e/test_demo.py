@@ -124,8 +124,21 @@ def test_the_readme_snippet_prints_a_url_that_loads(demo: Demo) -> None:
 
 def test_the_env_file_makes_other_commands_work(demo: Demo) -> None:
     """`. DIR/env`, then `ghub`: balance, verify, and what demo.json promises."""
-    assert set(demo.facts) == {"base_url", "api_key", "org", "redis_url", "ledger_url", "simulator_url"}
+    assert set(demo.facts) == {
+        "base_url",
+        "api_key",
+        "org",
+        "admin_token",
+        "redis_url",
+        "ledger_url",
+        "simulator_url",
+    }
     assert (demo.folder / "demo.json").stat().st_mode & 0o077 == 0
+    assert (demo.folder / "jwt_secret").stat().st_mode & 0o077 == 0
+    listed = httpx2.get(
+        f"http://127.0.0.1:{demo.port}/admin/v1/orgs", headers=bearer(demo.facts["admin_token"]), trust_env=False
+    )
+    assert [org["name"] for org in listed.json()["data"]] == ["demo"]
     ghub = f"{sys.executable} -m proxy.cli"
     script = f'. "{demo.folder}/env" && {ghub} balance demo --json && {ghub} verify'
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
