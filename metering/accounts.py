@@ -171,6 +171,8 @@ class Accounts:
         return await self._ledger.add_rate(rate, utc_now(), act)
 
     def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
+        if KEY.search(f"{target} {details}"):
+            raise LedgerError("an API key stands where a name or an id belongs; keys are written down nowhere")
         return Act(self._actor, action, target, org_id, details, self._once)
 
     async def _tell(self, org_id: str) -> None:

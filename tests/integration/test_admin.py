@@ -1,10 +1,13 @@
 """The admin API's handlers over both databases: writes that come twice or twenty times at once, pages, and outages."""
 
 import asyncio
+import sqlite3
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -22,7 +25,7 @@ from proxy.errors import ApiError
 from proxy.images import RequestLimits
 from proxy.middleware import RequestMiddleware
 from proxy.tokens import Issuer, Secret, Tokens, mint
-from tests.conftest import run
+from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import PLANS, Books, open_books
 
 SECRET = "a secret of the tests, " * 2
@@ -300,5 +303,67 @@ def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, ki
             with pytest.raises(WrongField) as caught:
                 await books.accounts.add_credit("acme", "p", kind, micro)
             assert caught.value.field == field and "--" not in caught.value.why
+
+    run(work())
+
+
+def test_a_key_is_written_down_nowhere(redis_url: str, tmp_path: Path) -> None:
+    """Not even where somebody gives one as a name, an id or a source: 400, and the sentence does not repeat it."""
+    key = "ghub_sk_live_" + "a" * 32
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            for path, body in (
+                ("/orgs", {"name": key}),
+                ("/orgs/acme/keys", {"name": f"x {key}"}),
+                ("/orgs/acme/credits", {"id": key, "type": "bonus", "mxn": "1.00"}),
+                ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": f"from {key}"}),
+            ):
+                reply = await desk.ask("POST", path, body)
+                assert reply.status_code == 400 and key not in reply.text, reply.text
+            assert len(await desk.pages("/audit", 100)) == 1
+
+    run(work())
+    assert not any(key.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_without_redis_the_record_is_still_written_and_read(tmp_path: Path) -> None:
+    """Redis is told later; only a balance is Redis' own to say: 503, to be asked again."""
+
+    async def work(valkey: ValkeyServer) -> None:
+        async with open_desk(valkey.url, f"sqlite:///{tmp_path}/l.db") as desk:
+            valkey.stop()
+            assert (await desk.ask("POST", "/orgs", {"name": "acme"})).status_code == 201
+            assert (await desk.ask("POST", "/orgs/acme/keys", {"name": "web"})).json()["key"]
+            assert [row["last_used_at"] for row in await desk.pages("/orgs/acme/keys", 10)] == [None]
+            reply = await desk.ask("GET", "/orgs/acme/balance")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "temporarily_unavailable")
+            assert reply.headers["x-should-retry"] == "true"
+
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        valkey = ValkeyServer(Path(folder))
+        valkey.start()
+        try:
+            run(work(valkey))
+        finally:
+            valkey.stop()
+
+
+def test_while_the_ledger_is_away_only_a_safe_write_is_to_be_sent_again(redis_url: str, tmp_path: Path) -> None:
+    """503; `x-should-retry` is true for a read, and for a write with an idempotency key, which then is done once."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+            holder.execute("BEGIN EXCLUSIVE")
+            body = {"name": "acme"}
+            bare, keyed = await asyncio.gather(desk.ask("POST", "/orgs", body), desk.ask("POST", "/orgs", body, "k"))
+            holder.close()
+            for reply, retry in ((bare, "false"), (keyed, "true")):
+                assert (reply.status_code, reply.headers["x-should-retry"]) == (503, retry), reply.text
+                assert "locked" not in reply.text
+            assert (await desk.ask("POST", "/orgs", body, "k")).status_code == 201
+            assert len(await desk.audit("org.create")) == 1
 
     run(work())

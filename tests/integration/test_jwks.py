@@ -40,8 +40,10 @@ WEAK = rsa.generate_private_key(public_exponent=65537, key_size=1024)
 
 def public(key: PrivateKey, key_id: str, **more: Any) -> dict[str, Any]:
     """A key as a set lists it."""
-    algorithm = RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else ECAlgorithm
-    row = algorithm.to_jwk(key.public_key(), as_dict=True)  # type: ignore[arg-type]  # each its own kind of key
+    if isinstance(key, rsa.RSAPrivateKey):
+        row = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    else:
+        row = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
     return {**row, "kid": key_id, **more}
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.datastructures import Headers
 
 from metering.clock import utc_now
+from proxy.admin import ROLES
 from proxy.errors import ApiError, Kind
 from proxy.tokens import Actor, Issuer, Secret, Tokens, check_role, mint
 from tests.conftest import run
@@ -186,7 +187,7 @@ def test_only_the_role_of_the_app_metadata_counts(metadata: Any) -> None:
     """Not the database's `role`, not what users write about themselves: 403."""
     token = signed(app_metadata=metadata, role="admin", user_metadata={"role": "admin"})
     with pytest.raises(ApiError) as caught:
-        check_role(actor_of(token), ("admin",))
+        check_role(actor_of(token), ROLES)
     assert caught.value.kind is Kind.NOT_ALLOWED and "`app_metadata.role` is admin" in caught.value.message
 
 
