@@ -9,7 +9,7 @@ import asyncio
 import random
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ PAGE = 500
 CREDITS = 10**12
 LIMITS = Limits(1_000_000, 1_000_000, 100_000, 10_000_000, 100_000_000, 10**12)
 
-USED = {"tat_requests": 1, "tat_images": 1, "used_us": 1}
+USED: Mapping[Any, Any] = {"tat_requests": 1, "tat_images": 1, "used_us": 1}
 """What is there after an order: else each first order of the many would make room for it, and none of the few."""
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # --- Time: request deadline < hold's life < graceful stop of the server < grace of the platform -----------------------
@@ -137,6 +137,30 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 RESULT_DOCUMENT_BYTES = 256 * 1024
 """An upstream's JSON without its pictures; a real one is a few kilobytes."""
 
+JWT_LEEWAY_S = 5.0
+"""How far the clock of whoever issues tokens may be off ours."""
+
+JWT_MOST_BYTES = 8 * 1024
+"""Of an administrator's token; Supabase's take about one kilobyte."""
+
+JWT_SECRET_BYTES = 32
+"""HS256 is as strong as its secret: at least as long as its hash (RFC 7518, 3.2)."""
+
+JWKS_FRESH_S = 300.0
+"""Public keys are read anew after so long: one that was withdrawn is good for no longer."""
+
+JWKS_STALE_S = 3600.0
+"""While they cannot be read the last ones go on for so long, then administrators get a 503."""
+
+JWKS_PAUSE_S = 5.0
+"""Between two readings, whatever tokens ask for: made-up key ids are no way to make us ask for more."""
+
+JWKS_TIMEOUT_S = 3.0
+"""Of a reading, whole; a real one takes a tenth of a second."""
+
+JWKS_BYTES = 64 * 1024
+"""A set of ten keys takes about 5 KB."""
+
 KEY_CACHE_SIZE = 100_000
 """Keys that one process remembers, about 200 bytes each."""
 
@@ -184,6 +208,11 @@ class Settings(BaseSettings):
     google_location: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "us-central1"
     image_hosts: str = "v3.fal.media,v3b.fal.media,fal.media"
 
+    jwt_secret: SecretStr | None = None
+    jwks_url: str | None = None
+    jwt_audience: str = "authenticated"
+    jwt_issuer: str | None = None
+
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
     models: Path | None = None
     plans: Path | None = None
@@ -191,7 +220,9 @@ class Settings(BaseSettings):
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     topup_url: str | None = None
 
-    @field_validator("public_url", "openai_url", "xai_url", "google_url", "fal_url", "fal_queue_url", "topup_url")
+    @field_validator(
+        "public_url", "openai_url", "xai_url", "google_url", "fal_url", "fal_queue_url", "topup_url", "jwks_url"
+    )
     @classmethod
     def _http_address(cls, value: str | None) -> str | None:
         if value and not value.startswith(("http://", "https://")):
@@ -217,6 +248,21 @@ class Settings(BaseSettings):
     def _storage_scheme(cls, value: str | None) -> str | None:
         if value and not value.startswith(("file:///", "supabase+https://", "supabase+http://", "s3://")):
             raise ValueError("must start with file:///, supabase+https:// or s3://")
+        return value
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _long_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and len(value.get_secret_value().encode()) < JWT_SECRET_BYTES:
+            raise ValueError(f"must have at least {JWT_SECRET_BYTES} bytes")
+        return value
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Two kinds of key would leave the choice of the algorithm to whoever sends a token."""
+        if value and info.data.get("jwt_secret"):
+            raise ValueError("set this or GHUB_JWT_SECRET, not both")
         return value
 
     @model_validator(mode="before")

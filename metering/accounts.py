@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from metering.clock import utc_now
 from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
-from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org
+from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org, WrongField
 from metering.pricing import Rate
 from metering.wallet.projection import Projector
 
@@ -27,6 +27,9 @@ MOST_A_MONTH = 1_000_000_000
 
 LONGEST_OVERLAP = timedelta(days=90)
 """About how often keys are rotated: two keys for longer than that are two keys."""
+
+LATEST_END = datetime(2200, 1, 1, tzinfo=UTC)
+"""Of a key, exclusive: its µs stay below 2^53, where Redis' scripts count exactly."""
 
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
@@ -67,9 +70,9 @@ class Accounts:
 
     async def create_org(self, name: str, plan: str) -> Org:
         """Open an organisation at 0.00 MXN."""
-        _check_name("NAME", name)
+        _check_name(name)
         if plan not in self._plans:
-            raise LedgerError(f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
+            raise WrongField("plan", f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
         org = Org(org_id=str(uuid4()), name=name, plan=plan, created_at=utc_now().isoformat())
         await self._ledger.create_org(org, self._act("org.create", org.org_id, org.org_id, name=name, plan=plan))
         await self._tell(org.org_id)
@@ -89,11 +92,13 @@ class Accounts:
         self, ref: str, name: str, *, expires: datetime | None = None, models: Sequence[str] = (), test: bool = False
     ) -> IssuedKey:
         """Issue a key to an organisation: for all models where none are named, and with `test` for the sandbox."""
-        _check_name("--name", name)
+        _check_name(name)
         if expires is not None and expires <= utc_now():
-            raise LedgerError(f"--expires: {expires.isoformat()} is past")
+            raise WrongField("expires", f"{expires.isoformat()} is past")
+        if expires is not None and expires >= LATEST_END:
+            raise WrongField("expires", f"{expires.isoformat()} is too far; leave it out for a key without an end")
         if bad := [model for model in models if not _MODEL.fullmatch(model)]:
-            raise LedgerError(f"--models: {bad[0]!r} is no model; write provider/model, with commas between them")
+            raise WrongField("models", f"{bad[0]!r} is no model; write provider/model")
         org = await self._ledger.org(ref)
         secret = _secret(TEST_PREFIX if test else KEY_PREFIX)
         key = ApiKey(
@@ -113,7 +118,7 @@ class Accounts:
     async def rotate_key(self, key_id: str, overlap: timedelta) -> IssuedKey:
         """Issue a key that may do what this one may, and let this one end after `overlap`, in which both work."""
         if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
-            raise LedgerError(f"--overlap: {overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
+            raise WrongField("overlap", f"{overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
         old, now = await self._ledger.key(key_id), utc_now()
         if (state := old.state(now)) != "active":
             raise LedgerError(f"key {key_id!r} is {state}: only an active key can be rotated")
@@ -149,11 +154,11 @@ class Accounts:
     async def add_credit(self, ref: str, credit_id: str, kind: str, micro_mxn: int) -> bool:
         """Add a credit, idempotent by its id; False when it was there already."""
         if kind not in get_args(CreditType):
-            raise LedgerError(f"--type: {kind!r} is none of {', '.join(get_args(CreditType))}")
+            raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
         if not _CREDIT_ID.fullmatch(credit_id):
-            raise LedgerError("--id: 1 to 128 visible ASCII characters")
+            raise WrongField("id", "1 to 128 visible ASCII characters")
         if micro_mxn == 0 or (micro_mxn < 0 and kind != "adjustment"):
-            raise LedgerError(f"--mxn: {format_mxn(micro_mxn)} cannot be a {kind}; only an adjustment may be negative")
+            raise WrongField("mxn", f"{format_mxn(micro_mxn)} cannot be a {kind}; only an adjustment may be negative")
         org = await self._ledger.org(ref)
         act = self._act("credit.add", credit_id, org.org_id, type=kind, mxn=format_mxn(micro_mxn))
         added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now(), act)  # type: ignore[arg-type]  # checked above
@@ -166,6 +171,8 @@ class Accounts:
         return await self._ledger.add_rate(rate, utc_now(), act)
 
     def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
+        if KEY.search(f"{target} {details}"):
+            raise LedgerError("an API key stands where a name or an id belongs; keys are written down nowhere")
         return Act(self._actor, action, target, org_id, details, self._once)
 
     async def _tell(self, org_id: str) -> None:
@@ -195,9 +202,12 @@ def _key_id(test: bool) -> str:
 def _check_limit(name: str, limit: int | None, lowest: int) -> None:
     most = {**dict.fromkeys(PER_MINUTE, MOST_PER_MINUTE), "micro_mxn_per_month": MAX_MICRO_MXN}.get(name, MOST_A_MONTH)
     if name not in LIMIT_NAMES or not (limit is None or limit == lowest or lowest < limit <= most):
-        raise LedgerError(f"{name}: {limit} is no limit: a whole number from 1 to {most}")
+        if name == "micro_mxn_per_month" and limit is not None:
+            sentence = f"{format_mxn(limit)} MXN is no limit: from 0.000001 to {format_mxn(most)}"
+            raise WrongField("mxn_per_month", sentence)
+        raise WrongField(name, f"{limit} is no limit: a whole number from 1 to {most}")
 
 
-def _check_name(field: str, name: str) -> None:
+def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise LedgerError(f"{field}: {name!r} is no name: up to 64 letters, digits, spaces, or . _ @ -")
+        raise WrongField("name", f"{name!r} is no name: up to 64 letters, digits, spaces, or . _ @ -")

@@ -14,8 +14,12 @@ _EXACT = Context(prec=100, traps=[Inexact])
 _ROUND = Context(prec=100, rounding=ROUND_HALF_UP)
 
 
+_RATE = re.compile(r"[0-9]{1,5}(?:\.[0-9]{1,8})?")
+LOWEST_RATE, HIGHEST_RATE = Decimal("0.0001"), Decimal(10_000)
+
+
 class AmountError(ValueError):
-    """The text is not an amount in MXN: digits, with at most six after the point."""
+    """The text is not an amount in MXN, or no exchange rate: plain digits, with so many after the point."""
 
 
 def parse_mxn(text: str) -> int:
@@ -28,6 +32,13 @@ def parse_mxn(text: str) -> int:
     if micro > MAX_MICRO_MXN:
         raise AmountError(f"{text!r} is more than {format_mxn(MAX_MICRO_MXN)} MXN")
     return -micro if sign else micro
+
+
+def parse_rate(text: str) -> Decimal:
+    """`"18.4512"` → MXN for one USD. Raises AmountError."""
+    if _RATE.fullmatch(text) is None or not LOWEST_RATE <= (rate := Decimal(text)) <= HIGHEST_RATE:
+        raise AmountError(f"{text!r} must be from {LOWEST_RATE} to {HIGHEST_RATE}, with at most 8 decimals")
+    return rate
 
 
 def format_mxn(micro: int) -> str:

@@ -28,6 +28,23 @@ class LedgerError(Exception):
     """The record refuses: the message is a sentence for whoever asked."""
 
 
+class NotThere(LedgerError):
+    """There is no such organisation or key."""
+
+
+class WrongField(LedgerError):
+    """One thing of what was asked for cannot be: `field` names it, `why` says how it must be."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
+        self.why = why
+
+
+class DatabaseRefused(LedgerError):
+    """What its tables do not take; the message is the database's own, and not for customers."""
+
+
 class LedgerAway(Exception):
     """The database did not answer in time, or not at all."""
 
@@ -237,7 +254,9 @@ class Ledger(Protocol):
     async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
     async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]: ...
     async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]: ...
-    async def notices(self, org_id: str, before: str, most: int) -> list[Notice]: ...
+    async def notices(
+        self, org_id: str, before: str, most: int, *, after: tuple[str, int, str, str] | None = None
+    ) -> list[Notice]: ...
 
     async def add_rate(self, rate: Rate, at: datetime, act: Act | None = None) -> bool: ...
     async def rates(self) -> list[Rate]: ...

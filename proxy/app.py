@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.account import CreditsEndpoint
+from proxy.admin import AdminEndpoint
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
 from proxy.history import HistoryEndpoint
@@ -36,11 +37,15 @@ def build_app(
     models: ModelsEndpoint,
     credits_: CreditsEndpoint,
     history: HistoryEndpoint,
+    admin: AdminEndpoint | None,
     ready: Ready,
     lifespan: Lifespan,
     image_folder: Path | None,
 ) -> ASGIApp:
-    """The gateway as an ASGI application. `image_folder` is served where the store is a local folder."""
+    """The gateway as an ASGI application. `image_folder` is served where the store is a local folder.
+
+    Without `admin` nothing is at `/admin/v1`.
+    """
     routes: list[BaseRoute] = [
         Route("/v1/images/generations", images.create, methods=["POST"]),
         Route("/v1/images/generations", history.list, methods=["GET"]),
@@ -50,6 +55,8 @@ def build_app(
         Route("/v1/credits", credits_.read, methods=["GET"]),
         *probe_routes(ready),
     ]
+    if admin is not None:
+        routes += admin.routes()
     if image_folder is not None:
         image_folder.mkdir(parents=True, exist_ok=True)
         routes.append(Mount(STORAGE_PATH, _ImageFiles(image_folder)))

@@ -32,9 +32,17 @@ class Kind(Enum):
     INVALID_KEY = Row(401, "authentication_error", "invalid_api_key", False, "the API key is not known")
     KEY_REVOKED = Row(401, "authentication_error", "key_revoked", False, "the API key was revoked")
     KEY_EXPIRED = Row(401, "authentication_error", "key_expired", False, "the API key has expired")
+    INVALID_TOKEN = Row(
+        401,
+        "authentication_error",
+        "invalid_token",
+        False,
+        "the administrator's token is missing, wrong or has expired",
+    )
     BALANCE = Row(402, "insufficient_balance", "insufficient_balance", False, "the balance does not cover the order")
     BUDGET = Row(402, "budget_exceeded", "budget_exceeded", False, "the month's budget does not cover the order")
     MODEL_NOT_ALLOWED = Row(403, "permission_error", "model_not_allowed", False, "the API key may not use this model")
+    NOT_ALLOWED = Row(403, "permission_error", "not_allowed", False, "the administrator's role may not do this")
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(
         404, "invalid_request_error", "generation_not_found", False, "the organisation has no such generation"

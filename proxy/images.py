@@ -308,16 +308,24 @@ def placed(headers: Headers, order: Order) -> Placed:
 
     An SDK counts its own retries; a key that its user gave goes before that count.
     """
-    key = headers.get("idempotency-key")
-    if key is None:
+    key_hash = idempotency_key(headers)
+    if key_hash is None:
         tries = headers.get("x-stainless-retry-count", "")
         return Placed(
             fingerprint(order), tries=int(tries) if tries.isascii() and tries.isdigit() and len(tries) < 3 else 0
         )
+    return Placed(fingerprint(order), key_hash=key_hash)
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none."""
+    key = headers.get("idempotency-key")
+    if key is None:
+        return None
     if not 0 < len(key) <= MOST_KEY_CHARACTERS:
         message = f"`Idempotency-Key` has {len(key)} characters; it must have from 1 to {MOST_KEY_CHARACTERS}."
         raise ApiError(Kind.INVALID_REQUEST, message)
-    return Placed(fingerprint(order), key_hash=hashlib.sha256(key.encode("latin-1")).hexdigest())
+    return hashlib.sha256(key.encode("latin-1")).hexdigest()
 
 
 async def _gone(request: Request) -> None:

@@ -60,11 +60,13 @@ from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
 from proxy.account import CreditsEndpoint
+from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint, RequestLimits
+from proxy.jwks import Jwks
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
@@ -81,6 +83,7 @@ from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
 from proxy.storage.watch import StoreWatch
+from proxy.tokens import Issuer, Secret, Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -339,12 +342,26 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ModelsEndpoint(authenticator, wallet, offered, rates),
             CreditsEndpoint(authenticator, wallet),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
+            _admin(settings, back, outbound),
             lambda: not stopping.is_set(),
             lifespan,
             opened_store.folder,
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         yield Gateway(app, max(settings.deadline_s, *deadlines))
+
+
+def _admin(settings: Settings, back: Back, outbound: Outbound) -> AdminEndpoint | None:
+    """Nobody may be an administrator where nothing says how to tell one."""
+    if settings.jwt_secret is not None:
+        keys: Secret | Jwks = Secret(settings.jwt_secret.get_secret_value())
+    elif settings.jwks_url is not None:
+        keys = Jwks(outbound.client, settings.jwks_url)
+    else:
+        return None
+    tokens = Tokens(keys, Issuer(settings.jwt_audience, settings.jwt_issuer))
+    limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
+    return AdminEndpoint(tokens, back.ledger, back.wallet(), back.accounts_of, limits)
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:

@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import Mode, SqlLedger, Steps
 from metering.ledger.rows import Row
-from metering.ports import LedgerAway, LedgerError
+from metering.ports import DatabaseRefused, LedgerAway
 
 T = TypeVar("T")
 
@@ -125,7 +125,7 @@ class PostgresLedger(SqlLedger):
         except PoolTimeout as error:
             raise LedgerAway(f"no connection: {_Line.failure or 'all are in use'}") from error
         except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
-            raise LedgerError(f"the ledger refuses: {error}") from error
+            raise DatabaseRefused(f"the ledger refuses: {error}") from error
         except (psycopg.Error, OSError) as error:
             raise LedgerAway(str(error)) from error
 

@@ -35,11 +35,13 @@ from metering.ports import (
     Keyed,
     LedgerError,
     ListPrice,
+    NotThere,
     Org,
     SetAside,
     Snapshot,
     UsageRow,
     Used,
+    WrongField,
 )
 from metering.pricing import Rate
 
@@ -106,7 +108,7 @@ class SqlLedger(ABC):
 
         def steps() -> Steps[None]:
             if (yield "org", {"ref": org.name}):
-                raise LedgerError(f"an organisation named {org.name!r} exists already")
+                raise WrongField("name", f"an organisation named {org.name!r} exists already")
             yield "create_org", fields(org)
             yield _change(org.org_id, "org created", org.created_at)
             yield from _note(act, org.created_at)
@@ -117,7 +119,7 @@ class SqlLedger(ABC):
         """By id or name. Raises LedgerError when there is none."""
         rows = await self._rows("org", ref=ref)
         if not rows:
-            raise LedgerError(f"there is no organisation {ref!r}")
+            raise NotThere(f"there is no organisation {ref!r}")
         return org_of(rows[0])
 
     async def orgs(self, after: Org | None = None, most: int = PAGE) -> list[Org]:
@@ -172,7 +174,7 @@ class SqlLedger(ABC):
         """By its short id. Raises LedgerError when there is none."""
         rows = await self._rows("key", key_id=key_id)
         if not rows:
-            raise LedgerError(f"there is no key {key_id!r}")
+            raise NotThere(f"there is no key {key_id!r}")
         return key_of(rows[0])
 
     async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]:
@@ -236,14 +238,16 @@ class SqlLedger(ABC):
         def steps() -> Steps[bool]:
             if before := (yield "credit", {"id": credit_id}):
                 if before[0] == (org_id, kind, micro_mxn):
+                    yield from _once(act, at.isoformat())
                     return False
-                raise LedgerError(
+                raise WrongField(
+                    "id",
                     f"credit {credit_id!r} exists already: {before[0][1]} of {format_mxn(before[0][2])} MXN"
-                    f" for organisation {before[0][0]}"
+                    f" for organisation {before[0][0]}",
                 )
             ((number, total),) = yield "last_credit", {"org_id": org_id}
             if abs(total + micro_mxn) > MAX_MICRO_MXN:
-                raise LedgerError(f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
+                raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
             values = {"id": credit_id, "org_id": org_id, "type": kind, "number": number + 1, "at": at.isoformat()}
             yield "add_credit", {**values, "amount_micro_mxn": micro_mxn}
             yield _change(org_id, "credit", at.isoformat())
@@ -264,10 +268,13 @@ class SqlLedger(ABC):
             rows = yield "rates", {}
             before = {month: Decimal(text) for month, text, _ in rows}.get(rate.month)
             if before == rate.mxn_per_usd:
+                if act is not None:
+                    yield from _once(act, at.isoformat())
                 return False
             if before is not None and unix_us_at(at) >= month_start_us(rate.month):
-                raise LedgerError(
-                    f"{rate.month} has begun at {format_rate(before)} MXN for one USD, and a month's rate is fixed"
+                raise WrongField(
+                    "month",
+                    f"{rate.month} has begun at {format_rate(before)} MXN for one USD, and a month's rate is fixed",
                 )
             values = {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
             yield "add_rate", {**values, "at": at.isoformat()}
@@ -379,9 +386,18 @@ class SqlLedger(ABC):
 
         return await self._run("book", steps) if notices else []
 
-    async def notices(self, org_id: str, before: str, most: int) -> list[Notice]:
-        """What an organisation was told before a moment, the latest first."""
-        return [Notice(*row) for row in await self._rows("notices", org_id=org_id, before=before, page=most)]
+    async def notices(
+        self, org_id: str, before: str, most: int, *, after: tuple[str, int, str, str] | None = None
+    ) -> list[Notice]:
+        """What an organisation was told before a moment, the latest first.
+
+        `after`, the last one's what, percent, key id and period, goes on within that moment.
+        """
+        what, percent, key_id, period = after or ("", 0, "", "")
+        rows = await self._rows(
+            "notices", org_id=org_id, before=before, what=what, percent=percent, key_id=key_id, period=period, page=most
+        )
+        return [Notice(*row) for row in rows]
 
     async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]:
         """What was charged from one day to another, both of Mexico City and both included."""
@@ -484,7 +500,7 @@ def _json(values: Sequence[str]) -> str:
 def _key(key_id: str) -> Steps[ApiKey]:
     rows = yield "key", {"key_id": key_id}
     if not rows:
-        raise LedgerError(f"there is no key {key_id!r}")
+        raise NotThere(f"there is no key {key_id!r}")
     return key_of(rows[0])
 
 
@@ -493,7 +509,13 @@ def _note(act: Act, at: str) -> Steps[None]:
     details = orjson.dumps(act.details).decode()
     values = {"actor": act.actor, "target": act.target, "at": at}
     yield "audit", {**values, "action": act.action, "org_id": act.org_id, "details": details}
+    yield from _once(act, at)
+
+
+def _once(act: Act, at: str) -> Steps[None]:
+    """Its idempotency key alone, where it changed nothing: the key stands for this request all the same."""
     if act.once is not None:
+        values = {"actor": act.actor, "target": act.target, "at": at}
         yield "add_write", {**values, "key": act.once.key, "fingerprint": act.once.fingerprint}
 
 

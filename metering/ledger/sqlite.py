@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import Mode, SqlLedger, Steps
-from metering.ports import LedgerAway, LedgerError
+from metering.ports import DatabaseRefused, LedgerAway
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class SqliteLedger(SqlLedger):
         except (sqlite3.OperationalError, OSError) as error:
             raise LedgerAway(str(error)) from error
         except (sqlite3.IntegrityError, OverflowError) as error:
-            raise LedgerError(f"the ledger refuses: {error}") from error
+            raise DatabaseRefused(f"the ledger refuses: {error}") from error
 
     def _walk(self, db: sqlite3.Connection, steps: Steps[T]) -> T:
         rows: list[tuple[Any, ...]] | None = None

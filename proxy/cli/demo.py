@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +33,7 @@ from metering.ports import LedgerError
 from metering.pricing import Rate
 from proxy.cli.output import fail, run, say
 from proxy.server import bind, stop_on_signals
+from proxy.tokens import Issuer, mint
 from proxy.wiring import open_back
 
 HOST = "127.0.0.1"
@@ -38,6 +41,9 @@ ORG = "demo"
 BONUS_MICRO_MXN = 50_000_000
 DEMO_RATE = Decimal("20.00")
 LATENCY_SCALE = "0.1"
+
+ADMIN_TOKEN_LIFE = timedelta(hours=24)
+"""Of the token in demo.json; every start writes a new one."""
 
 READY_S = 30.0
 """Far beyond the second or two that a start takes; past it something is wrong, and the logs say what."""
@@ -122,6 +128,8 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_STORAGE_URL": f"file://{data / 'images'}",
         "GHUB_JOURNAL_DIR": f"{data / 'journal'}",
         "GHUB_SPOOL_DIR": f"{data / 'spool'}",
+        "GHUB_JWT_SECRET": _jwt_secret(data / "jwt_secret"),
+        "GHUB_JWKS_URL": "",  # it would stand against the secret
     }
     if real:
         settings = read_settings()
@@ -132,6 +140,13 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
     with bind(HOST, 0) as free:
         simulator = f"{HOST}:{free.getsockname()[1]}"
     return environment | simulated_upstreams(simulator)
+
+
+def _jwt_secret(path: Path) -> str:
+    """Its own, made once: whoever can read it may be an administrator of this demo."""
+    if not path.exists():
+        _write_private(path, secrets.token_urlsafe(48))
+    return path.read_text()
 
 
 def simulated_upstreams(simulator: str) -> dict[str, str]:
@@ -301,12 +316,20 @@ def _write_down(
         "base_url": f"http://{HOST}:{port}/v1",
         "api_key": api_key,
         "org": org_id,
+        "admin_token": _admin_token(),
         "redis_url": environment["GHUB_REDIS_URL"],
         "ledger_url": environment["GHUB_LEDGER_URL"],
         "simulator_url": f"http://{simulator}" if simulator else None,
     }
     _write_private(data / "demo.json", orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
     return facts
+
+
+def _admin_token() -> str:
+    settings = read_settings()
+    assert settings.jwt_secret is not None
+    issuer = Issuer(settings.jwt_audience, settings.jwt_issuer)
+    return mint(settings.jwt_secret.get_secret_value(), issuer, ORG, "admin", utc_now(), ADMIN_TOKEN_LIFE)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -1,12 +1,11 @@
 """`ghub fx`: the month's exchange rate."""
 
-from decimal import Decimal, InvalidOperation
 from typing import Annotated
 
 import typer
 
 from metering.clock import is_month
-from metering.money import format_rate
+from metering.money import AmountError, format_rate, parse_rate
 from metering.pricing import Rate
 from proxy.cli.output import AsJson, back, misuse, run, say
 
@@ -24,11 +23,9 @@ def set_(
     if not is_month(month):
         misuse(f"YYYY-MM: {month!r} is not a month")
     try:
-        number = Decimal(rate)
-    except InvalidOperation:
-        misuse(f"RATE: {rate!r} is not a decimal number")
-    if not number.is_finite() or not Decimal("0.0001") <= number <= 10_000 or number != round(number, 8):
-        misuse(f"RATE: {rate!r} must be from 0.0001 to 10000, with at most 8 decimals")
+        number = parse_rate(rate)
+    except AmountError as error:
+        misuse(f"RATE: {error}")
     if not source.strip():
         misuse("--source: say where the rate comes from")
 

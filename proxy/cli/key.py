@@ -1,7 +1,6 @@
 """`ghub key`: API keys."""
 
-import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -10,13 +9,12 @@ from metering.accounts import IssuedKey
 from metering.clock import utc_at, utc_now
 from metering.ports import ApiKey
 from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes, limit_fields
-from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
+from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
 
 app = typer.Typer(help="API keys. A key is shown once, when it is created.", no_args_is_help=True)
 
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
-OVERLAP = re.compile(r"([0-9]{1,5})([hdm])")
 
 
 def _row(key: ApiKey, last_used_us: int | None = None) -> dict[str, Any]:
@@ -61,14 +59,11 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Issue a key that may do what this one may, print it once, and let this one end after the overlap."""
-    parsed = OVERLAP.fullmatch(overlap)
-    if parsed is None:
-        misuse(f"--overlap: {overlap!r} is no length of time; write 24h, 7d or 30m")
-    unit = {"h": "hours", "d": "days", "m": "minutes"}[parsed[2]]
+    both = length_of_time("--overlap", overlap)
 
     async def work() -> IssuedKey:
         async with back() as opened:
-            return await opened.accounts.rotate_key(key_id, timedelta(**{unit: int(parsed[1])}))
+            return await opened.accounts.rotate_key(key_id, both)
 
     issued = run(work())
     say({"key_id": issued.key_id, "key": issued.secret}, as_json)

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
@@ -18,7 +20,7 @@ from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
 from metering.journal import JournalError
-from metering.ports import LedgerAway, LedgerError
+from metering.ports import LedgerAway, LedgerError, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
 from proxy.ports import StoreFailed, StoreMisconfigured
@@ -37,6 +39,7 @@ _SENTENCES: dict[type[Exception], str] = {
     StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL.",
     LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
 }
+_LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
 _OWN_WORDS = (JournalError, StoreMisconfigured, SettingsError, CatalogueError, LedgerError, PortTaken, WrongPolicy)
 
 
@@ -45,6 +48,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
+    except WrongField as error:
+        fail(f"--{error.field.replace('_', '-')}: {error.why}")
     except _OWN_WORDS as error:
         fail(str(error))
     except tuple(_SENTENCES) as error:
@@ -61,6 +66,15 @@ def misuse(sentence: str) -> NoReturn:
     """An argument is wrong: say which and how it should be, and end with 2."""
     sys.stderr.write(f"ghub: {sentence}\n")
     raise typer.Exit(2)
+
+
+def length_of_time(option: str, text: str) -> timedelta:
+    """`24h`, `7d` or `30m`. Misuse ends the command."""
+    parsed = _LENGTH.fullmatch(text)
+    if parsed is None:
+        misuse(f"{option}: {text!r} is no length of time; write 24h, 7d or 30m")
+    unit = {"h": "hours", "d": "days", "m": "minutes"}[parsed[2]]
+    return timedelta(**{unit: int(parsed[1])})
 
 
 @asynccontextmanager

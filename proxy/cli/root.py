@@ -2,7 +2,7 @@
 
 import typer
 
-from proxy.cli import credit, demo, fx, journal, key, ledger, org, serve, storage, usage, wallet
+from proxy.cli import credit, demo, fx, journal, key, ledger, org, serve, storage, token, usage, wallet
 
 app = typer.Typer(
     name="ghub",
@@ -25,6 +25,7 @@ app.add_typer(fx.app, name="fx")
 app.add_typer(usage.app, name="usage")
 app.add_typer(storage.app, name="storage")
 app.add_typer(journal.app, name="journal")
+app.add_typer(token.app, name="token")
 app.add_typer(wallet.app, name="wallet")
 
 

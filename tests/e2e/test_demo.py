@@ -137,8 +137,21 @@ def test_the_readme_snippet_prints_a_url_that_loads(shared: Demo) -> None:
 
 def test_the_env_file_makes_other_commands_work(shared: Demo) -> None:
     """`. DIR/env`, then `ghub`: balance, verify, and what demo.json promises."""
-    assert set(shared.facts) == {"base_url", "api_key", "org", "redis_url", "ledger_url", "simulator_url"}
+    assert set(shared.facts) == {
+        "base_url",
+        "api_key",
+        "org",
+        "admin_token",
+        "redis_url",
+        "ledger_url",
+        "simulator_url",
+    }
     assert (shared.folder / "demo.json").stat().st_mode & 0o077 == 0
+    assert (shared.folder / "jwt_secret").stat().st_mode & 0o077 == 0
+    listed = httpx2.get(
+        f"http://127.0.0.1:{shared.port}/admin/v1/orgs", headers=bearer(shared.facts["admin_token"]), **LOOPBACK
+    )
+    assert [org["name"] for org in listed.json()["data"]] == ["demo"]
     ghub = f"{sys.executable} -m proxy.cli"
     wait_until(lambda: verify(shared) == 0, "what other tests have ordered is in the ledger")
     script = f'. "{shared.folder}/env" && {ghub} balance demo --json && {ghub} verify'

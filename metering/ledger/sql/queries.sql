@@ -126,7 +126,8 @@ VALUES (:org_id, :key_id, :what, :percent, :period, :limit, :used, :at) ON CONFL
 
 -- name: notices
 SELECT org_id, key_id, what, percent, period, limited_to, used, at FROM notices
-WHERE org_id = :org_id AND at < :before ORDER BY at DESC, what, percent DESC LIMIT :page;
+WHERE org_id = :org_id AND (at, what, percent, key_id, period) < (:before, :what, :percent, :key_id, :period)
+ORDER BY at DESC, what DESC, percent DESC, key_id DESC, period DESC LIMIT :page;
 
 -- name: change
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);

@@ -1,0 +1,299 @@
+"""The admin API as data: its bodies, its queries, its replies, and the table of what it does.
+
+The routes are built from `OPERATIONS`, and so can its documentation be. A field's description says how it must be: it
+completes "`field` must be …" in the message for one that is not.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH
+from metering.limits import MOST_PER_MINUTE
+from metering.ports import CreditType
+from proxy.errors import Kind
+
+T = TypeVar("T")
+
+USUAL, MOST = 20, 100
+"""Rows of a page."""
+
+MOST_MODELS = 100
+"""That one key may name."""
+
+_NAME = "a name: up to 64 letters, digits, spaces, or . _ @ -"
+_OVERLAP_H = int(LONGEST_OVERLAP.total_seconds() // 3600)
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Mxn = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,10}(\.[0-9]{1,6})?$")]
+Budget = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(\.[0-9]{1,6})?$")]
+Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
+PerMinute = Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)]
+Quota = Annotated[int, Field(ge=1, le=MOST_A_MONTH)]
+Lifted = Literal["none"]
+
+
+class Asked(BaseModel):
+    """What a client sends as JSON: nothing else in it, and no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NewOrg(Asked):
+    """An organisation to open."""
+
+    name: Name = Field(description=_NAME)
+    plan: str = Field("default", max_length=64, description="the name of a plan")
+
+
+_PER_MINUTE = f"a whole number from 1 to {MOST_PER_MINUTE}, or null"
+_QUOTA = f'a whole number from 1 to {MOST_A_MONTH}, "none", or null for the plan\'s'
+_KEY_QUOTA = f"a whole number from 1 to {MOST_A_MONTH}, or null"
+
+
+class OrgLimits(Asked):
+    """An organisation's own limits: what is absent stays, null is the plan's again, "none" lifts a quota."""
+
+    requests_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
+    images_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
+    in_flight: Quota | Lifted | None = Field(None, description=_QUOTA)
+    images_per_day: Quota | Lifted | None = Field(None, description=_QUOTA)
+    images_per_month: Quota | Lifted | None = Field(None, description=_QUOTA)
+    mxn_per_month: Budget | Lifted | None = Field(
+        None, description='an amount such as "500.00", "none", or null for the plan\'s'
+    )
+
+
+class KeyLimits(Asked):
+    """A key's own limits, beside its organisation's: what is absent stays, null is none."""
+
+    requests_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
+    images_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
+    in_flight: Quota | None = Field(None, description=_KEY_QUOTA)
+    images_per_day: Quota | None = Field(None, description=_KEY_QUOTA)
+    images_per_month: Quota | None = Field(None, description=_KEY_QUOTA)
+    mxn_per_month: Budget | None = Field(None, description='an amount such as "500.00", or null')
+
+
+class NewKey(Asked):
+    """A key to issue."""
+
+    name: Name = Field(description=_NAME)
+    expires: AwareDatetime | None = Field(
+        None, description="a moment with its zone, such as 2027-01-31T00:00:00-06:00, or null"
+    )
+    models: list[str] = Field([], max_length=MOST_MODELS, description="a list of model ids; empty for all")
+    test: bool = Field(False, description="true for a key of the sandbox, else false")
+
+
+class Rotation(Asked):
+    """How long the old key works beside the new one."""
+
+    overlap_h: int = Field(ge=0, le=_OVERLAP_H, description=f"a whole number of hours from 0 to {_OVERLAP_H}")
+
+
+class NewCredit(Asked):
+    """Money to add, once per id."""
+
+    id: str = Field(min_length=1, max_length=128, description="the payment's id: 1 to 128 visible ASCII characters")
+    type: CreditType = Field(description="bonus, recharge, refund or adjustment")
+    mxn: Mxn = Field(description='an amount such as "500.00", with at most six decimals')
+
+
+class NewRate(Asked):
+    """A month's exchange rate."""
+
+    month: Month = Field(description="a month such as 2027-01")
+    mxn_per_usd: str = Field(
+        pattern=r"^[0-9]{1,5}(\.[0-9]{1,8})?$",
+        description='MXN for one USD, such as "18.4512", with at most 8 decimals',
+    )
+    source: str = Field(
+        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$",
+        description="where the rate comes from, in up to 200 printable characters",
+    )
+
+
+class PageQuery(BaseModel):
+    """Which part of a list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
+    cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
+
+
+class AuditQuery(PageQuery):
+    """Which part of the audit log."""
+
+    org: str | None = Field(None, max_length=64, description="an organisation's id or name")
+
+
+class Told(BaseModel):
+    """What a client is answered."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Page(Told, Generic[T]):
+    """A part of a list; `next_cursor` asks for the next one, and is null after the last."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    next_cursor: str | None
+
+
+class OrgRow(Told):
+    """An organisation; of its own limits null is the plan's, "none" is lifted."""
+
+    org: str
+    name: str
+    plan: str
+    requests_per_minute: int | None
+    images_per_minute: int | None
+    in_flight: int | Lifted | None
+    images_per_day: int | Lifted | None
+    images_per_month: int | Lifted | None
+    mxn_per_month: str | None
+    created_at: str
+
+
+class KeyRow(Told):
+    """A key without the key; of its own limits null is none. `models` is empty where it may use all."""
+
+    key_id: str
+    org: str
+    name: str
+    state: Literal["active", "expired", "revoked"]
+    test: bool
+    models: list[str]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+    requests_per_minute: int | None
+    images_per_minute: int | None
+    in_flight: int | None
+    images_per_day: int | None
+    images_per_month: int | None
+    mxn_per_month: str | None
+
+
+class IssuedKeyRow(KeyRow):
+    """A key that this request has issued. `key` is told this once; when the request is repeated it is null."""
+
+    key: str | None
+
+
+class CreditRow(Told):
+    """A credit; `added` is false where it was there before this request."""
+
+    id: str
+    org: str
+    type: CreditType
+    mxn: str
+    added: bool
+
+
+class BalanceRow(Told):
+    """What an organisation can spend, what open orders hold, and their sum."""
+
+    org: str
+    currency: Literal["MXN"] = "MXN"
+    available_mxn: str
+    held_mxn: str
+    balance_mxn: str
+
+
+class NoticeRow(Told):
+    """What an organisation was told. `limit` and `used` are images, or MXN as a decimal string."""
+
+    what: str
+    key_id: str | None
+    percent: int
+    period: str
+    limit: int | str
+    used: int | str
+    at: str
+
+
+class RateRow(Told):
+    """The rate in force of a month."""
+
+    month: str
+    mxn_per_usd: str
+    source: str
+
+
+class NewRateRow(RateRow):
+    """The same; `added` is false where it was there before this request."""
+
+    added: bool
+
+
+class AuditRow(Told):
+    """Who did what to which target."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    org: str | None
+    target: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that the admin API does, for tokens of the role `admin`. `status` is that of success."""
+
+    name: str
+    method: Literal["GET", "POST", "PATCH"]
+    path: str
+    summary: str
+    reply: type[BaseModel]
+    status: int = 200
+    body: type[Asked] | None = None
+    query: type[PageQuery] | None = None
+
+    @property
+    def writes(self) -> bool:
+        """It takes an `Idempotency-Key`, and stands in the audit log."""
+        return self.method != "GET"
+
+    @property
+    def errors(self) -> tuple[Kind, ...]:
+        """What it may be refused with."""
+        found = [Kind.INVALID_TOKEN, Kind.NOT_ALLOWED, Kind.UNAVAILABLE, Kind.INTERNAL]
+        if self.body is not None or self.query is not None or self.writes:
+            found.append(Kind.INVALID_REQUEST)
+        if "{" in self.path or self.query is AuditQuery:
+            found.append(Kind.NOT_FOUND)
+        if self.writes:
+            found += [Kind.KEY_REUSED, Kind.TOO_LARGE]
+        return tuple(found)
+
+
+_ORG = "/admin/v1/orgs/{org}"
+_KEY = "/admin/v1/keys/{key_id}"
+
+OPERATIONS = (
+    Operation("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
+    Operation("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
+    Operation("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
+    Operation("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
+    Operation("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
+    Operation("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
+    Operation("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),
+    Operation(
+        "rotate_key", "POST", f"{_KEY}/rotate", "Issue a key in place of this one", IssuedKeyRow, 201, body=Rotation
+    ),
+    Operation("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
+    Operation("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
+    Operation("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
+    Operation("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
+    Operation("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),
+    Operation("add_rate", "POST", "/admin/v1/fx", "Add a month's exchange rate", NewRateRow, 201, body=NewRate),
+    Operation("audit", "GET", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], query=AuditQuery),
+)

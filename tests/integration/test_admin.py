@@ -1,0 +1,369 @@
+"""The admin API's handlers over both databases: writes that come twice or twenty times at once, pages, and outages."""
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from starlette.applications import Starlette
+
+from metering.accounts import Accounts
+from metering.clock import utc_now
+from metering.events import Notice
+from metering.ports import DatabaseRefused, Once, WrongField
+from proxy.admin import AdminEndpoint
+from proxy.admin_models import OPERATIONS
+from proxy.app import _api_error
+from proxy.errors import ApiError
+from proxy.images import RequestLimits
+from proxy.middleware import RequestMiddleware
+from proxy.tokens import Issuer, Secret, Tokens, mint
+from tests.conftest import ValkeyServer, run
+from tests.integration.money_kit import PLANS, Books, open_books
+
+SECRET = "a secret of the tests, " * 2
+ISSUER = Issuer("authenticated", None)
+
+
+@dataclass
+class Desk:
+    """An administrator at the API, and the books behind it."""
+
+    books: Books
+    client: httpx2.AsyncClient
+
+    async def ask(self, method: str, path: str, body: Any = None, key: str | None = None) -> httpx2.Response:
+        headers = {"idempotency-key": key} if key is not None else {}
+        return await self.client.request(method, f"/admin/v1{path}", json=body, headers=headers)
+
+    async def pages(self, path: str, most: int) -> list[dict[str, Any]]:
+        """Every row of a list, page by page."""
+        rows: list[dict[str, Any]] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            sign = "&" if "?" in path else "?"
+            more = f"{sign}limit={most}" + (f"&cursor={cursor}" if cursor else "")
+            page = (await self.ask("GET", path + more)).json()
+            assert page["object"] == "list" and len(page["data"]) <= most
+            rows += page["data"]
+            cursor = page["next_cursor"]
+        return rows
+
+    async def audit(self, action: str) -> list[dict[str, Any]]:
+        return [row for row in await self.pages("/audit", 100) if row["action"] == action]
+
+
+@asynccontextmanager
+async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
+    async with open_books(redis_url, ledger_url, now_us=0) as books:
+
+        def accounts_of(actor: str, once: Once | None) -> Accounts:
+            return Accounts(books.ledger, books.projector, PLANS, actor, once)
+
+        limits = RequestLimits(64 * 1024, 10.0, 60.0)
+        admin = AdminEndpoint(Tokens(Secret(SECRET), ISSUER), books.ledger, books.wallet, accounts_of, limits)
+        app = RequestMiddleware(Starlette(routes=admin.routes(), exception_handlers={ApiError: _api_error}))
+        token = mint(SECRET, ISSUER, "ana", "admin", utc_now(), timedelta(hours=1))
+        transport = httpx2.ASGITransport(app)
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:
+            yield Desk(books, client)
+
+
+def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
+    ("org.create", "POST", "/orgs", {"name": "new"}, 201),
+    ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "mxn_per_month": "500.00"}, 200),
+    ("key.create", "POST", "/orgs/acme/keys", {"name": "web", "models": ["fal/flux-1.1-pro"]}, 201),
+    ("key.limits", "PATCH", "/keys/KEY/limits", {"in_flight": 2, "images_per_day": None}, 200),
+    ("key.rotate", "POST", "/keys/KEY/rotate", {"overlap_h": 24}, 201),
+    ("key.revoke", "POST", "/keys/KEY/revoke", None, 200),
+    ("credit.add", "POST", "/orgs/acme/credits", {"id": "p1", "type": "recharge", "mxn": "50.00"}, 201),
+    ("fx.set", "POST", "/fx", {"month": "2041-01", "mxn_per_usd": "18.4512", "source": "DOF"}, 201),
+]
+
+
+def test_every_write_is_here() -> None:
+    """The table of the next tests has what the API's own has."""
+    assert len(WRITES) == sum(operation.writes for operation in OPERATIONS)
+
+
+@pytest.mark.parametrize("write", WRITES, ids=lambda write: write[0])
+@pytest.mark.parametrize("times", [2, 20])
+def test_a_write_that_comes_again_is_done_once(
+    redis_url: str, ledger_url: str, write: tuple[str, str, str, dict[str, Any] | None, int], times: int
+) -> None:
+    """Twenty at once, and then one after the other: one row in the audit log, one status, one answer, one key shown.
+
+    Another request under the same idempotency key is 422 and changes nothing.
+    """
+    action, method, path, body, status = write
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            issued = await desk.books.accounts.create_key("acme", "first")
+            before = len(await desk.audit(action))
+            where = path.replace("KEY", issued.key_id)
+            replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
+            replies.append(await desk.ask(method, where, body, "once"))
+            assert [reply.status_code for reply in replies] == [status] * (times + 1)
+            fresh = [reply for reply in replies if "idempotent-replayed" not in reply.headers]
+            assert len(fresh) == 1
+            rows = [reply.json() for reply in replies]
+            told_once = ("key", "added")
+            assert all(without(row, *told_once) == without(rows[0], *told_once) for row in rows)
+            if "key" in rows[0]:
+                assert [row["key"] for row in rows if row["key"] is not None] == [fresh[0].json()["key"]]
+            if "added" in rows[0]:
+                assert [row["added"] for row in rows].count(True) == 1 and fresh[0].json()["added"]
+            assert len(await desk.audit(action)) == before + 1
+            other = await desk.ask("POST", "/orgs", {"name": "other"}, "once")
+            assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            assert (await desk.ask("GET", "/orgs/other")).status_code == 404
+
+    run(work())
+
+
+def test_a_write_that_changed_nothing_has_used_its_idempotency_key_too(redis_url: str, ledger_url: str) -> None:
+    """A credit and a rate that were there already: the key stands for that request, and no audit row is written."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            for path, body, other in (
+                ("/orgs/acme/credits", {"id": "p", "type": "bonus", "mxn": "1.00"}, {"id": "q"}),
+                ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": "x"}, {"month": "2041-02"}),
+            ):
+                assert (await desk.ask("POST", path, body)).json()["added"] is True
+                first = await desk.ask("POST", path, body, f"k{path}")
+                assert first.json()["added"] is False and "idempotent-replayed" not in first.headers
+                again = await desk.ask("POST", path, body, f"k{path}")
+                assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
+                assert (await desk.ask("POST", path, {**body, **other}, f"k{path}")).status_code == 422
+            assert len(await desk.audit("credit.add")) == len(await desk.audit("fx.set")) == 1
+
+    run(work())
+
+
+def test_idempotency_keys_are_an_actors_own(redis_url: str, ledger_url: str) -> None:
+    """The same key of another administrator is another request."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
+            token = mint(SECRET, ISSUER, "eva", "admin", utc_now(), timedelta(hours=1))
+            desk.client.headers["authorization"] = f"Bearer {token}"
+            assert (await desk.ask("POST", "/orgs", {"name": "b"}, "k")).status_code == 201
+            assert [row["actor"] for row in await desk.audit("org.create")] == ["jwt:eva", "jwt:ana"]
+
+    run(work())
+
+
+def test_a_refused_write_leaves_its_key_free(redis_url: str, ledger_url: str) -> None:
+    """What was refused was not done: the corrected request may use the same key."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            assert (await desk.ask("POST", "/orgs", {"name": "a", "plan": "gold"}, "k")).status_code == 400
+            assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
+
+    run(work())
+
+
+@pytest.mark.parametrize("most", [1, 3, 100])
+def test_pages_show_every_row_once_while_rows_are_added(redis_url: str, ledger_url: str, most: int) -> None:
+    """Organisations, keys and the audit log: whatever was there when the first page was asked for, in its order."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            accounts = desk.books.accounts
+            org = await accounts.create_org("org 0", "default")
+            for number in range(1, 8):
+                await accounts.create_org(f"org {number}", "default")
+                await accounts.create_key("org 0", f"key {number}")
+            lists = [
+                ("/orgs", "name"),
+                (f"/orgs/{org.org_id}/keys", "name"),
+                ("/audit", "id"),
+                ("/audit?org=org 0", "id"),
+            ]
+            added = 0
+            for path, name in lists:
+                expected = [row[name] for row in await desk.pages(path, 100)]
+                sign = "&" if "?" in path else "?"
+                found, cursor = [], ""
+                while True:
+                    more = f"&cursor={cursor}" if cursor else ""
+                    page = (await desk.ask("GET", f"{path}{sign}limit={most}{more}")).json()
+                    found += [row[name] for row in page["data"]]
+                    cursor = page["next_cursor"]
+                    if cursor is None:
+                        break
+                    if len(found) < len(expected):  # else a list that grows by a row for each page never ends
+                        added += 1
+                        await accounts.create_org(f"late {added}", "default")
+                        await accounts.create_key("org 0", f"late {added}")
+                assert [one for one in found if one in expected] == expected
+                assert len(found) == len(set(found))
+
+    run(work())
+
+
+def test_notices_of_one_moment_are_paged_without_a_gap(redis_url: str, ledger_url: str) -> None:
+    """One order may reach several thresholds at once; money is printed, images are counted."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            org = await desk.books.accounts.create_org("acme", "default")
+            at = "2036-11-22T18:00:00.000001+00:00"
+            told = [
+                Notice(org.org_id, key_id, what, percent, "2036-11", 10_000_000, 8_000_000, moment)
+                for key_id in ("", "key_a", "key_b")
+                for what in ("images_per_day", "mxn_per_month")
+                for percent in (80, 100)
+                for moment in (at, at.replace("000001", "000002") if percent == 100 else at)
+            ]
+            await desk.books.ledger.book_notices(told)
+            whole = await desk.pages("/orgs/acme/notices", 100)
+            assert len(whole) == 12
+            assert [row["at"] for row in whole] == sorted((row["at"] for row in whole), reverse=True)
+            for most in (1, 2, 5):
+                assert await desk.pages("/orgs/acme/notices", most) == whole
+            money = next(row for row in whole if row["what"] == "mxn_per_month" and row["percent"] == 80)
+            assert (money["limit"], money["used"]) == ("10.00", "8.00")
+            images = next(row for row in whole if row["what"] == "images_per_day" and row["key_id"] is None)
+            assert (images["limit"], images["used"]) == (10_000_000, 8_000_000)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "W10",
+        "WyJhIl0",
+        "WzEsMl0",
+        "eyJhIjoxfQ",
+        "WyIxMjM0NTY3ODkwMTIzNDU2NzgiXQ",
+        "WyJcdTAwMDAiLCJhIl0",
+        "é",
+        "_" * 1025,
+    ],
+)
+@pytest.mark.parametrize("path", ["/orgs", "/orgs/acme/keys", "/orgs/acme/notices", "/audit"])
+def test_a_cursor_that_is_none_of_ours_is_400(redis_url: str, tmp_path: Any, path: str, cursor: str) -> None:
+    """It names `cursor`, whatever is in it."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            reply = await desk.ask("GET", f"{path}?cursor={cursor}")
+            assert reply.status_code == 400 and reply.json()["error"]["param"] == "cursor", reply.text
+
+    run(work())
+
+
+def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: str, ledger_url: str) -> None:
+    """The row of the idempotency key and what it did are one transaction: the second leaves nothing behind."""
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            once = Once("k", "f")
+            accounts = Accounts(books.ledger, books.projector, PLANS, "ana", once)
+            org = await accounts.create_org("a", "default")
+            with pytest.raises(DatabaseRefused):
+                await accounts.create_org("b", "default")
+            assert [one.name for one in await books.ledger.orgs()] == ["a"]
+            assert await books.ledger.written("ana", "k") == ("f", org.org_id)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "micro"), [("type", "gift", 1), ("mxn", "refund", -1), ("mxn", "adjustment", 0)]
+)
+def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, kind: str, micro: int) -> None:
+    """As JSON spells it; a command puts its dashes before it."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            await books.accounts.create_org("acme", "default")
+            with pytest.raises(WrongField) as caught:
+                await books.accounts.add_credit("acme", "p", kind, micro)
+            assert caught.value.field == field and "--" not in caught.value.why
+
+    run(work())
+
+
+def test_a_key_is_written_down_nowhere(redis_url: str, tmp_path: Path) -> None:
+    """Not even where somebody gives one as a name, an id or a source: 400, and the sentence does not repeat it."""
+    key = "ghub_sk_live_" + "a" * 32
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            for path, body in (
+                ("/orgs", {"name": key}),
+                ("/orgs/acme/keys", {"name": f"x {key}"}),
+                ("/orgs/acme/credits", {"id": key, "type": "bonus", "mxn": "1.00"}),
+                ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": f"from {key}"}),
+            ):
+                reply = await desk.ask("POST", path, body)
+                assert reply.status_code == 400 and key not in reply.text, reply.text
+            assert len(await desk.pages("/audit", 100)) == 1
+
+    run(work())
+    assert not any(key.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_without_redis_the_record_is_still_written_and_read(tmp_path: Path) -> None:
+    """Redis is told later; only a balance is Redis' own to say: 503, to be asked again."""
+
+    async def work(valkey: ValkeyServer) -> None:
+        async with open_desk(valkey.url, f"sqlite:///{tmp_path}/l.db") as desk:
+            valkey.stop()
+            assert (await desk.ask("POST", "/orgs", {"name": "acme"})).status_code == 201
+            assert (await desk.ask("POST", "/orgs/acme/keys", {"name": "web"})).json()["key"]
+            assert [row["last_used_at"] for row in await desk.pages("/orgs/acme/keys", 10)] == [None]
+            reply = await desk.ask("GET", "/orgs/acme/balance")
+            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "temporarily_unavailable")
+            assert reply.headers["x-should-retry"] == "true"
+
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        valkey = ValkeyServer(Path(folder))
+        valkey.start()
+        try:
+            run(work(valkey))
+        finally:
+            valkey.stop()
+
+
+def test_while_the_ledger_is_away_only_a_safe_write_is_to_be_sent_again(redis_url: str, tmp_path: Path) -> None:
+    """503; `x-should-retry` is true for a read, and for a write with an idempotency key, which then is done once."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+            holder.execute("BEGIN EXCLUSIVE")
+            body = {"name": "acme"}
+            bare, keyed = await asyncio.gather(desk.ask("POST", "/orgs", body), desk.ask("POST", "/orgs", body, "k"))
+            holder.close()
+            for reply, retry in ((bare, "false"), (keyed, "true")):
+                assert (reply.status_code, reply.headers["x-should-retry"]) == (503, retry), reply.text
+                assert "locked" not in reply.text
+            assert (await desk.ask("POST", "/orgs", body, "k")).status_code == 201
+            assert len(await desk.audit("org.create")) == 1
+
+    run(work())
