@@ -17,15 +17,16 @@ local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
 local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
 local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT = 13, 14, 15, 16, 17, 18
 
--- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room;
--- what remains, and when all is back, both if this is taken and if it is not.
+-- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room,
+-- and NEVER where no wait makes any; what remains, and when all is back, both if this is taken and if it is not.
+local NEVER = math.huge
 local function rate(now_us, tat_us, limit, cost)
   local interval = math.ceil(60000000 / limit)
   local window = interval * limit
   local from = math.max(tat_us, now_us)
   local to = from + interval * cost
   local function left(at) return math.floor((window - (at - now_us)) / interval) end
-  return { limit = limit, over = to - now_us - window, to = to, left = left(to), reset = to - now_us,
+  return { limit = limit, over = cost > limit and NEVER or to - now_us - window, to = to, left = left(to), reset = to - now_us,
     kept_left = left(from), kept_reset = from - now_us }
 end
 
@@ -112,11 +113,13 @@ local function tighter(name)
   return second and b or a, second and 'key' or 'org'
 end
 
--- The first of both that has no room for `cost` beside what is used.
+-- The first of both that has no room for `cost` beside what is used; before it one that never has.
 local function refuses(limit, used, cost)
+  local first
   for _, s in ipairs(scopes) do
-    if s[limit] and used(s.use) + cost > s[limit] then return s.which, s[limit], used(s.use) end
+    if s[limit] and used(s.use) + cost > s[limit] and (not first or cost > s[limit]) then first = s end
   end
+  if first then return first.which, first[limit], used(first.use) end
 end
 
 -- Limits of rates are never absent, unless no gateway has told yet what the plans are.
@@ -130,9 +133,9 @@ elseif tries > 0 then earlier, stands = claimable() end
 
 local code, retry, whose, limit, used = ADMITTED, 0, nil, 0, 0
 
-local function by_rate(verdict, limiting, scope_of)
+local function by_rate(verdict, limiting, scope_of, wait)
   code, whose, limit = verdict, scope_of, limiting.limit
-  if verdict == REQUESTS or images <= limit then retry = limiting.over end
+  if wait < NEVER then retry = wait end
 end
 
 local function by_quota(verdict, name, used_of, cost)
@@ -147,15 +150,17 @@ elseif (key[3] or '') ~= '' and not string.find(' ' .. key[3] .. ' ', ' ' .. mod
 elseif earlier and differs then code = REUSED
 elseif earlier then
   code = EARLIER
-  if requests.over > 0 then by_rate(REQUESTS, requests, requests_of) end
+  if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', function(u) return u.spent_done + u.spent_open end, amount) then
 elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
-elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
-elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
+-- What refuses for longest goes first, so that the wait that is told is enough.
 elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
-elseif requests.over > 0 then by_rate(REQUESTS, requests, requests_of)
-elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of)
+elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
+elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
+elseif requests.over > 0 and pictures.over < NEVER then
+  by_rate(REQUESTS, requests, requests_of, math.max(requests.over, pictures.over))
+elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, pictures.over)
 else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
 
 local function take(name, field)

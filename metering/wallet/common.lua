@@ -104,7 +104,7 @@ end
 
 local THRESHOLDS = { 80, 100 }
 
--- After a charge: which thresholds of its quotas are reached now, each once in a period.
+-- After a charge, or a changed limit: which thresholds of its quotas are reached now, each once in a period.
 local function tell_thresholds(u, org, key, now_us)
   local v = redis.call('HMGET', u.name, 'images_per_day', 'images_per_month', 'mxn_per_month', 'told_images_per_day',
     'told_images_per_month', 'told_mxn_per_month')
@@ -150,9 +150,6 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   local charged = redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)
   local number = redis.call('HINCRBY', wallet, 'number', 1)
-  redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
-    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
-    'usd_measured', usd_measured, 'result', result)
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
@@ -174,4 +171,8 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
     local after = tonumber(redis.call('HGET', wallet, 'credits')) - charged
     tell_balance(org, after + amount, after, now_us)
   end
+  -- After what it led to being told: where the ledger has the event, it has the notices, too.
+  redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
+    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
+    'usd_measured', usd_measured, 'result', result)
 end
