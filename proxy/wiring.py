@@ -80,6 +80,7 @@ from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
 from proxy.storage.watch import StoreWatch
+from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
 
@@ -337,6 +338,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ModelsEndpoint(authenticator, wallet, offered, rates),
             CreditsEndpoint(authenticator, wallet),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
+            UsageEndpoint(authenticator, wallet, back.ledger),
             lambda: not stopping.is_set(),
             lifespan,
             opened_store.folder,
