@@ -129,8 +129,8 @@ class _Lane:
             except EventError as error:
                 log.error("event_set_aside", partition=partition, entry=entry_id.decode(), error=str(error))
                 set_aside.append(_aside(partition, entry_id, fields or {}, str(error)))
+        await self._pass_on(notices)  # first: an event that is booked is told again by nobody
         new = await self._write(events, set_aside)
-        await self._pass_on(notices)
         for partition, (entry_id, _) in batch:
             event = events.get((partition, entry_id))
             self._written[partition, entry_id] = event is not None and event.event_id in new

@@ -205,7 +205,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
 def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
     """A stream entry that carries a `notice`. Raises EventError."""
     try:
-        return Notice(
+        notice = Notice(
             org_id=fields[b"org"].decode(),
             key_id=fields[b"key"].decode(),
             what=fields[b"notice"].decode(),
@@ -215,10 +215,12 @@ def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
             used=int(fields[b"used"]),
             at=utc_at(int(fields[b"at_us"])).isoformat(),
         )
+        _check_notice(notice)
     except KeyError as error:
         raise EventError(f"{error.args[0]!r} is missing") from None
     except (ValueError, OverflowError) as error:
         raise EventError(str(error)) from None
+    return notice
 
 
 def _row(kind: type[RowT], values: Any) -> RowT:
@@ -253,4 +255,14 @@ def _check(event: Event) -> None:
         raise EventError("proof: holds a number that is no price")
     counted = (event.number, proof.unit_micro_mxn, event.opened.images, event.admitted_us, event.ended_us)
     if not all(0 < number <= MAX_MICRO_MXN for number in counted):
+        raise EventError("a number is out of its range")
+
+
+def _check_notice(notice: Notice) -> None:
+    """What the record would refuse, or what nobody is told of."""
+    if notice.what not in ("images_per_day", "images_per_month", "mxn_per_month", "balance"):
+        raise EventError("notice: unknown")
+    if "\0" in notice.org_id + notice.key_id + notice.period:
+        raise EventError("a text holds a NUL, which no database keeps")
+    if not all(abs(number) <= MAX_MICRO_MXN for number in (notice.percent, notice.limit, notice.used)):
         raise EventError("a number is out of its range")

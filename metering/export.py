@@ -66,7 +66,7 @@ def row(event: Event) -> tuple[str | int, ...]:
         proof.markup,
         proof.mxn_per_usd,
         proof.fx_month,
-        _text(proof.fx_source),
+        text_cell(proof.fx_source),
         format_mxn(proof.unit_micro_mxn),
         event.usd_measured or "",
         format_mxn(event.amount_micro_mxn),
@@ -97,6 +97,6 @@ async def _write(events: AsyncIterator[Event], file: TextIO) -> tuple[int, int]:
     return rows, total
 
 
-def _text(value: str) -> str:
+def text_cell(value: str) -> str:
     """A spreadsheet runs a cell that begins like a formula; a quote before it makes it text."""
     return f"'{value}" if value[:1] in "=+-@\t\r" else value

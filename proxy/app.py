@@ -22,6 +22,7 @@ from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
+from proxy.usage import UsageEndpoint
 
 for kind in FORMATS:  # Python 3.11 does not know all of them by itself
     mimetypes.add_type(kind.content_type, f".{kind.extension}")
@@ -37,6 +38,7 @@ def build_app(
     models: ModelsEndpoint,
     credits_: CreditsEndpoint,
     history: HistoryEndpoint,
+    usage: UsageEndpoint,
     admin: AdminEndpoint | None,
     ready: Ready,
     lifespan: Lifespan,
@@ -53,6 +55,7 @@ def build_app(
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{model_id:path}", models.one, methods=["GET"]),
         Route("/v1/credits", credits_.read, methods=["GET"]),
+        Route("/v1/usage", usage.read, methods=["GET"]),
         *probe_routes(ready),
     ]
     if admin is not None:

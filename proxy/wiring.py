@@ -84,6 +84,7 @@ from proxy.spool import Spool
 from proxy.storage.opening import open_store
 from proxy.storage.watch import StoreWatch
 from proxy.tokens import Issuer, Secret, Tokens
+from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
 
@@ -342,6 +343,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ModelsEndpoint(authenticator, wallet, offered, rates),
             CreditsEndpoint(authenticator, wallet),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
+            UsageEndpoint(authenticator, wallet, back.ledger),
             _admin(settings, back, outbound),
             lambda: not stopping.is_set(),
             lifespan,

@@ -92,11 +92,13 @@ local function tighter(name)
   return second and b or a, second and 'key' or 'org'
 end
 
--- The first of both that has no room for `cost` beside what is used.
+-- The first of both that has no room for `cost` beside what is used; before it one that never has.
 local function refuses(limit, used, cost)
+  local first
   for _, s in ipairs(scopes) do
-    if s[limit] and used(s.use) + cost > s[limit] then return s.which, s[limit], used(s.use) end
+    if s[limit] and used(s.use) + cost > s[limit] and (not first or cost > s[limit]) then first = s end
   end
+  if first then return first.which, first[limit], used(first.use) end
 end
 
 -- Limits of rates are never absent, unless no gateway has told yet what the plans are.
@@ -110,9 +112,9 @@ elseif tries > 0 then earlier, stands = claimable() end
 
 local code, retry, whose, limit, used = ADMITTED, 0, nil, 0, 0
 
-local function by_rate(verdict, limiting, scope_of)
+local function by_rate(verdict, limiting, scope_of, wait)
   code, whose, limit = verdict, scope_of, limiting.limit
-  if verdict == REQUESTS or images <= limit then retry = limiting.over end
+  if wait < NEVER then retry = wait end
 end
 
 local function by_quota(verdict, name, used_of, cost)
@@ -127,15 +129,17 @@ elseif not allows(key[3], model) then code = MODEL
 elseif earlier and differs then code = REUSED
 elseif earlier then
   code = EARLIER
-  if requests.over > 0 then by_rate(REQUESTS, requests, requests_of) end
+  if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', function(u) return u.spent_done + u.spent_open end, amount) then
 elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
-elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
-elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
+-- What refuses for longest goes first, so that the wait that is told is enough.
 elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
-elseif requests.over > 0 then by_rate(REQUESTS, requests, requests_of)
-elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of)
+elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
+elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
+elseif requests.over > 0 and pictures.over < NEVER then
+  by_rate(REQUESTS, requests, requests_of, math.max(requests.over, pictures.over))
+elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, pictures.over)
 else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
 
 local function take(name, field)

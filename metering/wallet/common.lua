@@ -101,16 +101,17 @@ local function hold_counts(u, sign, images, amount, day, month)
   end
 end
 
--- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room;
--- what remains, and when all is back, both if this is taken and if it is not.
+-- GCRA with a burst of a whole minute's allowance. Everything in µs, so exact. `over` is 0 or less where there is room,
+-- and NEVER where no wait makes any; what remains, and when all is back, both if this is taken and if it is not.
+local NEVER = math.huge
 local function rate(now_us, tat_us, limit, cost)
   local interval = math.ceil(60000000 / limit)
   local window = interval * limit
   local from = math.max(tat_us, now_us)
   local to = from + interval * cost
   local function left(at) return math.floor((window - (at - now_us)) / interval) end
-  return { limit = limit, over = to - now_us - window, to = to, left = left(to), reset = to - now_us,
-    kept_left = left(from), kept_reset = from - now_us }
+  return { limit = limit, over = cost > limit and NEVER or to - now_us - window, to = to, left = left(to),
+    reset = to - now_us, kept_left = left(from), kept_reset = from - now_us }
 end
 
 -- The stored time of a limit. One that lies further ahead than any limit reaches is older than a clock that was set
@@ -129,7 +130,7 @@ end
 
 local THRESHOLDS = { 80, 100 }
 
--- After a charge: which thresholds of its quotas are reached now, each once in a period.
+-- After a charge, or a changed limit: which thresholds of its quotas are reached now, each once in a period.
 local function tell_thresholds(u, org, key, now_us)
   local v = redis.call('HMGET', u.name, 'images_per_day', 'images_per_month', 'mxn_per_month', 'told_images_per_day',
     'told_images_per_month', 'told_mxn_per_month')
@@ -175,9 +176,6 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   local charged = redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)
   local number = redis.call('HINCRBY', wallet, 'number', 1)
-  redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
-    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
-    'usd_measured', usd_measured, 'result', result)
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
@@ -199,4 +197,8 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
     local after = tonumber(redis.call('HGET', wallet, 'credits')) - charged
     tell_balance(org, after + amount, after, now_us)
   end
+  -- After what it led to being told: where the ledger has the event, it has the notices, too.
+  redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
+    'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
+    'usd_measured', usd_measured, 'result', result)
 end

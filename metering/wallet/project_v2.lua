@@ -71,13 +71,14 @@ local function set(name, at, key)
     local value = ARGV[at + i - 1]
     if value == '' then redis.call('HDEL', name, limit) else redis.call('HSET', name, limit, value) end
   end
-  if not opening then return end
+  if not opening then return tell_thresholds(usage(name, day, month), org, key or '', now) end
   local u = { name = name, flying = 0, day = day, day_done = whole(at + 6, 0), day_open = 0, month = month,
     month_done = whole(at + 7, 0), month_open = 0, spent_done = whole(at + 8, 0), spent_open = 0 }
   for _, hold in ipairs(open) do
     if not key or hold.key == key then hold_counts(u, 1, hold.images, hold.amount, hold.day, hold.month) end
   end
   keep_usage(u)
+  tell_thresholds(u, org, key or '', now)
 end
 
 redis.call('HSET', KEYS[2], 'revision', revision, 'low', low)

@@ -37,7 +37,7 @@ elseif not allows(key[3], model) then code = MODEL
 elseif earlier and other ~= fingerprint then code = REUSED
 elseif requests.over > 0 then code, retry = REQUESTS, requests.over
 elseif earlier then code = EARLIER
-elseif pictures.over > 0 then code, retry = IMAGES, images <= most_images and pictures.over or 0 end
+elseif pictures.over > 0 then code, retry = IMAGES, pictures.over < NEVER and pictures.over or 0 end
 
 local request_taken, image_taken = code == ADMITTED or code == EARLIER, code == ADMITTED
 if request_taken then redis.call('HSET', KEYS[3], 'sandbox_tat_requests', requests.to, 'used_us', now) end

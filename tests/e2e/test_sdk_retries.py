@@ -135,13 +135,77 @@ def test_an_upstream_that_did_not_take_the_job_is_asked_again_by_the_gateway(
     assert {(event.end, event.quantity) for event in hasty.events(org_id, len(MODELS))} == {("charge", 1)}
 
 
-def requests(system: System, org_id: str) -> dict[str, list[int]]:
+def fill(system: System, key: str, images: int, *, meanwhile: Callable[[], Any] | None = None) -> Any:
+    """Orders of up to eight images, of another prompt, all at once; `meanwhile` runs once all are made upstream."""
+
+    async def orders() -> Any:
+        async with system.client(key) as client:
+            before = len(system.jobs(FLUX))
+            bodies = [{"model": FLUX, "prompt": "other", "n": min(8, images - i)} for i in range(0, images, 8)]
+            asked = [asyncio.create_task(client.post("/images/generations", json=body)) for body in bodies]
+            while meanwhile is not None and len(system.jobs(FLUX)) == before:
+                await asyncio.sleep(0.01)
+            result = await asyncio.to_thread(meanwhile) if meanwhile is not None else None
+            assert {reply.status_code for reply in await asyncio.gather(*asked)} == {200}
+            return result
+
+    return run(orders())
+
+
+def test_told_429_by_a_rate_a_client_gets_through_by_itself(hasty: System, client: tuple[str, Clients]) -> None:
+    """Sixteen images a minute are used up; the next is allowed within 3.75 s, and the client's user sees a 200."""
+    name, order = client
+    org_id, key = hasty.customer(f"{name} too fast", "50.00", images_per_minute=16)
+    fill(hasty, key, 16)
+    ends = order(hasty, key, [FLUX])
+    assert [(end["status"], end["images"]) for end in ends] == [(200, 1)]
+    assert requests(hasty, org_id, 4)[FLUX][2:] == [429, 200]
+    assert sum(event.quantity for event in hasty.events(org_id, 3)) == 17
+
+
+def test_told_429_by_images_in_flight_a_client_gets_through_by_itself(
+    hasty: System, client: tuple[str, Clients]
+) -> None:
+    """One image at once: while it is made the client is told to wait, and then it has its own."""
+    name, order = client
+    org_id, key = hasty.customer(f"{name} too many", "50.00", in_flight=1)
+    hasty.behave(FLUX, "slow", seconds=2)
+    ends = fill(hasty, key, 1, meanwhile=lambda: order(hasty, key, [FLUX]))
+    assert [(end["status"], end["images"]) for end in ends] == [(200, 1)]
+    found = requests(hasty, org_id, 3)[FLUX]
+    assert (found[0], found.count(200), set(found)) == (429, 2, {200, 429})
+    assert sum(event.quantity for event in hasty.events(org_id, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "status", "error", "code"),
+    [
+        ({"images_per_day": 1}, 429, "RateLimitError", "quota_exceeded"),
+        ({"images_per_month": 1}, 429, "RateLimitError", "quota_exceeded"),
+        ({"micro_mxn_per_month": 840_000}, 402, "APIStatusError", "budget_exceeded"),
+    ],
+)
+def test_told_that_a_quota_is_used_up_a_client_does_not_try_again(
+    hasty: System, client: tuple[str, Clients], limit: dict[str, int], status: int, error: str, code: str
+) -> None:
+    """One request, and the client's own error with our code: tomorrow, or next month, is too far away."""
+    name, order = client
+    org_id, key = hasty.customer(f"{name} {' '.join(limit)}", "50.00", **limit)
+    fill(hasty, key, 1)
+    (end,) = order(hasty, key, [FLUX])
+    assert (end["status"], end["code"]) == (status, code)
+    assert end["error"] in (error, "APIError")
+    assert requests(hasty, org_id, 2)[FLUX] == [200, status]
+    assert len(hasty.events(org_id, 1)) == 1
+
+
+def requests(system: System, org_id: str, count: int = len(MODELS)) -> dict[str, list[int]]:
     """Statuses of an organisation's orders by model, from the gateway's log, which is written after the reply."""
 
     def lines() -> list[str]:
         return [line for line in system.log().splitlines() if '"event":"request"' in line and org_id in line]
 
-    wait_until(lambda: len(lines()) >= len(MODELS), "every order is in the log")
+    wait_until(lambda: len(lines()) >= count, "every order is in the log")
     found: dict[str, list[int]] = {model: [] for model in MODELS}
     for line in lines():
         entry = json.loads(line)

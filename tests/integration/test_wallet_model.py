@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvloop
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -20,10 +21,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from metering.answered import Answered
 from metering.answers import booked_of
+from metering.clock import period_at
 from metering.consumer import Consumer
 from metering.events import encode_opened
 from metering.ports import CreditType, Delivered, Snapshot
-from metering.wallet import keys
+from metering.wallet import keys, projection
 from metering.wallet.connection import load_script
 from metering.wallet.wallet import RECENT_S, Caller, Close, Placed, Replay, Verdict
 from tests.integration.money_kit import (
@@ -60,6 +62,21 @@ LATEST = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 5, 8])
 IMAGES = st.integers(1, 8)
 API_KEYS, KEYS, FINGERPRINTS = (st.sampled_from(values) for values in ([0, 0, 1], ["k", "l"], ["f", "f", "g"]))
 DOCUMENT = b'{"made":"by the model"}'
+SCOPES, QUOTAS = (
+    st.sampled_from(values)
+    for values in (["org", 0, 1], ["micro_mxn_per_month", "images_per_month", "images_per_day", "in_flight"])
+)
+"""Whose limit: the organisation's, or that of its first or second key. History is too short for a day to end."""
+
+REFUSING = {
+    "micro_mxn_per_month": Verdict.BUDGET,
+    "images_per_month": Verdict.MONTH,
+    "images_per_day": Verdict.DAY,
+    "in_flight": Verdict.FLIGHT,
+}
+"""In the order in which they are looked at."""
+
+Scope = str | int
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,47 @@ class Model:
     ran_as_new: dict[tuple[int, str], str] = field(default_factory=dict)
     requests: int = 0
     images: int = 0
+    placings: dict[str, Placing] = field(default_factory=dict)
+    limits: dict[Scope, dict[str, int]] = field(default_factory=lambda: {"org": {}, 0: {}, 1: {}})
+    told: set[tuple[Scope, str, int]] = field(default_factory=set)
+    told_for_good: set[tuple[Scope, str, int]] = field(default_factory=set)
+
+    def delivered(self, scope: Scope) -> int:
+        """Images charged to the organisation, or to one of its keys."""
+        return sum(
+            amount // UNIT for request, _, amount in self.events if scope in ("org", self.placings[request].api_key)
+        )
+
+    def used(self, scope: Scope, what: str) -> int:
+        """Of a quota, a budget, or of images in flight, with what is open."""
+        open_ = sum(
+            order.placing.images
+            for order in self.orders.values()
+            if order.stands == "open" and scope in ("org", order.placing.api_key)
+        )
+        images = open_ + (0 if what == "in_flight" else self.delivered(scope))
+        return images * UNIT if what == "micro_mxn_per_month" else images
+
+    def refusal(self, images: int, api_key: int) -> tuple[Verdict, str, int, int] | None:
+        """The first limit that has no room; of both scopes', one that the order alone is above."""
+        for what, verdict in REFUSING.items():
+            cost, found = images * UNIT if what == "micro_mxn_per_month" else images, []
+            scopes: tuple[tuple[str, Scope], ...] = (("org", "org"), ("key", api_key))
+            for whose, scope in scopes:
+                limit, used = self.limits[scope].get(what), self.used(scope, what)
+                if limit is not None and used + cost > limit:
+                    found.append((cost <= limit, (verdict, whose, limit, used)))
+            if found:
+                return min(found, key=lambda one: one[0])[1]
+        return None
+
+    def tell(self) -> None:
+        """What is reached of quotas and budgets by what was charged; each is told once."""
+        for scope, limits in self.limits.items():
+            for what, limit in limits.items():
+                done = self.delivered(scope) * (UNIT if what == "micro_mxn_per_month" else 1)
+                if what != "in_flight":
+                    self.told |= {(scope, what, percent) for percent in (80, 100) if done * 100 >= limit * percent}
 
     @property
     def held(self) -> int:
@@ -138,6 +196,7 @@ class Model:
         """An order ends, and that is told."""
         self.orders[request].stands, self.orders[request].delivered = end, images
         self.events.append((request, end, images * UNIT))
+        self.tell()
 
     def write_expiries(self) -> None:
         for request, order in self.orders.items():
@@ -200,6 +259,8 @@ class Model:
         del self.events[self.booked :]
         self.orders, self.under_key, self.ran_as_new = {}, {}, {}
         self.busy_until_us = self.requests = self.images = 0
+        self.told = set(self.told_for_good)
+        self.tell()
 
     def charged_under(self, key: str, placings: Mapping[str, Placing]) -> dict[str, int]:
         """What the ledger has: charged orders with this idempotency key, and how many images each brought."""
@@ -238,7 +299,7 @@ class WalletMachine(RuleBasedStateMachine):
         kind.examples += 1
         self.name = f"org-{kind.examples}"
         self.model = Model()
-        self.placings: dict[str, Placing] = {}
+        self.placings = self.model.placings
         self.snapshots: list[Snapshot] = []
         self.books.wallet.at(NOW_US)
         first: Caller = self.do(self.books.org(self.name, "0.00"))
@@ -279,6 +340,21 @@ class WalletMachine(RuleBasedStateMachine):
         late = self.snapshots[which % len(self.snapshots)]
         if late.credit_number <= self.model.credit_number:
             self.do(self.books.projector._apply([late], "follow", {}))
+
+    @rule(scope=SCOPES, what=QUOTAS, images=st.integers(1, 30), lifted=st.booleans())
+    def limit(self, scope: Scope, what: str, images: int, lifted: bool) -> None:
+        """Of the organisation or of one of its keys, up or down or lifted; every change takes the credits along."""
+        value = None if lifted else images * UNIT if what == "micro_mxn_per_month" else images
+        if isinstance(scope, int):
+            self.do(self.books.accounts.set_key_limits(self.callers[scope].key_id, {what: value}))
+        else:
+            self.do(self.books.accounts.set_limits(self.org_id, {what: value}))
+        if value is None:
+            self.model.limits[scope].pop(what, None)
+        else:
+            self.model.limits[scope][what] = value
+        self.model.project()
+        self.model.tell()
 
     # --- an order ---
 
@@ -321,6 +397,8 @@ class WalletMachine(RuleBasedStateMachine):
                 model.orders[given].claims.add(placed.tries)
         elif images * UNIT > model.available:
             assert answer.verdict is Verdict.BALANCE
+        elif (refusal := model.refusal(images, api_key)) is not None:
+            assert (answer.verdict, answer.whose, answer.limit, answer.used) == refusal
         else:
             assert answer.verdict is Verdict.ADMITTED
             model.write_expiries()
@@ -474,6 +552,7 @@ class WalletMachine(RuleBasedStateMachine):
     def consume(self) -> None:
         self.do(drain(self.books, self.consumer))
         self.model.booked = len(self.model.events)
+        self.model.told_for_good = set(self.model.told)
 
     @rule()
     def rebuild(self) -> None:
@@ -494,16 +573,20 @@ class WalletMachine(RuleBasedStateMachine):
         self.keys_are_restored()
 
     def keys_are_restored(self) -> None:
-        """A key that stands for nothing is given back an order that was charged under it, where the ledger has one."""
+        """What the ledger has as charged is known as such again, by a rebuild whose clock is years behind it; and
+        a key that stands for nothing is given back an order that was charged under it."""
         model = self.model
+        for request, end, amount in model.events[: model.booked]:
+            if end == "charge":
+                again = Order(self.placings[request], 0, "charge", amount // UNIT, remembered=False, lost=True)
+                model.orders.setdefault(request, again)
         for key in {"k", "l"} - model.under_key.keys():
             charged = model.charged_under(key, self.placings)
             found = self.do(self.books.wallet.under_key(self.org_id, key))
             assert (found is None) == (not charged)
             if found is not None:
-                model.under_key[key] = request = found.removeprefix(f"{self.name}-")
-                order = Order(self.placings[request], 0, "charge", charged[request], remembered=False, lost=True)
-                model.orders.setdefault(request, order)
+                model.under_key[key] = found.removeprefix(f"{self.name}-")
+                assert model.under_key[key] in charged
 
     @invariant()
     def every_figure_agrees(self) -> None:
@@ -527,6 +610,15 @@ class WalletMachine(RuleBasedStateMachine):
         if hasattr(self, "callers"):
             self.consume()
             assert self.do(self.told()) == sorted(self.model.events)
+            assert self.do(self.notices()) == self.model.told
+
+    async def notices(self) -> set[tuple[Scope, str, int]]:
+        scopes: dict[str, Scope] = {"": "org", self.callers[0].key_id: 0, self.callers[1].key_id: 1}
+        found = await self.books.ledger.notices(self.org_id, "9999", 100)
+        names = {"mxn_per_month": "micro_mxn_per_month"}
+        told = {(scopes[one.key_id], names.get(one.what, one.what), one.percent) for one in found if one.percent}
+        assert len(told) == sum(one.percent > 0 for one in found)
+        return told
 
     async def told(self) -> list[tuple[str, str, int]]:
         events = [event async for event in self.books.ledger.events(org_id=self.org_id)]
@@ -535,8 +627,9 @@ class WalletMachine(RuleBasedStateMachine):
         return sorted((name, event.end, event.amount_micro_mxn) for name, event in zip(names, events, strict=True))
 
 
-def test_the_wallet_is_its_model(redis_url: str, tmp_path: Path) -> None:
-    """Verdicts, balances, claims, replays, ends and ledger agree at every step (rules 4, 7–9, 13, 17–19, 26, 27)."""
+def test_the_wallet_is_its_model(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdicts, limits, notices, balances, claims, replays, ends and ledger agree (rules 4, 7–9, 13, 17–19, 26, 27)."""
+    monkeypatch.setattr(projection, "_today", lambda: period_at(NOW_US))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stack = AsyncExitStack()
 

@@ -1,0 +1,219 @@
+"""What an organisation used: GET /v1/usage, by day of Mexico City, model and key, as JSON or CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.clock import next_month, period_at
+from metering.export import text_cell
+from metering.money import format_mxn
+from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
+from metering.wallet.wallet import Wallet
+from proxy.account import checked_cut
+from proxy.auth import Authenticator
+from proxy.errors import ApiError, Kind, wallet_away
+from proxy.middleware import context_of
+
+MOST_DAYS = 366
+"""A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+Group = Literal["day", "model", "key"]
+
+
+class UsageQuery(BaseModel):
+    """The query of GET /v1/usage. Without dates it is this month of Mexico City."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
+    last: date = Field(alias="to", description="The last day, included")
+    group_by: tuple[Group, ...] = Field(("day",), description="Any of day, model and key, with commas between them")
+
+    @field_validator("first", "last", mode="before")
+    @classmethod
+    def _a_day(cls, value: object) -> object:
+        if isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value)):
+            return value
+        raise ValueError("must be a day as YYYY-MM-DD")
+
+    @field_validator("group_by", mode="before")
+    @classmethod
+    def _a_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(value.split(",")) if value else ()
+        if bad := [name for name in names if name not in get_args(Group)]:
+            raise ValueError(f"{bad[0][:32]!r} is none of day, model and key")
+        if len(set(names)) < len(names):
+            raise ValueError("names something twice")
+        return names
+
+    @model_validator(mode="after")
+    def _a_span(self) -> "UsageQuery":
+        if self.last < self.first:
+            raise ValueError("lies before `from`")
+        if (self.last - self.first).days >= MOST_DAYS:
+            raise ValueError(f"lies more than {MOST_DAYS} days after `from`, which is the most at once")
+        return self
+
+
+class UsageTotal(BaseModel):
+    """Charged orders, the images that they delivered, and their price in MXN as a decimal string."""
+
+    orders: int
+    images: int
+    cost_mxn: str
+
+
+class UsageItem(UsageTotal):
+    """One group; of `day`, `model` and `key` those are there by which it was grouped."""
+
+    day: str | None = Field(None, description="Of Mexico City, YYYY-MM-DD")
+    model: str | None = None
+    key_id: str | None = None
+    key_name: str | None = None
+
+
+class UsageReply(BaseModel):
+    """The reply of GET /v1/usage; the total is the sum of all groups."""
+
+    object: Literal["usage"] = "usage"
+    currency: Literal["MXN"] = "MXN"
+    first: date = Field(serialization_alias="from")
+    last: date = Field(serialization_alias="to")
+    group_by: tuple[Group, ...]
+    data: list[UsageItem]
+    total: UsageTotal
+
+
+class UsageEndpoint:
+    """Only what is the caller's own; its key is checked at this moment."""
+
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._ledger = ledger
+
+    async def read(self, request: Request) -> Response:
+        """GET /v1/usage."""
+        cut = await checked_cut(request, self._authenticator, self._wallet)
+        query = read_query(request.query_params.multi_items(), cut.now_us)
+        org_id = str(context_of(request.scope).facts["org"])
+        try:
+            rows = await self._ledger.usage(org_id, query.first.isoformat(), query.last.isoformat())
+            names = await self._names(org_id) if "key" in query.group_by else {}
+        except LedgerAway:
+            raise wallet_away() from None
+        reply = UsageReply(
+            first=query.first,
+            last=query.last,
+            group_by=query.group_by,
+            data=grouped(rows, query.group_by, names),
+            total=UsageTotal.model_validate(_Sum.of(rows).fields()),
+        )
+        if _wants_csv(request.headers.get("accept", "")):
+            name = f"usage-{query.first}-{query.last}.csv"
+            headers = {"content-disposition": f'attachment; filename="{name}"', "vary": "accept"}
+            return Response(as_csv(reply), media_type="text/csv", headers=headers)
+        document = reply.model_dump_json(by_alias=True, exclude_none=True)
+        return Response(document, media_type="application/json", headers={"vary": "accept"})
+
+    async def _names(self, org_id: str) -> dict[str, str]:
+        names: dict[str, str] = {}
+        page = await self._ledger.keys(org_id)
+        while page:
+            names |= {key.key_id: key.name for key in page}
+            last: ApiKey = page[-1]
+            page = await self._ledger.keys(org_id, after=last)
+        return names
+
+
+def read_query(items: Sequence[tuple[str, str]], now_us: int) -> UsageQuery:
+    """From a URL. Raises ApiError 400 that names the parameter."""
+    month = period_at(now_us).month
+    begins, ends = date.fromisoformat(f"{month}-01"), date.fromisoformat(f"{next_month(month)}-01") - timedelta(days=1)
+    given = dict(items)
+    if len(given) < len(items):
+        twice = next(name for i, (name, _) in enumerate(items) if name in dict(items[:i]))
+        raise _bad(twice, "is given twice")
+    if "from" in given or "to" in given:
+        for name in ("from", "to"):
+            if name not in given:
+                raise _bad(name, "is missing: send both `from` and `to`, or neither for this month")
+    try:
+        return UsageQuery.model_validate({"from": begins, "to": ends, **given})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        name = str(first["loc"][0]) if first["loc"] else "to"
+        said = {"extra_forbidden": "is not known; there are `from`, `to` and `group_by`"}.get(first["type"])
+        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else "must be a day as YYYY-MM-DD"
+        raise _bad(name, said or reason) from None
+
+
+def _bad(name: str, why: str) -> ApiError:
+    return ApiError(Kind.INVALID_REQUEST, f"`{name[:64]}` {why}.", param=name[:64])
+
+
+@dataclass(slots=True)
+class _Sum:
+    orders: int = 0
+    images: int = 0
+    micro_mxn: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[UsageRow]) -> "_Sum":
+        total = cls()
+        for row in rows:
+            total.add(row)
+        return total
+
+    def add(self, row: UsageRow) -> None:
+        self.orders += row.orders
+        self.images += row.images
+        self.micro_mxn += row.amount_micro_mxn
+
+    def fields(self) -> dict[str, int | str]:
+        return {"orders": self.orders, "images": self.images, "cost_mxn": format_mxn(self.micro_mxn)}
+
+
+def grouped(rows: Iterable[UsageRow], by: Sequence[Group], names: dict[str, str]) -> list[UsageItem]:
+    """One item a group, in the order of what it is grouped by; by nothing, there is one if anything was used."""
+    sums: dict[tuple[str, ...], _Sum] = {}
+    for row in rows:
+        values = {"day": row.day, "model": row.model, "key": row.key_id}
+        sums.setdefault(tuple(values[name] for name in by), _Sum()).add(row)
+    items = []
+    for group, total in sorted(sums.items()):
+        named = {"key_id" if name == "key" else name: value for name, value in zip(by, group, strict=True)}
+        if "key" in by:
+            named["key_name"] = names.get(named["key_id"], "")
+        items.append(UsageItem.model_validate(named | total.fields()))
+    return items
+
+
+def as_csv(reply: UsageReply) -> str:
+    """RFC 4180 with a header row; a name that begins like a formula is made text. The total is no row of it."""
+    groups = [column for name in reply.group_by for column in (("key_id", "key_name") if name == "key" else (name,))]
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([*groups, "orders", "images", "cost_mxn"])
+    for item in reply.data:
+        named = [text_cell(str(getattr(item, column))) for column in groups]
+        writer.writerow([*named, item.orders, item.images, item.cost_mxn])
+    return file.getvalue()
+
+
+def _wants_csv(accept: str) -> bool:
+    """Is CSV named, and JSON not before it?"""
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    return next((kind == "text/csv" for kind in kinds if kind in ("text/csv", "application/json")), False)
