@@ -23,7 +23,6 @@ _ENDS: dict[str, str] = {
     "bool_type": "must be true or false.",
     "missing": "is required.",
     "string_too_short": "is empty.",
-    "extra_forbidden": "is not a field that this gateway takes.",
 }
 """What is said of a field that breaks its model, by pydantic's word for it."""
 
@@ -57,6 +56,8 @@ class OrderBody(BaseModel):
     user: str | None = None
 
 
+_KNOWN = frozenset(OrderBody.model_fields)
+
 _BY_MODEL = ("output_format", "output_compression", "background", "moderation", "style", "user")
 """Fields that some models take: mapped as the catalogue says, or refused by name, never dropped in silence."""
 
@@ -83,6 +84,9 @@ def _asked(body: bytes) -> OrderBody:
     if not isinstance(document, dict):
         raise _wrong(None, "The body must be a JSON object.")
     fields = {name: value for name, value in document.items() if value is not None}
+    for name in fields:  # the first alone: a body may hold ten thousand, and the model would collect them all
+        if name not in _KNOWN:
+            raise _wrong(name[:64], f"`{name[:64]}` is not a field that this gateway takes.")
     try:
         return OrderBody.model_validate(fields)
     except ValidationError as error:
@@ -91,7 +95,7 @@ def _asked(body: bytes) -> OrderBody:
 
 def _broken(rule: ErrorDetails) -> ApiError:
     """The first rule of the model that a body breaks, as the customer is told it."""
-    name, value = str(rule["loc"][0])[:64], rule["input"]
+    name, value = str(rule["loc"][0]), rule["input"]
     match rule["type"]:
         case "string_too_long":
             return _too_long(value, PROMPT_CHARACTERS, "are allowed")

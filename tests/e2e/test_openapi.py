@@ -144,7 +144,11 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
         environment = {**os.environ, "GHUB_KEY": key}
         with (folder / "said.txt").open("w") as output:
             runs.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
-    codes = [run.wait() for run in runs]
+    try:
+        codes = [run.wait() for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
     for seed, code in enumerate(codes):
         said = (system.folder / f"schemathesis-{seed}/said.txt").read_text()
         print(said)
