@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel
 
+from config.settings import REDIS_DECISION_S
 from proxy.documents import Credits, Delivered, Error, Generation, Generations, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, System, bearer
@@ -112,6 +113,7 @@ def configuration(made: list[dict[str, Any]], seed: int, examples: int) -> str:
         'auth.openapi.ghub_sk.bearer = "${GHUB_KEY}"',  # in no file, and in no list of processes
         # A valid body may well be refused: sizes, qualities and more are each model's own.
         "checks.positive_data_acceptance.enabled = false",
+        'checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]',  # `explore` looks at each 503
         *(f"dictionaries.{names[place]}.values = {json.dumps(values)}" for place, (values, _) in words.items()),
         *(
             f'parameters."{place}" = {{dictionary = "{names[place]}", probability = {share}}}'
@@ -127,7 +129,8 @@ def configuration(made: list[dict[str, Any]], seed: int, examples: int) -> str:
 
 def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int]]:
     """As many schemathesis as seeds call every operation at once, with `examples` orders each; returns what the gateway
-    answered by its own log. Whatever the document does not describe fails, and so does a 5xx."""
+    answered by its own log. Whatever the document does not describe fails, and so does a 5xx. One exception: what a
+    gateway promises on a machine that is too busy, here with the callers themselves, is a 503 after Redis' 100 ms."""
     _, key = spending(system, "explored")
     with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False, timeout=30) as client:
         made = [client.post("/images/generations", json=order).json() for order in ORDERS]
@@ -154,9 +157,12 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
         print(said)
         assert code == 0, said
     lines = [json.loads(line) for line in system.log().splitlines()[before:]]
-    seen = Counter((line["route"], line["status"]) for line in lines if line["event"] == "request")
-    print(f"{sum(seen.values())} calls", *sorted(seen.items()), sep="\n")
-    assert not any(status >= 500 for _, status in seen)
+    calls = [line for line in lines if line["event"] == "request"]
+    seen = Counter((line["route"], line["status"]) for line in calls)
+    print(f"{len(calls)} calls", *sorted(seen.items()), sep="\n")
+    failed = [line for line in calls if line["status"] >= 500]
+    late = [line for line in failed if line["status"] == 503 and line["elapsed_ms"] >= REDIS_DECISION_S * 1000]
+    assert late == failed and len(late) <= len(calls) / 1000, failed
     return seen
 
 
@@ -174,4 +180,4 @@ def test_schemathesis_finds_nothing_in_fifty_thousand_calls(prepared: Prepared) 
     """The same, fifty times as long."""
     system = prepared()
     system.start_all()
-    assert sum(explore(system, 4, 3_000).values()) >= 50_000
+    assert sum(explore(system, 2, 6_000).values()) >= 50_000
