@@ -37,7 +37,7 @@ from metering.pricing import Rate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Wallet
 from proxy.account import balance_fields
-from proxy.admin_models import OPERATIONS, KeyLimits, Operation, OrgLimits
+from proxy.admin_models import ACTIONS, Action, KeyLimits, OrgLimits
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.images import RequestLimits, idempotency_key, read_body
 from proxy.middleware import context_of
@@ -63,7 +63,7 @@ class Call:
     """One request, read and checked; `at` are the parts of its path. `body` and `query` are the operation's models."""
 
     actor: Actor
-    operation: Operation
+    action: Action
     at: dict[str, str]
     body: Any
     query: Any
@@ -123,32 +123,32 @@ class AdminEndpoint:
 
     def routes(self) -> list[Route]:
         """One for each address, with all its methods, so that a 405 names them all."""
-        by_path = groupby(sorted(OPERATIONS, key=lambda one: one.path), key=lambda one: one.path)
+        by_path = groupby(sorted(ACTIONS, key=lambda one: one.path), key=lambda one: one.path)
         return [self._route(path, {one.method: one for one in group}) for path, group in by_path]
 
-    def _route(self, path: str, operations: dict[str, Operation]) -> Route:
+    def _route(self, path: str, actions: dict[str, Action]) -> Route:
         async def endpoint(request: Request) -> Response:
             method = "GET" if request.method == "HEAD" else request.method
-            return await self._answer(request, operations[method])
+            return await self._answer(request, actions[method])
 
-        return Route(path, endpoint, methods=list(operations))
+        return Route(path, endpoint, methods=list(actions))
 
-    async def _answer(self, request: Request, operation: Operation) -> Response:
+    async def _answer(self, request: Request, action: Action) -> Response:
         actor = await self._tokens.actor(request.headers)
         facts = context_of(request.scope).facts
         facts["actor"] = actor.name
         check_role(actor, ROLES)
-        call = await self._call(request, operation, actor)
+        call = await self._call(request, action, actor)
         headers = {"cache-control": "no-store"}
         try:
-            if operation.writes:
+            if action.writes:
                 written, replayed = await self._write(call)
                 facts["target"] = written.target
-                _, show, untold = self._writes[operation.name]
+                _, show, untold = self._writes[action.name]
                 fields = await show(call, written.target) | untold | written.told
                 headers |= {"idempotent-replayed": "true"} if replayed else {}
             else:
-                fields = await self._reads[operation.name](call)
+                fields = await self._reads[action.name](call)
         except NotThere as error:
             raise ApiError(Kind.NOT_FOUND, _sentence(error)) from None
         except WrongField as error:
@@ -162,31 +162,31 @@ class AdminEndpoint:
             raise _ledger_away(call) from None
         except WalletAway:
             raise wallet_away() from None
-        content = operation.reply.model_validate(fields).model_dump_json()
-        return Response(content, operation.status, headers, "application/json")
+        content = action.reply.model_validate(fields).model_dump_json()
+        return Response(content, action.status, headers, "application/json")
 
-    async def _call(self, request: Request, operation: Operation, actor: Actor) -> Call:
+    async def _call(self, request: Request, action: Action, actor: Actor) -> Call:
         """Raises ApiError 400 or 413."""
         at = {name: str(value) for name, value in request.path_params.items()}
         body = query = once = None
-        if operation.query is not None:
-            query = _parsed(operation.query, lambda model: model.model_validate(dict(request.query_params)))
-        if operation.writes:
+        if action.query is not None:
+            query = _parsed(action.query, lambda model: model.model_validate(dict(request.query_params)))
+        if action.writes:
             key = idempotency_key(request.headers)
             sent = await read_body(request, self._limits)
-            if operation.body is not None:
-                body = _parsed(operation.body, lambda model: model.model_validate_json(sent))
+            if action.body is not None:
+                body = _parsed(action.body, lambda model: model.model_validate_json(sent))
             elif sent.strip() not in _NO_BODY:
                 raise ApiError(Kind.INVALID_REQUEST, "This address takes no body.")
             if key is not None:
-                once = Once(key, _fingerprint(operation, at, body))
-        return Call(actor, operation, at, body, query, once)
+                once = Once(key, _fingerprint(action, at, body))
+        return Call(actor, action, at, body, query, once)
 
     # --- writes ---
 
     async def _write(self, call: Call) -> tuple[Written, bool]:
         """Do it, or find what it did before; whether it was done before."""
-        write, *_ = self._writes[call.operation.name]
+        write, *_ = self._writes[call.action.name]
         earlier = await self._earlier(call)
         if earlier is not None:
             return earlier, True
@@ -486,15 +486,15 @@ def _sentence(error: Exception) -> str:
 
 def _ledger_away(call: Call) -> ApiError:
     """A write may have reached the ledger: only one with an idempotency key may be sent again without a look."""
-    safe = not call.operation.writes or call.once is not None
+    safe = not call.action.writes or call.once is not None
     message = "The gateway cannot reach its records right now."
     if not safe:
         message += " Look whether it was written before you send it again, or use an `Idempotency-Key`."
     return ApiError(Kind.UNAVAILABLE, message, retry=safe, retry_after_s=LEDGER_RETRY_S)
 
 
-def _fingerprint(operation: Operation, at: dict[str, str], body: BaseModel | None) -> str:
+def _fingerprint(action: Action, at: dict[str, str], body: BaseModel | None) -> str:
     """Of what is asked for, however its JSON is written."""
     asked = body.model_dump(mode="json", exclude_unset=True) if body is not None else None
-    text = orjson.dumps([operation.name, at, asked], option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps([action.name, at, asked], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()

@@ -1,6 +1,6 @@
 """The admin API as data: its bodies, its queries, its replies, and the table of what it does.
 
-The routes are built from `OPERATIONS`, and so can its documentation be. A field's description says how it must be: it
+The routes are built from `ACTIONS`, and so can its documentation be. A field's description says how it must be: it
 completes "`field` must be …" in the message for one that is not.
 """
 
@@ -13,6 +13,7 @@ from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH
 from metering.limits import MOST_PER_MINUTE
 from metering.ports import CreditType
 from proxy.errors import Kind
+from proxy.operations import Operation
 
 T = TypeVar("T")
 
@@ -130,6 +131,18 @@ class AuditQuery(PageQuery):
     org: str | None = Field(None, max_length=64, description="an organisation's id or name")
 
 
+class WriteHeaders(BaseModel):
+    """Of a write, beside the token."""
+
+    idempotency_key: str | None = Field(
+        None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same write under the same key is done once.",
+    )
+
+
 class Told(BaseModel):
     """What a client is answered."""
 
@@ -245,7 +258,7 @@ class AuditRow(Told):
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class Action:
     """One thing that the admin API does, for tokens of the role `admin`. `status` is that of success."""
 
     name: str
@@ -274,26 +287,42 @@ class Operation:
             found += [Kind.KEY_REUSED, Kind.TOO_LARGE]
         return tuple(found)
 
+    @property
+    def operation(self) -> Operation:
+        """As the OpenAPI document tells it."""
+        return Operation(
+            self.method,
+            self.path,
+            self.summary,
+            self.reply,
+            status=self.status,
+            body=self.body,
+            query=self.query,
+            headers=WriteHeaders if self.writes else None,
+            errors=self.errors,
+            security="admin",
+        )
+
 
 _ORG = "/admin/v1/orgs/{org}"
 _KEY = "/admin/v1/keys/{key_id}"
 
-OPERATIONS = (
-    Operation("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
-    Operation("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
-    Operation("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
-    Operation("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
-    Operation("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
-    Operation("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
-    Operation("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),
-    Operation(
+ACTIONS = (
+    Action("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
+    Action("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
+    Action("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
+    Action("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
+    Action("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
+    Action("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
+    Action("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),
+    Action(
         "rotate_key", "POST", f"{_KEY}/rotate", "Issue a key in place of this one", IssuedKeyRow, 201, body=Rotation
     ),
-    Operation("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
-    Operation("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
-    Operation("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
-    Operation("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
-    Operation("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),
-    Operation("add_rate", "POST", "/admin/v1/fx", "Add a month's exchange rate", NewRateRow, 201, body=NewRate),
-    Operation("audit", "GET", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], query=AuditQuery),
+    Action("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
+    Action("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
+    Action("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
+    Action("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
+    Action("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),
+    Action("add_rate", "POST", "/admin/v1/fx", "Add a month's exchange rate", NewRateRow, 201, body=NewRate),
+    Action("audit", "GET", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], query=AuditQuery),
 )

@@ -9,12 +9,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
+from proxy.admin_models import ACTIONS
 from proxy.errors import ApiError, Kind
 from proxy.health import Ready, probe_routes
 from proxy.history import HistoryEndpoint
@@ -22,12 +23,13 @@ from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
+from proxy.openapi import IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
 from proxy.usage import UsageEndpoint
 
 for kind in FORMATS:  # Python 3.11 does not know all of them by itself
     mimetypes.add_type(kind.content_type, f".{kind.extension}")
 
-STORAGE_PATH = "/storage/v1/object/public/generated-images"
+STORAGE_PATH = IMAGE_PATH.partition("/{")[0]
 """Where the gateway itself serves images that lie in a local folder; the path is Supabase's."""
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
@@ -58,11 +60,15 @@ def build_app(
         Route("/v1/usage", usage.read, methods=["GET"]),
         *probe_routes(ready),
     ]
+    operations = [*OPERATIONS]
     if admin is not None:
         routes += admin.routes()
+        operations += [action.operation for action in ACTIONS]
     if image_folder is not None:
         image_folder.mkdir(parents=True, exist_ok=True)
         routes.append(Mount(STORAGE_PATH, _ImageFiles(image_folder)))
+        operations.append(IMAGES)
+    routes.append(Route(OPENAPI_PATH, OpenApiEndpoint(operations).read, methods=["GET"]))
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -107,13 +113,22 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the router itself refuses."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = _allowed(request) or (error.headers or {}).get("Allow", "")
         ours = ApiError(
             Kind.METHOD, f"This address takes {allowed or 'other methods'} only.", headers={"allow": allowed}
         )
     else:
         ours = ApiError(Kind.NOT_FOUND, "There is nothing at this address.")
     return await _api_error(request, ours)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes at this address; the router names those of the first."""
+    at_it = (route for route in request.app.routes if isinstance(route, Route))
+    methods = {
+        method for route in at_it if route.matches(request.scope)[0] is not Match.NONE for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods))
 
 
 async def _fault(request: Request, error: Exception) -> Response:

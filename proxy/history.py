@@ -1,10 +1,11 @@
 """What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
 
 import hashlib
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,6 +22,20 @@ from proxy.wire import result_document
 
 USUAL, MOST = 20, 100
 """Of a list."""
+
+
+def _digits(value: object) -> object:
+    """As an address writes a whole number: no sign, point or space."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise ValueError("no whole number")
+    return value
+
+
+class HistoryQuery(BaseModel):
+    """Which of the organisation's generations."""
+
+    idempotency_key: Annotated[str | None, Field(description="The one that was placed under it.")] = None
+    limit: Annotated[int, Field(ge=1, le=MOST, description="At most so many."), BeforeValidator(_digits)] = USUAL
 
 
 class HistoryEndpoint:
@@ -44,13 +59,14 @@ class HistoryEndpoint:
         """The latest first; or, with `idempotency_key`, the one that was placed under it."""
         try:
             org_id = await self._org(request)
-            key = request.query_params.get("idempotency_key")
-            if key is not None:
-                request_id = await self._wallet.under_key(org_id, hashlib.sha256(key.encode()).hexdigest())
+            query = _query(request)
+            if query.idempotency_key is not None:
+                key_hash = hashlib.sha256(query.idempotency_key.encode()).hexdigest()
+                request_id = await self._wallet.under_key(org_id, key_hash)
                 if request_id is None:
                     raise _unknown()
                 return _json(await self._generation(org_id, UUID(request_id)))
-            found = await self._ledger.results(org_id, _limit(request.query_params.get("limit")))
+            found = await self._ledger.results(org_id, query.limit)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
         results = [decode(delivered) for delivered in found]
@@ -95,12 +111,12 @@ def _uuid(public_id: str) -> UUID:
     raise _unknown()
 
 
-def _limit(text: str | None) -> int:
-    if text is None:
-        return USUAL
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST):
-        raise ApiError(Kind.INVALID_REQUEST, f"`limit` must be an integer from 1 to {MOST}.", param="limit")
-    return int(text)
+def _query(request: Request) -> HistoryQuery:
+    try:
+        return HistoryQuery.model_validate(dict(request.query_params))
+    except ValidationError:  # the other parameter is any text
+        message = f"`limit` must be an integer from 1 to {MOST}."
+        raise ApiError(Kind.INVALID_REQUEST, message, param="limit") from None
 
 
 def _unknown() -> ApiError:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -45,6 +47,21 @@ MOST_KEY_CHARACTERS = 255
 
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
+
+
+class OrderHeaders(BaseModel):
+    """Of the request, beside its key."""
+
+    idempotency_key: Annotated[
+        str | None,
+        Field(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=MOST_KEY_CHARACTERS,
+            description="The same order under the same key is made and charged once within 24 hours.",
+        ),
+    ] = None
+
 
 PLACED_BEFORE = "This order was placed before, and what came of it is not known yet; nothing more is charged."
 

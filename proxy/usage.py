@@ -33,7 +33,11 @@ Group = Literal["day", "model", "key"]
 class UsageQuery(BaseModel):
     """The query of GET /v1/usage. Without dates it is this month of Mexico City."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        json_schema_extra=lambda schema: schema.pop("required"),  # `read_query` fills in what is absent
+    )
 
     first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
     last: date = Field(alias="to", description="The last day, included")

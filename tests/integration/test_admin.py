@@ -19,7 +19,7 @@ from metering.clock import utc_now
 from metering.events import Notice
 from metering.ports import DatabaseRefused, Once, WrongField
 from proxy.admin import AdminEndpoint
-from proxy.admin_models import OPERATIONS
+from proxy.admin_models import ACTIONS
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from proxy.images import RequestLimits
@@ -95,7 +95,7 @@ WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
 
 def test_every_write_is_here() -> None:
     """The table of the next tests has what the API's own has."""
-    assert len(WRITES) == sum(operation.writes for operation in OPERATIONS)
+    assert len(WRITES) == sum(action.writes for action in ACTIONS)
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write[0])

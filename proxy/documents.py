@@ -1,0 +1,170 @@
+"""What the gateway answers, as models: the OpenAPI document is made from them, and tests hold real replies to them.
+
+Replies are not built through them: they would cost on the hot path what only a document needs.
+"""
+
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
+
+PublicId = Annotated[str, Field(pattern="^req_[0-9a-f]{32}$", description="Of one request, for support and logs.")]
+Mxn = Annotated[str, Field(pattern=r"^-?[0-9]+\.[0-9]{2,6}$", description="MXN, a decimal string.")]
+Rate = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", description="A decimal string.")]
+UnixSeconds = Annotated[int, Field(ge=0, description="Unix time in seconds.")]
+Month = Annotated[str, Field(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description="A month of Mexico City.")]
+
+
+def absent() -> Any:
+    """The default of a field that a reply may lack, and that is never null."""
+    return Field(default=None)
+
+
+class Document(BaseModel):
+    """A reply has these fields and no other."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class ErrorDetail(Document):
+    """What went wrong, for people (`message`) and for programs (`code`)."""
+
+    message: Annotated[str, Field(min_length=1)]
+    type: str
+    code: str
+    param: Annotated[str | None, Field(description="The field that the message names.")]
+    request_id: PublicId
+
+
+class Error(Document):
+    """Every error has this form."""
+
+    error: ErrorDetail
+
+
+class Image(Document):
+    """One image: its address, which does not expire, or itself."""
+
+    url: Annotated[str, Field(json_schema_extra={"format": "uri"})] = absent()
+    b64_json: Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})] = absent()
+    revised_prompt: str = absent()
+
+
+class Delivered(Document):
+    """An order that was delivered and charged, in OpenAI's form; what follows `data` is said by some models."""
+
+    id: PublicId
+    object: Literal["list"]
+    created: UnixSeconds
+    model: str
+    served_model: Annotated[str, Field(description="The upstream's own name of what made the images.")]
+    data: Annotated[list[Image], Field(min_length=1, max_length=8)]
+    size: str = absent()
+    quality: str = absent()
+    background: str = absent()
+    output_format: str = absent()
+    usage: dict[str, Any] = absent()
+
+
+class Completed(Delivered):
+    """A delivered order, fetched again."""
+
+    status: Literal["completed"]
+
+
+class InProgress(Document):
+    """An order that is being made."""
+
+    id: PublicId
+    object: Literal["list"]
+    data: Annotated[list[Image], Field(max_length=0)]
+    status: Literal["in_progress"]
+
+
+class Failed(InProgress):
+    """An order that brought no image and cost nothing."""
+
+    status: Literal["failed"]  # type: ignore[assignment]  # the same fields, another word
+    error: ErrorDetail
+
+
+class Generation(RootModel[Annotated[Completed | InProgress | Failed, Field(discriminator="status")]]):
+    """How an order stands."""
+
+
+class Generations(Document):
+    """What was delivered, the latest first."""
+
+    object: Literal["list"]
+    data: list[Completed]
+
+
+class Price(Document):
+    """Of one image: USD × markup × rate; without a rate for this month there is no price in MXN."""
+
+    usd_per_image: Rate
+    markup: Rate
+    mxn_per_usd: Rate | None
+    fx_month: Month | None
+    mxn_per_image: Mxn | None
+
+
+class ListedPrice(Price):
+    """The price of an order that names neither size nor quality; `at_most` where it is measured afterwards."""
+
+    at_most: bool
+
+
+def _day(text: str) -> str:
+    date.fromisoformat(text)
+    return text
+
+
+class Model(Document):
+    """What can be ordered."""
+
+    id: str
+    object: Literal["model"]
+    created: UnixSeconds
+    owned_by: str
+    name: str
+    price: ListedPrice
+    prices: Annotated[dict[str, Price], Field(description="By size, quality or both, where they differ.")]
+    sizes: list[str]
+    qualities: list[str]
+    shutdown_date: Annotated[str, AfterValidator(_day), Field(json_schema_extra={"format": "date"})] | None
+    successor: str | None
+
+
+class Models(Document):
+    """The catalogue."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Credits(Document):
+    """The prepaid balance: what can be spent, what open orders hold, and their sum."""
+
+    object: Literal["credits"]
+    currency: Literal["MXN"]
+    available_mxn: Mxn
+    held_mxn: Mxn
+    balance_mxn: Mxn
+
+
+class Alive(RootModel[Literal["ok\n"]]):
+    """This process turns its loop."""
+
+
+class Ready(RootModel[Literal["ready\n"]]):
+    """This process takes work."""
+
+
+class OpenApi(BaseModel):
+    """This document."""
+
+    openapi: Literal["3.1.0"]
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]

@@ -1,0 +1,130 @@
+"""The document at /openapi.json: valid, whole, and no more than there is."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Mount, Route
+
+from proxy.account import CreditsEndpoint
+from proxy.admin import AdminEndpoint
+from proxy.admin_models import ACTIONS
+from proxy.app import STORAGE_PATH, build_app
+from proxy.errors import Kind
+from proxy.history import HistoryEndpoint
+from proxy.images import ImagesEndpoint
+from proxy.middleware import RequestMiddleware
+from proxy.models import ModelsEndpoint
+from proxy.openapi import IMAGES, OPERATIONS, document
+from proxy.operations import Operation
+from proxy.usage import UsageEndpoint
+from proxy.wire import OrderBody
+
+ALL = [*OPERATIONS, *(action.operation for action in ACTIONS), IMAGES]
+NOTHING = cast(Any, None)
+"""Routes are looked at and never taken, so that no endpoint needs its parts."""
+
+
+def routes(folder: Path | None) -> list[BaseRoute]:
+    """Those of the application that the gateway serves."""
+    app = build_app(
+        ImagesEndpoint(*(NOTHING,) * 10, refusal=NOTHING, price_book=NOTHING, region=NOTHING, topup_url=NOTHING),
+        ModelsEndpoint(*(NOTHING,) * 4),
+        CreditsEndpoint(*(NOTHING,) * 2),
+        HistoryEndpoint(*(NOTHING,) * 4),
+        UsageEndpoint(*(NOTHING,) * 3),
+        AdminEndpoint(*(NOTHING,) * 5),
+        NOTHING,
+        NOTHING,
+        folder,
+    )
+    assert isinstance(app, RequestMiddleware)
+    return cast(Starlette, app._app).routes
+
+
+def methods(route: BaseRoute) -> set[tuple[str, str]]:
+    """(method, path) of a route, the path as OpenAPI writes it; a folder is GET and HEAD of what lies in it."""
+    if isinstance(route, Mount):
+        assert route.path == STORAGE_PATH
+        return {(method, IMAGES.path) for method in ("get", "head")}
+    assert isinstance(route, Route)
+    return {(method.lower(), re.sub(r":\w+}", "}", route.path)) for method in route.methods or ()}
+
+
+def described(told: dict[str, Any]) -> set[tuple[str, str]]:
+    """(method, path) of a document's operations."""
+    return {(method, path) for path, operations in told["paths"].items() for method in operations}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_every_route_is_described_and_every_operation_has_a_route(local: bool, tmp_path: Path) -> None:
+    """With images in a local folder and without; by the document that this application serves itself."""
+    served = routes(tmp_path if local else None)
+    (route,) = [route for route in served if isinstance(route, Route) and route.path == "/openapi.json"]
+    scope = {"type": "http", "method": "GET", "path": "/openapi.json", "headers": []}
+    told = orjson.loads(asyncio.run(route.endpoint(Request(scope))).body)
+    assert described(told) == set().union(*map(methods, served))
+    assert (IMAGES.path in told["paths"]) is local
+
+
+def test_the_document_is_openapi_3_1() -> None:
+    """By the specification's own schema, and with no reference that leads nowhere."""
+    told = document(ALL)
+    assert list(OpenAPIV31SpecValidator(told).iter_errors()) == []
+    targets = set(re.findall(r'"\$ref":"#/components/(\w+)/([\w-]+)"', orjson.dumps(told).decode()))
+    assert targets == {(kind, name) for kind in ("schemas", "headers") for name in told["components"][kind]}
+
+
+def test_every_error_of_the_table_is_described_where_orders_are_placed() -> None:
+    """By its status and code; what only other addresses answer is described there."""
+    told = document(ALL[:-1])
+    seen = {
+        code
+        for operations in told["paths"].values()
+        for operation in operations.values()
+        for answer in operation["responses"].values()
+        for content in answer.get("content", {}).values()
+        for code in content["schema"]
+        .get("properties", {})
+        .get("error", {})
+        .get("properties", {})
+        .get("code", {})
+        .get("enum", ())
+    }
+    assert seen == {kind.value.code for kind in Kind}
+
+
+def test_an_order_is_described_by_the_model_that_checks_it() -> None:
+    """Every field with its bounds, and no other field."""
+    schema = document(OPERATIONS)["components"]["schemas"]["OrderBody"]
+    assert set(schema["properties"]) == set(OrderBody.model_fields)
+    assert (schema["required"], schema["additionalProperties"]) == (["model", "prompt"], False)
+    assert {"type": "integer", "minimum": 1, "maximum": 8}.items() <= schema["properties"]["n"]["anyOf"][0].items()
+
+
+def test_further_operations_are_described_with_their_own_models() -> None:
+    """A path with a parameter, an administrator's token, JSON and CSV, 201: what other tables bring."""
+    row = Operation(
+        "PUT",
+        "/admin/v1/things/{thing}",
+        "Change a thing",
+        OrderBody,
+        status=201,
+        body=OrderBody,
+        errors=(Kind.KEY_REUSED,),
+        security="admin",
+        media=("application/json", "text/csv"),
+    )
+    told = document([row])
+    operation = told["paths"][row.path]["put"]
+    assert operation["security"] == [{"admin": []}]
+    assert [one["name"] for one in operation["parameters"]] == ["thing"]
+    assert operation["responses"]["201"]["content"]["text/csv"] == {"schema": {"type": "string"}}
+    assert set(operation["responses"]) == {"201", "400", "404", "405", "413", "422", "500"}
+    assert list(OpenAPIV31SpecValidator(told).iter_errors()) == []
