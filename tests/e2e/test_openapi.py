@@ -11,7 +11,7 @@ import httpx2
 from pydantic import BaseModel
 
 from config.settings import REDIS_DECISION_S
-from proxy.documents import Credits, Delivered, Error, Generation, Generations, Model, Models, OpenApi
+from proxy.documents import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, System, bearer
 from tests.long import long
@@ -49,8 +49,10 @@ def test_every_real_reply_has_its_models_form(system: System) -> None:
         made = [held(Delivered, client.post("/images/generations", json=order)) for order in ORDERS]
         for one in made:
             assert held(Generation, client.get(f"/images/generations/{one['id']}"))["status"] == "completed"
-        listed = held(Generations, client.get("/images/generations"))["data"]
+        listed = held(Found, client.get("/images/generations"))["data"]
         assert {one["id"] for one in listed} <= {one["id"] for one in made}
+        keyed = held(Delivered, client.post("/images/generations", json=ORDERS[0], headers={"idempotency-key": "k"}))
+        assert held(Found, client.get("/images/generations?idempotency_key=k"))["id"] == keyed["id"]
         system.behave(FLUX, "content_policy_422")
         failed = held(Error, client.post("/images/generations", json=ORDERS[0]), 400)["error"]
         assert held(Generation, client.get(f"/images/generations/{failed['request_id']}"))["status"] == "failed"
@@ -98,6 +100,7 @@ def configuration(made: list[dict[str, Any]], seed: int, examples: int) -> str:
         "body.quality": (["auto", "hd", "standard", "best"], 0.5),
         "body.output_format": (["png", "jpeg", "webp"], 0.5),
         "body.background": (["opaque", "transparent"], 0.5),
+        "query.idempotency_key": (["explored"], 0.5),
         "path.id": ([one["id"] for one in made], 0.5),
         "path.model_id": (sorted(NINE), 0.5),
         "path.org": ([org], 0.9),
@@ -134,6 +137,7 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
     _, key = spending(system, "explored")
     with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False, timeout=30) as client:
         made = [client.post("/images/generations", json=order).json() for order in ORDERS]
+        client.post("/images/generations", json=ORDERS[0], headers={"idempotency-key": "explored"})
     before = len(system.log().splitlines())
     runs = []
     for seed in range(seeds):
