@@ -99,6 +99,10 @@ class Generations(Document):
     data: list[Completed]
 
 
+class Found(RootModel[Generations | Generation]):
+    """What was delivered; or, asked by an idempotency key, how its one order stands."""
+
+
 class Price(Document):
     """Of one image: USD × markup × rate; without a rate for this month there is no price in MXN."""
 

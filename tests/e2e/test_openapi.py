@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from config.settings import REDIS_DECISION_S
 from metering.clock import utc_now
-from proxy.documents import Credits, Delivered, Error, Generation, Generations, Model, Models, OpenApi
+from proxy.documents import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from proxy.tokens import Issuer, mint
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, System, bearer
@@ -54,8 +54,10 @@ def test_every_real_reply_has_its_models_form(system: System) -> None:
         made = [held(Delivered, client.post("/images/generations", json=order)) for order in ORDERS]
         for one in made:
             assert held(Generation, client.get(f"/images/generations/{one['id']}"))["status"] == "completed"
-        listed = held(Generations, client.get("/images/generations"))["data"]
+        listed = held(Found, client.get("/images/generations"))["data"]
         assert {one["id"] for one in listed} <= {one["id"] for one in made}
+        keyed = held(Delivered, client.post("/images/generations", json=ORDERS[0], headers={"idempotency-key": "k"}))
+        assert held(Found, client.get("/images/generations?idempotency_key=k"))["id"] == keyed["id"]
         system.behave(FLUX, "content_policy_422")
         failed = held(Error, client.post("/images/generations", json=ORDERS[0]), 400)["error"]
         assert held(Generation, client.get(f"/images/generations/{failed['request_id']}"))["status"] == "failed"
@@ -103,6 +105,7 @@ def configuration(made: list[dict[str, Any]], seed: int, examples: int) -> str:
         "body.quality": (["auto", "hd", "standard", "best"], 0.5),
         "body.output_format": (["png", "jpeg", "webp"], 0.5),
         "body.background": (["opaque", "transparent"], 0.5),
+        "query.idempotency_key": (["explored"], 0.5),
         "path.id": ([one["id"] for one in made], 0.5),
         "path.model_id": (sorted(NINE), 0.5),
         "path.org": ([org], 0.9),
@@ -141,6 +144,7 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
     token = mint(SECRET, Issuer("authenticated", None), "explorer", "admin", utc_now(), timedelta(hours=1))
     with httpx2.Client(base_url=system.url, headers=bearer(key), trust_env=False, timeout=30) as client:
         made = [client.post("/images/generations", json=order).json() for order in ORDERS]
+        client.post("/images/generations", json=ORDERS[0], headers={"idempotency-key": "explored"})
     before = len(system.log().splitlines())
     runs = []
     for seed in range(seeds):
@@ -150,7 +154,7 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
         config.write_text(configuration(made, seed, examples))
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", f"--config-file={config}", "run"]
         command += [system.url.removesuffix("v1") + "openapi.json", "--continue-on-failure", "--no-shrink"]
-        command += ["--generation-database=none", "--workers=2"]
+        command += ["--generation-database=none", "--workers=1"]
         environment = {**os.environ, "GHUB_KEY": key, "GHUB_TOKEN": token}
         with (folder / "said.txt").open("w") as output:
             runs.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output))
