@@ -169,7 +169,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 
 def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
-    """Wherever it was cut: what came before is read, and what was torn was never acknowledged."""
+    """Wherever it was cut: what came before is read, and what was torn was never acknowledged (rule 14)."""
 
     async def work() -> None:
         await written(tmp_path, 5, at_once=False)
@@ -187,7 +187,7 @@ def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
 
 
 def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
-    """A flipped bit in any earlier frame, a frame of zeros, a file that is gone: never a silent loss."""
+    """A flipped bit in any earlier frame, a frame of zeros, a file that is gone: never a silent loss (rule 14)."""
 
     async def work() -> None:
         await written(tmp_path, 60, at_once=False)
@@ -253,7 +253,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
 
 
 def test_room_is_allocated_ahead_and_told(tmp_path: Path) -> None:
-    """Without any there is no journal; where only the next file fails, what is left is told, and goes down."""
+    """Without any there is no journal; where only the next file fails, what is left is told, and goes down (rule 14)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
