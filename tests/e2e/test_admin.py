@@ -13,7 +13,7 @@ import pytest
 from proxy.errors import Kind
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare
+from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
 
 SECRET = "only for these tests: an administrator's secret"
 
@@ -340,8 +340,12 @@ def test_who_may_not_is_told_so(office: System, admin: Admin) -> None:
 def test_the_log_says_who_and_never_by_what(office: System, admin: Admin) -> None:
     """The line of a request has the actor and the target; a token is in no log."""
     org = admin.done("POST", "/orgs", {"name": "logged"})
-    lines = [json.loads(line) for line in office.log().splitlines() if org["org"] in line]
-    assert any(line.get("actor") == "jwt:ana" and line.get("target") == org["org"] for line in lines)
+
+    def told() -> bool:
+        lines = [json.loads(line) for line in office.log().splitlines() if org["org"] in line]
+        return any(line.get("actor") == "jwt:ana" and line.get("target") == org["org"] for line in lines)
+
+    wait_until(told, "the line is in the log, which is written after the reply")
     assert admin.token.rpartition(".")[2] not in office.log()
 
 

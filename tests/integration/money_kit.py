@@ -143,7 +143,7 @@ class Books:
     async def events(self, caller: Caller) -> list[Event]:
         """What the organisation's stream holds, oldest first."""
         entries: Any = await self.redis.xrange(keys.OrgKeys(caller.org_id).events)
-        decoded = [decode(fields) for _, fields in entries]
+        decoded = [decode(fields) for _, fields in entries if b"notice" not in fields]
         return [one for one in decoded if one.opened.org_id == caller.org_id]
 
     async def cut(self, caller: Caller) -> Cut:

@@ -253,7 +253,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
 
 
 def test_room_is_allocated_ahead_and_told(tmp_path: Path) -> None:
-    """Without any there is no journal; where only the next file fails, what is left is told, and goes down (rule 14)."""
+    """Without any there is no journal; where only the next file fails, what is left is told (rule 14)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
