@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from metering.clock import utc_now
+from metering.clock import period_at, unix_us_at, utc_now
 from metering.limits import Limits
 from metering.ports import ApiKey, Org, Snapshot
 from metering.wallet import keys
@@ -64,7 +64,8 @@ class Side:
 
 def snapshots(side: Side) -> Iterator[Snapshot]:
     """Every organisation as the record would have it, with limits of every kind on it and on its keys."""
-    at = utc_now().isoformat()
+    now = utc_now()
+    at, period = now.isoformat(), period_at(unix_us_at(now))
     for number in range(side.orgs):
         org_id = side.org_id(number)
         own = tuple(
@@ -72,7 +73,7 @@ def snapshots(side: Side) -> Iterator[Snapshot]:
             for key in range(side.keys_each)
             for caller in [side.caller(number, key)]
         )
-        yield Snapshot(Org(org_id, org_id, "default", at), 1, 1, CREDITS, own, LIMITS, {})
+        yield Snapshot(Org(org_id, org_id, "default", at), 1, 1, CREDITS, own, LIMITS, {}, period)
 
 
 async def fill(side: Side, progress: Progress, task: TaskID) -> None:

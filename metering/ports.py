@@ -107,7 +107,7 @@ class Used:
 class Snapshot:
     """One organisation as the record has it at one moment: everything that its projection needs.
 
-    `limits` are its own over its plan's; `used` is by key id.
+    `limits` are its own over its plan's; `used` is by key id, of the day and the month of `period`.
     """
 
     org: Org
@@ -117,6 +117,7 @@ class Snapshot:
     keys: tuple[ApiKey, ...]
     limits: Limits
     used: Mapping[str, Used]
+    period: Period
 
 
 @dataclass(frozen=True, slots=True)

@@ -350,6 +350,7 @@ class SqlLedger(ABC):
                     keys=tuple(keys[org.org_id]),
                     limits=org.limits.over(plans.get(org.plan) or plans.get("default") or Limits()),
                     used=used[org.org_id],
+                    period=period,
                 )
                 for org in orgs
             ]

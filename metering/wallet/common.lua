@@ -34,6 +34,9 @@ local function allows(models, model)
   return (models or '') == '' or string.find(' ' .. models .. ' ', ' ' .. model .. ' ', 1, true) ~= nil
 end
 
+-- How many images a hold counts as. One that the version before opened counts against no limit: it names no key.
+local function counted_images(images, key) return key and tonumber(images) or 0 end
+
 -- The holds of an organisation that have run out. They count nowhere, whether or not somebody has written their end
 -- down. Returns the holds, and the sum of their amounts.
 local function expired_holds(org, now_us)
@@ -41,7 +44,7 @@ local function expired_holds(org, now_us)
   for _, request in ipairs(redis.call('ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us)) do
     local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
     local amount = tonumber(hold[1] or 0)
-    found[#found + 1] = { request = request, amount = amount, images = tonumber(hold[2] or 0), key = hold[3],
+    found[#found + 1] = { request = request, amount = amount, images = counted_images(hold[2], hold[3]), key = hold[3],
       day = hold[4], month = hold[5] }
     sum = sum + amount
   end
@@ -182,7 +185,7 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
     redis.call('HSET', P .. ':result:' .. request, 'org', org, 'images', images, 'result', result)
     redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
   end
-  for _, name in ipairs({ wallet, access_of(key) }) do
+  for _, name in ipairs(key and { wallet, access_of(key) } or {}) do
     local u = usage(name, day, month)
     hold_counts(u, -1, asked, held, day, month)
     if u.day == day then u.day_done = u.day_done + quantity end

@@ -41,8 +41,8 @@ if mode == 'rebuild' then
   if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return FENCED_OFF end
   for _, request in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
-    open[#open + 1] = { amount = tonumber(hold[1] or 0), images = tonumber(hold[2] or 0), key = hold[3], day = hold[4],
-      month = hold[5] }
+    open[#open + 1] = { amount = tonumber(hold[1] or 0), images = counted_images(hold[2], hold[3]), key = hold[3],
+      day = hold[4], month = hold[5] }
     held = held + open[#open].amount
   end
   redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', number,

@@ -245,7 +245,7 @@ def call_of(
     snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str
 ) -> tuple[list[str], list[Any]]:
     """Keys and arguments of the script that sets one wallet."""
-    org_id, period = snapshot.org.org_id, _today()
+    org_id, period = snapshot.org.org_id, snapshot.period
     names, total = keys.OrgKeys(org_id), Used()
     for used in snapshot.used.values():
         total = total.plus(used)

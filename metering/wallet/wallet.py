@@ -500,7 +500,7 @@ class Wallet:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def read(self, org_id: str, key_id: str = "") -> Cut:
-        """One organisation at one moment, and the state of one of its keys."""
+        """One organisation at one moment, and the state of one of its keys. Raises NotProjected for an unknown one."""
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
             names.partition,

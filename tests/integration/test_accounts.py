@@ -7,6 +7,7 @@ import pytest
 from metering.accounts import KEY, Accounts, hash_key
 from metering.ledger.sqlite import SqliteLedger
 from metering.ports import LedgerError
+from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Verdict
@@ -52,6 +53,21 @@ def test_a_key_is_kept_as_its_hash_only(redis_url: str, tmp_path: Path) -> None:
     files = list(tmp_path.iterdir())
     assert any(hash_key(secret).encode() in file.read_bytes() for file in files)
     assert not any(secret.encode() in file.read_bytes() for file in files)
+
+
+def test_a_key_whose_state_redis_does_not_know_is_away_and_not_revoked(redis_url: str, tmp_path: Path) -> None:
+    """Until the projection has told it, what only reads is 503 and no 401 (rule 2), as an order is."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            await books.redis.delete(keys.OrgKeys(caller.org_id).access(caller.key_id))
+            with pytest.raises(NotProjected):
+                await books.admit(caller, "r")
+            with pytest.raises(NotProjected):
+                await books.wallet.read(caller.org_id, caller.key_id)
+
+    run(work())
 
 
 def test_a_revoked_key_is_refused_from_the_next_request_on(redis_url: str, tmp_path: Path) -> None:

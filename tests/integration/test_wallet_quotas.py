@@ -3,6 +3,7 @@
 Times are UTC; Mexico City is six hours behind, so its midnight is 06:00.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 
 from metering.clock import month_start_us, next_month, unix_us_at, utc_at
 from metering.limits import Limits
-from metering.wallet import projection
+from metering.ports import Charged
+from metering.wallet import keys, projection
 from metering.wallet.wallet import Verdict
 from tests.conftest import run
-from tests.integration.limits_kit import Shop, counters, nothing_open, open_shop
+from tests.integration.limits_kit import DONE, OPEN, Shop, counters, nothing_open, open_shop
 from tests.integration.money_kit import NOON, NOW_US, PLANS, SECOND_US, UNIT, Books, drain, open_books, pinned, wipe
 
 OK = "ADMITTED"
@@ -445,5 +447,83 @@ def test_what_is_given_back_after_the_month_ended_is_not_given_to_the_next(redis
                 assert open_ == {"flying": 5, "day_open": 5, "month_open": 5, "spent_open": 5 * UNIT}
                 assert [counted[whose][what] for what in ("day_done", "month_done", "spent_done")] == [0, 0, 0]
             assert pinned(now_us=books.wallet.now_us()).period.month == "2037-01"
+
+    run(work())
+
+
+async def as_before_quotas(shop: Shop, name: str) -> None:
+    """The order's hold, and what its admission counted, as the version before quotas had left them."""
+    names = keys.OrgKeys(shop.org_id)
+    await shop.books.redis.hdel(names.hold(shop.id(name)), "key", "day", "month")
+    for place in (names.wallet, names.access(shop.callers[name[0]].key_id)):
+        await shop.books.redis.hdel(place, "day", "month", *OPEN, *DONE)
+
+
+@pytest.mark.parametrize("end", ["settle", "void", "run out", "replay"])
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_an_order_that_the_version_before_admitted_ends_whole(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, rebuilt: bool
+) -> None:
+    """In a roll-out: its money and its event are as ever, and what it never took of a limit it does not give back."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books, mxn="84.00")
+            await shop.do("org in_flight 5")
+            assert await shop.do("a1 5") == OK
+            await as_before_quotas(shop, "a1")
+            if rebuilt:
+                monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+                await books.projector.forget(None)
+                await books.projector.round()
+            match end:
+                case "settle":
+                    assert await shop.do("settle a1 5") == "CHARGED"
+                case "void":
+                    assert await shop.do("void a1") == "VOIDED"
+                case "replay":
+                    assert await shop.do("replay a1 5") == "NOW"
+                case _:
+                    shop.at(f"{D} 18:01:20")
+            assert await shop.do("b1 6") == "FLIGHT org 0/5 never"
+            assert await shop.do("b1 5") == OK
+            assert await shop.do("a2 1") == "FLIGHT org 5/5 0:00:02"
+            await shop.do("void b1")
+            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
+            charged = 0 if end in ("void", "run out") else 5 * UNIT
+            assert (await books.cut(shop.callers["a"])).charged_micro_mxn == charged
+            assert [event.amount_micro_mxn for event in await books.events(shop.callers["a"])] == [charged, 0]
+
+    run(work())
+
+
+def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the ledger was asked of one day never counts against the next, however late the wallet is written."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books)
+            await shop.do("org images_per_day 8")
+            shop.at(f"{D} 18:00:00")
+            assert await shop.do("a1 8") == OK
+            assert await shop.do("settle a1 8") == "CHARGED"
+            await drain(books)
+            moment = datetime.fromisoformat(f"{D} 18:00:00").replace(tzinfo=UTC)
+            monkeypatch.setattr(projection, "utc_now", lambda: moment)
+            whole = books.ledger.charged
+
+            async def slowly(org_ids: Sequence[str]) -> dict[str, Charged]:
+                nonlocal moment
+                moment = datetime.fromisoformat(f"{N} 06:00:00").replace(tzinfo=UTC)
+                return await whole(org_ids)
+
+            monkeypatch.setattr(books.ledger, "charged", slowly)
+            await books.projector.forget(None)
+            await books.projector.round()
+            shop.at(f"{N} 06:00:01")
+            assert await shop.do("a2 8") == OK
+            assert await shop.do("a3 1") == "DAY org 8/8 23:59:59"
 
     run(work())
