@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint long fuzz chaos bench bench-memory lock clean
+.PHONY: setup demo test lint long fuzz chaos bench bench-keys bench-memory lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -52,6 +52,8 @@ chaos: $(VENV)/.test          ## random faults under load, and a judge; SEED=0 S
 bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
 	$(VENV)/bin/python -m bench.ledger
+
+bench-keys: $(VENV)/.test     ## an admission among a million keys, beside one among ten; 6 minutes
 	$(VENV)/bin/python -m bench.keys
 
 bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes
