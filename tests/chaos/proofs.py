@@ -37,6 +37,12 @@ async def answered_and_killed(world: World, clients: Clients) -> None:
 
 async def booked_and_not_acknowledged(world: World, clients: Clients) -> None:
     """A consumer commits an event, and all die before they can tell Valkey so: others book it again."""
+
+    async def quiet() -> bool:
+        journals = await world.back(lambda back: back.ledger.open_incarnations())
+        return len(journals) <= len(GATEWAYS) and await asyncio.to_thread(world.streams) == 0
+
+    await world.until(quiet, "what went before is booked")
     before = await _booked(world)
     world.postgres.freeze()
     assert (await clients.post(_call(world, clients, GROK, "b"), LOST_S)).status == 200
