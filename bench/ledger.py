@@ -37,6 +37,10 @@ LEAST_PER_S = 10 * GATEWAY_PER_S
 Entry = dict[bytes, bytes]
 
 
+RESULT = b'{"v":1,"created":1795370404,"model":"fal/flux-1.1-pro","served":"fal-ai/flux-pro/v1.1","prompts":[null]}'
+"""What an order's owner may fetch again: kept beside its event."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Events per second of each round, and milliseconds of each batch."""
@@ -64,6 +68,7 @@ def _entry(org_id: str, number: int) -> Entry:
         b"opened": encode_opened(request_id, org_id, "key_1", pinned(), FACTS),
         b"images": encode_images(pictures(1, request_id)),
         b"usd_measured": b"",
+        b"result": RESULT,
     }
 
 
