@@ -53,7 +53,7 @@ bench: $(VENV)/.test          ## ratios within one run
 	$(VENV)/bin/python -m bench.gateway
 	$(VENV)/bin/python -m bench.ledger
 
-bench-keys: $(VENV)/.test     ## an admission among a million keys, beside one among ten; 6 minutes
+bench-keys: $(VENV)/.test     ## an admission among a million keys, beside one among ten; needs libjemalloc2; 3 minutes
 	$(VENV)/bin/python -m bench.keys
 
 bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes

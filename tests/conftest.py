@@ -1,6 +1,7 @@
 """Real parts for all tests: a Valkey and a PostgreSQL per test session, a ledger per test. No test talks to a mock."""
 
 import asyncio
+import os
 import ssl
 import subprocess
 import tempfile
@@ -35,7 +36,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 class ValkeyServer:
     """One real server on a unix socket; it can be killed, frozen and started again by tests that want that."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, preload: str = "") -> None:
+        self._environment = {**os.environ, "LD_PRELOAD": preload} if preload else None
         self.socket = folder / "valkey.sock"
         self.url = f"unix://{self.socket}"
         self._command = [get_binary_path(), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder)]
@@ -45,7 +47,7 @@ class ValkeyServer:
 
     def start(self, *more: str) -> None:
         """Start, with `more` options, and return when it answers."""
-        self.process = subprocess.Popen([*self._command, *more])
+        self.process = subprocess.Popen([*self._command, *more], env=self._environment)
         with Redis.from_url(self.url, socket_timeout=1.0) as redis:
             for _ in range(200):
                 try:

@@ -56,32 +56,32 @@ local function claimable()
   return kept, stands_kept
 end
 
--- An organisation's limits, or those of one of its keys, as far as they are set; and what counts against them.
-local function scope(which, name, expired, today, this_month)
-  local v = redis.call('HMGET', name, 'requests_per_minute', 'images_per_minute', 'tat_requests', 'tat_images',
-    'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month')
-  local u = usage(name, today, this_month)
-  for _, hold in ipairs(expired) do
-    if which == 'org' or hold.key == key_id then hold_counts(u, -1, hold.images, hold.amount, hold.day, hold.month) end
-  end
-  return { which = which, name = name, use = u,
+-- An organisation's limits, or those of one of its keys, as far as they are set; what counts against them; and the
+-- values of `...`, further fields of its hash.
+local function scope(which, name, today, this_month, ...)
+  local u, v = usage(name, today, this_month, 'requests_per_minute', 'images_per_minute', 'tat_requests', 'tat_images',
+    'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month', ...)
+  return { which = which, use = u,
     requests = v[1] and rate(now, tat(v[3], now), tonumber(v[1]), 1),
     images = v[2] and rate(now, tat(v[4], now), tonumber(v[2]), images),
-    in_flight = tonumber(v[5]), day = tonumber(v[6]), month = tonumber(v[7]), budget = tonumber(v[8]) }
+    in_flight = tonumber(v[5]), day = tonumber(v[6]), month = tonumber(v[7]), budget = tonumber(v[8]) }, { unpack(v, 9) }
 end
 
-local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us', 'models')
-local available = redis.call('HGET', KEYS[2], 'available')
-if redis.call('EXISTS', KEYS[1]) == 0 or not available or not key[1] then return reply(AWAY) end
+local of_org, wallet = scope('org', KEYS[2], day, month, 'available', 'held')
+-- Both count in the same periods: where a clock was set back, in those of the organisation.
+local of_key, key = scope('key', KEYS[3], of_org.use.day, of_org.use.month, 'state', 'expires_us', 'models')
+local scopes = { of_org, of_key }
+if redis.call('EXISTS', KEYS[1]) == 0 or not wallet[1] or not key[1] then return reply(AWAY) end
 if now > latest then return reply(LATE) end
 if now < period_start or now >= period_end then return reply(OTHER_PERIOD) end
 if redis.call('EXISTS', KEYS[5], KEYS[8]) > 0 then error('request id is in use') end
 
 local expired, freed = expired_holds(org, now)
-available = tonumber(available) + freed
-local of_org = scope('org', KEYS[2], expired, day, month)
--- Both count in the same periods: where a clock was set back, in those of the organisation.
-local scopes = { of_org, scope('key', KEYS[3], expired, of_org.use.day, of_org.use.month) }
+local available, held = tonumber(wallet[1]) + freed, tonumber(wallet[2]) - freed
+for _, hold in ipairs(expired) do
+  hold_counts(of_org.use, -1, hold.images, hold.amount, hold.day, hold.month)
+  if hold.key == key_id then hold_counts(of_key.use, -1, hold.images, hold.amount, hold.day, hold.month) end
+end
 
 -- Of two rates the one that refuses, by the longer wait; or else the one that is nearer to its end.
 local function tighter(name)
@@ -142,10 +142,15 @@ elseif requests.over > 0 and pictures.over < NEVER then
 elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, pictures.over)
 else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
 
-local function take(name, field)
-  for _, s in ipairs(scopes) do
-    if s[name] then redis.call('HSET', s.name, field, s[name].to) end
+-- The fields of a scope in which the time of a rate moves on.
+local function moved(s, names)
+  local fields = {}
+  for name, field in pairs(names) do
+    if s[name] then
+      fields[#fields + 1], fields[#fields + 2] = field, s[name].to
+    end
   end
+  return fields
 end
 
 if code == ADMITTED then
@@ -154,19 +159,13 @@ if code == ADMITTED then
   end
   available = available - amount
   local expires = now + life
-  redis.call('HINCRBY', KEYS[2], 'available', -amount)
-  redis.call('HINCRBY', KEYS[2], 'held', amount)
-  take('requests', 'tat_requests')
-  take('images', 'tat_images')
-  for _, s in ipairs(scopes) do
-    hold_counts(s.use, 1, images, amount, s.use.day, s.use.month)
-    keep_usage(s.use)
-  end
-  redis.call('HSET', KEYS[3], 'used_us', now)
+  local rates = { requests = 'tat_requests', images = 'tat_images' }
+  for _, s in ipairs(scopes) do hold_counts(s.use, 1, images, amount, s.use.day, s.use.month) end
+  keep_usage(of_org.use, 'available', available, 'held', held + amount, unpack(moved(of_org, rates)))
+  keep_usage(of_key.use, 'used_us', now, unpack(moved(of_key, rates)))
   redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
-    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month)
+    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month, unpack(keyed == 1 and { 'once', KEYS[9] } or {}))
   if keyed == 1 then
-    redis.call('HSET', KEYS[5], 'once', KEYS[9])
     redis.call('SET', KEYS[9], request .. ' ' .. fingerprint, 'EX', once_s)
   else
     redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now - recent_us)
@@ -180,10 +179,12 @@ if code == ADMITTED then
     end
   end
   redis.call('ZADD', KEYS[4], expires, request)
-  redis.call('ZADD', KEYS[7], 'GT', expires, org)
+  -- Not moved by a later order: where very many organisations order, that would cost more than any other write.
+  redis.call('ZADD', KEYS[7], 'NX', expires, org)
 elseif code == EARLIER then
-  take('requests', 'tat_requests')
-  redis.call('HSET', KEYS[3], 'used_us', now)
+  local rates = { requests = 'tat_requests' }
+  redis.call('HSET', KEYS[2], unpack(moved(of_org, rates)))
+  redis.call('HSET', KEYS[3], 'used_us', now, unpack(moved(of_key, rates)))
   if keyed == 0 then
     redis.call('HSET', P .. ':claims:' .. earlier, tries, now)
     redis.call('PEXPIRE', P .. ':claims:' .. earlier, math.ceil(recent_us / 1000))

@@ -71,10 +71,11 @@ end
 -- How much of its quotas an organisation, or one of its keys, has used. `name` is its wallet, or the key's access.
 -- `flying`: images of open holds. Of the day and of the month: images delivered (`done`) and of open holds (`open`);
 -- of the month the same in micro-MXN (`spent`). A period that has passed is never gone back to: a clock that was set
--- back counts in the later one, so that nobody gets a quota twice (rule 29).
-local function usage(name, day, month)
+-- back counts in the later one, so that nobody gets a quota twice (rule 29). Second, the values of `...`, further fields
+-- of the same hash: each read of its own would cost as much again.
+local function usage(name, day, month, ...)
   local v = redis.call('HMGET', name, 'flying', 'day', 'day_done', 'day_open', 'month', 'month_done', 'month_open',
-    'spent_done', 'spent_open')
+    'spent_done', 'spent_open', ...)
   local u = { name = name, flying = tonumber(v[1] or 0), day = v[2] or '', month = v[5] or '' }
   if u.day < day then
     u.day, u.day_done, u.day_open = day, 0, 0
@@ -86,12 +87,14 @@ local function usage(name, day, month)
   else
     u.month_done, u.month_open, u.spent_done, u.spent_open = tonumber(v[6]), tonumber(v[7]), tonumber(v[8]), tonumber(v[9])
   end
-  return u
+  return u, { unpack(v, 10) }
 end
 
-local function keep_usage(u)
+-- Writes it, and further fields of the same hash with their values.
+local function keep_usage(u, ...)
   redis.call('HSET', u.name, 'flying', u.flying, 'day', u.day, 'day_done', u.day_done, 'day_open', u.day_open, 'month',
-    u.month, 'month_done', u.month_done, 'month_open', u.month_open, 'spent_done', u.spent_done, 'spent_open', u.spent_open)
+    u.month, 'month_done', u.month_done, 'month_open', u.month_open, 'spent_done', u.spent_done, 'spent_open',
+    u.spent_open, ...)
 end
 
 -- A hold is opened (sign 1), or gives back what it had taken (sign -1) of its own day and month.

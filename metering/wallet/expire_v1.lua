@@ -15,7 +15,8 @@ for _, org in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 
       close(org, hold.request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember)
       ended = ended + 1
     end
-    redis.call('ZREM', KEYS[2], org)
+    local first = redis.call('ZRANGE', P .. ':open:' .. org, 0, 0, 'WITHSCORES')[2]
+    if first then redis.call('ZADD', KEYS[2], first, org) else redis.call('ZREM', KEYS[2], org) end
   end
 end
 return ended

@@ -46,7 +46,7 @@ def events(partition: int) -> str:
 
 
 def busy(partition: int) -> str:
-    """Organisations by the moment at which their last hold runs out."""
+    """Organisations with holds, by the moment at which somebody is to look for those that ran out."""
     return f"{{p{partition}}}:busy"
 
 

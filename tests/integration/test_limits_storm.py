@@ -136,6 +136,7 @@ PRICES = (UNIT, 2 * UNIT, UNIT // 3)
 """Of three models."""
 
 NAME = re.compile(r"hold:(s[0-9]+-[0-9]+)")
+STORM_IS_OVER = "the storm is over"
 Said = tuple[str, str, int, int]
 
 
@@ -206,12 +207,11 @@ class Asked:
     ended: str = ""
 
 
-async def watch(url: str, seen: list[str], stop: asyncio.Event) -> None:
-    """Every script that a server runs, in its order."""
+async def watch(url: str, seen: list[str]) -> None:
+    """Every script that a server runs, in its order, until `STORM_IS_OVER`."""
     async with Redis.from_url(url) as redis, redis.monitor() as monitor:
         seen.append("watching")
-        while not stop.is_set():
-            command = (await monitor.next_command())["command"]
+        while STORM_IS_OVER not in (command := (await monitor.next_command())["command"]):
             if command.startswith("EVALSHA"):
                 seen.append(command)
 
@@ -238,21 +238,17 @@ async def mixed(url: str, servers: list[str], ledger: Path, seed: int, customers
                 order.ended = (await wallet.void(order.caller.org_id, name, "test")).close.name
 
         seen: dict[str, list[str]] = {server: [] for server in servers}
-        stop = asyncio.Event()
-        watching = [asyncio.create_task(watch(server, commands, stop)) for server, commands in seen.items()]
+        watching = [asyncio.create_task(watch(server, commands)) for server, commands in seen.items()]
         while not all(seen.values()):
             await asyncio.sleep(0.01)
         for turn in range(orders):
             await asyncio.gather(*(customer(number, turn) for number in range(customers)))
             for wallet in wallets:
                 wallet.at(NOW_US + (turn + 1) * 20 * SECOND_US)  # what nobody has ended runs out after four turns
-        stop.set()
         for server in servers:
             async with Redis.from_url(server) as redis:
-                await redis.eval("return 1", 0)  # so that each watcher sees one command more, and stops
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
+                await redis.echo(STORM_IS_OVER)
+        await asyncio.gather(*watching)
         verdicts: dict[str, int] = defaultdict(int)
         begun: set[str] = set()
         for commands in seen.values():

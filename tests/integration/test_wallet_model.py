@@ -114,7 +114,7 @@ class Model:
     """What the rules of money say that a wallet is. `events` are what it has told; the ledger has `booked` of them."""
 
     now_us: int = NOW_US
-    busy_until_us: int = 0
+    look_us: int | None = None
     credits: int = 0
     credit_number: int = 0
     of_record: list[int] = field(default_factory=list)
@@ -258,7 +258,8 @@ class Model:
         """Redis forgets. What the ledger has stays true, and nothing else is known."""
         del self.events[self.booked :]
         self.orders, self.under_key, self.ran_as_new = {}, {}, {}
-        self.busy_until_us = self.requests = self.images = 0
+        self.look_us = None
+        self.requests = self.images = 0
         self.told = set(self.told_for_good)
         self.tell()
 
@@ -405,7 +406,7 @@ class WalletMachine(RuleBasedStateMachine):
             expires_us = model.now_us + life_s * SECOND_US
             placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
             self.placings[request], model.orders[request] = placing, Order(placing, expires_us)
-            model.busy_until_us = max(model.busy_until_us, expires_us)
+            model.look_us = model.look_us or expires_us
             model.requests, model.images = model.requests + 1, model.images + images
             if placed.key_hash:
                 model.under_key[placed.key_hash] = request
@@ -545,8 +546,10 @@ class WalletMachine(RuleBasedStateMachine):
         names = keys.OrgKeys(self.org_id)
         script = load_script(self.books.redis, "expire_v1")
         self.do(script(keys=[names.mark, names.busy], args=[self.model.now_us, 1000, LIMITS.remember_s]))
-        if self.model.busy_until_us <= self.model.now_us:
+        if (look_us := self.model.look_us) is not None and look_us <= self.model.now_us:
             self.model.write_expiries()
+            still = [one.expires_us for one in self.model.orders.values() if one.stands == "open"]
+            self.model.look_us = min(still, default=None)
 
     @rule()
     def consume(self) -> None:
