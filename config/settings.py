@@ -3,6 +3,7 @@
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -165,6 +166,8 @@ KEY_CACHE_SIZE = 100_000
 """Keys that one process remembers, about 200 bytes each."""
 
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 
 
@@ -259,10 +262,14 @@ class Settings(BaseSettings):
 
     @field_validator("jwks_url")
     @classmethod
-    def _one_kind_of_key(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Two kinds of key would leave the choice of the algorithm to whoever sends a token."""
+    def _keys_that_one_can_trust(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """Two kinds of key would leave the choice of the algorithm to whoever sends a token; and whoever can change
+        the keys on their way is an administrator."""
         if value and info.data.get("jwt_secret"):
             raise ValueError("set this or GHUB_JWT_SECRET, not both")
+        parts = urlsplit(value or "")
+        if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+            raise ValueError("must start with https://, but for this machine's own addresses")
         return value
 
     @model_validator(mode="before")

@@ -179,6 +179,7 @@ class Ended:
     """How the ledger has an order; `paths` names its stored images."""
 
     end: End
+    reason: str
     paths: frozenset[str]
 
     @property

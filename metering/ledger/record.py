@@ -409,8 +409,8 @@ class SqlLedger(ABC):
         rows = await self._rows("ended", ids=_json(request_ids))
         rows.sort(key=lambda row: row[1] == "charge")
         return {
-            event_id: Ended(end, frozenset(image["path"] for image in orjson.loads(images)))
-            for event_id, end, images in rows
+            event_id: Ended(end, reason, frozenset(image["path"] for image in orjson.loads(images)))
+            for event_id, end, reason, images in rows
         }
 
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]:

@@ -75,7 +75,7 @@ class OrgKeys:
     """The names of one organisation."""
 
     def __init__(self, org_id: str) -> None:
-        self._org_id = org_id
+        self.org_id = org_id
         self.partition = partition_of(org_id)
         self._tag = f"{{p{self.partition}}}"
         self.mark = mark(self.partition)
@@ -96,11 +96,11 @@ class OrgKeys:
 
     def once(self, key_hash: str) -> str:
         """Which order an idempotency key stands for."""
-        return f"{self._tag}:once:{self._org_id}:{key_hash}"
+        return f"{self._tag}:once:{self.org_id}:{key_hash}"
 
     def sandbox_once(self, key_hash: str) -> str:
         """Which order of the sandbox an idempotency key stands for; it never meets a live order's."""
-        return f"{self._tag}:sandbox:{self._org_id}:{key_hash}"
+        return f"{self._tag}:sandbox:{self.org_id}:{key_hash}"
 
     def recent(self, key_id: str, fingerprint: str) -> str:
         """Orders of one API key that are the same, by their admission: what an SDK may repeat by itself."""

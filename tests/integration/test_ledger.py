@@ -125,8 +125,8 @@ def test_it_tells_how_orders_ended(ledger_url: str) -> None:
             await ledger.book([charge, void], [], NOON)
             ended = await ledger.ended([charge.event_id, void.event_id, "nobody's"])
             assert ended == {
-                charge.event_id: Ended("charge", frozenset(image.path for image in charge.images)),
-                void.event_id: Ended("void", frozenset()),
+                charge.event_id: Ended("charge", charge.reason, frozenset(image.path for image in charge.images)),
+                void.event_id: Ended("void", void.reason, frozenset()),
             }
             assert [ended[one.event_id].charged for one in (charge, void)] == [True, False]
             assert await ledger.ended([]) == {}

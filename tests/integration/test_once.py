@@ -131,6 +131,27 @@ def test_the_same_order_under_the_same_key(became: Step, end: str | None, redis_
     check(redis_url, tmp_path, work)
 
 
+def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_path: Path) -> None:
+    """The ledger has it, the hold is back, and a rebuild ends it once more: the key says why, and takes no other (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        names = keys.OrgKeys(caller.org_id)
+        await books.admit(caller, "first", pinned(), KEYED)
+        hold, expires = await books.redis.dump(names.hold("first")), await books.redis.zscore(names.open, "first")
+        await unknown(books, caller)
+        await drain(books)
+        await books.redis.restore(names.hold("first"), 0, hold)
+        await books.redis.zadd(names.open, {"first": expires})
+        await books.redis.delete(names.closed("first"), names.mark)
+        await books.projector.round()
+        answer = await books.admit(caller, "second", pinned(), KEYED)
+        assert answer.verdict is Verdict.EARLIER and answer.earlier is not None
+        assert (answer.earlier.request_id, answer.earlier.end, answer.earlier.reason) == ("first", "void", "no_answer")
+        assert (await books.cut(caller)).held_micro_mxn == 0
+
+    check(redis_url, tmp_path, work)
+
+
 @pytest.mark.parametrize("became", [open_, charged, unknown])
 def test_another_order_under_the_same_key_is_refused(became: Step, redis_url: str, tmp_path: Path) -> None:
     """REUSED, and nothing is written (17); once the key is free it takes any order."""

@@ -37,6 +37,7 @@ def test_the_end_of_an_order_is_remembered_beyond_its_hold() -> None:
         ("GHUB_FAL_MODE", "maybe"),
         ("GHUB_JWT_SECRET", "31 bytes are not enough for us."),
         ("GHUB_JWKS_URL", "supabase.co"),
+        ("GHUB_JWKS_URL", "http://keys.example/jwks.json"),
     ],
 )
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -247,4 +247,4 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
 
 -- name: ended
-SELECT event_id, "end", images FROM events WHERE event_id IN (:ids);
+SELECT event_id, "end", reason, images FROM events WHERE event_id IN (:ids);
