@@ -128,10 +128,11 @@ class Accounts:
             key_id=_key_id(old.test),
             key_hash=hash_key(secret),
             created_at=now.isoformat(),
-            expires_at=_as_long(old, now),
+            expires_at=_as_long(old, await self._ledger.given_end(old), now),
         )
         until = now + overlap
-        act = self._act("key.rotate", new.key_id, old.org_id, replaces=key_id, until=until.isoformat())
+        details = {"replaces": key_id, "until": until.isoformat(), "expires_at": new.expires_at}
+        act = self._act("key.rotate", new.key_id, old.org_id, **details)
         await self._ledger.create_key(new, act, replaces=key_id, until=until)
         await self._tell(old.org_id)
         return IssuedKey(key_id=new.key_id, secret=secret)
@@ -188,11 +189,11 @@ def _secret(prefix: str) -> str:
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(32))
 
 
-def _as_long(key: ApiKey, now: datetime) -> str | None:
-    """The end of a key that begins now and lives as long as this one."""
-    if key.expires_at is None:
+def _as_long(key: ApiKey, end: str | None, now: datetime) -> str | None:
+    """The end of a key that begins now and lives as long as this one was to live, which was given this end."""
+    if end is None:
         return None
-    return (now + (datetime.fromisoformat(key.expires_at) - datetime.fromisoformat(key.created_at))).isoformat()
+    return (now + (datetime.fromisoformat(end) - datetime.fromisoformat(key.created_at))).isoformat()
 
 
 def _key_id(test: bool) -> str:

@@ -177,6 +177,13 @@ class SqlLedger(ABC):
             raise NotThere(f"there is no key {key_id!r}")
         return key_of(rows[0])
 
+    async def given_end(self, key: ApiKey) -> str | None:
+        """The end that a key was issued with; a rotation may have brought it forward."""
+        rows = await self._rows("issued", org_id=key.org_id, key_id=key.key_id)
+        details = orjson.loads(rows[0][0]) if rows else {}
+        end: str | None = details.get("expires_at", key.expires_at)
+        return end
+
     async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]:
         """A page of an organisation's keys, revoked ones too, oldest first."""
         at, key_id = (after.created_at, after.key_id) if after is not None else ("", "")
