@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from metering.clock import utc_now
-from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE
+from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org, WrongField
 from metering.pricing import Rate
@@ -83,7 +83,7 @@ class Accounts:
         for name, limit in changes.items():
             _check_limit(name, limit, lowest=1 if name in PER_MINUTE else NONE)
         org = await self._ledger.org(ref)
-        act = self._act("org.limits", org.org_id, org.org_id, **changes)
+        act = self._act("org.limits", org.org_id, org.org_id, **told(changes))
         changed = await self._ledger.set_limits(org.org_id, changes, utc_now(), act)
         await self._tell(org.org_id)
         return changed
@@ -141,7 +141,7 @@ class Accounts:
         """Set a key's own limits, beside its organisation's; None is no limit."""
         for name, limit in changes.items():
             _check_limit(name, limit, lowest=1)
-        act = self._act("key.limits", key_id, None, **changes)
+        act = self._act("key.limits", key_id, None, **told(changes))
         key = await self._ledger.set_key_limits(key_id, changes, utc_now(), act)
         await self._tell(key.org_id)
         return key

@@ -134,6 +134,9 @@ class SqlLedger(ABC):
             (row,) = yield "org", {"ref": org_id}
             org = org_of(row)
             changed = replace(org, limits=org.limits.changed(changes))
+            if changed == org:
+                yield from _once(act, at.isoformat())
+                return org
             yield "set_limits", {"org_id": org_id, **changed.limits.values()}
             yield _change(org_id, "limits", at.isoformat())
             yield from _note(act, at.isoformat())
@@ -196,8 +199,10 @@ class SqlLedger(ABC):
         def steps() -> Steps[ApiKey]:
             revoked = yield "revoke_key", {"key_id": key_id, "at": at.isoformat()}
             key = yield from _key(key_id)
-            if revoked:
-                yield _change(key.org_id, "key revoked", at.isoformat())
+            if not revoked:
+                yield from _once(act, at.isoformat())
+                return key
+            yield _change(key.org_id, "key revoked", at.isoformat())
             yield from _note(replace(act, org_id=key.org_id), at.isoformat())
             return key
 
@@ -209,6 +214,9 @@ class SqlLedger(ABC):
         def steps() -> Steps[ApiKey]:
             key = yield from _key(key_id)
             changed = replace(key, limits=key.limits.changed(changes))
+            if changed == key:
+                yield from _once(act, at.isoformat())
+                return key
             yield "set_key_limits", {"key_id": key_id, **changed.limits.values()}
             yield _change(key.org_id, "key limits", at.isoformat())
             yield from _note(replace(act, org_id=key.org_id), at.isoformat())
