@@ -152,7 +152,7 @@ class AdminEndpoint:
         except NotThere as error:
             raise ApiError(Kind.NOT_FOUND, _sentence(error)) from None
         except WrongField as error:
-            message = f"`{error.field}`: {error.why}."
+            message = KEY.sub("an API key", f"`{error.field}`: {error.why}.")  # somebody's paste goes into no answer
             raise ApiError(Kind.INVALID_REQUEST, message, param=error.field) from None
         except DatabaseRefused:
             raise
@@ -467,6 +467,8 @@ def _parsed(model: type[BaseModel], parse: Callable[[type[BaseModel]], BaseModel
 
 
 def _checked_ref(ref: str) -> str:
+    if KEY.search(ref):
+        raise NotThere("an API key stands where an id or a name belongs; the id of a key begins with key_")
     if not _REF.fullmatch(ref):
         raise NotThere("there is nothing of this id or name")
     return ref
