@@ -31,12 +31,16 @@ LONGEST_OVERLAP = timedelta(days=90)
 LATEST_END = datetime(2200, 1, 1, tzinfo=UTC)
 """Of a key, exclusive: its µs stay below 2^53, where Redis' scripts count exactly."""
 
+SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
+"""Of a rate: it stands in every event of its month."""
+
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
 _MODEL = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
-_NAME = re.compile(r"[\w][\w .@-]{0,63}")
+_NAME = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
+_SOURCE = re.compile(SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ class Accounts:
 
     async def add_rate(self, rate: Rate) -> bool:
         """Add a month's exchange rate; False when it is there already."""
+        if not _SOURCE.fullmatch(rate.source):
+            raise WrongField("source", "must be 1 to 200 printable characters, with no space around them")
         act = self._act("fx.set", rate.month, None, mxn_per_usd=format_rate(rate.mxn_per_usd), source=rate.source)
         return await self._ledger.add_rate(rate, utc_now(), act)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, SOURCE
 from metering.limits import MOST_PER_MINUTE
 from metering.ports import CreditType
 from proxy.errors import Kind
@@ -111,7 +111,7 @@ class NewRate(Asked):
         description='MXN for one USD, such as "18.4512", with at most 8 decimals',
     )
     source: str = Field(
-        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$",
+        pattern=SOURCE,
         description="where the rate comes from, in up to 200 printable characters",
     )
 
