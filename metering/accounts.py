@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from metering.clock import utc_now
-from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE
+from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org, WrongField
 from metering.pricing import Rate
@@ -31,12 +31,16 @@ LONGEST_OVERLAP = timedelta(days=90)
 LATEST_END = datetime(2200, 1, 1, tzinfo=UTC)
 """Of a key, exclusive: its µs stay below 2^53, where Redis' scripts count exactly."""
 
+SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
+"""Of a rate: it stands in every event of its month."""
+
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
 _MODEL = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
-_NAME = re.compile(r"[\w][\w .@-]{0,63}")
+_NAME = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
+_SOURCE = re.compile(SOURCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Accounts:
         for name, limit in changes.items():
             _check_limit(name, limit, lowest=1 if name in PER_MINUTE else NONE)
         org = await self._ledger.org(ref)
-        act = self._act("org.limits", org.org_id, org.org_id, **changes)
+        act = self._act("org.limits", org.org_id, org.org_id, **told(changes))
         changed = await self._ledger.set_limits(org.org_id, changes, utc_now(), act)
         await self._tell(org.org_id)
         return changed
@@ -128,10 +132,11 @@ class Accounts:
             key_id=_key_id(old.test),
             key_hash=hash_key(secret),
             created_at=now.isoformat(),
-            expires_at=_as_long(old, now),
+            expires_at=_as_long(old, await self._ledger.given_end(old), now),
         )
         until = now + overlap
-        act = self._act("key.rotate", new.key_id, old.org_id, replaces=key_id, until=until.isoformat())
+        details = {"replaces": key_id, "until": until.isoformat(), "expires_at": new.expires_at}
+        act = self._act("key.rotate", new.key_id, old.org_id, **details)
         await self._ledger.create_key(new, act, replaces=key_id, until=until)
         await self._tell(old.org_id)
         return IssuedKey(key_id=new.key_id, secret=secret)
@@ -140,7 +145,7 @@ class Accounts:
         """Set a key's own limits, beside its organisation's; None is no limit."""
         for name, limit in changes.items():
             _check_limit(name, limit, lowest=1)
-        act = self._act("key.limits", key_id, None, **changes)
+        act = self._act("key.limits", key_id, None, **told(changes))
         key = await self._ledger.set_key_limits(key_id, changes, utc_now(), act)
         await self._tell(key.org_id)
         return key
@@ -167,6 +172,8 @@ class Accounts:
 
     async def add_rate(self, rate: Rate) -> bool:
         """Add a month's exchange rate; False when it is there already."""
+        if not _SOURCE.fullmatch(rate.source):
+            raise WrongField("source", "must be 1 to 200 printable characters, with no space around them")
         act = self._act("fx.set", rate.month, None, mxn_per_usd=format_rate(rate.mxn_per_usd), source=rate.source)
         return await self._ledger.add_rate(rate, utc_now(), act)
 
@@ -188,11 +195,11 @@ def _secret(prefix: str) -> str:
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(32))
 
 
-def _as_long(key: ApiKey, now: datetime) -> str | None:
-    """The end of a key that begins now and lives as long as this one."""
-    if key.expires_at is None:
+def _as_long(key: ApiKey, end: str | None, now: datetime) -> str | None:
+    """The end of a key that begins now and lives as long as this one was to live, which was given this end."""
+    if end is None:
         return None
-    return (now + (datetime.fromisoformat(key.expires_at) - datetime.fromisoformat(key.created_at))).isoformat()
+    return (now + (datetime.fromisoformat(end) - datetime.fromisoformat(key.created_at))).isoformat()
 
 
 def _key_id(test: bool) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from metering.money import format_mxn
+
 NONE = 0
 """An organisation's own word that a quota of its plan does not hold for it."""
 
@@ -36,6 +38,16 @@ class Limits:
     def values(self) -> dict[str, Any]:
         """By name."""
         return {name: getattr(self, name) for name in LIMIT_NAMES}
+
+
+def told(limits: Mapping[str, int | None]) -> dict[str, int | str | None]:
+    """Limits by name, as people read them: MXN as a decimal string, and "none" for a quota that is lifted."""
+    values: dict[str, int | str | None] = {}
+    for name, limit in limits.items():
+        money = name == "micro_mxn_per_month"
+        shown = format_mxn(limit) if money and limit is not None else limit
+        values["mxn_per_month" if money else name] = "none" if limit == NONE else shown
+    return values
 
 
 LIMIT_NAMES = tuple(field.name for field in fields(Limits))

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from metering.accounts import Accounts
+from metering.accounts import KEY, Accounts
 from metering.clock import utc_at, utc_now
 from metering.events import Notice
-from metering.limits import NONE, Limits
+from metering.limits import NONE, told
 from metering.money import AmountError, format_mxn, format_rate, parse_mxn, parse_rate
 from metering.ports import (
     LAST,
@@ -152,7 +152,7 @@ class AdminEndpoint:
         except NotThere as error:
             raise ApiError(Kind.NOT_FOUND, _sentence(error)) from None
         except WrongField as error:
-            message = f"`{error.field}`: {error.why}."
+            message = KEY.sub("an API key", f"`{error.field}`: {error.why}.")  # somebody's paste goes into no answer
             raise ApiError(Kind.INVALID_REQUEST, message, param=error.field) from None
         except DatabaseRefused:
             raise
@@ -370,9 +370,8 @@ def _amount(name: str, text: str) -> int:
 
 
 def _org_fields(org: Org) -> Fields:
-    limits = _limit_fields(org.limits)
-    lifted = {name: "none" if value == NONE else value for name, value in limits.items()}
-    return {"org": org.org_id, "name": org.name, "plan": org.plan, **lifted, "created_at": org.created_at}
+    limits = told(org.limits.values())
+    return {"org": org.org_id, "name": org.name, "plan": org.plan, **limits, "created_at": org.created_at}
 
 
 def _key_fields(key: ApiKey, used_us: int | None) -> Fields:
@@ -387,14 +386,8 @@ def _key_fields(key: ApiKey, used_us: int | None) -> Fields:
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
         "last_used_at": None if used_us is None else utc_at(used_us).isoformat(timespec="seconds"),
-        **_limit_fields(key.limits),
+        **told(key.limits.values()),
     }
-
-
-def _limit_fields(limits: Limits) -> Fields:
-    values = limits.values()
-    budget = values.pop("micro_mxn_per_month")
-    return {**values, "mxn_per_month": format_mxn(budget) if budget else budget}
 
 
 def _rate_fields(rate: Rate) -> Fields:
@@ -474,6 +467,8 @@ def _parsed(model: type[BaseModel], parse: Callable[[type[BaseModel]], BaseModel
 
 
 def _checked_ref(ref: str) -> str:
+    if KEY.search(ref):
+        raise NotThere("an API key stands where an id or a name belongs; the id of a key begins with key_")
     if not _REF.fullmatch(ref):
         raise NotThere("there is nothing of this id or name")
     return ref

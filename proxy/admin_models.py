@@ -7,13 +7,13 @@ completes "`field` must be …" in the message for one that is not.
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, SOURCE
 from metering.limits import MOST_PER_MINUTE
 from metering.ports import CreditType
 from proxy.errors import Kind
-from proxy.operations import Operation
+from proxy.operations import Operation, WholeNumber
 
 T = TypeVar("T")
 
@@ -33,6 +33,16 @@ Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$"
 PerMinute = Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)]
 Quota = Annotated[int, Field(ge=1, le=MOST_A_MONTH)]
 Lifted = Literal["none"]
+
+
+def _written_out(value: object) -> object:
+    """A number of seconds is a moment to the parser, also as text, but has no zone that somebody chose."""
+    if not isinstance(value, str) or "-" not in value[1:]:
+        raise ValueError("no moment with its zone")
+    return value
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
 
 
 class Asked(BaseModel):
@@ -81,7 +91,7 @@ class NewKey(Asked):
     """A key to issue."""
 
     name: Name = Field(description=_NAME)
-    expires: AwareDatetime | None = Field(
+    expires: Moment | None = Field(
         None, description="a moment with its zone, such as 2027-01-31T00:00:00-06:00, or null"
     )
     models: list[str] = Field([], max_length=MOST_MODELS, description="a list of model ids; empty for all")
@@ -111,7 +121,7 @@ class NewRate(Asked):
         description='MXN for one USD, such as "18.4512", with at most 8 decimals',
     )
     source: str = Field(
-        pattern=r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$",
+        pattern=SOURCE,
         description="where the rate comes from, in up to 200 printable characters",
     )
 
@@ -121,7 +131,7 @@ class PageQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: int = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
+    limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
     cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
 
 

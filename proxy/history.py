@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +15,7 @@ from metering.wallet.wallet import Wallet
 from proxy.auth import Authenticator, check_state
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
+from proxy.operations import WholeNumber
 from proxy.outcomes import reason_as_error
 from proxy.replies import Replies
 from proxy.results import decode
@@ -24,18 +25,11 @@ USUAL, MOST = 20, 100
 """Of a list."""
 
 
-def _digits(value: object) -> object:
-    """As an address writes a whole number: no sign, point or space."""
-    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
-        raise ValueError("no whole number")
-    return value
-
-
 class HistoryQuery(BaseModel):
     """Which of the organisation's generations."""
 
     idempotency_key: Annotated[str | None, Field(description="The one that was placed under it.")] = None
-    limit: Annotated[int, Field(ge=1, le=MOST, description="At most so many."), BeforeValidator(_digits)] = USUAL
+    limit: Annotated[WholeNumber, Field(ge=1, le=MOST, description="At most so many.")] = USUAL
 
 
 class HistoryEndpoint:

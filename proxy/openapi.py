@@ -145,16 +145,30 @@ _HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "x-ratelimit-limit-images": ("Per minute", _NUMBER),
     "x-ratelimit-remaining-images": ("At this moment", _NUMBER),
     "x-ratelimit-reset-images": ("Until all of them are there again", _WAIT),
-    "idempotent-replayed": ("The order was placed before; nothing more was charged", {"const": "true"} | _TEXTS),
+    "idempotent-replayed": ("It was done before; nothing was done or charged again", {"const": "true"} | _TEXTS),
     "deprecation": ("RFC 9745: the model has a day to end", _TEXTS),
     "sunset": ("RFC 8594: that day", _TEXTS),
     "link": ("The model's successor", _TEXTS),
     "allow": ("The methods of this address", _TEXTS),
     "etag": ("Of this version", _TEXTS),
     "cache-control": ("How long it may be kept", _TEXTS),
+    "vary": ("What the form of the answer depends on", _TEXTS),
+    "content-disposition": ("Of CSV: a name for its file", _TEXTS),
+    "www-authenticate": ("How to send a token", _TEXTS),
 }
 
-_ALWAYS = frozenset({"x-request-id", "x-should-retry", "x-geekhub-cost-mxn", "allow", "etag", "cache-control"})
+_ALWAYS = frozenset(
+    {
+        "x-request-id",
+        "x-should-retry",
+        "x-geekhub-cost-mxn",
+        "allow",
+        "etag",
+        "cache-control",
+        "vary",
+        "www-authenticate",
+    }
+)
 """Never absent from a reply that may have them."""
 
 _BALANCE = ("x-geekhub-balance-mxn",)
@@ -171,6 +185,7 @@ _OF_REPLY: Mapping[type[BaseModel], tuple[str, ...]] = {
     ),
     Credits: _BALANCE,
     OpenApi: ("etag", "cache-control"),
+    UsageReply: ("content-disposition", "vary"),
 }
 """Headers of a 200, by its model."""
 
@@ -282,9 +297,12 @@ def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _answer(row: Operation, references: _References) -> dict[str, Any]:
     schema = references[row.reply, "serialization"] if row.reply is not None else None
+    names = ["x-request-id", *(_OF_REPLY.get(row.reply, ()) if row.reply is not None else ())]
+    if row.security == "admin":
+        names += ["cache-control"] if row.headers is None else ["cache-control", "idempotent-replayed"]
     answer: dict[str, Any] = {
         "description": (row.reply.__doc__ if row.reply is not None else None) or row.summary,
-        "headers": _references("x-request-id", *_OF_REPLY.get(row.reply, ()) if row.reply is not None else ()),
+        "headers": _references(*names),
     }
     if row.reply is not None or row.media != ("application/json",):
         answer["content"] = {media: _content(row, media, schema) for media in row.media}
@@ -309,6 +327,7 @@ def _errors(row: Operation) -> dict[str, Any]:
         of_status = [kind.value for kind in Kind if kind in kinds and kind.value.status == status]
         names = ["x-request-id", "x-should-retry"]
         names += ["allow"] if status == Kind.METHOD.value.status else []
+        names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
         names += ["retry-after", "retry-after-ms"] if status in (402, 429, 503) else []
         names += [*_BALANCE, *_RATES] if status in (402, 429) and Kind.RATE_LIMIT in kinds else []
         codes = {

@@ -1,11 +1,22 @@
 """One operation of the HTTP surface, as the OpenAPI document tells it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from proxy.errors import Kind
+
+
+def _digits(value: object) -> object:
+    """As an address writes a whole number: no sign, point or space."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise ValueError("no whole number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_digits)]
+"""Of a query."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,9 @@ class SqlLedger(ABC):
             (row,) = yield "org", {"ref": org_id}
             org = org_of(row)
             changed = replace(org, limits=org.limits.changed(changes))
+            if changed == org:
+                yield from _once(act, at.isoformat())
+                return org
             yield "set_limits", {"org_id": org_id, **changed.limits.values()}
             yield _change(org_id, "limits", at.isoformat())
             yield from _note(act, at.isoformat())
@@ -177,6 +180,13 @@ class SqlLedger(ABC):
             raise NotThere(f"there is no key {key_id!r}")
         return key_of(rows[0])
 
+    async def given_end(self, key: ApiKey) -> str | None:
+        """The end that a key was issued with; a rotation may have brought it forward."""
+        rows = await self._rows("issued", org_id=key.org_id, key_id=key.key_id)
+        details = orjson.loads(rows[0][0]) if rows else {}
+        end: str | None = details.get("expires_at", key.expires_at)
+        return end
+
     async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]:
         """A page of an organisation's keys, revoked ones too, oldest first."""
         at, key_id = (after.created_at, after.key_id) if after is not None else ("", "")
@@ -189,8 +199,10 @@ class SqlLedger(ABC):
         def steps() -> Steps[ApiKey]:
             revoked = yield "revoke_key", {"key_id": key_id, "at": at.isoformat()}
             key = yield from _key(key_id)
-            if revoked:
-                yield _change(key.org_id, "key revoked", at.isoformat())
+            if not revoked:
+                yield from _once(act, at.isoformat())
+                return key
+            yield _change(key.org_id, "key revoked", at.isoformat())
             yield from _note(replace(act, org_id=key.org_id), at.isoformat())
             return key
 
@@ -202,6 +214,9 @@ class SqlLedger(ABC):
         def steps() -> Steps[ApiKey]:
             key = yield from _key(key_id)
             changed = replace(key, limits=key.limits.changed(changes))
+            if changed == key:
+                yield from _once(act, at.isoformat())
+                return key
             yield "set_key_limits", {"key_id": key_id, **changed.limits.values()}
             yield _change(key.org_id, "key limits", at.isoformat())
             yield from _note(replace(act, org_id=key.org_id), at.isoformat())

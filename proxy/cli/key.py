@@ -7,8 +7,9 @@ import typer
 
 from metering.accounts import IssuedKey
 from metering.clock import utc_at, utc_now
+from metering.limits import told
 from metering.ports import ApiKey
-from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes, limit_fields
+from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
 
 app = typer.Typer(help="API keys. A key is shown once, when it is created.", no_args_is_help=True)
@@ -27,7 +28,7 @@ def _row(key: ApiKey, last_used_us: int | None = None) -> dict[str, Any]:
         "revoked_at": key.revoked_at,
         "last_used_at": None if last_used_us is None else utc_at(last_used_us).isoformat(timespec="seconds"),
         "models": ",".join(key.models) or None,
-        **limit_fields(key.limits),
+        **told(key.limits.values()),
     }
 
 

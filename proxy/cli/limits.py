@@ -1,12 +1,11 @@
-"""Limits on a command line and in its tables: of organisations and of keys."""
+"""Limits on a command line: of organisations and of keys."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from metering.limits import Limits
-from metering.money import AmountError, format_mxn, parse_mxn
+from metering.money import AmountError, parse_mxn
 from proxy.cli.output import misuse
 
 PerMinute = Annotated[str | None, typer.Option(help="A number, or `plan` for the plan's.", metavar="N")]
@@ -40,10 +39,3 @@ def limit_changes(given: Mapping[str, str | None], words: Mapping[str, int | Non
     if not changes:
         misuse("name a limit: " + ", ".join("--" + name.replace("_", "-") for name in given))
     return changes
-
-
-def limit_fields(limits: Limits) -> dict[str, Any]:
-    """For tables and JSON: MXN as a decimal string."""
-    values = limits.values()
-    budget = values.pop("micro_mxn_per_month")
-    return {**values, "mxn_per_month": None if budget is None else format_mxn(budget)}

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from metering.limits import NONE
+from metering.limits import NONE, told
 from metering.ports import Org
-from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes, limit_fields
+from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, run, say
 
 app = typer.Typer(help="Organisations and their limits.", no_args_is_help=True)
@@ -17,7 +17,7 @@ def _row(org: Org) -> dict[str, Any]:
         "org": org.org_id,
         "name": org.name,
         "plan": org.plan,
-        **limit_fields(org.limits),
+        **told(org.limits.values()),
         "created_at": org.created_at,
     }
 

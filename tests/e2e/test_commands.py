@@ -35,8 +35,9 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     paid = ("credit", "add", org["org"], "--mxn", "500", "--type", "recharge", "--id", "spei-1")
     assert ghub(*paid) == {"id": "spei-1", "mxn": "500.00", "type": "recharge", "added": True}
     assert ghub(*paid) == {"id": "spei-1", "mxn": "500.00", "type": "recharge", "added": False}
-    limits = ghub("org", "limits", org["org"], "--requests-per-minute", "7")
+    limits = ghub("org", "limits", org["org"], "--requests-per-minute", "7", "--in-flight", "none")
     assert isinstance(limits, dict) and (limits["requests_per_minute"], limits["images_per_minute"]) == (7, None)
+    assert limits["in_flight"] == "none", "a zero would read as a stop"
     assert ghub("org", "show", org["org"]) == limits
     assert ghub("org", "list") == [limits]
     revoked = ghub("key", "revoke", key["key_id"])

@@ -1,12 +1,14 @@
 """What may be done to organisations: SQL first, then Redis, and a sentence for whatever is refused."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from metering.accounts import KEY, Accounts, hash_key
 from metering.ledger.sqlite import SqliteLedger
-from metering.ports import LedgerError
+from metering.ports import LedgerError, WrongField
+from metering.pricing import Rate
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
@@ -88,7 +90,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(redis_url: str, tmp_p
     run(work())
 
 
-@pytest.mark.parametrize("name", ["", " x", "-x", "a" * 65, "a\nb", "a/b", "a'b", "="])
+@pytest.mark.parametrize("name", ["", " x", "x ", "-x", "a" * 65, "a\nb", "a/b", "a'b", "="])
 def test_a_bad_name_is_refused(redis_url: str, tmp_path: Path, name: str) -> None:
     """Of an organisation and of a key, with a sentence."""
 
@@ -153,6 +155,21 @@ def test_a_bad_limit_is_refused(redis_url: str, tmp_path: Path, changes: dict[st
                 await books.accounts.set_limits(caller.org_id, changes)
             assert (await books.ledger.org("acme")).limits.requests_per_minute is None
             assert (await books.admit(caller, "r")).verdict is Verdict.ADMITTED
+
+    run(work())
+
+
+@pytest.mark.parametrize("source", ["", " ", "a\nb", "\x1b[2J", " DOF", "x" * 201])
+def test_a_bad_source_of_a_rate_is_refused(redis_url: str, tmp_path: Path, source: str) -> None:
+    """By commands as over HTTP: it stands in every event of its month, and in what finance takes away."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            before = await books.ledger.rates()
+            with pytest.raises(WrongField, match="source: must be 1 to 200"):
+                await books.accounts.add_rate(Rate("2041-01", Decimal("18.5"), source))
+            assert await books.ledger.rates() == before
+            assert await books.accounts.add_rate(Rate("2041-01", Decimal("18.5"), "DOF 2040-12-31, ñ"))
 
     run(work())
 

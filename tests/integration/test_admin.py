@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from proxy.app import _api_error
 from proxy.errors import ApiError
 from proxy.images import RequestLimits
 from proxy.middleware import RequestMiddleware
+from proxy.openapi import document
 from proxy.tokens import Issuer, Secret, Tokens, mint
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import PLANS, Books, open_books
@@ -152,6 +153,98 @@ def test_a_write_that_changed_nothing_has_used_its_idempotency_key_too(redis_url
                 assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
                 assert (await desk.ask("POST", path, {**body, **other}, f"k{path}")).status_code == 422
             assert len(await desk.audit("credit.add")) == len(await desk.audit("fx.set")) == 1
+
+    run(work())
+
+
+def test_what_changed_nothing_is_no_row_of_the_audit_log(redis_url: str, ledger_url: str) -> None:
+    """A key that is revoked already, limits that are as they were: 200, and the idempotency key is used, too."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            issued = await desk.books.accounts.create_key("acme", "web")
+            for action, method, path, body in (
+                ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "in_flight": None}),
+                ("key.limits", "PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "5.00"}),
+                ("key.revoke", "POST", f"/keys/{issued.key_id}/revoke", None),
+            ):
+                first = await desk.ask(method, path, body)
+                second = await desk.ask(method, path, body, action)
+                assert (second.status_code, second.json()) == (200, first.json())
+                assert (await desk.ask(method, path, body, action)).headers["idempotent-replayed"] == "true"
+                assert len(await desk.audit(action)) == 1
+
+    run(work())
+
+
+def test_the_audit_log_spells_limits_as_the_api_does(redis_url: str, ledger_url: str) -> None:
+    """Money is a decimal string, "none" lifts and null is the plan's, of an organisation and of a key."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            issued = await desk.books.accounts.create_key("acme", "web")
+            sent: list[dict[str, Any]] = [
+                {"mxn_per_month": "5000.00", "images_per_day": "none"},
+                {"mxn_per_month": "none", "images_per_day": None},
+                {"mxn_per_month": None, "in_flight": 7},
+            ]
+            for body in sent:
+                assert (await desk.ask("PATCH", "/orgs/acme/limits", body)).status_code == 200
+            assert [row["details"] for row in reversed(await desk.audit("org.limits"))] == sent
+            await desk.ask("PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "0.84"})
+            assert [row["details"] for row in await desk.audit("key.limits")] == [{"mxn_per_month": "0.84"}]
+
+    run(work())
+
+
+@pytest.mark.parametrize("life_d", [None, 90])
+def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
+    redis_url: str, ledger_url: str, life_d: int | None
+) -> None:
+    """The first new key may be lost with its answer: the second has not the short end that the overlap gave the old."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+            expires = None if life_d is None else utc_now() + timedelta(days=life_d)
+            key_id = (await desk.books.accounts.create_key("acme", "web", expires=expires)).key_id
+            lost, kept = [(await desk.ask("POST", f"/keys/{key_id}/rotate", {"overlap_h": 1})).json() for _ in range(2)]
+            last = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 1})).json()
+            again = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 0})).json()
+            for row in (lost, kept, last, again):
+                if life_d is None:
+                    assert row["expires_at"] is None
+                else:
+                    lives = datetime.fromisoformat(row["expires_at"]) - datetime.fromisoformat(row["created_at"])
+                    assert round(lives / timedelta(minutes=1)) == life_d * 24 * 60
+
+    run(work())
+
+
+def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path: Path) -> None:
+    """Of a list, a write, the same once more, and refusals; and those that are always there, are."""
+    told = document([action.operation for action in ACTIONS])
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            for method, name, key in (
+                ("POST", "a", "k"),
+                ("POST", "a", "k"),
+                ("POST", "b", "k"),
+                ("POST", "/", None),
+                ("GET", None, None),
+                ("GET", None, None),
+            ):
+                reply = await desk.ask(method, "/orgs", None if name is None else {"name": name}, key)
+                answer = told["paths"]["/admin/v1/orgs"][method.lower()]["responses"][str(reply.status_code)]
+                sent = set(reply.headers) - {"content-length", "content-type"}
+                always = {one for one in answer["headers"] if told["components"]["headers"][one]["required"]}
+                assert always <= sent <= set(answer["headers"])
+                desk.client.headers["authorization"] = desk.client.headers["authorization"] + (
+                    "x" if name is None else ""
+                )
 
     run(work())
 
@@ -308,20 +401,28 @@ def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, ki
 
 
 def test_a_key_is_written_down_nowhere(redis_url: str, tmp_path: Path) -> None:
-    """Not even where somebody gives one as a name, an id or a source: 400, and the sentence does not repeat it."""
+    """Not even where somebody gives one as a name, an id or a source; and the refusal does not repeat it."""
     key = "ghub_sk_live_" + "a" * 32
 
     async def work() -> None:
         async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
             await desk.books.accounts.create_org("acme", "default")
-            for path, body in (
-                ("/orgs", {"name": key}),
-                ("/orgs/acme/keys", {"name": f"x {key}"}),
-                ("/orgs/acme/credits", {"id": key, "type": "bonus", "mxn": "1.00"}),
-                ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": f"from {key}"}),
-            ):
-                reply = await desk.ask("POST", path, body)
-                assert reply.status_code == 400 and key not in reply.text, reply.text
+            refused: list[tuple[str, str, Any, int]] = [
+                ("POST", "/orgs", {"name": key}, 400),
+                ("POST", "/orgs", {"name": f"/{key}"}, 400),
+                ("POST", "/orgs", {"name": "a", "plan": key}, 400),
+                ("POST", "/orgs/acme/keys", {"name": f"x {key}"}, 400),
+                ("POST", "/orgs/acme/keys", {"name": "a", "models": [key]}, 400),
+                ("POST", "/orgs/acme/credits", {"id": key, "type": "bonus", "mxn": "1.00"}, 400),
+                ("POST", "/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": f"from {key}"}, 400),
+                ("GET", f"/orgs/{key}", None, 404),
+                ("GET", f"/audit?org={key}", None, 404),
+                ("POST", f"/keys/{key}/rotate", {"overlap_h": 1}, 404),
+                ("POST", f"/keys/{key}/revoke", None, 404),
+            ]
+            for method, path, body, status in refused:
+                reply = await desk.ask(method, path, body)
+                assert reply.status_code == status and key not in reply.text, reply.text
             assert len(await desk.pages("/audit", 100)) == 1
 
     run(work())

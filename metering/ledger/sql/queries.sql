@@ -80,6 +80,9 @@ SELECT
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE id = :key_id;
 
+-- name: issued
+SELECT details FROM audit WHERE org_id = :org_id AND target = :key_id AND action IN ('key.create', 'key.rotate');
+
 -- name: revoke_key
 UPDATE api_keys SET revoked_at = :at WHERE id = :key_id AND revoked_at IS NULL RETURNING id;
 
