@@ -119,7 +119,9 @@ class Stands:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The admit script's verdict. `retry_us` is 0 where waiting does not help; `earlier` goes with EARLIER.
+    """The admit script's verdict. `earlier` goes with EARLIER.
+
+    `retry_us` is 0 where waiting does not help. Of quotas it is what the rates ask for: the period's end comes on top.
 
     Of two rates, the organisation's and the key's, the tighter one is told. Where a limit refuses, `whose` is `org` or
     `key`, and of quotas, budgets (in micro-MXN) and images in flight `used` counts open orders, too.
