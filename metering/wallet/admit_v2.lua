@@ -185,8 +185,8 @@ if code == ADMITTED then
     end
   end
   redis.call('ZADD', KEYS[4], expires, request)
-  -- Not moved by a later order: where very many organisations order, that would cost more than any other write.
-  redis.call('ZADD', KEYS[7], 'NX', expires, org)
+  -- Not moved by one that ends later: where very many organisations order, that would cost more than any other write.
+  redis.call('ZADD', KEYS[7], 'LT', expires, org)
 elseif code == EARLIER then
   local rates = { requests = 'tat_requests' }
   redis.call('HSET', KEYS[2], unpack(moved(of_org, rates)))

@@ -406,7 +406,7 @@ class WalletMachine(RuleBasedStateMachine):
             expires_us = model.now_us + life_s * SECOND_US
             placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
             self.placings[request], model.orders[request] = placing, Order(placing, expires_us)
-            model.look_us = model.look_us or expires_us
+            model.look_us = min(model.look_us or expires_us, expires_us)
             model.requests, model.images = model.requests + 1, model.images + images
             if placed.key_hash:
                 model.under_key[placed.key_hash] = request
