@@ -576,3 +576,41 @@ def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
             assert await shop.do("a3 1") == "DAY org 8/8 23:59:59"
 
     run(work())
+
+
+@pytest.mark.parametrize("end", ["settle", "void", "run out"])
+def test_a_rebuild_by_an_earlier_clock_counts_what_a_later_one_opened(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A server whose clock was ahead is gone, its holds are not: they count today, and give back what they took."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books)
+            await shop.do("org images_per_day 8")
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("a1 5") == OK
+            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+            await books.projector.forget(None)
+            await books.projector.round()
+            shop.at(f"{D} 18:00:00")
+            assert await shop.do("b1 3") == OK
+            assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
+            await shop.do("settle b1 3")
+            shop.at(f"{N} 06:00:10" if end == "run out" else f"{D} 18:00:00")
+            match end:
+                case "settle":
+                    assert await shop.do("settle a1 5") == "CHARGED"
+                    assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
+                case "void":
+                    assert await shop.do("void a1") == "VOIDED"
+                    assert await shop.do("b2 5") == OK
+                case _:
+                    shop.at(f"{N} 06:01:10")
+            shop.at(f"{N} 06:01:20")
+            assert await shop.do("b3 8") == OK
+            assert await shop.do("b4 1") == "DAY org 8/8 23:58:40"
+            await end_all(shop)
+            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
+
+    run(work())
