@@ -157,7 +157,7 @@ class Projector:
                     names.closed(request_id),
                     names.jobs,
                 ],
-                args=[who, names.org_id, request_id, end.end, end.reason, CLOSED_S],
+                args=[who, names.org_id, request_id, end.end, end.reason, CLOSED_S, int(end.frees)],
             )
         codes = await self._apply(snapshots, "rebuild", await self._ledger.charged(org_ids), who)
         lost = {keys.partition_of(org_id) for org_id, code in zip(org_ids, codes, strict=True) if code == _FENCED_OFF}

@@ -459,7 +459,7 @@ class WalletMachine(RuleBasedStateMachine):
         request = self.request(latest)
         model = self.model
         stands = model.orders[request].stands if request in model.orders else None
-        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model", frees=frees))
+        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model" if frees else "fault"))
         if stands in ("charge", "void", "expiry"):
             wanted = Close.CHARGED if stands == "charge" else Close.VOIDED
         elif stands is None:
