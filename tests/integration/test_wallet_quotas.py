@@ -614,3 +614,28 @@ def test_a_rebuild_by_an_earlier_clock_counts_what_a_later_one_opened(
             assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
 
     run(work())
+
+
+def test_a_journals_order_of_a_clock_that_was_ahead_counts_today(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hold is lost. No later day begins with it: what was used today stays used, and tomorrow has its own quota."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books)
+            await shop.do("org images_per_day 8")
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("a1 3") == OK
+            await wipe(books.redis)
+            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+            await books.projector.round()
+            shop.at(f"{D} 18:00:00")
+            assert await shop.do("b1 4") == OK
+            assert await shop.do("settle b1 4") == "CHARGED"
+            assert await shop.do("replay a1 3") == "NOW"
+            assert await shop.do("b2 2") == "DAY org 7/8 12:00:00"
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("b3 8") == OK
+
+    run(work())
