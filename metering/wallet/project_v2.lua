@@ -54,7 +54,8 @@ if mode == 'rebuild' then
     'lost', lost, 'credits', credits, 'credit_number', credit_number)
 else
   if not projected then return AWAY end
-  if not w[1] and mode == 'follow' then return LOST end
+  -- Where there are holds there was a wallet.
+  if not w[1] and (mode == 'follow' or redis.call('EXISTS', KEYS[3]) == 1) then return LOST end
   if not w[1] then
     redis.call('HSET', KEYS[2], 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
       'credit_number', credit_number)
