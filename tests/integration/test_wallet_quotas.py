@@ -343,6 +343,9 @@ def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp
             assert (await shop.order("a3", 8)).retry_us == 1
             books.wallet.at(NOW_US + told.retry_us)
             assert (await shop.order("a3", 8)).verdict is ADMITTED
+            await shop.do("org in_flight 7")  # so eight never fit
+            told = await shop.order("a4", 8)
+            assert (told.verdict, told.retry_us) == (IMAGES, 0)
 
     run(work())
 
