@@ -17,6 +17,8 @@ from metering.pricing import Quote
 
 VERSION = 1
 End = Literal["charge", "void", "expiry"]
+UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
+"""Reasons of voids of which nobody knows what became of them upstream: they keep their idempotency key (rule 17)."""
 
 
 class EventError(ValueError):

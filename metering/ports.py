@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from metering.clock import Period
-from metering.events import End, Event, Notice, StoredImage
+from metering.events import UNKNOWN, End, Event, Notice, StoredImage
 from metering.limits import Limits
 from metering.pricing import Rate
 
@@ -186,6 +186,11 @@ class Ended:
     def charged(self) -> bool:
         """Does its customer pay for it?"""
         return self.end == "charge"
+
+    @property
+    def frees(self) -> bool:
+        """May the idempotency key that it was placed under be used again?"""
+        return not self.charged and self.reason not in UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,8 +306,7 @@ class Generations:
     async def _void(self, job: Job, failure: Failure) -> None:
         ENDS.labels(job.order.model_id, failure.outcome.reason).inc()
         try:
-            outcome = failure.outcome
-            await self._wallet.void(job.caller.org_id, job.hold_id, outcome.reason, frees=not outcome.value.unknown)
+            await self._wallet.void(job.caller.org_id, job.hold_id, failure.outcome.reason)
         except WalletAway:
             self.abandon(job.caller.org_id, job.hold_id, failure.outcome.reason, until_us=job.hold_ends_us)
 

@@ -43,8 +43,11 @@ def rate_limited(what: str, admission: Admission, state: RateState, cost: int, h
     if cost > state.limit:
         message = f"This order counts as {cost} {what}, and {whose} limit is {state.limit} {what} per minute."
         return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
+    message = f"{_first_upper(whose)} limit is {state.limit} {what} per minute."
+    if admission.retry_us == 0:
+        return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
     wait_s = admission.retry_us / 1_000_000
-    message = f"{_first_upper(whose)} limit is {state.limit} {what} per minute. Try again in {wait_s:.3g} seconds."
+    message += f" Try again in {wait_s:.3g} seconds."
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
 
 
@@ -75,19 +78,19 @@ def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> Api
         return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
     per, ends_us = _period(admission.verdict, order.period)
     if admission.verdict is Verdict.BUDGET:
-        kind, cost, room = Kind.BUDGET, order.total_micro_mxn, limit
+        kind, cost = Kind.BUDGET, format_mxn(order.total_micro_mxn)
         said = f"{whose} budget is {format_mxn(limit)} MXN per month; {format_mxn(used)} MXN are spent or on hold, and"
-        said += f" this order may cost {format_mxn(cost)} MXN."
+        said += f" this order may cost {cost} MXN."
     else:
-        kind, cost, room = Kind.QUOTA, images, limit
+        kind = Kind.QUOTA
         said = f"{whose} limit is {limit} images per {per}; {used} are made or on their way, and this order asks for"
         said += f" {images}."
     message = _first_upper(said)
-    if cost > room:
+    if admission.retry_us == 0:
         return ApiError(kind, message, headers=headers)
-    begins = utc_at(ends_us)
-    message += f" The next {per} begins at {_moment(begins)}."
-    return ApiError(kind, message, retry_after_s=(ends_us - admission.now_us) / 1_000_000, headers=headers)
+    message += f" The next {per} begins at {_moment(utc_at(ends_us))}."
+    wait_us = max(ends_us - admission.now_us, admission.retry_us)
+    return ApiError(kind, message, retry_after_s=wait_us / 1_000_000, headers=headers)
 
 
 def _period(verdict: Verdict, period: Period) -> tuple[str, int]:

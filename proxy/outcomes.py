@@ -12,6 +12,7 @@ class Rule:
 
     `accepted`: may the upstream have begun to work (and to bill us)? If so nobody is told to try again.
     `unknown`: nobody can say whether the upstream did it; our customer is not charged, and nobody asks again.
+    `metering.events.UNKNOWN` has the same by reason.
     `again`: the gateway itself makes the call once more, within the deadline; only where it was surely not accepted.
     """
 

@@ -10,8 +10,8 @@
 --       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
 --       18 tries of the SDK before this one  19 recent_us: how long an SDK's retry finds its order  20 owner
 --       21 model  22 day  23 month
--- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us,
---       earlier order, its end (`open`, or `ending:amount:reason`), its owner,
+-- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us (of a
+--       quota the rates' part, at least 1; 0: no wait helps), earlier order, its end (`open`, or `ending:amount:reason`), its owner,
 --       whose limit refused it (`org`, `key` or empty), that limit, how much of it is used
 local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
 local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
@@ -110,16 +110,23 @@ local earlier, stands, differs
 if keyed == 1 then earlier, stands, differs = under_key()
 elseif tries > 0 then earlier, stands = claimable() end
 
+-- How long the rates have it wait, whatever else refuses; for ever where the order alone is above any limit.
+local wait = math.max(requests.over, pictures.over)
+for _, s in ipairs(scopes) do
+  local most = math.min(s.in_flight or NEVER, s.day or NEVER, s.month or NEVER)
+  if images > most or amount > (s.budget or NEVER) then wait = NEVER end
+end
+
 local code, retry, whose, limit, used = ADMITTED, 0, nil, 0, 0
 
-local function by_rate(verdict, limiting, scope_of, wait)
+local function by_rate(verdict, limiting, scope_of, until_room)
   code, whose, limit = verdict, scope_of, limiting.limit
-  if wait < NEVER then retry = wait end
+  if until_room < NEVER then retry = until_room end
 end
 
 local function by_quota(verdict, name, used_of, cost)
   whose, limit, used = refuses(name, used_of, cost)
-  if whose then code = verdict end
+  if whose then code, retry = verdict, wait < NEVER and math.max(wait, 1) or 0 end
   return whose
 end
 
@@ -137,9 +144,8 @@ elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
 elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
 elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
 elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
-elseif requests.over > 0 and pictures.over < NEVER then
-  by_rate(REQUESTS, requests, requests_of, math.max(requests.over, pictures.over))
-elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, pictures.over)
+elseif requests.over > 0 and pictures.over < NEVER then by_rate(REQUESTS, requests, requests_of, wait)
+elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, wait)
 else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
 
 -- The fields of a scope in which the time of a rate moves on.
@@ -179,8 +185,8 @@ if code == ADMITTED then
     end
   end
   redis.call('ZADD', KEYS[4], expires, request)
-  -- Not moved by a later order: where very many organisations order, that would cost more than any other write.
-  redis.call('ZADD', KEYS[7], 'NX', expires, org)
+  -- Not moved by one that ends later: where very many organisations order, that would cost more than any other write.
+  redis.call('ZADD', KEYS[7], 'LT', expires, org)
 elseif code == EARLIER then
   local rates = { requests = 'tat_requests' }
   redis.call('HSET', KEYS[2], unpack(moved(of_org, rates)))

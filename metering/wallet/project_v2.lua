@@ -41,6 +41,11 @@ if mode == 'rebuild' then
   if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return FENCED_OFF end
   for _, request in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
+    -- One of a later day was opened by a clock that was ahead: it counts today, as all that begins here.
+    if hold[4] and hold[4] > day then
+      hold[4], hold[5] = day, month
+      redis.call('HSET', P .. ':hold:' .. request, 'day', day, 'month', month)
+    end
     open[#open + 1] = { amount = tonumber(hold[1] or 0), images = counted_images(hold[2], hold[3]), key = hold[3],
       day = hold[4], month = hold[5] }
     held = held + open[#open].amount
@@ -49,7 +54,8 @@ if mode == 'rebuild' then
     'lost', lost, 'credits', credits, 'credit_number', credit_number)
 else
   if not projected then return AWAY end
-  if not w[1] and mode == 'follow' then return LOST end
+  -- Where there are holds there was a wallet.
+  if not w[1] and (mode == 'follow' or redis.call('EXISTS', KEYS[3]) == 1) then return LOST end
   if not w[1] then
     redis.call('HSET', KEYS[2], 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
       'credit_number', credit_number)

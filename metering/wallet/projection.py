@@ -86,8 +86,10 @@ class Projector:
         codes = await self._apply(snapshots, "follow", {})
         lost = [one for one, code in zip(snapshots, codes, strict=True) if code == _LOST]
         booked = await self._ledger.charged([one.org.org_id for one in lost])
-        await self._apply([one for one in lost if one.org.org_id not in booked], "new", {})
-        for org_id in booked:
+        new = [one for one in lost if one.org.org_id not in booked]
+        codes = await self._apply(new, "new", {})
+        holding = [one.org.org_id for one, code in zip(new, codes, strict=True) if code == _LOST]
+        for org_id in [*booked, *holding]:
             # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
             log.error("wallet_lost", org=org_id)
             await self._redis.delete(keys.mark(keys.partition_of(org_id)))
@@ -157,7 +159,7 @@ class Projector:
                     names.closed(request_id),
                     names.jobs,
                 ],
-                args=[who, names.org_id, request_id, end.end, end.reason, CLOSED_S],
+                args=[who, names.org_id, request_id, end.end, end.reason, CLOSED_S, int(end.frees)],
             )
         codes = await self._apply(snapshots, "rebuild", await self._ledger.charged(org_ids), who)
         lost = {keys.partition_of(org_id) for org_id, code in zip(org_ids, codes, strict=True) if code == _FENCED_OFF}

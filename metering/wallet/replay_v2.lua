@@ -45,9 +45,11 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
     redis.call('SET', KEYS[6], ending .. ':0:served_again:' .. org, 'EX', remember)
     return { SERVED, now, available_at(org, now), 0 }
   end
-  -- One of nothing stands in for it.
+  -- One of nothing stands in for it. One of a later day was admitted by a clock that was ahead: it counts today.
+  local day, month = unpack(redis.call('HMGET', KEYS[2], 'day', 'month'))
+  if not day or day > ARGV[15] then day, month = ARGV[15], ARGV[16] end
   redis.call('HSET', KEYS[4], 'amount', 0, 'images', 0, 'admitted_us', ARGV[10], 'opened', ARGV[9], 'key', ARGV[14],
-    'day', ARGV[15], 'month', ARGV[16])
+    'day', day, 'month', month)
 end
 if instead then
   close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)

@@ -35,8 +35,10 @@ if key[1] ~= 'active' then code = REVOKED
 elseif key[2] and tonumber(key[2]) <= now then code = EXPIRED
 elseif not allows(key[3], model) then code = MODEL
 elseif earlier and other ~= fingerprint then code = REUSED
-elseif requests.over > 0 then code, retry = REQUESTS, requests.over
-elseif earlier then code = EARLIER
+elseif earlier then
+  code = EARLIER
+  if requests.over > 0 then code, retry = REQUESTS, requests.over end
+elseif requests.over > 0 and pictures.over < NEVER then code, retry = REQUESTS, math.max(requests.over, pictures.over)
 elseif pictures.over > 0 then code, retry = IMAGES, pictures.over < NEVER and pictures.over or 0 end
 
 local request_taken, image_taken = code == ADMITTED or code == EARLIER, code == ADMITTED

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from metering.answered import Answered
 from metering.clock import period_at
-from metering.events import StoredImage, decode_images, encode_images
+from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
 from metering.ports import Delivered
 from metering.pricing import Quote
 from metering.wallet import keys
@@ -119,7 +119,9 @@ class Stands:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The admit script's verdict. `retry_us` is 0 where waiting does not help; `earlier` goes with EARLIER.
+    """The admit script's verdict. `earlier` goes with EARLIER.
+
+    `retry_us` is 0 where waiting does not help. Of quotas it is what the rates ask for: the period's end comes on top.
 
     Of two rates, the organisation's and the key's, the tighter one is told. Where a limit refuses, `whose` is `org` or
     `key`, and of quotas, budgets (in micro-MXN) and images in flight `used` counts open orders, too.
@@ -427,18 +429,18 @@ class Wallet:
         )
         return self._closing(names.partition, _SETTLED, reply)
 
-    async def void(self, org_id: str, request_id: str, reason: str, *, frees: bool = True) -> Closing:
+    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
 
-        `frees`: its idempotency key may be used again. Not so where nobody knows what became of it upstream.
+        Its idempotency key may be used again, unless nobody knows what became of it upstream.
         """
-        names = keys.OrgKeys(org_id)
+        names, frees = keys.OrgKeys(org_id), int(reason not in UNKNOWN)
         reply = await self._ask(
             names.partition,
             self._void(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
-                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, int(frees)],
+                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, frees],
             ),
         )
         return self._closing(names.partition, _VOIDED, reply)

@@ -160,7 +160,7 @@ class ScriptedWallet(Wallet):
             return Replay.NOW
         return Replay.CHARGED
 
-    async def void(self, org_id: str, request_id: str, reason: str, *, frees: bool = True) -> Closing:
+    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
         if self.voids_away:
             raise WalletAway
         if self.charges:

@@ -71,7 +71,7 @@ async def failed(books: Books, caller: Caller) -> None:
 
 
 async def unknown(books: Books, caller: Caller) -> None:
-    await books.wallet.void(caller.org_id, "first", "no_answer", frees=False)
+    await books.wallet.void(caller.org_id, "first", "no_answer")
 
 
 async def run_out(books: Books, caller: Caller) -> None:
@@ -131,23 +131,73 @@ def test_the_same_order_under_the_same_key(became: Step, end: str | None, redis_
     check(redis_url, tmp_path, work)
 
 
-def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_path: Path) -> None:
-    """The ledger has it, the hold is back, and a rebuild ends it once more: the key says why, and takes no other (17)."""
+async def failover(books: Books, caller: Caller) -> Callable[[], Awaitable[None]]:
+    """The order `first` is open now. The call is a failover that has lost all that became of it, and the rebuild."""
+    names = keys.OrgKeys(caller.org_id)
+    hold, expires = await books.redis.dump(names.hold("first")), await books.redis.zscore(names.open, "first")
+    record = await books.redis.get(names.once("key"))
+    assert hold is not None and expires is not None and record is not None
 
-    async def work(books: Books, caller: Caller) -> None:
-        names = keys.OrgKeys(caller.org_id)
-        await books.admit(caller, "first", pinned(), KEYED)
-        hold, expires = await books.redis.dump(names.hold("first")), await books.redis.zscore(names.open, "first")
-        await unknown(books, caller)
+    async def back() -> None:
         await drain(books)
         await books.redis.restore(names.hold("first"), 0, hold)
         await books.redis.zadd(names.open, {"first": expires})
-        await books.redis.delete(names.closed("first"), names.mark)
+        await books.redis.set(names.once("key"), record)
+        await books.redis.delete(names.closed("first"), names.closed("second"), names.mark)
         await books.projector.round()
+
+    return back
+
+
+def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_path: Path) -> None:
+    """The ledger has it, and a rebuild ends the hold that is back: the key says why, and takes no other (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED)
+        back = await failover(books, caller)
+        await unknown(books, caller)
+        await back()
         answer = await books.admit(caller, "second", pinned(), KEYED)
         assert answer.verdict is Verdict.EARLIER and answer.earlier is not None
         assert (answer.earlier.request_id, answer.earlier.end, answer.earlier.reason) == ("first", "void", "no_answer")
         assert (await books.cut(caller)).held_micro_mxn == 0
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize("became", [failed, run_out])
+@pytest.mark.parametrize("charged_since", [True, False])
+def test_a_failover_that_lost_how_a_key_became_free(
+    became: Step, charged_since: bool, redis_url: str, tmp_path: Path
+) -> None:
+    """The ledger knows the order's end, and the one that was charged under the key since: that one is given (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        async def order(name: str) -> Admission:
+            opened = encode_opened(name, caller.org_id, caller.key_id, pinned(), FACTS | {"once": "key order"})
+            return await books.wallet.admit(caller, name, pinned(), opened, KEYED, life_s=LIFE_S, owner="pod-1")
+
+        await order("first")
+        back = await failover(books, caller)
+        await became(books, caller)
+        if charged_since:
+            assert (await order("second")).verdict is Verdict.ADMITTED
+            await books.settle(caller, "second")
+        else:
+            await books.admit(caller, "another")  # writes down what ran out
+        await back()
+        assert given(await order("third")) == ("second" if charged_since else None)
+
+    check(redis_url, tmp_path, work)
+
+
+def test_an_unknown_outcome_whose_end_nobody_heard_keeps_its_key(redis_url: str, tmp_path: Path) -> None:
+    """It is told to Redis again and again, and stays unknown (17)."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "first", pinned(), KEYED)
+        await books.wallet.abandon(caller.org_id, "first", "no_answer", until_us=NOW_US)
+        assert given(await books.admit(caller, "second", pinned(), KEYED)) == "first"
 
     check(redis_url, tmp_path, work)
 

@@ -119,6 +119,29 @@ def test_open_holds_survive_a_rebuild_when_only_the_marks_were_lost(redis_url: s
     run(work())
 
 
+@pytest.mark.parametrize("booked", [True, False])
+def test_a_wallet_that_was_lost_is_rebuilt_and_none_is_opened_in_its_place(
+    redis_url: str, tmp_path: Path, booked: bool
+) -> None:
+    """Its holds are money that is set aside, also where nothing was charged yet: a new wallet would have it twice."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="8.40")
+            if booked:
+                await books.charge(caller, "done")
+                await drain(books)
+            await books.admit(caller, "open", pinned(2))
+            await books.redis.delete(keys.OrgKeys(caller.org_id).wallet)
+            await books.projector.org(caller.org_id)
+            await books.projector.round()
+            assert (await books.cut(caller)).held_micro_mxn == 2 * UNIT
+            assert (await books.wallet.void(caller.org_id, "open", "x")).close is Close.VOIDED
+            assert (await books.cut(caller)).available_micro_mxn == (9 if booked else 10) * UNIT
+
+    run(work())
+
+
 def test_a_rebuild_waits_for_the_stream(redis_url: str, tmp_path: Path) -> None:
     """While events are on their way the partition stays away; once they are booked it is rebuilt with them."""
 

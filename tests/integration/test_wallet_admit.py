@@ -527,6 +527,29 @@ def test_expiry_is_written_down_for_organisations_that_nobody_asks_for(redis_url
     run(work())
 
 
+def test_an_expiry_waits_for_no_later_one(redis_url: str, tmp_path: Path) -> None:
+    """Of a model with a shorter deadline, or after a clock that was set back: each is written when it is due."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org()
+            names, expire = keys.OrgKeys(caller.org_id), load_script(books.redis, "expire_v1")
+            await books.admit(caller, "long", life_s=300)
+            await books.admit(caller, "short", life_s=10)
+            ended = [
+                await expire(keys=[names.mark, names.busy], args=[NOW_US + second * SECOND_US, 100, 60])
+                for second in (9, 10, 299, 300)
+            ]
+            assert ended == [0, 1, 0, 1]
+            books.wallet.at(NOW_US + DAY_US)
+            await books.admit(caller, "ahead", life_s=10)
+            books.wallet.at(NOW_US)
+            await books.admit(caller, "right", life_s=10)
+            assert await expire(keys=[names.mark, names.busy], args=[NOW_US + 10 * SECOND_US, 100, 60]) == 1
+
+    run(work())
+
+
 def test_the_sweep_invents_no_wallet(redis_url: str, tmp_path: Path) -> None:
     """Where a wallet was lost alone, its holds wait for the rebuild: half a wallet would be worse than none."""
 

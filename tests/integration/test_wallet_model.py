@@ -406,7 +406,7 @@ class WalletMachine(RuleBasedStateMachine):
             expires_us = model.now_us + life_s * SECOND_US
             placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
             self.placings[request], model.orders[request] = placing, Order(placing, expires_us)
-            model.look_us = model.look_us or expires_us
+            model.look_us = min(model.look_us or expires_us, expires_us)
             model.requests, model.images = model.requests + 1, model.images + images
             if placed.key_hash:
                 model.under_key[placed.key_hash] = request
@@ -459,7 +459,7 @@ class WalletMachine(RuleBasedStateMachine):
         request = self.request(latest)
         model = self.model
         stands = model.orders[request].stands if request in model.orders else None
-        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model", frees=frees))
+        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model" if frees else "fault"))
         if stands in ("charge", "void", "expiry"):
             wanted = Close.CHARGED if stands == "charge" else Close.VOIDED
         elif stands is None:

@@ -111,6 +111,53 @@ LONGEST_FIRST: Table = [
     (f"{D} 18:01:00", "a2 1", "FLIGHT org 8/8 0:00:02"),
     (f"{D} 18:01:10", "a2 1", OK),
 ]
+NEVER_AT_ALL: Table = [
+    # What is used up comes back, and yet the order alone is above another limit: no wait helps.
+    (f"{D} 18:00:00", "org micro_mxn_per_month 6720000", ""),
+    (f"{D} 18:00:00", "a1 8", OK),
+    (f"{D} 18:00:00", "b1 3", "BUDGET org 6.72/6.72 8 days, 12:00:00"),
+    (f"{D} 18:00:00", "key b images_per_month 2", ""),
+    (f"{D} 18:00:00", "b1 3", "BUDGET org 6.72/6.72 never"),
+    (f"{D} 18:00:00", "b1 2", "BUDGET org 6.72/6.72 8 days, 12:00:00"),
+    (f"{D} 18:00:00", "key b images_per_month -", ""),
+    (f"{D} 18:00:00", "org micro_mxn_per_month -", ""),
+    (f"{D} 18:00:00", "org images_per_month 8", ""),
+    (f"{D} 18:00:00", "key b images_per_day 2", ""),
+    (f"{D} 18:00:00", "b1 3", "MONTH org 8/8 never"),
+    (f"{D} 18:00:00", "b1 2", "MONTH org 8/8 8 days, 12:00:00"),
+    (f"{D} 18:00:00", "key b images_per_day -", ""),
+    (f"{D} 18:00:00", "org images_per_month -", ""),
+    (f"{D} 18:00:00", "org images_per_day 8", ""),
+    (f"{D} 18:00:00", "key b in_flight 2", ""),
+    (f"{D} 18:00:00", "b1 3", "DAY org 8/8 never"),
+    (f"{D} 18:00:00", "b1 2", "DAY org 8/8 12:00:00"),
+    (f"{D} 18:00:00", "key b in_flight -", ""),
+    (f"{D} 18:00:00", "key b images_per_minute 2", ""),
+    (f"{D} 18:00:00", "b1 3", "DAY org 8/8 never"),
+    (f"{D} 18:00:00", "b1 2", "DAY org 8/8 12:00:00"),
+]
+RATE_OVER_MIDNIGHT: Table = [
+    # The new day begins, and the rate is not yet back.
+    (f"{D} 18:00:00", "org images_per_day 8", ""),
+    (f"{D} 18:00:00", "org images_per_minute 8", ""),
+    (f"{N} 05:59:50", "a1 8", OK),
+    (f"{N} 05:59:55", "a2 8", "DAY org 8/8 0:00:55"),
+    (f"{N} 06:00:00", "a2 8", "IMAGES"),
+    (f"{N} 06:00:50", "a2 8", OK),
+    (f"{N} 06:00:50", "settle a1 8", "CHARGED"),
+    (f"{N} 06:00:50", "settle a2 8", "CHARGED"),
+    (f"{N} 06:00:50", "org images_per_day -", ""),
+    (f"{N} 06:00:50", "org images_per_month 16", ""),
+    (f"{N} 06:00:50", "org requests_per_minute 1", ""),
+    ("2036-12-01 05:59:59", "a3 1", "MONTH org 16/16 0:00:01"),
+    ("2036-12-01 05:59:59", "org images_per_month 17", ""),
+    ("2036-12-01 05:59:59", "a3 1", OK),
+    ("2036-12-01 05:59:59", "a4 1", "MONTH org 17/17 0:01:00"),
+    ("2036-12-01 05:59:59", "org micro_mxn_per_month 840000", ""),
+    ("2036-12-01 05:59:59", "a4 1", "BUDGET org 14.28/0.84 0:01:00"),
+    ("2036-12-01 06:00:58", "a4 1", "REQUESTS"),
+    ("2036-12-01 06:00:59", "a4 1", OK),
+]
 BUDGET: Table = [
     (f"{D} 18:00:00", "org micro_mxn_per_month 8400000", ""),
     (f"{D} 18:00:00", "key b micro_mxn_per_month 2520000", ""),
@@ -195,6 +242,8 @@ TABLES = {
     "clock set back": CLOCK_SET_BACK,
     "month": MONTH,
     "longest first": LONGEST_FIRST,
+    "never at all": NEVER_AT_ALL,
+    "rate over midnight": RATE_OVER_MIDNIGHT,
     "budget": BUDGET,
     "in flight": FLIGHT,
     "replayed": REPLAYED,
@@ -294,6 +343,9 @@ def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp
             assert (await shop.order("a3", 8)).retry_us == 1
             books.wallet.at(NOW_US + told.retry_us)
             assert (await shop.order("a3", 8)).verdict is ADMITTED
+            await shop.do("org in_flight 7")  # so eight never fit
+            told = await shop.order("a4", 8)
+            assert (told.verdict, told.retry_us) == (IMAGES, 0)
 
     run(work())
 
@@ -525,5 +577,68 @@ def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
             shop.at(f"{N} 06:00:01")
             assert await shop.do("a2 8") == OK
             assert await shop.do("a3 1") == "DAY org 8/8 23:59:59"
+
+    run(work())
+
+
+@pytest.mark.parametrize("end", ["settle", "void", "run out"])
+def test_a_rebuild_by_an_earlier_clock_counts_what_a_later_one_opened(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A server whose clock was ahead is gone, its holds are not: they count today, and give back what they took."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books)
+            await shop.do("org images_per_day 8")
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("a1 5") == OK
+            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+            await books.projector.forget(None)
+            await books.projector.round()
+            shop.at(f"{D} 18:00:00")
+            assert await shop.do("b1 3") == OK
+            assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
+            await shop.do("settle b1 3")
+            shop.at(f"{N} 06:00:10" if end == "run out" else f"{D} 18:00:00")
+            match end:
+                case "settle":
+                    assert await shop.do("settle a1 5") == "CHARGED"
+                    assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
+                case "void":
+                    assert await shop.do("void a1") == "VOIDED"
+                    assert await shop.do("b2 5") == OK
+                case _:
+                    shop.at(f"{N} 06:01:10")
+            shop.at(f"{N} 06:01:20")
+            assert await shop.do("b3 8") == OK
+            assert await shop.do("b4 1") == "DAY org 8/8 23:58:40"
+            await end_all(shop)
+            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
+
+    run(work())
+
+
+def test_a_journals_order_of_a_clock_that_was_ahead_counts_today(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hold is lost. No later day begins with it: what was used today stays used, and tomorrow has its own quota."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            shop = await open_shop(books)
+            await shop.do("org images_per_day 8")
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("a1 3") == OK
+            await wipe(books.redis)
+            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+            await books.projector.round()
+            shop.at(f"{D} 18:00:00")
+            assert await shop.do("b1 4") == OK
+            assert await shop.do("settle b1 4") == "CHARGED"
+            assert await shop.do("replay a1 3") == "NOW"
+            assert await shop.do("b2 2") == "DAY org 7/8 12:00:00"
+            shop.at(f"{N} 06:00:00")
+            assert await shop.do("b3 8") == OK
 
     run(work())

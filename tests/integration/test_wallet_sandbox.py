@@ -150,6 +150,26 @@ def test_rates_follow_their_table(redis_url: str, tmp_path: Path, whose: str) ->
     run(work())
 
 
+def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp_path: Path) -> None:
+    """As for live orders: who waits as long as he was told is admitted then; and where no wait helps, none is told."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await sandbox_key(books, await books.org("acme", requests_per_minute=2, images_per_minute=4))
+            await rehearse(books, caller, "r1", 4, Placed("f", key_hash="k"))
+            await rehearse(books, caller, "r2", 4, Placed("f", key_hash="k"))
+            told = (await rehearse(books, caller, "r3", 4)).admission
+            assert (told.verdict, told.retry_us) == (Verdict.REQUESTS, 60 * S)
+            told = (await rehearse(books, caller, "r3", 5)).admission
+            assert (told.verdict, told.retry_us) == (Verdict.IMAGES, 0)
+            again = (await rehearse(books, caller, "r3", 4, Placed("f", key_hash="k"))).admission
+            assert (again.verdict, again.retry_us) == (Verdict.REQUESTS, 30 * S)
+            books.wallet.at(NOW_US + 60 * S)
+            assert verdict(await rehearse(books, caller, "r3", 4)) is Verdict.ADMITTED
+
+    run(work())
+
+
 def test_race_fifty_takers_of_five_on_a_hundred_admit_twenty(redis_url: str, tmp_path: Path) -> None:
     """At once, over ten clients of their own: exactly 20 orders of 5 images fit into 100 a minute."""
 

@@ -1,6 +1,7 @@
 """What customers are told of limits: OpenAI's rate headers, and for a refusal the number and the time."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -72,3 +73,6 @@ def test_an_order_above_the_whole_limit_is_not_asked_again() -> None:
     later = rate_limited("images", refused, state, 4, {})
     assert (later.retry, later.retry_after_s) == (True, 1.5)
     assert "1.5 seconds" in later.message
+    elsewhere = rate_limited("images", replace(refused, retry_us=0), state, 4, {})  # above another limit
+    assert (elsewhere.retry, elsewhere.retry_after_s) == (False, None)
+    assert "Try again" not in elsewhere.message

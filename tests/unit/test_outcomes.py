@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from metering.events import UNKNOWN
 from proxy.errors import Kind
 from proxy.outcomes import Failure, Outcome, Rule, worst
 
@@ -35,6 +36,11 @@ def test_the_reason_codes_and_what_they_answer_are_as_published() -> None:
         error = Failure(outcome).as_error()
         told[outcome.reason] = (error.kind.value.status, error.retry)
     assert told == TABLE
+
+
+def test_the_books_know_which_outcomes_are_unknown() -> None:
+    """By their reasons, which stand in events: such an order keeps its idempotency key."""
+    assert {outcome.reason for outcome in Outcome if outcome.value.unknown} == UNKNOWN
 
 
 def test_every_outcome_has_a_rule_of_its_own() -> None:
