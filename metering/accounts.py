@@ -37,7 +37,6 @@ SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
-_MODEL = re.compile(r"[a-z0-9-]+/[a-z0-9.-]+")
 _NAME = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
 _SOURCE = re.compile(SOURCE)
@@ -64,11 +63,18 @@ class Accounts:
     """
 
     def __init__(
-        self, ledger: Ledger, projector: Projector | None, plans: Collection[str], actor: str, once: Once | None = None
+        self,
+        ledger: Ledger,
+        projector: Projector | None,
+        plans: Collection[str],
+        models: Collection[str],
+        actor: str,
+        once: Once | None = None,
     ) -> None:
         self._ledger = ledger
         self._projector = projector
         self._plans = plans
+        self._models = models
         self._actor = actor
         self._once = once
 
@@ -101,8 +107,8 @@ class Accounts:
             raise WrongField("expires", f"{expires.isoformat()} is past")
         if expires is not None and expires >= LATEST_END:
             raise WrongField("expires", f"{expires.isoformat()} is too far; leave it out for a key without an end")
-        if bad := [model for model in models if not _MODEL.fullmatch(model)]:
-            raise WrongField("models", f"{bad[0]!r} is no model; write provider/model")
+        if bad := [model for model in models if model not in self._models]:
+            raise WrongField("models", f"there is no model {bad[0]!r}; there are: {', '.join(sorted(self._models))}")
         org = await self._ledger.org(ref)
         secret = _secret(TEST_PREFIX if test else KEY_PREFIX)
         key = ApiKey(

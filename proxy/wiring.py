@@ -184,6 +184,7 @@ class Back:
     ledger: Ledger
     redis: Redis | None
     plans: Mapping[str, Limits]
+    catalogue: Catalogue
 
     @property
     def projector(self) -> Projector | None:
@@ -197,7 +198,7 @@ class Back:
 
     def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
         """What an actor may do to organisations, and with `once` the one write that may be repeated."""
-        return Accounts(self.ledger, self.projector, self.plans, actor, once)
+        return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, actor, once)
 
     async def last_used(self, org_id: str) -> dict[str, int]:
         """Key id → Unix µs of its last order, as far as ledger and Redis know."""
@@ -231,7 +232,7 @@ async def open_back(settings: Settings) -> AsyncIterator[Back]:
     ledger = open_ledger(settings)
     redis = open_background_redis(settings) if settings.redis_url is not None else None
     try:
-        yield Back(settings, ledger, redis, _plans(settings))
+        yield Back(settings, ledger, redis, _plans(settings), read_catalogue(settings.models))
     finally:
         await ledger.aclose()
         if redis is not None:
@@ -253,7 +254,6 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
     `port` is the one that is really bound. Raises SettingsError, CatalogueError, LedgerError or WrongPolicy: then it
     must not start.
     """
-    catalogue = read_catalogue(settings.models)
     async with AsyncExitStack() as stack:
         opened_store = await stack.enter_async_context(open_store(settings))
         store, watch = opened_store.store, StoreWatch(opened_store.store)
@@ -264,6 +264,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             )
         spool = _spool(settings)
         back = await stack.enter_async_context(open_back(settings))
+        catalogue = back.catalogue
         hot = _redis(settings, REDIS_CONNECTIONS)
         stack.push_async_callback(hot.aclose)
         assert back.redis is not None

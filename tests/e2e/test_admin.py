@@ -259,7 +259,14 @@ def test_a_key_that_is_issued_again_is_not_shown_again(admin: Admin) -> None:
             "expires",
         ),
         ("POST", "/orgs/wrong/keys", {"name": "a", "expires": "1893456000"}, 400, "invalid_request_error", "expires"),
-        ("POST", "/orgs/wrong/keys", {"name": "a", "models": ["flux"]}, 400, "invalid_request_error", "models"),
+        (
+            "POST",
+            "/orgs/wrong/keys",
+            {"name": "a", "models": ["fal/flux-1"]},
+            400,
+            "invalid_request_error",
+            "models",
+        ),
         ("POST", "/keys/key_none/rotate", {"overlap_h": 2161}, 400, "invalid_request_error", "overlap_h"),
         ("POST", "/keys/key_none/revoke", {"why": "x"}, 400, "invalid_request_error", None),
         (

@@ -45,6 +45,7 @@ LIFE_S = 70.0
 UNIT = parse_mxn("0.84")
 BOOK = "2026-11-22+test"
 PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
+MODELS = ("a/b", "fal/flux-1.1-pro")
 ACT = Act("test", "test", "test")
 LIMITS = WalletLimits(decision_s=10.0, most_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
 FACTS = {
@@ -217,7 +218,9 @@ async def open_books(
         await ledger.register_plans(PLANS, NOON)
         if projected:
             await projector.round()
-        yield Books(redis, ledger, projector, Accounts(ledger, projector, PLANS, "test"), Wallet(redis, limits, now_us))
+        yield Books(
+            redis, ledger, projector, Accounts(ledger, projector, PLANS, MODELS, "test"), Wallet(redis, limits, now_us)
+        )
     finally:
         await ledger.aclose()
         await redis.aclose()

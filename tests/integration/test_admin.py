@@ -27,7 +27,7 @@ from proxy.middleware import RequestMiddleware
 from proxy.openapi import document
 from proxy.tokens import Issuer, Secret, Tokens, mint
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import PLANS, Books, open_books
+from tests.integration.money_kit import MODELS, PLANS, Books, open_books
 
 SECRET = "a secret of the tests, " * 2
 ISSUER = Issuer("authenticated", None)
@@ -66,7 +66,7 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
     async with open_books(redis_url, ledger_url, now_us=0) as books:
 
         def accounts_of(actor: str, once: Once | None) -> Accounts:
-            return Accounts(books.ledger, books.projector, PLANS, actor, once)
+            return Accounts(books.ledger, books.projector, PLANS, MODELS, actor, once)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
         admin = AdminEndpoint(Tokens(Secret(SECRET), ISSUER), books.ledger, books.wallet, accounts_of, limits)
@@ -374,7 +374,7 @@ def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: str, l
     async def work() -> None:
         async with open_books(redis_url, ledger_url) as books:
             once = Once("k", "f")
-            accounts = Accounts(books.ledger, books.projector, PLANS, "ana", once)
+            accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, "ana", once)
             org = await accounts.create_org("a", "default")
             with pytest.raises(DatabaseRefused):
                 await accounts.create_org("b", "default")

@@ -18,6 +18,7 @@ from metering.wallet.projection import Projector
 from metering.wallet.wallet import Caller, Close, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
+    MODELS,
     PLANS,
     UNIT,
     Books,
@@ -166,7 +167,7 @@ def test_a_change_whose_process_died_reaches_redis(redis_url: str, tmp_path: Pat
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            dying = Accounts(books.ledger, None, PLANS, "test")
+            dying = Accounts(books.ledger, None, PLANS, MODELS, "test")
             await dying.add_credit("acme", "c", "bonus", UNIT)
             await dying.set_limits("acme", {"images_per_minute": 3})
             await dying.revoke_key(caller.key_id)
