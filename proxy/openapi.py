@@ -289,8 +289,6 @@ def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
         rest |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
         told = {"name": name, "in": place, "required": name in schema.get("required", ()), "schema": rest}
-        if rest.get("type") == "array":
-            told |= {"style": "form", "explode": False}  # with commas
         parameters.append(told | {key: field[key] for key in ("description",) if key in field})
     return parameters
 

@@ -6,9 +6,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal, get_args
+from itertools import permutations
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +37,8 @@ MOST_DAYS = 366
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 Group = Literal["day", "model", "key"]
+GROUPINGS = [",".join(names) for count in range(4) for names in permutations(get_args(Group), count)]
+"""As they are written in an address."""
 
 
 class UsageQuery(BaseModel):
@@ -41,7 +52,11 @@ class UsageQuery(BaseModel):
 
     first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
     last: date = Field(alias="to", description="The last day, included")
-    group_by: tuple[Group, ...] = Field(("day",), description="Any of day, model and key, with commas between them")
+    group_by: Annotated[tuple[Group, ...], WithJsonSchema({"type": "string", "enum": GROUPINGS})] = Field(
+        ("day",),
+        description="Any of day, model and key, with commas between them; empty for one sum",
+        json_schema_extra={"default": "day"},
+    )
 
     @field_validator("first", "last", mode="before")
     @classmethod
