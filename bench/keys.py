@@ -3,7 +3,7 @@
 Two servers, filled through our own projection script, are asked in turn by random keys. What counts is what each server
 says of itself (`INFO commandstats`), so neither the network nor this process is in it. What to read is the ratio.
 
-The servers run with jemalloc (Debian: `libjemalloc2`), as Valkey and Redis are built for Linux everywhere; the embedded
+The servers run with jemalloc (Debian: `libjemalloc2`), as Valkey and Redis are built for Linux by default; the embedded
 one of the tests has the C library's allocator, which takes half as long again where a million keys lie about.
 """
 
@@ -201,7 +201,7 @@ def main() -> None:
     given = parser.parse_args()
     jemalloc = ctypes.util.find_library("jemalloc")
     if jemalloc is None:
-        raise SystemExit("jemalloc is not installed, and Valkey is never run without it: install libjemalloc2")
+        raise SystemExit("jemalloc is missing: install libjemalloc2. On Linux Valkey and Redis are built with it")
     errors = Console(stderr=True)
     with (
         tempfile.TemporaryDirectory(prefix="ghub-bench-") as folder,

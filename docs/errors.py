@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metering.events import UNKNOWN
 from proxy.errors import LONGEST_RETRY_S, Kind
 from proxy.outcomes import Outcome
 
@@ -108,7 +109,7 @@ def page() -> str:
     outcomes = [("an image was stored", "charge", "no", "200", "–", "yes", "–", "–", "se guardó una imagen")] + [
         (
             f"`{outcome.reason}`",
-            "void, unknown upstream" if rule.unknown else "void",
+            "void, unknown upstream" if outcome.reason in UNKNOWN else "void",
             _yes(rule.again),
             str(rule.error.value.status),
             f"`{rule.error.value.code}`",

@@ -11,8 +11,6 @@ class Rule:
     """`error` is what the customer sees where no image was delivered at all.
 
     `accepted`: may the upstream have begun to work (and to bill us)? If so nobody is told to try again.
-    `unknown`: nobody can say whether the upstream did it; our customer is not charged, and nobody asks again.
-    `metering.events.UNKNOWN` has the same by reason.
     `again`: the gateway itself makes the call once more, within the deadline; only where it was surely not accepted.
     """
 
@@ -20,18 +18,20 @@ class Rule:
     accepted: bool
     message: str
     again: bool = False
-    unknown: bool = False
 
 
 class Outcome(Enum):
-    """Ends of an upstream call other than a stored image, which is the one thing that is charged. These are voids."""
+    """Ends of an upstream call other than a stored image, which is the one thing that is charged. These are voids.
+
+    Of some nobody can say whether the upstream did it: `metering.events.UNKNOWN`.
+    """
 
     CONTENT_POLICY = Rule(Kind.CONTENT_POLICY, True, "The provider refused the prompt or its images: content policy.")
     REFUSED_CONNECTION = Rule(Kind.PROVIDER, False, "The model's provider cannot be reached.", again=True)
     RATE_LIMITED = Rule(Kind.PROVIDER, False, "The model's provider takes no more work right now.", again=True)
     BUSY = Rule(Kind.PROVIDER, False, "The model's provider is too busy to take the work on.", again=True)
-    OVERLOADED = Rule(Kind.PROVIDER, True, "The model's provider is unavailable.", unknown=True)
-    NO_ANSWER = Rule(Kind.PROVIDER, True, "The model's provider broke off without a result.", unknown=True)
+    OVERLOADED = Rule(Kind.PROVIDER, True, "The model's provider is unavailable.")
+    NO_ANSWER = Rule(Kind.PROVIDER, True, "The model's provider broke off without a result.")
     REJECTED = Rule(Kind.PROVIDER, True, "The model's provider rejected the request.")
     NOT_AUTHORISED = Rule(Kind.PROVIDER, False, "The gateway's access to the model's provider is not in order.")
     RETIRED = Rule(Kind.MODEL_NOT_FOUND, False, "The model's provider does not offer this model any more.")
@@ -40,8 +40,8 @@ class Outcome(Enum):
     BAD_IMAGE = Rule(Kind.PROVIDER, True, "The model's provider delivered something that is not an image.")
     FETCH_FAILED = Rule(Kind.PROVIDER, True, "The finished image could not be fetched from the model's provider.")
     STORE_FAILED = Rule(Kind.PROVIDER, True, "The finished image could not be stored.")
-    DEADLINE = Rule(Kind.DEADLINE, True, "No image was ready in time; nothing was charged.", unknown=True)
-    FAULT = Rule(Kind.INTERNAL, True, "The gateway failed at making the image; nothing was charged.", unknown=True)
+    DEADLINE = Rule(Kind.DEADLINE, True, "No image was ready in time; nothing was charged.")
+    FAULT = Rule(Kind.INTERNAL, True, "The gateway failed at making the image; nothing was charged.")
 
     @property
     def reason(self) -> str:

@@ -45,7 +45,7 @@ class Projector:
         self._ledger = ledger
         self._project = load_script(redis, "project_v2")
         self._fence = load_script(redis, "fence_v2")
-        self._end = load_script(redis, "end_v1")
+        self._end = load_script(redis, "end_v2")
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""
