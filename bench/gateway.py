@@ -21,7 +21,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from proxy.outbound import ImageHosts, Outbound
-from tests.e2e.kit import FLUX, System, bearer, free_port, prepare, wait_until
+from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until
+from tests.ports import free_port
 from tests.processes import executed
 
 IN_FLIGHT = 64

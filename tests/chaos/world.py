@@ -32,7 +32,8 @@ from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
 from tests.chaos.ghub import switch_off
 from tests.conftest import LOOPBACK, ValkeyServer
-from tests.e2e.kit import FLUX, GPT, free_port
+from tests.e2e.kit import FLUX, GPT
+from tests.ports import free_port
 from tests.postgres import FAST, PostgresServer
 from tests.processes import Forked, Process, finished
 from tests.stores.running import BUCKET, KEY, SupabaseProcess
@@ -46,6 +47,9 @@ CONSUMERS = ("consumer 1", "consumer 2")
 CREDIT_MXN = "100000.00"
 ALIVE_S = 90.0
 """What a part takes at most to be there again, on a machine that others use, too."""
+
+LAST_WORDS = 600
+"""Characters of each log that are told of a part that did not come."""
 
 FAILURES = ("http_500", "close_without_answer")
 """What the upstreams do now and then. After neither of them may the gateway ask again."""
@@ -285,11 +289,13 @@ class World:
         return self.folder / "store" / "objects" / path
 
     async def until(self, true: Callable[[], Awaitable[bool]], what: str, within_s: float = ALIVE_S) -> None:
-        """Ask until it is so. Raises TimeoutError saying what did not come about."""
+        """Ask until it is so. Raises TimeoutError saying what did not come about, and what the processes said last."""
         end_s = time.monotonic() + within_s
         while not await true():
             if time.monotonic() > end_s:
-                raise TimeoutError(f"not within {within_s:g} s: {what}")
+                ends = {name: process.poll() for name, process in self.processes.items()}
+                said = "".join(f"\n{name}, exit {end}: {self.log(name)[-LAST_WORDS:]}" for name, end in ends.items())
+                raise TimeoutError(f"not within {within_s:g} s: {what}{said}")
             await asyncio.sleep(0.05)
 
     # --- parts of the above ---

@@ -36,7 +36,8 @@ from proxy.storage.supabase import IMAGE_TYPES, Auth, Key, MintedTokens, Supabas
 from tests.conftest import LOOPBACK, TRUST
 from tests.conftest import run as on_uvloop
 from tests.contracts.raw_server import Peer, RawServer, Script, raw_server
-from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, free_port, frozen
+from tests.ports import free_port
+from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, frozen
 from tests.stores.supabase import Bucket, Server
 
 PIECE_BYTES = 64 * 1024

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -25,6 +24,7 @@ from metering.wallet.wallet import Cut
 from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
 from tests.conftest import LOOPBACK, ValkeyServer, run
+from tests.ports import free_port
 from tests.processes import Begin, Forked, Process, finished
 
 T = TypeVar("T")
@@ -48,13 +48,6 @@ SUCCESSORS = {"fal/recraft-v4.1", "fal/recraft-v4.1-pro", "fal/ideogram-v4"}
 
 WAIT_S = 20.0
 """The most that a test waits for something that must come about."""
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_until(true: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import System, free_port, wait_until
+from tests.e2e.kit import System, wait_until
+from tests.ports import free_port
 from tests.processes import Forked, executed, finished
 
 

@@ -24,7 +24,8 @@ from PIL import Image
 from redis import Redis
 
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, bearer, free_port, wait_until
+from tests.e2e.kit import FLUX, bearer, wait_until
+from tests.ports import free_port
 from tests.processes import Begin, Forked, Process, executed, finished
 
 ROOT = Path(__file__).parents[2]

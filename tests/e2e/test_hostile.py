@@ -22,10 +22,11 @@ from proxy.outcomes import Outcome
 from proxy.wiring import BACKGROUND_CONNECTIONS, Back
 from tests.conftest import LOOPBACK, run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
-from tests.e2e.kit import FLUX, GPT, System, assert_no_key, free_port, prepare, wait_until
+from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES
 from tests.long import LONG
+from tests.ports import free_port
 from tests.processes import executed
 
 DEADLINE_S = 4

@@ -11,7 +11,8 @@ import pytest
 
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, free_port, wait_until
+from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
+from tests.ports import free_port
 
 ORDER = {"model": FLUX, "prompt": "un faro"}
 CLEAN = {"ok": True, "differences": []}

@@ -24,8 +24,9 @@ from bench.memory import resident_bytes
 from config.catalogue import read_catalogue
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, free_port, prepare, wait_until
+from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, prepare, wait_until
 from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES
+from tests.ports import free_port
 from tests.processes import executed
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 SECRET = "a-secret-of-forty-bytes-that-is-only-for-tests"
 KEY = "sb_secret_only_for_tests"
@@ -90,9 +91,3 @@ def frozen(process: subprocess.Popen[bytes] | None) -> Iterator[None]:
         yield
     finally:
         os.kill(process.pid, signal.SIGCONT)
-
-
-def free_port() -> int:
-    """A port that nobody listens on; whoever wants it may have it at once."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
