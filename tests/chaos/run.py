@@ -66,17 +66,21 @@ async def chaos(
     """A whole run: `seconds` under fire, and then peace. What lies in `folder` stays for whoever wants to look."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         world = World(folder or Path(temporary), deadline_s, without)
+        supervising = asyncio.create_task(world.supervise())
         try:
             await world.start(random.Random(f"{seed} upstreams"))
-            return await _under_fire(
-                world, seed, seconds, islice(plan(seed, pace_s, longest_s), most_faults), places, waits_s, watch
-            )
+            planned = islice(plan(seed, pace_s, longest_s), most_faults)
+            return await _under_fire(world, supervising, seed, seconds, planned, places, waits_s, watch)
         finally:
+            supervising.cancel()
+            with suppress(asyncio.CancelledError):
+                await supervising
             world.stop()
 
 
 async def _under_fire(
     world: World,
+    supervising: asyncio.Task[None],
     seed: int,
     seconds: float,
     planned: Iterator[Fault],
@@ -88,7 +92,6 @@ async def _under_fire(
         await world.customer(f"customer {place}")
     clients = Clients(world.url, seed, world.customers, world.deadline_s, world.hold_life_s)
     faults, stop, peace = Faults(world, waits_s), asyncio.Event(), asyncio.Event()
-    supervising = asyncio.create_task(world.supervise())
     crowd: asyncio.Future[list[None]] = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
     striking = asyncio.create_task(faults.run(planned, peace))
 
@@ -112,7 +115,7 @@ async def _under_fire(
         report = await judge(world, clients.calls)
         return Outcome(faults.struck, clients.hang_ups, world.ended_alone, report)
     finally:
-        for task in (telling, supervising, striking, crowd):
+        for task in (telling, striking, crowd):
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
