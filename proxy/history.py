@@ -1,6 +1,5 @@
 """What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
 
-import hashlib
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,7 +18,7 @@ from proxy.operations import WholeNumber
 from proxy.outcomes import reason_as_error
 from proxy.replies import Replies
 from proxy.results import decode
-from proxy.wire import result_document
+from proxy.wire import key_hash, result_document
 
 USUAL, MOST = 20, 100
 """Of a list."""
@@ -55,8 +54,7 @@ class HistoryEndpoint:
             org_id = await self._org(request)
             query = _query(request)
             if query.idempotency_key is not None:
-                key_hash = hashlib.sha256(query.idempotency_key.encode()).hexdigest()
-                request_id = await self._wallet.under_key(org_id, key_hash)
+                request_id = await self._wallet.under_key(org_id, key_hash(query.idempotency_key))
                 if request_id is None:
                     raise _unknown()
                 return _json(await self._generation(org_id, UUID(request_id)))

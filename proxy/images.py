@@ -1,7 +1,6 @@
 """THE HOT PATH: POST /v1/images/generations, top to bottom."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,7 +33,7 @@ from proxy.ports import Order
 from proxy.replies import Replies
 from proxy.results import decode as decode_result
 from proxy.sandbox import Sandbox
-from proxy.wire import fingerprint, parse_order
+from proxy.wire import fingerprint, key_hash, parse_order
 
 JOIN_POLL_S = 0.2
 """How often a request that joined an order asks how that stands; an image takes seconds."""
@@ -335,14 +334,21 @@ def placed(headers: Headers, order: Order) -> Placed:
 
 
 def idempotency_key(headers: Headers) -> str | None:
-    """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none."""
-    key = headers.get("idempotency-key")
-    if key is None:
+    """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none.
+
+    It is the same key in UTF-8 and in Latin-1, which is how `fetch`, and so OpenAI's client for Node, sends it.
+    """
+    sent = headers.get("idempotency-key")
+    if sent is None:
         return None
+    try:
+        key = sent.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        key = sent
     if not 0 < len(key) <= MOST_KEY_CHARACTERS:
         message = f"`Idempotency-Key` has {len(key)} characters; it must have from 1 to {MOST_KEY_CHARACTERS}."
         raise ApiError(Kind.INVALID_REQUEST, message)
-    return hashlib.sha256(key.encode("latin-1")).hexdigest()
+    return key_hash(key)
 
 
 async def _gone(request: Request) -> None:

@@ -184,6 +184,11 @@ def fingerprint(order: Order) -> str:
     return hashlib.sha256(orjson.dumps(canonical)).hexdigest()
 
 
+def key_hash(key: str) -> str:
+    """By which an `Idempotency-Key` is known."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`."""
     return {

@@ -47,9 +47,10 @@ def answers(url: str) -> bool:
         return False
 
 
-def post(url: str, key: str, body: dict[str, Any] = ORDER, **headers: str) -> httpx2.Response:
+def post(url: str, key: str, body: dict[str, Any] = ORDER, encoding: str = "ascii", **headers: str) -> httpx2.Response:
     headers = {name.replace("_", "-"): value for name, value in headers.items()} | bearer(key)
-    return httpx2.post(f"{url}/images/generations", json=body, headers=headers, timeout=60, **LOOPBACK)
+    encoded = httpx2.Headers(headers, encoding=encoding)
+    return httpx2.post(f"{url}/images/generations", json=body, headers=encoded, timeout=60, **LOOPBACK)
 
 
 def get(url: str, key: str, path: str) -> httpx2.Response:
@@ -104,6 +105,9 @@ def test_a_key_belongs_to_its_order_and_its_organisation(prepared: Prepared) -> 
     assert post(system.url, key, idempotency_key="x" * 255).status_code == 200
     assert post(system.url, key, idempotency_key="x" * 256).status_code == 400
     assert len(system.jobs(FLUX)) == 3
+    latin = post(system.url, key, encoding="latin-1", idempotency_key="año")  # as `fetch` sends it
+    assert post(system.url, key, encoding="utf-8", idempotency_key="año").content == latin.content
+    assert get(system.url, key, "?idempotency_key=a%C3%B1o").json()["id"] == latin.json()["id"]
 
 
 def test_a_failure_frees_the_key_and_an_unknown_outcome_does_not(prepared: Prepared) -> None:

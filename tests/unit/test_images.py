@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message
 
 from proxy.errors import ApiError, Kind
-from proxy.images import RequestLimits, read_body
+from proxy.images import MOST_KEY_CHARACTERS, RequestLimits, idempotency_key, read_body
+from proxy.wire import key_hash
 from tests.conftest import run
 
 S = 1_000_000
@@ -67,6 +69,15 @@ def test_a_body_that_is_sent_too_slowly_is_refused() -> None:
 
     limits = RequestLimits(body_bytes=100, body_s=0.1, deadline_s=60.0)
     assert refused(request(dripping()), limits) is Kind.INVALID_REQUEST
+
+
+def test_an_idempotency_key_is_the_same_text_however_a_client_sends_it() -> None:
+    """In UTF-8, or in Latin-1 as `fetch` does, and as long as it is read; the history is asked for it by that text."""
+    for text in ("pedido-1", "pedido-año-1", "ñ" * MOST_KEY_CHARACTERS):
+        for sent in (text.encode(), text.encode("latin-1")):
+            assert idempotency_key(Headers(raw=[(b"idempotency-key", sent)])) == key_hash(text)
+    with pytest.raises(ApiError, match="256 characters"):
+        idempotency_key(Headers(raw=[(b"idempotency-key", ("ñ" * 256).encode())]))
 
 
 def refused(asked: Request, limits: RequestLimits = LIMITS) -> Kind:
