@@ -132,6 +132,7 @@ def _allowed(request: Request) -> str:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """What nobody foresaw: no word of it leaves the house. A job may have begun, so nobody is told to try again."""
-    ours = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=False)
+    """What nobody foresaw: no word of it leaves the house. What only reads has begun no job, and may be tried again."""
+    reads = request.method in ("GET", "HEAD")
+    ours = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=reads)
     return await _api_error(request, ours)

@@ -315,7 +315,8 @@ def test_a_store_that_fails_is_502_and_void(prepared: Prepared) -> None:
 
 
 def test_a_fault_of_ours_is_500_in_the_same_envelope(prepared: Prepared) -> None:
-    """A key's record that somebody damaged: no traceback, no charge, the log has what happened."""
+    """A key's record that somebody damaged: no traceback, no charge, the log has what happened. A job can have begun
+    only where one was ordered."""
     system = prepared()
     system.start_all()
     _, key = system.customer("fault", "50.00")
@@ -324,6 +325,7 @@ def test_a_fault_of_ours_is_500_in_the_same_envelope(prepared: Prepared) -> None
     reply = post(system, key, json=ORDER)
     assert_error(reply, 500, "internal_error", retry=False)
     assert "Error" not in reply.text
+    assert_error(get(system, key, "/models"), 500, "internal_error", retry=True)
     wait_until(lambda: '"event":"fault"' in system.log(), "the fault is in the log, which is written after the reply")
 
 
