@@ -47,7 +47,7 @@ def rate_limited(what: str, admission: Admission, state: RateState, cost: int, h
     if admission.retry_us == 0:
         return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
     wait_s = admission.retry_us / 1_000_000
-    message += f" Try again in {wait_s:.3g} seconds."
+    message += f" Try again in {-(-admission.retry_us // 1000) / 1000:g} seconds."
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
 
 

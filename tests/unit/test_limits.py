@@ -73,6 +73,9 @@ def test_an_order_above_the_whole_limit_is_not_asked_again() -> None:
     later = rate_limited("images", refused, state, 4, {})
     assert (later.retry, later.retry_after_s) == (True, 1.5)
     assert "1.5 seconds" in later.message
+    for wait_us, told in ((12_345_001, "12.346"), (59_999_001, "60"), (1, "0.001")):  # as `retry-after-ms`, rounded up
+        message = rate_limited("images", replace(refused, retry_us=wait_us), state, 4, {}).message
+        assert message.endswith(f"Try again in {told} seconds.")
     elsewhere = rate_limited("images", replace(refused, retry_us=0), state, 4, {})  # above another limit
     assert (elsewhere.retry, elsewhere.retry_after_s) == (False, None)
     assert "Try again" not in elsewhere.message
