@@ -28,7 +28,7 @@ class HistoryQuery(BaseModel):
     """Which of the organisation's generations."""
 
     idempotency_key: Annotated[str | None, Field(description="The one that was placed under it.")] = None
-    limit: Annotated[WholeNumber, Field(ge=1, le=MOST, description="At most so many.")] = USUAL
+    limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description="At most so many.")
 
 
 class HistoryEndpoint:

@@ -26,7 +26,7 @@ from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
-from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, key_refused, rate_headers, rate_limited
+from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, key_refused, rate_headers, rate_limited, telling_rates
 from proxy.middleware import RequestContext, context_of
 from proxy.outcomes import reason_as_error
 from proxy.ports import Order
@@ -139,9 +139,9 @@ class ImagesEndpoint:
                 return await self._sandbox.create(context, caller, order, asked)
             admission, held = await self._admit(context, caller, order, asked)
             if admission.verdict is Verdict.EARLIER:
-                delivery = await self._earlier(
-                    context, order, admission, caller, keyed=held.placed.key_hash is not None
-                )
+                keyed = held.placed.key_hash is not None
+                with telling_rates(admission):
+                    delivery = await self._earlier(context, order, admission, caller, keyed=keyed)
                 return self._reply(context, order, admission, delivery, replayed=True)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
@@ -149,7 +149,8 @@ class ImagesEndpoint:
         generation = self._generations.start(job)
         await self._watch(request, generation, job)
         # A client that hangs up ends this wait, and not the generation.
-        delivery = await asyncio.shield(generation)
+        with telling_rates(admission):
+            delivery = await asyncio.shield(generation)
         context.facts |= {"images": len(delivery.images), "cost_mxn": format_mxn(delivery.cost_micro_mxn)}
         return self._reply(context, order, admission, delivery, replayed=False)
 

@@ -1,5 +1,7 @@
 """What a customer is told of the limits: headers on every reply, and for a refusal the number and the time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
@@ -26,6 +28,16 @@ def rate_headers(admission: Admission) -> dict[str, str]:
         headers[f"x-ratelimit-remaining-{name}"] = str(max(0, state.remaining))
         headers[f"x-ratelimit-reset-{name}"] = _duration(state.reset_us)
     return headers
+
+
+@contextmanager
+def telling_rates(admission: Admission) -> Iterator[None]:
+    """Of an order that was let in, where it ends as an ApiError, too: what it took of a rate is not given back."""
+    try:
+        yield
+    except ApiError as error:
+        error.headers |= rate_headers(admission)
+        raise
 
 
 def _duration(microseconds: int) -> str:

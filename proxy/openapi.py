@@ -173,6 +173,9 @@ _ALWAYS = frozenset(
 
 _BALANCE = ("x-geekhub-balance-mxn",)
 _RATES = tuple(name for name in _HEADERS if name.startswith("x-ratelimit-"))
+_TELLING_RATES = (400, 402, 404, 429, 500, 502, 503, 504)
+"""Of an order: where its limits may have been asked before it was refused or failed."""
+
 _OF_REPLY: Mapping[type[BaseModel], tuple[str, ...]] = {
     Delivered: (
         *_BALANCE,
@@ -326,8 +329,9 @@ def _errors(row: Operation) -> dict[str, Any]:
         names = ["x-request-id", "x-should-retry"]
         names += ["allow"] if status == Kind.METHOD.value.status else []
         names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
-        names += ["retry-after", "retry-after-ms"] if status in (402, 429, 503) else []
-        names += [*_BALANCE, *_RATES] if status in (402, 429) and Kind.RATE_LIMIT in kinds else []
+        names += ["retry-after", "retry-after-ms"] if status in (402, 429, 502, 503) else []
+        names += _BALANCE if status in (402, 429) and Kind.RATE_LIMIT in kinds else []
+        names += _RATES if status in _TELLING_RATES and Kind.RATE_LIMIT in kinds else []
         codes = {
             "type": {"enum": list(dict.fromkeys(one.type for one in of_status))},
             "code": {"enum": [one.code for one in of_status]},

@@ -18,7 +18,7 @@ from metering.wallet.wallet import Admission, Caller, Placed, Rehearsal, Verdict
 from proxy.errors import ApiError, Kind
 from proxy.keeping import Keeper
 from proxy.lifecycle import lifecycle_headers
-from proxy.limits import balance_header, key_refused, rate_headers, rate_limited
+from proxy.limits import balance_header, key_refused, rate_headers, rate_limited, telling_rates
 from proxy.middleware import RequestContext
 from proxy.ports import Order, StoreFailed
 from proxy.providers.sandbox import SERVED, pictures
@@ -50,7 +50,9 @@ class Sandbox:
             raise _denial(admission, order, headers)
         deadline_s = order.model.deadline_s or self._deadline_s
         until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
-        result = _result(rehearsal, order, await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s))
+        with telling_rates(admission):
+            images = await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s)
+        result = _result(rehearsal, order, images)
         context.facts |= {"images": order.n, "cost_mxn": format_mxn(0)}
         headers |= lifecycle_headers(order.model_id, order.model) | {"x-geekhub-cost-mxn": format_mxn(0)}
         if admission.verdict is Verdict.EARLIER:

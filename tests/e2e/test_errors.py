@@ -216,6 +216,8 @@ def test_a_failing_upstream_is_void_and_told_apart(
     system.behave(model, scenario, times=3 if reason == "rate_limited" else 1)  # the gateway asks three times
     reply = post(system, key, json={"model": model, "prompt": "x"})
     assert_error(reply, status, code, retry=retry)
+    limit, left = (int(reply.headers[f"x-ratelimit-{name}-images"]) for name in ("limit", "remaining"))
+    assert left == limit - 1
     assert "simulated" not in reply.text and "127.0.0.1" not in reply.text
     (event,) = system.events(org_id, 1)
     assert (event.end, event.quantity, event.amount_micro_mxn) == ("void", 0, 0)

@@ -23,6 +23,7 @@ from proxy.middleware import RequestMiddleware
 from proxy.models import ModelsEndpoint
 from proxy.openapi import IMAGES, OPERATIONS, document
 from proxy.operations import Operation
+from proxy.outcomes import Outcome
 from proxy.usage import UsageEndpoint
 from proxy.wire import OrderBody
 
@@ -98,6 +99,23 @@ def test_every_error_of_the_table_is_described_where_orders_are_placed() -> None
         .get("enum", ())
     }
     assert seen == {kind.value.code for kind in Kind}
+
+
+def test_bounds_are_written_in_the_words_of_json_schema() -> None:
+    """A generator passes over pydantic's, and its users send what is then refused."""
+    told = document(ALL)
+    assert re.findall(r'"(?:ge|gt|le|lt|multiple_of|min_length|max_length)":', orjson.dumps(told).decode()) == []
+    (_, limit) = told["paths"]["/v1/images/generations"]["get"]["parameters"]
+    assert limit["schema"] == {"default": 20, "minimum": 1, "maximum": 100, "type": "integer"}
+
+
+def test_headers_of_an_order_that_failed_are_described() -> None:
+    """Its rates; and the wait that an upstream asks for, where the order may be placed again."""
+    answers = document(OPERATIONS)["paths"]["/v1/images/generations"]["post"]["responses"]
+    for rule in (outcome.value for outcome in Outcome):
+        headers = answers[str(rule.error.value.status)]["headers"]
+        assert "x-ratelimit-remaining-images" in headers
+        assert rule.accepted or rule.error is not Kind.PROVIDER or "retry-after" in headers
 
 
 def test_an_order_is_described_by_the_model_that_checks_it() -> None:
