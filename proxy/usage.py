@@ -28,6 +28,7 @@ from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
 from metering.wallet.wallet import Wallet
 from proxy.account import checked_cut
 from proxy.auth import Authenticator
+from proxy.documents import absent
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
 
@@ -97,10 +98,10 @@ class UsageTotal(BaseModel):
 class UsageItem(UsageTotal):
     """One group; of `day`, `model` and `key` those are there by which it was grouped."""
 
-    day: str | None = Field(None, description="Of Mexico City, YYYY-MM-DD")
-    model: str | None = None
-    key_id: str | None = None
-    key_name: str | None = None
+    day: Annotated[str, Field(description="Of Mexico City, YYYY-MM-DD")] = absent()
+    model: str = absent()
+    key_id: str = absent()
+    key_name: str = absent()
 
 
 class UsageReply(BaseModel):

@@ -109,6 +109,14 @@ def test_bounds_are_written_in_the_words_of_json_schema() -> None:
     assert limit["schema"] == {"default": 20, "minimum": 1, "maximum": 100, "type": "integer"}
 
 
+def test_what_a_reply_leaves_out_is_not_null() -> None:
+    """A group of GET /v1/usage has the fields by which it was asked for, and no others."""
+    row = document(OPERATIONS)["components"]["schemas"]["UsageItem"]
+    assert row["required"] == ["orders", "images", "cost_mxn"]
+    for name in ("day", "model", "key_id", "key_name"):
+        assert row["properties"][name]["type"] == "string"
+
+
 def test_headers_of_an_order_that_failed_are_described() -> None:
     """Its rates; and the wait that an upstream asks for, where the order may be placed again."""
     answers = document(OPERATIONS)["paths"]["/v1/images/generations"]["post"]["responses"]
