@@ -271,7 +271,8 @@ class ImagesEndpoint:
         """
         stands = admission.earlier
         assert stands is not None, "the verdict says so"
-        until_s = context.started_s + self._deadline_s(order)
+        deadline_s = self._deadline_s(order)
+        until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
         while stands.end == "open":
             if time.monotonic() > until_s or not await self._wallet.lives(caller.org_id, stands.owner):
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)

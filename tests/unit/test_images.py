@@ -1,17 +1,24 @@
-"""A body is read within its bounds of size and time."""
+"""A body, a key and a wait for another's order, each within its bounds."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message
 
+from metering.wallet.wallet import Admission, Caller, RateState, Stands, Verdict, Wallet, WalletLimits
 from proxy.errors import ApiError, Kind
-from proxy.images import MOST_KEY_CHARACTERS, RequestLimits, idempotency_key, read_body
+from proxy.images import MOST_KEY_CHARACTERS, ImagesEndpoint, RequestLimits, idempotency_key, read_body
+from proxy.middleware import RequestContext
 from proxy.wire import key_hash
 from tests.conftest import run
+from tests.contracts.models_kit import FLUX, order
 
 S = 1_000_000
 LIMITS = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=60.0)
@@ -78,6 +85,35 @@ def test_an_idempotency_key_is_the_same_text_however_a_client_sends_it() -> None
             assert idempotency_key(Headers(raw=[(b"idempotency-key", sent)])) == key_hash(text)
     with pytest.raises(ApiError, match="256 characters"):
         idempotency_key(Headers(raw=[(b"idempotency-key", ("ñ" * 256).encode())]))
+
+
+class Open(Wallet):
+    """One order, made by a gateway that lives and never ends it."""
+
+    def __init__(self) -> None:
+        super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
+
+    async def lives(self, org_id: str, owner: str) -> bool:
+        return True
+
+    async def stands(self, org_id: str, request_id: str) -> Stands:
+        return Stands(request_id, "open", "", 0, "owner")
+
+
+def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the margin in which every other answer is sent; after the deadline nobody listens."""
+    monkeypatch.setattr("proxy.images.JOIN_POLL_S", 0.01)
+    limits = replace(LIMITS, deadline_s=1.0)
+    nothing: Any = None
+    endpoint = ImagesEndpoint(
+        *(nothing,) * 3, Open(), *(nothing,) * 5, limits, refusal=nothing, price_book="", region="", topup_url=None
+    )
+    rate = RateState(1, 0, 0)
+    earlier = Admission(Verdict.EARLIER, 0, 0, rate, rate, 0, Stands("r", "open", "", 0, "owner"))
+    context = RequestContext()
+    with pytest.raises(ApiError, match="placed before"):
+        run(endpoint._earlier(context, order(FLUX), earlier, Caller("org", "key"), keyed=True))
+    assert time.monotonic() - context.started_s < limits.deadline_s
 
 
 def refused(asked: Request, limits: RequestLimits = LIMITS) -> Kind:
