@@ -39,8 +39,8 @@ from metering.wallet.wallet import Wallet
 from proxy.account import balance_fields
 from proxy.admin_models import ACTIONS, Action, KeyLimits, OrgLimits
 from proxy.errors import ApiError, Kind, wallet_away
-from proxy.images import RequestLimits, idempotency_key, read_body
 from proxy.middleware import context_of
+from proxy.requests import RequestLimits, idempotency_key, read_body
 from proxy.tokens import Actor, Role, Tokens, check_role
 
 ROLES: tuple[Role, ...] = ("admin",)

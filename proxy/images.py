@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from config.catalogue import Catalogue
@@ -31,18 +31,16 @@ from proxy.middleware import RequestContext, context_of
 from proxy.outcomes import reason_as_error
 from proxy.ports import Order
 from proxy.replies import Replies
+from proxy.requests import MOST_KEY_CHARACTERS, RequestLimits, idempotency_key, read_body
 from proxy.results import decode as decode_result
 from proxy.sandbox import Sandbox
-from proxy.wire import fingerprint, key_hash, parse_order
+from proxy.wire import fingerprint, parse_order
 
 JOIN_POLL_S = 0.2
 """How often a request that joined an order asks how that stands; an image takes seconds."""
 
 JOIN_RETRY_S = 5.0
 """A hint: the hold of an order whose gateway died runs out, and then its key is free."""
-
-MOST_KEY_CHARACTERS = 255
-"""Of an `Idempotency-Key`."""
 
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
@@ -63,15 +61,6 @@ class OrderHeaders(BaseModel):
 
 
 PLACED_BEFORE = "This order was placed before, and what came of it is not known yet; nothing more is charged."
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """Of one request: bytes of body and seconds that it may take to arrive, seconds until the reply is sent."""
-
-    body_bytes: int
-    body_s: float
-    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,46 +324,7 @@ def placed(headers: Headers, order: Order) -> Placed:
     return Placed(fingerprint(order), key_hash=key_hash)
 
 
-def idempotency_key(headers: Headers) -> str | None:
-    """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none.
-
-    It is the same key in UTF-8 and in Latin-1, which is how `fetch`, and so OpenAI's client for Node, sends it.
-    """
-    sent = headers.get("idempotency-key")
-    if sent is None:
-        return None
-    try:
-        key = sent.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        key = sent
-    if not 0 < len(key) <= MOST_KEY_CHARACTERS:
-        message = f"`Idempotency-Key` has {len(key)} characters; it must have from 1 to {MOST_KEY_CHARACTERS}."
-        raise ApiError(Kind.INVALID_REQUEST, message)
-    return key_hash(key)
-
-
 async def _gone(request: Request) -> None:
     """Returns when the client has hung up; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def read_body(request: Request, limits: RequestLimits) -> bytes:
-    """The whole body, within bounds of size and time. Raises ApiError 413 or 400."""
-    too_large = ApiError(Kind.TOO_LARGE, f"The body is larger than {limits.body_bytes} bytes.")
-    announced = request.headers.get("content-length", "0")
-    if announced.isascii() and announced.isdigit() and int(announced) > limits.body_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
-                    raise too_large
-    except TimeoutError:
-        message = f"The body did not arrive within {limits.body_s:g} seconds."
-        raise ApiError(Kind.INVALID_REQUEST, message) from None
-    except ClientDisconnect:
-        raise ApiError(Kind.INVALID_REQUEST, "The body broke off.") from None
-    return bytes(body)

@@ -65,7 +65,7 @@ from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
 from proxy.history import HistoryEndpoint
-from proxy.images import ImagesEndpoint, RequestLimits
+from proxy.images import ImagesEndpoint
 from proxy.jwks import Jwks
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
@@ -78,6 +78,7 @@ from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAcc
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
 from proxy.replies import Replies
+from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
 from proxy.server import cancel_all
 from proxy.spool import Spool

@@ -22,9 +22,9 @@ from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
 from proxy.app import _api_error
 from proxy.errors import ApiError
-from proxy.images import RequestLimits
 from proxy.middleware import RequestMiddleware
 from proxy.openapi import document
+from proxy.requests import RequestLimits
 from proxy.tokens import Issuer, Secret, Tokens, mint
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import MODELS, PLANS, Books, open_books

@@ -27,13 +27,14 @@ from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
 from proxy.generations import Delivery, Generations, Job
-from proxy.images import ImagesEndpoint, RequestLimits
+from proxy.images import ImagesEndpoint
 from proxy.lifecycle import Lifecycle
 from proxy.making import split
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.replies import Replies
+from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
 from proxy.storage.local import LocalStore
 from tests.conftest import run
