@@ -1,7 +1,9 @@
 """GET /v1/usage over real books: every grouping sums to the ledger's events, in Mexico days, as JSON and as CSV."""
 
+import asyncio
 import csv
 import io
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,11 +21,12 @@ from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.ports import ApiKey
 from metering.wallet.wallet import Caller
+from proxy import usage
 from proxy.app import _api_error
 from proxy.auth import Authenticator
 from proxy.errors import ApiError
 from proxy.middleware import RequestMiddleware
-from proxy.usage import MOST_DAYS, UsageEndpoint
+from proxy.usage import MOST_DAYS, UsageEndpoint, UsageReply, as_csv
 from tests.conftest import run
 from tests.e2e.kit import bearer
 from tests.integration.limits_kit import open_shop
@@ -165,6 +168,32 @@ def test_days_are_those_of_mexico_city(redis_url: str, ledger_url: str) -> None:
     run(work())
 
 
+LEAP_YEAR = {"from": "2036-01-01", "to": "2036-12-31"}
+
+
+def test_while_a_report_is_written_others_are_served(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest takes a second: in it the gateway's other requests go on."""
+    served_others = threading.Event()
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+
+        def written(reply: UsageReply) -> str:
+            loop.call_soon_threadsafe(served_others.set)
+            assert served_others.wait(10), "nothing else was done"
+            return as_csv(reply)
+
+        monkeypatch.setattr(usage, "as_csv", written)
+        async with open_books(redis_url, tmp_path / "l.db") as books, served(books) as client:
+            await customers(books)
+            reply = await ask(client, accept="text/csv", **LEAP_YEAR)
+            assert reply.text == "day,orders,images,cost_mxn\r\n"
+
+    run(work())
+
+
 BAD = [
     ({"from": "2036-11-01"}, "to", "missing"),
     ({"to": "2036-11-01"}, "from", "missing"),
@@ -193,7 +222,7 @@ def test_a_bad_value_is_named(redis_url: str, tmp_path: Path) -> None:
                 assert (reply.status_code, error["code"], error["param"]) == (400, "invalid_request_error", param)
                 assert f"`{param}`" in error["message"]
                 assert words in error["message"]
-            assert (await ask(client, **{"from": "2036-01-01", "to": "2036-12-31"})).status_code == 200
+            assert (await ask(client, **LEAP_YEAR)).status_code == 200
 
     run(work())
 
