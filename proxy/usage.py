@@ -34,6 +34,7 @@ from proxy.middleware import context_of
 MOST_DAYS = 366
 """A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
 
+_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 Group = Literal["day", "model", "key"]
@@ -84,7 +85,7 @@ class UsageQuery(BaseModel):
         if self.last < self.first:
             raise ValueError("lies before `from`")
         if (self.last - self.first).days >= MOST_DAYS:
-            raise ValueError(f"lies more than {MOST_DAYS} days after `from`, which is the most at once")
+            raise ValueError(f"makes more than {MOST_DAYS} days, which is the most at once")
         return self
 
 
@@ -222,6 +223,12 @@ def as_csv(reply: UsageReply) -> str:
 
 
 def _wants_csv(accept: str) -> bool:
-    """Is CSV named, and JSON not before it?"""
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    return next((kind == "text/csv" for kind in kinds if kind in ("text/csv", "application/json")), False)
+    """Of CSV and JSON, is CSV named with the higher weight, or first with the same?"""
+    best, chosen = 0.0, ""
+    for part in accept.lower().split(","):
+        kind, *parameters = (word.strip() for word in part.split(";"))
+        weights = [float(found[1]) for parameter in parameters if (found := _WEIGHT.fullmatch(parameter))]
+        weight = weights[0] if weights else 1.0
+        if kind in ("text/csv", "application/json") and weight > best:
+            best, chosen = weight, kind
+    return chosen == "text/csv"
