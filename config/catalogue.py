@@ -36,6 +36,8 @@ def _decimal(value: object) -> Decimal:
 
 
 PositiveDecimal = Annotated[Decimal, BeforeValidator(_decimal)]
+# Whole micro-MXN, and at most as many as a Redis script keeps exact.
+_Budget = Annotated[PositiveDecimal, PydanticField(decimal_places=6, le=Decimal("9007199254.740991"))]
 _PIXELS = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 Month = Annotated[str, PydanticField(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
 
@@ -214,7 +216,7 @@ class Plan(_Row):
     in_flight: _Limit | None = None
     images_per_day: _Quota | None = None
     images_per_month: _Quota | None = None
-    mxn_per_month: PositiveDecimal | None = None
+    mxn_per_month: _Budget | None = None
 
 
 class Plans(_Row):
@@ -249,7 +251,7 @@ def _parse(kind: type[RowT], path: Path) -> RowT:
         return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise CatalogueError(f"{path}: cannot be read: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CatalogueError(f"{path}: is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,6 +1,6 @@
 """The seam to the permanent record: what this layer asks of a ledger."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -155,7 +155,7 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What was charged of one model to one key on one day of Mexico City."""
+    """What was charged of one model to one key on one day of Mexico City; what it is a sum over is empty."""
 
     day: str
     model: str
@@ -261,7 +261,7 @@ class Ledger(Protocol):
 
     async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
     async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]: ...
-    async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]: ...
+    async def usage(self, org_id: str, first: str, last: str, by: Collection[str]) -> list[UsageRow]: ...
     async def notices(
         self, org_id: str, before: str, most: int, *, after: tuple[str, int, str, str] | None = None
     ) -> list[Notice]: ...

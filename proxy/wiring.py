@@ -49,7 +49,7 @@ from metering.journal import MOST_ENTRY_BYTES, Folder, Journal, JournalError, Pa
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
-from metering.money import parse_mxn
+from metering.money import MICRO
 from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
@@ -419,7 +419,7 @@ def _plans(settings: Settings) -> dict[str, Limits]:
             in_flight=plan.in_flight,
             images_per_day=plan.images_per_day,
             images_per_month=plan.images_per_month,
-            micro_mxn_per_month=None if plan.mxn_per_month is None else parse_mxn(f"{plan.mxn_per_month:f}"),
+            micro_mxn_per_month=None if plan.mxn_per_month is None else int(plan.mxn_per_month * MICRO),
         )
         for name, plan in read_plans(settings.plans).items()
     }

@@ -7,7 +7,7 @@ a race is simply begun again.
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -415,9 +415,10 @@ class SqlLedger(ABC):
         )
         return [Notice(*row) for row in rows]
 
-    async def usage(self, org_id: str, first: str, last: str) -> list[UsageRow]:
-        """What was charged from one day to another, both of Mexico City and both included."""
-        return [UsageRow(*row) for row in await self._rows("usage", org_id=org_id, first=first, last=last)]
+    async def usage(self, org_id: str, first: str, last: str, by: Collection[str]) -> list[UsageRow]:
+        """What was charged from one day to another, both of Mexico City and included, by any of day, model and key."""
+        asked = {f"by_{name}": name in by for name in ("day", "model", "key")}
+        return [UsageRow(*row) for row in await self._rows("usage", org_id=org_id, first=first, last=last, **asked)]
 
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
         """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""

@@ -280,7 +280,8 @@ async def all_is_given_back(books: Books, callers: list[Caller], serial: Serial)
         await expire(keys=[names.mark, names.busy], args=[ended_us, 10_000, 86_400])
     await drain(books)
     for caller in callers:
-        found, used = await counters(books, caller), await books.ledger.usage(caller.org_id, "2036-11-01", "2036-11-30")
+        found = await counters(books, caller)
+        used = await books.ledger.usage(caller.org_id, "2036-11-01", "2036-11-30", ("key",))
         assert nothing_open(found)
         for whose, scope in (("org", caller.org_id), ("key", caller.key_id)):
             rows = [row for row in used if scope in (caller.org_id, row.key_id)]

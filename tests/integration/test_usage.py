@@ -1,7 +1,9 @@
 """GET /v1/usage over real books: every grouping sums to the ledger's events, in Mexico days, as JSON and as CSV."""
 
+import asyncio
 import csv
 import io
+import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,11 +21,12 @@ from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.ports import ApiKey
 from metering.wallet.wallet import Caller
+from proxy import usage
 from proxy.app import _api_error
 from proxy.auth import Authenticator
 from proxy.errors import ApiError
 from proxy.middleware import RequestMiddleware
-from proxy.usage import MOST_DAYS, UsageEndpoint
+from proxy.usage import MOST_DAYS, UsageEndpoint, UsageReply, as_csv
 from tests.conftest import run
 from tests.e2e.kit import bearer
 from tests.integration.limits_kit import open_shop
@@ -165,6 +168,32 @@ def test_days_are_those_of_mexico_city(redis_url: str, ledger_url: str) -> None:
     run(work())
 
 
+LEAP_YEAR = {"from": "2036-01-01", "to": "2036-12-31"}
+
+
+def test_while_a_report_is_written_others_are_served(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest takes a second: in it the gateway's other requests go on."""
+    served_others = threading.Event()
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+
+        def written(reply: UsageReply) -> str:
+            loop.call_soon_threadsafe(served_others.set)
+            assert served_others.wait(10), "nothing else was done"
+            return as_csv(reply)
+
+        monkeypatch.setattr(usage, "as_csv", written)
+        async with open_books(redis_url, tmp_path / "l.db") as books, served(books) as client:
+            await customers(books)
+            reply = await ask(client, accept="text/csv", **LEAP_YEAR)
+            assert reply.text == "day,orders,images,cost_mxn\r\n"
+
+    run(work())
+
+
 BAD = [
     ({"from": "2036-11-01"}, "to", "missing"),
     ({"to": "2036-11-01"}, "from", "missing"),
@@ -173,7 +202,7 @@ BAD = [
     ({"from": "1782412958", "to": "2036-11-01"}, "from", "YYYY-MM-DD"),
     ({"from": "2036-1-1", "to": "2036-11-01"}, "from", "YYYY-MM-DD"),
     ({"from": "2036-11-02", "to": "2036-11-01"}, "to", "before"),
-    ({"from": "2035-11-01", "to": "2036-11-01"}, "to", str(MOST_DAYS)),
+    ({"from": "2035-11-01", "to": "2036-11-01"}, "to", f"makes more than {MOST_DAYS} days"),
     ({"group_by": "day,colour"}, "group_by", "colour"),
     ({"group_by": "day,day"}, "group_by", "twice"),
     ({"group_by": "day,"}, "group_by", "none of"),
@@ -193,13 +222,13 @@ def test_a_bad_value_is_named(redis_url: str, tmp_path: Path) -> None:
                 assert (reply.status_code, error["code"], error["param"]) == (400, "invalid_request_error", param)
                 assert f"`{param}`" in error["message"]
                 assert words in error["message"]
-            assert (await ask(client, **{"from": "2036-01-01", "to": "2036-12-31"})).status_code == 200
+            assert (await ask(client, **LEAP_YEAR)).status_code == 200
 
     run(work())
 
 
 def test_a_parameter_that_is_given_twice_and_a_key_that_is_none(redis_url: str, tmp_path: Path) -> None:
-    """400 names it; without a key, or with a revoked one, it is 401; JSON where it is named before CSV."""
+    """400 names it; without a key, or with a revoked one, 401; CSV where it is named, JSON with no higher weight."""
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books, served(books) as client:
@@ -211,6 +240,9 @@ def test_a_parameter_that_is_given_twice_and_a_key_that_is_none(redis_url: str, 
                 ("text/csv", "text/csv; charset=utf-8"),
                 ("TEXT/CSV;q=0.9, */*", "text/csv; charset=utf-8"),
                 ("application/json, text/csv", "application/json"),
+                ("application/json;q=0.5, text/csv", "text/csv; charset=utf-8"),
+                ("text/csv; q=0.8, application/json; charset=utf-8; q=0.9", "application/json"),
+                ("text/csv;q=0, */*", "application/json"),
                 ("", "application/json"),
             ):
                 assert (await ask(client, accept=accept)).headers["content-type"] == kind

@@ -77,11 +77,15 @@ def test_two_different_books_never_share_a_version(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
-    """Missing, or no TOML."""
+    """Missing, no TOML, or no UTF-8."""
     with pytest.raises(CatalogueError, match="cannot be read"):
         read_catalogue(tmp_path / "absent.toml")
     with pytest.raises(CatalogueError, match="is not TOML"):
         read_plans(written(tmp_path, "plans ="))
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes("# al año".encode("latin-1"))
+    with pytest.raises(CatalogueError, match=r"^GHUB_PLANS: .*latin\.toml: is not TOML"):
+        read_plans(latin)
 
 
 def test_plans_have_a_default_and_limits_above_zero(tmp_path: Path) -> None:
@@ -90,6 +94,15 @@ def test_plans_have_a_default_and_limits_above_zero(tmp_path: Path) -> None:
         read_plans(written(tmp_path, "[plans.other]\nrequests_per_minute = 1\nimages_per_minute = 1"))
     with pytest.raises(CatalogueError, match="requests_per_minute"):
         read_plans(written(tmp_path, "[plans.default]\nrequests_per_minute = 0\nimages_per_minute = 1"))
+
+
+@pytest.mark.parametrize("mxn", ["0.0000001", "5.1234567", "9007199254.740992", "99999999999", "NaN", "-1.00"])
+def test_a_plans_budget_is_an_amount_that_can_be_counted(tmp_path: Path, mxn: str) -> None:
+    """Whole micro-MXN, and no more of them than a script keeps exact; otherwise the field is named."""
+    text = "[plans.default]\nrequests_per_minute = 1\nimages_per_minute = 1\nmxn_per_month = "
+    with pytest.raises(CatalogueError, match=r"plans\.default\.mxn_per_month"):
+        read_plans(written(tmp_path, f'{text}"{mxn}"'))
+    assert read_plans(written(tmp_path, f'{text}"5000.0000000"'))["default"].mxn_per_month == 5000
 
 
 @pytest.mark.parametrize("month", ["2026-13", "2026-1", "26-11"])
