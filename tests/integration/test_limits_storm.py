@@ -295,7 +295,7 @@ async def prepare(books: Books) -> tuple[list[Caller], Serial]:
     callers, serial = [], Serial({}, defaultdict(dict))
     tight = [
         {"in_flight": 60, "images_per_day": 150},
-        {"images_per_month": 250},
+        {"images_per_month": 150},
         {"micro_mxn_per_month": 240 * UNIT},
         {},
     ]
@@ -307,7 +307,7 @@ async def prepare(books: Books) -> tuple[list[Caller], Serial]:
         serial.limits[first.org_id] = limits
         of_keys = [
             {"in_flight": 25 + number, "images_per_day": 30},
-            {"images_per_month": 80},
+            {"images_per_month": 40},
             {"micro_mxn_per_month": 60 * UNIT},
         ]
         callers.append(first)
