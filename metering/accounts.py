@@ -168,8 +168,10 @@ class Accounts:
             raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
         if not _CREDIT_ID.fullmatch(credit_id):
             raise WrongField("id", "1 to 128 visible ASCII characters")
-        if micro_mxn == 0 or (micro_mxn < 0 and kind != "adjustment"):
-            raise WrongField("mxn", f"{format_mxn(micro_mxn)} cannot be a {kind}; only an adjustment may be negative")
+        if micro_mxn == 0:
+            raise WrongField("mxn", "0.00 changes nothing; name an amount")
+        if micro_mxn < 0 and kind != "adjustment":
+            raise WrongField("mxn", f"{format_mxn(micro_mxn)} is negative, and only an adjustment may be")
         org = await self._ledger.org(ref)
         act = self._act("credit.add", credit_id, org.org_id, type=kind, mxn=format_mxn(micro_mxn))
         added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now(), act)  # type: ignore[arg-type]  # checked above

@@ -114,10 +114,10 @@ def test_a_bad_name_is_refused(redis_url: str, tmp_path: Path, name: str) -> Non
         ("a b", "bonus", 1, "visible ASCII"),
         ("á", "bonus", 1, "visible ASCII"),
         ("x" * 129, "bonus", 1, "visible ASCII"),
-        ("c", "recharge", 0, "cannot be"),
-        ("c", "adjustment", 0, "cannot be"),
-        ("c", "recharge", -1, "cannot be"),
-        ("c", "refund", -1, "cannot be"),
+        ("c", "recharge", 0, "changes nothing"),
+        ("c", "adjustment", 0, "changes nothing"),
+        ("c", "recharge", -1, "only an adjustment"),
+        ("c", "refund", -1, "only an adjustment"),
     ],
 )
 def test_a_bad_credit_is_refused(
