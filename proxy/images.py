@@ -146,7 +146,7 @@ class ImagesEndpoint:
     async def _admit(
         self, context: RequestContext, caller: Caller, order: Order, placed: Placed
     ) -> tuple[Admission, _Held]:
-        """Price the order and set its price aside; every denial is an ApiError, and wrote nothing."""
+        """Price the order and set its price aside; every denial is an ApiError, and took nothing."""
         hold_id = str(context.request_id)
         life_s = hold_life_s(self._deadline_s(order))
         try:
@@ -318,9 +318,8 @@ def placed(headers: Headers, order: Order) -> Placed:
     key_hash = idempotency_key(headers)
     if key_hash is None:
         tries = headers.get("x-stainless-retry-count", "")
-        return Placed(
-            fingerprint(order), tries=int(tries) if tries.isascii() and tries.isdigit() and len(tries) < 3 else 0
-        )
+        counted = tries.isascii() and tries.isdigit() and len(tries) < 3
+        return Placed(fingerprint(order), tries=int(tries) if counted else None)
     return Placed(fingerprint(order), key_hash=key_hash)
 
 

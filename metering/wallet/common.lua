@@ -29,6 +29,32 @@ end
 -- What one of an organisation's keys may do, and what it has used.
 local function access_of(key_id) return P .. ':access:' .. key_id end
 
+-- The tries of an SDK that are awaited because the one before was refused or failed, so that they repeat no order which
+-- was placed before: how many there are of the same order and count, and since when. A hash for each API key.
+local MOST_AWAITED = 1000
+local function awaited_of(key_id) return P .. ':awaited:' .. key_id end
+
+local function awaited(key_id, count, fingerprint, now_us, recent_us)
+  local stored = redis.call('HGET', awaited_of(key_id), count .. ' ' .. fingerprint) or ''
+  local n, since_us = string.match(stored, '^(%d+) (%d+)$')
+  if not n or tonumber(since_us) < now_us - recent_us then return 0, 0 end
+  return tonumber(n), tonumber(since_us)
+end
+
+local function set_awaited(key_id, count, fingerprint, n, since_us)
+  local field = count .. ' ' .. fingerprint
+  if n == 0 then redis.call('HDEL', awaited_of(key_id), field)
+  else redis.call('HSET', awaited_of(key_id), field, string.format('%d %.0f', n, since_us)) end
+end
+
+-- One more. Of a key with very many different orders the earlier are forgotten.
+local function await_try(key_id, count, fingerprint, now_us, recent_us)
+  local n = awaited(key_id, count, fingerprint, now_us, recent_us)
+  if redis.call('HLEN', awaited_of(key_id)) >= MOST_AWAITED then redis.call('DEL', awaited_of(key_id)) end
+  set_awaited(key_id, count, fingerprint, n + 1, now_us)
+  redis.call('PEXPIRE', awaited_of(key_id), math.ceil(recent_us / 1000))
+end
+
 -- May a key use this model? `models`: those that it may, between spaces; empty or absent for all.
 local function allows(models, model)
   return (models or '') == '' or string.find(' ' .. models .. ' ', ' ' .. model .. ' ', 1, true) ~= nil

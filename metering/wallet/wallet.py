@@ -98,12 +98,13 @@ class RateState:
 class Placed:
     """How an order was placed: what makes it the same as another, and what says that it may be one again.
 
-    `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count.
+    `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count, and
+    None where no SDK counts.
     """
 
     fingerprint: str
     key_hash: str | None = None
-    tries: int = 0
+    tries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,10 +211,10 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
-        self._admit = load_script(redis, "admit_v2")
+        self._admit = load_script(redis, "admit_v3")
         self._sandbox = load_script(redis, "sandbox_v1")
         self._settle = load_script(redis, "settle_v1")
-        self._void = load_script(redis, "void_v1")
+        self._void = load_script(redis, "void_v2")
         self._replay = load_script(redis, "replay_v2")
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v1")
@@ -250,7 +251,7 @@ class Wallet:
     async def admit(
         self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
     ) -> Admission:
-        """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial writes nothing.
+        """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial takes nothing.
 
         EARLIER: it is an order that was placed before, and counts as a request only.
 
@@ -290,7 +291,7 @@ class Wallet:
                     placed.fingerprint,
                     int(placed.key_hash is not None),
                     self._limits.remember_s,
-                    placed.tries,
+                    -1 if placed.tries is None else placed.tries,
                     int(RECENT_S * 1_000_000),
                     owner,
                     quote.price.model,
@@ -429,10 +430,11 @@ class Wallet:
         )
         return self._closing(names.partition, _SETTLED, reply)
 
-    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
+    async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
 
-        Its idempotency key may be used again, unless nobody knows what became of it upstream.
+        Its idempotency key may be used again, unless nobody knows what became of it upstream. `comes_again`: its client
+        is told to try again, or got no answer; an SDK's next try repeats none of the orders that are the same.
         """
         names, frees = keys.OrgKeys(org_id), int(reason not in UNKNOWN)
         reply = await self._ask(
@@ -440,7 +442,8 @@ class Wallet:
             self._void(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
-                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, frees],
+                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, frees]
+                + [int(RECENT_S * 1_000_000) if comes_again else 0],
             ),
         )
         return self._closing(names.partition, _VOIDED, reply)

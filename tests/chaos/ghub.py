@@ -25,7 +25,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
     ),
     # A void that comes after a charge gives the money back all the same.
     "first-close": (
-        "void_v1",
+        "void_v2",
         "local before = redis.call('GET', KEYS[6])\n",
         """local before = redis.call('GET', KEYS[6])
         if before and string.match(before, '^charge:') then
@@ -38,7 +38,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
         """,
     ),
     # An order that is placed again under its key is placed twice.
-    "retries": ("admit_v2", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
+    "retries": ("admit_v3", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""

@@ -128,6 +128,7 @@ class ScriptedWallet(Wallet):
         self.voids_away = False
         self.charges: list[tuple[int, tuple[StoredImage, ...]]] = []
         self.voids: list[str] = []
+        self.awaited: list[bool] = []
 
     async def settle(
         self,
@@ -160,13 +161,14 @@ class ScriptedWallet(Wallet):
             return Replay.NOW
         return Replay.CHARGED
 
-    async def void(self, org_id: str, request_id: str, reason: str) -> Closing:
+    async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         if self.voids_away:
             raise WalletAway
         if self.charges:
             return Closing(Close.CHARGED, self.now_us(), 7)
         if not self.voids:
             self.voids.append(reason)
+            self.awaited.append(comes_again)
         return Closing(Close.VOIDED, self.now_us(), 7)
 
 

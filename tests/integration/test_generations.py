@@ -414,6 +414,23 @@ def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
         ended = await generate(wallet, tmp_path, ScriptedProvider(then=failure), job(order()))
         assert ended.error is not None and ended.error.kind is kind
         assert (wallet.voids, wallet.settlements, files(tmp_path)) == ([reason], 0, set())
+        assert wallet.awaited == [ended.error.retry] == [reason == "rate_limited"]
+
+    run(work())
+
+
+def test_the_next_try_of_a_client_that_is_gone_is_awaited_where_its_order_fails(tmp_path: Path) -> None:
+    """Whatever it would have been told."""
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order())
+        provider = ScriptedProvider(then=Failure(Outcome.CONTENT_POLICY))
+        async with generations(wallet, LocalStore(tmp_path), {"fal": provider}) as making:
+            generation = making.start(asked)
+            making.client_gone(asked)
+            with pytest.raises(ApiError):
+                await generation
+        assert (wallet.voids, wallet.awaited) == (["content_policy"], [True])
 
     run(work())
 

@@ -402,6 +402,130 @@ def test_a_retry_claims_only_what_its_own_api_key_placed(redis_url: str, tmp_pat
     check(redis_url, tmp_path, work)
 
 
+# --- a retry of what was refused --------------------------------------------------------------------------------------
+
+
+REFUSALS: list[tuple[dict[str, int | None], Verdict]] = [
+    ({"in_flight": 1}, Verdict.FLIGHT),
+    ({"requests_per_minute": 1}, Verdict.REQUESTS),
+    ({"images_per_minute": 1}, Verdict.IMAGES),
+]
+"""One order fits, and whoever is refused another is told to ask again."""
+
+
+@pytest.mark.parametrize(("limits", "denial"), REFUSALS, ids=[verdict.name for _, verdict in REFUSALS])
+def test_a_retry_of_what_was_refused_is_an_order_of_its_own(
+    limits: dict[str, int | None], denial: Verdict, redis_url: str, tmp_path: Path
+) -> None:
+    """Two of the same are refused, once and once more: both are made at last. A third retry finds an earlier one."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, limits)
+        assert (await books.admit(caller, "made", pinned(), again(0))).verdict is Verdict.ADMITTED
+        for count in (0, 1):
+            for name in "ab":
+                assert (await books.admit(caller, name, pinned(), again(count))).verdict is denial
+        await books.accounts.set_limits(caller.org_id, {name: 60 for name in limits})
+        books.wallet.at(NOW_US + 60 * SECOND_US)
+        for name in "ab":
+            assert (await books.admit(caller, name, pinned(), again(2))).verdict is Verdict.ADMITTED
+        assert given(await books.admit(caller, "lost", pinned(), again(2))) == "made"
+
+    check(redis_url, tmp_path, work)
+
+
+def test_a_lost_order_is_found_among_refused_ones(redis_url: str, tmp_path: Path) -> None:
+    """Whose client is gone goes first, whichever of both asks; and the other is made."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
+        await books.admit(caller, "lost", pinned(), again(0))
+        await books.wallet.client_gone(caller.org_id, "lost")
+        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.FLIGHT
+        await books.accounts.set_limits(caller.org_id, {"in_flight": 2})
+        answers = [await books.admit(caller, name, pinned(), again()) for name in "ab"]
+        assert [given(answer) for answer in answers] == ["lost", None]
+        assert answers[1].verdict is Verdict.ADMITTED
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_retry_of_what_failed_is_an_order_of_its_own(told: bool, redis_url: str, tmp_path: Path) -> None:
+    """Beside one of the same that was delivered; where its client is told that there is no use, nothing is awaited."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        for name in ("made", "failed"):
+            await books.admit(caller, name, pinned(), again(0))
+        await books.settle(caller, "made")
+        await books.wallet.void(caller.org_id, "failed", "busy", comes_again=told)
+        answers = [await books.admit(caller, name, pinned(), again()) for name in "ab"]
+        assert [given(answer) for answer in answers] == ([None, "made"] if told else ["made", None])
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("limits", "images", "placed", "denial"),
+    [
+        ({"in_flight": 1}, 1, Placed("order"), Verdict.FLIGHT),
+        ({"in_flight": 1}, 1, Placed("order", key_hash="other", tries=0), Verdict.FLIGHT),
+        ({"in_flight": 1}, 2, again(0), Verdict.FLIGHT),
+        ({"images_per_minute": 1}, 2, again(0), Verdict.IMAGES),
+        ({"images_per_day": 1}, 1, again(0), Verdict.DAY),
+        ({"images_per_month": 1}, 1, again(0), Verdict.MONTH),
+        ({"micro_mxn_per_month": UNIT}, 1, again(0), Verdict.BUDGET),
+        ({}, 1000, again(0), Verdict.BALANCE),
+    ],
+)
+def test_a_refusal_after_which_no_sdk_comes_again_writes_nothing(
+    limits: dict[str, int | None], images: int, placed: Placed, denial: Verdict, redis_url: str, tmp_path: Path
+) -> None:
+    """None that counts, a key of its own, an order that never fits, a quota, the balance."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, limits)
+        await books.admit(caller, "made", pinned(), again(0))
+        before = dump(redis_url)
+        assert (await books.admit(caller, "refused", pinned(images), placed)).verdict is denial
+        assert dump(redis_url) == before
+
+    check(redis_url, tmp_path, work)
+
+
+@pytest.mark.parametrize(("after_us", "made"), [(RECENT_US, True), (RECENT_US + 1, False)])
+def test_a_refusal_is_remembered_for_three_minutes(after_us: int, made: bool, redis_url: str, tmp_path: Path) -> None:
+    """To the microsecond; then a retry is taken for one of an order that was placed meanwhile."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
+        await books.admit(caller, "a", pinned(), again(0), life_s=100)
+        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.FLIGHT
+        books.wallet.at(NOW_US + 150 * SECOND_US)
+        await books.admit(caller, "b", pinned(), again(0))
+        await books.settle(caller, "b")
+        books.wallet.at(NOW_US + after_us)
+        assert given(await books.admit(caller, "again", pinned(), again())) == (None if made else "b")
+
+    check(redis_url, tmp_path, work)
+
+
+def test_refusals_are_remembered_within_bounds(redis_url: str, tmp_path: Path) -> None:
+    """Of 1,500 different orders that one key was refused, no more than a thousand."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
+        await books.admit(caller, "made", pinned(), again(0))
+        for number in range(1500):
+            placed = again(0, fingerprint=f"order-{number}")
+            assert (await books.admit(caller, "refused", pinned(), placed)).verdict is Verdict.FLIGHT
+            if number in (999, 1000):
+                kept = int(await books.redis.hlen(f"{{p{keys.partition_of(caller.org_id)}}}:awaited:{caller.key_id}"))
+                assert kept == (1000 if number == 999 else 1)
+
+    check(redis_url, tmp_path, work)
+
+
 @pytest.mark.parametrize(("after_us", "claimed"), [(RECENT_US, True), (RECENT_US + 1, False)])
 def test_the_window_of_a_claim(after_us: int, claimed: bool, redis_url: str, tmp_path: Path) -> None:
     """Three minutes from the admission, to the microsecond (18)."""

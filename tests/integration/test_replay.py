@@ -140,6 +140,26 @@ def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two(redis
     run(work())
 
 
+def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tmp_path: Path) -> None:
+    """It was never let in before: what a journal says of another of the same is charged beside it."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "ledger.db") as books:
+            caller = await books.org(mxn="50.00")
+            await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
+            await books.admit(caller, "other")
+            refused = await books.admit(caller, "refused", placed=Placed("same", tries=0))
+            assert refused.verdict is Verdict.FLIGHT
+            await books.settle(caller, "other")
+            assert (await books.admit(caller, "retry", placed=Placed("same", tries=1))).verdict is Verdict.ADMITTED
+            await books.settle(caller, "retry")
+            lost = answered(caller, "lost", 1, Placed("same"), client_gone=True)
+            assert await books.wallet.replay(lost) is Replay.NOW
+            assert (await books.cut(caller)).charged_micro_mxn == 3 * UNIT
+
+    run(work())
+
+
 def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_url: str, tmp_path: Path) -> None:
     """Without a key nobody knows whether a retry stands for it: only where its client was gone is it given up (11)."""
 

@@ -7,6 +7,7 @@
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class Order:
     """One order as the wallet knows it: `open`, `run out` (and nobody wrote it down yet), or its end.
 
     `served`: a replay found another charged for it. `remembered`: the wallet has its result, and not the ledger alone.
-    `lost`: Redis forgot its admission, so an SDK's retry does not find it.
+    `lost`: Redis forgot its admission, so an SDK's retry does not find it. `tries`: an SDK's own count, without a key.
     """
 
     placing: Placing
@@ -107,6 +108,7 @@ class Order:
     served: bool = False
     remembered: bool = True
     lost: bool = False
+    tries: int | None = None
 
 
 @dataclass
@@ -123,6 +125,8 @@ class Model:
     booked: int = 0
     under_key: dict[str, str] = field(default_factory=dict)
     ran_as_new: dict[tuple[int, str], str] = field(default_factory=dict)
+    awaited: Counter[tuple[int, str, int]] = field(default_factory=Counter)
+    awaited_us: dict[tuple[int, str, int], int] = field(default_factory=dict)
     requests: int = 0
     images: int = 0
     placings: dict[str, Placing] = field(default_factory=dict)
@@ -209,7 +213,10 @@ class Model:
         return request if self.known(request) not in (None, "expiry") else None
 
     def claimable(self, api_key: int, fingerprint: str, tries: int) -> set[str]:
-        """What an SDK's retry may be given: its own kind, of late, unclaimed; the gone ones alone if there are (18)."""
+        """What an SDK's retry may be given: its own kind, of late, unclaimed; the gone ones alone if there are (18).
+
+        And only those where a retry is awaited of what was refused or failed.
+        """
         found = {
             request
             for request, order in self.orders.items()
@@ -220,7 +227,18 @@ class Model:
             and tries not in order.claims
             and not order.lost
         }
-        return {request for request in found if self.orders[request].gone} or found
+        gone = {request for request in found if self.orders[request].gone}
+        return gone if gone or self.still_awaited((api_key, fingerprint, tries)) else found
+
+    def still_awaited(self, tried: tuple[int, str, int]) -> int:
+        """Tries of this count of an order of this API key that follow one which was refused or failed of late."""
+        late = self.now_us - self.awaited_us.get(tried, -1) <= RECENT_S * SECOND_US
+        return self.awaited[tried] if late else 0
+
+    def await_try(self, api_key: int, fingerprint: str, tries: int) -> None:
+        """Its SDK was told to ask again."""
+        tried = api_key, fingerprint, tries + 1
+        self.awaited[tried], self.awaited_us[tried] = self.still_awaited(tried) + 1, self.now_us
 
     def replay(self, request: str, placing: Placing, images: int) -> Replay:
         """A journal says that it was answered 200: charged once, or never where another was for it (8, 13, 19)."""
@@ -257,7 +275,7 @@ class Model:
     def lose_everything(self) -> None:
         """Redis forgets. What the ledger has stays true, and nothing else is known."""
         del self.events[self.booked :]
-        self.orders, self.under_key, self.ran_as_new = {}, {}, {}
+        self.orders, self.under_key, self.ran_as_new, self.awaited = {}, {}, {}, Counter()
         self.look_us = None
         self.requests = self.images = 0
         self.told = set(self.told_for_good)
@@ -367,7 +385,7 @@ class WalletMachine(RuleBasedStateMachine):
     def admit_under_a_key(self, images: int, life_s: int, key: str, fingerprint: str) -> None:
         self.place(images, life_s, 0, Placed(fingerprint, key_hash=key))
 
-    @rule(images=IMAGES, tries=st.integers(1, 2), api_key=API_KEYS, fingerprint=FINGERPRINTS)
+    @rule(images=IMAGES, tries=st.integers(0, 2), api_key=API_KEYS, fingerprint=FINGERPRINTS)
     def admit_again(self, images: int, tries: int, api_key: int, fingerprint: str) -> None:
         self.place(images, 30, api_key, Placed(fingerprint, tries=tries))
 
@@ -383,6 +401,10 @@ class WalletMachine(RuleBasedStateMachine):
             earlier = {before} if before else set()
         else:
             earlier = model.claimable(api_key, placed.fingerprint, placed.tries) if placed.tries else set()
+        came_again = 0
+        if placed.tries and not earlier:
+            came_again = model.still_awaited((api_key, placed.fingerprint, placed.tries))
+            model.awaited[api_key, placed.fingerprint, placed.tries] -= bool(came_again)
         caller, price, hold = self.callers[api_key], pinned(images), self.id(request)
         opened = self.opened(request, Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us))
         answer = self.do(self.books.wallet.admit(caller, hold, price, opened, placed, life_s=life_s, owner="test"))
@@ -400,18 +422,22 @@ class WalletMachine(RuleBasedStateMachine):
             assert answer.verdict is Verdict.BALANCE
         elif (refusal := model.refusal(images, api_key)) is not None:
             assert (answer.verdict, answer.whose, answer.limit, answer.used) == refusal
+            if placed.tries is not None and answer.verdict is Verdict.FLIGHT and images <= answer.limit:
+                model.await_try(api_key, placed.fingerprint, placed.tries)
         else:
             assert answer.verdict is Verdict.ADMITTED
             model.write_expiries()
             expires_us = model.now_us + life_s * SECOND_US
             placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
-            self.placings[request], model.orders[request] = placing, Order(placing, expires_us)
+            order = Order(placing, expires_us, tries=None if placed.key_hash else placed.tries)
+            self.placings[request], model.orders[request] = placing, order
             model.look_us = min(model.look_us or expires_us, expires_us)
             model.requests, model.images = model.requests + 1, model.images + images
             if placed.key_hash:
                 model.under_key[placed.key_hash] = request
             elif placed.tries:
-                model.ran_as_new[api_key, placed.fingerprint] = request
+                if not came_again:
+                    model.ran_as_new[api_key, placed.fingerprint] = request
                 # A retry of the same count belongs to another order that was lost.
                 model.orders[request].claims.update(range(1, placed.tries + 1))
         assert answer.available_micro_mxn == model.available
@@ -454,12 +480,13 @@ class WalletMachine(RuleBasedStateMachine):
             wanted = Close.REFUSED
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
 
-    @rule(latest=LATEST, frees=st.booleans())
-    def void(self, latest: int, frees: bool) -> None:
+    @rule(latest=LATEST, frees=st.booleans(), again=st.booleans())
+    def void(self, latest: int, frees: bool, again: bool) -> None:
         request = self.request(latest)
         model = self.model
         stands = model.orders[request].stands if request in model.orders else None
-        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), "model" if frees else "fault"))
+        reason = "model" if frees else "fault"
+        closing = self.do(self.books.wallet.void(self.org_id, self.id(request), reason, comes_again=again))
         if stands in ("charge", "void", "expiry"):
             wanted = Close.CHARGED if stands == "charge" else Close.VOIDED
         elif stands is None:
@@ -467,7 +494,9 @@ class WalletMachine(RuleBasedStateMachine):
         else:
             wanted = Close.VOIDED
             model.end(request, "void")
-            key = model.orders[request].placing.key
+            key, tries = model.orders[request].placing.key, model.orders[request].tries
+            if again and tries is not None:
+                model.await_try(model.orders[request].placing.api_key, model.orders[request].placing.fingerprint, tries)
             if frees and key and model.under_key.get(key) == request:
                 del model.under_key[key]
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
@@ -505,7 +534,7 @@ class WalletMachine(RuleBasedStateMachine):
         """A gateway dies with an answer in its journal; its client gets another; then the journal is found."""
         self.place(images, 30, 0, Placed(fingerprint, key))
         self.pass_time(40)
-        self.place(images, 30, 0, Placed(fingerprint, key, tries=0 if key else 1))
+        self.place(images, 30, 0, Placed(fingerprint, key, tries=None if key else 1))
         self.settle(0, images, in_time=True)
         self.replay(1, images, twice=True)
 
@@ -515,6 +544,30 @@ class WalletMachine(RuleBasedStateMachine):
         for _ in range(2):
             self.place(images, 60, 0, Placed(fingerprint))
         self.client_gone(gone)
+        for _ in range(2):
+            self.place(images, 60, 0, Placed(fingerprint, tries=1))
+
+    @rule(scope=st.sampled_from(["org", 0]), images=st.integers(1, 2), gone=st.booleans(), fingerprint=FINGERPRINTS)
+    def refused_and_repeated(self, scope: Scope, images: int, gone: bool, fingerprint: str) -> None:
+        """The same order twice, of which the second has no room yet; now and then the first is lost."""
+        self.limit(scope, "in_flight", images, lifted=False)
+        self.place(images, 30, 0, Placed(fingerprint, tries=0))
+        if gone:
+            self.client_gone(0)
+        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.limit(scope, "in_flight", 0, lifted=True)
+        self.repeat(images, fingerprint)
+
+    @rule(images=IMAGES, fails=st.integers(0, 1), again=st.booleans(), fingerprint=FINGERPRINTS)
+    def failed_and_repeated(self, images: int, fails: int, again: bool, fingerprint: str) -> None:
+        """The same order twice, of which one fails."""
+        for _ in range(2):
+            self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.void(fails, frees=True, again=again)
+        self.repeat(images, fingerprint)
+
+    def repeat(self, images: int, fingerprint: str) -> None:
+        """Both are asked for again."""
         for _ in range(2):
             self.place(images, 60, 0, Placed(fingerprint, tries=1))
 

@@ -1,14 +1,15 @@
--- Opens a hold, or says why not. Reads all, decides, writes all; a denial writes nothing.
+-- Opens a hold, or says why not. Reads all, decides, writes all; a denial takes nothing.
 --
 -- An order that is placed again is not placed twice: one with an idempotency key, and one that an SDK repeats by itself
 -- (`tries` counts from 1), is told which earlier order it is, and how that stands. That counts as a request, and no more.
+-- What an SDK tries again because it was refused is none of those: a denial that has it come again says so, and no more.
 -- KEYS  1 mark  2 wallet  3 the key's access  4 open holds  5 hold  6 events  7 busy  8 closed
 --       9 once: the idempotency key's record  10 recent: orders that an SDK may repeat, by admission
 --       11 retried: the last retry of an SDK that ran as new
 -- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
 --       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
 --       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
---       18 tries of the SDK before this one  19 recent_us: how long an SDK's retry finds its order  20 owner
+--       18 tries of the SDK before this one, -1 where none counts them  19 recent_us: how long an SDK's retry finds its order  20 owner
 --       21 model  22 day  23 month
 -- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us (of a
 --       quota the rates' part, at least 1; 0: no wait helps), earlier order, its end (`open`, or `ending:amount:reason`), its owner,
@@ -24,7 +25,7 @@ local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
 local images, amount, life = whole(8, 1), whole(9, 1), whole(10, 1)
 local most_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
 local opened, fingerprint, keyed, once_s = ARGV[14], ARGV[15], whole(16, 0), whole(17, 1)
-local tries, recent_us, owner = whole(18, 0), whole(19, 1), ARGV[20]
+local tries, recent_us, owner = whole(18, -1), whole(19, 1), ARGV[20]
 local model, day, month = ARGV[21], ARGV[22], ARGV[23]
 
 local function reply(code) return { code, now, 0, 0, 0, 0, 0, 0, 0, 0, '', '', '', '', 0, 0 } end
@@ -41,16 +42,16 @@ end
 
 local MOST_LOOKED_AT = 500
 
--- The first of the same orders of late that no retry of this count has claimed yet: those whose client is gone first.
--- What failed is not given again.
-local function claimable()
+-- The first of the same orders of late that no retry of this count has claimed yet: those whose client is gone first,
+-- and only those where such a try is awaited. What failed is not given again.
+local function claimable(is_awaited)
   local kept, stands_kept
   for _, earlier in ipairs(redis.call('ZRANGEBYSCORE', KEYS[10], now - recent_us, '+inf', 'LIMIT', 0, MOST_LOOKED_AT)) do
     local stands = standing(org, earlier, now)
     local claims = redis.call('HMGET', P .. ':claims:' .. earlier, tries, 'gone')
     if stands and (stands == 'open' or string.match(stands, '^charge:')) and not claims[1] then
       if claims[2] then return earlier, stands end
-      if not kept then kept, stands_kept = earlier, stands end
+      if not kept and not is_awaited then kept, stands_kept = earlier, stands end
     end
   end
   return kept, stands_kept
@@ -107,8 +108,12 @@ if not of_org.requests or not of_org.images then return reply(AWAY) end
 local requests, requests_of = tighter('requests')
 local pictures, pictures_of = tighter('images')
 local earlier, stands, differs
+local awaited_tries, since_us = 0, 0
 if keyed == 1 then earlier, stands, differs = under_key()
-elseif tries > 0 then earlier, stands = claimable() end
+elseif tries > 0 then
+  awaited_tries, since_us = awaited(key_id, tries, fingerprint, now, recent_us)
+  earlier, stands = claimable(awaited_tries > 0)
+end
 
 -- How long the rates have it wait, whatever else refuses; for ever where the order alone is above any limit.
 local wait = math.max(requests.over, pictures.over)
@@ -170,14 +175,15 @@ if code == ADMITTED then
   keep_usage(of_org.use, 'available', available, 'held', held + amount, unpack(moved(of_org, rates)))
   keep_usage(of_key.use, 'used_us', now, unpack(moved(of_key, rates)))
   redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
-    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month, unpack(keyed == 1 and { 'once', KEYS[9] } or {}))
+    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month, unpack(keyed == 1 and { 'once', KEYS[9] }
+      or tries >= 0 and { 'tried', tries .. ' ' .. fingerprint } or {}))
   if keyed == 1 then
     redis.call('SET', KEYS[9], request .. ' ' .. fingerprint, 'EX', once_s)
   else
     redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now - recent_us)
     redis.call('ZADD', KEYS[10], now, request)
     redis.call('PEXPIRE', KEYS[10], math.ceil(recent_us / 1000))
-    if tries > 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
+    if tries > 0 and awaited_tries == 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
     -- A retry that runs as new can be repeated by a later try only: one of the same count belongs to another order.
     for count = 1, tries do
       redis.call('HSET', P .. ':claims:' .. request, count, now)
@@ -195,6 +201,13 @@ elseif code == EARLIER then
     redis.call('HSET', P .. ':claims:' .. earlier, tries, now)
     redis.call('PEXPIRE', P .. ':claims:' .. earlier, math.ceil(recent_us / 1000))
   end
+end
+
+if keyed == 0 and not earlier then
+  if awaited_tries > 0 then set_awaited(key_id, tries, fingerprint, awaited_tries - 1, since_us) end
+  local by_a_rate = (code == REQUESTS or code == IMAGES) and retry > 0
+  local by_room = code == HOLDS or code == BACKLOG or code == FLIGHT and images <= limit
+  if tries >= 0 and (by_a_rate or by_room) then await_try(key_id, tries + 1, fingerprint, now, recent_us) end
 end
 
 -- What was not taken is left as before.
