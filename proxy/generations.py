@@ -306,7 +306,7 @@ class Generations:
     async def _void(self, job: Job, failure: Failure) -> None:
         ENDS.labels(job.order.model_id, failure.outcome.reason).inc()
         try:
-            again = failure.as_error().retry or job.hold_id in self._without_client
+            again = failure.as_error().retry
             await self._wallet.void(job.caller.org_id, job.hold_id, failure.outcome.reason, comes_again=again)
         except WalletAway:
             self.abandon(job.caller.org_id, job.hold_id, failure.outcome.reason, until_us=job.hold_ends_us)

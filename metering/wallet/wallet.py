@@ -433,8 +433,9 @@ class Wallet:
     async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
 
-        Its idempotency key may be used again, unless nobody knows what became of it upstream. `comes_again`: its client
-        is told to try again, or got no answer; an SDK's next try repeats none of the orders that are the same.
+        Its idempotency key may be used again, unless nobody knows what became of it upstream. `comes_again`: who
+        waits for it is told to try again. That try of an SDK, or the one of a client that is gone and was not back yet,
+        repeats none of the orders that are the same.
         """
         names, frees = keys.OrgKeys(org_id), int(reason not in UNKNOWN)
         reply = await self._ask(
@@ -443,7 +444,7 @@ class Wallet:
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
                 args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, frees]
-                + [int(RECENT_S * 1_000_000) if comes_again else 0],
+                + [int(RECENT_S * 1_000_000), int(comes_again)],
             ),
         )
         return self._closing(names.partition, _VOIDED, reply)

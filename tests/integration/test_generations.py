@@ -419,22 +419,6 @@ def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
     run(work())
 
 
-def test_the_next_try_of_a_client_that_is_gone_is_awaited_where_its_order_fails(tmp_path: Path) -> None:
-    """Whatever it would have been told."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order())
-        provider = ScriptedProvider(then=Failure(Outcome.CONTENT_POLICY))
-        async with generations(wallet, LocalStore(tmp_path), {"fal": provider}) as making:
-            generation = making.start(asked)
-            making.client_gone(asked)
-            with pytest.raises(ApiError):
-                await generation
-        assert (wallet.voids, wallet.awaited) == (["content_policy"], [True])
-
-    run(work())
-
-
 @pytest.mark.parametrize("failure", [Failure(Outcome.CONTENT_POLICY), RuntimeError("a fault"), None])
 def test_what_came_before_a_failure_is_delivered_and_charged(tmp_path: Path, failure: Exception | None) -> None:
     """Three of four."""

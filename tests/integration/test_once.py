@@ -465,6 +465,30 @@ def test_a_retry_of_what_failed_is_an_order_of_its_own(told: bool, redis_url: st
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("gone", "claims"), [(False, 0), (False, 1), (True, 0), (True, 1), (True, 2)])
+def test_the_try_that_is_awaited_of_what_failed_is_the_one_after_the_last(
+    gone: bool, claims: int, told: bool, redis_url: str, tmp_path: Path
+) -> None:
+    """It was given to so many tries while it was made: the last is told. A gone one that is not back comes anyway."""
+
+    async def work(books: Books, caller: Caller) -> None:
+        await books.admit(caller, "failed", pinned(), again(0))
+        if gone:
+            await books.wallet.client_gone(caller.org_id, "failed")
+        for count in range(1, claims + 1):
+            assert given(await books.admit(caller, f"try {count}", pinned(), again(count))) == "failed"
+        await books.admit(caller, "made", pinned(), again(0))
+        await books.settle(caller, "made")
+        await books.wallet.void(caller.org_id, "failed", "busy", comes_again=told)
+        awaited = claims + 1 if told or (gone and not claims) else None
+        for count in range(1, claims + 3):
+            answer = await books.admit(caller, f"new {count}", pinned(), again(count))
+            assert given(answer) == (None if count == awaited else "made")
+
+    check(redis_url, tmp_path, work)
+
+
 @pytest.mark.parametrize(
     ("limits", "images", "placed", "denial"),
     [

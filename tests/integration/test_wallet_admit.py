@@ -272,7 +272,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     range(1, 9),
                 ),
                 "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
-                "void_v2": (close, [NOW_US, caller.org_id, "open", "test", 60, 1, 0], range(1, 8)),
+                "void_v2": (close, [NOW_US, caller.org_id, "open", "test", 60, 1, 1, 0], range(1, 9)),
                 "expire_v1": (
                     [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],
                     [NOW_US, 10, 60],

@@ -494,9 +494,10 @@ class WalletMachine(RuleBasedStateMachine):
         else:
             wanted = Close.VOIDED
             model.end(request, "void")
-            key, tries = model.orders[request].placing.key, model.orders[request].tries
-            if again and tries is not None:
-                model.await_try(model.orders[request].placing.api_key, model.orders[request].placing.fingerprint, tries)
+            order = model.orders[request]
+            key, last = order.placing.key, max(order.claims | {order.tries or 0})
+            if order.tries is not None and (again or (order.gone and last == order.tries)):
+                model.await_try(order.placing.api_key, order.placing.fingerprint, last)
             if frees and key and model.under_key.get(key) == request:
                 del model.under_key[key]
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
@@ -538,6 +539,17 @@ class WalletMachine(RuleBasedStateMachine):
         self.settle(0, images, in_time=True)
         self.replay(1, images, twice=True)
 
+    @rule(images=IMAGES, gone=st.booleans(), again=st.booleans(), fingerprint=FINGERPRINTS)
+    def joined_and_failed(self, images: int, gone: bool, again: bool, fingerprint: str) -> None:
+        """A try waits for an order that fails, beside one of the same that does not; and comes again."""
+        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        if gone:
+            self.client_gone(0)
+        self.place(images, 60, 0, Placed(fingerprint, tries=1))
+        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.void(1, frees=True, again=again)
+        self.place(images, 60, 0, Placed(fingerprint, tries=2))
+
     @rule(images=IMAGES, gone=st.integers(0, 1), fingerprint=FINGERPRINTS)
     def two_are_lost(self, images: int, gone: int, fingerprint: str) -> None:
         """The same order twice; the gateway has seen one of the clients leave; both are repeated."""
@@ -558,11 +570,13 @@ class WalletMachine(RuleBasedStateMachine):
         self.limit(scope, "in_flight", 0, lifted=True)
         self.repeat(images, fingerprint)
 
-    @rule(images=IMAGES, fails=st.integers(0, 1), again=st.booleans(), fingerprint=FINGERPRINTS)
-    def failed_and_repeated(self, images: int, fails: int, again: bool, fingerprint: str) -> None:
-        """The same order twice, of which one fails."""
+    @rule(images=IMAGES, fails=st.integers(0, 1), gone=st.booleans(), again=st.booleans(), fingerprint=FINGERPRINTS)
+    def failed_and_repeated(self, images: int, fails: int, gone: bool, again: bool, fingerprint: str) -> None:
+        """The same order twice, of which one fails; now and then its client is gone."""
         for _ in range(2):
             self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        if gone:
+            self.client_gone(fails)
         self.void(fails, frees=True, again=again)
         self.repeat(images, fingerprint)
 
