@@ -305,8 +305,8 @@ class Generations:
 
     async def _void(self, job: Job, failure: Failure) -> None:
         ENDS.labels(job.order.model_id, failure.outcome.reason).inc()
+        again = failure.as_error().retry
         try:
-            again = failure.as_error().retry
             await self._wallet.void(job.caller.org_id, job.hold_id, failure.outcome.reason, comes_again=again)
         except WalletAway:
             self.abandon(job.caller.org_id, job.hold_id, failure.outcome.reason, until_us=job.hold_ends_us)

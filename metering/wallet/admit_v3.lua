@@ -9,8 +9,8 @@
 -- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
 --       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
 --       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
---       18 tries of the SDK before this one, -1 where none counts them  19 recent_us: how long an SDK's retry finds its order  20 owner
---       21 model  22 day  23 month
+--       18 tries of the SDK before this one, -1 where none counts them
+--       19 recent_us: how long an SDK's retry finds its order  20 owner  21 model  22 day  23 month
 -- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us (of a
 --       quota the rates' part, at least 1; 0: no wait helps), earlier order, its end (`open`, or `ending:amount:reason`), its owner,
 --       whose limit refused it (`org`, `key` or empty), that limit, how much of it is used
