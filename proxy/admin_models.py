@@ -13,7 +13,7 @@ from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, SOURCE
 from metering.limits import MOST_PER_MINUTE
 from metering.ports import CreditType
 from proxy.errors import Kind
-from proxy.operations import Operation, WholeNumber
+from proxy.operations import MOST_KEY_CHARACTERS, Operation, WholeNumber
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class WriteHeaders(BaseModel):
         None,
         alias="Idempotency-Key",
         min_length=1,
-        max_length=255,
+        max_length=MOST_KEY_CHARACTERS,
         description="The same write under the same key is done once.",
     )
 

@@ -28,10 +28,11 @@ from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
 from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, key_refused, rate_headers, rate_limited, telling_rates
 from proxy.middleware import RequestContext, context_of
+from proxy.operations import MOST_KEY_CHARACTERS
 from proxy.outcomes import reason_as_error
 from proxy.ports import Order
 from proxy.replies import Replies
-from proxy.requests import MOST_KEY_CHARACTERS, RequestLimits, idempotency_key, read_body
+from proxy.requests import RequestLimits, idempotency_key, read_body
 from proxy.results import decode as decode_result
 from proxy.sandbox import Sandbox
 from proxy.wire import fingerprint, parse_order

@@ -7,6 +7,9 @@ from pydantic import BaseModel, BeforeValidator
 
 from proxy.errors import Kind
 
+MOST_KEY_CHARACTERS = 255
+"""Of an `Idempotency-Key`."""
+
 
 def _digits(value: object) -> object:
     """As an address writes a whole number: no sign, point or space."""

@@ -7,10 +7,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from proxy.errors import ApiError, Kind
+from proxy.operations import MOST_KEY_CHARACTERS
 from proxy.wire import key_hash
-
-MOST_KEY_CHARACTERS = 255
-"""Of an `Idempotency-Key`."""
 
 
 @dataclass(frozen=True, slots=True)

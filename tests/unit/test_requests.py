@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from proxy.errors import ApiError, Kind
-from proxy.requests import MOST_KEY_CHARACTERS, RequestLimits, idempotency_key, read_body
+from proxy.operations import MOST_KEY_CHARACTERS
+from proxy.requests import RequestLimits, idempotency_key, read_body
 from proxy.wire import key_hash
 from tests.conftest import run
 
