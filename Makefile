@@ -17,13 +17,15 @@ setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 $(VENV)/.demo: requirements/demo.txt pyproject.toml
 	@echo "setting up $(VENV) (once) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --require-hashes -r requirements/demo.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/demo.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) check
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
 	@echo "adding the test tools …"
-	@$(PIP) install --require-hashes -r requirements/test.txt
+	@$(PIP) install --no-deps --require-hashes -r requirements/test.txt
+	@$(PIP) check
 	@touch $@
 
 demo: $(VENV)/.demo           ## the whole system on this machine; PORT=8080 DATA=.ghub

@@ -2,47 +2,33 @@
 
 A journal is a folder. Every start of a gateway is an *incarnation* with files and numbers of its own: entries are
 numbered from 1, without a gap. Whoever waits for an entry shares one write and one sync with all who wait (group
-commit); what they share is one *frame*. Frames begin on page boundaries, so that writing one never touches another.
-
-    frame    magic, CRC-32 of the rest, length, number of its first entry, entries, incarnation; then the entries, each
-             behind its length; then zeros up to the next page
+commit); what they share is one *frame* (`frames.py`).
 
 After a failed sync nobody knows what of the frame is on the disk, so nothing more is acknowledged from that file: the
 next file begins with the number that was not acknowledged, and where two files tell a number, the later one is right.
 """
 
 import asyncio
-import fcntl
 import os
-import struct
-import zlib
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from metering.frames import HEAD, LENGTH, MOST_FRAME_BYTES, SUFFIX, Folder, encode_frame
+
 log = structlog.get_logger(__name__)
 
-PAGE_BYTES = 4096
 SEGMENT_BYTES = 16 * 1024 * 1024
 """A file, allocated ahead: some 4,000 commits. One more is always ready, so that a full disk is noticed in time."""
 
-MOST_FRAME_BYTES = 256 * 1024
-"""What one commit writes at most; who waits beyond it waits for the next."""
-
 MOST_ENTRY_BYTES = 16 * 1024
 """An order of eight images takes about 4 KiB."""
-
-SUFFIX = ".journal"
-_MAGIC = b"GHJ1"
-_HEAD = struct.Struct("<4sIIQI16s")
-_LENGTH = struct.Struct("<I")
 
 SYNC_S = Histogram("ghub_journal_commit_seconds", "A group commit: one write and one sync")
 ENTRIES = Counter("ghub_journal_entries_total", "Entries that are on the disk")
@@ -50,34 +36,8 @@ FAILED = Counter("ghub_journal_failures_total", "Commits that failed; their entr
 ROOM = Gauge("ghub_journal_room_bytes", "Allocated and not yet written")
 
 
-class JournalError(Exception):
-    """The folder cannot be used as a journal; the message is a sentence that says why."""
-
-
 class JournalFailed(Exception):
     """An entry is not acknowledged: it may be on the disk, or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What was written, under its number."""
-
-    number: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What an incarnation that is over has left: its entries in order, and its files."""
-
-    incarnation: UUID
-    entries: tuple[Entry, ...]
-    files: tuple[Path, ...]
-
-    @property
-    def last_number(self) -> int:
-        """Of its last entry, 0 where it has none."""
-        return self.entries[-1].number if self.entries else 0
 
 
 @dataclass(slots=True)
@@ -94,34 +54,6 @@ class _Segment:
     file: IO[bytes]
     at: int = 0
     live: int = 0
-
-
-class Folder:
-    """An exclusive claim on a journal's folder, as long as it is open. Raises JournalError where another has it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("ab")
-        except OSError as error:
-            raise JournalError(f"the journal's folder {path} cannot be used: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise JournalError(f"another process uses the journal in {path}; each gateway needs its own") from None
-        self.path = path
-
-    def past(self) -> list[Past]:
-        """Everything that earlier incarnations have left here. Raises JournalError where it is damaged."""
-        by_incarnation: dict[UUID, list[Path]] = {}
-        for file in sorted(self.path.glob(f"*{SUFFIX}")):
-            by_incarnation.setdefault(_incarnation_of(file), []).append(file)
-        return [_read(incarnation, files) for incarnation, files in by_incarnation.items()]
-
-    def close(self) -> None:
-        """Let others have it."""
-        self._lock.close()
 
 
 class Journal:
@@ -211,9 +143,9 @@ class Journal:
             self._next_number += 1
 
     def _batch(self) -> list[_Waiting]:
-        size_bytes, count = _HEAD.size, 0
+        size_bytes, count = HEAD.size, 0
         for waiting in self._pending:
-            size_bytes += _LENGTH.size + len(waiting.data)
+            size_bytes += LENGTH.size + len(waiting.data)
             if size_bytes > MOST_FRAME_BYTES:
                 break
             count += 1
@@ -222,7 +154,7 @@ class Journal:
 
     def _commit(self, batch: list[_Waiting]) -> None:
         """In the disk's thread: one frame, one sync."""
-        frame = _frame(self.incarnation, self._next_number, [waiting.data for waiting in batch])
+        frame = encode_frame(self.incarnation, self._next_number, [waiting.data for waiting in batch])
         if self._segment.at + len(frame) > self._segment_bytes:
             self._next_segment()
         try:
@@ -230,7 +162,7 @@ class Journal:
                 _write(self._segment, frame)
         except OSError:
             self._next_segment()
-            _write(self._segment, _frame(self.incarnation, self._next_number, []))  # what came before is no more
+            _write(self._segment, encode_frame(self.incarnation, self._next_number, []))  # what came before is no more
             raise
         if self._spare is None:
             self._spare = self._try_new_segment()
@@ -284,88 +216,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _frame(incarnation: UUID, first: int, entries: list[bytes]) -> bytes:
-    payload = b"".join(_LENGTH.pack(len(entry)) + entry for entry in entries)
-    rest = _HEAD.pack(_MAGIC, 0, len(payload), first, len(entries), incarnation.bytes)[8:] + payload
-    frame = _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
-    return frame + bytes(-len(frame) % PAGE_BYTES)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    first: int
-    entries: list[bytes]
-    pages: int
-
-
-def _incarnation_of(file: Path) -> UUID:
-    try:
-        return UUID(file.name.partition("-")[0])
-    except ValueError:
-        raise JournalError(f"{file.name} in the journal's folder is no file of a journal") from None
-
-
-def _read(incarnation: UUID, files: list[Path]) -> Past:
-    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged."""
-    entries: list[Entry] = []
-    for place, file in enumerate(files):
-        frames, torn = _frames(file, incarnation)
-        for frame in frames:
-            if entries and frame.first > entries[-1].number + 1:
-                raise JournalError(f"{file.name} is damaged: entries after {entries[-1].number} are missing")
-            while entries and entries[-1].number >= frame.first:
-                entries.pop()  # of a commit that failed, and was begun again in this file
-            entries += [Entry(frame.first + at, data) for at, data in enumerate(frame.entries)]
-        if torn and place < len(files) - 1 and not _begins_anew(files[place + 1], incarnation, entries):
-            raise JournalError(f"{file.name} is damaged at its end, and is not the last of its files")
-    return Past(incarnation, tuple(entries), tuple(files))
-
-
-def _begins_anew(file: Path, incarnation: UUID, entries: list[Entry]) -> bool:
-    """Does this file take up where the one before it failed, or is it the spare one that nothing was written to?"""
-    frames, _ = _frames(file, incarnation)
-    return not frames or not entries or frames[0].first <= entries[-1].number + 1
-
-
-def _frames(file: Path, incarnation: UUID) -> tuple[list[_Frame], bool]:
-    """The whole frames of a file, and whether something follows them that is none."""
-    data = file.read_bytes()
-    frames: list[_Frame] = []
-    at = 0
-    while at < len(data) and (frame := _frame_at(data, at, incarnation)) is not None:
-        frames.append(frame)
-        at += frame.pages * PAGE_BYTES
-    for later in range(at + PAGE_BYTES, len(data), PAGE_BYTES):
-        if _frame_at(data, later, incarnation) is not None:
-            raise JournalError(f"{file.name} is damaged at byte {at}, before frames that are whole")
-    return frames, any(data[at : at + MOST_FRAME_BYTES])
-
-
-def _frame_at(data: bytes, at: int, incarnation: UUID) -> _Frame | None:
-    if data[at : at + 4] != _MAGIC or at + _HEAD.size > len(data):
-        return None
-    _, crc, length, first, count, owner = _HEAD.unpack_from(data, at)
-    end = at + _HEAD.size + length
-    if (
-        length > MOST_FRAME_BYTES
-        or end > len(data)
-        or zlib.crc32(data[at + 8 : end]) != crc
-        or owner != incarnation.bytes
-    ):
-        return None
-    entries = list(_split(data[at + _HEAD.size : end]))
-    assert len(entries) == count, "the checksum holds"
-    return _Frame(first, entries, -(-(end - at) // PAGE_BYTES))
-
-
-def _split(payload: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(payload):
-        (length,) = _LENGTH.unpack_from(payload, at)
-        yield payload[at + _LENGTH.size : at + _LENGTH.size + length]
-        at += _LENGTH.size + length

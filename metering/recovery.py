@@ -8,7 +8,7 @@ import structlog
 from metering.answered import Answered, standing
 from metering.answers import BATCH, Unproven, booked_of, charge
 from metering.clock import utc_now
-from metering.journal import Past
+from metering.frames import Past
 from metering.ports import Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Replay, Wallet

@@ -44,8 +44,9 @@ from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
 from metering.clock import utc_now
 from metering.consumer import Consumer
+from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import MOST_ENTRY_BYTES, Folder, Journal, JournalError, Past
+from metering.journal import MOST_ENTRY_BYTES, Journal
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from metering.journal import Folder
+from metering.frames import Folder
 from metering.recovery import PAUSE_S, Recovery
 from proxy.cli.output import AsJson, back, fail, run, say
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
-from metering.journal import JournalError
+from metering.frames import JournalError
 from metering.ports import LedgerAway, LedgerError, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy

@@ -19,7 +19,8 @@ from metering.answered import Answered
 from metering.answers import Answers
 from metering.clock import boottime_s, period_at
 from metering.events import StoredImage
-from metering.journal import Folder, Journal
+from metering.frames import Folder
+from metering.journal import Journal
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
