@@ -33,8 +33,10 @@ CUANDO = {
     Kind.INTERNAL: "una falla del gateway",
     Kind.PROVIDER: "falló el proveedor del modelo o el almacenamiento",
     Kind.UNAVAILABLE: "el gateway no puede decidir en este momento",
+    Kind.CHARGED: "el pedido se cobró y su respuesta se perdió; sus imágenes se obtienen por su id",
     Kind.FX_MISSING: "este mes todavía no tiene tipo de cambio",
     Kind.DEADLINE: "ninguna imagen estuvo lista a tiempo",
+    Kind.END_UNKNOWN: "todavía no se sabe si el pedido se cobró; su id lo dice",
 }
 
 SUCEDIDO = {
@@ -67,9 +69,12 @@ Every error has OpenAI's envelope, and `request_id` in it:
 {{"error": {{"message": "…", "type": "…", "code": "…", "param": null, "request_id": "req_…"}}}}
 ```
 
-An error is never charged. `x-should-retry` says whether asking again makes sense; the official SDKs obey it. Beside it
-stand `retry-after` and `retry-after-ms` where the gateway knows how long to wait; a wait above {LONGEST_RETRY_S:.0f} s
-goes with `x-should-retry: false`, because the SDKs do not wait that long.
+An error is not charged, but for two that say so: `charged_fetch_by_id` (the order is charged, and its images are at
+`GET /v1/images/generations/{{id}}`) and `end_unknown` (that address tells it within minutes).
+
+`x-should-retry` says whether asking again makes sense; the official SDKs obey it. Beside it stand `retry-after` and
+`retry-after-ms` where the gateway knows how long to wait; a wait above {LONGEST_RETRY_S:.0f} s goes with
+`x-should-retry: false`, because the SDKs do not wait that long.
 
 ## What a customer may see
 """

@@ -9,6 +9,18 @@ from metering.events import StoredImage, encode_images
 
 VERSION = 1
 
+PROMPT_CHARS = 4_000
+"""Of a prompt that an upstream has rewritten: what the longest prompts of our models have. More is cut, and logged."""
+
+USAGE_BYTES = 4 * 1024
+"""Of an upstream's `usage` as JSON; a real one takes 200 bytes. A longer one is left out, and logged."""
+
+_IMAGE_BYTES = 7 * PROMPT_CHARS + 1024
+"""A rewritten prompt is JSON in JSON: a character takes seven bytes at most. And an image's path, hash and size."""
+
+_ORDER_BYTES = 16 * 1024
+"""Everything else: the admission's half of the event, `usage` with its quotes escaped, what the upstream echoes."""
+
 
 class AnsweredError(ValueError):
     """An entry of the journal that is none of ours."""
@@ -41,6 +53,11 @@ class Withdrawn:
     """The order's hold died before the answer was sent: the client got an error, and nothing is charged."""
 
     request_id: str
+
+
+def most_bytes(images: int) -> int:
+    """The longest entry of an order of so many images, as far as its upstream's texts are bounded."""
+    return _ORDER_BYTES + images * _IMAGE_BYTES
 
 
 def encode(entry: Answered | Withdrawn) -> bytes:

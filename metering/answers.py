@@ -2,15 +2,19 @@
 
 import asyncio
 import time
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 
 import structlog
 from prometheus_client import Counter, Gauge
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S
-from metering.answered import Answered, Withdrawn, encode
-from metering.journal import Journal
+from metering.answered import Answered, AnsweredError, Withdrawn, decode, encode
+from metering.journal import Journal, JournalFailed
 from metering.ports import Ledger, LedgerAway
+from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Replay, Wallet
@@ -20,14 +24,18 @@ log = structlog.get_logger(__name__)
 SETTLED_S = 10.0
 """An order that Redis charged is in the ledger long before; one that is not by then may have been lost with Redis."""
 
+LONGEST_S = 600.0
+"""Between two times that an order's charge is brought to Redis: doubled from `SETTLED_S` while the consumer is away."""
+
 OLD_S = CLOSED_S / 2
 """An order that was answered so long ago may soon be forgotten by Redis."""
 
 BATCH = 500
-"""Orders that are looked after in one round, the oldest first."""
+"""Orders that the ledger is asked about at once."""
 
 OPEN = Gauge("ghub_journal_open_orders", "Answered orders whose charge the ledger does not have yet")
 REPLAYED = Counter("ghub_journal_replayed_total", "Charges that a journal brought back, or brought later")
+RESTORED = Counter("ghub_ledger_restored_total", "Times that the ledger lacked what it had committed before")
 
 
 class Unproven(Exception):
@@ -35,15 +43,18 @@ class Unproven(Exception):
 
 
 class _Open:
-    """An answered order, and whether Redis has said that it is charged.
+    """An answered order that the ledger does not have yet. All else is read from the journal when it is needed.
 
-    `charge_from_s` of `time.monotonic`: from then on it is brought there, again if need be.
+    From `charge_from_s` of `time.monotonic` on its charge is brought to Redis, and after that every `pause_s`.
     """
 
-    def __init__(self, answered: Answered, charged: bool) -> None:
-        self.answered = answered
-        self.charged = charged
-        self.charge_from_s = time.monotonic() + (SETTLED_S if charged else 0.0)
+    __slots__ = ("charge_from_s", "org_id", "pause_s", "request_id")
+
+    def __init__(self, org_id: str, request_id: str, charge_from_s: float) -> None:
+        self.org_id = org_id
+        self.request_id = request_id
+        self.charge_from_s = charge_from_s
+        self.pause_s = SETTLED_S
 
 
 class Answers:
@@ -54,28 +65,45 @@ class Answers:
         self._presence = presence
         self._wallet = wallet
         self._ledger = ledger
-        self._open: dict[int, _Open] = {}
+        self._uncharged: dict[int, _Open] = {}
+        self._charged: dict[int, _Open] = {}
+        self._cursor = 0
+        self._booked_last = ""
+        self._looking = asyncio.Lock()
         self._writing = 0
 
     @property
     def waiting(self) -> int:
         """Orders that the ledger does not have yet."""
-        return len(self._open)
+        return len(self._uncharged) + len(self._charged)
 
-    async def note(self, order: Answered) -> int:
-        """Write it down; on the disk when it returns, under this number. Raises JournalFailed: then nobody knows."""
+    async def begin(self, at: datetime) -> None:
+        """Register the journal, before anything is admitted. Raises LedgerAway."""
+        await self._ledger.open_incarnation(self._journal.incarnation, at)
+        self._journal.registered = True
+
+    async def end(self, at: datetime) -> None:
+        """Close the journal, if the ledger has all that it says. Otherwise its files wait for the next start.
+
+        Raises LedgerAway.
+        """
+        if not self.waiting and not self._writing:
+            await self._ledger.close_incarnation(self._journal.incarnation, self._journal.last_number, at)
+            self._journal.registered = False
+
+    async def note(self, entry: bytes) -> int:
+        """Write an order down; on the disk when it returns, under this number. Raises JournalFailed: nobody knows."""
         self._writing += 1
         try:
-            return await self._journal.append(encode(order))
+            return await self._journal.append(entry)
         except BaseException:
             self._writing -= 1
             raise
 
-    def stand(self, number: int, order: Answered, *, charged: bool) -> None:
+    def stand(self, number: int, org_id: str, request_id: str, *, charged: bool) -> None:
         """It is answered 200. `charged`: Redis has said so; otherwise it is brought there as soon as Redis is back."""
         self._writing -= 1
-        self._open[number] = _Open(order, charged)
-        OPEN.set(len(self._open))
+        self._watch(number, _Open(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
 
     async def withdraw(self, number: int, request_id: str) -> None:
         """It is not answered 200 after all: nothing is charged for it. Raises JournalFailed."""
@@ -88,37 +116,142 @@ class Answers:
         """Look after them until cancelled. A Redis or a ledger that is away is waited for."""
         while True:
             try:
-                await self._presence.beat(self._journal.incarnation, self._uncharged())
+                await self._journal.probe()
+                await self._presence.beat(self._journal.incarnation, self._writing + len(self._uncharged))
                 await self.round()
-            except (WalletAway, LedgerAway, Unproven, RedisError, OSError, TimeoutError) as error:
-                log.warning("answers_wait", orders=len(self._open), error=type(error).__name__)
+            except (WalletAway, LedgerAway, JournalFailed, RedisError, OSError, TimeoutError) as error:
+                log.warning("answers_wait", orders=self.waiting, error=type(error).__name__)
             await asyncio.sleep(every_s)
 
-    def _uncharged(self) -> int:
-        """Also those that wait for their sync at this moment, or for the look at their hold after it."""
-        return self._writing + sum(not one.charged for one in self._open.values())
-
     async def round(self) -> None:
-        """What the ledger has is let go; what it should have by now is charged. Raises WalletAway, LedgerAway."""
-        batch = [(number, self._open[number]) for number in sorted(self._open)[:BATCH]]
-        booked = await booked_of([one.answered for _, one in batch], self._ledger)
-        for number, one in batch:
-            if one.answered.request_id in booked:
-                self._open.pop(number)
-                self._journal.release(number)
-        OPEN.set(len(self._open))
-        for number, one in batch:
-            if number in self._open and one.charge_from_s <= time.monotonic():
-                if await charge(one.answered, self._wallet, self._ledger) is Replay.SERVED:
-                    self._open.pop(number)
+        """What the ledger has is let go; what it should have by now is charged. Two rounds never overlap.
+
+        Raises WalletAway, LedgerAway, JournalFailed, OSError: then what could be done without it is done.
+        """
+        async with self._looking:
+            away = await self._uncharged_round() + await self._charged_round()
+            await self._look_back()
+            await self._compact()
+            self._journal.tidy()
+        if away:
+            raise away[0]
+
+    async def _uncharged_round(self) -> list[WalletAway]:
+        """All of them, the oldest first: as long as they wait, their money may be spent again."""
+        away: list[WalletAway] = []
+        for page in _pages(sorted(self._uncharged)):
+            await self._let_go(page, self._uncharged)
+            away += await self._charge_due(page, self._uncharged)
+        return away
+
+    async def _charged_round(self) -> list[WalletAway]:
+        """Page by page in a circle, as long as the ledger has some of a page: else the consumer is away."""
+        numbers = sorted(self._charged)
+        at = bisect_right(numbers, self._cursor)
+        away: list[WalletAway] = []
+        for page in _pages(numbers[at:] + numbers[:at]):
+            self._cursor = page[-1]
+            booked = await self._let_go(page, self._charged)
+            away += await self._charge_due(page, self._charged)
+            if not booked:
+                break
+        return away
+
+    async def _let_go(self, page: Sequence[int], orders: dict[int, _Open]) -> int:
+        """Forget those that the ledger has, and those whose event it has set aside (rule 30); returns how many."""
+        ids = [orders[number].request_id for number in page]
+        booked = await booked_of(ids, self._ledger)
+        known = booked | await self._ledger.set_aside_of(ids)
+        gone = [number for number in page if orders[number].request_id in known]
+        for number in gone:
+            if orders[number].request_id in booked:
+                self._booked_last = orders[number].request_id
+            self._forget(number, orders)
+        return len(gone)
+
+    async def _charge_due(self, page: Sequence[int], orders: dict[int, _Open]) -> list[WalletAway]:
+        """Bring charges to Redis. One that cannot be brought holds up no other, nor does a partition that is away."""
+        away: dict[int, WalletAway] = {}
+        for number in page:
+            one = orders.get(number)
+            if one is None or one.charge_from_s > time.monotonic() or keys.partition_of(one.org_id) in away:
+                continue
+            try:
+                done = await charge(decode_order(await self._journal.read(number)), self._wallet, self._ledger)
+            except WalletAway as error:
+                away[keys.partition_of(one.org_id)] = error
+                continue
+            except Unproven as error:
+                log.warning("charge_waits", request_id=one.request_id, org=one.org_id, why=str(error))
+            except (AnsweredError, OSError) as error:
+                log.error("journal_entry_unreadable", number=number, request_id=one.request_id, error=str(error))
+            else:
+                if done is Replay.SERVED:
+                    self._forget(number, orders)
+                    continue
+                if orders is self._uncharged:
+                    self._charged[number] = orders.pop(number)
+            one.charge_from_s = time.monotonic() + one.pause_s
+            one.pause_s = min(2 * one.pause_s, LONGEST_S)
+        return list(away.values())
+
+    async def _look_back(self) -> None:
+        """Has the ledger lost what it had? Then it was restored: what the journal keeps is watched again (rule 30)."""
+        if not self._booked_last or await booked_of([self._booked_last], self._ledger):
+            return
+        log.error("ledger_restored", lacks=self._booked_last)
+        RESTORED.inc()
+        self._booked_last = ""
+        passed = {one.request_id for orders in (self._uncharged, self._charged) for one in orders.values()}
+        async for entries in self._journal.kept():
+            found = [decode(data) for data in entries]
+            passed |= {entry.request_id for entry in found if isinstance(entry, Withdrawn)}
+            orders = [one for one in found if isinstance(one, Answered) and one.request_id not in passed]
+            for start in range(0, len(orders), BATCH):
+                await self._watch_again(orders[start : start + BATCH])
+
+    async def _watch_again(self, orders: Sequence[Answered]) -> None:
+        booked = await booked_of([order.request_id for order in orders], self._ledger)
+        for order in orders:
+            if order.request_id not in booked:
+                number = await self._journal.append(encode(order))
+                self._watch(number, _Open(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
+
+    async def _compact(self) -> None:
+        """A few old orders that wait must not keep every later file: they are written again, at the end."""
+        for number in self._journal.stuck:
+            for orders in (self._uncharged, self._charged):
+                if number in orders:
+                    again = await self._journal.append(await self._journal.read(number))
+                    orders[again] = orders.pop(number)
                     self._journal.release(number)
-                one.charged = True
-                one.charge_from_s = time.monotonic() + SETTLED_S
+
+    def _watch(self, number: int, one: _Open, charged: bool) -> None:
+        (self._charged if charged else self._uncharged)[number] = one
+        OPEN.set(self.waiting)
+
+    def _forget(self, number: int, orders: dict[int, _Open]) -> None:
+        del orders[number]
+        self._journal.release(number)
+        OPEN.set(self.waiting)
 
 
-async def booked_of(orders: list[Answered], ledger: Ledger) -> set[str]:
-    """Of these orders, the requests whose charge the ledger has. Raises LedgerAway."""
-    ended = await ledger.ended([order.request_id for order in orders])
+def _pages(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), BATCH):
+        yield numbers[start : start + BATCH]
+
+
+def decode_order(data: bytes) -> Answered:
+    """Raises AnsweredError for an entry that is no order."""
+    entry = decode(data)
+    if isinstance(entry, Withdrawn):
+        raise AnsweredError("a withdrawal")
+    return entry
+
+
+async def booked_of(request_ids: Collection[str], ledger: Ledger) -> set[str]:
+    """Those of these orders whose charge the ledger has. Raises LedgerAway."""
+    ended = await ledger.ended(list(request_ids)) if request_ids else {}
     return {request_id for request_id, end in ended.items() if end.charged}
 
 
@@ -135,7 +268,7 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
         booked = await ledger.charged_up_to(order.org_id, cut.number)
         if booked.events < cut.events:
             raise Unproven(f"{cut.events - booked.events} events of {order.org_id} are not booked yet")
-        if await booked_of([order], ledger):
+        if await booked_of([order.request_id], ledger):
             return Replay.CHARGED
     done = await wallet.replay(order)
     if done is Replay.NOW:

@@ -16,7 +16,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from metering.frames import (
     MOST_ENTRY_BYTES,
     MOST_FRAME_BYTES,
     PAGE_BYTES,
-    Entry,
     Folder,
     encode_frame,
     entries_of,
@@ -84,7 +83,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Segment:
-    """A file of this incarnation. `at`: where the next frame goes; it moves only after a good sync.
+    """A file of this incarnation, from entry `first` on. `at`: where the next frame goes, moved by a good sync only.
 
     `entries` were acknowledged from it, `live` of them are still needed; `written_s` is when, in Unix time, it was last
     written to.
@@ -92,6 +91,7 @@ class _Segment:
 
     path: Path
     file: IO[bytes]
+    first: int = 0
     at: int = 0
     entries: int = 0
     live: int = 0
@@ -190,7 +190,7 @@ class Journal:
     def tidy(self) -> None:
         """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
         kept_bytes = sum(segment.at for segment in self._segments if segment is not self._current)
-        while (first := self._segments[0]) is not self._current and not first.live:
+        while self._segments and (first := self._segments[0]) is not self._current and not first.live:
             if kept_bytes <= self._keep.most_bytes and time.time() - first.written_s < self._keep.age_s:
                 return
             kept_bytes -= first.at
@@ -199,16 +199,18 @@ class Journal:
     @property
     def stuck(self) -> list[int]:
         """Entries that alone keep the oldest file, where there are many files: written again, they free all of it."""
+        if len(self._segments) < COMPACT_FILES:
+            return []
         first = self._segments[0]
-        if len(self._segments) < COMPACT_FILES or first is self._current or first.live > COMPACT_ENTRIES:
+        if first is self._current or first.live > COMPACT_ENTRIES:
             return []
         return [number for number, (segment, _, _) in self._where.items() if segment is first]
 
-    async def kept(self) -> list[Entry]:
-        """Every entry on the disk that is released and not deleted yet. Raises OSError, JournalError."""
-        paths = [segment.path for segment in self._segments]
-        entries = await self._on_disk(lambda: entries_of(self.incarnation, paths))
-        return [entry for entry in entries if entry.number not in self._where and entry.number < self._next_number]
+    async def kept(self) -> AsyncIterator[list[bytes]]:
+        """Every acknowledged entry on the disk, a file at a time, the latest first. Raises OSError, JournalError."""
+        for segment in reversed([*self._segments]):
+            with suppress(FileNotFoundError):  # tidied away meanwhile
+                yield await self._on_disk(partial(self._entries, segment))
 
     async def probe(self) -> None:
         """After a failure: is a fresh file written and synced? Then the journal has no longer failed."""
@@ -239,7 +241,7 @@ class Journal:
             batch = self._batch()
             try:
                 segment, at = await self._on_disk(partial(self._commit, batch))
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  # whoever waits must be told, whatever it was
                 self._fail(error)
                 await self._probe()
                 for waiting in batch:
@@ -283,11 +285,12 @@ class Journal:
         batch, self._pending = self._pending[:count], self._pending[count:]
         return batch
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         FAILED.inc()
         WRITABLE.set(0)
         self.failed = True
-        log.error("journal_failed", error=error.strerror)
+        foreseen = isinstance(error, OSError)
+        log.error("journal_failed", error=str(error), exc_info=None if foreseen else error)
 
     def _healed(self) -> None:
         if self.failed:
@@ -347,9 +350,15 @@ class Journal:
         except OSError:
             self._delete(segment)  # nothing in it was acknowledged
             raise
+        segment.first = self._next_number
         self._segments.append(segment)
         self._current = segment
         return segment
+
+    def _entries(self, segment: _Segment) -> list[bytes]:
+        """What was acknowledged from a file: behind it may lie what was not, and was told again elsewhere."""
+        end = segment.first + segment.entries
+        return [one.data for one in entries_of(self.incarnation, [segment.path]) if one.number < end]
 
     def _new_segment(self) -> _Segment:
         self._count += 1

@@ -70,6 +70,6 @@ class Recovery:
         left: list[Answered] = []
         for start in range(0, len(orders), BATCH):
             batch = orders[start : start + BATCH]
-            booked = await booked_of(batch, self._ledger)
+            booked = await booked_of([order.request_id for order in batch], self._ledger)
             left += [order for order in batch if order.request_id not in booked]
         return left

@@ -100,6 +100,7 @@ class _ImageFiles:
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     context = context_of(request.scope)
+    error = context.ending.as_told(error, context.public_id)
     context.facts["code"] = error.kind.value.code
     return Response(
         error.body(context.public_id),

@@ -66,8 +66,18 @@ class Kind(Enum):
         502, "provider_unavailable", "provider_unavailable", True, "the model's provider or the store failed"
     )
     UNAVAILABLE = Row(503, "temporarily_unavailable", "temporarily_unavailable", True, "the gateway cannot decide now")
+    CHARGED = Row(
+        503,
+        "temporarily_unavailable",
+        "charged_fetch_by_id",
+        True,
+        "the order is charged and its answer was lost; its images are to be fetched by its id",
+    )
     FX_MISSING = Row(503, "temporarily_unavailable", "fx_rate_missing", False, "this month has no exchange rate yet")
     DEADLINE = Row(504, "deadline_exceeded", "deadline_exceeded", False, "no image was ready in time")
+    END_UNKNOWN = Row(
+        504, "deadline_exceeded", "end_unknown", False, "whether the order is charged is not known yet; its id tells it"
+    )
 
 
 LONGEST_RETRY_S = 60.0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +13,8 @@ import structlog
 from prometheus_client import Counter, Gauge
 from redis.exceptions import RedisError
 
-from metering.answered import Answered
+from metering.answered import Answered, most_bytes
+from metering.answered import encode as encode_entry
 from metering.answers import Answers
 from metering.clock import boottime_s
 from metering.events import StoredImage
@@ -22,10 +23,12 @@ from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Wallet
+from proxy.capacity import Place
+from proxy.ending import Charge, Ending
 from proxy.errors import ApiError
 from proxy.keeping import Keeper
 from proxy.lifecycle import Lifecycle
-from proxy.making import Made, Maker
+from proxy.making import Made, Maker, fault
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.ports import Order, Provider, Report
 from proxy.results import Result
@@ -48,12 +51,11 @@ ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "r
 EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
 IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
 ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 while Redis gave no verdict")
-CHARGED_AFTER_ERROR = Counter("ghub_charged_after_error_total", "Orders charged although the customer saw an error")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An admitted order, and the admission's half of its event.
+    """An admitted order, the admission's half of its event, and the place that it takes up until its end.
 
     `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis.
     """
@@ -69,6 +71,8 @@ class Job:
     hold_ends_boot_s: float
     admitted_us: int
     opened: bytes
+    place: Place
+    ending: Ending = field(default_factory=Ending)
 
     @property
     def hold_id(self) -> str:
@@ -116,33 +120,17 @@ class Generations:
         self._lifecycle = lifecycle
         self._jobs = jobs
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._pictures = 0
-        self._without_client: set[str] = set()
 
     def start(self, job: Job) -> asyncio.Task[Delivery]:
         """Begin. The task ends with the delivery, or with the ApiError for the client."""
-        self._pictures += job.order.n
         generation = self._detach(self._run(job))
-        generation.add_done_callback(lambda _: self._ended(job))
+        generation.add_done_callback(lambda _: job.place.give_back())
         return generation
 
     @property
     def owner(self) -> str:
         """Who makes them, as the wallet and the jobs know this process."""
         return self._jobs.owner if self._jobs is not None else ""
-
-    @property
-    def pictures(self) -> int:
-        """Pictures that are being made for orders of this process."""
-        return self._pictures
-
-    def client_gone(self, job: Job) -> None:
-        """Nobody waits for its answer any more; it is made and charged all the same."""
-        self._without_client.add(job.hold_id)
-
-    def _ended(self, job: Job) -> None:
-        self._pictures -= job.order.n
-        self._without_client.discard(job.hold_id)
 
     def abandon(self, org_id: str, hold_id: str, reason: str, *, until_us: int) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
@@ -177,9 +165,11 @@ class Generations:
     async def _close(self, job: Job, made: Made) -> Delivery:
         for failure in made.failures:
             log.warning("upstream_failure", request_id=job.hold_id, model=job.order.model_id, failure=str(failure))
+        if refused := made.take_refused():
+            self._detach(self._maker.remove(refused))
         if made.stored:
             return await self._settle(job, made)
-        failure = worst(made.failures)
+        failure = worst(made.failures or [Failure(Outcome.CONTENT_POLICY, "all were refused")])
         await self._void(job, failure)
         if failure.outcome is Outcome.RETIRED:
             raise self._lifecycle.retire(job.order.model_id, job.order.model)
@@ -188,51 +178,54 @@ class Generations:
     async def _settle(self, job: Job, made: Made) -> Delivery:
         """Charge for what is stored, write down that it is answered 200, and only then answer (rule 8).
 
-        Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later.
+        Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later. What
+        can fail on data, an upstream's texts and figures, is checked before the settlement.
         """
-        numbers = sorted(made.stored)
-        images = tuple(made.stored[number] for number in numbers)
-        usd = _measured_usd(job, made)
-        if excess := job.quote.excess_usd(len(images), usd):
+        try:
+            usd = _measured_usd(job, made)
+            result = _result(job, made, usd)
+            order, entry = self._answered(job, result, usd)
+        except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+            failure = fault(job.order, error)
+            await self._void(job, failure)
+            raise failure.as_error() from None
+        closing = await self._charge(job, order)
+        charged = closing is not None and closing.close is Close.CHARGED
+        if closing is not None:
+            job.ending.known(Charge.CHARGED if charged else Charge.NONE)
+        if not charged and (closing is not None or not job.hold_lives()):
+            self._detach(self._take_back(job, order.images, unheard=closing is None))
+            raise Failure(Outcome.DEADLINE, "not settled").as_error()
+        await self._write_down(job, order, entry, charged)
+        job.ending.known(Charge.CHARGED)
+        ENDS.labels(job.order.model_id, "delivered").inc()
+        IMAGES.labels(job.order.model_id).inc(len(order.images))
+        return Delivery(result, closing.available_micro_mxn if closing is not None else None)
+
+    def _answered(self, job: Job, result: Result, usd: Decimal | None) -> tuple[Answered, bytes]:
+        """What the journal is to say, and its bytes; raises ValueError where those are more than were set aside."""
+        if excess := job.quote.excess_usd(len(result.images), usd):
             EXCESS.labels(job.order.model_id).inc()
             log.error("cost_above_quote", request_id=job.hold_id, model=job.order.model_id, excess_usd=str(excess))
-        prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
-        report = _merged(made.reports)
-        result = Result(
-            request_id=job.request_id,
-            created_s=int(time.time()),
-            model_id=job.order.model_id,
-            served=report.served or job.order.model.upstream,
-            echo=report.echo,
-            usage=report.usage,
-            prompts=tuple(prompts.get(number) for number in numbers),
-            cost_micro_mxn=job.quote.charge_micro_mxn(len(images), usd),
-            images=images,
-        )
         order = Answered(
             org_id=job.caller.org_id,
             key_id=job.caller.key_id,
             fingerprint=job.placed.fingerprint,
             key_hash=job.placed.key_hash,
-            client_gone=job.hold_id in self._without_client,
+            client_gone=job.ending.client_gone,
             request_id=job.hold_id,
             amount_micro_mxn=result.cost_micro_mxn,
-            images=images,
+            images=result.images,
             usd_measured=None if usd is None else f"{usd:f}",
             opened=job.opened,
             result=encode_result(result),
             admitted_us=job.admitted_us,
             ended_us=self._wallet.now_us(job.caller.org_id),
         )
-        closing = await self._charge(job, order)
-        charged = closing is not None and closing.close is Close.CHARGED
-        if not charged and (closing is not None or not job.hold_lives()):
-            self._detach(self._take_back(job, images, unheard=closing is None))
-            raise Failure(Outcome.DEADLINE, "not settled").as_error()
-        await self._write_down(job, order, charged)
-        ENDS.labels(job.order.model_id, "delivered").inc()
-        IMAGES.labels(job.order.model_id).inc(len(images))
-        return Delivery(result, closing.available_micro_mxn if closing is not None else None)
+        entry = encode_entry(order)
+        if len(entry) > most_bytes(job.order.n):
+            raise ValueError(f"an entry of {len(entry)} bytes for {job.order.n} images")
+        return order, entry
 
     async def _charge(self, job: Job, order: Answered) -> Closing | None:
         """Redis' verdict, asked for again for a while; None where it gives none."""
@@ -240,6 +233,7 @@ class Generations:
         now_s = time.monotonic()
         until_s = min(now_s + SETTLE_S, (now_s + job.reply_until_s) / 2)  # the other half is the journal's
         while time.monotonic() < until_s:
+            job.ending.known(Charge.UNKNOWN)
             try:
                 return await self._wallet.settle(
                     order.org_id,
@@ -254,13 +248,13 @@ class Generations:
                 await asyncio.sleep(SETTLE_PAUSE_S)
         return None
 
-    async def _write_down(self, job: Job, order: Answered, charged: bool) -> None:
+    async def _write_down(self, job: Job, order: Answered, entry: bytes, charged: bool) -> None:
         """The order is answered 200 when this returns. Raises ApiError where it must not be."""
-        writing = self._detach(self.answers.note(order))
+        writing = self._detach(self.answers.note(entry))
         await asyncio.wait({writing}, timeout=max(0.0, job.reply_until_s - time.monotonic()))
         written = writing.done() and writing.exception() is None
         if written and (charged or job.hold_lives()):
-            self.answers.stand(writing.result(), order, charged=charged)
+            self.answers.stand(writing.result(), order.org_id, order.request_id, charged=charged)
             if not charged:
                 ANSWERED_AWAY.inc()
             return
@@ -272,19 +266,17 @@ class Generations:
         try:
             number = await writing
             if charged:
-                self.answers.stand(number, order, charged=True)
+                self.answers.stand(number, order.org_id, order.request_id, charged=True)
             else:
                 await self.answers.withdraw(number, order.request_id)
         except JournalFailed:
             # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
             # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.
-            log.error("end_unknown", request_id=job.hold_id, org=job.caller.org_id)
+            if not charged:
+                log.error("end_unknown", request_id=job.hold_id, org=job.caller.org_id)
             return
-        if charged:
-            CHARGED_AFTER_ERROR.inc()
-            log.error("charged_after_error", request_id=job.hold_id, org=job.caller.org_id)
-            return
-        await self._take_back(job, order.images, unheard=True)
+        if not charged:
+            await self._take_back(job, order.images, unheard=True)
 
     async def _take_back(self, job: Job, images: tuple[StoredImage, ...], unheard: bool) -> None:
         """After a settlement without a yes: void the order and remove its images, unless the charge came through.
@@ -294,13 +286,13 @@ class Generations:
         """
         close = await self._wallet.abandon(job.caller.org_id, job.hold_id, "not_settled", until_us=job.hold_ends_us)
         if close is Close.CHARGED:
-            CHARGED_AFTER_ERROR.inc()
-            log.error("charged_after_error", request_id=job.hold_id, org=job.caller.org_id)
+            job.ending.known(Charge.CHARGED)
             return
         ENDS.labels(job.order.model_id, "not_settled").inc()
         if close is Close.UNKNOWN and unheard:
             log.error("end_unknown", request_id=job.hold_id, org=job.caller.org_id)
             return
+        job.ending.known(Charge.NONE)
         await self._maker.remove(list(images))
 
     async def _void(self, job: Job, failure: Failure) -> None:
@@ -327,6 +319,25 @@ class Generations:
         fault = task.exception()
         if fault is not None and not isinstance(fault, ApiError | JournalFailed):
             log.error("generation_fault", exc_info=fault)
+
+
+def _result(job: Job, made: Made, usd: Decimal | None) -> Result:
+    """What is delivered: the stored pictures in the order of their numbers."""
+    numbers = sorted(made.stored)
+    images = tuple(made.stored[number] for number in numbers)
+    prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
+    report = _merged(made.reports)
+    return Result(
+        request_id=job.request_id,
+        created_s=int(time.time()),
+        model_id=job.order.model_id,
+        served=report.served or job.order.model.upstream,
+        echo=report.echo,
+        usage=report.usage,
+        prompts=tuple(prompts.get(number) for number in numbers),
+        cost_micro_mxn=job.quote.charge_micro_mxn(len(images), usd),
+        images=images,
+    )
 
 
 def _merged(reports: list[Report]) -> Report:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,6 +22,7 @@ from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, Verdict, Wallet
 from proxy.auth import Authenticator
+from proxy.capacity import BUSY_RETRY_S, Capacity, Place
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
@@ -43,8 +43,8 @@ JOIN_POLL_S = 0.2
 JOIN_RETRY_S = 5.0
 """A hint: the hold of an order whose gateway died runs out, and then its key is free."""
 
-BUSY_RETRY_S = 5.0
-"""A backlog of events takes seconds to book, not milliseconds."""
+AWAY_RETRY_S = 1.0
+"""Redis or the ledger gave no answer: they are back in a moment, or in minutes."""
 
 
 class OrderHeaders(BaseModel):
@@ -77,7 +77,7 @@ class _Held:
 class ImagesEndpoint:
     """Authenticate, parse, quote, hold, generate (make, store, settle), reply.
 
-    `refusal` says why no work is taken at this moment, or None; `price_book` is the version that quotes name.
+    `price_book` is the version that quotes name.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class ImagesEndpoint:
         rates: Rates,
         wallet: Wallet,
         ledger: Ledger,
+        capacity: Capacity,
         generations: Generations,
         lifecycle: Lifecycle,
         replies: Replies,
         sandbox: Sandbox,
         limits: RequestLimits,
         *,
-        refusal: Callable[[], str | None],
         price_book: str,
         region: str,
         topup_url: str | None,
@@ -103,12 +103,12 @@ class ImagesEndpoint:
         self._rates = rates
         self._wallet = wallet
         self._ledger = ledger
+        self._capacity = capacity
         self._generations = generations
         self._lifecycle = lifecycle
         self._replies = replies
         self._sandbox = sandbox
         self._limits = limits
-        self._refusal = refusal
         self._price_book = price_book
         self._region = region
         self._topup_url = topup_url
@@ -122,20 +122,19 @@ class ImagesEndpoint:
             order = parse_order(await read_body(request, self._limits), self._catalogue)
             context.facts |= {"model": order.model_id, "n": order.n}
             self._lifecycle.check(order.model_id, order.model)
-            if (refusal := self._refusal()) is not None:
-                raise ApiError(Kind.UNAVAILABLE, refusal, retry_after_s=BUSY_RETRY_S)
             asked = placed(request.headers, order)
-            if caller.test:
-                return await self._sandbox.create(context, caller, order, asked)
-            admission, held = await self._admit(context, caller, order, asked)
-            if admission.verdict is Verdict.EARLIER:
-                keyed = held.placed.key_hash is not None
-                with telling_rates(admission):
-                    delivery = await self._earlier(context, order, admission, caller, keyed=keyed)
-                return self._reply(context, order, admission, delivery, replayed=True)
-        except (WalletAway, LedgerAway):
+            with await self._capacity.take(order.n) as place:
+                if caller.test:
+                    return await self._sandbox.create(context, caller, order, asked)
+                admission, held = await self._admit(context, caller, order, asked)
+                if admission.verdict is not Verdict.EARLIER:
+                    job = self._job(context, caller, order, admission, held, place.hand_over())
+        except WalletAway:
             raise wallet_away() from None
-        job = self._job(context, caller, order, admission, held)
+        if admission.verdict is Verdict.EARLIER:
+            with telling_rates(admission):
+                delivery = await self._earlier(context, order, admission, caller, keyed=asked.key_hash is not None)
+            return self._reply(context, order, admission, delivery, replayed=True)
         generation = self._generations.start(job)
         await self._watch(request, generation, job)
         # A client that hangs up ends this wait, and not the generation.
@@ -165,7 +164,9 @@ class ImagesEndpoint:
             raise self._denial(admission, held.price)
         return admission, held
 
-    def _job(self, context: RequestContext, caller: Caller, order: Order, admission: Admission, held: _Held) -> Job:
+    def _job(
+        self, context: RequestContext, caller: Caller, order: Order, admission: Admission, held: _Held, place: Place
+    ) -> Job:
         deadline_s = self._deadline_s(order)
         ends_s, life_s = context.started_s + deadline_s, hold_life_s(deadline_s)
         margin_s = reply_margin_s(deadline_s)
@@ -181,6 +182,8 @@ class ImagesEndpoint:
             hold_ends_boot_s=held.asked_boot_s + life_s,
             admitted_us=admission.now_us,
             opened=held.opened,
+            place=place,
+            ending=context.ending,
         )
 
     def _deadline_s(self, order: Order) -> float:
@@ -259,6 +262,14 @@ class ImagesEndpoint:
         An SDK's retry is given it from the ledger only. As long as the charge is in Redis and a journal alone, a Redis
         that forgets would have it recorded at zero for a client that is gone (rule 19), and now it is not gone.
         """
+        try:
+            return await self._result_of(context, order, admission, caller, keyed=keyed)
+        except (WalletAway, LedgerAway):
+            raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=AWAY_RETRY_S) from None
+
+    async def _result_of(
+        self, context: RequestContext, order: Order, admission: Admission, caller: Caller, *, keyed: bool
+    ) -> Delivery:
         stands = admission.earlier
         assert stands is not None, "the verdict says so"
         deadline_s = self._deadline_s(order)
@@ -269,7 +280,7 @@ class ImagesEndpoint:
             await asyncio.sleep(JOIN_POLL_S)
             later = await self._wallet.stands(caller.org_id, stands.request_id)
             if later is None:
-                raise wallet_away()
+                raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=AWAY_RETRY_S)
             stands = later
         if stands.end != "charge":
             raise reason_as_error(stands.reason)
@@ -288,7 +299,7 @@ class ImagesEndpoint:
         try:
             await asyncio.wait({generation, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if leaving.done() and not generation.done():
-                self._generations.client_gone(job)
+                job.ending.client_gone = True
                 with suppress(WalletAway):
                     await self._wallet.client_gone(job.caller.org_id, job.hold_id)
         finally:

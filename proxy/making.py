@@ -36,6 +36,11 @@ class Made:
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
 
+    def take_refused(self) -> list[StoredImage]:
+        """Pictures that the upstream has refused after it had sent them: they are stored, and nobody's."""
+        refused = {number for report in self.reports for number in report.refused}
+        return [self.stored.pop(number) for number in sorted(refused & self.stored.keys())]
+
 
 class Maker:
     """Asks the providers and fills the store. `folder` is where an order's images go: `<org>/<request>`."""
@@ -95,7 +100,6 @@ class Maker:
                 failure = known
             except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
                 failure = fault(call.order, error)
-        await self.remove([made.stored.pop(number) for number in call.report.refused & made.stored.keys()])
         return failure
 
     async def _keep(

@@ -10,6 +10,8 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.ending import Ending
+
 log = structlog.get_logger("request")
 
 REQUESTS = Counter("ghub_requests_total", "HTTP requests", ["route", "status"])
@@ -23,11 +25,15 @@ PROBES = frozenset({"/healthz", "/readyz"})
 
 @dataclass(slots=True)
 class RequestContext:
-    """What belongs to one HTTP request. `started_s` is `time.monotonic` when its head was read."""
+    """What belongs to one HTTP request. `started_s` is `time.monotonic` when its head was read.
+
+    `ending` is what is known of the charge of the order that it places.
+    """
 
     request_id: UUID = field(default_factory=uuid4)
     started_s: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
+    ending: Ending = field(default_factory=Ending)
 
     @property
     def public_id(self) -> str:

@@ -60,7 +60,9 @@ OPERATIONS = (
             Kind.QUOTA,
             Kind.PROVIDER,
             Kind.FX_MISSING,
+            Kind.CHARGED,
             Kind.DEADLINE,
+            Kind.END_UNKNOWN,
         ),
     ),
     Operation(

@@ -46,7 +46,7 @@ from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import MOST_ENTRY_BYTES, Journal
+from metering.journal import Journal
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
@@ -64,6 +64,7 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
+from proxy.capacity import MAKING_ALL, Capacity
 from proxy.generations import Generations
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
@@ -289,7 +290,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         journal, past = await stack.enter_async_context(_open_journal(settings))
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger)
-        await back.ledger.open_incarnation(journal.incarnation, utc_now())
+        await answers.begin(utc_now())
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))
         replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
         lifecycle = Lifecycle()
@@ -299,14 +300,17 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger)
 
-        def refusal() -> str | None:
-            if stopping.is_set():
-                return "The gateway is restarting; nothing was charged."
-            if journal.room_bytes < 2 * MOST_ENTRY_BYTES * (generations.pictures + 1):
-                return "The gateway is running out of disk; nothing was charged."
-            if generations.pictures >= MAX_PICTURES or spool.share > SPOOL_MARK:
-                return "The gateway is making as many images as it can; nothing was charged."
-            return pressure.reason or watch.reason
+        capacity = Capacity(
+            journal,
+            MAX_PICTURES,
+            {
+                "stopping": lambda: "The gateway is restarting; nothing was charged." if stopping.is_set() else None,
+                "journal": lambda: "The gateway's disk fails; nothing was charged." if journal.failed else None,
+                "spool": lambda: MAKING_ALL if spool.share > SPOOL_MARK else None,
+                "memory": lambda: pressure.reason,
+                "store": lambda: watch.reason,
+            },
+        )
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -323,8 +327,10 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await generations.drain()
             await _book(answers)
             await cancel_all(background)
-            if not answers.waiting:
-                await back.ledger.close_incarnation(journal.incarnation, journal.last_number, utc_now())
+            try:
+                await answers.end(utc_now())
+            except LedgerAway as error:
+                log.warning("journal_left_open", error=str(error))  # the next start closes it
 
         app = build_app(
             ImagesEndpoint(
@@ -333,12 +339,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 rates,
                 wallet,
                 back.ledger,
+                capacity,
                 generations,
                 lifecycle,
                 replies,
                 Sandbox(wallet, keeper, replies, settings.deadline_s),
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
-                refusal=refusal,
                 price_book=catalogue.price_book_version,
                 region=settings.region,
                 topup_url=settings.topup_url,
@@ -348,7 +354,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             UsageEndpoint(authenticator, wallet, back.ledger),
             _admin(settings, back, outbound),
-            lambda: not stopping.is_set(),
+            lambda: not stopping.is_set() and not journal.failed,
             lifespan,
             opened_store.folder,
         )

@@ -470,6 +470,10 @@ class SqlLedger(ABC):
         """Entries that wait for a person."""
         return int((await self._rows("count_set_aside"))[0][0])
 
+    async def set_aside_of(self, request_ids: Sequence[str]) -> set[str]:
+        """Those of these orders of which an event was set aside, and not fed again since."""
+        return {request_id for (request_id,) in await self._rows("set_aside_of", ids=_json(request_ids))}
+
     # --- gateways' journals ---
 
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None:

@@ -16,7 +16,15 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import UNPACKED, by_status, items_of, post_for_pictures, read_document, rest_of
+from proxy.providers.replies import (
+    UNPACKED,
+    by_status,
+    items_of,
+    note_prompt,
+    post_for_pictures,
+    read_document,
+    rest_of,
+)
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -194,8 +202,8 @@ def _body(call: Call) -> dict[str, Any]:
 def _read(call: Call, rest: dict[str, Any]) -> None:
     for place, prediction in items_of(rest, "predictions"):
         number = call.report.numbers.get(place)
-        if number is not None and isinstance(prediction.get("prompt"), str):
-            call.report.revised_prompts[number] = prediction["prompt"]
+        if number is not None:
+            note_prompt(call.report, number, prediction.get("prompt"))
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> Failure:

@@ -10,7 +10,7 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of
+from proxy.providers.replies import by_status, items_of, note_prompt, note_usage, post_for_pictures, rest_of, short
 
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
 """429s that no pause cures: our account is empty."""
@@ -58,12 +58,12 @@ def _read(call: Call, rest: dict[str, Any]) -> None:
     """What the reply says beside its pictures."""
     report = call.report
     for place, item in items_of(rest, "data"):
-        if place in report.numbers and isinstance(item.get("revised_prompt"), str):
-            report.revised_prompts[report.numbers[place]] = item["revised_prompt"]
-    report.echo = {name: rest[name] for name in _ECHOED if isinstance(rest.get(name), str)}
+        if place in report.numbers:
+            note_prompt(report, report.numbers[place], item.get("revised_prompt"))
+    report.echo = {name: word for name in _ECHOED if (word := short(rest.get(name))) is not None}
     usage = rest.get("usage")
+    note_usage(report, usage)
     if isinstance(usage, dict):
-        report.usage = usage
         tokens_in, tokens_out = usage.get("input_tokens"), usage.get("output_tokens")
         if isinstance(tokens_in, int) and isinstance(tokens_out, int) and tokens_in >= 0 <= tokens_out:
             report.usd = call.order.model.usd_of_tokens(tokens_in, tokens_out)

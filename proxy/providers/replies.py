@@ -5,10 +5,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import httpx2
+import orjson
+import structlog
 
+from metering.answered import PROMPT_CHARS, USAGE_BYTES
 from proxy.media.inline import BadDocument, JsonPictures, inline_pictures
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Chunks, Picture, Source
+from proxy.ports import Call, Chunks, Picture, Report, Source
+
+log = structlog.get_logger(__name__)
+
+WORD_CHARS = 128
+"""Of what an upstream echoes, and of the name of a model; a real one has 40."""
 
 UNPACKED = {"accept-encoding": "identity"}
 """Replies are read as they come, and pictures in them do not get smaller by packing."""
@@ -76,6 +84,30 @@ def items_of(rest: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]
     return [
         (place, item) for place, item in enumerate(items if isinstance(items, list) else []) if isinstance(item, dict)
     ]
+
+
+def note_prompt(report: Report, number: int, prompt: Any) -> None:
+    """A prompt as the upstream has rewritten it, as far as it is text; a longer one than any model's is cut."""
+    if not isinstance(prompt, str):
+        return
+    if len(prompt) > PROMPT_CHARS:
+        log.warning("revised_prompt_cut", characters=len(prompt))
+    report.revised_prompts[number] = prompt[:PROMPT_CHARS]
+
+
+def note_usage(report: Report, usage: Any) -> None:
+    """What the upstream has counted, as far as it is an object; one that is out of all bounds is left out."""
+    if not isinstance(usage, dict):
+        return
+    if (size_bytes := len(orjson.dumps(usage))) > USAGE_BYTES:
+        log.warning("usage_left_out", size_bytes=size_bytes)
+        return
+    report.usage = usage
+
+
+def short(text: Any) -> str | None:
+    """An upstream's word for a model or a size, as far as it is text."""
+    return text[:WORD_CHARS] if isinstance(text, str) else None
 
 
 async def read_document(response: httpx2.Response, most_bytes: int) -> bytes:

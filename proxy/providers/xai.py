@@ -11,7 +11,7 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import by_status, items_of, post_for_pictures, rest_of
+from proxy.providers.replies import by_status, items_of, note_prompt, post_for_pictures, rest_of, short
 
 TICKS_PER_USD = 10_000_000_000
 
@@ -66,14 +66,13 @@ def _read(call: Call, rest: dict[str, Any]) -> int:
         if item.get("respect_moderation") is False:
             flagged += 1
             report.refused |= {number} if number is not None else set()
-        if number is not None and isinstance(item.get("revised_prompt"), str):
-            report.revised_prompts[number] = item["revised_prompt"]
+        if number is not None:
+            note_prompt(report, number, item.get("revised_prompt"))
     usage, served = rest.get("usage"), rest.get("model")
     ticks = usage.get("cost_in_usd_ticks") if isinstance(usage, dict) else None
     if type(ticks) is int and ticks >= 0:
         report.usd = Decimal(ticks) / TICKS_PER_USD
-    if isinstance(served, str):
-        report.served = served[:128]
+    report.served = short(served)
     return flagged
 
 

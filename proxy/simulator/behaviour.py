@@ -38,6 +38,12 @@ TURNS = {
     "one_of_eight_429": ("ok",) * 7 + ("rate_limited_429",),
 }
 
+LONG_PROMPT = "longer_prompt"
+LONG_PROMPT_SCENARIO = {
+    LONG_PROMPT: "Every revised_prompt has 4,000 characters of four bytes each, or `bytes` divided by four. Billed.",
+}
+LONG_PROMPT_CHARS = 4_000
+
 TIMES_MAX = 1_000_000
 SECONDS_MAX = 3_600
 BYTES_MAX = 64 * 2**20
@@ -92,6 +98,12 @@ class Play:
     def spared(self, count: int) -> int:
         """How many of `count` images the scenario does not concern."""
         return sum(not self.strikes(index, count) for index in range(count))
+
+    def revised(self, prompt: str) -> str:
+        """The prompt as the model is said to have understood it."""
+        if self.scenario != LONG_PROMPT:
+            return prompt
+        return "🌵" * (LONG_PROMPT_CHARS if self.bytes is None else self.bytes // 4)
 
     @property
     def retry_after_s(self) -> str:

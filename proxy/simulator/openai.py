@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from proxy.simulator import files, inline
 from proxy.simulator.answers import INTERNAL_URL, Streamed, json_answer, redirect, secrets, spoil
-from proxy.simulator.behaviour import Play
+from proxy.simulator.behaviour import LONG_PROMPT_SCENARIO, Play
 from proxy.simulator.client import Client
 from proxy.simulator.files import File
 from proxy.simulator.jobs import Job
@@ -40,6 +40,7 @@ SCENARIOS = {
     DALL_E_3: {
         "content_policy_violation": "Accepts the job, then refuses it with 400 content_policy_violation. Not billed.",
         **BOTH,
+        **LONG_PROMPT_SCENARIO,
         **files.SCENARIOS,
     },
 }
@@ -153,7 +154,7 @@ class OpenAI:
             transparent=order.background == "transparent",
         )
         struck = play.strikes(index, order.n)
-        revised = {} if order.revised is None else {"revised_prompt": order.revised}
+        revised = {} if order.revised is None else {"revised_prompt": play.revised(order.revised)}
         if order.as_url:
             signature = base64.b64encode(self._world.random.randbytes(32)).decode()
             file = File(picture, play.same, play.scenario if struck else "ok", key, signature)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from proxy.simulator import files, inline
 from proxy.simulator.answers import INTERNAL_URL, Streamed, json_answer, redirect, secrets, spoil
-from proxy.simulator.behaviour import Play
+from proxy.simulator.behaviour import LONG_PROMPT_SCENARIO, Play
 from proxy.simulator.client import Client
 from proxy.simulator.files import File
 from proxy.simulator.jobs import Job
@@ -33,6 +33,7 @@ EVERY = {
     "png_label": "Every mime_type, and the b64_json's data: prefix, says PNG; the bytes are JPEG. Billed.",
     "retired_400": "The model is shut down: 400 Model not found. Not accepted, so not a job.",
     "served_by_another": "Another model, which the reply names, serves the job at another price. Billed.",
+    **LONG_PROMPT_SCENARIO,
     **inline.SCENARIOS,
     **files.SCENARIOS,
 }
@@ -146,7 +147,7 @@ class XAI:
         mime_type = "image/png" if play.scenario == "png_label" else "image/jpeg"
         facts: dict[str, Any] = {"mime_type": mime_type}
         if order.model == GROK_2:
-            facts["revised_prompt"] = f"A picture, told in more detail: {order.prompt}"
+            facts["revised_prompt"] = play.revised(f"A picture, told in more detail: {order.prompt}")
         else:
             facts["respect_moderation"] = True
         if struck and play.scenario == "moderated_items":

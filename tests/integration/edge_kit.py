@@ -26,6 +26,7 @@ from metering.pricing import Price, Rate, quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
+from proxy.capacity import Place
 from proxy.generations import Generations, Job
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
@@ -109,7 +110,18 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
         hold_ends_boot_s=boottime_s() + hold_s,
         admitted_us=now_us,
         opened=b"{}",
+        place=Anywhere(),
     )
+
+
+class Anywhere(Place):
+    """A place that nobody counts."""
+
+    def __init__(self) -> None:
+        pass
+
+    def give_back(self) -> None:
+        pass
 
 
 class ScriptedWallet(Wallet):

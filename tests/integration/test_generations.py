@@ -25,6 +25,7 @@ from metering.pricing import Quote, Rate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.auth import Authenticator
+from proxy.capacity import Capacity
 from proxy.errors import ApiError, Kind
 from proxy.generations import Delivery, Generations, Job
 from proxy.images import ImagesEndpoint
@@ -78,7 +79,7 @@ async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked
         try:
             delivery = await running.start(asked)
         except ApiError as caught:
-            error = caught
+            error = asked.ending.as_told(caught, "req_1")
         took_s = time.monotonic() - began_s
     return Ended(delivery, error, took_s)
 
@@ -313,12 +314,14 @@ def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: pytest
     def broken(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fdatasync", broken)
-
     async def work() -> None:
         wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=1.0)
-        ended = await generate(wallet, tmp_path, one_image(), asked)
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+            monkeypatch.setattr(os, "fdatasync", broken)
+            with pytest.raises(ApiError) as caught:
+                await running.start(asked)
+            told = asked.ending.as_told(caught.value, "req_1")
+            assert told.kind is Kind.END_UNKNOWN and not told.retry and "nothing" not in told.message
         assert (wallet.charges, files(tmp_path)) == ([], paths(asked, 0))
 
     run(work())
@@ -584,12 +587,12 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 rates,
                 wallet,
                 ledger,
+                Capacity(running.answers._journal, 100, {}),
                 running,
                 Lifecycle(),
                 replies,
                 Sandbox(wallet, keeper(store), replies, 5),
                 RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
-                refusal=lambda: None,
                 price_book="test",
                 region="test",
                 topup_url=None,

@@ -525,7 +525,7 @@ class WalletMachine(RuleBasedStateMachine):
             ended_us=self.model.now_us,
         )
         booked = any(event[:2] == (request, "charge") for event in self.model.events[: self.model.booked])
-        assert bool(self.do(booked_of([answered], self.books.ledger))) == booked
+        assert bool(self.do(booked_of([answered.request_id], self.books.ledger))) == booked
         for _ in range(0 if booked else 1 + twice):
             wanted = self.model.replay(request, placing, images)
             assert self.do(self.books.wallet.replay(answered)) is wanted

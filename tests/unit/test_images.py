@@ -34,7 +34,7 @@ def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeyp
     limits = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=1.0)
     nothing: Any = None
     endpoint = ImagesEndpoint(
-        *(nothing,) * 3, Open(), *(nothing,) * 5, limits, refusal=nothing, price_book="", region="", topup_url=None
+        *(nothing,) * 3, Open(), *(nothing,) * 6, limits, price_book="", region="", topup_url=None
     )
     rate = RateState(1, 0, 0)
     earlier = Admission(Verdict.EARLIER, 0, 0, rate, rate, 0, Stands("r", "open", "", 0, "owner"))

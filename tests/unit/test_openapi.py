@@ -35,7 +35,7 @@ NOTHING = cast(Any, None)
 def routes(folder: Path | None) -> list[BaseRoute]:
     """Those of the application that the gateway serves."""
     app = build_app(
-        ImagesEndpoint(*(NOTHING,) * 10, refusal=NOTHING, price_book=NOTHING, region=NOTHING, topup_url=NOTHING),
+        ImagesEndpoint(*(NOTHING,) * 11, price_book=NOTHING, region=NOTHING, topup_url=NOTHING),
         ModelsEndpoint(*(NOTHING,) * 4),
         CreditsEndpoint(*(NOTHING,) * 2),
         HistoryEndpoint(*(NOTHING,) * 4),

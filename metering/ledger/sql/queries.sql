@@ -171,6 +171,11 @@ VALUES (:partition, :entry_id, :error, :fields, :at) ON CONFLICT DO NOTHING;
 -- name: count_set_aside
 SELECT count(*) FROM events_set_aside;
 
+-- name: set_aside_of
+SELECT s.request_id FROM events_set_aside AS s WHERE s.request_id IN (:ids) AND NOT EXISTS (
+    SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id
+);
+
 -- name: charged_up_to
 -- What came after the number asked for is taken off the running total. A wallet's cut is never
 -- far behind, so few rows are read.

@@ -1,0 +1,66 @@
+"""Is the order charged? Kept in one place, which alone decides what an error says of money (rule 8)."""
+
+from enum import Enum
+
+import structlog
+from prometheus_client import Counter
+
+from proxy.errors import ApiError, Kind
+
+log = structlog.get_logger(__name__)
+
+CHARGED_AFTER_ERROR = Counter(
+    "ghub_charged_after_error_total", "Orders charged although their customer was told an error"
+)
+
+FETCH_RETRY_S = 1.0
+"""Until the consumer has booked the charge, which is what an SDK's retry is answered from."""
+
+
+class Charge(Enum):
+    """What is known of an order's charge."""
+
+    NONE = 0
+    UNKNOWN = 1
+    CHARGED = 2
+
+
+class Ending:
+    """One order's end, as its client is told of it. `client_gone`: nobody waits for the answer."""
+
+    def __init__(self) -> None:
+        self.client_gone = False
+        self._charge = Charge.NONE
+        self._order = ""
+        self._told_error = False
+        self._counted = False
+
+    def known(self, charge: Charge) -> None:
+        """What is known from now on. It may come long after the client was told something."""
+        self._charge = charge
+        self._count()
+
+    def as_told(self, error: ApiError, order_id: str) -> ApiError:
+        """What the client is told: `error` itself only where nothing was charged. `order_id`: `req_…`."""
+        self._order = order_id
+        self._told_error = not self.client_gone
+        self._count()
+        where = f"GET /v1/images/generations/{order_id}"
+        match self._charge:
+            case Charge.NONE:
+                return error
+            case Charge.CHARGED:
+                message = (
+                    f"The order is charged, and its answer was lost: {where} has its images."
+                    " The same Idempotency-Key, or the SDK's own retry, brings them, too."
+                )
+                return ApiError(Kind.CHARGED, message, retry_after_s=FETCH_RETRY_S, headers=error.headers)
+            case Charge.UNKNOWN:
+                message = f"Whether the order is charged is not known yet: {where} tells it within minutes."
+                return ApiError(Kind.END_UNKNOWN, message, headers=error.headers)
+
+    def _count(self) -> None:
+        if self._told_error and self._charge is Charge.CHARGED and not self._counted:
+            self._counted = True
+            CHARGED_AFTER_ERROR.inc()
+            log.error("charged_after_error", request_id=self._order)

@@ -1,0 +1,48 @@
+"""A disk that fails in a process of the product, as a file says: for journals alone; everything else goes on."""
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from metering.frames import SUFFIX
+
+FAULTS = ("sync", "short", "full")
+"""A sync fails with EIO; a write is cut short and its rest finds no room; no further file finds any."""
+
+
+def failing(control: Path) -> Callable[[], None]:
+    """To be called in the new process: from then on its journals' disk fails as the text in `control` says."""
+    return partial(_install, control)
+
+
+def _install(control: Path) -> None:
+    sync, write, allocate = os.fdatasync, os.pwrite, os.posix_fallocate
+
+    def fault(descriptor: int) -> str:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix != SUFFIX:
+            return ""
+        try:
+            return control.read_text()
+        except FileNotFoundError:
+            return ""
+
+    def fdatasync(descriptor: int) -> None:
+        sync(descriptor)
+        if fault(descriptor) == "sync":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def pwrite(descriptor: int, data: bytes, at: int) -> int:
+        if fault(descriptor) != "short":
+            return write(descriptor, data, at)
+        if len(data) < 2_048:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, memoryview(data)[: len(data) // 2], at)
+
+    def posix_fallocate(descriptor: int, at: int, length: int) -> None:
+        if fault(descriptor) in ("short", "full"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(descriptor, at, length)
+
+    os.fdatasync, os.pwrite, os.posix_fallocate = fdatasync, pwrite, posix_fallocate  # type: ignore[assignment]
