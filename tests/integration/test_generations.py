@@ -693,3 +693,40 @@ def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
         assert reply.headers["x-ratelimit-remaining-requests"] == "599"
 
     run(work())
+
+
+def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off(tmp_path: Path) -> None:
+    """The upstream sent two, then refused the first of them; the store is slow at the second (rules 5, 11)."""
+
+    class Refuses(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            async for one in super().generate(call):
+                yield one
+            call.report.refused.add(0)
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=1.0, reply_s=2.0)
+        slow = Refuses(picture(0, whole(png(0))), picture(1, hanging(png(1)[:-1])))
+        ended = await generate(wallet, tmp_path, slow, asked)
+        assert ended.error is not None and wallet.charges == []
+        assert (wallet.voids, files(tmp_path)) == (["deadline"], set())
+
+    run(work())
+
+
+def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlement(tmp_path: Path) -> None:
+    """What can fail on data fails before it: the order is a void, and nothing is charged (rule 8)."""
+
+    class Nonsense(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            async for one in super().generate(call):
+                yield one
+            call.report.usage = {"tokens": object()}
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order())
+        ended = await generate(wallet, tmp_path, Nonsense(picture(0, whole(png(0)))), asked)
+        assert ended.error is not None and ended.error.kind is Kind.INTERNAL
+        assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
+
+    run(work())

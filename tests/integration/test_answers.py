@@ -1,0 +1,246 @@
+"""Orders that are answered, until the ledger has them: each by itself, uncharged ones first, in little memory."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from metering import answers as answers_module
+from metering.answered import Answered, encode
+from metering.answers import Answers
+from metering.clock import utc_now
+from metering.frames import Folder
+from metering.journal import Journal
+from metering.ports import LedgerAway
+from metering.recovery import Recovery
+from metering.wallet.presence import Presence
+from tests.conftest import run
+from tests.integration.money_kit import NOW_US, SECOND_US, UNIT, Books, make_groups, open_books
+from tests.integration.test_replay import answered
+
+SEGMENT = 64 * 1024
+LATE_US = NOW_US + 13 * 3600 * SECOND_US
+"""When Redis may soon forget how an order ended that is scripted for now."""
+
+
+@asynccontextmanager
+async def open_answers(books: Books, path: Path) -> AsyncIterator[Answers]:
+    """Answers over a journal of their own, registered in the ledger."""
+    folder = Folder(path)
+    journal = Journal(folder, SEGMENT)
+    answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+    await answers.begin(utc_now())
+    try:
+        yield answers
+    finally:
+        await journal.close()
+        folder.close()
+
+
+async def stand(answers: Answers, order: Answered, *, charged: bool) -> None:
+    answers.stand(await answers.note(encode(order)), order.org_id, order.request_id, charged=charged)
+
+
+async def unproven(books: Books, name: str) -> Answered:
+    """A charged order, half a day later, whose event nobody has booked: nothing can be said of it."""
+    caller = await books.org(name, mxn="8.40")
+    await books.charge(caller, f"{name}-r", 2)
+    return answered(caller, f"{name}-r")
+
+
+def test_an_order_that_cannot_be_proven_holds_up_no_other(redis_url: str, tmp_path: Path) -> None:
+    """Its event waits or was set aside; another organisation's answered order is charged all the same (rule 30)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            stuck, other = await unproven(books, "a"), await books.org("b")
+            books.wallet.at(LATE_US)
+            await stand(answers, stuck, charged=False)
+            await stand(answers, replace(answered(other, "b-r"), ended_us=LATE_US), charged=False)
+            await answers.round()
+            assert (await books.cut(other)).charged_micro_mxn == 2 * UNIT
+            assert answers.waiting == 2
+
+    run(work())
+
+
+def test_an_order_that_cannot_be_proven_holds_up_no_other_journal(redis_url: str, tmp_path: Path) -> None:
+    """Of a gateway that is gone: the rest of its journal, and the journals after it, come to their end (rule 30)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            stuck, others = await unproven(books, "a"), [await books.org(name) for name in ("b", "c")]
+            books.wallet.at(LATE_US)
+            late = [replace(answered(caller, f"{caller.key_id}-r"), ended_us=LATE_US) for caller in others]
+            for place, orders in enumerate(([stuck, late[0]], [late[1]])):
+                folder = Folder(tmp_path / str(place))
+                journal = Journal(folder, SEGMENT)
+                journal.registered = True
+                await books.ledger.open_incarnation(journal.incarnation, utc_now())
+                for order in orders:
+                    await journal.append(encode(order))
+                await journal.close()
+                folder.close()
+            folders = [Folder(tmp_path / name) for name in "01"]
+            recovery = Recovery([past for folder in folders for past in folder.past()], books.wallet, books.ledger)
+            await recovery.round()
+            assert [(await books.cut(caller)).charged_micro_mxn for caller in others] == [2 * UNIT] * 2
+            await make_groups(books.redis)
+            consumer = books.consumer()
+            while await consumer.round():
+                pass
+            while recovery.left:
+                assert not await recovery.round()
+            assert await books.ledger.open_incarnations() == []
+            for folder in folders:
+                folder.close()
+
+    run(work())
+
+
+def test_an_uncharged_order_goes_before_all_that_are_charged(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of those wait for the consumer: as long as it waits, its money may be spent again."""
+    monkeypatch.setattr(answers_module, "BATCH", 20)
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            caller = await books.org(mxn="100.00")
+            for number in range(60):
+                await books.charge(caller, f"r{number}")
+                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
+            await stand(answers, answered(caller, "uncharged", 1), charged=False)
+            await answers.round()
+            assert (await books.cut(caller)).charged_micro_mxn == 61 * UNIT
+            await make_groups(books.redis)
+            consumer = books.consumer()
+            while await consumer.round():
+                pass
+            await answers.round()
+            assert answers.waiting == 0
+
+    run(work())
+
+
+def test_race_rounds_at_once(redis_url: str, tmp_path: Path) -> None:
+    """At a stop two look at the same orders: one after the other, and none is let go twice."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            caller = await books.org(mxn="100.00")
+            await make_groups(books.redis)
+            consumer = books.consumer()
+            for turn in range(10):
+                for number in range(5):
+                    await books.charge(caller, f"r{turn}-{number}")
+                    await stand(answers, answered(caller, f"r{turn}-{number}", 1), charged=True)
+                while await consumer.round():
+                    pass
+                await asyncio.gather(*(answers.round() for _ in range(4)))
+                assert answers.waiting == 0
+
+    run(work())
+
+
+def test_an_old_order_that_waits_does_not_keep_every_later_file(redis_url: str, tmp_path: Path) -> None:
+    """It is written again at the end, and what lies behind it goes (rule 30)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            stuck, caller = await unproven(books, "a"), await books.org("b", mxn="900.00")
+            books.wallet.at(LATE_US)
+            await stand(answers, stuck, charged=True)
+            late = books.wallet.now_us()
+            for number in range(400):
+                order = replace(answered(caller, f"r{number}", 8), admitted_us=late, ended_us=late)
+                await stand(answers, order, charged=False)
+            await answers.round()
+            files = len(list((tmp_path / "j").glob("*.journal")))
+            await books.ledger.book([one for one in await books.events(caller)], [], utc_now())
+            await answers.round()
+            await answers.round()
+            assert answers.waiting == 1
+            assert len(list((tmp_path / "j").glob("*.journal"))) <= 3 < files
+
+    run(work())
+
+
+def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str, tmp_path: Path) -> None:
+    """A ledger that is busy at the end: the files stay, and the next start closes the incarnation (rule 15)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            await books.org()
+            folder = Folder(tmp_path / "j")
+            journal = Journal(folder, SEGMENT)
+            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+            await answers.begin(utc_now())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(books.ledger, "close_incarnation", busy)
+                with pytest.raises(LedgerAway):
+                    await answers.end(utc_now())
+            await journal.close()
+            folder.close()
+            assert await books.ledger.open_incarnations() == [journal.incarnation]
+            folder = Folder(tmp_path / "j")
+            recovery = Recovery(folder.past(), books.wallet, books.ledger)
+            assert not await recovery.round()
+            assert await books.ledger.open_incarnations() == []
+            folder.close()
+            assert list((tmp_path / "j").glob("*.journal")) == []
+
+    run(work())
+
+
+async def busy(*_: object) -> None:
+    raise LedgerAway("database is locked")
+
+
+MEASURE = """
+import asyncio, resource, sys, time
+from pathlib import Path
+from metering.answered import encode
+from metering.answers import Answers
+from metering.frames import Folder
+from metering.journal import Journal
+from metering.wallet.wallet import Caller
+from tests.integration.test_replay import answered
+from dataclasses import replace
+from uuid import uuid4
+
+def rss():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+async def main():
+    folder = Folder(Path(sys.argv[1]))
+    answers = Answers(Journal(folder), None, None, None)
+    caller = Caller(str(uuid4()), "key_1")
+    order = replace(answered(caller, "r", 8), result=b'"%s"' % (b"x" * 1_500))
+
+    async def one():
+        entry = replace(order, request_id=str(uuid4()))
+        answers.stand(await answers.note(encode(entry)), caller.org_id, entry.request_id, charged=True)
+
+    count = int(sys.argv[2])
+    await asyncio.gather(*(one() for _ in range(200)))
+    before = rss()
+    for _ in range(count // 200):
+        await asyncio.gather(*(one() for _ in range(200)))
+    print((rss() - before) / count)
+
+asyncio.run(main())
+"""
+
+
+def test_an_unbooked_answer_costs_little_memory(tmp_path: Path) -> None:
+    """Under 1.5 kB each, so 100,000 cost under 150 MB; all else is read from the journal when it is needed."""
+    count = 20_000
+    command = [sys.executable, "-c", MEASURE, str(tmp_path), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 1_500, done.stdout
