@@ -167,7 +167,7 @@ def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path
 
     async def work() -> None:
         wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, Clinging(), job(order(n=2), generate_s=0.1, reply_s=0.2))
+        ended = await generate(wallet, tmp_path, Clinging(), job(order(n=2), generate_s=1.0, reply_s=1.1))
         assert ended.error is not None and ended.error.kind is Kind.DEADLINE
         assert (wallet.settlements, wallet.voids, files(tmp_path)) == (0, ["not_settled"], set())
 
@@ -347,7 +347,7 @@ def test_images_stay_where_nobody_ever_said_whether_they_were_charged(tmp_path: 
     async def work() -> None:
         wallet = ScriptedWallet("unheard", *["away"] * 100)
         wallet.voids_away = True
-        asked = job(order(), generate_s=0.1, reply_s=0.2, hold_s=0.1)
+        asked = job(order(), generate_s=2.0, reply_s=2.1, hold_s=0.1)
         ended = await generate(wallet, tmp_path, one_image(), asked)
         assert ended.error is not None
         assert (len(wallet.charges), files(tmp_path)) == (1, paths(asked, 0))
