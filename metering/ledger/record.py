@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapp
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any, ClassVar, Literal, TypeVar
 from uuid import UUID
 
@@ -52,6 +53,9 @@ Steps = Generator[tuple[str, Mapping[str, Any]], Any, T]
 Mode = Literal["read", "scan", "book", "write"]
 """read: one consistent cut. scan: the same, for as long as a whole history takes. book: adds events, beside others
 that do. write: alone among the writers of everything else, so that what it has read still holds when it commits."""
+
+FINGERPRINT = 16
+"""Hex digits of a change's fingerprint: 64 bits, against chance and not against an enemy."""
 
 EVENTS = 1_000
 """Events fetched at a time: about 1 MB."""
@@ -335,9 +339,32 @@ class SqlLedger(ABC):
         """The number of the last change that Redis has to know of. None below it can appear later."""
         return int((await self._rows("last_change"))[0][0])
 
+    async def fingerprints(self, changes: Collection[int]) -> dict[int, str]:
+        """What tells these changes from those of another ledger with the same numbers; without those not there.
+
+        A ledger that was restored from a backup and written to again has other rows: their time has microseconds.
+        """
+
+        def steps() -> Steps[dict[int, str]]:
+            found = {}
+            for seq in changes:
+                for row in (yield "change_at", {"seq": seq}):
+                    found[seq] = sha256("\n".join(row).encode()).hexdigest()[:FINGERPRINT]
+            return found
+
+        return await self._run("read", steps)
+
     async def changed_since(self, change: int) -> list[str]:
         """Ids of the organisations that changed after change number `change`."""
         return [org_id for (org_id,) in await self._rows("changed_since", change=change)]
+
+    async def known_keys(self, key_ids: Sequence[str]) -> set[str]:
+        """Those of these ids that are of keys here."""
+        return {key_id for (key_id,) in await self._rows("known_keys", ids=_json(key_ids))}
+
+    async def known_hashes(self, key_hashes: Sequence[str]) -> set[str]:
+        """Those of these hashes that are of keys here."""
+        return {key_hash for (key_hash,) in await self._rows("known_hashes", ids=_json(key_hashes))}
 
     async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]:
         """Everything that a projection of these needs, of one moment; `period` is today, for what was used."""

@@ -50,8 +50,16 @@ if mode == 'rebuild' then
       day = hold[4], month = hold[5] }
     held = held + open[#open].amount
   end
-  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', number,
-    'lost', lost, 'credits', credits, 'credit_number', credit_number)
+  -- What the wallet had and the ledger has not: a restored backup lost it, or it was set aside. It is named until
+  -- somebody has accepted it, and a number that was given out once is given to no other event.
+  local gone = redis.call('HMGET', KEYS[2], 'number', 'gone_charged', 'gone_credits')
+  local function less(had, already, has)
+    return math.max(0, tonumber(had or 0) + tonumber(already or 0) - has)
+  end
+  local last = math.max(number, tonumber(gone[1] or 0))
+  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', last,
+    'lost', lost + last - number, 'credits', credits, 'credit_number', credit_number,
+    'gone_charged', less(w[4], gone[2], charged), 'gone_credits', less(w[3], gone[3], credits))
 else
   if not projected then return AWAY end
   -- Where there are holds there was a wallet.

@@ -80,6 +80,12 @@ SELECT
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE id = :key_id;
 
+-- name: known_keys
+SELECT id FROM api_keys WHERE id IN (:ids);
+
+-- name: known_hashes
+SELECT hash FROM api_keys WHERE hash IN (:ids);
+
 -- name: issued
 SELECT details FROM audit WHERE org_id = :org_id AND target = :key_id AND action IN ('key.create', 'key.rotate');
 
@@ -141,6 +147,9 @@ INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
 
 -- name: last_change
 SELECT coalesce(max(seq), 0) FROM changes;
+
+-- name: change_at
+SELECT org_id, what, at FROM changes WHERE seq = :seq;
 
 -- name: changed_since
 SELECT DISTINCT org_id FROM changes WHERE seq > :change;
