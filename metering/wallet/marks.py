@@ -42,7 +42,7 @@ class Seen:
     @property
     def proven(self) -> str:
         """The order's end that stands there, as `request end`."""
-        return " ".join(self.ledger.split()[2:])
+        return " ".join(self.ledger.split(" ")[2:])
 
     def proof(self, change: int, fingerprint: str) -> str:
         """What stands beside a mark at this change."""
@@ -92,7 +92,7 @@ class Marks:
         last = await self._ledger.last_change()
         changes = {last, *(one.change for one in seen.values() if one.ledger)}
         fingerprints = await self._ledger.fingerprints(changes)
-        ends = {end.split()[0] for one in seen.values() for end in (one.proven, one.booked) if end}
+        ends = {end.rpartition(" ")[0] for one in seen.values() for end in (one.proven, one.booked) if end}
         ended = await self._ledger.ended(sorted(ends)) if ends else {}
         foreign = {partition for partition, one in seen.items() if _is_of_another(one, last, fingerprints, ended)}
         return Look(seen, last, fingerprints.get(last, NO_CHANGE), frozenset(foreign))
@@ -145,6 +145,6 @@ def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended
 
 def _is_lost(booked: str, ended: Mapping[str, Ended]) -> bool:
     """Is an end that was committed not there? An order may have two, of which a charge is the one that is told."""
-    request_id, end = booked.split()
+    request_id, _, end = booked.rpartition(" ")
     order = ended.get(request_id)
     return order is None or (end == "charge" and not order.charged)

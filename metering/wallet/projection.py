@@ -10,7 +10,6 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import structlog
-from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -20,6 +19,7 @@ from metering.limits import Limits
 from metering.money import format_mxn
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
+from metering.wallet.alarms import below_zero
 from metering.wallet.connection import load_script, servers
 from metering.wallet.marks import Look, Marks, Seen, keys_like
 
@@ -27,8 +27,6 @@ log = structlog.get_logger(__name__)
 
 _LOST, _FENCED_OFF = 3, 4
 _DONE, _STREAM_HOLDS_EVENTS = 1, 3
-
-BELOW_ZERO = Counter("ghub_balance_below_zero_total", "Projections that left a balance below zero")
 
 FENCE_S = 5
 """A rebuild whose process died, or stood still for so long, is taken over by another."""
@@ -45,7 +43,7 @@ class Projector:
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v2")
+        self._project = load_script(redis, "project_v3")
         self._fence = load_script(redis, "fence_v3")
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
@@ -92,13 +90,6 @@ class Projector:
             log.error("wallet_lost", org=org_id)
             await self._redis.delete(keys.mark(keys.partition_of(org_id)))
         await self._records(snapshots, partitions)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for org_id in org_ids:
-                pipe.hget(keys.OrgKeys(org_id).wallet, "available")
-            for org_id, available in zip(org_ids, await pipe.execute(), strict=True):
-                if available is not None and int(available) < 0:
-                    BELOW_ZERO.inc()
-                    log.error("balance_below_zero", org=org_id)
 
     async def forget(self, org_id: str | None) -> None:
         """Have an organisation's partition, or every one, made anew: until then nothing is admitted there."""
@@ -244,7 +235,10 @@ class Projector:
     ) -> list[int]:
         """One code for each of them."""
         calls = [call_of(one, mode, booked.get(one.org.org_id, BOOKED_NOTHING), who) for one in snapshots]
-        codes: list[int] = await self._project.each(calls)
+        codes: list[int] = []
+        for snapshot, (code, below) in zip(snapshots, await self._project.each(calls), strict=True):
+            below_zero(snapshot.org.org_id, below, cause="rebuild" if mode == "rebuild" else "adjustment")
+            codes.append(code)
         return codes
 
     async def _records(self, snapshots: Sequence[Snapshot], partitions: Collection[int]) -> None:
