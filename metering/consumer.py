@@ -136,7 +136,7 @@ class _Lane:
             event = events.get((partition, entry_id))
             self._written[partition, entry_id] = event is not None and event.event_id in new
             if event is not None and event.event_id in new:
-                self._booked[partition] = f"{event.event_id} {event.end}"
+                self._booked[partition] = f"{'charge' if event.end == 'charge' else 'other'}:{event.event_id}"
         log.info("booked", new=len(new), again=len(events) - len(new), set_aside=len(set_aside))
         await self._acknowledge()
         return len(new)

@@ -46,7 +46,7 @@ def ledger(partition: int) -> str:
 
 
 def booked(partition: int) -> str:
-    """An order's end that the ledger has committed, one of the last: request id and `charge`, `void` or `expiry`."""
+    """An order's end that the ledger has committed, one of the last: `charge:` or `other:`, and the request's id."""
     return f"{{p{partition}}}:booked"
 
 

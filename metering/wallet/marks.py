@@ -25,7 +25,7 @@ SCANNED = 1_000
 class Seen:
     """What Redis says of one partition; an empty text is what it does not know. `run` is its server's.
 
-    `booked`: an order's end that a consumer has seen committed, one of the last, as `request end`.
+    `booked`: an order's end that a consumer has seen committed, one of the last: `charge:` or `other:`, and its id.
     """
 
     run: str
@@ -41,7 +41,7 @@ class Seen:
 
     @property
     def proven(self) -> str:
-        """The order's end that stands there, as `request end`."""
+        """The order's end that stands there."""
         return " ".join(self.ledger.split(" ")[2:])
 
     def proof(self, change: int, fingerprint: str) -> str:
@@ -86,13 +86,15 @@ class Marks:
         mark to a change that was not there yet. `runs`: partition → the run of its server."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in runs:
-                pipe.mget(keys.mark(partition), keys.home(partition), keys.ledger(partition), keys.booked(partition))
-            found = zip(runs.items(), await pipe.execute(), strict=True)
-        seen = {partition: _seen(run, values) for (partition, run), values in found}
+                pipe.mget(keys.mark(partition), keys.home(partition), keys.ledger(partition))
+                pipe.get(keys.booked(partition))
+            replies = await pipe.execute()
+        told = zip(runs.items(), replies[0::2], replies[1::2], strict=True)
+        seen = {partition: _seen(run, [*values, booked]) for (partition, run), values, booked in told}
         last = await self._ledger.last_change()
         changes = {last, *(one.change for one in seen.values() if one.ledger)}
         fingerprints = await self._ledger.fingerprints(changes)
-        ends = {end.rpartition(" ")[0] for one in seen.values() for end in (one.proven, one.booked) if end}
+        ends = {end.partition(":")[2] for one in seen.values() for end in (one.proven, one.booked) if end}
         ended = await self._ledger.ended(sorted(ends)) if ends else {}
         foreign = {partition for partition, one in seen.items() if _is_of_another(one, last, fingerprints, ended)}
         return Look(seen, last, fingerprints.get(last, NO_CHANGE), frozenset(foreign))
@@ -145,6 +147,6 @@ def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended
 
 def _is_lost(booked: str, ended: Mapping[str, Ended]) -> bool:
     """Is an end that was committed not there? An order may have two, of which a charge is the one that is told."""
-    request_id, _, end = booked.rpartition(" ")
+    end, _, request_id = booked.partition(":")
     order = ended.get(request_id)
     return order is None or (end == "charge" and not order.charged)
