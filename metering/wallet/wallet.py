@@ -18,6 +18,7 @@ from metering.pricing import Quote
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
+from metering.wallet.inspection import Inspection
 
 _LATEST_S = 1.0
 """An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
@@ -220,6 +221,11 @@ class Wallet:
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v1")
         self._gone = load_script(redis, "gone_v1")
+
+    @property
+    def inspection(self) -> Inspection:
+        """What was projected to the same Redis."""
+        return Inspection(self._redis)
 
     def now_us(self, org_id: str | None = None) -> int:
         """Redis `TIME` as far as this process knows: set right by every verdict, wrong by a round trip at most.
