@@ -95,14 +95,19 @@ class Inspection:
                 if _id(name) not in known_hashes:
                     yield Stranger("key", _id(name), _text(await self._redis.get(name)))
 
-    async def accept(self, org_id: str) -> None:
-        """Name no longer what this organisation's wallet had, and the ledger has not."""
-        await self._redis.hdel(keys.OrgKeys(org_id).wallet, *_GONE)
+    async def lost(self, org_id: str, *, known: bool) -> tuple[int, int]:
+        """Charges and credits in micro-MXN that its wallet had and the ledger has not; all, where it is not `known`."""
+        fields = _GONE if known else ["charged", "credits"]
+        charged, credits_ = await self._redis.hmget(keys.OrgKeys(org_id).wallet, fields)
+        return int(charged or 0), int(credits_ or 0)
 
-    async def drop(self, org_id: str) -> None:
-        """Forget the wallet of an organisation that the ledger does not know."""
+    async def accept(self, org_id: str, *, known: bool) -> None:
+        """Name that no longer: where the ledger knows no such organisation, its wallet is forgotten."""
         names = keys.OrgKeys(org_id)
-        await self._redis.delete(names.wallet, names.open)
+        if known:
+            await self._redis.hdel(names.wallet, *_GONE)
+        else:
+            await self._redis.delete(names.wallet, names.open)
 
 
 def expected(snapshot: Snapshot) -> Projected:

@@ -21,6 +21,7 @@ from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import load_script, servers
+from metering.wallet.inspection import Inspection
 from metering.wallet.marks import Look, Marks, Seen, keys_like
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,11 @@ class Projector:
         self._fence = load_script(redis, "fence_v3")
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
+
+    @property
+    def inspection(self) -> Inspection:
+        """What is projected."""
+        return Inspection(self._redis)
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""

@@ -1,6 +1,7 @@
 """What `verify` compares beyond money, what it says cannot be proved, and how long it takes (rules 31, 33 and 34)."""
 
 import asyncio
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import pytest
 from config.settings import VERIFY_LOOKS
 from metering import verify as module
 from metering.clock import unix_us_at
+from metering.money import parse_mxn
+from metering.ports import LedgerError
 from metering.verify import Difference, NotProvable, Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
@@ -166,9 +169,15 @@ def test_what_a_restore_lost_is_named_until_it_is_accepted(redis_url: str, ledge
             await books.projector.forget(None)
             await books.projector.round()
             assert len(await differences(books)) == 3, "made anew once more it is still lost"
-            await books.wallet.inspection.accept(caller.org_id)
-            await books.wallet.inspection.drop(new.org_id)
+            assert await books.accounts.accept_loss("acme", "backup of tonight") == (3 * UNIT, 5 * UNIT)
+            assert await books.accounts.accept_loss(new.org_id, "opened anew") == (0, parse_mxn("50.00"))
             assert await differences(books) == []
+            for ref in ("acme", new.org_id):
+                with pytest.raises(LedgerError, match=r"nothing of .* is lost"):
+                    await books.accounts.accept_loss(ref, "again")
+            (first, *_) = await books.ledger.audits(new.org_id, 2**53, 10)
+            assert (first.action, first.target) == ("wallet.accept", new.org_id)
+            assert json.loads(first.details)["credits_mxn"] == "50.00"
 
     run(work())
 
