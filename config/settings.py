@@ -110,6 +110,9 @@ MAX_PICTURES = 2_000
 MAX_IMAGE_SIDE_PX = 16_384
 """Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""
 
+VERIFY_LOOKS = 256
+"""Images that `ghub verify` looks at at a time: at 20 ms each a million take one to three minutes."""
+
 SWEEP_AGE_S = 24 * 3600
 """Younger objects are not swept: a hundred times as long as any order lives, and a day to notice a mistake."""
 

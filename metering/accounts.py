@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 from redis.exceptions import RedisError
@@ -16,7 +16,19 @@ from redis.exceptions import RedisError
 from metering.clock import utc_now
 from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
-from metering.ports import TEST_KEY_ID, Act, ApiKey, CreditType, Ledger, LedgerAway, LedgerError, Once, Org, WrongField
+from metering.ports import (
+    TEST_KEY_ID,
+    Act,
+    ApiKey,
+    CreditType,
+    Ledger,
+    LedgerAway,
+    LedgerError,
+    NotThere,
+    Once,
+    Org,
+    WrongField,
+)
 from metering.pricing import Rate
 from metering.wallet.projection import Projector
 
@@ -178,6 +190,28 @@ class Accounts:
         await self._tell(org.org_id)
         return added
 
+    async def accept_loss(self, ref: str, reason: str) -> tuple[int, int]:
+        """Give up what a restored ledger lost of an organisation; returns charges and credits in micro-MXN.
+
+        `ghub verify` names it no more; the wallet of an organisation that the ledger has lost, too, is forgotten.
+        """
+        if not _SOURCE.fullmatch(reason):
+            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        if self._projector is None:
+            raise LedgerError("GHUB_REDIS_URL is not set: what was lost is known there alone")
+        inspection = self._projector.inspection
+        try:
+            org_id, known = (await self._ledger.org(ref)).org_id, True
+        except NotThere:
+            org_id, known = str(_uuid(ref)), False
+        charged, credits_ = await inspection.lost(org_id, known=known)
+        if not charged and not credits_:
+            raise LedgerError(f"nothing of {ref!r} is lost")
+        told_ = {"charged_mxn": format_mxn(charged), "credits_mxn": format_mxn(credits_), "reason": reason}
+        await self._ledger.note(self._act("wallet.accept", org_id, org_id, **told_), utc_now())
+        await inspection.accept(org_id, known=known)
+        return charged, credits_
+
     async def add_rate(self, rate: Rate) -> bool:
         """Add a month's exchange rate; False when it is there already."""
         if not _SOURCE.fullmatch(rate.source):
@@ -197,6 +231,14 @@ class Accounts:
             await self._projector.org(org_id)
         except (RedisError, LedgerAway, OSError, TimeoutError):
             log.warning("redis_away_will_be_told_later", org=org_id)
+
+
+def _uuid(ref: str) -> UUID:
+    """Of an organisation that has no name any more. Raises NotThere."""
+    try:
+        return UUID(ref)
+    except ValueError:
+        raise NotThere(f"there is no organisation {ref!r}") from None
 
 
 def _secret(prefix: str) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+DAY_US = 24 * 3600 * 1_000_000
+"""A day in microseconds."""
+
 MEXICO = ZoneInfo("America/Mexico_City")
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _MICRO = timedelta(microseconds=1)

@@ -82,6 +82,7 @@ class _Lane:
         self._streams = {partition: keys.events(partition) for partition in partitions}
         self._next_sweep = 0.0
         self._written: dict[tuple[int, bytes], bool] = {}
+        self._booked: dict[int, str] = {}
         self.alive = False
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -134,6 +135,8 @@ class _Lane:
         for partition, (entry_id, _) in batch:
             event = events.get((partition, entry_id))
             self._written[partition, entry_id] = event is not None and event.event_id in new
+            if event is not None and event.event_id in new:
+                self._booked[partition] = f"{'charge' if event.end == 'charge' else 'other'}:{event.event_id}"
         log.info("booked", new=len(new), again=len(events) - len(new), set_aside=len(set_aside))
         await self._acknowledge()
         return len(new)
@@ -169,7 +172,9 @@ class _Lane:
                 # In this order: an entry that was acknowledged and stayed would be nobody's, and never go.
                 pipe.xdel(keys.events(partition), entry_id)
                 pipe.xack(keys.events(partition), GROUP, entry_id)
-            deleted = (await pipe.execute())[0::2]
+            for partition, end in self._booked.items():
+                pipe.set(keys.booked(partition), end)  # by this a ledger is known that lost it (rule 34)
+            deleted = (await pipe.execute())[: 2 * len(self._written) : 2]
         told = zip(self._written.items(), deleted, strict=True)
         # New to the ledger, yet no longer in the stream: nobody else has booked it, so Redis was wiped meanwhile, and
         # a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the ledger;
@@ -178,6 +183,7 @@ class _Lane:
             log.warning("stream_lost", partition=lost)
             await self._redis.delete(keys.mark(lost), keys.fence(lost))
         self._written.clear()
+        self._booked.clear()
 
     async def _sweep(self) -> int:
         new = 0

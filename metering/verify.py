@@ -1,59 +1,119 @@
 """Does the money add up? Redis against the ledger, the ledger against its own proofs, charges against stored images."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Literal
 from uuid import UUID
 
 from redis.exceptions import RedisError
 
+from config.settings import VERIFY_LOOKS
 from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Event, recompute
+from metering.limits import told
 from metering.money import format_mxn
-from metering.ports import Ledger, Org
+from metering.ports import Charged, Ledger, Org, Snapshot
 from metering.wallet.connection import WalletAway
+from metering.wallet.inspection import Access, Inspection, Projected, Stranger, expected
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Wallet
+from metering.wallet.wallet import Cut, Wallet
 
 CATCH_UP_S = 15.0
-"""How long the consumer is given to bring the ledger up to a wallet's cut."""
+"""How long a page of organisations is given until Redis knows of every change, and again until the ledger has reached
+their wallets' cuts: all of them together."""
 
 GONE_S = 3.0
 """A gateway that has not been heard of for so long is gone: it says so once a second."""
 
+AT_ONCE = 32
+"""Wallets that are read at a time, below the number of background connections."""
+
+TRIES = 3
+"""Looks at an image that fail before it is not provable."""
+
+PAUSE_S = 0.5
+"""Between them."""
+
+GIVE_UP = 2 * VERIFY_LOOKS
+"""Images in a row of which the store says nothing: then it is away, and the others are only counted."""
+
+MOST_NAMED = 1_000
+"""Images that are named one by one, of those that are missing and of those that are not provable; all are counted."""
+
+MOST_GAPS = 20
+"""Gaps in an organisation's event numbers that are named."""
+
 _POLL_S = 0.1
 
+Kind = Literal["difference", "not provable", "lost"]
 ImageExists = Callable[[str], Awaitable[bool]]
+
+
+class NotProvable(Exception):
+    """Whoever was asked about an image gave no answer: the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that does not hold. `expected` and `found` are text for a person."""
+    """One thing that does not hold. `expected` and `found` are text for a person.
+
+    `kind`: whether it is wrong, or cannot be told now, or was lost by a restore and nobody has accepted that.
+    """
 
     org: str
     what: str
     expected: str
     found: str
+    kind: Kind = "difference"
+    detail: str = ""
 
 
-async def verify(ledger: Ledger, wallet: Wallet, presence: Presence, image_exists: ImageExists) -> list[Difference]:
-    """Every difference there is; an empty list means that the books are right.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is looked at: one organisation or all, orders that ended since then or all, their stored images or not."""
 
-    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
+    org: Org | None = None
+    since_us: int = 0
+    images: bool = True
+
+
+Tell = Callable[[str, int], None]
+"""Is told what was looked at, and how many of them since it was last told."""
+
+
+def _tell_nobody(what: str, count: int) -> None:
+    pass
+
+
+async def verify(
+    ledger: Ledger,
+    wallet: Wallet,
+    presence: Presence,
+    image_exists: ImageExists,
+    scope: Scope | None = None,
+    tell: Tell = _tell_nobody,
+) -> list[Difference]:
+    """Every difference there is; an empty list means that the books are right. Raises LedgerAway.
+
+    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event; what
+    is just being projected is looked at again. What cannot be told is a difference of its own kind, with the reason.
     """
+    scope = scope or Scope()
     differences = await journals(ledger, presence)
-    page = await ledger.orgs()
-    while page:
-        for org in page:
-            differences += await _wallet_against_ledger(org, ledger, wallet)
-        page = await ledger.orgs(after=page[-1])
-    rates, prices = await ledger.rate_rows(), await ledger.price_rows()
-    async for event in ledger.events():
-        differences += await _proof(event, rates, prices, image_exists)
+    differences += await _redis(ledger, wallet, scope, tell)
+    for org_id, order_id, refunded, charged in await ledger.refunded_above():
+        if scope.org is None or scope.org.org_id == org_id:
+            most, given = format_mxn(charged), format_mxn(refunded)
+            differences.append(Difference(org_id, f"order {order_id}: refunds", f"at most {most}", given))
+    differences += await _Proofs(image_exists, scope, tell).of(ledger)
     if waiting := await ledger.count_set_aside():
         differences.append(Difference("", "events set aside", "0", str(waiting)))
     return differences
+
+
+# --- journals ---
 
 
 async def journals(ledger: Ledger, presence: Presence) -> list[Difference]:
@@ -62,7 +122,7 @@ async def journals(ledger: Ledger, presence: Presence) -> list[Difference]:
     states = await asyncio.gather(*(_journal(incarnation, presence) for incarnation in open_))
     closed = set(open_) - set(await ledger.open_incarnations())
     return [
-        Difference("", f"journal {incarnation}", "replayed, or of a gateway that lives", f"not provable: {state}")
+        _not_provable("", f"journal {incarnation}", "replayed, or of a gateway that lives", state)
         for incarnation, state in zip(open_, states, strict=True)
         if state and incarnation not in closed
     ]
@@ -73,81 +133,303 @@ async def _journal(incarnation: UUID, presence: Presence) -> str:
 
     It says so once a second. What it said before this began does not count: it may have died since.
     """
-    known, waited_s, silent_s, uncharged = 0, 0.0, 0.0, 0
+    known, waited_s, silent_s, uncharged, away = 0, 0.0, 0.0, 0, False
     while waited_s < CATCH_UP_S and silent_s < GONE_S:
         try:
             beat, uncharged = await presence.last(incarnation) or (known, uncharged)
+            away = False
         except (RedisError, OSError, TimeoutError):
-            beat = known
+            beat, away = known, True
         if known and beat != known and not uncharged:
             return ""
         silent_s = silent_s + _POLL_S if beat == known else 0.0
         known = beat
         await asyncio.sleep(_POLL_S)
         waited_s += _POLL_S
+    if away:
+        return "Redis does not answer, so nobody knows whether its gateway lives"
     return f"{uncharged} of its orders are not charged yet" if silent_s < GONE_S else "its gateway is gone"
 
 
-async def _wallet_against_ledger(org: Org, ledger: Ledger, wallet: Wallet) -> list[Difference]:
-    waited_s = 0.0
-    while True:  # until the wallet knows of every credit
-        (snapshot,) = await ledger.snapshots([org.org_id], period_at(unix_us_at(utc_now())))
-        before = await ledger.charged_up_to(org.org_id)
-        try:
-            cut = await wallet.read(org.org_id)
-        except WalletAway:
-            return [Difference(org.name, "wallet", "in Redis", "away or not projected")]
-        if cut.credit_number == snapshot.credit_number or waited_s >= CATCH_UP_S:
-            break
-        await asyncio.sleep(_POLL_S)
-        waited_s += _POLL_S
-    booked = await ledger.charged_up_to(org.org_id, cut.number)
-    # Counted, not looked at by the last number: one of two consumers may be ahead of the other.
-    while booked.events < cut.events and waited_s < CATCH_UP_S:
-        await asyncio.sleep(_POLL_S)
-        waited_s += _POLL_S
-        booked = await ledger.charged_up_to(org.org_id, cut.number)
+# --- Redis against the ledger ---
+
+
+@dataclass(slots=True)
+class _Compared:
+    """One organisation while it is compared."""
+
+    org: Org
+    snapshot: Snapshot | None = None
+    before: int = 0
+    cut: Cut | None = None
+    redis: Projected | None = None
+    projection: list[Difference] = field(default_factory=list)
+    booked: Charged = field(default_factory=lambda: Charged(0, 0, 0))
+
+    @property
+    def projected(self) -> bool:
+        """Has Redis all that the ledger says?"""
+        assert self.snapshot is not None
+        return self.cut is not None and self.cut.credit_number == self.snapshot.credit_number and not self.projection
+
+    @property
+    def caught_up(self) -> bool:
+        """Has the ledger the wallet's last event? Counted: one of two consumers may be ahead of the other."""
+        return self.cut is None or self.booked.events >= self.cut.events
+
+
+async def _redis(ledger: Ledger, wallet: Wallet, scope: Scope, tell: Tell) -> list[Difference]:
     found: list[Difference] = []
+    async for orgs in _pages(ledger, scope):
+        page = [_Compared(org) for org in orgs]
+        await _patiently(page, lambda one: one.projected, lambda behind: _look(behind, ledger, wallet))
+        if not any(one.cut for one in page) and not await _answers(wallet.inspection):
+            return [*found, _not_provable("", "wallets", "as the ledger has them", "Redis does not answer")]
+        await _patiently(page, lambda one: one.caught_up, lambda behind: _catch_up(behind, ledger))
+        for one in page:
+            found += await _differences(one, ledger)
+        tell("organisations", len(page))
+    if scope.org is None:
+        try:
+            found += [_stranger(one) async for one in wallet.inspection.strangers(ledger)]
+        except (RedisError, OSError, TimeoutError):
+            found.append(_not_provable("", "keys in Redis", "known to the ledger", "Redis does not answer"))
+    return found
 
-    def compare(what: str, expected: int, actual: int, text: Callable[[int], str] = format_mxn) -> None:
+
+async def _pages(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Org]]:
+    page = [scope.org] if scope.org is not None else await ledger.orgs()
+    while page:
+        yield page
+        page = [] if scope.org is not None else await ledger.orgs(after=page[-1])
+
+
+async def _patiently(
+    page: Sequence[_Compared],
+    done: Callable[[_Compared], bool],
+    look: Callable[[Sequence[_Compared]], Awaitable[None]],
+) -> None:
+    """Look at them all, and again at those that are not done, until they are or their time is over."""
+    clock_s = asyncio.get_running_loop().time
+    until_s = clock_s() + CATCH_UP_S
+    behind = list(page)
+    while behind:
+        last = clock_s() >= until_s
+        await look(behind)
+        behind = [] if last else [one for one in behind if not done(one)]
+        if behind:
+            await asyncio.sleep(_POLL_S)
+
+
+async def _look(behind: Sequence[_Compared], ledger: Ledger, wallet: Wallet) -> None:
+    """The ledger first, then Redis, then each wallet at one moment: what came in between is looked at again."""
+    ids = [one.org.org_id for one in behind]
+    today = period_at(unix_us_at(utc_now()))
+    snapshots = {one.org.org_id: one for one in await ledger.snapshots(ids, today)}
+    before = await ledger.charged(ids)
+    try:
+        projected = dict(zip(snapshots, await wallet.inspection.projected(list(snapshots.values())), strict=True))
+    except (RedisError, OSError, TimeoutError):
+        projected = {}
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def cut_of(org_id: str) -> Cut | None:
+        async with room:
+            try:
+                return await wallet.read(org_id)
+            except WalletAway:
+                return None
+
+    cuts = await asyncio.gather(*(cut_of(org_id) for org_id in ids))
+    for one, cut in zip(behind, cuts, strict=True):
+        one.snapshot, one.cut, one.redis = snapshots[one.org.org_id], cut, projected.get(one.org.org_id)
+        one.before = before[one.org.org_id].last_event if one.org.org_id in before else 0
+        one.projection = [] if one.redis is None else list(_projection(one.snapshot, one.redis))
+
+
+async def _catch_up(behind: Sequence[_Compared], ledger: Ledger) -> None:
+    for one in behind:
+        if one.cut is not None:
+            one.booked = await ledger.charged_up_to(one.org.org_id, one.cut.number)
+
+
+def _projection(snapshot: Snapshot, redis: Projected) -> list[Difference]:
+    """What Redis has otherwise than the ledger: revision, limits, and all that its keys may."""
+    found: list[Difference] = []
+    right = expected(snapshot)
+
+    def compare(what: str, should: object, has: object) -> None:
+        if should != has:
+            found.append(Difference(snapshot.org.name, f"{what}: ledger, Redis", str(should), str(has)))
+
+    compare("last change", right.revision, redis.revision)
+    compare("limits", told(right.limits.values()), told(redis.limits.values()))
+    for key_id, access in right.accesses.items():
+        has = redis.accesses[key_id]
+        assert access is not None
+        if has is None:
+            compare(f"key {key_id}", access.state, "not there")
+            continue
+        for name in Access.__slots__:
+            compare(f"key {key_id}: {name}", getattr(access, name), getattr(has, name))
+    return found
+
+
+async def _differences(one: _Compared, ledger: Ledger) -> list[Difference]:
+    """Of one organisation, now that time has been given to catch up."""
+    cut, snapshot, booked = one.cut, one.snapshot, one.booked
+    assert snapshot is not None
+    name = one.org.name
+    if cut is None:
+        return [_not_provable(name, "wallet", "in Redis", "away, or not projected")]
+    found = list(one.projection)
+    gaps = ""
+    if one.redis is None:
+        found.append(_not_provable(name, "keys and limits", "in Redis", "away"))
+    elif one.redis.gone_charged_micro_mxn or booked.events != cut.events:
+        gaps = await _gaps(one, cut, ledger)
+
+    def compare(what: str, expected: int, actual: int, text: Callable[[int], str] = format_mxn, why: str = "") -> None:
         if expected != actual:
-            found.append(Difference(org.name, what, text(expected), text(actual)))
+            found.append(Difference(name, what, text(expected), text(actual), detail=why))
 
-    if before.last_event > cut.number:
-        compare("last event: ledger, wallet", before.last_event, cut.number, str)
+    if one.before > cut.number:
+        compare("last event: ledger, wallet", one.before, cut.number, str)
     total = cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
     compare("credits = available + held + charged", cut.credits_micro_mxn, total)
-    compare("events in the ledger", cut.events, booked.events, str)
-    recount = await ledger.recount(org.org_id, cut.number)
+    compare("events in the ledger", cut.events, booked.events, str, gaps)
+    recount = await ledger.recount(one.org.org_id, cut.number)
     compare("running total in the ledger", recount.charged_micro_mxn, booked.charged_micro_mxn)
     compare("charged: wallet, ledger", cut.charged_micro_mxn, booked.charged_micro_mxn)
     if snapshot.credit_number == cut.credit_number:
         compare("credits: ledger, wallet", snapshot.credits_micro_mxn, cut.credits_micro_mxn)
     else:
         compare("last credit: ledger, wallet", snapshot.credit_number, cut.credit_number, str)
+    if one.redis is not None:
+        found += _gone(name, one.redis, gaps)
     return found
 
 
-async def _proof(
-    event: Event,
-    rates: set[tuple[str, Decimal]],
-    prices: dict[tuple[str, str, str], tuple[Decimal, Decimal]],
-    image_exists: ImageExists,
-) -> list[Difference]:
-    if event.end != "charge":
-        return []
-    found: list[Difference] = []
-    opened, proof = event.opened, event.opened.proof
-    usd, markup, fx = proof.decimals()
-    where = f"event {event.event_id}"
-    if prices.get((proof.price_book, opened.model, proof.variant)) != (usd, markup):
-        found.append(Difference(opened.org_id, f"{where}: price row", f"{usd} × {markup}", "none such"))
-    if (proof.fx_month, fx) not in rates:
-        found.append(Difference(opened.org_id, f"{where}: rate row", f"{proof.fx_month} {fx}", "none such"))
-    if recompute(event) != event.amount_micro_mxn:
-        expected, actual = format_mxn(recompute(event)), format_mxn(event.amount_micro_mxn)
-        found.append(Difference(opened.org_id, f"{where}: amount", expected, actual))
-    for image in event.images:
-        if not await image_exists(image.path):
-            found.append(Difference(opened.org_id, f"{where}: image", image.path, "not in the store"))
-    return found
+async def _gaps(one: _Compared, cut: Cut, ledger: Ledger) -> str:
+    """Which of its events the ledger lacks, by their numbers."""
+    gaps = await ledger.missing_numbers(one.org.org_id, cut.number, MOST_GAPS)
+    texts = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
+    return f"the ledger has no events {', '.join(texts)}" if texts else ""
+
+
+def _gone(name: str, redis: Projected, gaps: str) -> list[Difference]:
+    """What a restored backup did not have; and nobody has accepted that it is lost."""
+    lost = [("charges", redis.gone_charged_micro_mxn, gaps), ("credits", redis.gone_credits_micro_mxn, "")]
+    return [
+        Difference(name, f"{what} that the ledger lost", "0.00", format_mxn(micro_mxn), "lost", detail)
+        for what, micro_mxn, detail in lost
+        if micro_mxn
+    ]
+
+
+def _stranger(one: Stranger) -> Difference:
+    if one.kind == "wallet":
+        credits_, charged = (format_mxn(int(micro_mxn)) for micro_mxn in one.found.split())
+        found = f"a wallet with credits of {credits_}, charged {charged}"
+        return Difference(one.id, "organisation that the ledger lost", "none", found, "lost")
+    what = f"key {one.id}" if one.kind == "access" else f"key with the hash {one.id}"
+    return Difference("", f"{what}: ledger, Redis", "unknown", one.found)
+
+
+async def _answers(inspection: Inspection) -> bool:
+    try:
+        await inspection.answers()
+    except (RedisError, OSError, TimeoutError):
+        return False
+    return True
+
+
+# --- the ledger against its proofs, and the store ---
+
+
+class _Proofs:
+    """Recomputes every charge, and looks for its images, many at a time."""
+
+    def __init__(self, image_exists: ImageExists, scope: Scope, tell: Tell) -> None:
+        self._exists = image_exists
+        self._scope = scope
+        self._tell = tell
+        self._found: list[Difference] = []
+        self._room = asyncio.Semaphore(VERIFY_LOOKS)
+        self._named: dict[Kind, int] = {"difference": 0, "not provable": 0}
+        self._failed_in_a_row = 0
+
+    async def of(self, ledger: Ledger) -> list[Difference]:
+        """What does not hold. Raises LedgerAway."""
+        rates, prices = await ledger.rate_rows(), await ledger.price_rows()
+        org_id = self._scope.org.org_id if self._scope.org is not None else None
+        looks: set[asyncio.Task[None]] = set()
+        try:
+            async for event in ledger.events(org_id=org_id, since_us=self._scope.since_us):
+                if event.end == "charge":
+                    self._prove(event, rates, prices)
+                    for image in event.images if self._scope.images else ():
+                        await self._room.acquire()
+                        look = asyncio.create_task(self._look(event, image.path))
+                        looks.add(look)
+                        look.add_done_callback(looks.discard)
+                self._tell("orders", 1)
+            await asyncio.gather(*looks)
+        finally:
+            for look in looks:
+                look.cancel()
+        for kind, count in self._named.items():
+            if count > MOST_NAMED:
+                self._found.append(Difference("", "images", "in the store", f"{count - MOST_NAMED} more", kind))
+        return self._found
+
+    def _prove(
+        self, event: Event, rates: set[tuple[str, Decimal]], prices: dict[tuple[str, str, str], tuple[Decimal, Decimal]]
+    ) -> None:
+        opened, proof = event.opened, event.opened.proof
+        usd, markup, fx = proof.decimals()
+        org, where = opened.org_id, f"event {event.event_id}"
+        if prices.get((proof.price_book, opened.model, proof.variant)) != (usd, markup):
+            self._found.append(Difference(org, f"{where}: price row", f"{usd} × {markup}", "none such"))
+        if (proof.fx_month, fx) not in rates:
+            self._found.append(Difference(org, f"{where}: rate row", f"{proof.fx_month} {fx}", "none such"))
+        if recompute(event) != event.amount_micro_mxn:
+            right, actual = format_mxn(recompute(event)), format_mxn(event.amount_micro_mxn)
+            self._found.append(Difference(org, f"{where}: amount", right, actual))
+
+    async def _look(self, event: Event, path: str) -> None:
+        try:
+            if not await self._is_there(path):
+                self._name(Difference(event.opened.org_id, f"event {event.event_id}: image", path, "not in the store"))
+        except NotProvable as error:
+            where = f"event {event.event_id}: image"
+            self._name(_not_provable(event.opened.org_id, where, path, str(error)))
+        finally:
+            self._room.release()
+            self._tell("images", 1)
+
+    async def _is_there(self, path: str) -> bool:
+        """Raises NotProvable, and at once where the store has not answered for long."""
+        for left in reversed(range(TRIES)):
+            if self._failed_in_a_row >= GIVE_UP:
+                raise NotProvable("the store does not answer; not looked at")
+            try:
+                there = await self._exists(path)
+            except NotProvable:
+                self._failed_in_a_row += 1
+                if not left:
+                    raise
+                await asyncio.sleep(PAUSE_S)
+            else:
+                self._failed_in_a_row = 0
+                return there
+        raise AssertionError("no try is left without an answer")
+
+    def _name(self, difference: Difference) -> None:
+        self._named[difference.kind] += 1
+        if self._named[difference.kind] <= MOST_NAMED:
+            self._found.append(difference)
+
+
+def _not_provable(org: str, what: str, expected: str, why: str) -> Difference:
+    return Difference(org, what, expected, f"not provable: {why}", "not provable")

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Generator, Mapp
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any, ClassVar, Literal, TypeVar
 from uuid import UUID
 
 import orjson
 
-from metering.clock import Period, month_start_us, unix_us_at
+from metering.clock import DAY_US, Period, month_start_us, period_at, unix_us_at
 from metering.events import Event, Notice, decode_images
 from metering.ledger.queries import Dialect, pending
 from metering.ledger.rows import Row, event_of, event_row, fields, key_of, org_of
@@ -52,6 +53,9 @@ Steps = Generator[tuple[str, Mapping[str, Any]], Any, T]
 Mode = Literal["read", "scan", "book", "write"]
 """read: one consistent cut. scan: the same, for as long as a whole history takes. book: adds events, beside others
 that do. write: alone among the writers of everything else, so that what it has read still holds when it commits."""
+
+FINGERPRINT = 16
+"""Hex digits of a change's fingerprint: 64 bits, against chance and not against an enemy."""
 
 EVENTS = 1_000
 """Events fetched at a time: about 1 MB."""
@@ -240,6 +244,14 @@ class SqlLedger(ABC):
         """A page of the audit log, the latest first, below the row `before`."""
         return [Audit(*row) for row in await self._rows("audits", org_id=org_id, before=before, page=most)]
 
+    async def note(self, act: Act, at: datetime) -> None:
+        """Write down what was done elsewhere than in this record."""
+
+        def steps() -> Steps[None]:
+            yield from _note(act, at.isoformat())
+
+        await self._run("write", steps)
+
     # --- credits ---
 
     async def add_credit(
@@ -335,9 +347,36 @@ class SqlLedger(ABC):
         """The number of the last change that Redis has to know of. None below it can appear later."""
         return int((await self._rows("last_change"))[0][0])
 
+    async def fingerprints(self, changes: Collection[int]) -> dict[int, str]:
+        """What tells these changes from those of another ledger with the same numbers; without those not there.
+
+        A ledger that was restored from a backup and written to again has other rows: their time has microseconds.
+        """
+
+        def steps() -> Steps[dict[int, str]]:
+            found = {}
+            for seq in changes:
+                for row in (yield "change_at", {"seq": seq}):
+                    found[seq] = sha256("\n".join(row).encode()).hexdigest()[:FINGERPRINT]
+            return found
+
+        return await self._run("read", steps)
+
     async def changed_since(self, change: int) -> list[str]:
         """Ids of the organisations that changed after change number `change`."""
         return [org_id for (org_id,) in await self._rows("changed_since", change=change)]
+
+    async def known_orgs(self, org_ids: Sequence[str]) -> set[str]:
+        """Those of these ids that are of organisations here."""
+        return {org_id for (org_id,) in await self._rows("known_orgs", ids=_json(org_ids))}
+
+    async def known_keys(self, key_ids: Sequence[str]) -> set[str]:
+        """Those of these ids that are of keys here."""
+        return {key_id for (key_id,) in await self._rows("known_keys", ids=_json(key_ids))}
+
+    async def known_hashes(self, key_hashes: Sequence[str]) -> set[str]:
+        """Those of these hashes that are of keys here."""
+        return {key_hash for (key_hash,) in await self._rows("known_hashes", ids=_json(key_hashes))}
 
     async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]:
         """Everything that a projection of these needs, of one moment; `period` is today, for what was used."""
@@ -466,6 +505,24 @@ class SqlLedger(ABC):
 
         return await self._run("scan", steps)
 
+    async def missing_numbers(self, org_id: str, number: int, most: int) -> list[tuple[int, int]]:
+        """Numbers up to this one of which the ledger has no event, as the first and the last of each gap."""
+
+        def steps() -> Steps[list[tuple[int, int]]]:
+            rows = yield "missing_numbers", {"org_id": org_id, "number": number, "most": most}
+            return [(first, last) for first, last in rows]
+
+        return await self._run("scan", steps)
+
+    async def refunded_above(self) -> list[tuple[str, str, int, int]]:
+        """Orders whose refunds together are above their charge: organisation, order, refunded, charged (rule 33)."""
+
+        def steps() -> Steps[list[tuple[str, str, int, int]]]:
+            rows = yield "refunded_above", {}
+            return [(org_id, order_id, refunded, charged) for org_id, order_id, refunded, charged in rows]
+
+        return await self._run("scan", steps)
+
     async def count_set_aside(self) -> int:
         """Entries that wait for a person."""
         return int((await self._rows("count_set_aside"))[0][0])
@@ -494,13 +551,16 @@ class SqlLedger(ABC):
 
         await self._run("write", steps)
 
-    async def events(self, *, org_id: str | None = None, month: str | None = None) -> AsyncIterator[Event]:
-        """Booked events by month, organisation and number, a page at a time."""
-        after: dict[str, Any] = {"after_month": "", "after_org_id": "", "after_number": 0, "after_event_id": ""}
+    async def events(
+        self, *, org_id: str | None = None, month: str | None = None, since_us: int = 0
+    ) -> AsyncIterator[Event]:
+        """Booked events that ended since then, by month, organisation and number, a page at a time."""
+        # An event's month is that of its admission, which may be the one before its end's.
+        first = period_at(since_us - DAY_US).month if since_us else ""
+        after: dict[str, Any] = {"after_month": first, "after_org_id": "", "after_number": 0, "after_event_id": ""}
+        since = {"org_id": org_id, "month": month, "since_us": since_us}
         while True:
-            page = [
-                event_of(row) for row in await self._rows("events", org_id=org_id, month=month, page=EVENTS, **after)
-            ]
+            page = [event_of(row) for row in await self._rows("events", page=EVENTS, **since, **after)]
             for event in page:
                 yield event
             if len(page) < EVENTS:

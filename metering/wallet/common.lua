@@ -195,7 +195,8 @@ local function tell_balance(org, before, after, now_us)
 end
 
 -- The one way in which an order ends: money to its place, the hold gone, the event in the stream, the end remembered,
--- and what its owner may fetch again.
+-- and what its owner may fetch again. Returns how far below zero its charge left the balance, credits less charges: 0
+-- where it did not.
 local function close(org, request, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened', 'images', 'key', 'day',
     'month')
@@ -225,12 +226,15 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
     keep_usage(u)
     if quantity > 0 then tell_thresholds(u, org, name == wallet and '' or key, now_us) end
   end
+  local below = 0
   if amount > 0 then
     local after = tonumber(redis.call('HGET', wallet, 'credits')) - charged
     tell_balance(org, after + amount, after, now_us)
+    below = math.max(0, -after)
   end
   -- After what it led to being told: where the ledger has the event, it has the notices, too.
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
     'amount', amount, 'admitted_us', hold[2], 'ended_us', now_us, 'opened', hold[3], 'images', images,
     'usd_measured', usd_measured, 'result', result)
+  return below
 end

@@ -40,6 +40,16 @@ def home(partition: int) -> str:
     return f"{{p{partition}}}:home"
 
 
+def ledger(partition: int) -> str:
+    """Which ledger the partition was projected from: a change number, and the fingerprint of that change there."""
+    return f"{{p{partition}}}:ledger"
+
+
+def booked(partition: int) -> str:
+    """An order's end that the ledger has committed, one of the last: `charge:` or `other:`, and the request's id."""
+    return f"{{p{partition}}}:booked"
+
+
 def events(partition: int) -> str:
     """The stream of metering events."""
     return f"{{p{partition}}}:events"

@@ -10,23 +10,24 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import structlog
-from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S, LOW_BALANCE_MICRO_MXN
 from metering.clock import Period, period_at, unix_us_at, utc_now
 from metering.limits import Limits
+from metering.money import format_mxn
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
+from metering.wallet.alarms import below_zero
 from metering.wallet.connection import load_script, servers
+from metering.wallet.inspection import Inspection
+from metering.wallet.marks import Look, Marks, Seen, keys_like
 
 log = structlog.get_logger(__name__)
 
 _LOST, _FENCED_OFF = 3, 4
 _DONE, _STREAM_HOLDS_EVENTS = 1, 3
-
-BELOW_ZERO = Counter("ghub_balance_below_zero_total", "Projections that left a balance below zero")
 
 FENCE_S = 5
 """A rebuild whose process died, or stood still for so long, is taken over by another."""
@@ -43,9 +44,15 @@ class Projector:
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v2")
-        self._fence = load_script(redis, "fence_v2")
+        self._project = load_script(redis, "project_v3")
+        self._fence = load_script(redis, "fence_v3")
+        self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
+
+    @property
+    def inspection(self) -> Inspection:
+        """What is projected."""
+        return Inspection(self._redis)
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""
@@ -57,24 +64,19 @@ class Projector:
             await asyncio.sleep(every_s)
 
     async def round(self) -> None:
-        """One look: what changed is projected, and a partition without a mark, or on another server, is rebuilt.
+        """One look: what changed is projected, and a partition without a mark that counts is rebuilt.
 
         A partition whose server in a cluster is away keeps its mark, and is brought up to date when it is back.
         """
-        last = await self._ledger.last_change()
-        runs = await self._runs()
-        marks = await self._marks(runs)
-        missing = {partition: runs[partition] for partition, change in marks.items() if change is None}
-        known = {partition: change for partition, change in marks.items() if change is not None}
+        look = await self._look()
         # A mark says up to which change its partition is projected. Redis keeps the order of writes, so a Redis that
         # lost some of them lost the mark that was set after them, too.
-        changed = await self._ledger.changed_since(min(known.values())) if known else []
-        for page in _pages([org_id for org_id in changed if keys.partition_of(org_id) in known]):
-            await self._follow(page, runs)
-        if missing:
-            await self._rebuild(missing)
-        if changed:
-            await self._move_marks(known, last)
+        changed = await self._ledger.changed_since(min(look.known.values())) if look.known else []
+        for page in _pages([org_id for org_id in changed if keys.partition_of(org_id) in look.known]):
+            await self._follow(page, look.seen)
+        if look.missing:
+            await self._rebuild(look)
+        await self._marks.move(look)
 
     async def org(self, org_id: str) -> None:
         """Project one organisation now. Where its partition is not projected, the next rebuild takes it along."""
@@ -94,13 +96,6 @@ class Projector:
             log.error("wallet_lost", org=org_id)
             await self._redis.delete(keys.mark(keys.partition_of(org_id)))
         await self._records(snapshots, partitions)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for org_id in org_ids:
-                pipe.hget(keys.OrgKeys(org_id).wallet, "available")
-            for org_id, available in zip(org_ids, await pipe.execute(), strict=True):
-                if available is not None and int(available) < 0:
-                    BELOW_ZERO.inc()
-                    log.error("balance_below_zero", org=org_id)
 
     async def forget(self, org_id: str | None) -> None:
         """Have an organisation's partition, or every one, made anew: until then nothing is admitted there."""
@@ -111,22 +106,24 @@ class Projector:
 
     async def missing(self, org_id: str | None) -> int:
         """How many of those partitions are not projected."""
-        marks = await self._marks(await self._runs())
-        return sum(marks.get(partition) is None for partition in _partitions(org_id))
+        known = (await self._look()).known
+        return sum(partition not in known for partition in _partitions(org_id))
 
-    async def _rebuild(self, missing: Mapping[int, str]) -> None:
-        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again.
-
-        `missing`: partition → the run of its server.
-        """
+    async def _rebuild(self, look: Look) -> None:
+        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
         who = uuid4().hex
-        codes = {partition: await self._at_fence(partition, run, who, "raise", 0) for partition, run in missing.items()}
+        if foreign := sorted(look.missing & look.foreign):
+            # Before the fence, whose raising ends it: what dies on the way begins here again.
+            log.error("ledger_restored", partitions=foreign, change=look.last)
+            await self._shut_out(set(foreign))
+        codes = {partition: await self._raise(partition, look.seen[partition], who) for partition in look.missing}
         fenced = {partition for partition, code in codes.items() if code == _DONE}
         if waiting := sum(code == _STREAM_HOLDS_EVENTS for code in codes.values()):
             log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
         if not fenced:
             return
         last = await self._ledger.last_change()
+        fingerprint = await self._marks.fingerprint(last)
         page = await self._ledger.orgs()
         while page:
             await self._keep_up(fenced)
@@ -136,7 +133,7 @@ class Projector:
             fenced -= await self._replace(here, who)
             await self._records(snapshots, fenced)
             page = await self._ledger.orgs(after=page[-1])
-        dropped = [(p, await self._at_fence(p, missing[p], who, "drop", last)) for p in sorted(fenced)]
+        dropped = [(p, await self._drop(p, look.seen[p], who, last, fingerprint)) for p in sorted(fenced)]
         if rebuilt := [partition for partition, code in dropped if code == _DONE]:
             log.warning("projection_rebuilt", partitions=rebuilt, change=last)
 
@@ -163,8 +160,21 @@ class Projector:
             )
         codes = await self._apply(snapshots, "rebuild", await self._ledger.charged(org_ids), who)
         lost = {keys.partition_of(org_id) for org_id, code in zip(org_ids, codes, strict=True) if code == _FENCED_OFF}
-        await self._remember([org_id for org_id in org_ids if keys.partition_of(org_id) not in lost])
+        made = [org_id for org_id in org_ids if keys.partition_of(org_id) not in lost]
+        await self._tell_gone(made)
+        await self._remember(made)
         return lost
+
+    async def _tell_gone(self, org_ids: Sequence[str]) -> None:
+        """Of wallets that were made anew: what they had, and this ledger has not."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for org_id in org_ids:
+                pipe.hmget(keys.OrgKeys(org_id).wallet, "gone_charged", "gone_credits")
+            found = zip(org_ids, await pipe.execute() if org_ids else [], strict=True)
+        for org_id, (charged, credits_) in found:
+            if int(charged or 0) or int(credits_ or 0):
+                gone = {"charged_mxn": format_mxn(int(charged or 0)), "credits_mxn": format_mxn(int(credits_ or 0))}
+                log.error("not_in_the_ledger", org=org_id, **gone)
 
     async def _remember(self, org_ids: Sequence[str]) -> None:
         """How orders ended of late, so that a settlement that is tried again has its answer; and for a day those under
@@ -188,12 +198,39 @@ class Projector:
                 pipe.expire(keys.fence(partition), FENCE_S)
             await pipe.execute()
 
-    async def _at_fence(self, partition: int, run: str, who: str, step: Literal["raise", "drop"], change: int) -> int:
-        code: int = await self._fence(
-            keys=[keys.mark(partition), keys.fence(partition), keys.events(partition), keys.home(partition)],
-            args=[who, step, change, FENCE_S, run],
+    async def _raise(self, partition: int, seen: Seen, who: str) -> int:
+        """Unless its mark is another by now than the one that was seen, and counts for nothing."""
+        return await self._at_fence(
+            partition, [who, "raise", 0, FENCE_S, seen.run, "", seen.mark, seen.home, seen.ledger]
         )
+
+    async def _drop(self, partition: int, seen: Seen, who: str, change: int, fingerprint: str) -> int:
+        return await self._at_fence(partition, [who, "drop", change, FENCE_S, seen.run, fingerprint, "", "", ""])
+
+    async def _at_fence(self, partition: int, args: list[Any]) -> int:
+        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger, keys.booked]
+        code: int = await self._fence(keys=[name(partition) for name in names], args=args)
         return code
+
+    async def _shut_out(self, partitions: set[int]) -> None:
+        """Have keys that this ledger does not know stop working: they were issued after the backup (rule 34).
+
+        Their organisations' wallets stay, so that what is under way ends; `ghub verify` names them.
+        """
+        async for page in keys_like(self._redis, "access", partitions):
+            known = await self._ledger.known_keys([_last_part(name) for name in page])
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in page:
+                    if _last_part(name) not in known:
+                        pipe.hset(name, "state", "revoked")
+                await pipe.execute()
+        async for page in keys_like(self._redis, "key", partitions):
+            known = await self._ledger.known_hashes([_last_part(name) for name in page])
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for name in page:
+                    if _last_part(name) not in known:
+                        pipe.delete(name)
+                await pipe.execute()
 
     async def _apply(
         self,
@@ -204,7 +241,10 @@ class Projector:
     ) -> list[int]:
         """One code for each of them."""
         calls = [call_of(one, mode, booked.get(one.org.org_id, BOOKED_NOTHING), who) for one in snapshots]
-        codes: list[int] = await self._project.each(calls)
+        codes: list[int] = []
+        for snapshot, (code, below) in zip(snapshots, await self._project.each(calls), strict=True):
+            below_zero(snapshot.org.org_id, below, cause="rebuild" if mode == "rebuild" else "adjustment")
+            codes.append(code)
         return codes
 
     async def _records(self, snapshots: Sequence[Snapshot], partitions: Collection[int]) -> None:
@@ -215,6 +255,9 @@ class Projector:
                     pipe.set(name, f"{key.org_id} {key.key_id}")
             await pipe.execute()
 
+    async def _look(self) -> Look:
+        return await self._marks.look(await self._runs())
+
     async def _runs(self) -> dict[int, str]:
         """Partition → the run of the server that has it, which a restart and a failover change; without those away."""
         asked = await servers(self._redis)
@@ -224,23 +267,6 @@ class Projector:
             raise errors[0]
         found = zip(asked, answers, strict=True)
         return {p: info["run_id"] for (_, here), info in found if not isinstance(info, BaseException) for p in here}
-
-    async def _marks(self, runs: Mapping[int, str]) -> dict[int, int | None]:
-        """Partition → the last change projected to it; None where that was another run of a server."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in runs:
-                pipe.mget(keys.mark(partition), keys.home(partition))
-            found = zip(runs.items(), await pipe.execute(), strict=True)
-        return {
-            partition: int(mark) if mark is not None and home == run.encode() else None
-            for (partition, run), (mark, home) in found
-        }
-
-    async def _move_marks(self, partitions: Collection[int], change: int) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in partitions:
-                pipe.set(keys.mark(partition), change, xx=True)
-            await pipe.execute()
 
 
 def call_of(
@@ -287,6 +313,10 @@ def _today() -> Period:
 
 def _charged(org_id: str, amount_micro_mxn: int) -> str:
     return f"charge:{amount_micro_mxn}:delivered:{org_id}"
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(":")[2]
 
 
 def _pages(org_ids: Sequence[str]) -> Iterator[Sequence[str]]:

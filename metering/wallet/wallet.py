@@ -16,7 +16,9 @@ from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
 from metering.ports import Delivered
 from metering.pricing import Quote
 from metering.wallet import keys
+from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
+from metering.wallet.inspection import Inspection
 
 _LATEST_S = 1.0
 """An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
@@ -213,11 +215,17 @@ class Wallet:
         self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v3")
         self._sandbox = load_script(redis, "sandbox_v1")
-        self._settle = load_script(redis, "settle_v1")
+        self._settle = load_script(redis, "settle_v2")
         self._void = load_script(redis, "void_v2")
-        self._replay = load_script(redis, "replay_v2")
+        self._replay = load_script(redis, "replay_v3")
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v1")
+        self._gone = load_script(redis, "gone_v1")
+
+    @property
+    def inspection(self) -> Inspection:
+        """What was projected to the same Redis."""
+        return Inspection(self._redis)
 
     def now_us(self, org_id: str | None = None) -> int:
         """Redis `TIME` as far as this process knows: set right by every verdict, wrong by a round trip at most.
@@ -384,12 +392,8 @@ class Wallet:
     async def client_gone(self, org_id: str, request_id: str) -> None:
         """The client hung up before it was answered: its SDK's retry is given this order before any other."""
         names = keys.OrgKeys(org_id)
-
-        async def write() -> None:
-            await self._redis.hset(names.claims(request_id), "gone", "1")
-            await self._redis.expire(names.claims(request_id), int(RECENT_S))
-
-        await self._ask(names.partition, write())
+        written = self._gone(keys=[names.mark, names.claims(request_id)], args=[int(RECENT_S * 1_000_000)])
+        await self._ask(names.partition, written)
 
     async def settle(
         self,
@@ -428,7 +432,9 @@ class Wallet:
                 ],
             ),
         )
-        return self._closing(names.partition, _SETTLED, reply)
+        closing = self._closing(names.partition, _SETTLED, reply)
+        below_zero(org_id, reply[4], cause="settlement", request_id=request_id)
+        return closing
 
     async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
@@ -484,6 +490,7 @@ class Wallet:
         if reply[0] not in (Replay.CHARGED, Replay.SERVED):
             raise NotProjected
         self._learn(names.partition, reply[1])
+        below_zero(answered.org_id, reply[4], cause="replay", request_id=answered.request_id)
         return Replay.NOW if reply[3] else Replay(reply[0])
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:

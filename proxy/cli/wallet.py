@@ -1,4 +1,4 @@
-"""`ghub wallet rebuild`: wallets made anew from the ledger."""
+"""`ghub wallet`: made anew from the ledger, and what a restored ledger lost of them."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from metering.money import format_mxn
 from proxy.cli.output import AsJson, back, fail, run, say
 
 app = typer.Typer(help="Wallets in Redis.", no_args_is_help=True)
@@ -36,5 +37,21 @@ def rebuild(
                 await asyncio.sleep(0.1)
             unreplayed = [str(incarnation) for incarnation in await opened.ledger.open_incarnations()]
         return {"rebuilt": org or "all", "journals_not_closed": unreplayed}
+
+    say(run(work()), as_json)
+
+
+@app.command("accept")
+def accept(
+    org: Annotated[str, typer.Argument(metavar="ORG", help="As `ghub verify` names it: its name, or its UUID.")],
+    reason: Annotated[str, typer.Option(help="Why it is given up, for the audit log.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give up what a restored ledger lost of an organisation: charges, credits, or the whole of it."""
+
+    async def work() -> dict[str, Any]:
+        async with back() as opened:
+            charged, credits_ = await opened.accounts.accept_loss(org, reason)
+        return {"org": org, "charged_mxn": format_mxn(charged), "credits_mxn": format_mxn(credits_)}
 
     say(run(work()), as_json)

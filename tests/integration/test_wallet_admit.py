@@ -271,14 +271,14 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                     [NOW_US, caller.org_id, "new", 1, "m", "f", 1, 60],
                     range(1, 9),
                 ),
-                "settle_v1": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
+                "settle_v2": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
                 "void_v2": (close, [NOW_US, caller.org_id, "open", "test", 60, 1, 1, 0], range(1, 9)),
                 "expire_v1": (
                     [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],
                     [NOW_US, 10, 60],
                     range(1, 4),
                 ),
-                "project_v2": (
+                "project_v3": (
                     [names.mark, names.wallet, names.open, names.fence],
                     [caller.org_id, 999, 999, 1, "follow", 0, 0, "who", 0, 0, 0, day.day, day.month]
                     + [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "", "", "", "", "", "", "", "", 0, 0, 0],
@@ -289,9 +289,9 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             text = {
                 "admit_v3": {5, 6, 7, 14, 15},
                 "sandbox_v1": {2, 3, 5, 6},
-                "settle_v1": {3, 4},
+                "settle_v2": {3, 4},
                 "void_v2": {2, 3, 4},
-                "project_v2": {1, 5, 8, 12, 13},
+                "project_v3": {1, 5, 8, 12, 13},
             }
             refused = 0
             for name, (script_keys, arguments, positions) in calls.items():
@@ -303,7 +303,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                 for attempt in wrong:
                     if name == "admit_v3" and attempt[17] == "-1":
                         continue  # no SDK counts its tries
-                    if name == "project_v2" and (attempt[3] == "-1" or "" in attempt[13:19]):
+                    if name == "project_v3" and (attempt[3] == "-1" or "" in attempt[13:19]):
                         continue  # credits may be negative, and a limit may be absent
                     with pytest.raises(ResponseError):
                         await script(keys=script_keys, args=attempt)

@@ -80,6 +80,15 @@ SELECT
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE id = :key_id;
 
+-- name: known_orgs
+SELECT id FROM organizations WHERE id IN (:ids);
+
+-- name: known_keys
+SELECT id FROM api_keys WHERE id IN (:ids);
+
+-- name: known_hashes
+SELECT hash FROM api_keys WHERE hash IN (:ids);
+
 -- name: issued
 SELECT details FROM audit WHERE org_id = :org_id AND target = :key_id AND action IN ('key.create', 'key.rotate');
 
@@ -142,6 +151,9 @@ INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
 -- name: last_change
 SELECT coalesce(max(seq), 0) FROM changes;
 
+-- name: change_at
+SELECT org_id, what, at FROM changes WHERE seq = :seq;
+
 -- name: changed_since
 SELECT DISTINCT org_id FROM changes WHERE seq > :change;
 
@@ -191,6 +203,24 @@ GROUP BY total.events, total.amount_micro_mxn;
 SELECT count(*), coalesce(max(number), 0), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
 FROM events WHERE org_id = :org_id AND number <= :number;
 
+-- name: missing_numbers
+SELECT number + 1, following - 1 FROM (
+    SELECT number, lead(number, 1, CAST(:number AS BIGINT) + 1) OVER (ORDER BY number) AS following FROM (
+        SELECT CAST(0 AS BIGINT) AS number UNION SELECT number FROM events WHERE org_id = :org_id AND number <= :number
+    ) AS numbers
+) AS gaps WHERE following > number + 1 ORDER BY number LIMIT :most;
+
+-- name: refunded_above
+SELECT org_id, order_id, refunded, charged FROM (
+    SELECT
+        c.org_id, c.order_id, CAST(sum(c.amount_micro_mxn) AS BIGINT) AS refunded,
+        CAST(coalesce((
+            SELECT sum(e.amount_micro_mxn) FROM events AS e
+            WHERE e.event_id = c.order_id AND e.org_id = c.org_id AND e."end" = 'charge'
+        ), 0) AS BIGINT) AS charged
+    FROM credit_transactions AS c WHERE c.order_id IS NOT NULL GROUP BY c.org_id, c.order_id
+) AS refunds WHERE refunded > charged ORDER BY org_id, order_id;
+
 -- name: events
 SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
@@ -198,6 +228,7 @@ SELECT
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TEXT) IS NULL OR month = :month)
+    AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;
 

@@ -8,7 +8,7 @@
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
 --       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 --       14 key id  15 day  16 month: where the order counts
--- reply code, now_us, available, 1 where this call charged it
+-- reply code, now_us, available, 1 where this call charged it, how far below zero that left the balance
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
 
@@ -30,10 +30,10 @@ local function served()
 end
 
 local before = redis.call('GET', KEYS[6])
-if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0 } end
-if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0 } end
+if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0, 0 } end
+if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0, 0 } end
 
-if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0 } end
+if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0, 0 } end
 local instead = served()
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
@@ -43,7 +43,7 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
     -- another replay must not find the retry used up, and charge.
     local ending = string.match(before or '', '^%a+') or 'void'
     redis.call('SET', KEYS[6], ending .. ':0:served_again:' .. org, 'EX', remember)
-    return { SERVED, now, available_at(org, now), 0 }
+    return { SERVED, now, available_at(org, now), 0, 0 }
   end
   -- One of nothing stands in for it. One of a later day was admitted by a clock that was ahead: it counts today.
   local day, month = unpack(redis.call('HMGET', KEYS[2], 'day', 'month'))
@@ -53,7 +53,7 @@ if redis.call('EXISTS', KEYS[4]) == 0 then
 end
 if instead then
   close(org, request, 'void', 'served_again', 0, 0, '', '[]', '', ended, remember)
-  return { SERVED, now, available_at(org, now), 0 }
+  return { SERVED, now, available_at(org, now), 0, 0 }
 end
 if placed == KEYED then
   -- A wiped Redis had forgotten the key, and the order may be in the making once more. That one ends here, uncharged:
@@ -66,5 +66,5 @@ if placed == KEYED then
   local fingerprint = string.match(ARGV[9], '"once":"%S+ (%S+)"')
   if fingerprint then redis.call('SET', KEYS[7], request .. ' ' .. fingerprint, 'EX', remember) end
 end
-close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
-return { CHARGED, now, available_at(org, now), 1 }
+local below = close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
+return { CHARGED, now, available_at(org, now), 1, below }

@@ -10,7 +10,7 @@
 --       (or empty), its models (between spaces, or empty for all), and the same nine: limits (each empty for none) of
 --       requests and images per minute, images in flight, images per day and month, micro-MXN per month; and what the
 --       ledger has: images of today, images and micro-MXN of the month
--- reply code
+-- reply code, how far below zero this call left a balance, credits less charges, that was higher before
 local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
 local OWN, NINE, KEY = 14, 9, 13
 local LIMITS = { 'requests_per_minute', 'images_per_minute', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month' }
@@ -34,11 +34,14 @@ for first = OWN + NINE, #ARGV, KEY do check(first + 4) end
 local projected = redis.call('EXISTS', KEYS[1]) == 1
 local w = redis.call('HMGET', KEYS[2], 'revision', 'credit_number', 'credits', 'charged')
 local opening = mode ~= 'follow'
-local held, open = 0, {}
+local held, open, below = 0, {}, 0
+local function lowered(before, after)
+  if after < 0 and after < before then below = -after end
+end
 
 if mode == 'rebuild' then
   -- The fence was raised over an empty stream, so the ledger has every event, and it stays so until the mark is back.
-  if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return FENCED_OFF end
+  if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return { FENCED_OFF, 0 } end
   for _, request in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
     local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
     -- One of a later day was opened by a clock that was ahead: it counts today, as all that begins here.
@@ -50,15 +53,26 @@ if mode == 'rebuild' then
       day = hold[4], month = hold[5] }
     held = held + open[#open].amount
   end
-  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', number,
-    'lost', lost, 'credits', credits, 'credit_number', credit_number)
+  -- By a charge or an adjustment that Redis had lost; a wallet that was wiped does not say what it was before.
+  if w[1] then lowered(tonumber(w[3]) - tonumber(w[4]), credits - charged) end
+  -- What the wallet had and the ledger has not: a restored backup lost it, or it was set aside. It is named until
+  -- somebody has accepted it, and a number that was given out once is given to no other event.
+  local gone = redis.call('HMGET', KEYS[2], 'number', 'gone_charged', 'gone_credits')
+  local function less(had, already, has)
+    return math.max(0, tonumber(had or 0) + tonumber(already or 0) - has)
+  end
+  local last = math.max(number, tonumber(gone[1] or 0))
+  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', last,
+    'lost', lost + last - number, 'credits', credits, 'credit_number', credit_number,
+    'gone_charged', less(w[4], gone[2], charged), 'gone_credits', less(w[3], gone[3], credits))
 else
-  if not projected then return AWAY end
+  if not projected then return { AWAY, 0 } end
   -- Where there are holds there was a wallet.
-  if not w[1] and (mode == 'follow' or redis.call('EXISTS', KEYS[3]) == 1) then return LOST end
+  if not w[1] and (mode == 'follow' or redis.call('EXISTS', KEYS[3]) == 1) then return { LOST, 0 } end
   if not w[1] then
     redis.call('HSET', KEYS[2], 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
       'credit_number', credit_number)
+    lowered(0, credits)
   else
     opening = false
     redis.call('HSET', KEYS[2], 'low', low)
@@ -66,8 +80,9 @@ else
       redis.call('HINCRBY', KEYS[2], 'available', credits - tonumber(w[3]))
       redis.call('HSET', KEYS[2], 'credits', credits, 'credit_number', credit_number)
       tell_balance(org, tonumber(w[3]) - tonumber(w[4]), credits - tonumber(w[4]), now)
+      lowered(tonumber(w[3]) - tonumber(w[4]), credits - tonumber(w[4]))
     end
-    if tonumber(w[1]) > revision then return DONE end
+    if tonumber(w[1]) > revision then return { DONE, below } end
   end
 end
 
@@ -95,4 +110,4 @@ for i = OWN + NINE, #ARGV, KEY do
   if ARGV[i + 2] == '' then redis.call('HDEL', access, 'expires_us') else redis.call('HSET', access, 'expires_us', ARGV[i + 2]) end
   set(access, i + 4, ARGV[i])
 end
-return DONE
+return { DONE, below }

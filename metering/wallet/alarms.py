@@ -1,0 +1,19 @@
+"""What the scripts say that somebody must look at (rule 10)."""
+
+import structlog
+from prometheus_client import Counter
+
+from metering.money import format_mxn
+
+log = structlog.get_logger(__name__)
+
+BELOW_ZERO = Counter(
+    "ghub_balance_below_zero_total", "Charges, adjustments and rebuilds that left a balance lower, and below zero"
+)
+
+
+def below_zero(org_id: str, micro_mxn: int, **cause: str) -> None:
+    """Count and log one step that left a balance `micro_mxn` below zero; 0 is none."""
+    if micro_mxn:
+        BELOW_ZERO.inc()
+        log.error("balance_below_zero", org=org_id, balance_mxn=format_mxn(-micro_mxn), **cause)
