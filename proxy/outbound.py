@@ -57,6 +57,33 @@ _OURS: dict[type[Exception], type[httpx2.TransportError]] = {
 }
 
 
+_WORDS: dict[type[httpx2.HTTPError], str] = {
+    httpx2.ConnectTimeout: "no connection in time",
+    httpx2.ReadTimeout: "no answer in time",
+    httpx2.WriteTimeout: "it stopped reading",
+    httpx2.RemoteProtocolError: "the answer was cut short, or is no HTTP",
+    httpx2.ReadError: "the connection was reset",
+}
+
+
+def cause_of(error: httpx2.HTTPError) -> str:
+    """What went wrong with a call, in words for a log, and the class of its error."""
+    return f"{_words(error, error.__cause__)} ({type(error).__name__})"
+
+
+def _words(error: httpx2.HTTPError, cause: BaseException | None) -> str:
+    match cause:
+        case aiohttp.ClientConnectorDNSError():
+            return "its host's name is not known"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its TLS certificate is not trusted"
+        case aiohttp.ClientConnectorSSLError():
+            return "TLS failed"
+        case aiohttp.ClientConnectorError():
+            return (cause.os_error.strerror or "no connection").lower()
+    return next((words for kind, words in _WORDS.items() if isinstance(error, kind)), "the call failed")
+
+
 def _translated(error: Exception) -> httpx2.TransportError:
     return next(ours for theirs, ours in _OURS.items() if isinstance(error, theirs))(str(error))
 

@@ -21,7 +21,16 @@ import orjson
 
 from config.settings import MAX_IMAGE_BYTES, STORE_JWT_LIFE_S
 from proxy.ports import Chunks, StoredObject, StoreFailed, StoreMisconfigured
-from proxy.storage.streams import CACHE_CONTROL, ERROR_BYTES, LISTING_BYTES, away, document, upload
+from proxy.storage.streams import (
+    CACHE_CONTROL,
+    ERROR_BYTES,
+    LISTING_BYTES,
+    away,
+    body_limit,
+    document,
+    request_of,
+    upload,
+)
 
 PAGE = 1_000
 """Entries of a listing at a time; the server gives at most 1,500."""
@@ -84,9 +93,9 @@ def public_url(url: str, bucket: str) -> str:
 class _Refused(StoreFailed):
     """The store's refusal. `code` is the store's own word, where it has one; `status` the one that it means."""
 
-    def __init__(self, code: str | None, status: int) -> None:
+    def __init__(self, code: str | None, status: int, asked: str) -> None:
         again = code in _AGAIN_CODES or status in _AGAIN_STATUSES or status >= 500
-        super().__init__(f"the store refused: {code or f'status {status}'}", again=again)
+        super().__init__(f"the store refused: {code or f'status {status}'}, at {asked}", again=again)
         self.code = code
         self.status = status
 
@@ -127,6 +136,19 @@ class Supabase:
         if not isinstance(bucket, dict) or "public" not in bucket:
             raise StoreMisconfigured(_NOT_SUPABASE)
         self._check_bucket(bucket)
+
+    def unwritable(self, refused: StoreFailed) -> str:
+        """Where the bucket may be seen and a probe in it was refused: the sentence that says what to do."""
+        if not isinstance(refused, _Refused):
+            return f"GHUB_STORAGE_URL: the store does not keep an image ({refused})"
+        if refused.status == 413:
+            return body_limit(refused)
+        if refused.code in _KEY_CODES or refused.status in (401, 403):
+            return (
+                f"{self._auth.variable}: it may see the bucket {self._bucket!r}, but not write, read and remove "
+                f"objects in it; take the project's own, of the service role ({refused})"
+            )
+        return f"GHUB_STORAGE_URL: the bucket {self._bucket!r} takes no images ({refused})"
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
@@ -181,15 +203,15 @@ class Supabase:
     ) -> AsyncGenerator[httpx2.Response]:
         """An answer that is no refusal. Raises StoreFailed."""
         sent = {"accept-encoding": "identity", **self._auth.headers(), **(headers or {})}
+        url = f"{self._url}{path}"
         try:
-            async with self._client.stream(
-                method, f"{self._url}{path}", headers=sent, content=content, json=json
-            ) as response:
+            async with self._client.stream(method, url, headers=sent, content=content, json=json) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await document(response, ERROR_BYTES))
+                    body = await document(response, ERROR_BYTES)
+                    raise _refusal(response.status_code, body, request_of(method, url))
                 yield response
         except httpx2.HTTPError as error:
-            raise away(error) from error
+            raise away(error, request_of(method, url)) from error
 
     async def _is_there(self, method: str, path: str) -> bool:
         """Whether the object was there when this was asked of it."""
@@ -269,14 +291,15 @@ def _parsed(body: bytes) -> Any:
         return None
 
 
-def _refusal(http_status: int, body: bytes) -> _Refused:
+def _refusal(http_status: int, body: bytes, asked: str) -> _Refused:
     """By the code in the body, then by the status in it, then by the one of HTTP: that is nearly always 400."""
     error = _parsed(body)
     if not isinstance(error, dict):
-        return _Refused(None, http_status)
+        return _Refused(None, http_status, asked)
     code, status = error.get("code", error.get("error")), str(error.get("statusCode"))
     known = isinstance(code, str) and _CODE.fullmatch(code)
-    return _Refused(code if known else None, int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status)
+    meant = int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status
+    return _Refused(code if known else None, meant, asked)
 
 
 def _entries_of(page: Any) -> list[_Entry]:

@@ -47,6 +47,9 @@ class Behaviour:
     read_bytes_per_s: float = 0  # 0 is as fast as it goes
     answer_delay_s: float = 0
     db_down: bool = False
+    read_only: bool = False  # the database takes no writes, as Supabase makes it when its disk is full
+    no_writing: bool = False  # the key may see everything, and write nothing
+    body_limit_bytes: int = 0  # of a proxy in front, like nginx's client_max_body_size; 0 is none
 
     def takes(self, name: str) -> bool:
         """Is it the turn of this fault? Then it is used up by one."""
@@ -81,6 +84,7 @@ DUPLICATE = Refused(409, "Duplicate", "The resource already exists", "KeyAlready
 TOO_LARGE = Refused(413, "Payload too large", "The object exceeded the maximum allowed size", "EntityTooLarge")
 NO_AUTHORIZATION = Refused(400, "Error", "headers must have required property 'authorization'", "InvalidRequest")
 NOT_BY_POLICY = Refused(403, "Unauthorized", "new row violates row-level security policy", "AccessDenied")
+READ_ONLY = Refused(500, "Internal", "cannot execute INSERT in a read-only transaction", "DatabaseError")
 DB_DOWN = Refused(500, "Internal", "Internal server error", "InternalError")
 FAILURES = {429: "SlowDown", 503: "DatabaseConnectionLimit", 544: "DatabaseTimeout"}
 
@@ -145,6 +149,10 @@ class Answer:
     @staticmethod
     def of(value: Any, status: int = 200) -> "Answer":
         return Answer(status, {"content-type": "application/json; charset=utf-8"}, json.dumps(value).encode())
+
+
+NGINX_PAGE = b"<html><head><title>413 Request Entity Too Large</title></head><body>nginx</body></html>"
+TOO_LARGE_FOR_NGINX = Answer(413, {"content-type": "text/html"}, NGINX_PAGE)
 
 
 class Objects:
@@ -287,6 +295,8 @@ class Server:
             raise Refused(status, "Error", "as the test wants it", FAILURES.get(status, "InternalError"))
         if self.behaviour.db_down:
             raise DB_DOWN
+        if self.behaviour.body_limit_bytes and (request.length or 0) > self.behaviour.body_limit_bytes:
+            return TOO_LARGE_FOR_NGINX
         answer = await self._route(request)
         await asyncio.sleep(self.behaviour.answer_delay_s)
         return answer
@@ -309,6 +319,7 @@ class Server:
                 return self._read(request, "/".join(path))
             case ("DELETE", "object", bucket, *path):
                 self._authorized(request, bucket, hidden=NO_SUCH_KEY)
+                self._writable()
                 self._objects.delete("/".join(path))
                 return Answer.of({"message": "Successfully deleted"})
             case ("POST", "object", "list", bucket):
@@ -316,6 +327,7 @@ class Server:
                 return self._list(json.loads(await request.whole()))
             case ("POST" | "PUT", "object", bucket, *path):
                 self._authorized(request, bucket, hidden=NOT_BY_POLICY)
+                self._writable()
                 return await self._upload(request, "/".join(path))
         return Answer.of({"message": f"Route {request.method}:{request.path} not found", "error": "Not Found"}, 404)
 
@@ -336,6 +348,12 @@ class Server:
         if bucket != self._bucket.name:
             raise NO_SUCH_BUCKET
 
+    def _writable(self) -> None:
+        if self.behaviour.no_writing:
+            raise NOT_BY_POLICY
+        if self.behaviour.read_only:
+            raise READ_ONLY
+
     async def _upload(self, request: Request, path: str) -> Answer | None:
         content_type = request.headers.get("content-type", "application/octet-stream")
         limit, types = self._bucket.file_size_limit, self._bucket.allowed_mime_types
@@ -351,7 +369,11 @@ class Server:
         part, digest = self._objects.part(), hashlib.md5(usedforsecurity=False)
         try:
             with part.open("wb") as out:
+                size = 0
                 async for piece in request.body():
+                    size += len(piece)
+                    if 0 < self.behaviour.body_limit_bytes < size:  # a proxy that sends it on unbuffered
+                        return TOO_LARGE_FOR_NGINX
                     out.write(piece)
                     digest.update(piece)
                     if self.behaviour.read_bytes_per_s:
