@@ -108,11 +108,19 @@ class _Entry:
     file: tuple[int, datetime] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Of the flat list; `cursor` is where the next one begins, None after the last."""
+
+    objects: list[StoredObject]
+    cursor: str | None
+
+
 class Supabase:
     """A bucket. `url` ends in `/storage/v1`; `client` is `outbound.store_client()`, whose time-outs bound every call.
 
-    Listing reads a whole folder's names, about 200 bytes each, before it goes into one of them: what is listed may be
-    deleted on the way.
+    What is listed may be deleted on the way. An older server lists folder by folder, and by offset: a whole folder's
+    names, about 200 bytes each, are read before it goes into one of them.
     """
 
     needs_length = False
@@ -181,7 +189,32 @@ class Supabase:
         return await self._is_there("GET", f"/object/info/{quote(self._bucket)}/{quote(path)}")
 
     async def objects(self) -> AsyncGenerator[StoredObject]:
-        """Everything in the bucket, folder by folder."""
+        """Everything in the bucket, by name; folder by folder where the server is too old for that."""
+        try:
+            page = await self._page_after(None)
+        except _Refused as refused:
+            if refused.status != 404 and (refused.status, refused.code) != (400, None):  # no such route, or not for us
+                raise
+            async for item in self._by_folder():
+                yield item
+            return
+        while True:
+            for item in page.objects:
+                yield item
+            if page.cursor is None:
+                return
+            page = await self._page_after(page.cursor)
+
+    async def _page_after(self, cursor: str | None) -> _Page:
+        """A page of the flat list. A cursor costs the same wherever it stands, and does not mind what is deleted."""
+        query = {"limit": self._page, "with_delimiter": False} | ({} if cursor is None else {"cursor": cursor})
+        async with self._ask("POST", f"/object/list-v2/{quote(self._bucket)}", json=query) as response:
+            page = _page_of(_parsed(await document(response, LISTING_BYTES)))
+        if page.cursor is not None and page.cursor == cursor:
+            raise _unreadable()  # it would never end
+        return page
+
+    async def _by_folder(self) -> AsyncGenerator[StoredObject]:
         folders = [""]
         while folders:
             folder = folders.pop()
@@ -307,14 +340,31 @@ def _entries_of(page: Any) -> list[_Entry]:
     try:
         return [_entry(line) for line in page]
     except (TypeError, KeyError, ValueError) as error:
-        raise StoreFailed("the store's listing cannot be read", again=True) from error
+        raise _unreadable() from error
+
+
+def _page_of(page: Any) -> _Page:
+    """Raises StoreFailed where it is none."""
+    try:
+        found = [StoredObject(line.get("key") or line["name"], *_facts(line)) for line in page["objects"]]
+        cursor = str(page["nextCursor"]) if page["hasNext"] else None
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise _unreadable() from error
+    return _Page(found, cursor)
+
+
+def _unreadable() -> StoreFailed:
+    return StoreFailed("the store's listing cannot be read", again=True)
 
 
 def _entry(line: Mapping[str, Any]) -> _Entry:
-    if line["id"] is None:
-        return _Entry(line["name"], None)
-    size = (line["metadata"] or {}).get("size", 0)  # an upload in parts has no facts until it ends
-    return _Entry(line["name"], (int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)))
+    return _Entry(line["name"], None if line["id"] is None else _facts(line))
+
+
+def _facts(line: Mapping[str, Any]) -> tuple[int, datetime]:
+    """Size and time of a listed object. An upload in parts has no facts until it ends."""
+    size = (line["metadata"] or {}).get("size", 0)
+    return int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)
 
 
 def _takes_images(types: Any) -> bool:

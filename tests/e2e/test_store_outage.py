@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -125,7 +126,7 @@ def test_a_store_that_stays_away_ends_the_taking_of_orders(
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
-UNWRITABLE = {
+UNWRITABLE: dict[str, tuple[dict[str, Any], str]] = {
     "database read-only": ({"read_only": True}, ""),
     "no right to write": ({"no_writing": True}, "GHUB_STORAGE_KEY: it may see the bucket .*, but not write"),
     "body limit of nginx": (
