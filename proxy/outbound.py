@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.cookiejar
 import ipaddress
+import os
 import select
 import socket
 import ssl
@@ -80,7 +81,8 @@ def _words(error: httpx2.HTTPError, cause: BaseException | None) -> str:
         case aiohttp.ClientConnectorSSLError():
             return "TLS failed"
         case aiohttp.ClientConnectorError():
-            return (cause.os_error.strerror or "no connection").lower()
+            number = cause.os_error.errno  # none where several addresses were tried
+            return os.strerror(number).lower() if number else "no connection"
     return next((words for kind, words in _WORDS.items() if isinstance(error, kind)), "the call failed")
 
 

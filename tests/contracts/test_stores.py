@@ -666,7 +666,7 @@ def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes) -> N
     ("host", "cause"),
     [
         ("http://nowhere.invalid", r"its host's name is not known \(ConnectError\)"),
-        ("http://127.0.0.1:{refused}", r".*connect.* \(ConnectError\)"),
+        ("http://127.0.0.1:{refused}", r"connection refused \(ConnectError\)"),
         ("https://127.0.0.1:{plain}", r"TLS failed \(ConnectError\)"),
         ("https://127.0.0.1:{untrusted}", r"its TLS certificate is not trusted \(ConnectError\)"),
         ("http://127.0.0.1:{silent}", r"no answer in time \(ReadTimeout\)"),
