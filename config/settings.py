@@ -83,6 +83,10 @@ STORE_JWT_LIFE_S = 600
 STORE_WATCH_S = 10.0
 """Between two looks at the store. After two that fail no order is taken: its image would be paid for and lost."""
 
+STORE_PROBE_S = 10.0
+"""For a probe of 4 MB, written, read and removed. Measured stores take well under a second, and one that takes longer
+brings no order's images in time."""
+
 STORE_FIRST_PAUSE_S = 0.25
 """Before an upload's second try; doubled each time, up to the next number, and shortened by up to a half at random."""
 

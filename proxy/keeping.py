@@ -18,7 +18,7 @@ from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S
 from metering.events import StoredImage
 from proxy.media.artefact import Artefact
 from proxy.media.formats import Format, NotAnImage
-from proxy.ports import ImageStore, Picture, Source, StoreFailed
+from proxy.ports import Chunks, ImageStore, Picture, PictureLost, Source, StoreFailed, Uploads
 from proxy.spool import Copy, Spool
 
 log = structlog.get_logger(__name__)
@@ -41,13 +41,29 @@ class _NoLength(Exception):
     """The store wants to be told the length, and the source does not tell it."""
 
 
-class Keeper:
-    """Stores pictures. `folder` is where an order's images go: `<org>/<request>`."""
+class _Source:
+    """A picture's bytes on their way into an upload. `awaited` while it is they that the upload waits for."""
 
-    def __init__(self, store: ImageStore, spool: Spool, limits: ImageLimits) -> None:
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self.awaited = True
+
+    async def read(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self.awaited = False
+            yield chunk
+            self.awaited = True
+        self.awaited = False
+
+
+class Keeper:
+    """Stores pictures, and tells `uploads` how that goes. `folder` is where an order's images go: `<org>/<request>`."""
+
+    def __init__(self, store: ImageStore, spool: Spool, limits: ImageLimits, uploads: Uploads) -> None:
         self._store = store
         self._spool = spool
         self._limits = limits
+        self._uploads = uploads
         self._streams = asyncio.Semaphore(limits.streams)
 
     async def keep(
@@ -68,7 +84,7 @@ class Keeper:
         try:
             if not picture.inline:
                 try:
-                    return await again_until(
+                    return await self._again_until(
                         until_s, lambda failed: self._straight(picture, folder, publish, again or failed)
                     )
                 except _NoLength:
@@ -91,8 +107,7 @@ class Keeper:
             artefact = self._artefact(source)
             kind = await artefact.begin()
             path = _path(folder, picture, kind)
-            size_bytes = source.size_bytes
-            await self._store.put(path, aiter(artefact), kind.content_type, size_bytes=size_bytes, again=again)
+            await self._put(path, aiter(artefact), kind, source.size_bytes, again)
             publish(_stored(path, kind, artefact))
 
     async def _through_spool(
@@ -110,14 +125,12 @@ class Keeper:
                 if self._store.needs_length:
                     await copy.whole()
                 try:
-                    await self._store.put(
-                        path, copy.read(), kind.content_type, size_bytes=copy.known_bytes, again=again
-                    )
+                    await self._put(path, copy.read(), kind, copy.known_bytes, again)
                 finally:
                     copy.let_go()
                 publish(_stored(path, kind, artefact))
 
-            await again_until(until_s, upload)
+            await self._again_until(until_s, upload)
         finally:
             filling.cancel()
             await asyncio.wait({filling})
@@ -136,25 +149,39 @@ class Keeper:
             else:
                 begun.set_exception(error)
 
+    async def _again_until(self, until_s: float, attempt: Callable[[bool], Awaitable[None]]) -> None:
+        """Make `attempt(False)`, and where the store failed `attempt(True)` until it is done or time is over."""
+        pause_s, again = STORE_FIRST_PAUSE_S, False
+        while True:
+            try:
+                return await attempt(again)
+            except PictureLost:
+                raise
+            except StoreFailed as error:
+                if not error.again or time.monotonic() + pause_s > until_s:
+                    self._uploads.failed()
+                    raise
+                self._uploads.failing()
+                AGAIN.inc()
+                log.warning("store_failed_once", error=str(error))
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
+            pause_s, again = min(2 * pause_s, STORE_LONGEST_PAUSE_S), True
+
+    async def _put(self, path: str, chunks: Chunks, kind: Format, size_bytes: int | None, again: bool) -> None:
+        """One try. Where the deadline cuts it off, it is the store's failure unless the source was awaited."""
+        source = _Source(chunks)
+        try:
+            await self._store.put(path, source.read(), kind.content_type, size_bytes=size_bytes, again=again)
+        except asyncio.CancelledError:
+            if not source.awaited:
+                self._uploads.failed()
+            raise
+        self._uploads.stored()
+
     def _artefact(self, source: Source) -> Artefact:
         if (source.size_bytes or 0) > self._limits.most_bytes:
             raise NotAnImage(f"more than {self._limits.most_bytes} bytes")
         return Artefact(source.chunks, self._limits.most_bytes, self._limits.most_side_px)
-
-
-async def again_until(until_s: float, attempt: Callable[[bool], Awaitable[None]]) -> None:
-    """Make `attempt(False)`, and where the store failed `attempt(True)` until it is done or time is over."""
-    pause_s, again = STORE_FIRST_PAUSE_S, False
-    while True:
-        try:
-            return await attempt(again)
-        except StoreFailed as error:
-            if not error.again or time.monotonic() + pause_s > until_s:
-                raise
-            AGAIN.inc()
-            log.warning("store_failed_once", error=str(error))
-        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
-        pause_s, again = min(2 * pause_s, STORE_LONGEST_PAUSE_S), True
 
 
 async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncIterator[bytes]:

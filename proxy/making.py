@@ -115,7 +115,8 @@ class Maker:
         except NotAnImage as error:
             made.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
         except StoreFailed as error:
-            log.error("store_failed", error=str(error))
+            place = f"{folder}/{picture.index}"
+            log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
             made.failures.append(Failure(Outcome.STORE_FAILED))
         except Failure as failure:
             made.failures.append(failure)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import http.cookiejar
 import ipaddress
+import os
 import select
 import socket
 import ssl
@@ -55,6 +56,34 @@ _OURS: dict[type[Exception], type[httpx2.TransportError]] = {
     ValueError: httpx2.LocalProtocolError,  # a URL or header that cannot be sent
     aiohttp.ClientError: httpx2.ReadError,
 }
+
+
+_WORDS: dict[type[httpx2.HTTPError], str] = {
+    httpx2.ConnectTimeout: "no connection in time",
+    httpx2.ReadTimeout: "no answer in time",
+    httpx2.WriteTimeout: "it stopped reading",
+    httpx2.RemoteProtocolError: "the answer was cut short, or is no HTTP",
+    httpx2.ReadError: "the connection was reset",
+}
+
+
+def cause_of(error: httpx2.HTTPError) -> str:
+    """What went wrong with a call, in words for a log, and the class of its error."""
+    return f"{_words(error, error.__cause__)} ({type(error).__name__})"
+
+
+def _words(error: httpx2.HTTPError, cause: BaseException | None) -> str:
+    match cause:
+        case aiohttp.ClientConnectorDNSError():
+            return "its host's name is not known"
+        case aiohttp.ClientConnectorCertificateError():
+            return "its TLS certificate is not trusted"
+        case aiohttp.ClientConnectorSSLError():
+            return "TLS failed"
+        case aiohttp.ClientConnectorError():
+            number = cause.os_error.errno  # none where several addresses were tried
+            return os.strerror(number).lower() if number else "no connection"
+    return next((words for kind, words in _WORDS.items() if isinstance(error, kind)), "the call failed")
 
 
 def _translated(error: Exception) -> httpx2.TransportError:

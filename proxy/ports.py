@@ -111,6 +111,13 @@ class StoreFailed(Exception):
         self.again = again
 
 
+class PictureLost(StoreFailed):
+    """It was not the store: the picture is not as long as was announced, or the spool gave it up."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, again=False)
+
+
 class StoreMisconfigured(Exception):
     """The store answers, and would not take our images; the message is a sentence that says what to do."""
 
@@ -122,6 +129,22 @@ class StoredObject:
     path: str
     size_bytes: int
     modified_at: datetime
+
+
+class Uploads(Protocol):
+    """Learns how uploads go, from whoever makes them. What is the source's fault, or the picture's, is not told."""
+
+    def stored(self) -> None:
+        """One is in the store."""
+        ...
+
+    def failing(self) -> None:
+        """The store failed one, which will be made again."""
+        ...
+
+    def failed(self) -> None:
+        """The store failed one for good, or was not done with it at the deadline."""
+        ...
 
 
 class ImageStore(Protocol):
@@ -136,7 +159,11 @@ class ImageStore(Protocol):
         ...
 
     async def check(self) -> None:
-        """Would it take our images, and show them to everybody? Raises StoreMisconfigured."""
+        """Would it take our images, and show them to everybody, as far as it says? Raises StoreMisconfigured."""
+        ...
+
+    def unwritable(self, refused: StoreFailed) -> str:
+        """Where a probe was refused for good: the sentence that names the variable and says what to do."""
         ...
 
     async def put(

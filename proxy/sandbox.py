@@ -73,7 +73,7 @@ class Sandbox:
             async with asyncio.timeout(until_s - time.monotonic()):
                 await asyncio.gather(*keeping)
         except (StoreFailed, TimeoutError) as error:
-            log.error("sandbox_store_failed", error=str(error))
+            log.error("sandbox_store_failed", request_id=folder.rpartition("/")[2], path=folder, error=str(error))
             message = "The sandbox's picture could not be stored; nothing was charged."
             raise ApiError(Kind.PROVIDER, message) from None
         return tuple(stored[number] for number in sorted(stored))

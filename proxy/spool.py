@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WAIT_S, SPOOL_WINDOW_BYTES
-from proxy.ports import Chunks, StoreFailed
+from proxy.ports import Chunks, PictureLost
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Spool:
         return self._taken_bytes / self._most_bytes
 
     async def take(self, size_bytes: int) -> None:
-        """Room for so many more bytes; waits for it while the spool is full. Raises StoreFailed."""
+        """Room for so many more bytes; waits for it while the spool is full. Raises PictureLost."""
         try:
             async with asyncio.timeout(self._wait_s):
                 while self._taken_bytes + size_bytes > self._most_bytes:
@@ -64,7 +64,7 @@ class Spool:
                     await self._freed.wait()
         except TimeoutError:
             FULL.inc()
-            raise StoreFailed("the spool is full", again=False) from None
+            raise PictureLost("the spool is full") from None
         self._taken_bytes += size_bytes
         TAKEN.set(self._taken_bytes)
 
@@ -97,7 +97,7 @@ class Copy:
         self.size_bytes = 0
 
     async def fill(self, pieces: Chunks) -> None:
-        """Take all of `pieces` in. Raises what they raise, and StoreFailed where there is no room; then call `fail`."""
+        """Take all of `pieces` in. Raises what they raise, and PictureLost where there is no room; then call `fail`."""
         async for piece in pieces:
             await self._spool.take(len(piece))
             self.size_bytes += len(piece)
@@ -134,7 +134,7 @@ class Copy:
                 continue
             chunk = await self._chunk(at)
             if self._closed:
-                raise StoreFailed("the picture was given up", again=False)
+                raise PictureLost("the picture was given up")
             at += len(chunk)
             yield chunk
             if self._reader is me:
@@ -190,7 +190,7 @@ async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
         log.error("spool_failed", error=error.strerror)
-        raise StoreFailed("the spool's disk failed", again=False) from error
+        raise PictureLost("the spool's disk failed") from error
 
 
 class _File:

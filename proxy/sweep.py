@@ -12,6 +12,7 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Wallet
 from proxy.ports import ImageStore, StoredObject
+from proxy.storage.probe import is_probe
 
 
 class Finding(Enum):
@@ -24,11 +25,12 @@ class Finding(Enum):
     VOID = "its order ended without a charge"
     NOT_DELIVERED = "its order was charged without it"
     NO_ORDER = "no order of the books knows it"
+    PROBE = "a leftover of the gateway's probe"
 
     @property
     def orphan(self) -> bool:
         """Is it proven that nobody was given it, and nobody will be?"""
-        return self in (Finding.VOID, Finding.NOT_DELIVERED, Finding.NO_ORDER)
+        return self in (Finding.VOID, Finding.NOT_DELIVERED, Finding.NO_ORDER, Finding.PROBE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,15 @@ class Sweep:
         self._wallets: dict[str, str] = {}
 
     async def run(self, *, delete: bool) -> AsyncIterator[Found]:
-        """Every object; with `delete`, orphans are deleted as they are found. Raises StoreFailed, LedgerAway."""
+        """Every object; with `delete`, orphans are deleted as they are found.
+
+        Raises StoreFailed, StoreMisconfigured and LedgerAway.
+        """
+        await self._store.check()  # a store may show an empty list to whoever may not see what is in it
         async for batch in _batches(self._store.objects()):
+            # The proof is looked for first: what is booked between it and the look at the orders is seen by both.
+            for org_id in {item.path.partition("/")[0] for item in batch if self._may_go(item)}:
+                await self._unbooked(org_id)
             ended = await self._ledger.ended([request for item in batch if (request := _request_of(item.path))])
             for item in batch:
                 found = await self._judge(item, ended)
@@ -70,22 +79,30 @@ class Sweep:
 
     async def _judge(self, item: StoredObject, ended: dict[str, Ended]) -> Found:
         request = _request_of(item.path)
-        if request is None:
+        if request is None and not is_probe(item.path):
             return Found(item, Finding.FOREIGN)
-        order = ended.get(request)
+        order = ended.get(request) if request else None
         if order is not None and item.path in order.paths:
             return Found(item, Finding.CHARGED)
         if item.modified_at > self._before:
             return Found(item, Finding.YOUNG)
-        if obstacle := await self._unreplayed():  # a journal may charge an order whose hold ran out
+        if request is None:
+            return Found(item, Finding.PROBE)
+        if obstacle := await self._unreplayed():
             return Found(item, Finding.UNPROVEN, obstacle)
-        if order is not None:
-            return Found(item, Finding.NOT_DELIVERED if order.charged else Finding.VOID)
+        if order is not None and order.charged:
+            return Found(item, Finding.NOT_DELIVERED)
+        # An order that ended without a charge, too: a journal may have brought one since, and the stream has it.
         if obstacle := await self._unbooked(item.path.partition("/")[0]):
             return Found(item, Finding.UNPROVEN, obstacle)
-        return Found(item, Finding.NO_ORDER)
+        return Found(item, Finding.NO_ORDER if order is None else Finding.VOID)
+
+    def _may_go(self, item: StoredObject) -> bool:
+        """Does it need a proof, as far as its path and its age tell?"""
+        return item.modified_at <= self._before and _request_of(item.path) is not None
 
     async def _unreplayed(self) -> str:
+        """Why a journal may still charge an order whose hold ran out; empty where none can."""
         if self._journals is None:
             open_ = await journals(self._ledger, self._presence)
             self._journals = f"{len(open_)} journals of gateways are not replayed" if open_ else ""
@@ -98,7 +115,7 @@ class Sweep:
         now ends without a charge.
         """
         if org_id not in self._wallets:
-            self._wallets[org_id] = await self._look_at(org_id)
+            self._wallets[org_id] = await self._unreplayed() or await self._look_at(org_id)
         return self._wallets[org_id]
 
     async def _look_at(self, org_id: str) -> str:

@@ -291,7 +291,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger)
         await answers.begin(utc_now())
-        keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))
+        keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
         replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
         lifecycle = Lifecycle()
         jobs = Jobs(back.redis)

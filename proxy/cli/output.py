@@ -36,7 +36,7 @@ OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's U
 _SENTENCES: dict[type[Exception], str] = {
     WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
     RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
-    StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL.",
+    StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL ({error}).",
     LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
 }
 _LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
@@ -53,7 +53,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     except _OWN_WORDS as error:
         fail(str(error))
     except tuple(_SENTENCES) as error:
-        fail(next(text for kind, text in _SENTENCES.items() if isinstance(error, kind)))
+        fail(next(text for kind, text in _SENTENCES.items() if isinstance(error, kind)).format(error=error))
 
 
 def fail(sentence: str) -> NoReturn:

@@ -97,7 +97,8 @@ def sweep_(
             assert opened.redis is not None, "a wallet has one"
             age = timedelta(hours=older_than)
             swept = Sweep(opened_store.store, opened.ledger, wallet, Presence(opened.redis), now=utc_now(), age=age)
-            with Progress(*COLUMNS, console=Console(file=sys.stderr), transient=True) as progress:
+            console = Console(file=sys.stderr)
+            with Progress(*COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("", total=None, orphans=0)
                 async for found in swept.run(delete=delete):
                     report.add(found)

@@ -1,9 +1,17 @@
 """PNG: a signature, then chunks (length, type, data, checksum) from IHDR to IEND. W3C PNG, third edition."""
 
+import zlib
+
 from proxy.media.formats import NotAnImage
 from proxy.media.reader import Reader, Reading
 
 MOST_CHUNK_BYTES = 2**31 - 1
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """One part of a PNG that is made here: what stands after the signature."""
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def walk(image: Reader) -> Reading[None]:

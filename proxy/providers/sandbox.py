@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+from proxy.media.png import SIGNATURE, chunk
 from proxy.ports import Chunks, Order, Picture, Source
 
 SERVED = "sandbox"
@@ -104,7 +105,7 @@ def draw(order: Order, number: int) -> bytes:
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((4, 3, 0, 0, 0))  # 4 bits, by the palette
     pixels = zlib.compress(b"".join(_scanlines(_rows(order, number, width, height))), 1)
     parts = ((b"IHDR", header), (b"PLTE", palette), (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in parts)
+    return SIGNATURE + b"".join(chunk(kind, data) for kind, data in parts)
 
 
 def excerpt(prompt: str) -> str:
@@ -169,7 +170,3 @@ def _scanlines(rows: list[str]) -> Iterator[bytes]:
     for row in rows:
         yield same if row == above else b"\0" + bytes.fromhex(row.ljust(2 * packed_bytes, _PAPER))
         above = row
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")

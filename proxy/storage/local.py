@@ -50,11 +50,13 @@ class LocalStore:
         except StoreFailed as failed:
             if failed.again:
                 raise
-            raise StoreMisconfigured(
-                f"GHUB_STORAGE_URL: {self._root} is no folder in which this process can write: {failed}"
-            ) from failed
+            raise StoreMisconfigured(self.unwritable(failed)) from failed
         finally:
             await asyncio.shield(asyncio.to_thread(upload.abort))
+
+    def unwritable(self, refused: StoreFailed) -> str:
+        """What to do about a refusal that stays."""
+        return f"GHUB_STORAGE_URL: {self._root} is no folder in which this process can write: {refused}"
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False

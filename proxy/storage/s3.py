@@ -24,7 +24,16 @@ from xml.etree import ElementTree
 import httpx2
 
 from proxy.ports import Chunks, StoredObject, StoreFailed, StoreMisconfigured
-from proxy.storage.streams import CACHE_CONTROL, ERROR_BYTES, LISTING_BYTES, away, document, upload
+from proxy.storage.streams import (
+    CACHE_CONTROL,
+    ERROR_BYTES,
+    LISTING_BYTES,
+    away,
+    body_limit,
+    document,
+    request_of,
+    upload,
+)
 
 PAGE = 1_000
 """Entries of a listing at a time: the most that S3 gives."""
@@ -81,10 +90,10 @@ class Signer:
 class _Refused(StoreFailed):
     """The store's refusal: its own word, where it has one, and its status."""
 
-    def __init__(self, code: str | None, response: httpx2.Response) -> None:
+    def __init__(self, code: str | None, response: httpx2.Response, asked: str) -> None:
         status = response.status_code
         again = code in _AGAIN_CODES or status in (408, 429) or status >= 500
-        super().__init__(f"the store refused: {code or f'status {status}'}", again=again)
+        super().__init__(f"the store refused: {code or f'status {status}'}, at {asked}", again=again)
         self.code = code
         self.status = status
         self.region = response.headers.get("x-amz-bucket-region", "")
@@ -125,6 +134,19 @@ class S3:
                 "GHUB_STORAGE_URL: there are no AWS credentials for it; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or give this machine a role"
             ) from failed
+
+    def unwritable(self, refused: StoreFailed) -> str:
+        """Where the bucket may be used and a probe in it was refused: the sentence that says what to do."""
+        if not isinstance(refused, _Refused):
+            return f"GHUB_STORAGE_URL: the store does not keep an image ({refused})"
+        if refused.status == 413:
+            return body_limit(refused)
+        if refused.status in (401, 403):
+            return (
+                f"GHUB_STORAGE_URL: the AWS credentials may not write, read and remove objects in the bucket "
+                f"{self._bucket!r}; allow them s3:PutObject, s3:GetObject and s3:DeleteObject ({refused})"
+            )
+        return f"GHUB_STORAGE_URL: the bucket {self._bucket!r} takes no images ({refused})"
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
@@ -201,10 +223,10 @@ class S3:
         try:
             async with self._client.stream(method, url, headers=sent, content=content) as response:
                 if response.status_code not in (200, 204):
-                    raise _refusal(response, await document(response, ERROR_BYTES))
+                    raise _refusal(response, await document(response, ERROR_BYTES), request_of(method, url))
                 yield response
         except httpx2.HTTPError as error:
-            raise away(error) from error
+            raise away(error, request_of(method, url)) from error
 
     def _why(self, refused: _Refused) -> str:
         """What to do about a refusal that stays."""
@@ -232,9 +254,9 @@ def bucket_url(bucket: str, region: str, endpoint: str | None) -> str:
     return f"https://{bucket}.s3.{region}.amazonaws.com"
 
 
-def _refusal(response: httpx2.Response, body: bytes) -> _Refused:
+def _refusal(response: httpx2.Response, body: bytes, asked: str) -> _Refused:
     code = _CODE.search(body)
-    return _Refused(code[1].decode() if code else None, response)
+    return _Refused(code[1].decode() if code else None, response, asked)
 
 
 def _listing(body: bytes) -> tuple[list[StoredObject], str | None]:

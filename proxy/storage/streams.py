@@ -6,7 +6,9 @@ from contextlib import aclosing
 
 import httpx2
 
-from proxy.ports import Chunks, StoreFailed
+from config.settings import MAX_IMAGE_BYTES
+from proxy.outbound import cause_of
+from proxy.ports import Chunks, PictureLost, StoreFailed
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 """A path is written once: whoever has it may keep it."""
@@ -19,16 +21,16 @@ LISTING_BYTES = 8 * 1024 * 1024
 
 
 async def measured(chunks: Chunks, size_bytes: int | None) -> AsyncGenerator[bytes]:
-    """The same without empty pieces. Raises StoreFailed where there are none, or not `size_bytes` in all."""
+    """The same without empty pieces. Raises PictureLost where there are none, or not `size_bytes` in all."""
     sent = 0
     async for chunk in chunks:
         sent += len(chunk)
         if size_bytes is not None and sent > size_bytes:
-            raise StoreFailed("the picture is longer than was announced", again=False)
+            raise PictureLost("the picture is longer than was announced")
         if chunk:
             yield chunk
     if not sent or sent != (size_bytes or sent):
-        raise StoreFailed("the picture is shorter than was announced, or empty", again=False)
+        raise PictureLost("the picture is shorter than was announced, or empty")
 
 
 class _Pipe:
@@ -95,6 +97,21 @@ async def document(response: httpx2.Response, most_bytes: int) -> bytes:
     return bytes(body[:most_bytes])
 
 
-def away(error: httpx2.HTTPError) -> StoreFailed:
-    """No answer, or one cut short: the next try may have one."""
-    return StoreFailed(f"the store is away: {type(error).__name__}", again=True)
+def away(error: httpx2.HTTPError, asked: str) -> StoreFailed:
+    """No answer, or one cut short: the next try may have one. `asked` is the request, as `request_of` names it."""
+    return StoreFailed(f"the store is away: {cause_of(error)}, at {asked}", again=True)
+
+
+def request_of(method: str, url: str) -> str:
+    """A request for a log: what was asked of which host, without a query and whatever stands before the host."""
+    parts = httpx2.URL(url)
+    path = parts.raw_path.partition(b"?")[0]
+    return f"{method} {parts.scheme}://{parts.netloc.decode()}{path.decode()}"
+
+
+def body_limit(refused: StoreFailed) -> str:
+    """Where a body was refused for its size: the limit is one of the way to the store, as the bucket's own is known."""
+    return (
+        f"GHUB_STORAGE_URL: the store, or a proxy in front of it, does not take bodies of the size of an image; raise "
+        f"its limit to at least {MAX_IMAGE_BYTES} bytes (nginx: client_max_body_size 64m) ({refused})"
+    )

@@ -21,7 +21,16 @@ import orjson
 
 from config.settings import MAX_IMAGE_BYTES, STORE_JWT_LIFE_S
 from proxy.ports import Chunks, StoredObject, StoreFailed, StoreMisconfigured
-from proxy.storage.streams import CACHE_CONTROL, ERROR_BYTES, LISTING_BYTES, away, document, upload
+from proxy.storage.streams import (
+    CACHE_CONTROL,
+    ERROR_BYTES,
+    LISTING_BYTES,
+    away,
+    body_limit,
+    document,
+    request_of,
+    upload,
+)
 
 PAGE = 1_000
 """Entries of a listing at a time; the server gives at most 1,500."""
@@ -84,9 +93,9 @@ def public_url(url: str, bucket: str) -> str:
 class _Refused(StoreFailed):
     """The store's refusal. `code` is the store's own word, where it has one; `status` the one that it means."""
 
-    def __init__(self, code: str | None, status: int) -> None:
+    def __init__(self, code: str | None, status: int, asked: str) -> None:
         again = code in _AGAIN_CODES or status in _AGAIN_STATUSES or status >= 500
-        super().__init__(f"the store refused: {code or f'status {status}'}", again=again)
+        super().__init__(f"the store refused: {code or f'status {status}'}, at {asked}", again=again)
         self.code = code
         self.status = status
 
@@ -99,11 +108,19 @@ class _Entry:
     file: tuple[int, datetime] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Of the flat list; `cursor` is where the next one begins, None after the last."""
+
+    objects: list[StoredObject]
+    cursor: str | None
+
+
 class Supabase:
     """A bucket. `url` ends in `/storage/v1`; `client` is `outbound.store_client()`, whose time-outs bound every call.
 
-    Listing reads a whole folder's names, about 200 bytes each, before it goes into one of them: what is listed may be
-    deleted on the way.
+    What is listed may be deleted on the way. An older server lists folder by folder, and by offset: a whole folder's
+    names, about 200 bytes each, are read before it goes into one of them.
     """
 
     needs_length = False
@@ -127,6 +144,19 @@ class Supabase:
         if not isinstance(bucket, dict) or "public" not in bucket:
             raise StoreMisconfigured(_NOT_SUPABASE)
         self._check_bucket(bucket)
+
+    def unwritable(self, refused: StoreFailed) -> str:
+        """Where the bucket may be seen and a probe in it was refused: the sentence that says what to do."""
+        if not isinstance(refused, _Refused):
+            return f"GHUB_STORAGE_URL: the store does not keep an image ({refused})"
+        if refused.status == 413:
+            return body_limit(refused)
+        if refused.code in _KEY_CODES or refused.status in (401, 403):
+            return (
+                f"{self._auth.variable}: it may see the bucket {self._bucket!r}, but not write, read and remove "
+                f"objects in it; take the project's own, of the service role ({refused})"
+            )
+        return f"GHUB_STORAGE_URL: the bucket {self._bucket!r} takes no images ({refused})"
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
@@ -159,7 +189,32 @@ class Supabase:
         return await self._is_there("GET", f"/object/info/{quote(self._bucket)}/{quote(path)}")
 
     async def objects(self) -> AsyncGenerator[StoredObject]:
-        """Everything in the bucket, folder by folder."""
+        """Everything in the bucket, by name; folder by folder where the server is too old for that."""
+        try:
+            page = await self._page_after(None)
+        except _Refused as refused:
+            if refused.status != 404 and (refused.status, refused.code) != (400, None):  # no such route, or not for us
+                raise
+            async for item in self._by_folder():
+                yield item
+            return
+        while True:
+            for item in page.objects:
+                yield item
+            if page.cursor is None:
+                return
+            page = await self._page_after(page.cursor)
+
+    async def _page_after(self, cursor: str | None) -> _Page:
+        """A page of the flat list. A cursor costs the same wherever it stands, and does not mind what is deleted."""
+        query = {"limit": self._page, "with_delimiter": False} | ({} if cursor is None else {"cursor": cursor})
+        async with self._ask("POST", f"/object/list-v2/{quote(self._bucket)}", json=query) as response:
+            page = _page_of(_parsed(await document(response, LISTING_BYTES)))
+        if page.cursor is not None and page.cursor == cursor:
+            raise _unreadable()  # it would never end
+        return page
+
+    async def _by_folder(self) -> AsyncGenerator[StoredObject]:
         folders = [""]
         while folders:
             folder = folders.pop()
@@ -181,15 +236,15 @@ class Supabase:
     ) -> AsyncGenerator[httpx2.Response]:
         """An answer that is no refusal. Raises StoreFailed."""
         sent = {"accept-encoding": "identity", **self._auth.headers(), **(headers or {})}
+        url = f"{self._url}{path}"
         try:
-            async with self._client.stream(
-                method, f"{self._url}{path}", headers=sent, content=content, json=json
-            ) as response:
+            async with self._client.stream(method, url, headers=sent, content=content, json=json) as response:
                 if response.status_code != 200:
-                    raise _refusal(response.status_code, await document(response, ERROR_BYTES))
+                    body = await document(response, ERROR_BYTES)
+                    raise _refusal(response.status_code, body, request_of(method, url))
                 yield response
         except httpx2.HTTPError as error:
-            raise away(error) from error
+            raise away(error, request_of(method, url)) from error
 
     async def _is_there(self, method: str, path: str) -> bool:
         """Whether the object was there when this was asked of it."""
@@ -269,14 +324,15 @@ def _parsed(body: bytes) -> Any:
         return None
 
 
-def _refusal(http_status: int, body: bytes) -> _Refused:
+def _refusal(http_status: int, body: bytes, asked: str) -> _Refused:
     """By the code in the body, then by the status in it, then by the one of HTTP: that is nearly always 400."""
     error = _parsed(body)
     if not isinstance(error, dict):
-        return _Refused(None, http_status)
+        return _Refused(None, http_status, asked)
     code, status = error.get("code", error.get("error")), str(error.get("statusCode"))
     known = isinstance(code, str) and _CODE.fullmatch(code)
-    return _Refused(code if known else None, int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status)
+    meant = int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status
+    return _Refused(code if known else None, meant, asked)
 
 
 def _entries_of(page: Any) -> list[_Entry]:
@@ -284,14 +340,31 @@ def _entries_of(page: Any) -> list[_Entry]:
     try:
         return [_entry(line) for line in page]
     except (TypeError, KeyError, ValueError) as error:
-        raise StoreFailed("the store's listing cannot be read", again=True) from error
+        raise _unreadable() from error
+
+
+def _page_of(page: Any) -> _Page:
+    """Raises StoreFailed where it is none."""
+    try:
+        found = [StoredObject(line.get("key") or line["name"], *_facts(line)) for line in page["objects"]]
+        cursor = str(page["nextCursor"]) if page["hasNext"] else None
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise _unreadable() from error
+    return _Page(found, cursor)
+
+
+def _unreadable() -> StoreFailed:
+    return StoreFailed("the store's listing cannot be read", again=True)
 
 
 def _entry(line: Mapping[str, Any]) -> _Entry:
-    if line["id"] is None:
-        return _Entry(line["name"], None)
-    size = (line["metadata"] or {}).get("size", 0)  # an upload in parts has no facts until it ends
-    return _Entry(line["name"], (int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)))
+    return _Entry(line["name"], None if line["id"] is None else _facts(line))
+
+
+def _facts(line: Mapping[str, Any]) -> tuple[int, datetime]:
+    """Size and time of a listed object. An upload in parts has no facts until it ends."""
+    size = (line["metadata"] or {}).get("size", 0)
+    return int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)
 
 
 def _takes_images(types: Any) -> bool:

@@ -8,14 +8,18 @@ import contextlib
 import dataclasses
 import gc
 import hashlib
+import io
 import os
 import random
+import re
+import ssl
 import subprocess
 import sys
 import time
 import tracemalloc
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,18 +28,23 @@ import httpx2
 import jwt
 import orjson
 import pytest
+import trustme
+from PIL import Image
 
-from config.settings import MAX_IMAGE_BYTES, Settings, SettingsError
+from config.settings import MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Settings, SettingsError
+from proxy.media.artefact import Artefact
 from proxy.outbound import store_client
 from proxy.ports import Chunks, ImageStore, StoredObject, StoreFailed, StoreMisconfigured
+from proxy.storage import probe as probing
 from proxy.storage.local import LocalStore
 from proxy.storage.opening import Opened, open_store
+from proxy.storage.probe import SIDE_PX, is_probe, picture, probe
 from proxy.storage.s3 import S3, bucket_url
 from proxy.storage.streams import CACHE_CONTROL
 from proxy.storage.supabase import IMAGE_TYPES, Auth, Key, MintedTokens, Supabase
 from tests.conftest import LOOPBACK, TRUST
 from tests.conftest import run as on_uvloop
-from tests.contracts.raw_server import Peer, RawServer, Script, raw_server
+from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
 from tests.ports import free_port
 from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, frozen
 from tests.stores.supabase import Bucket, Server
@@ -467,6 +476,77 @@ def test_a_store_that_would_take_images_passes_its_check(kit: Kit) -> None:
     run(work())
 
 
+def test_a_probe_is_a_large_picture_that_nothing_makes_smaller() -> None:
+    """Of the size and the type that matter: a limit on bodies is met by it, and no cache has it from before."""
+    data = picture()
+
+    async def work() -> Artefact:
+        artefact = Artefact(pieces(data), MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX)
+        assert (await artefact.begin()).content_type == "image/png"
+        assert await whole(aiter(artefact)) == data
+        return artefact
+
+    artefact = run(work())
+    assert len(data) == artefact.size_bytes > 4 * 2**20 and len(zlib.compress(data)) > 4 * 2**20
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        assert image.size == (artefact.width_px, artefact.height_px) == (SIDE_PX, SIDE_PX)
+    assert picture() != data
+
+
+def test_a_store_that_takes_images_passes_the_probe(kit: Kit) -> None:
+    """Written, read, and nothing of it is left (rule 11)."""
+
+    async def work() -> None:
+        async with kit.opened() as store:
+            before = {item.path async for item in store.objects()}
+            await probe(store)
+            assert {item.path async for item in store.objects()} == before
+
+    run(work())
+
+
+def test_only_a_path_of_a_probe_is_one() -> None:
+    """The sweep deletes by it (rule 16): nobody's `_probe` folder but ours, and no organisation's."""
+    name = uuid.uuid4()
+    assert is_probe(f"_probe/{name}.png")
+    for other in (f"_probe/{name}.jpg", f"_probe/{name}", "_probe/x.png", f"{name}.png", f"_probe/a/{name}.png"):
+        assert not is_probe(other)
+    assert not is_probe(f"_probe/{str(name).upper()}.png") and not is_probe(f"_probe/{name.hex}.png")
+    assert not is_probe(f"{name}/{name}/0.png") and not is_probe("")
+
+
+def test_a_store_that_gives_back_something_else_has_failed_the_probe(tmp_path: Path) -> None:
+    """And what it has of the probe is removed."""
+
+    class Garbling(LocalStore):
+        async def read(self, path: str) -> AsyncGenerator[bytes]:
+            async for chunk in super().read(path):
+                yield bytes(len(chunk))
+
+    async def work() -> None:
+        with pytest.raises(StoreFailed, match="gave back something else than the probe _probe/") as failed:
+            await probe(Garbling(tmp_path))
+        assert failed.value.again
+        assert [item async for item in LocalStore(tmp_path).objects()] == []
+
+    run(work())
+
+
+def test_a_probe_takes_no_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that takes it byte by byte takes no images either; a look must end."""
+
+    async def work(server: Server, client: httpx2.AsyncClient) -> None:
+        server.behaviour.read_bytes_per_s = 100_000
+        began_s = time.monotonic()
+        with pytest.raises(StoreFailed, match=r"was not done within 0\.4 s") as failed:
+            await probe(supabase_store(client, server))
+        assert failed.value.again and time.monotonic() - began_s < PATIENCE_S / 4
+
+    monkeypatch.setattr(probing, "STORE_PROBE_S", SHORT_S)
+    with_supabase(tmp_path, work)
+
+
 # --- stores at the other end of a wire ---
 
 
@@ -578,6 +658,58 @@ def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes) -> N
                     await put(store, fresh_path(), b"x")
                 if isinstance(store, Supabase) or b"200" not in answer:  # of a PUT the status is all that S3 says
                     assert failed.value.again
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [
+        ("http://nowhere.invalid", r"its host's name is not known \(ConnectError\)"),
+        ("http://127.0.0.1:{refused}", r"connection refused \(ConnectError\)"),
+        ("https://127.0.0.1:{plain}", r"TLS failed \(ConnectError\)"),
+        ("https://127.0.0.1:{untrusted}", r"its TLS certificate is not trusted \(ConnectError\)"),
+        ("http://127.0.0.1:{silent}", r"no answer in time \(ReadTimeout\)"),
+        ("http://127.0.0.1:{cut}", r"the answer was cut short, or is no HTTP \(RemoteProtocolError\)"),
+    ],
+)
+def test_an_error_names_host_cause_request_and_path(host: str, cause: str) -> None:
+    """All that it takes to know where to look; and nothing that is secret, wherever in the URL it stands."""
+
+    async def silent(peer: Peer) -> None:
+        await peer.read_request()
+        await peer.gone()
+
+    async def cuts(peer: Peer) -> None:
+        await peer.read_request()
+
+    async def plain(peer: Peer) -> None:
+        await peer.send(OK)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    async def work() -> None:
+        async with (
+            raw_server(silent) as still,
+            raw_server(cuts) as cut,
+            raw_server(plain) as no_tls,
+            raw_server(silent, context) as untrusted,
+            a_client(SHORT_S) as client,
+        ):
+            ports = {"refused": free_port(), "plain": no_tls.port, "untrusted": untrusted.port}
+            url = host.format(**ports, silent=still.port, cut=cut.port)
+            secret = url.replace("://", "://user:pass@")
+            path = fresh_path()
+            for store in (
+                Supabase(client, f"{secret}/storage/v1", BUCKET, Key(KEY)),
+                S3(client, BUCKET, region="us-east-1", endpoint=secret),
+            ):
+                with pytest.raises(StoreFailed) as failed:
+                    await put(store, path, b"x")
+                place = f"POST {url}/storage/v1/object" if isinstance(store, Supabase) else f"PUT {url}"
+                said = str(failed.value)
+                assert re.fullmatch(f"the store is away: {cause}, at {place}/{BUCKET}/{path}", said), said
 
     run(work())
 
@@ -743,7 +875,8 @@ def test_trouble_says_whether_another_try_may_help(
                 supabase.behave(**behaviour)
                 with pytest.raises(StoreFailed) as failed:
                     await call()
-                assert (failed.value.again, str(failed.value)) == (again, f"the store refused: {words}")
+                assert failed.value.again == again
+                assert str(failed.value).startswith(f"the store refused: {words}, at ")
 
     run(work())
     supabase.behave()
@@ -780,7 +913,8 @@ def test_a_refusal_of_supabase_says_whether_another_try_may_help(
         async with raw_server(refuses) as server, a_client() as client:
             with pytest.raises(StoreFailed) as failed:
                 await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
-            assert (failed.value.again, str(failed.value)) == (again, f"the store refused: {words}")
+            assert failed.value.again == again
+            assert str(failed.value).startswith(f"the store refused: {words}, at POST {server.url}/object/{BUCKET}/")
 
     run(work())
 
@@ -797,7 +931,8 @@ def test_no_text_of_the_store_gets_into_a_message() -> None:
         async with raw_server(refuses) as server, a_client() as client:
             with pytest.raises(StoreFailed) as failed:
                 await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
-            assert str(failed.value) == "the store refused: status 409"
+            path = MADE[-1]
+            assert str(failed.value) == f"the store refused: status 409, at POST {server.url}/object/{BUCKET}/{path}"
 
     run(work())
 
@@ -938,6 +1073,120 @@ def test_a_site_that_is_no_supabase_is_a_sentence(page: bytes, status: int) -> N
     run(work())
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (
+            {"no_writing": True},
+            "GHUB_STORAGE_KEY: it may see the bucket .*, but not write.*AccessDenied",
+        ),
+        (
+            {"body_limit_bytes": 2**20},
+            f"GHUB_STORAGE_URL: .*limit to at least {MAX_IMAGE_BYTES} .*status 413, at",
+        ),
+        ({"read_only": True}, None),
+    ],
+)
+def test_a_supabase_that_can_be_seen_and_not_written_fails_the_probe(
+    supabase: SupabaseProcess, behaviour: dict[str, Any], words: str | None
+) -> None:
+    """The check goes well; the probe says what to do, or that another try may help (rule 11)."""
+
+    async def work() -> None:
+        async with a_client() as client:
+            store = supabase_store(client, supabase)
+            supabase.behave(**behaviour)
+            await store.check()
+            with pytest.raises(StoreMisconfigured if words else StoreFailed, match=words or "DatabaseError"):
+                await probe(store)
+
+    run(work())
+    supabase.behave()
+
+
+def listing(*objects: dict[str, Any], **more: Any) -> bytes:
+    return orjson.dumps({"hasNext": False, "folders": [], "objects": list(objects), **more})
+
+
+A_LINE = {"name": "a/b.png", "id": "1", "updated_at": "2026-11-26T10:00:00.5Z", "metadata": {"size": 7}}
+
+
+@pytest.mark.parametrize(
+    ("status", "answers", "found"),
+    [
+        (200, [listing(A_LINE)], ["a/b.png"]),
+        (200, [listing(A_LINE | {"name": "b.png", "key": "a/b.png"})], ["a/b.png"]),
+        (200, [listing(A_LINE | {"metadata": None})], ["a/b.png"]),
+        (200, [listing(A_LINE, hasNext=True, nextCursor="x"), listing(A_LINE | {"name": "c"})], ["a/b.png", "c"]),
+        (200, [listing()], []),
+        (200, [listing(A_LINE, hasNext=True)], None),
+        (200, [listing(A_LINE, hasNext=True, nextCursor="x"), listing(A_LINE, hasNext=True, nextCursor="x")], None),
+        (200, [listing({"name": "a"})], None),
+        (200, [b'{"hasNext":false}'], None),
+        (404, [b'{"message":"Route POST not found","error":"Not Found","statusCode":404}', b"[]"], []),
+        (400, [b'{"message":"This feature is not available for your tenant"}', b"[]"], []),
+        (400, [b'{"statusCode":"403","code":"AccessDenied"}'], None),
+        (502, [b"<html>"], None),
+    ],
+)
+def test_a_flat_list_is_read_whole_or_not_at_all(status: int, answers: list[bytes], found: list[str] | None) -> None:
+    """Page by page; folder by folder only where the server does not know it. A sweep takes the list for the truth."""
+    left = list(answers)
+
+    async def lists(peer: Peer) -> None:
+        while left:
+            head = await peer.read_request()
+            code, body = (200 if b"/object/list/" in head else status), left.pop(0)
+            await peer.send(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (code, len(body), body))
+
+    async def work() -> None:
+        async with raw_server(lists) as server, a_client() as client:
+            store = Supabase(client, server.url, BUCKET, Key(KEY))
+            if found is None:
+                with pytest.raises(StoreFailed):
+                    _ = [item async for item in store.objects()]
+            else:
+                assert [item.path async for item in store.objects()] == found
+
+    run(work())
+    assert left == []
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_server_of_any_age_lists_everything(supabase: SupabaseProcess, old: bool) -> None:
+    """An older one has no flat list, and takes that call for an upload into a bucket that is not there."""
+    org = str(uuid.uuid4())
+    paths = {f"{org}/{request}/{number}.png" for request in range(4) for number in range(request)}
+
+    async def work() -> None:
+        async with a_client() as client:
+            store = Supabase(client, supabase.url, BUCKET, Key(KEY), page=PAGE)
+            for path in paths:
+                await put(store, path, b"x")
+            supabase.behave(old=old)
+            assert {item.path async for item in store.objects() if item.path.startswith(org)} == paths
+            for path in paths:
+                await store.delete(path)
+
+    run(work())
+    supabase.behave()
+
+
+def test_sixty_thousand_objects_are_listed_in_seconds(supabase: SupabaseProcess) -> None:
+    """A page costs the same wherever it stands: no call for each order, and no offset."""
+
+    async def work() -> None:
+        async with a_client() as client:
+            supabase.behave(listed=60_000)
+            began_s = time.monotonic()
+            paths = [item.path async for item in supabase_store(client, supabase).objects()]
+            assert len(set(paths)) >= 60_000 and paths == sorted(paths)
+            assert time.monotonic() - began_s < PATIENCE_S
+
+    run(work())
+    supabase.behave()
+
+
 def test_a_store_in_trouble_is_away_and_not_misconfigured(supabase: SupabaseProcess) -> None:
     """A check is made again and again: an outage must not read like a wrong setting."""
 
@@ -1033,6 +1282,65 @@ def test_trap_errors_are_400_with_the_truth_inside(tmp_path: Path) -> None:
         assert (await client.get(f"{server.url}/status")).status_code == 200
 
     with_supabase(tmp_path, work, Bucket(allowed_mime_types=["image/png"]))
+
+
+def test_trap_who_may_see_nothing_is_shown_an_empty_list(tmp_path: Path) -> None:
+    """A list of a bucket that is not there, or by a role that may not see it, is no error: it is empty."""
+
+    async def work(server: Server, client: httpx2.AsyncClient) -> None:
+        async def listed(name: str, bucket: str, headers: dict[str, str]) -> Any:
+            answer = await client.post(f"{server.url}/object/{name}/{bucket}", headers=headers, json={"prefix": ""})
+            assert answer.status_code == 200
+            return answer.json()
+
+        service, anon = ({"authorization": f"Bearer {token(role)}"} for role in ("service_role", "anon"))
+        await client.post(f"{server.url}/object/{BUCKET}/a.png", headers=AUTH, content=b"a")
+        nothing = {"hasNext": False, "folders": [], "objects": []}
+        for bucket, headers in (("none", service), (BUCKET, anon)):
+            assert await listed("list", bucket, headers) == []
+            assert await listed("list-v2", bucket, headers) == nothing
+        assert [entry["name"] for entry in await listed("list", BUCKET, service)] == ["a.png"]
+        assert [entry["name"] for entry in (await listed("list-v2", BUCKET, service))["objects"]] == ["a.png"]
+
+    with_supabase(tmp_path, work)
+
+
+def test_trap_anyone_reads_from_a_public_bucket(tmp_path: Path) -> None:
+    """By the authenticated door too; removing is refused. A public bucket that is not there is a missing object."""
+
+    async def work(server: Server, client: httpx2.AsyncClient) -> None:
+        url, anon = f"{server.url}/object", {"authorization": f"Bearer {token('anon')}"}
+        await client.post(f"{url}/{BUCKET}/a.png", headers=AUTH, content=b"abc")
+        assert (await client.get(f"{url}/{BUCKET}/a.png", headers=anon)).content == b"abc"
+        assert (await client.get(f"{url}/info/{BUCKET}/a.png", headers=anon)).status_code == 200
+        refused = await client.delete(f"{url}/{BUCKET}/a.png", headers=anon)
+        assert (refused.status_code, refused.json()["statusCode"], refused.json()["code"]) == (
+            400,
+            "403",
+            "AccessDenied",
+        )
+        missing = await client.get(f"{url}/public/none/a.png")
+        assert (missing.status_code, missing.json()["code"]) == (400, "NoSuchKey")
+
+    with_supabase(tmp_path, work)
+
+
+def test_trap_a_part_may_be_asked_for(tmp_path: Path) -> None:
+    """206 with the part, 416 beyond the end."""
+
+    async def work(server: Server, client: httpx2.AsyncClient) -> None:
+        await client.post(f"{server.url}/object/{BUCKET}/a.png", headers=AUTH, content=b"0123456789")
+
+        async def asked(part: str) -> tuple[int, bytes, str]:
+            seen = await client.get(f"{server.url}/object/public/{BUCKET}/a.png", headers={"range": f"bytes={part}"})
+            return seen.status_code, seen.content, seen.headers["content-range"]
+
+        assert await asked("2-4") == (206, b"234", "bytes 2-4/10")
+        assert await asked("8-") == (206, b"89", "bytes 8-9/10")
+        assert await asked("8-99") == (206, b"89", "bytes 8-9/10")
+        assert (await asked("10-12"))[::2] == (416, "bytes */10")
+
+    with_supabase(tmp_path, work)
 
 
 def test_trap_create_only_is_not_atomic(tmp_path: Path) -> None:
@@ -1230,10 +1538,53 @@ def test_a_refusal_of_s3_says_whether_another_try_may_help(status: int, code: st
     async def work() -> None:
         async with raw_server(refusing(status, code)) as server, a_client() as client:
             store = S3(client, BUCKET, region="us-east-1", endpoint=server.url)
-            for call in (put(store, fresh_path(), b"x"), store.delete(fresh_path())):
+            path = fresh_path()
+            for call in (put(store, path, b"x"), store.delete(path)):
                 with pytest.raises(StoreFailed) as failed:
                     await call
-                assert (str(failed.value), failed.value.again) == (f"the store refused: {code}", again)
+                assert failed.value.again == again
+                assert str(failed.value).startswith(f"the store refused: {code}, at ")
+                assert str(failed.value).endswith(f" {server.url}/{BUCKET}/{path}")
+
+    run(work())
+
+
+@pytest.mark.parametrize("denied", ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"])
+def test_an_s3_that_can_be_seen_and_not_used_fails_the_probe(moto: MotoProcess, denied: str) -> None:
+    """By a policy of the bucket: the check goes well, and the probe says which rights it takes (rule 11)."""
+    statement = {"Effect": "Deny", "Principal": "*", "Action": denied, "Resource": f"arn:aws:s3:::{BUCKET}/_probe/*"}
+
+    async def work() -> None:
+        async with a_client() as client:
+            policy = f"{moto.public_url}?policy"
+            body = orjson.dumps({"Version": "2012-10-17", "Statement": [statement]})
+            store = S3(client, BUCKET, region="us-east-1", endpoint=moto.url)
+            assert (await client.put(policy, content=body)).status_code < 300
+            try:
+                await store.check()
+                with pytest.raises(StoreMisconfigured, match=f"GHUB_STORAGE_URL: the AWS credentials .*{denied}"):
+                    await probe(store)
+            finally:
+                await client.delete(policy)
+            await probe(store)
+            async for item in store.objects():
+                if is_probe(item.path):
+                    await store.delete(item.path)
+
+    run(work())
+
+
+def test_an_s3_behind_a_limit_on_bodies_fails_the_probe() -> None:
+    """As behind nginx with its usual limit."""
+
+    async def limited(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.send(b"HTTP/1.1 413 -\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    async def work() -> None:
+        async with raw_server(limited) as server, a_client() as client:
+            with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*client_max_body_size 64m"):
+                await probe(S3(client, BUCKET, region="us-east-1", endpoint=server.url))
 
     run(work())
 

@@ -3,11 +3,13 @@
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -122,6 +124,75 @@ def test_a_store_that_stays_away_ends_the_taking_of_orders(
     assert len(system.jobs()) == len(objects(tmp_path)) == 1
     system.events(org_id, 1)
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
+
+
+UNWRITABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "database read-only": ({"read_only": True}, ""),
+    "no right to write": ({"no_writing": True}, "GHUB_STORAGE_KEY: it may see the bucket .*, but not write"),
+    "body limit of nginx": (
+        {"body_limit_bytes": 2**20},
+        "GHUB_STORAGE_URL: the store, or a proxy in front of it, .*64m",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNWRITABLE)
+def test_a_store_that_can_be_read_but_not_written_ends_the_taking_of_orders(
+    prepared: Prepared, store: SupabaseProcess, tmp_path: Path, fault: str
+) -> None:
+    """At most two orders are bought for nothing; then 503, until a probe was written and read (rule 11)."""
+    system = prepared(**storing_in(store), GHUB_DEADLINE_S="12")
+    system.start_all()
+    org_id, key = system.customer("unwritable", "100.00")
+    system.behave(FLUX, "slow", times=None, seconds=0, bytes=2 * 2**20)
+    assert post(system, key, FLUX).status_code == 200
+    store.behave(**UNWRITABLE[fault][0])
+    lost = 0
+    while (reply := post(system, key, FLUX)).status_code != 503:
+        assert reply.status_code in (502, 504), reply.text  # a store that may recover is tried until the deadline
+        lost += 1
+        assert lost <= MOST_FAILURES
+    assert_error(reply, 503, "temporarily_unavailable", retry=True)
+    bought = len(system.jobs())
+    assert bought == 1 + lost
+    until_s = time.monotonic() + STORE_WATCH_S + 5  # a look at the bucket goes well meanwhile, and opens nothing
+    while time.monotonic() < until_s:
+        assert post(system, key, FLUX).status_code == 503
+        time.sleep(0.5)
+    assert len(system.jobs()) == bought
+    store.behave()
+    wait_until(lambda: post(system, key, FLUX).status_code == 200, "orders are taken", within_s=STORE_WATCH_S + 10)
+    assert len(system.jobs()) == bought + 1
+    assert len(objects(tmp_path)) == 2 and not [path for path in objects(tmp_path) if path.startswith("_probe")]
+    lines = [json.loads(line) for line in system.log().splitlines()]
+    errors = [line for line in lines if line["event"] == "store_failed"]
+    assert len(errors) == lost or fault == "database read-only"
+    for line in errors:
+        assert line["path"] == f"{org_id}/{line['request_id']}/0"
+        assert f"POST {store.url}/object/{BUCKET}/{line['path']}." in line["error"]
+    system.events(org_id, 2 + lost)
+    assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
+
+
+@pytest.mark.parametrize("fault", UNWRITABLE)
+def test_a_gateway_that_starts_before_a_store_that_cannot_be_written(
+    prepared: Prepared, store: SupabaseProcess, fault: str
+) -> None:
+    """What is set wrongly ends the start with a sentence; where the store is away, orders are 503 until it is back."""
+    system = prepared(**storing_in(store))
+    behaviour, sentence = UNWRITABLE[fault]
+    store.behave(**behaviour)
+    if sentence:
+        refused = system.ghub("serve")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert re.fullmatch(f"ghub: {sentence}.*\n", refused.stderr), refused.stderr
+        return
+    system.start_all()
+    _, key = system.customer("starts", "100.00")
+    assert_error(post(system, key, FLUX), 503, "temporarily_unavailable", retry=True)
+    assert system.jobs() == []
+    store.behave()
+    wait_until(lambda: post(system, key, FLUX).status_code == 200, "orders are taken", within_s=STORE_WATCH_S + 10)
 
 
 def storing_in(store: SupabaseProcess) -> dict[str, str]:

@@ -33,6 +33,7 @@ from proxy.lifecycle import Lifecycle
 from proxy.outcomes import Failure
 from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
 from proxy.spool import Spool
+from proxy.storage.watch import StoreWatch
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
@@ -80,7 +81,7 @@ def noise_png(side_px: int) -> bytes:
 
 def keeper(store: ImageStore, most_bytes: int = 10**8) -> Keeper:
     """Keeps pictures in this store; its spool is the system's folder for temporary files."""
-    return Keeper(store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, 100))
+    return Keeper(store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, 100), StoreWatch(store))
 
 
 def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:

@@ -1,6 +1,7 @@
 """A picture into the store: straight or by the spool, tried again, published once or not at all."""
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -13,7 +14,7 @@ from metering.events import StoredImage
 from proxy.keeping import ImageLimits, Keeper, read_until
 from proxy.media.formats import NotAnImage
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Chunks, Picture, Source, StoreFailed
+from proxy.ports import Chunks, Picture, PictureLost, Source, StoreFailed
 from proxy.spool import Spool
 from proxy.storage.local import LocalStore
 from tests.conftest import run
@@ -57,6 +58,22 @@ class Hiccups(LocalStore):
                 raise StoreFailed("late", again=self._again)
 
 
+class Told:
+    """What the watch is told of uploads, in order."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def stored(self) -> None:
+        self.words.append("stored")
+
+    def failing(self) -> None:
+        self.words.append("failing")
+
+    def failed(self) -> None:
+        self.words.append("failed")
+
+
 class Upstream:
     """A picture of these bytes that counts how often it is opened."""
 
@@ -80,13 +97,15 @@ class Upstream:
         yield Source(chunks(), len(self._data) if self._told else None)
 
 
-def keeper(store: LocalStore, spool: Spool) -> Keeper:
-    return Keeper(store, spool, ImageLimits(10**7, 16_384, 2))
+def keeper(store: LocalStore, spool: Spool, told: Told | None = None) -> Keeper:
+    return Keeper(store, spool, ImageLimits(10**7, 16_384, 2), told or Told())
 
 
-async def keep(store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10) -> list[StoredImage]:
+async def keep(
+    store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10, told: Told | None = None
+) -> list[StoredImage]:
     published: list[StoredImage] = []
-    await keeper(store, spool).keep(picture, FOLDER, time.monotonic() + within_s, published.append, lambda: None)
+    await keeper(store, spool, told).keep(picture, FOLDER, time.monotonic() + within_s, published.append, lambda: None)
     return published
 
 
@@ -144,6 +163,93 @@ def test_trying_ends_with_the_time_for_it(tmp_path: Path) -> None:
                 await keep(store, Upstream(PICTURE, inline=inline).picture, spool, within_s=1.0)
             assert time.monotonic() - began_s < 1.5 and len(store.tries) >= 2
             assert files(tmp_path / "images") == set() and spool.share == 0
+
+    run(work())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize(
+    ("script", "again", "words"),
+    [
+        ([], True, ["stored"]),
+        (["early", "late"], True, ["failing", "failing", "stored"]),
+        (["late"], False, ["failed"]),
+    ],
+)
+def test_the_watch_learns_how_the_store_did(
+    tmp_path: Path, inline: bool, script: list[str], again: bool, words: list[str]
+) -> None:
+    """Each try that it failed, and the end (rule 11)."""
+
+    async def work() -> None:
+        told = Told()
+        store = Hiccups(tmp_path / "images", *script, again=again)
+        with contextlib.suppress(StoreFailed):
+            await keep(store, Upstream(PICTURE, inline=inline).picture, Spool(tmp_path, 10**8), told=told)
+        assert told.words == words
+
+    run(work())
+
+
+class Stuck(LocalStore):
+    """A store that takes the first piece of a picture, and then nothing more."""
+
+    async def put(
+        self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
+    ) -> None:
+        await anext(chunks)
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_upload_that_the_deadline_cuts_off_counts_where_the_store_was_awaited(tmp_path: Path, inline: bool) -> None:
+    """A store that never says no would be sold to without end otherwise; a source that is slow is not its fault."""
+
+    @asynccontextmanager
+    async def stalling() -> AsyncIterator[Source]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield PICTURE[:500_000]
+            await asyncio.Event().wait()
+
+        yield Source(chunks())
+
+    async def words(store: LocalStore, picture: Picture) -> list[str]:
+        told = Told()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await keep(store, picture, Spool(tmp_path, 10**8), told=told)
+        return told.words
+
+    async def work() -> None:
+        assert await words(Stuck(tmp_path), Upstream(PICTURE, inline=inline).picture) == ["failed"]
+        assert await words(LocalStore(tmp_path / "images"), Picture(0, stalling, inline)) == []
+
+    run(work())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_what_is_not_the_stores_fault_is_not_told(tmp_path: Path, inline: bool) -> None:
+    """A picture that is none, a source that breaks off, a length that was a lie, a spool that is full."""
+
+    class Longer(Upstream):
+        @asynccontextmanager
+        async def _open(self) -> AsyncIterator[Source]:
+            async with super()._open() as source:
+                yield Source(source.chunks, len(PICTURE) - 1)
+
+    async def work() -> None:
+        told, spool, full = Told(), Spool(tmp_path, 10**8), Spool(tmp_path, 1_000, wait_s=0.1)
+        store = LocalStore(tmp_path / "images")
+        for data in (PICTURE[:-1], b"<html>"):
+            with pytest.raises(NotAnImage):
+                await keep(store, Upstream(data, inline=inline).picture, spool, told=told)
+        if inline:
+            with pytest.raises(PictureLost, match="full"):
+                await keep(store, Upstream(PICTURE, inline=True).picture, full, told=told)
+        else:
+            with pytest.raises(PictureLost, match="announced"):
+                await keep(store, Longer(PICTURE, inline=False).picture, spool, told=told)
+        assert told.words == []
 
     run(work())
 

@@ -17,6 +17,7 @@ import pytest
 
 from proxy.ports import StoreFailed, StoreMisconfigured
 from proxy.storage.local import WRITE_BYTES, LocalStore
+from proxy.storage.probe import probe
 from tests.conftest import run
 from tests.integration.edge_kit import files
 
@@ -274,6 +275,21 @@ def test_a_full_disk_may_have_room_at_the_next_try(
             await store.check()
 
     monkeypatch.setattr(os, "fsync", refuse)
+    run(work())
+    assert files(tmp_path) == set()
+
+
+def test_a_disk_that_takes_no_image_fails_the_probe(tmp_path: Path) -> None:
+    """A file of some bytes can be made, so the check goes well; one of the size that matters cannot (rule 11)."""
+
+    async def work() -> None:
+        store = LocalStore(tmp_path)
+        with disk_takes(1_000_000):
+            await store.check()
+            with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .* can write: File too large"):
+                await probe(store)
+        await probe(store)
+
     run(work())
     assert files(tmp_path) == set()
 

@@ -10,10 +10,15 @@ like Kong's in front of it where there is a key: it swaps the key for a token of
 
 import argparse
 import asyncio
+import base64
+import bisect
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +34,8 @@ import jwt
 
 BASE = "/storage/v1"
 READ_BYTES = 64 * 1024
+MOST_LISTED = 1_000  # of the flat list at a time
+_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)")
 RECEIVE_BUFFER_BYTES = 256 * 1024
 DISCARD_BYTES = 1_500_000  # of a body that was refused at its beginning; measured: 1.3 MB is fine, 13 MB is not read
 UNREAD_S = 60.0  # how long a connection stays open whose body is not read any further
@@ -47,6 +54,11 @@ class Behaviour:
     read_bytes_per_s: float = 0  # 0 is as fast as it goes
     answer_delay_s: float = 0
     db_down: bool = False
+    read_only: bool = False  # the database takes no writes, as Supabase makes it when its disk is full
+    no_writing: bool = False  # the key may see everything, and write nothing
+    old: bool = False  # a server that has no list-v2
+    listed: int = 0  # so many objects more stand in the flat list, a year old, of a thousand organisations
+    body_limit_bytes: int = 0  # of a proxy in front, like nginx's client_max_body_size; 0 is none
 
     def takes(self, name: str) -> bool:
         """Is it the turn of this fault? Then it is used up by one."""
@@ -80,7 +92,9 @@ NO_SUCH_KEY = Refused(404, "not_found", "Object not found", "NoSuchKey")
 DUPLICATE = Refused(409, "Duplicate", "The resource already exists", "KeyAlreadyExists")
 TOO_LARGE = Refused(413, "Payload too large", "The object exceeded the maximum allowed size", "EntityTooLarge")
 NO_AUTHORIZATION = Refused(400, "Error", "headers must have required property 'authorization'", "InvalidRequest")
+NO_RIGHT = Refused(403, "Unauthorized", "Access denied", "AccessDenied")
 NOT_BY_POLICY = Refused(403, "Unauthorized", "new row violates row-level security policy", "AccessDenied")
+READ_ONLY = Refused(500, "Internal", "cannot execute INSERT in a read-only transaction", "DatabaseError")
 DB_DOWN = Refused(500, "Internal", "Internal server error", "InternalError")
 FAILURES = {429: "SlowDown", 503: "DatabaseConnectionLimit", 544: "DatabaseTimeout"}
 
@@ -147,6 +161,10 @@ class Answer:
         return Answer(status, {"content-type": "application/json; charset=utf-8"}, json.dumps(value).encode())
 
 
+NGINX_PAGE = b"<html><head><title>413 Request Entity Too Large</title></head><body>nginx</body></html>"
+TOO_LARGE_FOR_NGINX = Answer(413, {"content-type": "text/html"}, NGINX_PAGE)
+
+
 class Objects:
     """The objects of a bucket as files: bytes in `objects`, facts in `facts`, the unfinished in `parts`."""
 
@@ -188,6 +206,17 @@ class Objects:
             if folder == self._bytes or any(folder.iterdir()):
                 break
             folder.rmdir()
+
+    def names(self) -> list[str]:
+        """Of all of them."""
+        return [path.relative_to(self._bytes).as_posix() for path in self._bytes.rglob("*") if path.is_file()]
+
+    def has(self, name: str) -> bool:
+        return (self._bytes / name).is_file()
+
+    def flat(self, name: str) -> dict[str, Any]:
+        """The line of an object in the flat list: as in a folder's, but with its whole name."""
+        return self._entry(self._bytes / name) | {"name": name, "key": name}
 
     def entries(self, prefix: str, limit: int, offset: int, descending: bool) -> list[dict[str, Any]]:
         """A page of what lies directly in a folder; one that is not there is empty."""
@@ -287,6 +316,8 @@ class Server:
             raise Refused(status, "Error", "as the test wants it", FAILURES.get(status, "InternalError"))
         if self.behaviour.db_down:
             raise DB_DOWN
+        if self.behaviour.body_limit_bytes and (request.length or 0) > self.behaviour.body_limit_bytes:
+            return TOO_LARGE_FOR_NGINX
         answer = await self._route(request)
         await asyncio.sleep(self.behaviour.answer_delay_s)
         return answer
@@ -295,46 +326,73 @@ class Server:
         parts = request.path.removeprefix(BASE).strip("/").split("/")
         match (request.method, *parts):
             case ("GET" | "HEAD", "object", "public", bucket, *path):
-                if bucket != self._bucket.name or not self._bucket.public:
+                if bucket != self._bucket.name:
+                    raise NO_SUCH_KEY
+                if not self._bucket.public:
                     raise NO_SUCH_BUCKET
                 return self._read(request, "/".join(path))
             case ("GET", "bucket", bucket):
                 self._authorized(request, bucket, hidden=NO_SUCH_BUCKET)
                 return Answer.of({"id": bucket, "owner": ""} | asdict(self._bucket))
             case ("GET", "object", "info", bucket, *path):
-                self._authorized(request, bucket, hidden=NO_SUCH_KEY)
+                self._may_read(request, bucket)
                 return Answer.of(self._objects.facts("/".join(path)))
             case ("GET" | "HEAD", "object", bucket, *path):
-                self._authorized(request, bucket, hidden=NO_SUCH_KEY)
+                self._may_read(request, bucket)
                 return self._read(request, "/".join(path))
             case ("DELETE", "object", bucket, *path):
-                self._authorized(request, bucket, hidden=NO_SUCH_KEY)
+                self._authorized(request, bucket, hidden=NO_RIGHT if self._bucket.public else NO_SUCH_KEY)
+                self._writable()
                 self._objects.delete("/".join(path))
                 return Answer.of({"message": "Successfully deleted"})
             case ("POST", "object", "list", bucket):
-                self._authorized(request, bucket, hidden=NO_SUCH_BUCKET)
-                return self._list(json.loads(await request.whole()))
+                sees = self._is_service(request) and bucket == self._bucket.name
+                query = json.loads(await request.whole())
+                return self._list(query) if sees else Answer.of([])
+            case ("POST", "object", "list-v2", bucket) if not self.behaviour.old:
+                sees = self._is_service(request) and bucket == self._bucket.name
+                query = json.loads(await request.whole())
+                return self._list_flat(query) if sees else Answer.of({"hasNext": False, "folders": [], "objects": []})
             case ("POST" | "PUT", "object", bucket, *path):
                 self._authorized(request, bucket, hidden=NOT_BY_POLICY)
+                self._writable()
                 return await self._upload(request, "/".join(path))
         return Answer.of({"message": f"Route {request.method}:{request.path} not found", "error": "Not Found"}, 404)
 
     def _authorized(self, request: Request, bucket: str, hidden: Refused) -> None:
         """`hidden` is what row-level security makes of a role that may not see a thing."""
+        if not self._is_service(request):
+            raise hidden
+        if bucket != self._bucket.name:
+            raise NO_SUCH_BUCKET
+
+    def _may_read(self, request: Request, bucket: str) -> None:
+        """Whoever has any token of the project reads from a public bucket."""
+        if not self._is_service(request) and not self._bucket.public:
+            raise NO_SUCH_KEY
+        if bucket != self._bucket.name:
+            raise NO_SUCH_BUCKET
+
+    def _is_service(self, request: Request) -> bool:
+        """Is it the service role? Row-level security hides nearly everything from any other. Raises Refused."""
         authorization = request.headers.get("authorization")
         if authorization is None:
             raise NO_AUTHORIZATION
         token = authorization.removeprefix("Bearer ")
         swapped = self._key is not None and token == self._key == request.headers.get("apikey")
-        if not swapped:
-            try:
-                claims = jwt.decode(token, self._secret, ["HS256"], options={"verify_aud": False})
-            except jwt.InvalidTokenError as error:
-                raise Refused(403, "Unauthorized", f"Invalid Compact JWS: {error}", "AccessDenied") from error
-            if claims.get("role") != "service_role":
-                raise hidden
-        if bucket != self._bucket.name:
-            raise NO_SUCH_BUCKET
+        if swapped:
+            return True
+        try:
+            claims = jwt.decode(token, self._secret, ["HS256"], options={"verify_aud": False})
+        except jwt.InvalidTokenError as error:
+            raise Refused(403, "Unauthorized", f"Invalid Compact JWS: {error}", "AccessDenied") from error
+        return bool(claims.get("role") == "service_role")
+
+    def _writable(self) -> None:
+        if self.behaviour.no_writing:
+            raise NOT_BY_POLICY
+        if self.behaviour.read_only:
+            raise READ_ONLY
 
     async def _upload(self, request: Request, path: str) -> Answer | None:
         content_type = request.headers.get("content-type", "application/octet-stream")
@@ -351,7 +409,11 @@ class Server:
         part, digest = self._objects.part(), hashlib.md5(usedforsecurity=False)
         try:
             with part.open("wb") as out:
+                size = 0
                 async for piece in request.body():
+                    size += len(piece)
+                    if 0 < self.behaviour.body_limit_bytes < size:  # a proxy that sends it on unbuffered
+                        return TOO_LARGE_FOR_NGINX
                     out.write(piece)
                     digest.update(piece)
                     if self.behaviour.read_bytes_per_s:
@@ -370,12 +432,50 @@ class Server:
         headers |= {"last-modified": facts["at"], "accept-ranges": "bytes"}
         if request.headers.get("if-none-match") == facts["etag"]:
             return Answer(304, headers)
-        return Answer(200, headers, self._objects.file(path))
+        file = self._objects.file(path)
+        wanted, size = _RANGE.fullmatch(request.headers.get("range", "")), file.stat().st_size
+        if wanted is None:
+            return Answer(200, headers, file)
+        first, last = int(wanted[1]), min(int(wanted[2] or size), size - 1)
+        if first > last:
+            return Answer(416, {"content-range": f"bytes */{size}"})
+        with file.open("rb") as opened:
+            opened.seek(first)
+            part = opened.read(last - first + 1)
+        return Answer(206, headers | {"content-range": f"bytes {first}-{last}/{size}"}, part)
 
     def _list(self, query: Mapping[str, Any]) -> Answer:
         descending = query.get("sortBy", {}).get("order") == "desc"
         page = self._objects.entries(query["prefix"], query.get("limit", 100), query.get("offset", 0), descending)
         return Answer.of(page)
+
+    def _list_flat(self, query: Mapping[str, Any]) -> Answer:
+        """By name, after the cursor, each with its whole name."""
+        after = base64.b64decode(query["cursor"]).decode().removeprefix("l:") if "cursor" in query else ""
+        names = sorted([*self._objects.names(), *_generated(self.behaviour.listed)])
+        begin, most = bisect.bisect_right(names, after), min(query.get("limit", 100), MOST_LISTED)
+        page, more = names[begin : begin + most], len(names) > begin + most
+        found = [self._objects.flat(name) if self._objects.has(name) else _listed(name) for name in page]
+        cursor = {"nextCursor": base64.b64encode(f"l:{page[-1]}".encode()).decode()} if more else {}
+        return Answer.of({"hasNext": more, "folders": [], "objects": found} | cursor)
+
+
+@functools.cache
+def _generated(count: int) -> list[str]:
+    """Paths as the gateway writes them, in order, the same ones each time."""
+    chance = random.Random(count)
+    orgs = [str(uuid.UUID(int=chance.getrandbits(128), version=4)) for _ in range(1_000)]
+    return sorted(f"{orgs[i % 1_000]}/{uuid.UUID(int=chance.getrandbits(128), version=4)}/0.png" for i in range(count))
+
+
+def _listed(name: str) -> dict[str, Any]:
+    """The line of an object that only the list has."""
+    at = "2025-11-26T12:00:00+00:00"
+    return {"name": name, "key": name, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name)), "metadata": {"size": 1_000}} | {
+        "updated_at": at,
+        "created_at": at,
+        "last_accessed_at": at,
+    }
 
 
 async def _send(writer: asyncio.StreamWriter, answer: Answer, *, head_only: bool) -> None:
