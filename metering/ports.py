@@ -49,6 +49,17 @@ class LedgerAway(Exception):
     """The database did not answer in time, or not at all."""
 
 
+class LedgerMisconfigured(LedgerAway):
+    """It answers, and will not do as it is set up: a right, a table, a password is wrong or missing.
+
+    It is waited for like one that is away: whoever mends it need not restart anything. The message is a sentence for an
+    operator that names GHUB_LEDGER_URL and what is missing, and no password.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"GHUB_LEDGER_URL: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class Org:
     """An organisation. Of its own limits those are None where the plan's hold."""

@@ -42,6 +42,7 @@ from config.settings import (
 )
 from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
+from metering.background import Background, Part
 from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.frames import Folder, JournalError, Past
@@ -65,6 +66,7 @@ from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.generations import Generations
+from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.jwks import Jwks
@@ -81,7 +83,6 @@ from proxy.providers.xai import XAI
 from proxy.replies import Replies
 from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
-from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
 from proxy.storage.watch import StoreWatch
@@ -91,6 +92,8 @@ from proxy.usage import UsageEndpoint
 log = structlog.get_logger(__name__)
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
+
+BUSY = "The gateway is making as many images as it can; nothing was charged."
 
 BACKGROUND_CONNECTIONS = 40
 """At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""
@@ -243,10 +246,12 @@ async def open_back(settings: Settings) -> AsyncIterator[Back]:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, and how long it needs to stop."""
+    """The application, how long it needs to stop, what keeps it from being ready, and its background work."""
 
     app: ASGIApp
     longest_deadline_s: float
+    not_ready: NotReady
+    background: Background
 
 
 @asynccontextmanager
@@ -299,30 +304,43 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger)
 
-        def refusal() -> str | None:
-            if stopping.is_set():
-                return "The gateway is restarting; nothing was charged."
-            if journal.room_bytes < 2 * MOST_ENTRY_BYTES * (generations.pictures + 1):
-                return "The gateway is running out of disk; nothing was charged."
-            if generations.pictures >= MAX_PICTURES or spool.share > SPOOL_MARK:
-                return "The gateway is making as many images as it can; nothing was charged."
-            return pressure.reason or watch.reason
+        background = Background(
+            [
+                Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                Part("rates", lambda: rates.run(FX_POLL_S)),
+                Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
+                Part("store watch", lambda: watch.run(STORE_WATCH_S)),
+                Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
+                Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
+                Part("recovery", recovery.run, needed=False, ends=True),
+            ],
+            give_up=stopping.set,
+        )
+
+        def no_room() -> bool:
+            return journal.room_bytes < 2 * MOST_ENTRY_BYTES * (generations.pictures + 1)
+
+        def busy() -> bool:
+            return generations.pictures >= MAX_PICTURES or spool.share > SPOOL_MARK
+
+        conditions = Conditions(
+            [
+                Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
+                *running(background),
+                Condition("journal full", when(no_room, "The gateway is running out of disk; nothing was charged.")),
+                Condition("busy", when(busy, BUSY), for_ready=False),
+                Condition("Redis full", lambda: pressure.reason, for_ready=False),
+                Condition("store", lambda: watch.reason),
+            ]
+        )
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            background = [
-                asyncio.create_task(projector.run(PROJECTION_POLL_S)),
-                asyncio.create_task(rates.run(FX_POLL_S)),
-                asyncio.create_task(pressure.run(PROJECTION_POLL_S)),
-                asyncio.create_task(orphans.run(HEARTBEAT_S)),
-                asyncio.create_task(watch.run(STORE_WATCH_S)),
-                asyncio.create_task(answers.run(JOURNAL_POLL_S)),
-                asyncio.create_task(recovery.run()),
-            ]
+            background.begin()
             yield
             await generations.drain()
             await _book(answers)
-            await cancel_all(background)
+            await background.end()
             if not answers.waiting:
                 await back.ledger.close_incarnation(journal.incarnation, journal.last_number, utc_now())
 
@@ -338,7 +356,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 replies,
                 Sandbox(wallet, keeper, replies, settings.deadline_s),
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
-                refusal=refusal,
+                refusal=conditions.refusal,
                 price_book=catalogue.price_book_version,
                 region=settings.region,
                 topup_url=settings.topup_url,
@@ -348,12 +366,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             UsageEndpoint(authenticator, wallet, back.ledger),
             _admin(settings, back, outbound),
-            lambda: not stopping.is_set(),
+            conditions.not_ready,
             lifespan,
             opened_store.folder,
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
-        yield Gateway(app, max(settings.deadline_s, *deadlines))
+        yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
 
 
 def _admin(settings: Settings, back: Back, outbound: Outbound) -> AdminEndpoint | None:
