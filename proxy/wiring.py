@@ -42,7 +42,7 @@ from config.settings import (
 )
 from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
-from metering.background import Background, Part
+from metering.background import Background, Part, told
 from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.frames import Folder, JournalError, Past
@@ -148,6 +148,16 @@ async def _book(answers: Answers) -> None:
             while answers.waiting:
                 await answers.round()
                 await asyncio.sleep(JOURNAL_POLL_S / 10)
+
+
+async def _end_incarnation(journal: Journal, answers: Answers, ledger: Ledger) -> None:
+    """Tell the ledger that it has all that the journal says; where that is not so, or not heard, the next start does."""
+    if answers.waiting:
+        return
+    try:
+        await ledger.close_incarnation(journal.incarnation, journal.last_number, utc_now())
+    except LedgerAway as error:
+        log.warning("journal_not_closed", incarnation=str(journal.incarnation), **told(error))
 
 
 def _spool(settings: Settings) -> Spool:
@@ -295,6 +305,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger)
         await back.ledger.open_incarnation(journal.incarnation, utc_now())
+        stack.push_async_callback(_end_incarnation, journal, answers, back.ledger)  # also where the start fails below
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS))
         replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
         lifecycle = Lifecycle()
@@ -341,8 +352,6 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await generations.drain()
             await _book(answers)
             await background.end()
-            if not answers.waiting:
-                await back.ledger.close_incarnation(journal.incarnation, journal.last_number, utc_now())
 
         app = build_app(
             ImagesEndpoint(
