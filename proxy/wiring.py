@@ -151,7 +151,7 @@ async def _book(answers: Answers) -> None:
 
 
 async def _end_incarnation(journal: Journal, answers: Answers, ledger: Ledger) -> None:
-    """Tell the ledger that it has all that the journal says; where that is not so, or not heard, the next start does."""
+    """Tell the ledger that it has all that our journal says. Where that is not so, or not heard, the next one does."""
     if answers.waiting:
         return
     try:

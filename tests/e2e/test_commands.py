@@ -93,7 +93,7 @@ def test_wrong_use_and_failure_are_one_sentence(
         ({"GHUB_MODELS": "/none.toml"}, "GHUB_MODELS: /none.toml: cannot be read"),
         ({"GHUB_IMAGE_HOSTS": "a/b"}, "GHUB_IMAGE_HOSTS: not host or host:port"),
         ({"GHUB_PORT": "port"}, "GHUB_PORT: Input should be a valid integer"),
-        ({"GHUB_LEDGER_URL": "sqlite:////proc/none/x.db"}, "check GHUB_LEDGER_URL"),
+        ({"GHUB_LEDGER_URL": "sqlite:////proc/none/x.db"}, "GHUB_LEDGER_URL: /proc/none/x.db cannot be used"),
         ({"GHUB_LEDGER_URL": "sqlite:///empty.db"}, "run `ghub migrate`"),
     ],
 )

@@ -17,12 +17,12 @@ from tests.processes import Forked
 
 def fails_late() -> None:
     """Called in the new process: the start fails when everything is open."""
-    proxy.wiring.build_app = _fail  # type: ignore[assignment]
+    proxy.wiring.build_app = _fail  # type: ignore[attr-defined,assignment]
 
 
 def dies_late() -> None:
     """The same, as by kill −9."""
-    proxy.wiring.build_app = _die  # type: ignore[assignment]
+    proxy.wiring.build_app = _die  # type: ignore[attr-defined,assignment]
 
 
 def _fail(*_: object) -> NoReturn:
