@@ -16,10 +16,16 @@ from pathlib import Path
 from uuid import UUID
 
 PAGE_BYTES = 4096
-MOST_FRAME_BYTES = 256 * 1024
+MOST_ENTRY_BYTES = 256 * 1024
+"""An order of eight images whose prompts were all rewritten at the greatest length (`answered.most_bytes`)."""
+
+MOST_FRAME_BYTES = 512 * 1024
 """What one commit writes at most; who waits beyond it waits for the next."""
 
 SUFFIX = ".journal"
+WRITTEN = ".v2"
+"""In the name of a file whose first page is a frame as soon as it is in use: one of zeros alone is a spare one."""
+
 _MAGIC = b"GHJ1"
 HEAD = struct.Struct("<4sIIQI16s")
 LENGTH = struct.Struct("<I")
@@ -79,7 +85,13 @@ class Folder:
         self._lock.close()
 
 
+def file_name(incarnation: UUID, count: int) -> str:
+    """Of the file that is the `count`th of its incarnation."""
+    return f"{incarnation.hex}-{count:08d}{WRITTEN}{SUFFIX}"
+
+
 def encode_frame(incarnation: UUID, first: int, entries: list[bytes]) -> bytes:
+    """Entries from number `first` on, padded to whole pages; without any it only says which number is next."""
     payload = b"".join(LENGTH.pack(len(entry)) + entry for entry in entries)
     rest = HEAD.pack(_MAGIC, 0, len(payload), first, len(entries), incarnation.bytes)[8:] + payload
     frame = _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
@@ -101,10 +113,19 @@ def _incarnation_of(file: Path) -> UUID:
 
 
 def _read(incarnation: UUID, files: list[Path]) -> Past:
-    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged."""
+    return Past(incarnation, tuple(entries_of(incarnation, files)), tuple(files))
+
+
+def entries_of(incarnation: UUID, files: list[Path]) -> list[Entry]:
+    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged.
+
+    Raises JournalError, OSError.
+    """
     entries: list[Entry] = []
     for place, file in enumerate(files):
         frames, torn = _frames(file, incarnation)
+        if not frames and place == 0 < len(files) - 1 and WRITTEN in file.name:
+            raise JournalError(f"{file.name} is damaged: it was in use, and nothing of it can be read")
         for frame in frames:
             if entries and frame.first > entries[-1].number + 1:
                 raise JournalError(f"{file.name} is damaged: entries after {entries[-1].number} are missing")
@@ -113,7 +134,7 @@ def _read(incarnation: UUID, files: list[Path]) -> Past:
             entries += [Entry(frame.first + at, data) for at, data in enumerate(frame.entries)]
         if torn and place < len(files) - 1 and not _begins_anew(files[place + 1], incarnation, entries):
             raise JournalError(f"{file.name} is damaged at its end, and is not the last of its files")
-    return Past(incarnation, tuple(entries), tuple(files))
+    return entries
 
 
 def _begins_anew(file: Path, incarnation: UUID, entries: list[Entry]) -> bool:
