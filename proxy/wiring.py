@@ -45,9 +45,9 @@ from metering.answers import Answers, Unproven
 from metering.background import Background, Part, told
 from metering.clock import utc_now
 from metering.consumer import Consumer
-from metering.frames import Folder, JournalError, Past
+from metering.frames import MOST_ENTRY_BYTES, Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import MOST_ENTRY_BYTES, Journal
+from metering.journal import Journal
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
@@ -55,6 +55,7 @@ from metering.money import MICRO
 from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
+from metering.salvage import check_versions
 from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.presence import Presence
@@ -129,6 +130,7 @@ async def _open_journal(settings: Settings) -> AsyncIterator[tuple[Journal, list
     folder = Folder(settings.journal_dir)
     try:
         past = await asyncio.to_thread(folder.past)
+        check_versions(past)
         try:
             journal = await asyncio.to_thread(Journal, folder)
         except OSError as error:
@@ -209,7 +211,12 @@ class Back:
     @property
     def accounts(self) -> Accounts:
         """What whoever runs this process may do to organisations."""
-        return self.accounts_of(f"cli:{getuser()}")
+        return self.accounts_of(self.actor)
+
+    @property
+    def actor(self) -> str:
+        """Whoever runs this process, as the audit log names it."""
+        return f"cli:{getuser()}"
 
     def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
         """What an actor may do to organisations, and with `once` the one write that may be repeated."""
