@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from metering.background import told
 from metering.clock import utc_now
 from metering.events import Event, EventError, Notice, decode, decode_notice
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
@@ -63,7 +64,9 @@ class Consumer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop`; what is being booked then is finished first."""
-        await asyncio.gather(*(lane.run(stop) for lane in self._lanes))
+        async with asyncio.TaskGroup() as running:  # one that fails ends the others, and all are begun anew together
+            for lane in self._lanes:
+                running.create_task(lane.run(stop))
 
     async def round(self) -> int:
         """Book one batch of each lane's new events, and what others left behind. Returns how many were new."""
@@ -99,7 +102,7 @@ class _Lane:
                 if groups_lost:
                     continue
                 self.alive = False
-                log.warning("consumer_waits", error=type(error).__name__)
+                log.warning("consumer_waits", **told(error))
                 await _first(stop.wait(), asyncio.sleep(1.0))
 
     async def round(self) -> int:

@@ -1,5 +1,8 @@
 """The journal's files: what a frame is, and how the files that a gateway has left are read.
 
+Two ways to read them: `Folder.past` takes only a journal that is whole; `survey` takes what is good of any, and names
+the rest. It writes nothing and claims nothing.
+
     frame    magic, CRC-32 of the rest, length, number of its first entry, entries, incarnation; then the entries, each
              behind its length; then zeros up to the next page
 
@@ -10,8 +13,8 @@ one is right.
 import fcntl
 import struct
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
@@ -23,6 +26,7 @@ MOST_FRAME_BYTES = 512 * 1024
 """What one commit writes at most; who waits beyond it waits for the next."""
 
 SUFFIX = ".journal"
+LOCK = "lock"
 WRITTEN = ".v2"
 """In the name of a file whose first page is a frame as soon as it is in use: one of zeros alone is a spare one."""
 
@@ -37,33 +41,92 @@ class JournalError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was written, under its number."""
+    """What was written, under its number, and the name of the file that it is read from."""
 
     number: int
     data: bytes
+    file: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a file, from `start` up to `end`, where something was written that cannot be read any more."""
+
+    file: str
+    start: int
+    end: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file} is damaged{self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileRead:
+    """How much of a file is good."""
+
+    path: Path
+    size_bytes: int
+    frames: int
+    entries: int
+
+
+Numbers = tuple[int, int | None]
+"""From and to; None where nobody knows how far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What an incarnation that is over has left: its entries in order, and its files."""
+    """What an incarnation has left: its entries in order, and its files.
+
+    `missing` are numbers, from and to, of entries that must have been there. Where the first file is damaged, some of
+    them may have been in files that nobody needed any more.
+    """
 
     incarnation: UUID
     entries: tuple[Entry, ...]
     files: tuple[Path, ...]
+    damage: tuple[Damage, ...] = ()
+    missing: tuple[Numbers, ...] = ()
+    read: tuple[FileRead, ...] = ()
 
     @property
     def last_number(self) -> int:
         """Of its last entry, 0 where it has none."""
         return self.entries[-1].number if self.entries else 0
 
+    @property
+    def why_not_whole(self) -> str | None:
+        """A sentence about the first thing that is wrong with it; None where nothing is."""
+        if self.damage:
+            return str(self.damage[0])
+        if self.missing:
+            first, _ = self.missing[0]
+            return f"the journal of {self.incarnation} is damaged: entries after {first - 1} are missing"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A folder as it was found, whatever its state. `strangers` end like files of a journal, and are none."""
+
+    incarnations: tuple[Past, ...]
+    strangers: tuple[str, ...]
+    in_use: bool
+
 
 class Folder:
-    """An exclusive claim on a journal's folder, as long as it is open. Raises JournalError where another has it."""
+    """An exclusive claim on a journal's folder, as long as it is open. Raises JournalError where another has it.
 
-    def __init__(self, path: Path) -> None:
+    With `make` a folder that is not there is made; without, one in which no journal ever was is refused.
+    """
+
+    def __init__(self, path: Path, *, make: bool = True) -> None:
+        if not make:
+            _check_is_one(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("ab")
+            self._lock = (path / LOCK).open("ab")
         except OSError as error:
             raise JournalError(f"the journal's folder {path} cannot be used: {error.strerror}") from None
         try:
@@ -75,14 +138,64 @@ class Folder:
 
     def past(self) -> list[Past]:
         """Everything that earlier incarnations have left here. Raises JournalError where it is damaged."""
-        by_incarnation: dict[UUID, list[Path]] = {}
-        for file in sorted(self.path.glob(f"*{SUFFIX}")):
-            by_incarnation.setdefault(_incarnation_of(file), []).append(file)
-        return [_read(incarnation, files) for incarnation, files in by_incarnation.items()]
+        found = self.survey()
+        for one in found:
+            if (why := one.why_not_whole) is not None:
+                raise JournalError(f"{why}: `ghub journal salvage {self.path}` saves what is good of it")
+        return found
+
+    def survey(self) -> list[Past]:
+        """The same, with what is good of what is damaged. Raises JournalError for a file that is none of ours."""
+        found = survey(self.path)
+        for name in found.strangers:
+            raise JournalError(f"{name} in the journal's folder is no file of a journal")
+        return [*found.incarnations]
 
     def close(self) -> None:
         """Let others have it."""
         self._lock.close()
+
+
+def survey(path: Path) -> Survey:
+    """What lies in a journal's folder. Raises JournalError where there is no journal, or one of another version."""
+    _check_is_one(path)
+    by_incarnation: dict[UUID, list[Path]] = {}
+    strangers: list[str] = []
+    for file in sorted(path.glob(f"*{SUFFIX}")):
+        if (incarnation := _incarnation_of(file)) is not None:
+            by_incarnation.setdefault(incarnation, []).append(file)
+        else:
+            strangers.append(file.name)
+    past = tuple(_read(incarnation, files) for incarnation, files in by_incarnation.items())
+    return Survey(past, tuple(strangers), _in_use(path))
+
+
+def entries_of(incarnation: UUID, files: Sequence[Path]) -> list[Entry]:
+    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged.
+
+    Raises JournalError, OSError.
+    """
+    past = _read(incarnation, files)
+    if (why := past.why_not_whole) is not None:
+        raise JournalError(why)
+    return [*past.entries]
+
+
+def _check_is_one(path: Path) -> None:
+    if not (path / LOCK).is_file() and not any(path.glob(f"*{SUFFIX}")):
+        raise JournalError(f"there is no journal in {path}: a gateway's is in its GHUB_JOURNAL_DIR")
+
+
+def _in_use(path: Path) -> bool:
+    """Does a process have the claim at this moment? Nobody loses or gets it by the question."""
+    try:
+        with (path / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no claim was ever made
+    return False
 
 
 def file_name(incarnation: UUID, count: int) -> str:
@@ -105,56 +218,104 @@ class _Frame:
     pages: int
 
 
-def _incarnation_of(file: Path) -> UUID:
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """A file: its whole frames, the gaps before some of them, where the last one ends, and what is not zero."""
+
+    path: Path
+    size: int
+    frames: list[_Frame]
+    gaps: list[tuple[int, int]]
+    end: int
+    written: int
+
+    def damaged(self, start: int, end: int, why: str) -> Damage:
+        return Damage(self.path.name, start, end, why)
+
+
+def _incarnation_of(file: Path) -> UUID | None:
     try:
         return UUID(file.name.partition("-")[0])
     except ValueError:
-        raise JournalError(f"{file.name} in the journal's folder is no file of a journal") from None
+        return None
 
 
-def _read(incarnation: UUID, files: list[Path]) -> Past:
-    return Past(incarnation, tuple(entries_of(incarnation, files)), tuple(files))
-
-
-def entries_of(incarnation: UUID, files: list[Path]) -> list[Entry]:
-    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged.
-
-    Raises JournalError, OSError.
-    """
+def _read(incarnation: UUID, files: Sequence[Path]) -> Past:
+    scans = [scan for file in files if (scan := _scan(file, incarnation)) is not None]
     entries: list[Entry] = []
-    for place, file in enumerate(files):
-        frames, torn = _frames(file, incarnation)
-        if not frames and place == 0 < len(files) - 1 and WRITTEN in file.name:
-            raise JournalError(f"{file.name} is damaged: it was in use, and nothing of it can be read")
-        for frame in frames:
-            if entries and frame.first > entries[-1].number + 1:
-                raise JournalError(f"{file.name} is damaged: entries after {entries[-1].number} are missing")
+    damage = _unreadable(scans)
+    begins_whole = bool(scans) and bool(scans[0].frames) and not any(at == 0 for at, _ in scans[0].gaps)
+    first = scans[0].frames[0].first if begins_whole else 1
+    number = first
+    for place, scan in enumerate(scans):
+        damage += [scan.damaged(*gap, f" at byte {gap[0]}, before frames that are whole") for gap in scan.gaps]
+        before = scans[place - 1]
+        if place and scan.frames and scan.frames[0].first > number and before.written > before.end:
+            damage.append(before.damaged(before.end, before.written, " at its end, and is not the last of its files"))
+        for frame in scan.frames:
             while entries and entries[-1].number >= frame.first:
                 entries.pop()  # of a commit that failed, and was begun again in this file
-            entries += [Entry(frame.first + at, data) for at, data in enumerate(frame.entries)]
-        if torn and place < len(files) - 1 and not _begins_anew(files[place + 1], incarnation, entries):
-            raise JournalError(f"{file.name} is damaged at its end, and is not the last of its files")
-    return entries
+            entries += [Entry(frame.first + at, data, scan.path.name) for at, data in enumerate(frame.entries)]
+            number = frame.first + len(frame.entries)
+    read = (FileRead(one.path, one.size, len(one.frames), sum(len(f.entries) for f in one.frames)) for one in scans)
+    missing = tuple(_missing(first, entries, number))
+    if damage and not any(scan.frames for scan in scans):
+        missing = ((1, None),)  # what was in use and cannot be read at all tells no number
+    return Past(incarnation, tuple(entries), tuple(files), tuple(damage), missing, tuple(read))
 
 
-def _begins_anew(file: Path, incarnation: UUID, entries: list[Entry]) -> bool:
-    """Does this file take up where the one before it failed, or is it the spare one that nothing was written to?"""
-    frames, _ = _frames(file, incarnation)
-    return not frames or not entries or frames[0].first <= entries[-1].number + 1
+def _missing(first: int, entries: Sequence[Entry], end: int) -> Iterator[Numbers]:
+    """Numbers from `first` on and below `end` of which there is no entry, as ranges."""
+    for entry in entries:
+        if entry.number > first:
+            yield first, entry.number - 1
+        first = entry.number + 1
+    if first < end:
+        yield first, end - 1
 
 
-def _frames(file: Path, incarnation: UUID) -> tuple[list[_Frame], bool]:
-    """The whole frames of a file, and whether something follows them that is none."""
-    data = file.read_bytes()
+def _unreadable(scans: Sequence[_Scan]) -> list[Damage]:
+    """Files without a frame that are no spare ones: what they held is not known, and no number may tell."""
+    used = [place for place, scan in enumerate(scans) if scan.frames]
+    found: list[Damage] = []
+    for place, scan in enumerate(scans):
+        if scan.frames:
+            continue
+        if not scan.written and used and place < used[-1]:
+            found.append(scan.damaged(0, scan.size, ": it is all zeros, and later files are written"))
+        elif place == 0 < len(scans) - 1 and WRITTEN in scan.path.name:
+            found.append(scan.damaged(0, scan.size, ": it was in use, and nothing of it can be read"))
+    return found
+
+
+def _scan(file: Path, incarnation: UUID) -> _Scan | None:
+    """Read a file; None where it is gone: the gateway that uses it needs it no more. Raises JournalError, OSError."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
     frames: list[_Frame] = []
-    at = 0
-    while at < len(data) and (frame := _frame_at(data, at, incarnation)) is not None:
+    gaps: list[tuple[int, int]] = []
+    at = end = 0
+    while at < len(data):
+        if (frame := _frame_at(data, at, incarnation)) is None:
+            _check_version(data, at, file)
+            at += PAGE_BYTES
+            continue
+        if at > end:
+            gaps.append((end, at))
         frames.append(frame)
-        at += frame.pages * PAGE_BYTES
-    for later in range(at + PAGE_BYTES, len(data), PAGE_BYTES):
-        if _frame_at(data, later, incarnation) is not None:
-            raise JournalError(f"{file.name} is damaged at byte {at}, before frames that are whole")
-    return frames, any(data[at : at + MOST_FRAME_BYTES])
+        at = end = at + frame.pages * PAGE_BYTES
+    return _Scan(file, len(data), frames, gaps, min(end, len(data)), len(data.rstrip(b"\0")))
+
+
+def _check_version(data: bytes, at: int, file: Path) -> None:
+    magic = data[at : at + len(_MAGIC)]
+    if at == 0 and magic[:3] == _MAGIC[:3] and magic[3:].isdigit() and magic > _MAGIC:
+        raise JournalError(
+            f"{file.name} was written by a later version of ghub (format {magic.decode()}, this one reads"
+            f" {_MAGIC.decode()}): start that version again, or have its `ghub journal replay` bring it"
+        )
 
 
 def _frame_at(data: bytes, at: int, incarnation: UUID) -> _Frame | None:
@@ -170,8 +331,7 @@ def _frame_at(data: bytes, at: int, incarnation: UUID) -> _Frame | None:
     ):
         return None
     entries = list(_split(data[at + HEAD.size : end]))
-    assert len(entries) == count, "the checksum holds"
-    return _Frame(first, entries, -(-(end - at) // PAGE_BYTES))
+    return _Frame(first, entries, -(-(end - at) // PAGE_BYTES)) if len(entries) == count else None
 
 
 def _split(payload: bytes) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
 """The month's rate: fixed per calendar month in Mexico City, one source of truth in SQL."""
 
-import asyncio
 from collections.abc import Sequence
 
 import structlog
 
+from metering.background import every
 from metering.clock import month_start_us, next_month, period_at, previous_month, utc_now
 from metering.ports import Ledger, LedgerAway
 from metering.pricing import Rate
@@ -49,12 +49,13 @@ class Rates:
 
     async def run(self, every_s: float) -> None:
         """Follow the table until cancelled."""
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                await self.refresh()
-            except LedgerAway:
-                log.warning("fx_rates_not_read")
+        await every(every_s, self._follow, away=(LedgerAway,), name="fx_rates_not_read")
+
+    async def _follow(self) -> None:
+        """One look, and an alarm for what is missing in the last reading, be it this one's or not."""
+        try:
+            await self.refresh()
+        finally:
             for month in self.missing(int(utc_now().timestamp() * 1_000_000)):
                 log.error("fx_rate_missing", month=month)
 

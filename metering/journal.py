@@ -309,7 +309,8 @@ class Journal:
 
     async def _add_spare(self) -> None:
         try:
-            self._spares.append(await self._on_disk(self._new_segment))
+            # In the disk's thread, which also takes them: files are written in the order of their numbers.
+            await self._on_disk(lambda: self._spares.append(self._new_segment()))
         except OSError as error:
             log.error("journal_out_of_room", error=error.strerror)
         finally:

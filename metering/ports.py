@@ -49,6 +49,17 @@ class LedgerAway(Exception):
     """The database did not answer in time, or not at all."""
 
 
+class LedgerMisconfigured(LedgerAway):
+    """It answers, and will not do as it is set up: a right, a table, a password is wrong or missing.
+
+    It is waited for like one that is away: whoever mends it need not restart anything. The message is a sentence for an
+    operator that names GHUB_LEDGER_URL and what is missing, and no password.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"GHUB_LEDGER_URL: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class Org:
     """An organisation. Of its own limits those are None where the plan's hold."""
@@ -214,6 +225,16 @@ class Keyed:
 
 
 @dataclass(frozen=True, slots=True)
+class Incarnation:
+    """What the ledger knows of one start of a gateway; `lost_reason` where its journal was given up."""
+
+    opened_at: str | None
+    closed_at: str | None
+    last_number: int | None
+    lost_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class SetAside:
     """A stream entry that could not be booked, kept for a person."""
 
@@ -297,6 +318,8 @@ class Ledger(Protocol):
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...
     async def close_incarnation(self, incarnation: UUID, last_number: int, at: datetime) -> None: ...
     async def open_incarnations(self) -> list[UUID]: ...
+    async def incarnation(self, incarnation: UUID) -> Incarnation: ...
+    async def lose_incarnation(self, incarnation: UUID, reason: str, at: datetime, act: Act) -> bool: ...
     async def count_set_aside(self) -> int: ...
     async def set_aside_of(self, request_ids: Sequence[str]) -> set[str]: ...
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...

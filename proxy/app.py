@@ -17,7 +17,7 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
 from proxy.errors import ApiError, Kind
-from proxy.health import Ready, probe_routes
+from proxy.health import NotReady, probe_routes
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
@@ -42,7 +42,7 @@ def build_app(
     history: HistoryEndpoint,
     usage: UsageEndpoint,
     admin: AdminEndpoint | None,
-    ready: Ready,
+    not_ready: NotReady,
     lifespan: Lifespan,
     image_folder: Path | None,
 ) -> ASGIApp:
@@ -58,7 +58,7 @@ def build_app(
         Route("/v1/models/{model_id:path}", models.one, methods=["GET"]),
         Route("/v1/credits", credits_.read, methods=["GET"]),
         Route("/v1/usage", usage.read, methods=["GET"]),
-        *probe_routes(ready),
+        *probe_routes(not_ready),
     ]
     operations = [*OPERATIONS]
     if admin is not None:

@@ -1,7 +1,7 @@
-"""May an order be taken at this moment? A table of conditions, and places that open orders take up (rules 14, 28)."""
+"""Places that open orders take up: as many as this process can see through (rules 14, 28)."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -13,11 +13,7 @@ from proxy.errors import ApiError, Kind
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
 
-MAKING_ALL = "The gateway is making as many images as it can; nothing was charged."
-
-Condition = Callable[[], str | None]
-"""None, or the sentence with which an order is refused."""
-
+BUSY = "The gateway is making as many images as it can; nothing was charged."
 
 _ROUNDING_BYTES = 2 * PAGE_BYTES
 """An entry ends in the middle of a page, and its withdrawal takes another."""
@@ -55,24 +51,20 @@ class Place:
 class Capacity:
     """`most_pictures` may be under way at once; of each the journal has room for what it may have to write down.
 
-    `conditions` are asked by name, in this order, before every order.
+    `refusal` is asked before every order: None, or the sentence with which it is refused.
     """
 
-    def __init__(self, journal: Journal, most_pictures: int, conditions: Mapping[str, Condition]) -> None:
+    def __init__(self, journal: Journal, most_pictures: int, refusal: Callable[[], str | None]) -> None:
         self._journal = journal
         self._most_pictures = most_pictures
-        self._conditions = conditions
+        self._refusal = refusal
         self.pictures = 0
-
-    def refusal(self) -> str | None:
-        """Why no order is taken, or None."""
-        return next((reason for condition in self._conditions.values() if (reason := condition()) is not None), None)
 
     async def take(self, images: int) -> Place:
         """A place for an order of so many images. Raises ApiError 503."""
-        reason = self.refusal()
+        reason = self._refusal()
         if reason is None and self.pictures + images > self._most_pictures:
-            reason = MAKING_ALL
+            reason = BUSY
         if reason is not None:
             raise _unavailable(reason)
         size_bytes = most_bytes(images) + _ROUNDING_BYTES

@@ -1,6 +1,8 @@
 """Probes and metrics. Liveness is the loop's alone; while Redis is away a pod stays ready and answers 503 itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -8,25 +10,69 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-Ready = Callable[[], bool]
+from metering.background import Background
 
 
-def probe_routes(ready: Ready) -> list[Route]:
-    """`/healthz`: this process turns its loop. `/readyz`: it wants work, which it does not while it drains."""
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that must hold before work is taken. `refusal` is None while it does, else a sentence for customers.
+
+    `name` is what `/readyz` says while it does not, to anyone. Where it is not `for_ready`, orders are refused and the
+    process stays ready.
+    """
+
+    name: str
+    refusal: Callable[[], str | None]
+    for_ready: bool = True
+
+
+def when(broken: Callable[[], bool], refusal: str) -> Callable[[], str | None]:
+    """This sentence while it is broken."""
+    return lambda: refusal if broken() else None
+
+
+def running(background: Background) -> list[Condition]:
+    """That the parts run without which no order may be taken."""
+    faulty = "The gateway does not work as it should; nothing was charged."
+    return [Condition(f"{name} fails", when(partial(background.fails, name), faulty)) for name in background.needed]
+
+
+class Conditions:
+    """All that must hold, in the order in which it is told."""
+
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        self._conditions = conditions
+
+    def refusal(self) -> str | None:
+        """Why no order is taken at this moment, as a customer is told; None while they are."""
+        return next((why for one in self._conditions if (why := one.refusal()) is not None), None)
+
+    def not_ready(self) -> str | None:
+        """The name of the first condition that keeps this process from being ready; None while none does."""
+        return next((one.name for one in self._conditions if one.for_ready and one.refusal() is not None), None)
+
+
+NotReady = Callable[[], str | None]
+"""What keeps a process from being ready, in a word or a few; None where nothing does."""
+
+
+def probe_routes(not_ready: NotReady) -> list[Route]:
+    """`/healthz`: this process turns its loop. `/readyz`: it can do its work and wants it; else why it is not so."""
 
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readyz(request: Request) -> Response:
-        return PlainTextResponse("ready\n") if ready() else PlainTextResponse("not ready\n", status_code=503)
+        why = not_ready()
+        return PlainTextResponse("ready\n" if why is None else f"not ready: {why}\n", 200 if why is None else 503)
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
 
 
-def metrics_app(ready: Ready) -> Starlette:
+def metrics_app(not_ready: NotReady) -> Starlette:
     """What listens on the metrics port: `/metrics` and the probes."""
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/metrics", metrics), *probe_routes(ready)])
+    return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])

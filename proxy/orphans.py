@@ -1,6 +1,5 @@
 """Jobs that outlived their gateway: called off upstream, and their orders ended as voids, by any gateway that lives."""
 
-import asyncio
 from collections.abc import Mapping
 from itertools import groupby
 from operator import attrgetter
@@ -8,6 +7,7 @@ from operator import attrgetter
 import structlog
 from redis.exceptions import RedisError
 
+from metering.background import every
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs, UpstreamJob
 from metering.wallet.wallet import Close, Wallet
@@ -26,19 +26,18 @@ class Orphans:
         self._jobs = jobs
         self._wallet = wallet
         self._providers = providers
+        self._beats = 0
 
     async def run(self, every_s: float) -> None:
         """Until cancelled."""
-        beats = 0
-        while True:
-            try:
-                await self._jobs.beat()
-                if beats % LOOK_EVERY == 0:
-                    await self.look()
-            except (RedisError, WalletAway, OSError, TimeoutError) as error:
-                log.warning("orphans_wait", error=type(error).__name__)
-            beats += 1
-            await asyncio.sleep(every_s)
+        away = (RedisError, WalletAway, OSError, TimeoutError)
+        await every(every_s, self._beat, away=away, name="orphans_wait")
+
+    async def _beat(self) -> None:
+        self._beats += 1
+        await self._jobs.beat()
+        if self._beats % LOOK_EVERY == 1:
+            await self.look()
 
     async def look(self) -> None:
         """Call off what dead owners left behind."""

@@ -1,10 +1,10 @@
 """Hypercorn in this process: sockets that we bind ourselves, and a stop that lets everything finish."""
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
-from collections.abc import Collection
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -12,8 +12,6 @@ from starlette.types import ASGIApp
 
 BACKLOG = 2048
 """Connections that wait to be accepted: a burst of a thousand clients."""
-
-CANCEL_AGAIN_S = 0.5
 
 KEEP_ALIVE_S = 75.0
 """Above the idle time of common proxies (60 s), so that we are not the ones who close under a request."""
@@ -26,8 +24,11 @@ class PortTaken(Exception):
     """The address cannot be bound."""
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes any free one. Raises PortTaken with a sentence."""
+def bind(named: str, host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes any free one.
+
+    Raises PortTaken with a sentence that begins with `named`: where the port was set.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -36,7 +37,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)  # only now is the address taken
     except OSError as error:
         listener.close()
-        raise PortTaken(f"{host}:{port} cannot be used: {error.strerror}. Choose another port.") from None
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        raise PortTaken(f"{named}: {host}:{port} {why}. Choose another port.") from None
     return listener
 
 
@@ -55,16 +57,6 @@ async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event,
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"
     await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
-
-
-async def cancel_all(tasks: Collection[asyncio.Task[None]]) -> None:
-    """End background tasks. A cancellation may be lost inside a library (it meets a connection that is being made, for
-    example), so it is said again until all are gone."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -42,6 +42,7 @@ from config.settings import (
 )
 from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
+from metering.background import Background, Part, told
 from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.frames import Folder, JournalError, Past
@@ -54,6 +55,7 @@ from metering.money import MICRO
 from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
+from metering.salvage import check_versions
 from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.presence import Presence
@@ -64,8 +66,9 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
-from proxy.capacity import MAKING_ALL, Capacity
+from proxy.capacity import BUSY, Capacity
 from proxy.generations import Generations
+from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.jwks import Jwks
@@ -82,7 +85,6 @@ from proxy.providers.xai import XAI
 from proxy.replies import Replies
 from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
-from proxy.server import cancel_all
 from proxy.spool import Spool
 from proxy.storage.opening import open_store
 from proxy.storage.watch import StoreWatch
@@ -92,6 +94,7 @@ from proxy.usage import UsageEndpoint
 log = structlog.get_logger(__name__)
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
+
 
 BACKGROUND_CONNECTIONS = 40
 """At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""
@@ -127,6 +130,7 @@ async def _open_journal(settings: Settings) -> AsyncIterator[tuple[Journal, list
     folder = Folder(settings.journal_dir)
     try:
         past = await asyncio.to_thread(folder.past)
+        check_versions(past)
         try:
             journal = await asyncio.to_thread(Journal, folder)
         except OSError as error:
@@ -146,6 +150,14 @@ async def _book(answers: Answers) -> None:
             while answers.waiting:
                 await answers.round()
                 await asyncio.sleep(JOURNAL_POLL_S / 10)
+
+
+async def _end_incarnation(answers: Answers) -> None:
+    """Tell the ledger that it has all that our journal says. Where that is not so, or not heard, the next one does."""
+    try:
+        await answers.end(utc_now())
+    except LedgerAway as error:
+        log.warning("journal_not_closed", **told(error))
 
 
 def _spool(settings: Settings) -> Spool:
@@ -197,7 +209,12 @@ class Back:
     @property
     def accounts(self) -> Accounts:
         """What whoever runs this process may do to organisations."""
-        return self.accounts_of(f"cli:{getuser()}")
+        return self.accounts_of(self.actor)
+
+    @property
+    def actor(self) -> str:
+        """Whoever runs this process, as the audit log names it."""
+        return f"cli:{getuser()}"
 
     def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
         """What an actor may do to organisations, and with `once` the one write that may be repeated."""
@@ -244,10 +261,12 @@ async def open_back(settings: Settings) -> AsyncIterator[Back]:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, and how long it needs to stop."""
+    """The application, how long it needs to stop, what keeps it from being ready, and its background work."""
 
     app: ASGIApp
     longest_deadline_s: float
+    not_ready: NotReady
+    background: Background
 
 
 @asynccontextmanager
@@ -291,6 +310,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger)
         await answers.begin(utc_now())
+        stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
         replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
         lifecycle = Lifecycle()
@@ -300,37 +320,37 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
         projector = Projector(back.redis, back.ledger)
 
-        capacity = Capacity(
-            journal,
-            MAX_PICTURES,
-            {
-                "stopping": lambda: "The gateway is restarting; nothing was charged." if stopping.is_set() else None,
-                "journal": lambda: "The gateway's disk fails; nothing was charged." if journal.failed else None,
-                "spool": lambda: MAKING_ALL if spool.share > SPOOL_MARK else None,
-                "memory": lambda: pressure.reason,
-                "store": lambda: watch.reason,
-            },
+        background = Background(
+            [
+                Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                Part("rates", lambda: rates.run(FX_POLL_S)),
+                Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
+                Part("store watch", lambda: watch.run(STORE_WATCH_S)),
+                Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
+                Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
+                Part("recovery", recovery.run, needed=False, ends=True),
+            ],
+            give_up=stopping.set,
         )
+        conditions = Conditions(
+            [
+                Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
+                *running(background),
+                Condition("journal", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")),
+                Condition("busy", when(lambda: spool.share > SPOOL_MARK, BUSY), for_ready=False),
+                Condition("Redis full", lambda: pressure.reason, for_ready=False),
+                Condition("store", lambda: watch.reason),
+            ]
+        )
+        capacity = Capacity(journal, MAX_PICTURES, conditions.refusal)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            background = [
-                asyncio.create_task(projector.run(PROJECTION_POLL_S)),
-                asyncio.create_task(rates.run(FX_POLL_S)),
-                asyncio.create_task(pressure.run(PROJECTION_POLL_S)),
-                asyncio.create_task(orphans.run(HEARTBEAT_S)),
-                asyncio.create_task(watch.run(STORE_WATCH_S)),
-                asyncio.create_task(answers.run(JOURNAL_POLL_S)),
-                asyncio.create_task(recovery.run()),
-            ]
+            background.begin()
             yield
             await generations.drain()
             await _book(answers)
-            await cancel_all(background)
-            try:
-                await answers.end(utc_now())
-            except LedgerAway as error:
-                log.warning("journal_left_open", error=str(error))  # the next start closes it
+            await background.end()
 
         app = build_app(
             ImagesEndpoint(
@@ -354,12 +374,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             UsageEndpoint(authenticator, wallet, back.ledger),
             _admin(settings, back, outbound),
-            lambda: not stopping.is_set() and not journal.failed,
+            conditions.not_ready,
             lifespan,
             opened_store.folder,
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
-        yield Gateway(app, max(settings.deadline_s, *deadlines))
+        yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
 
 
 def _admin(settings: Settings, back: Back, outbound: Outbound) -> AdminEndpoint | None:

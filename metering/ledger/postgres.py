@@ -6,6 +6,7 @@ a pooler that hands every transaction another server.
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import Mode, SqlLedger, Steps
 from metering.ledger.rows import Row
-from metering.ports import DatabaseRefused, LedgerAway
+from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
 
 T = TypeVar("T")
 
@@ -53,6 +54,21 @@ _USUAL: dict[str, Any] = {
     "connect_timeout": round(CONNECT_S),
     "target_session_attrs": "read-write",  # a standby may lag, and a wallet rebuilt from it would have money twice
 }
+
+
+_REFUSED = re.compile(
+    r"password authentication failed.*|no password supplied|role .* does not exist|database .* does not exist"
+    r"|permission denied for database .*|role .* is not permitted to log in|.*pg_hba\.conf.*|session is read-only"
+)
+"""Why a log-in fails until somebody mends it. libpq gives no code, only the server's words; no password is in them."""
+
+_HINTS = {
+    "42501": "grant its role SELECT and INSERT on the ledger's tables, as docs/operations.md says",
+    "42P01": "run `ghub migrate`, or set the role's search_path to the schema of the ledger",
+    "25006": "it takes no writes: is its disk full, or is it a standby?",
+}
+_CLASSES = {"42": "run `ghub migrate`", "3D": "create it", "3F": "create it", "28": "look at the role and its password"}
+"""SQLSTATE, or its class, of what fails until somebody mends it → what to do."""
 
 
 class PostgresLedger(SqlLedger):
@@ -123,10 +139,16 @@ class PostgresLedger(SqlLedger):
                     return await self._attempt(begin, limit_s, until_s, work)
             return await self._attempt(begin, limit_s, until_s, work)
         except PoolTimeout as error:
+            if refused := _REFUSED.search(_Line.failure):
+                raise LedgerMisconfigured(f"the database refuses: {refused[0]}") from error
             raise LedgerAway(f"no connection: {_Line.failure or 'all are in use'}") from error
         except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
             raise DatabaseRefused(f"the ledger refuses: {error}") from error
-        except (psycopg.Error, OSError) as error:
+        except psycopg.Error as error:
+            if (hint := _hint(error.sqlstate)) is not None:
+                raise LedgerMisconfigured(f"the database refuses: {error.diag.message_primary}; {hint}") from error
+            raise LedgerAway(str(error)) from error
+        except OSError as error:
             raise LedgerAway(str(error)) from error
 
     async def _attempt(self, begin: str, limit_s: float, until_s: float, work: Callable[["_Line"], Awaitable[T]]) -> T:
@@ -141,6 +163,11 @@ class PostgresLedger(SqlLedger):
         finally:
             deadline.cancel()
             await self._pool.putconn(line)
+
+
+def _hint(sqlstate: str | None) -> str | None:
+    """What an operator may do; None where waiting may help."""
+    return _HINTS.get(sqlstate or "") or _CLASSES.get((sqlstate or "")[:2])
 
 
 class _NotBegun(psycopg.OperationalError):

@@ -33,6 +33,7 @@ from metering.ports import (
     CreditType,
     Delivered,
     Ended,
+    Incarnation,
     Keyed,
     LedgerError,
     ListPrice,
@@ -544,6 +545,26 @@ class SqlLedger(ABC):
     async def open_incarnations(self) -> list[UUID]:
         """Those whose journals may say more than this ledger knows, the oldest first."""
         return [UUID(row[0]) for row in await self._rows("open_incarnations")]
+
+    async def incarnation(self, incarnation: UUID) -> Incarnation:
+        """What is known of one, be it nothing."""
+        return Incarnation(*(await self._rows("incarnation", id=str(incarnation)))[0])
+
+    async def lose_incarnation(self, incarnation: UUID, reason: str, at: datetime, act: Act) -> bool:
+        """Close one whose journal nobody has any more; False where it is closed already. Raises NotThere."""
+
+        def steps() -> Steps[bool]:
+            (row,) = yield "incarnation", {"id": str(incarnation)}
+            known = Incarnation(*row)
+            if known.closed_at is not None:
+                return False
+            if known.opened_at is None:
+                raise NotThere(f"there is no journal {incarnation}: `ghub verify` names those that are open")
+            yield "lose_incarnation", {"id": str(incarnation), "at": at.isoformat(), "reason": reason}
+            yield from _note(act, at.isoformat())
+            return True
+
+        return await self._run("write", steps)
 
     async def _write_one(self, query: str, **values: Any) -> None:
         def steps() -> Steps[None]:

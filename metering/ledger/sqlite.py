@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import Mode, SqlLedger, Steps
-from metering.ports import DatabaseRefused, LedgerAway
+from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
 
 T = TypeVar("T")
 
@@ -24,6 +24,19 @@ _BEGIN: dict[Mode, str] = {
     "book": "BEGIN IMMEDIATE",
     "write": "BEGIN IMMEDIATE",
 }
+
+
+_TO_BE_MENDED = (
+    sqlite3.SQLITE_ERROR,  # no such table, for example
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOTADB,
+)
+"""What fails until somebody mends it; of anything else waiting may be enough."""
 
 
 class SqliteLedger(SqlLedger):
@@ -56,10 +69,16 @@ class SqliteLedger(SqlLedger):
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (sqlite3.OperationalError, OSError) as error:
-            raise LedgerAway(str(error)) from error
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise DatabaseRefused(f"the ledger refuses: {error}") from error
+        except OSError as error:
+            raise LedgerMisconfigured(f"{self._path} cannot be used: {error.strerror}") from error
+        except sqlite3.DatabaseError as error:
+            if _code(error) in _TO_BE_MENDED:
+                raise LedgerMisconfigured(f"{self._path} cannot be used: {error}") from error
+            if isinstance(error, sqlite3.OperationalError):
+                raise LedgerAway(str(error)) from error
+            raise
 
     def _walk(self, db: sqlite3.Connection, steps: Steps[T]) -> T:
         rows: list[tuple[Any, ...]] | None = None
@@ -131,11 +150,17 @@ def _use_wal(db: sqlite3.Connection) -> None:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > give_up_s:
+        except sqlite3.DatabaseError as error:
+            if _code(error) in _TO_BE_MENDED or time.monotonic() > give_up_s:
                 db.close()
                 raise
             time.sleep(0.01)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary code."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)  # Python's own errors have none
+    return code & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from metering.background import every
 from metering.wallet.connection import servers
 
 log = structlog.get_logger(__name__)
@@ -41,13 +42,12 @@ class Pressure:
 
     async def run(self, every_s: float) -> None:
         """Look until cancelled. While Redis is away admission fails by itself."""
-        while True:
-            await asyncio.sleep(every_s)
-            try:
-                await self.look()
-            except WrongPolicy as error:
-                log.error("redis_would_evict", error=str(error))
-            except (RedisError, OSError, TimeoutError):
-                continue
-            if self.reason is not None:
-                log.error("admission_stopped", reason=self.reason)
+        await every(every_s, self._watch, away=(RedisError, OSError, TimeoutError), name="pressure_waits")
+
+    async def _watch(self) -> None:
+        try:
+            await self.look()
+        except WrongPolicy as error:
+            log.error("redis_would_evict", error=str(error))
+        if self.reason is not None:
+            log.error("admission_stopped", reason=self.reason)

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S, LOW_BALANCE_MICRO_MXN
+from metering.background import every
 from metering.clock import Period, period_at, unix_us_at, utc_now
 from metering.limits import Limits
 from metering.money import format_mxn
@@ -56,12 +57,8 @@ class Projector:
 
     async def run(self, every_s: float) -> None:
         """Follow the record until cancelled. A database or a Redis that is away is waited for."""
-        while True:
-            try:
-                await self.round()
-            except (RedisError, LedgerAway, OSError, TimeoutError) as error:
-                log.warning("projection_waits", error=type(error).__name__)
-            await asyncio.sleep(every_s)
+        away = (RedisError, LedgerAway, OSError, TimeoutError)
+        await every(every_s, self.round, away=away, name="projection_waits")
 
     async def round(self) -> None:
         """One look: what changed is projected, and a partition without a mark that counts is rebuilt.

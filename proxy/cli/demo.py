@@ -89,7 +89,7 @@ def demo(
 async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
     stop = stop_on_signals()
     set_up_logs("error", sys.stderr)
-    bind(HOST, port).close()
+    bind("--port", HOST, port).close()
     parts: list[Part] = []
     with _alone_in(data), _socket_folder(data) as sockets:
         (data / "demo.json").unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         if not any(keys) and settings.google_service_account is None:
             raise SettingsError("--real needs the key of an upstream, such as GHUB_OPENAI_KEY or GHUB_FAL_KEY")
         return environment
-    with bind(HOST, 0) as free:
+    with bind("a free port", HOST, 0) as free:
         simulator = f"{HOST}:{free.getsockname()[1]}"
     return environment | simulated_upstreams(simulator)
 

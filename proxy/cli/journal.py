@@ -1,45 +1,245 @@
-"""`ghub journal replay`: what a gateway that does not come back has answered, charged by hand."""
+"""`ghub journal`: what gateways that do not come back have answered: looked at, charged by hand, saved, or given up."""
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import typer
 
-from metering.frames import Folder
+from config.settings import SettingsError
+from metering.clock import utc_now
+from metering.frames import Folder, Past, Survey, survey
+from metering.money import format_mxn
+from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
 from metering.recovery import PAUSE_S, Recovery
-from proxy.cli.output import AsJson, back, fail, run, say
+from metering.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
+from metering.wallet.presence import Presence
+from proxy.cli.output import AsJson, back, fail, misuse, run, say
+from proxy.wiring import Back
 
 app = typer.Typer(help="Journals of gateways.", no_args_is_help=True)
 
 PATIENCE_S = 30.0
 """Without any progress for so long it gives up: the consumer is not running, or Redis is away. Safe to repeat."""
 
+JournalDir = Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's GHUB_JOURNAL_DIR.", exists=True)]
+
 
 @app.command("replay")
-def replay(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's GHUB_JOURNAL_DIR.", exists=True)],
-    as_json: AsJson = False,
-) -> None:
+def replay(folder: JournalDir, as_json: AsJson = False) -> None:
     """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR."""
 
     async def work() -> dict[str, Any]:
-        claimed = Folder(folder)
+        claimed = Folder(folder, make=False)
         try:
             past = await asyncio.to_thread(claimed.past)
+            check_versions(past)
             async with back() as opened:
                 recovery = Recovery(past, opened.wallet(), opened.ledger)
-                left, since_s = recovery.left, time.monotonic()
-                while recovery.left:
-                    why = await recovery.round()
-                    if recovery.left != left:
-                        left, since_s = recovery.left, time.monotonic()
-                    elif time.monotonic() - since_s > PATIENCE_S:
-                        fail(f"{left} orders are not in the ledger yet ({why}): is a consumer running? Nothing is lost")
-                    await asyncio.sleep(PAUSE_S)
+                await _note(opened, "journal.replay", folder, past)
+                await _until_none(lambda: recovery.left, recovery.round)
         finally:
             claimed.close()
         return {"incarnations": len(past), "orders": recovery.orders, "charged_now": recovery.charged}
 
     say(run(work()), as_json)
+
+
+@app.command("salvage")
+def salvage(folder: JournalDir, as_json: AsJson = False) -> None:
+    """Charge what is good of damaged journals in DIR, name the rest, and move their files aside. Deletes nothing."""
+
+    async def work() -> dict[str, Any]:
+        claimed = Folder(folder, make=False)
+        try:
+            past = await asyncio.to_thread(claimed.survey)
+            check_versions(past)
+            whole = [one for one in past if one.why_not_whole is None]
+            async with back() as opened:
+                await _note(opened, "journal.salvage", folder, past)
+                recovery = Recovery(whole, opened.wallet(), opened.ledger)
+                await _until_none(lambda: recovery.left, recovery.round)
+                saved = [Salvage(one, opened.wallet(), opened.ledger) for one in past if one.why_not_whole is not None]
+                for one in saved:
+                    await _until_none(lambda one=one: one.left, one.round)  # type: ignore[misc]
+                    await one.end()
+        finally:
+            claimed.close()
+        return {
+            "incarnations": len(past),
+            "orders": recovery.orders + sum(one.orders for one in saved),
+            "charged_now": recovery.charged + sum(len(one.charged) for one in saved),
+            "damaged": [_saved(one) for one in saved],
+            "moved_to": str(folder / ASIDE) if saved else None,
+        }
+
+    done = run(work())
+    say(done, as_json)
+    if lost := [one["incarnation"] for one in done["damaged"] if one["missing"]]:
+        fail(f"entries are missing; to give them up: `ghub journal close {lost[0]} --lost --reason …`")
+
+
+@app.command("inspect")
+def inspect(folder: JournalDir, as_json: AsJson = False) -> None:
+    """What the journals in DIR say, damaged or in use, and what the ledger knows of it. Changes nothing."""
+
+    async def work() -> dict[str, Any]:
+        found = await asyncio.to_thread(survey, folder)
+        try:
+            async with back() as opened:
+                return await _inspected(folder, found, opened.ledger, "")
+        except (SettingsError, LedgerAway, LedgerError) as error:
+            return await _inspected(folder, found, None, str(error) or type(error).__name__)
+
+    _show(run(work()), as_json)
+
+
+@app.command("close")
+def close(
+    incarnation: Annotated[UUID, typer.Argument(metavar="ID", help="The journal, as `ghub verify` names it.")],
+    reason: Annotated[str, typer.Option(help="What became of it; it stands in the ledger and in the audit log.")],
+    lost: Annotated[bool, typer.Option("--lost", help="It is gone, and nobody can replay it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a journal up that is lost for good: what only it knew is never charged. Refused while its gateway lives."""
+    if not lost:
+        misuse("--lost: a journal that is there is closed by `ghub journal replay DIR`; this gives one up")
+
+    async def work() -> dict[str, Any]:
+        async with back() as opened:
+            opened.wallet()  # without Redis nobody can tell whether its gateway lives
+            assert opened.redis is not None
+            now = await give_up(opened.ledger, Presence(opened.redis), incarnation, reason.strip(), opened.actor)
+            known = await opened.ledger.incarnation(incarnation)
+        return {
+            "incarnation": str(incarnation),
+            "closed_now": now,
+            "closed_at": known.closed_at,
+            "lost_reason": known.lost_reason,
+        }
+
+    say(run(work()), as_json)
+
+
+async def _until_none(left: Callable[[], int], look: Callable[[], Awaitable[str]]) -> None:
+    """Look until nothing is left. Where nothing changes for long the command ends."""
+    before, since_s = left(), time.monotonic()
+    while left():
+        why = await look()
+        if left() != before:
+            before, since_s = left(), time.monotonic()
+        elif time.monotonic() - since_s > PATIENCE_S:
+            fail(f"{before} orders are not in the ledger yet ({why}): is a consumer running? Nothing is lost")
+        if left():
+            await asyncio.sleep(PAUSE_S)
+
+
+async def _note(opened: Back, action: str, folder: Path, past: list[Past]) -> None:
+    for one in past:
+        details = {"folder": str(folder), "entries": len(one.entries), "damaged": one.why_not_whole is not None}
+        await opened.ledger.note(Act(opened.actor, action, str(one.incarnation), details=details), utc_now())
+
+
+def _saved(one: Salvage) -> dict[str, Any]:
+    return {
+        "incarnation": str(one.past.incarnation),
+        "orders": one.orders,
+        "charged_now": len(one.charged),
+        "closed": not one.past.missing,
+        **_rest(one.past),
+        "may_have_been_withdrawn": one.doubtful,
+    }
+
+
+def _rest(past: Past) -> dict[str, Any]:
+    """What is not good of it."""
+    return {
+        "damage": [{"file": one.file, "from_byte": one.start, "to_byte": one.end} for one in past.damage],
+        "missing": [[first, last] for first, last in past.missing],
+    }
+
+
+async def _inspected(folder: Path, found: Survey, ledger: Ledger | None, why_not_asked: str) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "in_use": found.in_use,
+        "ledger": "asked" if ledger is not None else f"not asked: {why_not_asked}",
+        "incarnations": [await _incarnation(one, ledger) for one in found.incarnations],
+        "other_files": [*found.strangers],
+    }
+
+
+async def _incarnation(past: Past, ledger: Ledger | None) -> dict[str, Any]:
+    orders, unreadable = read_orders(past)
+    known = None if ledger is None else await ledger.incarnation(past.incarnation)
+    ends = None if ledger is None else await ends_of([one.order for one in orders], ledger)
+    return {
+        "incarnation": str(past.incarnation),
+        "in_ledger": _state(known),
+        "files": [
+            {"file": one.path.name, "bytes": one.size_bytes, "frames": one.frames, "entries": one.entries}
+            for one in past.read
+        ],
+        "entries": len(past.entries),
+        "first_number": past.entries[0].number if past.entries else None,
+        "last_number": past.last_number,
+        "orders": [
+            {
+                "request_id": one.order.request_id,
+                "org": one.order.org_id,
+                "mxn": format_mxn(one.order.amount_micro_mxn),
+                "answered_at": _at(one.order.ended_us),
+                "number": one.number,
+                "withdrawn": one.withdrawn,
+                "in_ledger": _end(one.order.request_id, ends),
+            }
+            for one in orders
+        ],
+        **_rest(past),
+        "unreadable": [{"number": one.entry.number, "file": one.entry.file, "why": one.why} for one in unreadable],
+    }
+
+
+def _state(known: Incarnation | None) -> str:
+    if known is None:
+        return "not asked"
+    if known.closed_at is not None:
+        return "closed" if known.lost_reason is None else f"given up: {known.lost_reason}"
+    return "open" if known.opened_at is not None else "unknown"
+
+
+def _end(request_id: str, ends: dict[str, Ended] | None) -> str:
+    if ends is None:
+        return "not asked"
+    return ends[request_id].end if request_id in ends else "not there"
+
+
+def _at(unix_us: int) -> str:
+    return datetime.fromtimestamp(unix_us // 1_000_000, UTC).isoformat()
+
+
+def _short(cell: Any) -> Any:
+    """A list has no room in a table; its length has."""
+    return len(cell) if isinstance(cell, list) else cell
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    """One JSON value, or tables: the folder, its journals, their orders, and what is wrong with them."""
+    if as_json:
+        say(found, as_json)
+        return
+    journals = found["incarnations"]
+    say({name: found[name] for name in ("folder", "in_use", "ledger")}, as_json)
+    say([{name: _short(cell) for name, cell in one.items()} for one in journals], as_json)
+    for name in ("orders", "damage", "unreadable"):
+        if rows := [row for one in journals for row in one[name]]:
+            say(rows, as_json)
+    for one in journals:
+        for first, last in one["missing"]:
+            say({"missing": f"entries {first} to {'?' if last is None else last}", "of": one["incarnation"]}, as_json)
+    for name in found["other_files"]:
+        say({"no file of a journal": name}, as_json)

@@ -19,8 +19,9 @@ from rich.table import Table
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
+from metering.background import BeyondHelp
 from metering.frames import JournalError
-from metering.ports import LedgerAway, LedgerError, WrongField
+from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
 from proxy.ports import StoreFailed, StoreMisconfigured
@@ -40,7 +41,17 @@ _SENTENCES: dict[type[Exception], str] = {
     LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
 }
 _LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
-_OWN_WORDS = (JournalError, StoreMisconfigured, SettingsError, CatalogueError, LedgerError, PortTaken, WrongPolicy)
+_OWN_WORDS = (
+    BeyondHelp,
+    CatalogueError,
+    JournalError,
+    LedgerError,
+    LedgerMisconfigured,
+    PortTaken,
+    SettingsError,
+    StoreMisconfigured,
+    WrongPolicy,
+)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -48,12 +59,22 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
-    except WrongField as error:
-        fail(f"--{error.field.replace('_', '-')}: {error.why}")
-    except _OWN_WORDS as error:
-        fail(str(error))
-    except tuple(_SENTENCES) as error:
-        fail(next(text for kind, text in _SENTENCES.items() if isinstance(error, kind)).format(error=error))
+    except Exception as error:
+        if (sentence := _sentence_of(error)) is None:
+            raise
+        fail(sentence)
+
+
+def _sentence_of(error: Exception) -> str | None:
+    """Of a group it is the first one's, and only where all in it are known; None for what nobody foresaw."""
+    if isinstance(error, ExceptionGroup):
+        sentences = [_sentence_of(one) for one in error.exceptions]
+        return sentences[0] if all(sentences) else None
+    if isinstance(error, WrongField):
+        return f"--{error.field.replace('_', '-')}: {error.why}"
+    if isinstance(error, _OWN_WORDS):
+        return str(error)
+    return next((text.format(error=error) for kind, text in _SENTENCES.items() if isinstance(error, kind)), None)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -10,10 +10,11 @@ import structlog
 import typer
 
 from config.logs import set_up_logs
-from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, graceful_stop_s, read_settings
+from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, Settings, graceful_stop_s, read_settings
+from metering.background import Background, Part
 from proxy.cli.output import fail, run
-from proxy.health import metrics_app
-from proxy.server import PortTaken, bind, cancel_all, serve_http, stop_on_signals
+from proxy.health import Condition, Conditions, metrics_app, running, when
+from proxy.server import PortTaken, bind, serve_http, stop_on_signals
 from proxy.wiring import open_back, open_gateway
 
 log = structlog.get_logger(__name__)
@@ -28,18 +29,23 @@ def serve(as_json: LogsAreJson = True) -> None:
         settings = read_settings()
         set_up_logs(settings.log_level, sys.stdout)
         stop = stop_on_signals()
-        listener = bind(settings.host, settings.port)
+        listener = bind("GHUB_PORT", settings.host, settings.port)
+        probe = _bind_metrics(settings)  # before anything is opened that a start which fails would leave open
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
-            if settings.metrics_port:
-                probe = bind(settings.host, settings.metrics_port)
-                app = metrics_app(lambda: not stop.is_set())
-                servers.create_task(serve_http(app, probe, stop, EXIT_MARGIN_S))
+            if probe is not None:
+                servers.create_task(serve_http(metrics_app(gateway.not_ready), probe, stop, EXIT_MARGIN_S))
             servers.create_task(serve_http(gateway.app, listener, stop, graceful_stop_s(gateway.longest_deadline_s)))
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")
+        gateway.background.check()
 
     run(work())
+
+
+def _bind_metrics(settings: Settings) -> socket.socket | None:
+    """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
+    return bind("GHUB_METRICS_PORT", settings.host, settings.metrics_port) if settings.metrics_port else None
 
 
 def consume(as_json: LogsAreJson = True) -> None:
@@ -49,19 +55,33 @@ def consume(as_json: LogsAreJson = True) -> None:
         settings = read_settings()
         set_up_logs(settings.log_level, sys.stdout)
         stop = stop_on_signals()
+        probe = _bind_metrics(settings)
         async with open_back(settings) as back, asyncio.TaskGroup() as tasks:
             await back.ledger.check_schema()
-            consumer = back.consumer(f"{socket.gethostname()}-{os.getpid()}")
-            assert back.projector is not None, "a consumer has a Redis"
-            projecting = tasks.create_task(back.projector.run(PROJECTION_POLL_S))
-            if settings.metrics_port:
-                probe = bind(settings.host, settings.metrics_port)
-                app = metrics_app(lambda: consumer.alive)
-                tasks.create_task(serve_http(app, probe, stop, EXIT_MARGIN_S))
+            consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
+            assert projector is not None, "a consumer has a Redis"
+            background = Background(
+                [
+                    Part("consumer", lambda: consumer.run(stop), ends=True),
+                    Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                ],
+                give_up=stop.set,
+            )
+            conditions = Conditions(
+                [
+                    Condition("stopping", when(stop.is_set, "stopping")),
+                    *running(background),
+                    Condition("Redis or the ledger is away", when(lambda: not consumer.alive, "away")),
+                ]
+            )
+            if probe is not None:
+                tasks.create_task(serve_http(metrics_app(conditions.not_ready), probe, stop, EXIT_MARGIN_S))
             log.info("consuming")
-            await consumer.run(stop)
-            await cancel_all({projecting})
+            background.begin()
+            await background.until_done("consumer")
+            await background.end()
         log.info("stopped")
+        background.check()
 
     run(work())
 

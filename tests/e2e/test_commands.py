@@ -50,7 +50,7 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
         "added": True,
     }
     assert {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF"} in ghub("fx", "list")
-    assert ghub("migrate") == {"schema": 2}
+    assert ghub("migrate") == {"schema": 3}
     system.start_gateway()
     assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}
     assert ghub("verify") == {"ok": True, "differences": []}
@@ -93,7 +93,7 @@ def test_wrong_use_and_failure_are_one_sentence(
         ({"GHUB_MODELS": "/none.toml"}, "GHUB_MODELS: /none.toml: cannot be read"),
         ({"GHUB_IMAGE_HOSTS": "a/b"}, "GHUB_IMAGE_HOSTS: not host or host:port"),
         ({"GHUB_PORT": "port"}, "GHUB_PORT: Input should be a valid integer"),
-        ({"GHUB_LEDGER_URL": "sqlite:////proc/none/x.db"}, "check GHUB_LEDGER_URL"),
+        ({"GHUB_LEDGER_URL": "sqlite:////proc/none/x.db"}, "GHUB_LEDGER_URL: /proc/none/x.db cannot be used"),
         ({"GHUB_LEDGER_URL": "sqlite:///empty.db"}, "run `ghub migrate`"),
     ],
 )

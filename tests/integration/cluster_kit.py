@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from metering.answered import Answered
+from metering.background import cancel_all
 from metering.events import encode_opened
 from metering.money import parse_mxn
 from metering.ports import ApiKey, Org
@@ -14,7 +15,6 @@ from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Verdict, Wallet
-from proxy.server import cancel_all
 from tests.integration.money_kit import ACT, FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
 LIFE_S = 70.0

@@ -297,7 +297,7 @@ def test_every_command_loads(image: Image) -> None:
 
 @pytest.mark.parametrize("command", ["demo", "simulate"])
 def test_what_needs_an_extra_says_so_in_one_sentence(image: Image, command: str) -> None:
-    with bind("127.0.0.1", 0) as free:
+    with bind("--port", "127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     done = image.ghub(command, "--port", str(port))
     assert done.returncode == 1

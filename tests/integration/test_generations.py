@@ -587,7 +587,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 rates,
                 wallet,
                 ledger,
-                Capacity(running.answers._journal, 100, {}),
+                Capacity(running.answers._journal, 100, lambda: None),
                 running,
                 Lifecycle(),
                 replies,

@@ -264,6 +264,15 @@ INSERT INTO incarnation_ends (id, last_number, at)
 SELECT CAST(:id AS TEXT), CAST(:last_number AS BIGINT), CAST(:at AS TEXT)
 WHERE NOT EXISTS (SELECT 1 FROM incarnation_ends WHERE id = :id);
 
+-- name: incarnation
+SELECT opened.at, ended.at, ended.last_number, ended.lost_reason
+FROM (SELECT CAST(:id AS TEXT) AS id) AS asked
+LEFT JOIN incarnations AS opened ON opened.id = asked.id
+LEFT JOIN incarnation_ends AS ended ON ended.id = asked.id;
+
+-- name: lose_incarnation
+INSERT INTO incarnation_ends (id, last_number, at, lost_reason) VALUES (:id, 0, :at, :reason);
+
 -- name: open_incarnations
 SELECT id FROM incarnations WHERE id NOT IN (SELECT id FROM incarnation_ends) ORDER BY at, id;
 

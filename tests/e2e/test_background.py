@@ -1,0 +1,113 @@
+"""Background work of a gateway or a consumer that fails unforeseen: nobody is served by halves."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from metering import background, consumer
+from metering.wallet.projection import Projector
+from tests.conftest import LOOPBACK
+from tests.e2e.conftest import Prepared
+from tests.e2e.kit import FLUX, bearer, wait_until
+from tests.ports import free_port
+from tests.processes import Forked
+
+SWITCH = "fault"
+"""A file in the system's folder: while it is there, the work fails."""
+
+
+def fault() -> None:
+    """A bug that no `run` lists."""
+    if (Path(os.environ["GHUB_SPOOL_DIR"]).parent / SWITCH).exists():
+        raise KeyError("nobody listed this")
+
+
+def faulty_projection() -> None:
+    """Called in the new process: its projection fails by the switch, and a second makes it steady again."""
+    look = Projector.round
+
+    async def round_(self: Projector) -> None:
+        fault()
+        await look(self)
+
+    Projector.round = round_  # type: ignore[method-assign]
+    background.STEADY_S = 1.0
+    background.LONGEST_PAUSE_S = 1.0
+
+
+def faulty_consumer() -> None:
+    """The same of the consumer."""
+    look = consumer._Lane.round
+
+    async def round_(self: consumer._Lane) -> int:
+        fault()
+        return await look(self)
+
+    consumer._Lane.round = round_  # type: ignore[method-assign]
+    background.LONGEST_PAUSE_S = 0.1
+
+
+def ready(port: int) -> tuple[int, str]:
+    """What `/readyz` says; 0 where nobody listens."""
+    try:
+        reply = httpx2.get(f"http://127.0.0.1:{port}/readyz", **LOOPBACK)
+    except httpx2.TransportError:
+        return 0, ""
+    return reply.status_code, reply.text.strip()
+
+
+def test_a_gateway_whose_projection_fails_takes_no_order_until_it_runs_again(prepared: Prepared) -> None:
+    """Not ready, 503 with a true sentence, a trace in the log, a count; and ready when the fault is gone (rule 2)."""
+    system = prepared()
+    switch, metrics = system.folder / SWITCH, free_port()
+    system.begin = functools.partial(Forked, before=faulty_projection)
+    system.environment["GHUB_METRICS_PORT"] = str(metrics)
+    system.valkey.start()
+    system.start_gateway()
+    _, key = system.customer("background", "50.00")
+    switch.touch()
+    wait_until(lambda: ready(system.port) == (503, "not ready: projection fails"), "the gateway is not ready")
+    assert ready(metrics)[0] == 503
+    body = {"model": FLUX, "prompt": "x"}
+    refused = httpx2.post(f"{system.url}/images/generations", json=body, headers=bearer(key), **LOOPBACK)
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+    assert refused.json()["error"]["message"] == "The gateway does not work as it should; nothing was charged."
+    assert '"event":"background_fault"' in system.log() and "nobody listed this" in system.log()
+    counted = httpx2.get(f"http://127.0.0.1:{metrics}/metrics", **LOOPBACK).text
+    assert 'ghub_background_faults_total{part="projection"}' in counted
+    switch.unlink()
+    wait_until(lambda: ready(system.port) == (200, "ready"), "the gateway is ready again")
+    assert system.stop("gateway") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "part", "before"),
+    [("gateway", "projection", faulty_projection), ("consumer", "consumer", faulty_consumer)],
+)
+def test_a_process_whose_work_cannot_go_on_ends_for_the_platform_to_begin_another(
+    prepared: Prepared, command: str, part: str, before: Callable[[], None]
+) -> None:
+    """Exit code 1 after a graceful stop, with one sentence that names the part; the books are as they were."""
+    system = prepared()
+    switch = system.folder / SWITCH
+    system.valkey.start()
+    system.begin = functools.partial(Forked, before=before)
+    if command == "gateway":
+        system.start_gateway()
+        switch.touch()
+    else:
+        switch.touch()
+        system.start("consumer", "consume")
+    assert system.processes.pop(command).wait(timeout=60) == 1
+    *_, stopped, last = system.log(command).splitlines()
+    assert '"event":"stopped"' in stopped
+    assert last.startswith(f"ghub: {part} failed {background.MOST_FAULTS} times in a row")
+    switch.unlink()
+    system.start("consumer", "consume")
+    system.start_gateway()
+    assert system.ghub("verify").returncode == 0
+    assert system.stop("gateway") == 0
