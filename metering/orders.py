@@ -116,7 +116,7 @@ class Orders:
             record = await self._ledger.order(order_id)
         journals = await self._journals()
         if not (record.ends or record.set_aside or found or waiting):
-            raise _unknown(order_id, away, len(journals))
+            raise _unknown(order_id, away, sum(one.uncharged != 0 for one in journals))
         return Order(order_id, record, found, waiting, _coming(record, waiting), away, journals)
 
     async def _waiting(self, order_id: str, org_id: str | None) -> Entry | None:
@@ -157,7 +157,7 @@ def _coming(record: OrderRecord, waiting: Entry | None) -> Event | None:
 
 
 def _unknown(order_id: str, away: str, journals: int) -> Exception:
-    may = f"; the journals of {journals} gateways are not closed, and may still bring it" if journals else ""
+    may = f"; {journals} journals are not closed, and may still bring it" if journals else ""
     if away:
         return CannotKnow(f"the ledger does not know order {order_id}, and nobody can ask Redis for it: {away}{may}")
     return NotThere(f"neither the ledger nor Redis knows order {order_id}{may}")

@@ -613,7 +613,8 @@ def _charge_of(rows: list[Row], order_id: str, org_id: str | None) -> Event:
     """The charge among the ends of an order of this organisation. Raises NotThere, LedgerError."""
     ends = [event_of(row[:-1]) for row in rows]
     if not ends or org_id not in (None, ends[0].opened.org_id):
-        raise NotThere(f"the ledger has no order {order_id!r}{' of this organisation' if org_id else ''}")
+        whose = " of this organisation" if org_id else ""
+        raise NotThere(f"the ledger has no order {order_id!r}{whose}; a charge can be refunded once it is booked")
     for one in ends:
         if one.end == "charge":
             return one

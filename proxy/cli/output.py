@@ -15,9 +15,6 @@ import orjson
 import typer
 import uvloop
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
@@ -32,9 +29,6 @@ from proxy.server import PortTaken
 from proxy.wiring import Back, open_back
 
 T = TypeVar("T")
-
-WIDE = 240
-"""Columns of a table in a pipe: a key or an id must not be folded."""
 
 Row = Mapping[str, Any]
 
@@ -112,12 +106,23 @@ def say(value: Row | Sequence[Row], as_json: bool) -> None:
     if isinstance(value, Mapping):
         sys.stdout.writelines(f"{line}\n" for line in block(value, _width()))
         return
-    table = Table(box=None, pad_edge=False)
-    for name in value[0] if value else ():
-        table.add_column(name, overflow="fold")
-    for row in value:
-        table.add_row(*(escape(_text(cell)) for cell in row.values()))
-    Console(width=_width() or WIDE, soft_wrap=True).print(table if value else "none")
+    rows = [{name: _text(cell) for name, cell in row.items()} for row in value]
+    sys.stdout.writelines(f"{line}\n" for line in _table(rows, _width()))
+
+
+def _table(rows: Sequence[Mapping[str, str]], width: int | None) -> Iterator[str]:
+    """A line for each; where they are wider than the terminal, a block for each."""
+    if not rows:
+        yield "none"
+        return
+    wide = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    if width is not None and sum(wide.values()) + 2 * (len(wide) - 1) > width:
+        for place, row in enumerate(rows):
+            yield from ([""] if place else [])
+            yield from block(row, width)
+        return
+    for cells in ({name: name for name in wide}, *rows):
+        yield "  ".join(cells[name].ljust(wide[name]) for name in wide).rstrip()
 
 
 def block(row: Row, width: int | None, indent: int = 0) -> Iterator[str]:
