@@ -535,10 +535,13 @@ class SqlLedger(ABC):
         """Entries that wait for a person."""
         return int((await self._rows("count_set_aside"))[0][0])
 
-    async def still_set_aside(self) -> list[tuple[str | None, str | None, bytes]]:
+    async def still_set_aside(self) -> AsyncIterator[tuple[str | None, str | None, bytes]]:
         """Of each entry that waits for a person: order and organisation, as far as they are known, and its fields."""
-        rows = await self._rows("still_set_aside")
-        return [(request_id, org_id, bytes(kept)) for request_id, org_id, kept in rows]
+        after = {"after_partition": -1, "after_entry_id": ""}
+        while rows := await self._rows("still_set_aside", page=PAGE, **after):
+            for _, _, request_id, org_id, kept in rows:
+                yield request_id, org_id, bytes(kept)
+            after = {"after_partition": rows[-1][0], "after_entry_id": rows[-1][1]}
 
     # --- gateways' journals ---
 

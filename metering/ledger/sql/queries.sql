@@ -197,8 +197,10 @@ FROM events_set_aside AS s LEFT JOIN set_aside_ends AS e ON e.partition = s.part
 WHERE s.request_id = :order_id ORDER BY s.at, s.entry_id;
 
 -- name: still_set_aside
-SELECT s.request_id, s.org_id, s.fields FROM events_set_aside AS s
-WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id);
+SELECT s.partition, s.entry_id, s.request_id, s.org_id, s.fields FROM events_set_aside AS s
+WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id)
+    AND (s.partition, s.entry_id) > (:after_partition, :after_entry_id)
+ORDER BY s.partition, s.entry_id LIMIT :page;
 
 -- name: set_aside
 INSERT INTO events_set_aside (partition, entry_id, error, fields, at)
