@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from metering.clock import utc_now
 from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
+from metering.orders import order_id_of
 from metering.ports import (
     TEST_KEY_ID,
     Act,
@@ -27,6 +28,7 @@ from metering.ports import (
     NotThere,
     Once,
     Org,
+    Refund,
     WrongField,
 )
 from metering.pricing import Rate
@@ -46,12 +48,20 @@ LATEST_END = datetime(2200, 1, 1, tzinfo=UTC)
 SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
 """Of a rate: it stands in every event of its month."""
 
+REASON = SOURCE
+"""Of a refund: it stands in its credit and in the export, so it has the bounds of a rate's source."""
+
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
 _NAME = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
-_SOURCE = re.compile(SOURCE)
+_SOURCE, _REASON = re.compile(SOURCE), re.compile(REASON)
+
+_NAMES_ITS_ORDER = (
+    "a refund names the order that it gives back, and is at most what that was charged:"
+    " `ghub order refund ID --reason TEXT`, or POST /admin/v1/orders/{id}/refund"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +184,17 @@ class Accounts:
         await self._tell(key.org_id)
         return key
 
-    async def add_credit(self, ref: str, credit_id: str, kind: str, micro_mxn: int) -> bool:
-        """Add a credit, idempotent by its id; False when it was there already."""
+    async def add_credit(
+        self,
+        ref: str,
+        credit_id: str,
+        kind: str,
+        micro_mxn: int,
+        *,
+        order: str | None = None,
+        reason: str | None = None,
+    ) -> bool:
+        """Add a credit, idempotent by its id; False when it was there already. A refund has an order and a reason."""
         if kind not in get_args(CreditType):
             raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
         if not _CREDIT_ID.fullmatch(credit_id):
@@ -184,7 +203,20 @@ class Accounts:
             raise WrongField("mxn", "0.00 changes nothing; name an amount")
         if micro_mxn < 0 and kind != "adjustment":
             raise WrongField("mxn", f"{format_mxn(micro_mxn)} is negative, and only an adjustment may be")
+        for name, text in (("order", order), ("reason", reason)):
+            if text is not None and kind != "refund":
+                raise WrongField(name, f"only a refund has one, and this is of type {kind}")
+        if kind == "refund" and order is None:
+            raise WrongField("order", _NAMES_ITS_ORDER)
+        if kind == "refund" and reason is None:
+            raise WrongField("reason", "a refund says why it is given")
         org = await self._ledger.org(ref)
+        if order is not None and reason is not None:
+            try:
+                _, added = await self._refund(order, micro_mxn, reason, org_id=org.org_id, credit_id=credit_id)
+            except NotThere as error:
+                raise WrongField("order", str(error)) from None
+            return added
         act = self._act("credit.add", credit_id, org.org_id, type=kind, mxn=format_mxn(micro_mxn))
         added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now(), act)  # type: ignore[arg-type]  # checked above
         await self._tell(org.org_id)
@@ -211,6 +243,26 @@ class Accounts:
         await self._ledger.note(self._act("wallet.accept", org_id, org_id, **told_), utc_now())
         await inspection.accept(org_id, known=known)
         return charged, credits_
+
+    async def refund(self, order: str, reason: str, micro_mxn: int | None = None) -> Refund:
+        """Give back what an order was charged, or `micro_mxn` of it; all its refunds are at most that (rule 33)."""
+        if micro_mxn is not None and micro_mxn <= 0:
+            raise WrongField("mxn", f"{format_mxn(micro_mxn)} gives nothing back; name an amount above zero")
+        refund, _ = await self._refund(order, micro_mxn, reason)
+        return refund
+
+    async def _refund(
+        self, order: str, micro_mxn: int | None, reason: str, *, org_id: str | None = None, credit_id: str | None = None
+    ) -> tuple[Refund, bool]:
+        if not _REASON.fullmatch(reason):
+            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        order_id = order_id_of(order)
+        act = self._act("order.refund", credit_id or order_id, org_id, order=order_id, reason=reason)
+        refund, added = await self._ledger.refund(
+            order_id, micro_mxn, reason, utc_now(), act, org_id=org_id, credit_id=credit_id
+        )
+        await self._tell(refund.org_id)
+        return refund, added
 
     async def add_rate(self, rate: Rate) -> bool:
         """Add a month's exchange rate; False when it is there already."""

@@ -176,16 +176,13 @@ def recompute(event: Event) -> int:
 def decode(fields: Mapping[bytes, bytes]) -> Event:
     """A stream entry → event. Raises EventError; a foreign or damaged entry must never reach the ledger."""
     try:
-        opened = orjson.loads(fields[b"opened"])
-        if opened.pop("v") != VERSION:
-            raise EventError("opened.v: another version")
-        proof = _row(Proof, opened.pop("proof"))
+        opened = _opened(fields[b"opened"])
         end = fields[b"end"].decode()
         if end not in get_args(End):
             raise EventError("end: unknown")
         event = Event(
             number=int(fields[b"number"]),
-            opened=_row(Opened, opened | {"proof": proof}),
+            opened=opened,
             end=end,  # type: ignore[arg-type]  # checked two lines above
             reason=fields[b"reason"].decode(),
             quantity=int(fields[b"quantity"]),
@@ -202,6 +199,16 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EventError(str(error)) from None
     return event
+
+
+def decode_opened(data: bytes) -> Opened:
+    """The admission's half, as `encode_opened` wrote it. Raises EventError."""
+    try:
+        return _opened(data)
+    except KeyError as error:
+        raise EventError(f"{error.args[0]!r} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EventError(str(error)) from None
 
 
 def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
@@ -223,6 +230,13 @@ def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
     except (ValueError, OverflowError) as error:
         raise EventError(str(error)) from None
     return notice
+
+
+def _opened(data: bytes) -> Opened:
+    opened = orjson.loads(data)
+    if opened.pop("v") != VERSION:
+        raise EventError("opened.v: another version")
+    return _row(Opened, opened | {"proof": _row(Proof, opened.pop("proof"))})
 
 
 def _row(kind: type[RowT], values: Any) -> RowT:

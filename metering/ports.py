@@ -29,7 +29,7 @@ class LedgerError(Exception):
 
 
 class NotThere(LedgerError):
-    """There is no such organisation or key."""
+    """There is no such organisation, key or order."""
 
 
 class WrongField(LedgerError):
@@ -205,6 +205,66 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Refund:
+    """A credit that gives back what an order was charged, or a part of it; `reason` is in its giver's words."""
+
+    credit_id: str
+    org_id: str
+    order_id: str
+    amount_micro_mxn: int
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """A refund and the charge that it gives back, whenever that was."""
+
+    refund: Refund
+    charge: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """An end of an order, and when the ledger had it."""
+
+    event: Event
+    booked_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderSetAside:
+    """An end of an order that could not be booked; `fed_again_at` where somebody has put it back into the stream."""
+
+    partition: int
+    entry_id: str
+    org_id: str | None
+    error: str
+    at: str
+    fed_again_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrderRecord:
+    """What the ledger has of one order, at one moment. Two ends: an expiry, and the charge that a journal brought."""
+
+    ends: tuple[Booked, ...]
+    refunds: tuple[Refund, ...]
+    set_aside: tuple[OrderSetAside, ...]
+    result_kept: bool
+
+    @property
+    def charge(self) -> Event | None:
+        """The end that its customer pays for."""
+        return next((one.event for one in self.ends if one.event.end == "charge"), None)
+
+    @property
+    def refunded_micro_mxn(self) -> int:
+        """In all."""
+        return sum(refund.amount_micro_mxn for refund in self.refunds)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """A charged order as its owner may fetch it again; `document` is the gateway's own."""
 
@@ -280,6 +340,19 @@ class Ledger(Protocol):
         self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
     ) -> bool: ...
 
+    async def refund(
+        self,
+        order_id: str,
+        micro_mxn: int | None,
+        reason: str,
+        at: datetime,
+        act: Act,
+        *,
+        org_id: str | None = None,
+        credit_id: str | None = None,
+    ) -> tuple[Refund, bool]: ...
+    async def order(self, order_id: str) -> OrderRecord: ...
+
     async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
     async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]: ...
     async def usage(self, org_id: str, first: str, last: str, by: Collection[str]) -> list[UsageRow]: ...
@@ -326,3 +399,5 @@ class Ledger(Protocol):
     def events(
         self, *, org_id: str | None = None, month: str | None = None, since_us: int = 0
     ) -> AsyncIterator[Event]: ...
+    def still_set_aside(self) -> AsyncIterator[tuple[str | None, str | None, bytes]]: ...
+    def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]: ...

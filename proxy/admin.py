@@ -21,6 +21,7 @@ from metering.clock import utc_at, utc_now
 from metering.events import Notice
 from metering.limits import NONE, told
 from metering.money import AmountError, format_mxn, format_rate, parse_mxn, parse_rate
+from metering.orders import Orders, order_id_of
 from metering.ports import (
     LAST,
     ApiKey,
@@ -40,6 +41,7 @@ from proxy.account import balance_fields
 from proxy.admin_models import ACTIONS, Action, KeyLimits, OrgLimits
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
+from proxy.orders import order_fields, refund_fields
 from proxy.requests import RequestLimits, idempotency_key, read_body
 from proxy.tokens import Actor, Role, Tokens, check_role
 
@@ -71,7 +73,7 @@ class Call:
 
     @property
     def ref(self) -> str:
-        """The organisation or the key that its path names. Raises NotThere for what can be neither."""
+        """The organisation, the key or the order that its path names. Raises NotThere for what can be neither."""
         (ref,) = self.at.values()
         return _checked_ref(ref)
 
@@ -90,20 +92,33 @@ Show = Callable[[Call, str], Awaitable[Fields]]
 
 
 class AdminEndpoint:
-    """`accounts_of` gives what an actor may do, and the one write that may be repeated; the ledger is for reading."""
+    """`accounts_of` gives what an actor may do, and the one write that may be repeated; the ledger is for reading.
+
+    `public_url` is what stands before an image's path for everybody.
+    """
 
     def __init__(
-        self, tokens: Tokens, ledger: Ledger, wallet: Wallet, accounts_of: AccountsOf, limits: RequestLimits
+        self,
+        tokens: Tokens,
+        ledger: Ledger,
+        wallet: Wallet,
+        orders: Orders,
+        accounts_of: AccountsOf,
+        limits: RequestLimits,
+        public_url: str,
     ) -> None:
         self._tokens = tokens
         self._ledger = ledger
         self._wallet = wallet
+        self._orders = orders
+        self._public_url = public_url
         self._accounts_of = accounts_of
         self._limits = limits
         self._reads: dict[str, Read] = {
             "orgs": self._orgs,
             "org": self._org,
             "keys": self._keys,
+            "order": self._order,
             "balance": self._balance,
             "notices": self._notices,
             "rates": self._rates,
@@ -118,6 +133,7 @@ class AdminEndpoint:
             "rotate_key": (_rotate_key, self._show_key, {"key": None}),
             "revoke_key": (_revoke_key, self._show_key, {}),
             "add_credit": (_add_credit, self._show_credit, {"added": False}),
+            "refund": (_refund, self._show_refund, {}),
             "add_rate": (_add_rate, self._show_rate, {"added": False}),
         }
 
@@ -221,7 +237,12 @@ class AdminEndpoint:
     async def _show_credit(self, call: Call, target: str) -> Fields:
         org = await self._ledger.org(call.ref)
         mxn = format_mxn(parse_mxn(call.body.mxn))
-        return {"id": target, "org": org.org_id, "type": call.body.type, "mxn": mxn}
+        told = {"id": target, "org": org.org_id, "type": call.body.type, "mxn": mxn}
+        return told | {"order": call.body.order, "reason": call.body.reason}
+
+    async def _show_refund(self, call: Call, target: str) -> Fields:
+        record = await self._ledger.order(order_id_of(call.ref))
+        return next(refund_fields(refund, record) for refund in record.refunds if refund.credit_id == target)
 
     async def _show_rate(self, call: Call, target: str) -> Fields:
         return next(_rate_fields(rate) for rate in await self._ledger.rates() if rate.month == target)
@@ -252,6 +273,9 @@ class AdminEndpoint:
             late = await self._wallet.last_used(org_id, [key.key_id for key in keys])
             used |= {key_id: max(used.get(key_id, 0), at_us) for key_id, at_us in late.items()}
         return [_key_fields(key, used.get(key.key_id)) for key in keys]
+
+    async def _order(self, call: Call) -> Fields:
+        return await order_fields(self._orders, self._ledger, self._public_url, call.ref)
 
     async def _balance(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
@@ -329,7 +353,13 @@ async def _revoke_key(call: Call, accounts: Accounts) -> Written:
 async def _add_credit(call: Call, accounts: Accounts) -> Written:
     body = call.body
     micro_mxn = _amount("mxn", body.mxn)
-    return Written(body.id, {"added": await accounts.add_credit(call.ref, body.id, body.type, micro_mxn)})
+    added = await accounts.add_credit(call.ref, body.id, body.type, micro_mxn, order=body.order, reason=body.reason)
+    return Written(body.id, {"added": added})
+
+
+async def _refund(call: Call, accounts: Accounts) -> Written:
+    micro_mxn = None if call.body.mxn is None else _amount("mxn", call.body.mxn)
+    return Written((await accounts.refund(call.ref, call.body.reason, micro_mxn)).credit_id)
 
 
 async def _add_rate(call: Call, accounts: Accounts) -> Written:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, SOURCE
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, REASON, SOURCE
+from metering.events import End
 from metering.limits import MOST_PER_MINUTE
 from metering.ports import CreditType
 from proxy.errors import Kind
@@ -30,6 +31,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Mxn = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,10}(\.[0-9]{1,6})?$")]
 Budget = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(\.[0-9]{1,6})?$")]
 Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
+Reason = Annotated[str, StringConstraints(pattern=REASON)]
 PerMinute = Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)]
 Quota = Annotated[int, Field(ge=1, le=MOST_A_MONTH)]
 Lifted = Literal["none"]
@@ -104,12 +106,26 @@ class Rotation(Asked):
     overlap_h: int = Field(ge=0, le=_OVERLAP_H, description=f"a whole number of hours from 0 to {_OVERLAP_H}")
 
 
+_WHY = "why the refund is given, in up to 200 printable characters"
+
+
 class NewCredit(Asked):
-    """Money to add, once per id."""
+    """Money to add, once per id. A refund, and nothing else, has an `order` and a `reason`."""
 
     id: str = Field(min_length=1, max_length=128, description="the payment's id: 1 to 128 visible ASCII characters")
     type: CreditType = Field(description="bonus, recharge, refund or adjustment")
     mxn: Mxn = Field(description='an amount such as "500.00", with at most six decimals')
+    order: str | None = Field(None, max_length=64, description="the id of the order that a refund gives back")
+    reason: Reason | None = Field(None, description=_WHY)
+
+
+class NewRefund(Asked):
+    """What to give back of an order: all that is left of its charge, where no amount is named."""
+
+    reason: Reason = Field(description=_WHY)
+    mxn: Mxn | None = Field(
+        None, description='an amount such as "0.42", with at most six decimals, or null for the rest'
+    )
 
 
 class NewRate(Asked):
@@ -216,7 +232,150 @@ class CreditRow(Told):
     org: str
     type: CreditType
     mxn: str
+    order: str | None
+    reason: str | None
     added: bool
+
+
+class RefundRow(Told):
+    """A refund, and what its order was charged, what of that is refunded in all, and what still may be."""
+
+    id: str
+    order: str
+    org: str
+    mxn: str
+    reason: str
+    at: str
+    charged_mxn: str
+    refunded_mxn: str
+    refundable_mxn: str
+
+
+class PriceRow(Told):
+    """How an order's unit price came about."""
+
+    usd_per_image: str
+    variant: str | None
+    price_book: str
+    markup: str
+    mxn_per_usd: str
+    fx_month: str
+    fx_source: str
+    unit_mxn: str
+
+
+class EndRow(Told):
+    """How an order ended; `booked_at` is null until the ledger has it."""
+
+    end: End
+    reason: str
+    ended_at: str
+    booked_at: str | None
+    number: int
+    quantity: int
+    amount_mxn: str
+
+
+class ImageRow(Told):
+    """A delivered image."""
+
+    path: str
+    url: str | None
+    content_type: str
+    bytes: int
+    sha256: str
+    width_px: int
+    height_px: int
+
+
+class OrderRefundRow(Told):
+    """A refund of the order."""
+
+    id: str
+    mxn: str
+    reason: str
+    at: str
+
+
+class SetAsideRow(Told):
+    """An end of the order that could not be booked, and when it was fed again."""
+
+    partition: int
+    entry: str
+    error: str
+    at: str
+    fed_again_at: str | None
+
+
+class HoldRow(Told):
+    """The hold of an open order, and the gateway that makes it."""
+
+    held_mxn: str
+    images: int
+    expires_at: str | None
+    owner: str | None
+    owner_lives: bool
+
+
+class WaitingRow(Told):
+    """Where its event waits in the stream."""
+
+    partition: int
+    entry: str
+
+
+class RedisRow(Told):
+    """What Redis knows of it, which is null after a day."""
+
+    state: Literal["open", "ran_out", "charge", "void", "expiry"] | None
+    reason: str | None
+    amount_mxn: str | None
+    hold: HoldRow | None
+    waiting: WaitingRow | None
+
+
+class OpenJournalRow(Told):
+    """A gateway's journal that is not closed, with its answered orders that Redis has yet to charge; null: unknown."""
+
+    incarnation: str
+    uncharged: int | None
+
+
+class OrderRow(Told):
+    """What is known of an order. A charge that is `booked` may be refunded; `redis_away` says why `redis` is null."""
+
+    id: str
+    order: str
+    status: Literal["charged", "void", "expired", "open", "ran_out", "set_aside", "unknown"]
+    booked: bool
+    org: str | None
+    org_name: str | None
+    key_id: str | None
+    key_name: str | None
+    model: str | None
+    provider: str | None
+    upstream: str | None
+    size: str | None
+    quality: str | None
+    region: str | None
+    images_asked: int | None
+    admitted_at: str | None
+    day: str | None
+    month: str | None
+    price: PriceRow | None
+    quantity: int
+    amount_mxn: str
+    usd_measured: str | None
+    refunded_mxn: str
+    refundable_mxn: str
+    result_kept: bool
+    ends: list[EndRow]
+    images: list[ImageRow]
+    refunds: list[OrderRefundRow]
+    set_aside: list[SetAsideRow]
+    redis: RedisRow | None
+    redis_away: str | None
+    journals_not_closed: list[OpenJournalRow]
 
 
 class BalanceRow(Told):
@@ -316,6 +475,7 @@ class Action:
 
 _ORG = "/admin/v1/orgs/{org}"
 _KEY = "/admin/v1/keys/{key_id}"
+_ORDER = "/admin/v1/orders/{id}"
 
 ACTIONS = (
     Action("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
@@ -330,6 +490,8 @@ ACTIONS = (
     ),
     Action("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
     Action("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
+    Action("order", "GET", _ORDER, "All that is known of an order", OrderRow),
+    Action("refund", "POST", f"{_ORDER}/refund", "Give back what it was charged", RefundRow, 201, body=NewRefund),
     Action("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
     Action("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
     Action("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),

@@ -52,6 +52,7 @@ from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
 from metering.money import MICRO
+from metering.orders import Orders
 from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
@@ -312,7 +313,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await answers.begin(utc_now())
         stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
-        replies = Replies(store, opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}")
+        public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
+        replies = Replies(store, public_url)
         lifecycle = Lifecycle()
         jobs = Jobs(back.redis)
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
@@ -373,7 +375,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             CreditsEndpoint(authenticator, wallet),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             UsageEndpoint(authenticator, wallet, back.ledger),
-            _admin(settings, back, outbound),
+            _admin(settings, back, outbound, public_url),
             conditions.not_ready,
             lifespan,
             opened_store.folder,
@@ -382,7 +384,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
 
 
-def _admin(settings: Settings, back: Back, outbound: Outbound) -> AdminEndpoint | None:
+def _admin(settings: Settings, back: Back, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
     """Nobody may be an administrator where nothing says how to tell one."""
     if settings.jwt_secret is not None:
         keys: Secret | Jwks = Secret(settings.jwt_secret.get_secret_value())
@@ -392,7 +394,8 @@ def _admin(settings: Settings, back: Back, outbound: Outbound) -> AdminEndpoint 
         return None
     tokens = Tokens(keys, Issuer(settings.jwt_audience, settings.jwt_issuer))
     limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
-    return AdminEndpoint(tokens, back.ledger, back.wallet(), back.accounts_of, limits)
+    orders = Orders(back.ledger, back.redis)
+    return AdminEndpoint(tokens, back.ledger, back.wallet(), orders, back.accounts_of, limits, public_url)
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import orjson
 
-from metering.clock import DAY_US, Period, month_start_us, period_at, unix_us_at
+from metering.clock import DAY_US, Period, month_start_us, next_month, period_at, unix_us_at, utc_at
 from metering.events import Event, Notice, decode_images
 from metering.ledger.queries import Dialect, pending
 from metering.ledger.rows import Row, event_of, event_row, fields, key_of, org_of
@@ -29,6 +29,7 @@ from metering.ports import (
     Act,
     ApiKey,
     Audit,
+    Booked,
     Charged,
     CreditType,
     Delivered,
@@ -38,7 +39,11 @@ from metering.ports import (
     LedgerError,
     ListPrice,
     NotThere,
+    OrderRecord,
+    OrderSetAside,
     Org,
+    Refund,
+    Refunded,
     SetAside,
     Snapshot,
     UsageRow,
@@ -273,16 +278,76 @@ class SqlLedger(ABC):
                     f"credit {credit_id!r} exists already: {before[0][1]} of {format_mxn(before[0][2])} MXN"
                     f" for organisation {before[0][0]}",
                 )
-            ((number, total),) = yield "last_credit", {"org_id": org_id}
-            if abs(total + micro_mxn) > MAX_MICRO_MXN:
-                raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
-            values = {"id": credit_id, "org_id": org_id, "type": kind, "number": number + 1, "at": at.isoformat()}
-            yield "add_credit", {**values, "amount_micro_mxn": micro_mxn}
-            yield _change(org_id, "credit", at.isoformat())
+            yield from _add_credit(org_id, credit_id, kind, micro_mxn, at.isoformat())
             yield from _note(act, at.isoformat())
             return True
 
         return await self._run("write", steps)
+
+    async def refund(
+        self,
+        order_id: str,
+        micro_mxn: int | None,
+        reason: str,
+        at: datetime,
+        act: Act,
+        *,
+        org_id: str | None = None,
+        credit_id: str | None = None,
+    ) -> tuple[Refund, bool]:
+        """Give back `micro_mxn` of what an order was charged, or all that is left; and whether it was given now.
+
+        All refunds of an order together are at most its charge (rule 33). Without a `credit_id` of the giver's own
+        they are numbered; under one, the same refund is given once. Raises NotThere, also where the order is not this
+        organisation's; WrongField, LedgerError.
+        """
+
+        def steps() -> Steps[tuple[Refund, bool]]:
+            charge = _charge_of((yield "order_ends", {"order_id": order_id}), order_id, org_id)
+            before = [Refund(*row) for row in (yield "refunds_of_order", {"order_id": order_id})]
+            given = next((one for one in before if one.credit_id == credit_id), None)
+            if given is not None and given.amount_micro_mxn == micro_mxn:
+                yield from _once(replace(act, target=given.credit_id), at.isoformat())
+                return given, False
+            amount = _refundable(charge, before, micro_mxn)
+            name = (yield from _unused_id(order_id, len(before))) if credit_id is None else credit_id
+            if credit_id is not None and (yield "credit", {"id": credit_id}):
+                raise WrongField("id", f"credit {credit_id!r} exists already, and is another one")
+            new = Refund(name, charge.opened.org_id, order_id, amount, reason, at.isoformat())
+            yield from _add_credit(new.org_id, name, "refund", amount, new.at, order_id, reason)
+            details = {**act.details, "mxn": format_mxn(amount)}
+            yield from _note(replace(act, target=name, org_id=new.org_id, details=details), new.at)
+            return new, True
+
+        return await self._run("write", steps)
+
+    async def order(self, order_id: str) -> OrderRecord:
+        """All that is known of one order; empty where nothing is."""
+
+        def steps() -> Steps[OrderRecord]:
+            asked = {"order_id": order_id}
+            ends = [Booked(event_of(row[:-1]), row[-1]) for row in (yield "order_ends", asked)]
+            refunds = [Refund(*row) for row in (yield "refunds_of_order", asked)]
+            set_aside = [OrderSetAside(*row) for row in (yield "set_aside_of_order", asked)]
+            ((kept,),) = yield "result_kept", asked
+            return OrderRecord(tuple(ends), tuple(refunds), tuple(set_aside), bool(kept))
+
+        return await self._run("read", steps)
+
+    async def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]:
+        """Those that were given in a month of Mexico City, in their order, a page at a time."""
+        span = {
+            "first_at": utc_at(month_start_us(month)).isoformat(),
+            "end_at": utc_at(month_start_us(next_month(month))).isoformat(),
+        }
+        after = {"after_at": "", "after_id": ""}
+        while True:
+            rows = await self._rows("refunds", org_id=org_id, page=EVENTS, **span, **after)
+            for row in rows:
+                yield Refunded(Refund(*row[:6]), event_of(row[6:]))
+            if len(rows) < EVENTS:
+                return
+            after = {"after_at": rows[-1][5], "after_id": rows[-1][0]}
 
     # --- rates and prices ---
 
@@ -532,6 +597,14 @@ class SqlLedger(ABC):
         """Those of these orders of which an event was set aside, and not fed again since."""
         return {request_id for (request_id,) in await self._rows("set_aside_of", ids=_json(request_ids))}
 
+    async def still_set_aside(self) -> AsyncIterator[tuple[str | None, str | None, bytes]]:
+        """Of each entry that waits for a person: order and organisation, as far as they are known, and its fields."""
+        after = {"after_partition": -1, "after_entry_id": ""}
+        while rows := await self._rows("still_set_aside", page=PAGE, **after):
+            for _, _, request_id, org_id, kept in rows:
+                yield request_id, org_id, bytes(kept)
+            after = {"after_partition": rows[-1][0], "after_entry_id": rows[-1][1]}
+
     # --- gateways' journals ---
 
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None:
@@ -604,6 +677,59 @@ def _key(key_id: str) -> Steps[ApiKey]:
     if not rows:
         raise NotThere(f"there is no key {key_id!r}")
     return key_of(rows[0])
+
+
+def _add_credit(
+    org_id: str,
+    credit_id: str,
+    kind: CreditType,
+    micro_mxn: int,
+    at: str,
+    order_id: str | None = None,
+    reason: str | None = None,
+) -> Steps[None]:
+    """The organisation's next one, and word of it for Redis."""
+    ((number, total),) = yield "last_credit", {"org_id": org_id}
+    if abs(total + micro_mxn) > MAX_MICRO_MXN:
+        raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
+    values = {"id": credit_id, "org_id": org_id, "type": kind, "number": number + 1, "amount_micro_mxn": micro_mxn}
+    yield "add_credit", {**values, "at": at, "order_id": order_id, "reason": reason}
+    yield _change(org_id, "credit", at)
+
+
+def _charge_of(rows: list[Row], order_id: str, org_id: str | None) -> Event:
+    """The charge among the ends of an order of this organisation. Raises NotThere, LedgerError."""
+    ends = [event_of(row[:-1]) for row in rows]
+    if not ends or org_id not in (None, ends[0].opened.org_id):
+        whose = " of this organisation" if org_id else ""
+        raise NotThere(f"the ledger has no order {order_id!r}{whose}; a charge can be refunded once it is booked")
+    for one in ends:
+        if one.end == "charge":
+            return one
+    raise LedgerError(f"order {order_id!r} ended as {ends[0].end} ({ends[0].reason}): nothing was charged")
+
+
+def _refundable(charge: Event, before: list[Refund], micro_mxn: int | None) -> int:
+    """What is asked for, or all that is left. Raises WrongField, LedgerError where there is less, or nothing."""
+    charged, refunded = charge.amount_micro_mxn, sum(one.amount_micro_mxn for one in before)
+    told = f"order {charge.event_id!r} was charged {format_mxn(charged)} MXN"
+    if refunded >= charged:
+        last = before[-1]
+        raise LedgerError(f"{told}, and is refunded whole already: {last.credit_id} of {last.at} was the last")
+    left = charged - refunded
+    if micro_mxn is not None and micro_mxn > left:
+        raise WrongField(
+            "mxn", f"{told}; {format_mxn(refunded)} MXN of it are refunded, {format_mxn(left)} MXN are left"
+        )
+    return left if micro_mxn is None else micro_mxn
+
+
+def _unused_id(order_id: str, before: int) -> Steps[str]:
+    """Of an order's next refund: by its number, unless somebody has given that id to another credit."""
+    number = before + 1
+    while (yield "credit", {"id": f"refund-{order_id}-{number}"}):
+        number += 1
+    return f"refund-{order_id}-{number}"
 
 
 def _note(act: Act, at: str) -> Steps[None]:

@@ -60,6 +60,21 @@ def busy(partition: int) -> str:
     return f"{{p{partition}}}:busy"
 
 
+def hold(partition: int, request_id: str) -> str:
+    """The hold of one order."""
+    return f"{{p{partition}}}:hold:{request_id}"
+
+
+def closed(partition: int, request_id: str) -> str:
+    """How one order ended."""
+    return f"{{p{partition}}}:closed:{request_id}"
+
+
+def result(partition: int, request_id: str) -> str:
+    """What the owner of a charged order may fetch again."""
+    return f"{{p{partition}}}:result:{request_id}"
+
+
 def jobs(partition: int) -> str:
     """Upstream jobs of open holds, by request."""
     return f"{{p{partition}}}:jobs"
@@ -102,7 +117,7 @@ class OrgKeys:
 
     def hold(self, request_id: str) -> str:
         """The hold of one order."""
-        return f"{self._tag}:hold:{request_id}"
+        return hold(self.partition, request_id)
 
     def once(self, key_hash: str) -> str:
         """Which order an idempotency key stands for."""
@@ -126,7 +141,7 @@ class OrgKeys:
 
     def result(self, request_id: str) -> str:
         """What the owner of a charged order may fetch again."""
-        return f"{self._tag}:result:{request_id}"
+        return result(self.partition, request_id)
 
     def claim(self, request_id: str) -> str:
         """Who ends the order of a dead owner."""
@@ -134,4 +149,4 @@ class OrgKeys:
 
     def closed(self, request_id: str) -> str:
         """How one order ended."""
-        return f"{self._tag}:closed:{request_id}"
+        return closed(self.partition, request_id)

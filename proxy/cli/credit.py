@@ -16,11 +16,13 @@ app = typer.Typer(help="Prepaid credit.", no_args_is_help=True)
 def add(
     ref: OrgRef,
     mxn: Annotated[str, typer.Option(help="Amount, such as 500.00; only an adjustment may be negative.")],
-    kind: Annotated[str, typer.Option("--type", help="bonus, recharge, refund or adjustment.")],
+    kind: Annotated[str, typer.Option("--type", help="bonus, recharge or adjustment; refund only with --order.")],
     credit_id: Annotated[str, typer.Option("--id", help="The payment's id: the same one counts once.")],
+    order: Annotated[str | None, typer.Option(metavar="ID", help="The order that a refund gives back.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why a refund is given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add credit, once per id."""
+    """Add credit, once per id. A refund is easier by `ghub order refund`, which takes all that is left."""
 
     try:
         micro_mxn = parse_mxn(mxn)
@@ -29,7 +31,7 @@ def add(
 
     async def work() -> dict[str, object]:
         async with back() as opened:
-            added = await opened.accounts.add_credit(ref, credit_id, kind, micro_mxn)
+            added = await opened.accounts.add_credit(ref, credit_id, kind, micro_mxn, order=order, reason=reason)
         return {"id": credit_id, "mxn": format_mxn(micro_mxn), "type": kind, "added": added}
 
     say(run(work()), as_json)

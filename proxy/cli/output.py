@@ -1,10 +1,12 @@
-"""How commands run and report: a table for people, one JSON value with --json, a sentence and exit 1 for a failure."""
+"""How commands run and report: text for people, one JSON value with --json, a sentence and exit 1 for a failure."""
 
 import asyncio
 import os
 import re
+import shutil
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+import textwrap
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -13,14 +15,13 @@ import orjson
 import typer
 import uvloop
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table
 
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
 from metering.background import BeyondHelp
 from metering.frames import JournalError
+from metering.orders import CannotKnow
 from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
@@ -29,6 +30,7 @@ from proxy.server import PortTaken
 from proxy.wiring import Back, open_back
 
 T = TypeVar("T")
+
 Row = Mapping[str, Any]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
@@ -43,6 +45,7 @@ _SENTENCES: dict[type[Exception], str] = {
 _LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
 _OWN_WORDS = (
     BeyondHelp,
+    CannotKnow,
     CatalogueError,
     JournalError,
     LedgerError,
@@ -109,24 +112,76 @@ async def back() -> AsyncIterator[Back]:
 
 
 def say(value: Row | Sequence[Row], as_json: bool) -> None:
-    """Report: a mapping as two columns, a list of mappings as a table."""
+    """Report: a mapping as a block of names and values, a list of mappings as a table. No value is ever cut."""
     if as_json:
         sys.stdout.write(orjson.dumps(value).decode() + "\n")
         return
-    rows = [value] if isinstance(value, Mapping) else list(value)
-    table = Table(show_header=not isinstance(value, Mapping), box=None, pad_edge=False)
     if isinstance(value, Mapping):
-        for name, cell in value.items():
-            table.add_row(f"[bold]{name}", _text(cell))
-    else:
-        for name in rows[0] if rows else ():
-            table.add_column(name)
-        for row in rows:
-            table.add_row(*map(_text, row.values()))
-    # A pipe has no width: a key or an id must not be cut to 80 columns.
-    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "240"))
-    Console(width=width, soft_wrap=True).print(table if rows else "none")
+        sys.stdout.writelines(f"{line}\n" for line in block(value, _width()))
+        return
+    rows = [{name: _text(cell) for name, cell in row.items()} for row in value]
+    sys.stdout.writelines(f"{line}\n" for line in _table(rows, _width()))
+
+
+def _table(rows: Sequence[Mapping[str, str]], width: int | None) -> Iterator[str]:
+    """A line for each; where they are wider than the terminal, a block for each."""
+    if not rows:
+        yield "none"
+        return
+    wide = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    if width is not None and sum(wide.values()) + 2 * (len(wide) - 1) > width:
+        for place, row in enumerate(rows):
+            yield from ([""] if place else [])
+            yield from block(row, width)
+        return
+    for cells in ({name: name for name in wide}, *rows):
+        yield "  ".join(cells[name].ljust(wide[name]) for name in wide).rstrip()
+
+
+def block(row: Row, width: int | None, indent: int = 0) -> Iterator[str]:
+    """A mapping as lines of names and values; what is in it as blocks of their own, one `- ` for each of a list.
+
+    Folded between words to `width` columns, where there is one. A word that is longer stays whole: an address or a
+    digest is there to be copied.
+    """
+    margin = " " * indent
+    at = max(len(name) for name in row) + 2
+    for name, cell in row.items():
+        parts = cell if isinstance(cell, list | tuple) else ()
+        if isinstance(cell, Mapping) and cell:
+            yield f"{margin}{name}"
+            yield from block(cell, width, indent + 2)
+        elif parts and all(isinstance(part, Mapping) and part for part in parts):
+            yield f"{margin}{name}"
+            for part in parts:
+                first, *rest = block(part, width, indent + 4)
+                yield f"{margin}  - {first.lstrip()}"
+                yield from rest
+        else:
+            first, *rest = _folded(_text(cell), None if width is None else width - indent - at)
+            yield f"{margin}{name.ljust(at)}{first}"
+            yield from (f"{margin}{' ' * at}{line}" for line in rest)
+
+
+def _folded(text: str, width: int | None) -> list[str]:
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _width() -> int | None:
+    """Of the terminal. A pipe has none, unless COLUMNS says one: what is read by a program is not folded."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def _text(cell: Any) -> str:
-    return "–" if cell is None else str(cell)
+    """In one line, and with nothing in it that a terminal would obey."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, list | tuple):
+        return ", ".join(map(_text, cell)) or "none"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(cell))

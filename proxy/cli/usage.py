@@ -1,16 +1,21 @@
 """`ghub usage`: what finance takes away."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from metering.clock import is_month
-from metering.export import write_csv
+from metering.export import Written, write_csv
 from metering.money import format_mxn
+from metering.unbooked import doubts
 from proxy.cli.output import AsJson, back, misuse, run, say
 
 app = typer.Typer(help="Charged orders of a month.", no_args_is_help=True)
+
+NOT_EVERYTHING = 3
+"""The exit code of what was done as far as everything is known."""
 
 
 @app.command()
@@ -21,7 +26,7 @@ def export(
     ref: Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the charged orders of a month from the ledger."""
+    """Write the charged orders of a month, and the refunds given in it; exit 3 where not everything is known yet."""
     if not is_month(month):
         misuse(f"--month: {month!r} is not a month, such as 2026-11")
     if file_format != "csv":
@@ -29,10 +34,26 @@ def export(
     if not out.parent.is_dir():
         misuse(f"--out: there is no folder {str(out.parent)!r}")
 
-    async def work() -> tuple[int, int]:
+    async def work() -> tuple[Written, list[str]]:
         async with back() as opened:
-            org_id = (await opened.ledger.org(ref)).org_id if ref else None
-            return await write_csv(opened.ledger.events(org_id=org_id, month=month), out)
+            ledger = opened.ledger
+            org_id = (await ledger.org(ref)).org_id if ref else None
+            why = await doubts(ledger, opened.redis, month, org_id)
+            events, refunds = ledger.events(org_id=org_id, month=month), ledger.refunds(month, org_id=org_id)
+            return await write_csv(events, refunds, out), why
 
-    rows, total = run(work())
-    say({"month": month, "out": str(out), "rows": rows, "amount_mxn": format_mxn(total)}, as_json)
+    written, why = run(work())
+    report = {
+        "month": month,
+        "out": str(out),
+        "rows": written.rows,
+        "charged_mxn": format_mxn(written.charged_micro_mxn),
+        "refunded_mxn": format_mxn(written.refunded_micro_mxn),
+        "amount_mxn": format_mxn(written.amount_micro_mxn),
+        "complete": not why,
+    }
+    say(report | {"why": why} if as_json else report, as_json)
+    for sentence in why:
+        sys.stderr.write(f"ghub: {sentence}\n")
+    if why:
+        raise typer.Exit(NOT_EVERYTHING)

@@ -45,11 +45,24 @@ async def open_store(settings: Settings) -> AsyncGenerator[Opened]:
         yield _s3(settings, address, client) if address.scheme == "s3" else _supabase(settings, address, client)
 
 
+def public_url_of(settings: Settings) -> str | None:
+    """What stands before an image's path, without a connection; None where only a running gateway can say it."""
+    address = urlsplit(settings.storage_url or "")
+    bucket = dict(parse_qsl(address.query)).get("bucket")
+    if settings.public_url is None and bucket and address.scheme.startswith("supabase+"):
+        return public_url(_supabase_url(address), bucket)
+    return settings.public_url
+
+
+def _supabase_url(address: SplitResult) -> str:
+    return f"{address.scheme.removeprefix('supabase+')}://{address.netloc}{address.path.rstrip('/')}"
+
+
 def _supabase(settings: Settings, address: SplitResult, client: httpx2.AsyncClient) -> Opened:
     bucket = _parameters(address, "bucket").get("bucket")
     if not address.netloc or not bucket:
         raise SettingsError("GHUB_STORAGE_URL: must be supabase+https://host/storage/v1?bucket=generated-images")
-    url = f"{address.scheme.removeprefix('supabase+')}://{address.netloc}{address.path.rstrip('/')}"
+    url = _supabase_url(address)
     store = Supabase(client, url, bucket, _auth(settings))
     return Opened(store, settings.public_url or public_url(url, bucket))
 

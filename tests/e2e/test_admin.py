@@ -85,7 +85,8 @@ def test_an_operators_day(office: System, admin: Admin) -> None:
     assert (first["state"], first["expires_at"], first["test"]) == ("active", "2199-01-31T06:00:00+00:00", False)
     assert order(office, first["key"]) == (402, "insufficient_balance")
     credit = {"id": "spei-1", "type": "recharge", "mxn": "50.00"}
-    assert admin.done("POST", f"{here}/credits", credit) == {**credit, "org": org["org"], "added": True}
+    told = {**credit, "org": org["org"], "order": None, "reason": None, "added": True}
+    assert admin.done("POST", f"{here}/credits", credit) == told
     assert admin.done("POST", f"{here}/credits", credit)["added"] is False
     assert order(office, first["key"]) == (200, "")
     assert admin.done("GET", f"{here}/balance") == {

@@ -1,5 +1,6 @@
 """The commands as an operator uses them: JSON, exit codes, sentences; and what listens beside the gateway."""
 
+import csv
 import json
 import os
 import re
@@ -7,10 +8,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from redis import Redis
 
+from metering.wallet import keys
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import System, wait_until
+from tests.e2e.kit import FLUX, System, bearer, wait_until
 from tests.ports import free_port
 from tests.processes import Forked, executed, finished
 
@@ -56,6 +59,84 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     assert ghub("verify") == {"ok": True, "differences": []}
 
 
+def test_an_order_is_shown_refunded_and_exported(prepared: Prepared) -> None:
+    """(rule 33) By its commands; the books are right after it, and the month's sum is charges less refunds."""
+    system = prepared(GHUB_PUBLIC_URL="https://images.geekhub.mx")
+    system.start_all()
+    org_id, key = system.customer("acme", "50.00")
+    made = [ordered(system, key) for _ in range(2)]
+    month = system.events(org_id, 2)[0].opened.month
+    out = system.folder / "month.csv"
+
+    def ghub(*arguments: str, code: int = 0) -> Any:
+        done = system.ghub(*arguments, "--json")
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout)
+
+    shown = ghub("order", "show", made[0])
+    assert (shown["id"], shown["org"], shown["status"]) == (made[0], org_id, "charged")
+    assert shown["images"][0]["url"] == f"https://images.geekhub.mx/{shown['images'][0]['path']}"
+    assert ghub("order", "show", shown["order"]) == shown
+    first = ghub("order", "refund", made[0], "--reason", "blurred", "--mxn", "0.5")
+    assert (first["mxn"], first["refundable_mxn"], first["charged_mxn"]) == ("0.50", "0.34", "0.84")
+    assert ghub("balance", "acme")["available_mxn"] == "48.82"
+    assert ghub("order", "refund", made[0], "--reason", "all of it")["mxn"] == "0.34"
+    assert "refunded whole already" in system.ghub("order", "refund", made[0], "--reason", "again").stderr
+    by_credit = ("credit", "add", "acme", "--type", "refund", "--id", "r1", "--order", made[1], "--reason", "blurred")
+    assert ghub(*by_credit, "--mxn", "0.84")["added"] is True
+    assert ghub(*by_credit, "--mxn", "0.84")["added"] is False
+    said = system.ghub("order", "show", made[0])
+    assert said.returncode == 0 and f"path          {shown['images'][0]['path']}\n" in said.stdout
+    export = ("usage", "export", "--month", month, "--out", str(out))
+    sums = {"rows": 5, "charged_mxn": "1.68", "refunded_mxn": "1.68", "amount_mxn": "0.00"}
+    assert ghub(*export) == {"month": month, "out": str(out), **sums, "complete": True, "why": []}
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert [row["amount_mxn"] for row in rows] == ["0.84", "0.84", "-0.50", "-0.34", "-0.84"]
+    assert [row["kind"] for row in rows] == ["charge"] * 2 + ["refund"] * 3
+    assert ghub("verify") == {"ok": True, "differences": []}
+
+
+def test_an_export_while_the_consumer_is_away_exits_with_3(prepared: Prepared) -> None:
+    """It writes what the ledger has, and says what is missing; without Redis, that it cannot know (rule 37)."""
+    system = prepared()
+    system.start_all()
+    org_id, key = system.customer("acme", "50.00")
+    ordered(system, key)
+    month = system.events(org_id, 1)[0].opened.month
+    system.stop("consumer")
+    ordered(system, key)
+    with Redis.from_url(system.valkey.url) as redis:  # as if it had ended a minute ago: nobody waits for that here
+        stream = keys.OrgKeys(org_id).events
+        last: Any = redis.xrevrange(stream, count=1)
+        ((entry_id, fields),) = last
+        redis.xadd(stream, fields | {b"ended_us": str(int(fields[b"ended_us"]) - 60_000_000)})
+        redis.xdel(stream, entry_id)
+    out = system.folder / "month.csv"
+    export = ("usage", "export", "--month", month, "--out", str(out))
+    done = system.ghub(*export)
+    assert done.returncode == 3 and "1 events of" in done.stderr and "0.84 MXN in all" in done.stderr
+    assert "complete" in done.stdout and len(out.read_text().splitlines()) == 2
+    told = json.loads(system.ghub(*export, "--json").stdout)
+    assert (told["complete"], told["rows"], len(told["why"])) == (False, 1, 1)
+    out.unlink()
+    system.environment |= {"GHUB_REDIS_URL": ""}
+    done = system.ghub(*export)
+    assert done.returncode == 3 and "nobody can say" in done.stderr and len(out.read_text().splitlines()) == 2
+    system.environment |= {"GHUB_REDIS_URL": system.valkey.url}
+    system.start("consumer", "consume")
+    system.events(org_id, 2)
+    done = system.ghub(*export)
+    assert (done.returncode, done.stderr) == (0, "") and len(out.read_text().splitlines()) == 3
+
+
+def ordered(system: System, key: str) -> str:
+    """One picture; its order's id."""
+    body = {"model": FLUX, "prompt": "x"}
+    reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), json=body, **LOOPBACK, timeout=60)
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["id"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -67,6 +148,13 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
         (("credit", "add", "shared twice", "--mxn", "1e3", "--type", "bonus", "--id", "a"), 2, "--mxn"),
         (("credit", "add", "shared twice", "--mxn", "-1", "--type", "bonus", "--id", "a"), 1, "only an adjustment"),
         (("credit", "add", "shared twice", "--mxn", "1", "--type", "consumption", "--id", "a"), 1, "--type"),
+        (("credit", "add", "shared twice", "--mxn", "1", "--type", "refund", "--id", "a"), 1, "`ghub order refund ID"),
+        (("order", "show", "x"), 1, "an order's id is req_ and 32 hex digits"),
+        (("order", "show", f"req_{'0' * 32}"), 1, "neither the ledger nor Redis knows order 00000000-"),
+        (("order", "refund", f"req_{'0' * 32}", "--reason", "x"), 1, "the ledger has no order"),
+        (("order", "refund", f"req_{'0' * 32}", "--reason", "x", "--mxn", "1e3"), 2, "--mxn"),
+        (("order", "refund", f"req_{'0' * 32}", "--reason", " "), 1, "--reason"),
+        (("order", "refund", f"req_{'0' * 32}"), 2, "--reason"),
         (("fx", "set", "2026-13", "20", "--source", "x"), 2, "2026-13"),
         (("fx", "set", "2031-02", "-1", "--source", "x"), 2, "RATE"),
         (("usage", "export", "--month", "november", "--out", "x.csv"), 2, "--month"),

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TypeVar
 
@@ -12,11 +13,12 @@ import orjson
 import structlog
 
 from metering import consumer
+from metering.accounts import Accounts
 from metering.consumer import Consumer
 from metering.events import Event
 from metering.ledger import postgres
 from metering.ledger.record import Mode, SqlLedger, Steps
-from metering.ports import SetAside
+from metering.ports import LedgerError, SetAside
 from metering.wallet.wallet import Caller, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
@@ -69,6 +71,20 @@ async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> in
     ]
     await ledger.aclose()
     return sum(added)
+
+
+async def refund(ledger_at: str, micro_mxn: str, *orders: str) -> int:
+    """Refund orders, whole where the amount is 0; returns how many were not refunded whole or too far already."""
+    ledger = open_ledger(ledger_at)
+    accounts = Accounts(ledger, None, {}, (), "test")
+    wait_for_the_others()
+    given = 0
+    for order in orders:
+        with suppress(LedgerError):
+            await accounts.refund(order, "race", int(micro_mxn) or None)
+            given += 1
+    await ledger.aclose()
+    return given
 
 
 async def book(ledger_at: str, org_id: str, count: str, times: str) -> int:
@@ -137,6 +153,7 @@ async def project(url: str, ledger_at: str, rounds: str) -> int:
 
 COMMANDS = {
     "credits": add_credits,
+    "refund": refund,
     "book": book,
     "write_and_hang": write_and_hang,
     "migrate": migrate,

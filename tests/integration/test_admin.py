@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -17,7 +18,10 @@ from starlette.applications import Starlette
 from metering.accounts import Accounts
 from metering.clock import utc_now
 from metering.events import Notice
+from metering.money import format_mxn
+from metering.orders import Orders
 from metering.ports import DatabaseRefused, Once, WrongField
+from metering.wallet.wallet import Caller, Close, Verdict
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
 from proxy.app import _api_error
@@ -27,7 +31,7 @@ from proxy.openapi import document
 from proxy.requests import RequestLimits
 from proxy.tokens import Issuer, Secret, Tokens, mint
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import MODELS, PLANS, Books, open_books
+from tests.integration.money_kit import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
 
 SECRET = "a secret of the tests, " * 2
 ISSUER = Issuer("authenticated", None)
@@ -69,13 +73,26 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
             return Accounts(books.ledger, books.projector, PLANS, MODELS, actor, once)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
-        admin = AdminEndpoint(Tokens(Secret(SECRET), ISSUER), books.ledger, books.wallet, accounts_of, limits)
+        orders = Orders(books.ledger, books.redis)
+        tokens = Tokens(Secret(SECRET), ISSUER)
+        admin = AdminEndpoint(tokens, books.ledger, books.wallet, orders, accounts_of, limits, "https://images")
         app = RequestMiddleware(Starlette(routes=admin.routes(), exception_handlers={ApiError: _api_error}))
         token = mint(SECRET, ISSUER, "ana", "admin", utc_now(), timedelta(hours=1))
         transport = httpx2.ASGITransport(app)
         headers = {"authorization": f"Bearer {token}"}
         async with httpx2.AsyncClient(transport=transport, base_url="http://admin", headers=headers) as client:
             yield Desk(books, client)
+
+
+async def charged(desk: Desk, caller: Caller, images: int = 1) -> str:
+    """A booked charge of 0.84 MXN an image; the order's id as the record has it."""
+    order = str(uuid4())
+    await desk.books.accounts.add_credit(caller.org_id, f"for-{order}", "bonus", images * UNIT)
+    price = pinned(images, now_us=desk.books.wallet.now_us())
+    assert (await desk.books.admit(caller, order, price)).verdict is Verdict.ADMITTED
+    assert (await desk.books.settle(caller, order, images)).close is Close.CHARGED
+    await drain(desk.books)
+    return order
 
 
 def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -90,6 +107,7 @@ WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
     ("key.rotate", "POST", "/keys/KEY/rotate", {"overlap_h": 24}, 201),
     ("key.revoke", "POST", "/keys/KEY/revoke", None, 200),
     ("credit.add", "POST", "/orgs/acme/credits", {"id": "p1", "type": "recharge", "mxn": "50.00"}, 201),
+    ("order.refund", "POST", "/orders/ORDER/refund", {"reason": "blurred", "mxn": "0.42"}, 201),
     ("fx.set", "POST", "/fx", {"month": "2041-01", "mxn_per_usd": "18.4512", "source": "DOF"}, 201),
 ]
 
@@ -112,10 +130,12 @@ def test_a_write_that_comes_again_is_done_once(
 
     async def work() -> None:
         async with open_desk(redis_url, ledger_url) as desk:
-            await desk.books.accounts.create_org("acme", "default")
+            org = await desk.books.accounts.create_org("acme", "default")
             issued = await desk.books.accounts.create_key("acme", "first")
             before = len(await desk.audit(action))
             where = path.replace("KEY", issued.key_id)
+            if "ORDER" in path:
+                where = path.replace("ORDER", await charged(desk, Caller(org.org_id, issued.key_id)))
             replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
             replies.append(await desk.ask(method, where, body, "once"))
             assert [reply.status_code for reply in replies] == [status] * (times + 1)
@@ -245,6 +265,104 @@ def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path
                 desk.client.headers["authorization"] = desk.client.headers["authorization"] + (
                     "x" if name is None else ""
                 )
+
+    run(work())
+
+
+@pytest.mark.parametrize("images", [1, 8])
+def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images: int) -> None:
+    """(rule 33) By both forms of its id; all refunds together are its charge, whichever address they came by."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, ledger_url) as desk:
+            caller = await desk.books.org()
+            order = await charged(desk, caller, images)
+            public = f"req_{order.replace('-', '')}"
+            shown = (await desk.ask("GET", f"/orders/{public}")).json()
+            assert shown == (await desk.ask("GET", f"/orders/{order}")).json()
+            price = format_mxn(images * UNIT)
+            assert (shown["id"], shown["status"], shown["booked"]) == (public, "charged", True)
+            assert (shown["amount_mxn"], shown["refundable_mxn"], shown["refunds"]) == (price, price, [])
+            assert shown["images"][0]["url"] == f"https://images/{shown['images'][0]['path']}"
+            body = {"id": "r1", "type": "refund", "mxn": "0.04", "order": public, "reason": "x"}
+            credit = (await desk.ask("POST", "/orgs/acme/credits", body)).json()
+            assert credit == {**body, "org": caller.org_id, "added": True}
+            assert (await desk.ask("POST", "/orgs/acme/credits", body)).json()["added"] is False
+            refund = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
+            assert refund.status_code == 201
+            assert without(refund.json(), "at") == {
+                "id": f"refund-{order}-2",
+                "order": public,
+                "org": caller.org_id,
+                "mxn": format_mxn(images * UNIT - 40_000),
+                "reason": "blurred",
+                "charged_mxn": price,
+                "refunded_mxn": price,
+                "refundable_mxn": "0.00",
+            }
+            again = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
+            assert again.status_code == 400 and "refunded whole already" in again.json()["error"]["message"]
+            shown = (await desk.ask("GET", f"/orders/{order}")).json()
+            assert [one["mxn"] for one in shown["refunds"]] == ["0.04", refund.json()["mxn"]]
+            assert (shown["refunded_mxn"], shown["refundable_mxn"]) == (price, "0.00")
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/orgs/acme/credits", {"id": "r", "type": "refund", "mxn": "0.84"}, 400, "order"),
+        ("/orgs/acme/credits", {"id": "r", "type": "refund", "mxn": "0.84", "order": "ORDER"}, 400, "reason"),
+        ("/orgs/acme/credits", {"id": "r", "type": "refund", "mxn": "0.84", "order": "x", "reason": "x"}, 400, "order"),
+        ("/orgs/acme/credits", {"id": "r", "type": "bonus", "mxn": "0.84", "order": "ORDER"}, 400, "order"),
+        ("/orgs/acme/credits", {"id": "r", "type": "bonus", "mxn": "0.84", "reason": "x"}, 400, "reason"),
+        (
+            "/orgs/acme/credits",
+            {"id": "r", "type": "refund", "mxn": "840.00", "order": "ORDER", "reason": "x"},
+            400,
+            "mxn",
+        ),
+        ("/orders/ORDER/refund", {"reason": "x", "mxn": "840.00"}, 400, "mxn"),
+        ("/orders/ORDER/refund", {"reason": "x", "mxn": "0.00"}, 400, "mxn"),
+        ("/orders/ORDER/refund", {"reason": "x", "mxn": "-1.00"}, 400, "mxn"),
+        ("/orders/ORDER/refund", {"reason": " x"}, 400, "reason"),
+        ("/orders/ORDER/refund", {}, 400, "reason"),
+        ("/orders/ORDER/refund", {"reason": "x", "order": "y"}, 400, "order"),
+        ("/orders/nothing/refund", {"reason": "x"}, 404, None),
+        ("/orders/11111111-1111-4111-8111-111111111111/refund", {"reason": "x"}, 404, None),
+        ("/orders/11111111-1111-4111-8111-111111111111", None, 404, None),
+        ("/orders/ghub_sk_live_nothing", None, 404, None),
+    ],
+)
+def test_a_wrong_refund_names_its_field(
+    redis_url: str, tmp_path: Path, path: str, body: dict[str, str] | None, status: int, param: str | None
+) -> None:
+    """(rule 33) And gives nothing."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            caller = await desk.books.org()
+            order = await charged(desk, caller)
+            sent = body and {name: text.replace("ORDER", order) for name, text in body.items()}
+            reply = await desk.ask("POST" if body is not None else "GET", path.replace("ORDER", order), sent)
+            assert (reply.status_code, reply.json()["error"]["param"]) == (status, param), reply.text
+            assert (await desk.books.ledger.order(order)).refunds == ()
+
+    run(work())
+
+
+def test_an_order_that_only_redis_could_know_is_503(redis_url: str, tmp_path: Path) -> None:
+    """(rule 2) While Redis is not projected nobody can say that there is none; what the ledger has is shown."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+            order = await charged(desk, await desk.books.org())
+            await desk.books.redis.flushall()
+            assert (await desk.ask("GET", f"/orders/{uuid4()}")).status_code == 503
+            shown = (await desk.ask("GET", f"/orders/{order}")).json()
+            assert (shown["status"], shown["redis"]) == ("charged", None)
+            assert shown["redis_away"] == "Redis is not projected yet"
 
     run(work())
 

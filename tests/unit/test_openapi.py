@@ -40,7 +40,7 @@ def routes(folder: Path | None) -> list[BaseRoute]:
         CreditsEndpoint(*(NOTHING,) * 2),
         HistoryEndpoint(*(NOTHING,) * 4),
         UsageEndpoint(*(NOTHING,) * 3),
-        AdminEndpoint(*(NOTHING,) * 5),
+        AdminEndpoint(*(NOTHING,) * 7),
         NOTHING,
         NOTHING,
         folder,

@@ -173,8 +173,46 @@ SELECT org_id, max(number), CAST(sum(amount_micro_mxn) AS BIGINT)
 FROM credit_transactions WHERE org_id IN (:ids) AND number IS NOT NULL GROUP BY org_id;
 
 -- name: add_credit
-INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at)
-VALUES (:id, :org_id, :type, :number, :amount_micro_mxn, :at);
+INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at, order_id, reason)
+VALUES (:id, :org_id, :type, :number, :amount_micro_mxn, :at, :order_id, :reason);
+
+-- name: refunds_of_order
+SELECT id, org_id, order_id, amount_micro_mxn, reason, at FROM credit_transactions
+WHERE order_id = :order_id ORDER BY number;
+
+-- name: refunds
+-- Those of a span of time, each with the charge that it gives back.
+SELECT
+    c.id, c.org_id, c.order_id, c.amount_micro_mxn, c.reason, c.at,
+    e.number, e.event_id, e.org_id, e.key_id, e.model, e.provider, e.upstream, e.size, e.quality, e.images_asked, e.day,
+    e.month, e.region, e.variant, e.usd_per_image, e.price_book, e.markup, e.mxn_per_usd, e.fx_month, e.fx_source,
+    e.unit_micro_mxn, e."end", e.reason, e.quantity, e.usd_measured, e.amount_micro_mxn, e.admitted_us, e.ended_us,
+    e.images, e.once
+FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
+WHERE c.order_id IS NOT NULL AND c.at >= :first_at AND c.at < :end_at
+    AND (CAST(:org_id AS TEXT) IS NULL OR c.org_id = :org_id) AND (c.at, c.id) > (:after_at, :after_id)
+ORDER BY c.at, c.id LIMIT :page;
+
+-- name: order_ends
+SELECT
+    number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
+    variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
+    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, booked_at
+FROM events WHERE event_id = :order_id ORDER BY number;
+
+-- name: result_kept
+SELECT count(*) FROM results WHERE request_id = :order_id;
+
+-- name: set_aside_of_order
+SELECT s.partition, s.entry_id, s.org_id, s.error, s.at, e.at
+FROM events_set_aside AS s LEFT JOIN set_aside_ends AS e ON e.partition = s.partition AND e.entry_id = s.entry_id
+WHERE s.request_id = :order_id ORDER BY s.at, s.entry_id;
+
+-- name: still_set_aside
+SELECT s.partition, s.entry_id, s.request_id, s.org_id, s.fields FROM events_set_aside AS s
+WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id)
+    AND (s.partition, s.entry_id) > (:after_partition, :after_entry_id)
+ORDER BY s.partition, s.entry_id LIMIT :page;
 
 -- name: set_aside
 INSERT INTO events_set_aside (partition, entry_id, error, fields, at)

@@ -1,0 +1,135 @@
+"""What may still come to a month: events that the ledger does not have yet, though they ended a while ago."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from metering.events import Event, EventError, decode
+from metering.money import format_mxn
+from metering.ports import Ledger
+from metering.verify import journals
+from metering.wallet import keys
+from metering.wallet.presence import Presence
+from metering.wallet.traces import entries, now_us, partitions_of
+
+LATE_S = 30.0
+"""Where a consumer runs an event is booked within a second of its end; one that is not by then is waited for."""
+
+BATCH = 500
+"""Events that the ledger is asked about at a time."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What the streams hold that the ledger does not have."""
+
+    events: int = 0
+    charges: int = 0
+    micro_mxn: int = 0
+    unreadable: int = 0
+
+
+async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | None) -> list[str]:
+    """Why what the ledger has of a month, of one organisation or of all, may not be everything: a sentence for each.
+
+    To be asked before the month is read, and itself in the order in which orders go: from journals to the streams, and
+    from there to the ledger. So what moves on meanwhile is told once too often, and never missed. Raises LedgerAway.
+    """
+    cannot = f"nobody can say whether events of {month} are still to be booked"
+    if redis is None:
+        return [f"GHUB_REDIS_URL is not set: {cannot}"]
+    try:
+        wiped = not await _projected(redis, org_id)
+        found = [f"{one.what} is {one.found}" for one in await journals(ledger, Presence(redis))]
+        found += _told(await _in_streams(ledger, redis, month, org_id), month)
+    except (RedisError, OSError, TimeoutError):
+        return [f"Redis does not answer: {cannot}"]
+    if wiped:
+        found.append(f"Redis is not projected yet: {cannot}")
+    if aside := await _set_aside(ledger, month, org_id):
+        found.append(f"{aside} events are set aside that are of {month}, or do not say of which month: ghub event list")
+    return found
+
+
+async def _projected(redis: Redis, org_id: str | None) -> bool:
+    """Not after a wipe: the streams are lost, and journals are to bring back what was in them."""
+    partitions = partitions_of(org_id)
+    async with redis.pipeline(transaction=False) as pipe:
+        for partition in partitions:
+            pipe.exists(keys.mark(partition))
+        return all(await pipe.execute())
+
+
+def _told(waiting: _Waiting, month: str) -> list[str]:
+    found = []
+    if waiting.events:
+        sums = f"{waiting.charges} of them charges of {format_mxn(waiting.micro_mxn)} MXN in all"
+        late = f"{waiting.events} events of {month} that ended over {LATE_S:.0f} s ago"
+        found.append(f"{late} are not booked yet, {sums}: is a consumer running?")
+    if waiting.unreadable:
+        found.append(f"{waiting.unreadable} entries of the event streams cannot be read, and may be of {month}")
+    return found
+
+
+async def _in_streams(ledger: Ledger, redis: Redis, month: str, org_id: str | None) -> _Waiting:
+    waiting = _Waiting()
+    batch: list[Event] = []
+    async for event in _late(redis, month, org_id, waiting):
+        batch.append(event)
+        if len(batch) == BATCH:
+            await _count(ledger, batch, waiting)
+            batch.clear()
+    await _count(ledger, batch, waiting)
+    return waiting
+
+
+async def _late(redis: Redis, month: str, org_id: str | None, waiting: _Waiting) -> AsyncIterator[Event]:
+    """Events of the month that ended long enough ago; entries that cannot be read are counted."""
+    for partition in partitions_of(org_id):
+        before_us = await now_us(redis, partition) - int(LATE_S * 1_000_000)
+        async for entry in entries(redis, (partition,)):
+            if b"notice" in entry.fields:
+                continue
+            try:
+                event = decode(entry.fields)
+            except EventError:
+                waiting.unreadable += 1
+                continue
+            if event.opened.month == month and org_id in (None, event.opened.org_id) and event.ended_us < before_us:
+                yield event
+
+
+async def _count(ledger: Ledger, events: Sequence[Event], waiting: _Waiting) -> None:
+    """Those that the ledger has are booked, and only not taken from the stream yet."""
+    ended = await ledger.ended([event.event_id for event in events])
+    for event in events:
+        booked = ended.get(event.event_id)
+        if booked is None or (event.end == "charge" and not booked.charged):
+            waiting.events += 1
+            waiting.charges += event.end == "charge"
+            waiting.micro_mxn += event.amount_micro_mxn
+
+
+async def _set_aside(ledger: Ledger, month: str, org_id: str | None) -> int:
+    """What could not be booked and waits for a person, unless it is surely of another month or organisation."""
+    waiting: list[str | None] = []
+    async for request_id, whose, kept in ledger.still_set_aside():
+        if whose is None:
+            whose = _field(kept, "org_id")
+        if _field(kept, "month") in (None, month) and (org_id is None or whose in (None, org_id)):
+            waiting.append(request_id or _field(kept, "request_id"))
+    booked = await ledger.ended([request_id for request_id in waiting if request_id is not None])
+    return sum(request_id not in booked for request_id in waiting)
+
+
+def _field(kept: bytes, name: str) -> str | None:
+    """Of the order, as far as its entry can be read."""
+    try:
+        opened = orjson.loads(kept)["opened"]
+        value = (orjson.loads(opened) if isinstance(opened, str) else opened)[name]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,132 @@
+"""What Redis knows of orders and of events that are not booked, for a person who asks: it only reads."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from metering.events import EventError, Opened, decode_opened
+from metering.wallet import keys
+from metering.wallet.connection import NotProjected, server_of
+
+PAGE = 100
+"""Stream entries that are read at a time: of the largest events some megabytes."""
+
+EVERYWHERE = range(keys.PARTITIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The hold of an order that has not ended. `expires_us` is None where no organisation's open orders name it."""
+
+    opened: Opened | None
+    amount_micro_mxn: int
+    images: int
+    admitted_us: int
+    expires_us: int | None
+    owner: str
+    owner_lives: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One order as Redis has it. `state` is `open`, `ran_out`, or its end: Redis remembers an end for a day."""
+
+    partition: int
+    org_id: str | None
+    state: str
+    reason: str
+    amount_micro_mxn: int
+    hold: Hold | None
+    result_kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a partition's event stream."""
+
+    partition: int
+    entry_id: str
+    fields: Mapping[bytes, bytes]
+
+
+def partitions_of(org_id: str | None) -> Sequence[int]:
+    """Where an organisation's orders lie; without one all partitions."""
+    return EVERYWHERE if org_id is None else (keys.partition_of(org_id),)
+
+
+async def trace(redis: Redis, request_id: str, org_id: str | None) -> Trace | None:
+    """How an order stands; None is certain: Redis does not know it. Raises RedisError, NotProjected."""
+    partitions = partitions_of(org_id)
+    async with redis.pipeline(transaction=False) as pipe:
+        for partition in partitions:
+            pipe.exists(keys.mark(partition))
+            pipe.get(keys.closed(partition, request_id))
+            pipe.hgetall(keys.hold(partition, request_id))
+            pipe.exists(keys.result(partition, request_id))
+        replies = await pipe.execute()
+    for place, partition in enumerate(partitions):
+        _, closed, hold, kept = replies[4 * place : 4 * place + 4]
+        if closed is not None:
+            end, amount, reason, owner = (closed.decode().split(":") + ["0", "", ""])[:4]
+            return Trace(partition, owner or org_id, end, reason, int(amount), None, bool(kept))
+        if hold:
+            return await _open(redis, partition, request_id, hold)
+    if not all(replies[0::4]):
+        raise NotProjected
+    return None
+
+
+async def entries(redis: Redis, partitions: Sequence[int]) -> AsyncIterator[Entry]:
+    """Everything in the event streams of these partitions, a page at a time. Raises RedisError."""
+    for partition in partitions:
+        after = "-"
+        while page := await _page(redis, partition, after):
+            for entry_id, fields in page:
+                yield Entry(partition, entry_id.decode(), fields)
+            after = f"({page[-1][0].decode()}"
+
+
+async def _page(redis: Redis, partition: int, after: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    found: Any = await redis.xrange(keys.events(partition), min=after, count=PAGE)
+    return [(entry_id, fields) for entry_id, fields in found]
+
+
+async def now_us(redis: Redis, partition: int) -> int:
+    """Unix µs by the clock of the server that has a partition. Raises RedisError."""
+    seconds, microseconds = await server_of(redis, partition).time()
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+async def _open(redis: Redis, partition: int, request_id: str, hold: Mapping[bytes, bytes]) -> Trace:
+    opened: Opened | None = None
+    with suppress(EventError, KeyError):  # of another version: the rest is told all the same
+        opened = decode_opened(hold[b"opened"])
+    org_id = None if opened is None else opened.org_id
+    expires = None if org_id is None else await redis.zscore(keys.OrgKeys(org_id).open, request_id)
+    owner = hold.get(b"owner", b"").decode()
+    lives = bool(owner) and bool(await redis.exists(keys.alive(owner)))
+    ran_out = expires is None or expires <= await now_us(redis, partition)
+    return Trace(
+        partition=partition,
+        org_id=org_id,
+        state="ran_out" if ran_out else "open",
+        reason="",
+        amount_micro_mxn=0,
+        hold=Hold(
+            opened=opened,
+            amount_micro_mxn=_number(hold, b"amount"),
+            images=_number(hold, b"images"),
+            admitted_us=_number(hold, b"admitted_us"),
+            expires_us=None if expires is None else int(expires),
+            owner=owner,
+            owner_lives=lives,
+        ),
+        result_kept=False,
+    )
+
+
+def _number(fields: Mapping[bytes, Any], name: bytes) -> int:
+    return int(fields.get(name, 0))
