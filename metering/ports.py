@@ -215,12 +215,25 @@ class Keyed:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A stream entry that could not be booked, kept for a person."""
+    """A stream entry that could not be booked, kept for a person. `fields` is made and read by `metering.aside`.
+
+    `request_id` and `org_id` say whose it is, as far as that can be read; they are empty where it cannot, and None in
+    rows of versions that did not look. `at` is when it was set aside, `fed_at` when it was put back into its stream.
+    """
 
     partition: int
     entry_id: str
     error: str
     fields: bytes
+    request_id: str | None = None
+    org_id: str | None = None
+    at: str = ""
+    fed_at: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What a person calls it by."""
+        return f"p{self.partition}-{self.entry_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +303,11 @@ class Ledger(Protocol):
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...
     async def close_incarnation(self, incarnation: UUID, last_number: int, at: datetime) -> None: ...
     async def open_incarnations(self) -> list[UUID]: ...
+    async def ends(self, request_ids: Sequence[str]) -> set[tuple[str, End]]: ...
     async def count_set_aside(self) -> int: ...
+    async def set_asides(self, after: SetAside | None = None, most: int = PAGE) -> list[SetAside]: ...
+    async def set_aside(self, partition: int, entry_id: str) -> SetAside: ...
+    async def set_aside_of(self, request_ids: Collection[str]) -> set[str]: ...
+    async def end_set_aside(self, entry: SetAside, at: datetime, act: Act) -> bool: ...
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...
     def events(self, *, org_id: str | None = None, month: str | None = None) -> AsyncIterator[Event]: ...

@@ -45,6 +45,21 @@ def events(partition: int) -> str:
     return f"{{p{partition}}}:events"
 
 
+def kept(partition: int) -> str:
+    """The stream of events that the ledger has committed, kept for a while."""
+    return f"{{p{partition}}}:kept"
+
+
+def committed(partition: int) -> str:
+    """What the ledger committed last, the newest first."""
+    return f"{{p{partition}}}:committed"
+
+
+def last_commit(partition: int, consumer: str) -> str:
+    """The last thing that a consumer said to be committed: an answer that was lost is recognised."""
+    return f"{{p{partition}}}:commit:{consumer}"
+
+
 def busy(partition: int) -> str:
     """Organisations with holds, by the moment at which somebody is to look for those that ran out."""
     return f"{{p{partition}}}:busy"
