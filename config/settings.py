@@ -51,6 +51,19 @@ STREAM_BACKLOG = 50_000
 MEMORY_MARK = 0.8
 """Admission stops when Redis has used this share of its `maxmemory`; the rest is for settling (rule 28)."""
 
+KEPT_BYTES = 16 * 1024 * 1024
+"""Of one partition's committed events, kept to be fed again: about 8,000 orders of one image. All 32 partitions take
+512 MiB at most, a third of what full backlogs would."""
+
+KEPT_MARK = 0.6
+"""Above this share of Redis' `maxmemory` no committed event is kept: well before admission stops at MEMORY_MARK."""
+
+KEEP_H = 24.0
+"""How long committed events can be fed again: a backup each night, and the last of them is younger than this."""
+
+MOST_KEEP_H = 31 * 24
+"""A month: whoever restores an older backup has other worries, and KEPT_BYTES ends it long before."""
+
 CLOSED_S = 24 * 3600
 """How long Redis remembers how an order ended: far beyond every retry of a settlement."""
 
@@ -196,6 +209,8 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr | None = None
     ledger_url: SecretStr = SecretStr("sqlite:///ghub.db")
+
+    keep_h: Annotated[float, Field(ge=0, le=MOST_KEEP_H)] = KEEP_H
 
     storage_url: str | None = None
     storage_key: SecretStr | None = None

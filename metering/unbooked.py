@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -115,21 +114,12 @@ async def _count(ledger: Ledger, events: Sequence[Event], waiting: _Waiting) -> 
 
 async def _set_aside(ledger: Ledger, month: str, org_id: str | None) -> int:
     """What could not be booked and waits for a person, unless it is surely of another month or organisation."""
-    waiting: list[str | None] = []
-    async for request_id, whose, kept in ledger.still_set_aside():
-        if whose is None:
-            whose = _field(kept, "org_id")
-        if _field(kept, "month") in (None, month) and (org_id is None or whose in (None, org_id)):
-            waiting.append(request_id or _field(kept, "request_id"))
-    booked = await ledger.ended([request_id for request_id in waiting if request_id is not None])
+    waiting: list[str] = []
+    page = await ledger.set_asides()
+    while page:
+        for told in (told_of_kept(entry.fields) for entry in page):
+            if told.month in ("", month) and (org_id is None or told.org_id in ("", org_id)):
+                waiting.append(told.request_id)
+        page = await ledger.set_asides(after=page[-1])
+    booked = await ledger.ended([request_id for request_id in waiting if request_id])
     return sum(request_id not in booked for request_id in waiting)
-
-
-def _field(kept: bytes, name: str) -> str | None:
-    """Of the order, as far as its entry can be read."""
-    try:
-        opened = orjson.loads(kept)["opened"]
-        value = (orjson.loads(opened) if isinstance(opened, str) else opened)[name]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, str) else None

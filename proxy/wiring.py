@@ -244,7 +244,7 @@ class Back:
         if self.redis is None:
             _redis_url(self.settings)
         assert self.redis is not None
-        return Consumer(self.redis, self.ledger, name, CLOSED_S)
+        return Consumer(self.redis, self.ledger, name, CLOSED_S, self.settings.keep_h * 3600)
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ from uuid import UUID
 
 import orjson
 
+from metering.aside import told_of_kept
 from metering.clock import DAY_US, Period, month_start_us, next_month, period_at, unix_us_at, utc_at
-from metering.events import Event, Notice, decode_images
+from metering.events import End, Event, Notice, decode_images
 from metering.ledger.queries import Dialect, pending
 from metering.ledger.rows import Row, event_of, event_row, fields, key_of, org_of
 from metering.limits import Limits
@@ -534,6 +535,10 @@ class SqlLedger(ABC):
             for event_id, end, reason, images in rows
         }
 
+    async def ends(self, request_ids: Sequence[str]) -> set[tuple[str, End]]:
+        """Every end that the ledger has of these orders, by request id: some hundreds at a time."""
+        return {(event_id, end) for event_id, end in await self._rows("ends", ids=_json(request_ids))}
+
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]:
         """Charged orders of these organisations that came with an idempotency key, since then."""
         return [Keyed(*row) for row in await self._rows("keyed", ids=_json(org_ids), since_us=since_us)]
@@ -589,21 +594,43 @@ class SqlLedger(ABC):
 
         return await self._run("scan", steps)
 
+    # --- what was set aside ---
+
     async def count_set_aside(self) -> int:
         """Entries that wait for a person."""
         return int((await self._rows("count_set_aside"))[0][0])
 
-    async def set_aside_of(self, request_ids: Sequence[str]) -> set[str]:
-        """Those of these orders of which an event was set aside, and not fed again since."""
-        return {request_id for (request_id,) in await self._rows("set_aside_of", ids=_json(request_ids))}
+    async def set_asides(self, after: SetAside | None = None, most: int = PAGE) -> list[SetAside]:
+        """A page of the entries that wait for a person, oldest first; the next one begins `after` the last of this."""
+        at, partition, entry_id = (after.at, after.partition, after.entry_id) if after is not None else ("", -1, "")
+        rows = await self._rows(
+            "set_asides", after_at=at, after_partition=partition, after_entry_id=entry_id, page=most
+        )
+        return [_set_aside(row) for row in rows]
 
-    async def still_set_aside(self) -> AsyncIterator[tuple[str | None, str | None, bytes]]:
-        """Of each entry that waits for a person: order and organisation, as far as they are known, and its fields."""
-        after = {"after_partition": -1, "after_entry_id": ""}
-        while rows := await self._rows("still_set_aside", page=PAGE, **after):
-            for _, _, request_id, org_id, kept in rows:
-                yield request_id, org_id, bytes(kept)
-            after = {"after_partition": rows[-1][0], "after_entry_id": rows[-1][1]}
+    async def set_aside(self, partition: int, entry_id: str) -> SetAside:
+        """One entry, also if it was fed again since. Raises NotThere."""
+        rows = await self._rows("set_aside_row", partition=partition, entry_id=entry_id)
+        if not rows:
+            raise NotThere(f"no event p{partition}-{entry_id} was set aside")
+        return _set_aside(rows[0])
+
+    async def set_aside_of(self, request_ids: Collection[str]) -> set[str]:
+        """Those of these orders of which an event waits for a person: some hundreds at a time."""
+        rows = await self._rows("set_aside_of", ids=_json(list(request_ids)))
+        found = {told_of_kept(kept).request_id if request_id is None else request_id for request_id, kept in rows}
+        return found & set(request_ids)
+
+    async def end_set_aside(self, entry: SetAside, at: datetime, act: Act) -> bool:
+        """It was put back into its stream; False where that was written down before."""
+
+        def steps() -> Steps[bool]:
+            values = {"partition": entry.partition, "entry_id": entry.entry_id, "at": at.isoformat()}
+            ended = yield "end_set_aside", values
+            yield from _note(act, at.isoformat())
+            return bool(ended)
+
+        return await self._run("write", steps)
 
     # --- gateways' journals ---
 
@@ -749,6 +776,15 @@ def _once(act: Act, at: str) -> Steps[None]:
 
 def _change(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:
     return "change", {"org_id": org_id, "what": what, "at": at}
+
+
+def _set_aside(row: Row) -> SetAside:
+    """A row of the statements `set_asides` and `set_aside_row`; whose it is was not looked for by every version."""
+    partition, entry_id, error, kept, request_id, org_id, at, fed_at = row
+    if request_id is None:
+        told = told_of_kept(kept)
+        request_id, org_id = told.request_id, told.org_id
+    return SetAside(partition, entry_id, error, kept, request_id, org_id, at, fed_at)
 
 
 def _result_row(event: Event) -> dict[str, Any]:

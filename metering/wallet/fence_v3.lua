@@ -4,7 +4,7 @@
 -- A mark counts for nothing that was set on another run of a server, or on another server: after a restart or a failover
 -- Redis may have lost what it had acknowledged, while the ledger has it. Nor does one that was made from another ledger
 -- (rule 34). Whoever raises the fence has seen that, and says what it saw: a mark that is another by now stays.
--- KEYS  1 mark  2 fence  3 events  4 home  5 ledger  6 booked
+-- KEYS  1 mark  2 fence  3 events  4 home  5 ledger  6 what the ledger committed last
 -- ARGV  1 who  2 step: 'raise' or 'drop'  3 last change (drop)  4 seconds until a dead holder's fence falls (raise)
 --       5 the run of the server on which the rebuild began  6 fingerprint of the last change (drop)
 --       7 to 9 the mark, home and ledger that count for nothing, each empty where there was none (raise)

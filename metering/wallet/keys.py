@@ -45,14 +45,24 @@ def ledger(partition: int) -> str:
     return f"{{p{partition}}}:ledger"
 
 
-def booked(partition: int) -> str:
-    """An order's end that the ledger has committed, one of the last: `charge:` or `other:`, and the request's id."""
-    return f"{{p{partition}}}:booked"
-
-
 def events(partition: int) -> str:
     """The stream of metering events."""
     return f"{{p{partition}}}:events"
+
+
+def kept(partition: int) -> str:
+    """The stream of events that the ledger has committed, kept for a while."""
+    return f"{{p{partition}}}:kept"
+
+
+def committed(partition: int) -> str:
+    """What the ledger committed last, the newest first."""
+    return f"{{p{partition}}}:committed"
+
+
+def last_commit(partition: int, consumer: str) -> str:
+    """The last thing that a consumer said to be committed: an answer that was lost is recognised."""
+    return f"{{p{partition}}}:commit:{consumer}"
 
 
 def busy(partition: int) -> str:

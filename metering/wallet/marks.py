@@ -87,7 +87,7 @@ class Marks:
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in runs:
                 pipe.mget(keys.mark(partition), keys.home(partition), keys.ledger(partition))
-                pipe.get(keys.booked(partition))
+                pipe.lindex(keys.committed(partition), 0)
             replies = await pipe.execute()
         told = zip(runs.items(), replies[0::2], replies[1::2], strict=True)
         seen = {partition: _seen(run, [*values, booked]) for (partition, run), values, booked in told}

@@ -23,6 +23,7 @@ from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import load_script, servers
 from metering.wallet.inspection import Inspection
+from metering.wallet.kept import feed_again
 from metering.wallet.marks import Look, Marks, Seen, keys_like
 
 log = structlog.get_logger(__name__)
@@ -111,7 +112,8 @@ class Projector:
         who = uuid4().hex
         if foreign := sorted(look.missing & look.foreign):
             # Before the fence, whose raising ends it: what dies on the way begins here again.
-            log.error("ledger_restored", partitions=foreign, change=look.last)
+            fed = [await feed_again(self._redis, partition) for partition in foreign]
+            log.error("ledger_restored", partitions=foreign, change=look.last, fed_again=sum(fed))
             await self._shut_out(set(foreign))
         codes = {partition: await self._raise(partition, look.seen[partition], who) for partition in look.missing}
         fenced = {partition for partition, code in codes.items() if code == _DONE}
@@ -205,7 +207,7 @@ class Projector:
         return await self._at_fence(partition, [who, "drop", change, FENCE_S, seen.run, fingerprint, "", "", ""])
 
     async def _at_fence(self, partition: int, args: list[Any]) -> int:
-        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger, keys.booked]
+        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger, keys.committed]
         code: int = await self._fence(keys=[name(partition) for name in names], args=args)
         return code
 

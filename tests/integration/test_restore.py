@@ -150,7 +150,7 @@ def test_a_mark_of_an_older_version_counts_as_before(redis_url: str, ledger_url:
         async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             partition = keys.partition_of(caller.org_id)
-            await books.redis.delete(keys.ledger(partition), keys.booked(partition))
+            await books.redis.delete(keys.ledger(partition), keys.committed(partition))
             with capture_logs() as logs:
                 await books.projector.round()
             assert not logs

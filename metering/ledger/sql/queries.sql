@@ -208,23 +208,34 @@ SELECT s.partition, s.entry_id, s.org_id, s.error, s.at, e.at
 FROM events_set_aside AS s LEFT JOIN set_aside_ends AS e ON e.partition = s.partition AND e.entry_id = s.entry_id
 WHERE s.request_id = :order_id ORDER BY s.at, s.entry_id;
 
--- name: still_set_aside
-SELECT s.partition, s.entry_id, s.request_id, s.org_id, s.fields FROM events_set_aside AS s
-WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id)
-    AND (s.partition, s.entry_id) > (:after_partition, :after_entry_id)
-ORDER BY s.partition, s.entry_id LIMIT :page;
-
 -- name: set_aside
-INSERT INTO events_set_aside (partition, entry_id, error, fields, at)
-VALUES (:partition, :entry_id, :error, :fields, :at) ON CONFLICT DO NOTHING;
+INSERT INTO events_set_aside (partition, entry_id, error, fields, request_id, org_id, at)
+VALUES (:partition, :entry_id, :error, :fields, :request_id, :org_id, :at) ON CONFLICT DO NOTHING;
 
 -- name: count_set_aside
-SELECT count(*) FROM events_set_aside;
+SELECT count(*) FROM events_set_aside AS a
+WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE (e.partition, e.entry_id) = (a.partition, a.entry_id));
+
+-- name: set_asides
+SELECT a.partition, a.entry_id, a.error, a.fields, a.request_id, a.org_id, a.at, NULL FROM events_set_aside AS a
+WHERE NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE (e.partition, e.entry_id) = (a.partition, a.entry_id))
+    AND (a.at, a.partition, a.entry_id) > (:after_at, :after_partition, :after_entry_id)
+ORDER BY a.at, a.partition, a.entry_id LIMIT :page;
+
+-- name: set_aside_row
+SELECT a.partition, a.entry_id, a.error, a.fields, a.request_id, a.org_id, a.at, e.at FROM events_set_aside AS a
+LEFT JOIN set_aside_ends AS e ON (e.partition, e.entry_id) = (a.partition, a.entry_id)
+WHERE a.partition = :partition AND a.entry_id = :entry_id;
 
 -- name: set_aside_of
-SELECT s.request_id FROM events_set_aside AS s WHERE s.request_id IN (:ids) AND NOT EXISTS (
-    SELECT 1 FROM set_aside_ends AS e WHERE e.partition = s.partition AND e.entry_id = s.entry_id
-);
+-- And those of which a version that did not look knows no request: they are read.
+SELECT a.request_id, a.fields FROM events_set_aside AS a
+WHERE (a.request_id IN (:ids) OR a.request_id IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE (e.partition, e.entry_id) = (a.partition, a.entry_id));
+
+-- name: end_set_aside
+INSERT INTO set_aside_ends (partition, entry_id, at) VALUES (:partition, :entry_id, :at)
+ON CONFLICT DO NOTHING RETURNING entry_id;
 
 -- name: charged_up_to
 -- What came after the number asked for is taken off the running total. A wallet's cut is never
@@ -335,6 +346,9 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
+
+-- name: ends
+SELECT event_id, "end" FROM events WHERE event_id IN (:ids);
 
 -- name: ended
 SELECT event_id, "end", reason, images FROM events WHERE event_id IN (:ids);

@@ -1,0 +1,118 @@
+"""Entries of the stream that nobody could book: kept so that a person can read them, and fed again byte for byte."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from metering.events import VERSION
+from metering.money import MAX_MICRO_MXN
+
+Fields = Mapping[bytes, bytes]
+
+_LONGEST_ID = 100
+"""Of what is taken for a request's or an organisation's id; ours have 36 characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Whose an entry is, and what of, as far as it can be read; empty or None where it cannot."""
+
+    request_id: str = ""
+    org_id: str = ""
+    month: str = ""
+    end: str = ""
+    amount_micro_mxn: int | None = None
+
+
+def pack(fields: Fields) -> bytes:
+    """An entry's fields as they are kept: JSON, in which what is no UTF-8 stands as base64."""
+    return orjson.dumps({"fields": [[_text(name), _text(value)] for name, value in fields.items()]})
+
+
+def unpack(kept: bytes) -> dict[bytes, bytes]:
+    """An entry's fields from what `pack` made of them, or from what an earlier version kept.
+
+    That was either the fields as text, with a replacement for what is none, or the decoded event. Raises ValueError.
+    """
+    try:
+        document = orjson.loads(kept)
+        if isinstance(fields := document.get("fields"), list):
+            return {_bytes(name): _bytes(value) for name, value in fields}
+        if isinstance(document.get("opened"), dict):
+            return _stream_fields(document)
+        return {name.encode(): value.encode() for name, value in document.items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no entry that was set aside: {error!r}") from None
+
+
+def told_of_kept(kept: bytes) -> Told:
+    """What an entry says of itself, from the form in which it is kept."""
+    try:
+        return told_of(unpack(kept))
+    except ValueError:
+        return Told()
+
+
+def told_of(fields: Fields) -> Told:
+    """What an entry says of itself."""
+    opened = _json(fields.get(b"opened", b""))
+    opened = opened if isinstance(opened, dict) else {}
+    return Told(
+        request_id=_id(opened.get("request_id")),
+        org_id=_id(opened.get("org_id") or fields.get(b"org", b"").decode("utf-8", "replace")),
+        month=_id(opened.get("month")),
+        end="notice" if b"notice" in fields else _id(fields.get(b"end", b"").decode("utf-8", "replace")),
+        amount_micro_mxn=_amount(fields.get(b"amount", b"")),
+    )
+
+
+def _stream_fields(event: Mapping[str, Any]) -> dict[bytes, bytes]:
+    """A decoded event as the entry that it was decoded from."""
+    plain = {
+        "number": event["number"],
+        "end": event["end"],
+        "reason": event["reason"],
+        "quantity": event["quantity"],
+        "amount": event["amount_micro_mxn"],
+        "admitted_us": event["admitted_us"],
+        "ended_us": event["ended_us"],
+        "usd_measured": event["usd_measured"] or "",
+        "result": event["result"],
+    }
+    fields = {name.encode(): str(value).encode() for name, value in plain.items()}
+    fields[b"opened"] = orjson.dumps({"v": VERSION, **event["opened"]})
+    fields[b"images"] = orjson.dumps(event["images"])
+    return fields
+
+
+def _text(part: bytes) -> str | dict[str, str]:
+    try:
+        return part.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(part).decode()}
+
+
+def _bytes(part: str | dict[str, str]) -> bytes:
+    return part.encode() if isinstance(part, str) else base64.b64decode(part["base64"])
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _id(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST_ID and value.isprintable() else ""
+
+
+def _amount(text: bytes) -> int | None:
+    try:
+        amount = int(text)
+    except ValueError:
+        return None
+    return amount if abs(amount) <= MAX_MICRO_MXN else None

@@ -1,0 +1,146 @@
+"""What the ledger has committed: taken out of the streams, kept beside them for a while, and fed again to a ledger that
+lacks it because it was restored from a backup (rule 30)."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import structlog
+from prometheus_client import Counter
+from redis.asyncio import Redis
+
+from config.settings import KEPT_BYTES, KEPT_MARK
+from metering.events import End
+from metering.ports import Ledger
+from metering.wallet import keys
+from metering.wallet.connection import load_script, servers
+
+log = structlog.get_logger(__name__)
+
+PROOFS = 8
+"""Of what the ledger committed last, for each partition. One is not enough: of two consumers the one that committed
+first may say so last, and a backup may have been taken between them."""
+
+FED_AT_ONCE = 100
+"""Events that one call feeds again: some milliseconds of Redis, with the largest."""
+
+FED = Counter("ghub_events_fed_again_total", "Kept events that a restored ledger was fed with again")
+
+NO_EVENT, KNOWN, NEW = 0, 1, 2
+"""What an entry of the stream is to the ledger: none of its events, one that it had, or one that is new to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An entry that the ledger has taken, as `what`; `proof` says which event it was, or is empty."""
+
+    partition: int
+    entry_id: bytes
+    what: int
+    proof: str = ""
+
+
+class Commit:
+    """Entries that leave their streams together. It may be told to Redis again, as the same one."""
+
+    def __init__(self, done: Sequence[Done]) -> None:
+        self.name = uuid4().hex
+        self.by_partition: dict[int, list[Done]] = {}
+        for one in done:
+            self.by_partition.setdefault(one.partition, []).append(one)
+
+
+def proof_of(event_id: str, end: End) -> str:
+    """By which it can be asked whether the ledger has an event."""
+    return f"{'charge' if end == 'charge' else 'other'}:{event_id}"
+
+
+class Commits:
+    """Takes committed entries out of the streams. `keep_s`: for how long events can be fed again, in seconds."""
+
+    def __init__(self, redis: Redis, group: str, consumer: str, keep_s: float) -> None:
+        self._redis = redis
+        self._group = group
+        self._consumer = consumer
+        self._keep_ms = round(keep_s * 1000)
+        self._most_bytes = KEPT_BYTES
+        self._commit = load_script(redis, "commit_v1")
+
+    async def tell(self, commit: Commit) -> None:
+        """Tell Redis what is committed. Where it gives no answer it is to be told again. Raises RedisError."""
+        calls = [self._call(partition, commit.name, done) for partition, done in commit.by_partition.items()]
+        for partition, lost in zip(commit.by_partition, await self._commit.each(calls), strict=True):
+            if lost:
+                log.warning("stream_lost", partition=partition)
+
+    async def trim(self, partitions: Collection[int]) -> None:
+        """Let go of what is too old, or of everything where Redis has little memory left. Raises RedisError."""
+        self._most_bytes = 0 if await self._short_of_memory(partitions) else KEPT_BYTES
+        await self._commit.each([self._call(partition, "", []) for partition in partitions])
+
+    def _call(self, partition: int, name: str, done: Sequence[Done]) -> tuple[list[str], list[str | int | bytes]]:
+        proofs = [one.proof for one in done if one.proof]
+        args: list[str | int | bytes] = [self._group, name, self._keep_ms, self._most_bytes]
+        args += [proofs[-1] if proofs else "", PROOFS]
+        for one in done:
+            args += [one.entry_id, one.what]
+        return [*_names(partition), keys.last_commit(partition, self._consumer)], args
+
+    async def _short_of_memory(self, partitions: Collection[int]) -> bool:
+        asked = [server for server, here in await servers(self._redis) if not set(here).isdisjoint(partitions)]
+        infos = [await server.info("memory") for server in asked]
+        return any(0 < info["maxmemory"] * KEPT_MARK < info["used_memory"] for info in infos)
+
+
+async def feed_again(redis: Redis, partition: int) -> int:
+    """Put all that is kept of a partition back into its stream; returns how many events. Raises RedisError.
+
+    They are booked by the next consumer, each once. Until the stream is empty again the partition is not projected.
+    """
+    feed = load_script(redis, "feed_v1")
+    latest = await redis.xrevrange(keys.kept(partition), count=1)
+    until = latest[0][0] if latest else b"-"
+    fed = 0
+    while True:
+        moved: int = await feed(keys=_names(partition), args=[until, FED_AT_ONCE])
+        fed += moved
+        if moved < FED_AT_ONCE:
+            FED.inc(fed)
+            return fed
+
+
+async def heal(redis: Redis, ledger: Ledger, partitions: Collection[int]) -> int:
+    """Feed those of these partitions again of which the ledger lacks what it has committed; returns how many events.
+
+    Raises RedisError, LedgerAway.
+    """
+    proofs = await _proofs(redis, partitions)
+    if not proofs:
+        return 0
+    asked = {proof.partition(":")[2] for told in proofs.values() for proof in told}
+    there = {proof_of(*end) for end in await ledger.ends(sorted(asked))}
+    fed = 0
+    for partition, told in proofs.items():
+        if not there.issuperset(told):
+            events = await feed_again(redis, partition)
+            log.error("ledger_restored", partition=partition, fed_again=events)
+            fed += events
+    return fed
+
+
+async def _proofs(redis: Redis, partitions: Collection[int]) -> Mapping[int, list[str]]:
+    async with redis.pipeline(transaction=False) as pipe:
+        for partition in partitions:
+            pipe.lrange(keys.committed(partition), 0, -1)
+        found = zip(partitions, await pipe.execute(), strict=True)
+    return {partition: [proof.decode() for proof in told] for partition, told in found if told}
+
+
+def _names(partition: int) -> list[str]:
+    return [
+        keys.mark(partition),
+        keys.fence(partition),
+        keys.events(partition),
+        keys.kept(partition),
+        keys.committed(partition),
+    ]
