@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from metering.aside import told_of_kept
 from metering.events import Event, EventError, decode
 from metering.money import format_mxn
 from metering.ports import Ledger
