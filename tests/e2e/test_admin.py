@@ -151,6 +151,25 @@ def test_an_operators_day(office: System, admin: Admin) -> None:
     assert [row["target"] for row in whole if row["action"] == "fx.set"] == ["2031-01"]
 
 
+def test_an_order_is_shown_and_refunded(office: System, admin: Admin) -> None:
+    """(rule 33) Through the gateway: with the address of its image; what is given back can be spent at once."""
+    org_id, key = office.customer("refunds", "0.84")
+    assert order(office, key) == (200, "")
+    (event,) = office.events(org_id, 1)
+    shown = admin.done("GET", f"/orders/{event.event_id}")
+    assert (shown["status"], shown["booked"], shown["refundable_mxn"]) == ("charged", True, "0.84")
+    assert httpx2.get(shown["images"][0]["url"], trust_env=False).status_code == 200
+    assert order(office, key) == (402, "insufficient_balance")
+    refund = admin.done("POST", f"/orders/{shown['id']}/refund", {"reason": "blurred"}, "case-7")
+    assert (refund["mxn"], refund["refundable_mxn"]) == ("0.84", "0.00")
+    assert admin.done("POST", f"/orders/{shown['id']}/refund", {"reason": "blurred"}, "case-7") == refund
+    assert admin.ask("POST", f"/orders/{shown['id']}/refund", {"reason": "blurred"}).status_code == 400
+    assert order(office, key) == (200, "")
+    (row,) = [row for row in admin.done("GET", "/audit?org=refunds")["data"] if row["action"] == "order.refund"]
+    assert row["target"] == refund["id"]
+    assert row["details"] == {"order": event.event_id, "reason": "blurred", "mxn": "0.84"}
+
+
 def test_pages_follow_each_other_while_organisations_are_opened(admin: Admin) -> None:
     """Each is shown once, in the order in which they came."""
     names = [admin.done("POST", "/orgs", {"name": f"page {number}"})["name"] for number in range(5)]
