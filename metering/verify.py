@@ -189,7 +189,7 @@ async def _redis(ledger: Ledger, wallet: Wallet, scope: Scope, tell: Tell) -> li
         for one in page:
             found += await _differences(one, ledger)
         tell("organisations", len(page))
-        tell("expected", sum(one.booked.events for one in page))
+        tell("expected", 0 if scope.since_us else sum(one.booked.events for one in page))
     if scope.org is None:
         try:
             found += [_stranger(one) async for one in wallet.inspection.strangers(ledger)]

@@ -96,7 +96,7 @@ def _progress() -> Iterator[Tell]:
             nonlocal expected
             if what == "expected":
                 expected += count
-                progress.update(tasks["orders"], total=expected)
+                progress.update(tasks["orders"], total=expected or None)
             else:
                 progress.advance(tasks[what], count)
 
