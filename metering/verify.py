@@ -80,7 +80,7 @@ class Scope:
 
 
 Tell = Callable[[str, int], None]
-"""Is told what was looked at, and how many of them since it was last told."""
+"""Is told what was looked at, and how many of them since it was last told; "expected" are orders to be looked at."""
 
 
 def _tell_nobody(what: str, count: int) -> None:
@@ -189,6 +189,7 @@ async def _redis(ledger: Ledger, wallet: Wallet, scope: Scope, tell: Tell) -> li
         for one in page:
             found += await _differences(one, ledger)
         tell("organisations", len(page))
+        tell("expected", 0 if scope.since_us else sum(one.booked.events for one in page))
     if scope.org is None:
         try:
             found += [_stranger(one) async for one in wallet.inspection.strangers(ledger)]

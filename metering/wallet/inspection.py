@@ -87,7 +87,7 @@ class Inspection:
         async for page in keys_like(self._redis, "access", everywhere):
             known_keys = await ledger.known_keys([_id(name) for name in page])
             for name in page:
-                if _id(name) not in known_keys and (state := _text(await self._redis.hget(name, "state"))) != "revoked":
+                if _id(name) not in known_keys and (state := _text(await self._redis.hget(name, "state"))) == "active":
                     yield Stranger("access", _id(name), state)
         async for page in keys_like(self._redis, "key", everywhere):
             known_hashes = await ledger.known_hashes([_id(name) for name in page])

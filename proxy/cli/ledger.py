@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config.settings import read_settings
 from metering.clock import MEXICO, unix_us_at
@@ -86,13 +86,19 @@ class _Exists:
 @contextmanager
 def _progress() -> Iterator[Tell]:
     """What was looked at so far, for a person who waits; nothing where nobody does."""
-    columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         tasks = {what: progress.add_task(what, total=None) for what in LOOKED_AT}
+        expected = 0
 
         def tell(what: str, count: int) -> None:
-            progress.advance(tasks[what], count)
+            nonlocal expected
+            if what == "expected":
+                expected += count
+                progress.update(tasks["orders"], total=expected or None)
+            else:
+                progress.advance(tasks[what], count)
 
         yield tell
 

@@ -159,6 +159,11 @@ def ordered(system: System, key: str) -> str:
         (("fx", "set", "2031-02", "-1", "--source", "x"), 2, "RATE"),
         (("usage", "export", "--month", "november", "--out", "x.csv"), 2, "--month"),
         (("usage", "export", "--month", "2026-11", "--out", "/nowhere/x.csv"), 2, "--out"),
+        (("verify", "--since", "yesterday"), 2, "--since"),
+        (("verify", "--since", "2026-11-22T08:00:00"), 2, "no zone"),
+        (("verify", "--org", "nobody"), 1, "there is no organisation 'nobody'"),
+        (("wallet", "accept", "nobody", "--reason", "x"), 1, "there is no organisation 'nobody'"),
+        (("wallet", "accept", "shared twice"), 2, "--reason"),
         (("nonsense",), 2, "nonsense"),
     ],
 )

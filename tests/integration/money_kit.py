@@ -11,11 +11,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import orjson
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
@@ -203,22 +201,6 @@ def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
             return cursor.fetchall() if cursor.description else []
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
         return db.execute(statement).fetchall()
-
-
-def backup(url: str) -> str:
-    """The address of a copy of a ledger as it is now: what a restore brings back. The ledger itself stays."""
-    if url.startswith("sqlite:///"):
-        path = url.removeprefix("sqlite:///")
-        copy = f"{path}.{uuid4().hex}"
-        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-        return f"sqlite:///{copy}"
-    name, copy = str(conninfo_to_dict(url)["dbname"]), f"backup_{uuid4().hex}"
-    with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as connection:
-        # A template is one that nobody uses; whoever is thrown out connects again.
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
-        connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name}".encode())
-    return url.replace(f"/{name}?", f"/{copy}?")
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A ledger restored from a backup, while Redis lives: it is projected whole, and what it lost is named (rule 34)."""
+"""A ledger restored from a while Redis lives: it is projected whole, and what it lost is named (rule 34)."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,8 +9,9 @@ from structlog.testing import capture_logs
 
 from metering.wallet import keys
 from metering.wallet.wallet import Caller, Verdict
+from tests.backups import backup
 from tests.conftest import run
-from tests.integration.money_kit import ACT, NOON, UNIT, Books, backup, drain, hash_of, open_books, pinned
+from tests.integration.money_kit import ACT, NOON, UNIT, Books, drain, hash_of, open_books, pinned
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from metering.ports import LedgerError
 from metering.verify import Difference, NotProvable, Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
+from tests.backups import backup
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import (
     ACT,
@@ -27,7 +28,6 @@ from tests.integration.money_kit import (
     NOW_US,
     UNIT,
     Books,
-    backup,
     drain,
     event,
     hash_of,
