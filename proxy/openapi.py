@@ -109,7 +109,7 @@ _SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "a
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 _BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "/readyz": {"503": {"description": "it drains, or starts", "content": _TEXT}},
+    "/readyz": {"503": {"description": "it drains, starts, or cannot work: the text says why", "content": _TEXT}},
     OPENAPI_PATH: {"304": {"description": "unchanged: `If-None-Match` names its ETag"}},
     IMAGE_PATH: {
         "206": {
