@@ -281,6 +281,11 @@ async def waiting(redis: Redis) -> int:
         return sum(await pipe.execute())
 
 
+async def forget_kept(redis: Redis) -> None:
+    """As if what was committed had been so for longer than events are kept: nothing can be fed again."""
+    await redis.delete(*(keys.kept(partition) for partition in range(keys.PARTITIONS)))
+
+
 async def drain(books: Books, *consumers: Consumer) -> None:
     """Consume until no stream holds an entry."""
     consumers = consumers or (books.consumer(),)

@@ -30,6 +30,7 @@ from tests.integration.money_kit import (
     Books,
     drain,
     event,
+    forget_kept,
     hash_of,
     open_books,
     pictures,
@@ -141,6 +142,7 @@ def test_what_a_restore_lost_is_named_until_it_is_accepted(redis_url: str, ledge
             new = await books.org("newcomer", "50.00")
             await drain(books)
             await books.projector.round()
+            await forget_kept(books.redis)
         async with open_books(redis_url, copy, projected=False) as books:
             found = {(one.org, one.what): one for one in await differences(books)}
             charged = found["acme", "events in the ledger"]
