@@ -4,6 +4,7 @@ import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -261,19 +262,35 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
     Raises WalletAway, LedgerAway, Unproven.
 
     Redis forgets after a day how an order ended. So an old one is charged only once the ledger has every event of its
-    organisation that came before, and not its charge.
+    organisation that came before, and not its charge. And one that Redis has charged may be missing in the ledger for
+    good: that was restored, and the wallet made anew from it. The same proof tells, and it is charged once more.
     """
     if wallet.now_us(order.org_id) - order.ended_us > OLD_S * 1_000_000:
-        cut = await wallet.read(order.org_id)
-        booked = await ledger.charged_up_to(order.org_id, cut.number)
-        if booked.events < cut.events:
-            raise Unproven(f"{cut.events - booked.events} events of {order.org_id} are not booked yet")
-        if await booked_of([order.request_id], ledger):
+        if not await _is_missing(order, wallet, ledger):
             return Replay.CHARGED
-    done = await wallet.replay(order)
+        done = await wallet.replay(order, lost=True)
+    else:
+        done = await wallet.replay(order)
+        with suppress(Unproven):  # its event is on its way
+            if done is Replay.CHARGED and await _is_missing(order, wallet, ledger):
+                done = await wallet.replay(order, lost=True)
     if done is Replay.NOW:
         REPLAYED.inc()
         log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
     elif done is Replay.SERVED:
         log.warning("served_again", request_id=order.request_id, org=order.org_id)
     return done
+
+
+async def _is_missing(order: Answered, wallet: Wallet, ledger: Ledger) -> bool:
+    """Has the ledger every event that the wallet has numbered, and not the charge of this order?
+
+    Raises Unproven where it does not have every event yet.
+    """
+    cut = await wallet.read(order.org_id)
+    booked = await ledger.charged_up_to(order.org_id, cut.number)
+    if await booked_of([order.request_id], ledger):
+        return False
+    if booked.events < cut.events:
+        raise Unproven(f"{cut.events - booked.events} events of {order.org_id} are not booked yet")
+    return True

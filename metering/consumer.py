@@ -113,10 +113,14 @@ class Consumer:
 
 
 class _Shared:
-    """What the lanes of one process share: memory for entries, and the ledger's time."""
+    """What the lanes of one process share: memory for entries, and the ledger's time.
+
+    `over` is set where one of them has failed: a cancellation of the others may be lost in the library.
+    """
 
     def __init__(self) -> None:
         self.bookings = asyncio.Semaphore(BOOKINGS)
+        self.over = False
         self._free_bytes = MOST_BYTES
 
     @property
@@ -171,8 +175,15 @@ class _Lane:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consume until `stop`; what is being booked then is finished first."""
+        try:
+            await self._run(stop)
+        except BaseException:
+            self._shared.over = True
+            raise
+
+    async def _run(self, stop: asyncio.Event) -> None:
         groups_lost = False
-        while not stop.is_set():
+        while not stop.is_set() and not self._shared.over:
             try:
                 if groups_lost:
                     await self._make_groups()

@@ -16,6 +16,9 @@ from metering.money import MAX_MICRO_MXN, format_rate, measured_micro_mxn, unit_
 from metering.pricing import Quote
 
 VERSION = 1
+_SMALLEST = Decimal("1e-12")
+"""Of a price, a markup or a rate: below this none is meant, and above 2^53 neither."""
+
 End = Literal["charge", "void", "expiry"]
 UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
 """Reasons of voids of which nobody knows what became of them upstream: they keep their idempotency key (rule 17)."""
@@ -234,13 +237,18 @@ def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
 
 def _opened(data: bytes) -> Opened:
     opened = orjson.loads(data)
-    if opened.pop("v") != VERSION:
-        raise EventError("opened.v: another version")
+    if (version := opened.pop("v")) != VERSION:
+        raise EventError(
+            f"opened.v: is {version}, and this program reads version {VERSION}: run the newer consumer, then"
+            " `ghub event retry`"
+        )
     return _row(Opened, opened | {"proof": _row(Proof, opened.pop("proof"))})
 
 
 def _row(kind: type[RowT], values: Any) -> RowT:
     """JSON → row, each field of its declared type."""
+    if unknown := values.keys() - _TYPES[kind].keys():
+        raise EventError(f"{kind.__name__.lower()}: holds {min(unknown)!r}, which version {VERSION} does not know")
     row = kind(**values)
     for name, wanted in _TYPES[kind].items():
         value = getattr(row, name)
@@ -267,7 +275,7 @@ def _check(event: Event) -> None:
         raise EventError("quantity: is not the number of stored images")
     if not 0 <= event.quantity <= event.opened.images or (event.end == "charge") != (event.quantity > 0):
         raise EventError("quantity: does not fit the order and its end")
-    if not all(number.is_finite() and number > 0 for number in proof.decimals()):
+    if not all(number.is_finite() and _SMALLEST <= number <= MAX_MICRO_MXN for number in proof.decimals()):
         raise EventError("proof: holds a number that is no price")
     counted = (event.number, proof.unit_micro_mxn, event.opened.images, event.admitted_us, event.ended_us)
     if not all(0 < number <= MAX_MICRO_MXN for number in counted):

@@ -8,14 +8,16 @@
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
 --       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 --       14 key id  15 day  16 month: where the order counts
+--       17 1 where the ledger has every event of the organisation, and not this one's: a rebuild has left it out, and what
+--       is remembered of its charge counts for nothing; else 0
 -- reply code, now_us, available, 1 where this call charged it, how far below zero that left the balance
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
 
-arguments(16)
+arguments(17)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
-local admitted, ended, placed = whole(10, 1), whole(11, 1), whole(13, 0)
+local admitted, ended, placed, lost = whole(10, 1), whole(11, 1), whole(13, 0), whole(17, 0) == 1
 
 -- The charged order that was given in this one's place. Without a key that is so only where the client was gone before
 -- its answer: a 200 that may have arrived is charged. A retry stands for one lost order, so it is used up.
@@ -30,11 +32,12 @@ local function served()
 end
 
 local before = redis.call('GET', KEYS[6])
+if lost and before and string.match(before, '^(%a+):') == 'charge' then before = nil end
 if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0, 0 } end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0, 0 } end
 
 if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0, 0 } end
-local instead = served()
+local instead = not lost and served()
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
   -- The hold is gone: run out, voided by another, or lost with a Redis that forgot.
@@ -65,6 +68,10 @@ if placed == KEYED then
   end
   local fingerprint = string.match(ARGV[9], '"once":"%S+ (%S+)"')
   if fingerprint then redis.call('SET', KEYS[7], request .. ' ' .. fingerprint, 'EX', remember) end
+end
+if lost then
+  local gone = tonumber(redis.call('HGET', KEYS[2], 'gone_charged') or 0)
+  if gone > 0 then redis.call('HINCRBY', KEYS[2], 'gone_charged', -math.min(gone, amount)) end
 end
 local below = close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
 return { CHARGED, now, available_at(org, now), 1, below }

@@ -455,10 +455,11 @@ class Wallet:
         )
         return self._closing(names.partition, _VOIDED, reply)
 
-    async def replay(self, answered: Answered) -> Replay:
+    async def replay(self, answered: Answered, *, lost: bool = False) -> Replay:
         """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
 
-        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first.
+        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first. `lost`: it has
+        every event of the organisation and not this one's, so that what is remembered of its charge counts for nothing.
         """
         names, period = keys.OrgKeys(answered.org_id), period_at(answered.admitted_us)
         reply = await self._ask(
@@ -484,6 +485,7 @@ class Wallet:
                     answered.key_id,
                     period.day,
                     period.month,
+                    int(lost),
                 ],
             ),
         )

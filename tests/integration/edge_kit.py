@@ -169,7 +169,7 @@ class ScriptedWallet(Wallet):
             raise WalletAway
         return Closing(Close.CHARGED, self.now_us(), 7)
 
-    async def replay(self, answered: Answered) -> Replay:
+    async def replay(self, answered: Answered, *, lost: bool = False) -> Replay:
         if not self.charges:
             self.charges.append((answered.amount_micro_mxn, answered.images))
             return Replay.NOW

@@ -19,7 +19,8 @@ STAYS = {
     "mark": "says that the partition is projected",
     "home": "on which run of which server",
     "ledger": "and from which ledger",
-    "booked": "an end that this ledger has",
+    "committed": "what this ledger committed last; bounded",
+    "kept": "what it has committed, for a while and within a space",
     "events": "the stream; what is booked is deleted from it",
     "wallet": "one an organisation",
     "access": "one an API key",
@@ -38,6 +39,7 @@ GOES_S = {
     "sandbox": 86_400,
     "retried": 86_400,
     "recent": 180,
+    "commit": 86_400,
     "claims": 180,
     "awaited": 180,
     "journal": 10,
@@ -98,7 +100,18 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
             assert ends_s == -1, name
         else:
             assert 0 < ends_s - now_s <= GOES_S[kind] + 1, (name, ends_s - now_s)
-    assert {"claims", "awaited", "recent", "once", "sandbox", "result", "closed", "booked", "journal"} <= kinds
+    assert {
+        "claims",
+        "awaited",
+        "recent",
+        "once",
+        "sandbox",
+        "result",
+        "closed",
+        "committed",
+        "kept",
+        "journal",
+    } <= kinds
 
 
 def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path) -> None:
