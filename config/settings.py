@@ -142,6 +142,10 @@ SWEEP_SHORTEST_AGE_S = 15 * 60
 JOURNAL_POLL_S = 1.0
 """How often a gateway says what its journal still holds, and asks the ledger which answered orders it has by now."""
 
+JOURNAL_KEPT_BYTES = 512 * 1024 * 1024
+"""Of a gateway's journal that the ledger has, for GHUB_KEEP_H at most: a restored ledger is fed from it (rule 30). A
+quarter of the claim in `k8s/base`; about 130,000 orders that were written down one by one."""
+
 JOURNAL_STOP_S = 3.0
 """At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from getpass import getuser
 
 import httpx2
@@ -19,6 +20,7 @@ from config.settings import (
     CLOSED_S,
     FX_POLL_S,
     HEARTBEAT_S,
+    JOURNAL_KEPT_BYTES,
     JOURNAL_POLL_S,
     JOURNAL_STOP_S,
     KEY_CACHE_SIZE,
@@ -47,7 +49,7 @@ from metering.clock import utc_now
 from metering.consumer import Consumer
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import Journal
+from metering.journal import Journal, Keep
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
@@ -133,7 +135,8 @@ async def _open_journal(settings: Settings) -> AsyncIterator[tuple[Journal, list
         past = await asyncio.to_thread(folder.past)
         check_versions(past)
         try:
-            journal = await asyncio.to_thread(Journal, folder)
+            keep = Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES)
+            journal = await asyncio.to_thread(partial(Journal, folder, keep=keep))
         except OSError as error:
             raise JournalError(f"GHUB_JOURNAL_DIR: no room in {settings.journal_dir}: {error.strerror}") from None
         try:
@@ -309,7 +312,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         offered = _offered(catalogue, providers)
         journal, past = await stack.enter_async_context(_open_journal(settings))
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
-        recovery = Recovery(past, wallet, back.ledger)
+        recovery = Recovery(past, wallet, back.ledger, settings.keep_h * 3600)
         await answers.begin(utc_now())
         stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)

@@ -100,18 +100,8 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
             assert ends_s == -1, name
         else:
             assert 0 < ends_s - now_s <= GOES_S[kind] + 1, (name, ends_s - now_s)
-    assert {
-        "claims",
-        "awaited",
-        "recent",
-        "once",
-        "sandbox",
-        "result",
-        "closed",
-        "committed",
-        "kept",
-        "journal",
-    } <= kinds
+    wanted = {"claims", "awaited", "recent", "once", "sandbox", "result", "closed", "committed", "kept", "journal"}
+    assert wanted <= kinds
 
 
 def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path) -> None:
