@@ -345,6 +345,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             [
                 Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
                 *running(background),
+                Condition(
+                    "journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")
+                ),
                 Condition("journal full", when(no_room, "The gateway is running out of disk; nothing was charged.")),
                 Condition("busy", when(busy, BUSY), for_ready=False),
                 Condition("Redis full", lambda: pressure.reason, for_ready=False),
