@@ -341,7 +341,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             [
                 Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
                 *running(background),
-                Condition("journal", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")),
+                Condition(
+                    "journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")
+                ),
                 Condition("busy", when(lambda: spool.share > SPOOL_MARK, BUSY), for_ready=False),
                 Condition("Redis full", lambda: pressure.reason, for_ready=False),
                 Condition("store", lambda: watch.reason),
