@@ -87,15 +87,3 @@ def decode(data: bytes) -> Answered | Withdrawn:
         )
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
         raise AnsweredError(f"{type(error).__name__} {error}") from None
-
-
-def standing(entries: list[bytes]) -> list[Answered]:
-    """The orders of a journal that are answered and not withdrawn, in the order of their entries."""
-    answered: dict[str, Answered] = {}
-    for data in entries:
-        entry = decode(data)
-        if isinstance(entry, Withdrawn):
-            answered.pop(entry.request_id, None)
-        else:
-            answered[entry.request_id] = entry
-    return list(answered.values())

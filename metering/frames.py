@@ -11,10 +11,11 @@ one is right.
 """
 
 import fcntl
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -41,11 +42,23 @@ class JournalError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was written, under its number, and the name of the file that it is read from."""
+    """What was written, under its number: where it lies. A journal may be larger than memory."""
 
     number: int
-    data: bytes
-    file: str = field(default="", compare=False)
+    path: Path
+    at: int
+    length: int
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes, from the disk. Raises OSError."""
+        with self.path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), self.length, self.at)
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return self.path.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +226,10 @@ def encode_frame(incarnation: UUID, first: int, entries: list[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
+    """`entries` are offset and length of each in the file."""
+
     first: int
-    entries: list[bytes]
+    entries: list[tuple[int, int]]
     pages: int
 
 
@@ -247,15 +262,15 @@ def _read(incarnation: UUID, files: Sequence[Path]) -> Past:
     begins_whole = bool(scans) and bool(scans[0].frames) and not any(at == 0 for at, _ in scans[0].gaps)
     first = scans[0].frames[0].first if begins_whole else 1
     number = first
-    for place, scan in enumerate(scans):
+    for turn, scan in enumerate(scans):
         damage += [scan.damaged(*gap, f" at byte {gap[0]}, before frames that are whole") for gap in scan.gaps]
-        before = scans[place - 1]
-        if place and scan.frames and scan.frames[0].first > number and before.written > before.end:
+        before = scans[turn - 1]
+        if turn and scan.frames and scan.frames[0].first > number and before.written > before.end:
             damage.append(before.damaged(before.end, before.written, " at its end, and is not the last of its files"))
         for frame in scan.frames:
             while entries and entries[-1].number >= frame.first:
                 entries.pop()  # of a commit that failed, and was begun again in this file
-            entries += [Entry(frame.first + at, data, scan.path.name) for at, data in enumerate(frame.entries)]
+            entries += [Entry(frame.first + place, scan.path, *lies) for place, lies in enumerate(frame.entries)]
             number = frame.first + len(frame.entries)
     read = (FileRead(one.path, one.size, len(one.frames), sum(len(f.entries) for f in one.frames)) for one in scans)
     missing = tuple(_missing(first, entries, number))
@@ -330,13 +345,12 @@ def _frame_at(data: bytes, at: int, incarnation: UUID) -> _Frame | None:
         or owner != incarnation.bytes
     ):
         return None
-    entries = list(_split(data[at + HEAD.size : end]))
+    entries = list(_split(data, at + HEAD.size, end))
     return _Frame(first, entries, -(-(end - at) // PAGE_BYTES)) if len(entries) == count else None
 
 
-def _split(payload: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(payload):
-        (length,) = LENGTH.unpack_from(payload, at)
-        yield payload[at + LENGTH.size : at + LENGTH.size + length]
+def _split(data: bytes, at: int, end: int) -> Iterator[tuple[int, int]]:
+    while at < end:
+        (length,) = LENGTH.unpack_from(data, at)
+        yield at + LENGTH.size, length
         at += LENGTH.size + length

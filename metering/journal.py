@@ -207,8 +207,11 @@ class Journal:
         return [number for number, (segment, _, _) in self._where.items() if segment is first]
 
     async def kept(self) -> AsyncIterator[list[bytes]]:
-        """Every acknowledged entry on the disk, a file at a time, the latest first. Raises OSError, JournalError."""
-        for segment in reversed([*self._segments]):
+        """Every acknowledged entry on the disk, a file at a time, the latest first; none where nothing is to be kept.
+
+        Raises OSError, JournalError.
+        """
+        for segment in reversed([*self._segments]) if self._keep.age_s else ():
             with suppress(FileNotFoundError):  # tidied away meanwhile
                 yield await self._on_disk(partial(self._entries, segment))
 

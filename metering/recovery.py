@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
-from metering.answered import Answered, standing
-from metering.answers import BATCH, LONGEST_S, SETTLED_S, Unproven, booked_of, charge
+from metering.answered import Answered, AnsweredError, Withdrawn, decode
+from metering.answers import BATCH, LONGEST_S, SETTLED_S, Unproven, booked_of, charge, decode_order
 from metering.clock import utc_now
-from metering.frames import Past
+from metering.frames import Entry, Past
+from metering.journal import Keep
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
@@ -20,12 +22,19 @@ log = structlog.get_logger(__name__)
 PAUSE_S = 0.5
 """Between two looks at what the consumer has booked by now."""
 
+LOOK_BACK_S = 60.0
+"""Between two looks at journals that are kept."""
+
 
 class _Order:
     """An answered order that the ledger does not have yet; from `charge_from_s` on it is brought to Redis (again)."""
 
-    def __init__(self, answered: Answered) -> None:
-        self.answered = answered
+    __slots__ = ("charge_from_s", "entry", "org_id", "pause_s", "request_id")
+
+    def __init__(self, order: Answered, entry: Entry) -> None:
+        self.request_id = order.request_id
+        self.org_id = order.org_id
+        self.entry = entry
         self.charge_from_s = 0.0
         self.pause_s = SETTLED_S
 
@@ -35,66 +44,123 @@ class _Order:
         self.pause_s = min(2 * self.pause_s, LONGEST_S)
 
 
+class _Journal:
+    """One of a dead gateway. `orders` is None until they were looked for."""
+
+    def __init__(self, past: Past) -> None:
+        self.past = past
+        self.orders: list[_Order] | None = None
+
+    def read(self) -> list[_Order]:
+        """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
+        orders: dict[str, _Order] = {}
+        for entry in self.past.entries:
+            found = decode(entry.data)
+            if isinstance(found, Withdrawn):
+                orders.pop(found.request_id, None)
+            else:
+                orders[found.request_id] = _Order(found, entry)
+        return list(orders.values())
+
+
 class Recovery:
     """Brings dead incarnations to their end, however long Redis, the ledger or the consumer are away.
 
-    `left` counts what is not done: orders that the ledger does not have, and journals that are not closed. Files of a
-    journal that is closed stay for `keep_s` seconds after they were last written to, for a ledger that is restored.
+    `left` counts what is not done: orders that the ledger does not have, and journals that are not closed. Files of
+    those that are closed are kept for a while: a ledger that is restored is fed from them (rule 30).
     """
 
-    def __init__(self, past: Sequence[Past], wallet: Wallet, ledger: Ledger, keep_s: float = 0.0) -> None:
+    def __init__(self, past: Sequence[Past], wallet: Wallet, ledger: Ledger, keep: Keep | None = None) -> None:
         self._wallet = wallet
         self._ledger = ledger
-        self._keep_s = keep_s
-        self._open = [
-            (one, [_Order(order) for order in standing([entry.data for entry in one.entries])]) for one in past
-        ]
-        self.orders = sum(len(orders) for _, orders in self._open)
+        self._keep = keep or Keep()
+        self._open = [_Journal(one) for one in past]
+        self._kept: list[_Journal] = []
+        self.orders = 0
         self.charged = 0
 
     @property
     def left(self) -> int:
         """Orders and journals."""
-        return sum(1 + len(orders) for _, orders in self._open)
+        return sum(1 + len(one.orders or ()) for one in self._open)
 
     async def run(self) -> None:
-        """Until all of them are closed."""
-        while self._open:
+        """Until cancelled: close them, and then look after those that are kept."""
+        while True:
             if why := await self.round():
                 log.warning("journal_waits", left=self.left, why=why)
-            await asyncio.sleep(PAUSE_S)
+            with suppress(LedgerAway):
+                await self.look_back()
+            await asyncio.sleep(PAUSE_S if self._open else LOOK_BACK_S)
 
     async def round(self) -> str:
         """One look at all of them; returns what they wait for. Replaying twice, or twice at once, changes nothing."""
-        waits = [await self._look(past, orders) for past, orders in [*self._open]]
+        waits = [await self._look(one) for one in [*self._open]]
         return next((why for why in waits if why), "")
 
-    async def _look(self, past: Past, orders: list[_Order]) -> str:
+    async def _look(self, journal: _Journal) -> str:
+        past = journal.past
         try:
-            orders[:] = await self._unbooked(orders)
-            if why := await self._charge(orders):
+            if journal.orders is None:
+                journal.orders = [] if await self._is_done(past) else await asyncio.to_thread(journal.read)
+                self.orders += len(journal.orders)
+            journal.orders = await self._unbooked(journal.orders)
+            if why := await self._charge(journal.orders):
                 return why
-            if orders:
+            if journal.orders:
                 return "the consumer has not booked them yet"
             await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now())
-        except LedgerAway as error:
+        except (LedgerAway, OSError) as error:
             return str(error) or type(error).__name__
-        for file in past.files:
-            if time.time() - file.stat().st_mtime >= self._keep_s:
-                file.unlink(missing_ok=True)
-        self._open = [one for one in self._open if one[0] is not past]
+        self._open.remove(journal)
+        self._kept.append(journal)
+        self._tidy()
         log.warning("journal_replayed", incarnation=str(past.incarnation), charged=self.charged)
         return ""
+
+    async def look_back(self) -> None:
+        """Let go of what was kept for long enough; open again what a restored ledger lacks. Raises LedgerAway."""
+        self._tidy()
+        for journal in [*self._kept]:
+            if not await self._is_done(journal.past):
+                log.error("ledger_restored", journal=str(journal.past.incarnation))
+                journal.orders = None
+                self._kept.remove(journal)
+                self._open.append(journal)
+
+    def _tidy(self) -> None:
+        """Delete kept files that are too old, and the oldest of those that are too many."""
+        files = {path: path.stat() for one in self._kept for path in one.past.files if path.exists()}
+        kept_bytes = sum(stat.st_size for stat in files.values())
+        for path, stat in sorted(files.items(), key=lambda one: one[1].st_mtime):
+            if kept_bytes > self._keep.most_bytes or time.time() - stat.st_mtime >= self._keep.age_s:
+                path.unlink(missing_ok=True)
+                kept_bytes -= stat.st_size
+        self._kept = [one for one in self._kept if all(path.exists() for path in one.past.files)]
+
+    async def _is_done(self, past: Past) -> bool:
+        """Was it closed, and does the ledger still have its last order? Then it is only kept, and is not read again."""
+        if (await self._ledger.incarnation(past.incarnation)).closed_at is None:
+            return False
+        for entry in reversed(past.entries):
+            try:
+                found = decode(entry.data)
+            except AnsweredError:  # of another version, to which it may be of use
+                return True
+            if isinstance(found, Answered):
+                ids = [found.request_id]
+                return bool(await booked_of(ids, self._ledger) or await self._ledger.set_aside_of(ids))
+        return True
 
     async def _charge(self, orders: list[_Order]) -> str:
         """Bring them to Redis; one that cannot be brought holds up no other (rule 30). Returns what it waits for."""
         why, away = "", set[int]()
         for order in [*orders]:
-            partition = keys.partition_of(order.answered.org_id)
+            partition = keys.partition_of(order.org_id)
             if order.charge_from_s > time.monotonic() or partition in away:
                 continue
             try:
-                done = await charge(order.answered, self._wallet, self._ledger)
+                done = await charge(decode_order(order.entry.data), self._wallet, self._ledger)
             except WalletAway as error:
                 away.add(partition)
                 why = str(error) or type(error).__name__
@@ -113,7 +179,7 @@ class Recovery:
         left: list[_Order] = []
         for start in range(0, len(orders), BATCH):
             batch = orders[start : start + BATCH]
-            ids = [order.answered.request_id for order in batch]
+            ids = [order.request_id for order in batch]
             known = await booked_of(ids, self._ledger) | await self._ledger.set_aside_of(ids)
-            left += [order for order in batch if order.answered.request_id not in known]
+            left += [order for order in batch if order.request_id not in known]
         return left

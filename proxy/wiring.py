@@ -96,6 +96,8 @@ from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
 
+DISK_FAILS = "The gateway's disk fails; nothing was charged."
+
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
 
@@ -128,15 +130,14 @@ def open_background_redis(settings: Settings) -> Redis:
 
 
 @asynccontextmanager
-async def _open_journal(settings: Settings) -> AsyncIterator[tuple[Journal, list[Past]]]:
+async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tuple[Journal, list[Past]]]:
     """A new journal, and what is left of earlier ones in its folder. Raises JournalError."""
     folder = Folder(settings.journal_dir)
     try:
         past = await asyncio.to_thread(folder.past)
-        check_versions(past)
+        check_versions([one for one in past if (await ledger.incarnation(one.incarnation)).closed_at is None])
         try:
-            keep = Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES)
-            journal = await asyncio.to_thread(partial(Journal, folder, keep=keep))
+            journal = await asyncio.to_thread(partial(Journal, folder, keep=_kept(settings)))
         except OSError as error:
             raise JournalError(f"GHUB_JOURNAL_DIR: no room in {settings.journal_dir}: {error.strerror}") from None
         try:
@@ -154,6 +155,10 @@ async def _book(answers: Answers) -> None:
             while answers.waiting:
                 await answers.round()
                 await asyncio.sleep(JOURNAL_POLL_S / 10)
+
+
+def _kept(settings: Settings) -> Keep:
+    return Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES)
 
 
 async def _end_incarnation(answers: Answers) -> None:
@@ -310,9 +315,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await wallet.set_clock()
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
-        journal, past = await stack.enter_async_context(_open_journal(settings))
+        journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
         answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
-        recovery = Recovery(past, wallet, back.ledger, settings.keep_h * 3600)
+        recovery = Recovery(past, wallet, back.ledger, _kept(settings))
         await answers.begin(utc_now())
         stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
         keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
@@ -333,7 +338,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
                 Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
-                Part("recovery", recovery.run, needed=False, ends=True),
+                Part("recovery", recovery.run, needed=False),
             ],
             give_up=stopping.set,
         )

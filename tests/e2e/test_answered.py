@@ -127,8 +127,8 @@ def test_a_redis_that_forgot_what_it_had_acknowledged_gets_it_back(prepared: Pre
 
 
 def test_a_gateway_that_ends_in_peace_leaves_no_journal(prepared: Prepared) -> None:
-    """Its answers are booked, so its files go, and the next start has nothing to bring."""
-    system, org_id, key = start(prepared)
+    """Its answers are booked and nothing is to be kept: its files go, and the next start has nothing to bring."""
+    system, org_id, key = start(prepared, GHUB_KEEP_H="0")
 
     async def nothing() -> None:
         return

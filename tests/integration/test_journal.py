@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ def past_of(path: Path) -> list[Past]:
         return folder.past()
     finally:
         folder.close()
+
+
+def told(entries: Sequence[Entry]) -> list[tuple[int, bytes]]:
+    """Numbers and bytes."""
+    return [(entry.number, entry.data) for entry in entries]
 
 
 def only(path: Path) -> Past:
@@ -121,7 +127,7 @@ def test_what_was_acknowledged_is_read_back(tmp_path: Path, count: int, at_once:
         journal = await written(tmp_path, count, at_once=at_once)
         past = only(tmp_path)
         assert past.incarnation == journal.incarnation and past.last_number == count == journal.last_number
-        assert past.entries == tuple(Entry(number, data(number)) for number in range(1, count + 1))
+        assert told(past.entries) == [(number, data(number)) for number in range(1, count + 1)]
 
     run(work())
 
@@ -232,11 +238,11 @@ def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for cut in [*range(5 * PAGE_BYTES, 6 * PAGE_BYTES, 97), 5 * PAGE_BYTES + 3]:
         file.write_bytes(whole[:cut] + bytes(len(whole) - cut))
-        entries = only(tmp_path).entries
-        assert entries[:4] == tuple(Entry(number, data(number)) for number in range(1, 5))
-        assert len(entries) == 4 or entries[4] == Entry(5, data(5))
+        entries = told(only(tmp_path).entries)
+        assert entries[:4] == [(number, data(number)) for number in range(1, 5)]
+        assert entries[4:] in ([], [(5, data(5))])
         file.write_bytes(whole[:cut])
-        assert only(tmp_path).entries[:4] == entries[:4]
+        assert told(only(tmp_path).entries)[:4] == entries[:4]
 
 
 def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:

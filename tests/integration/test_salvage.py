@@ -145,16 +145,16 @@ def test_a_frame_of_a_later_version_is_refused_in_one_sentence(tmp_path: Path) -
 
 def test_an_entry_of_another_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
     """A roll-back after an upgrade: which file, which entry, which version, and what to do (rule 13)."""
-    frames(tmp_path, new(1), (1, [encode(answered("r1"))]), (2, [orjson.dumps({"v": 2, "answered": {}})]))
+    frames(tmp_path, new(1), (1, [orjson.dumps({"v": 2, "answered": {}})]), (2, [encode(answered("r1"))]))
     with pytest.raises(JournalError) as refused:
         check_versions([only(tmp_path)])
     assert str(refused.value) == (
-        f"entry 2 in {new(1)} was written by another version of ghub (version 2): start that version once more, or have"
+        f"entry 1 in {new(1)} was written by another version of ghub (version 2): start that version once more, or have"
         " its `ghub journal replay` bring it"
     )
     orders, unreadable = read_orders(only(tmp_path))
     assert [one.order for one in orders] == [answered("r1")]
-    assert [(one.entry.number, one.why) for one in unreadable] == [(2, "version 2")]
+    assert [(one.entry.number, one.why) for one in unreadable] == [(1, "version 2")]
 
 
 OF_THE_FIRST_VERSION = (
