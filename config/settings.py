@@ -90,6 +90,10 @@ STORE_WRITE_S = 10.0
 STORE_ANSWER_S = 10.0
 """From an upload's last byte to the store's word. Measured stores take well under a second for 40 MB."""
 
+STORE_STUCK_S = 3.0
+"""An upload that the deadline cuts off was failed by a store that took nothing of it for so long. One that works takes
+a piece within milliseconds: what it is still given then is an endless picture's."""
+
 STORE_JWT_LIFE_S = 600
 """Of a service token that we mint; a new one is made when half of it is over, so clocks may differ by minutes."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client import Counter
 
-from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S
+from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_STUCK_S
 from metering.events import StoredImage
 from proxy.media.artefact import Artefact
 from proxy.media.formats import Format, NotAnImage
@@ -42,18 +42,23 @@ class _NoLength(Exception):
 
 
 class _Source:
-    """A picture's bytes on their way into an upload. `awaited` while it is they that the upload waits for."""
+    """A picture's bytes on their way into an upload."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
-        self.awaited = True
+        self._given_s: float | None = None
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the store has had the last piece, or all of them; 0 while it is the source that is awaited."""
+        return 0.0 if self._given_s is None else time.monotonic() - self._given_s
 
     async def read(self) -> AsyncIterator[bytes]:
         async for chunk in self._chunks:
-            self.awaited = False
+            self._given_s = time.monotonic()
             yield chunk
-            self.awaited = True
-        self.awaited = False
+            self._given_s = None
+        self._given_s = time.monotonic()
 
 
 class Keeper:
@@ -168,12 +173,13 @@ class Keeper:
             pause_s, again = min(2 * pause_s, STORE_LONGEST_PAUSE_S), True
 
     async def _put(self, path: str, chunks: Chunks, kind: Format, size_bytes: int | None, again: bool) -> None:
-        """One try. Where the deadline cuts it off, it is the store's failure unless the source was awaited."""
+        """One try. Where the deadline cuts it off, a store that has stood still has failed it."""
         source = _Source(chunks)
         try:
             await self._store.put(path, source.read(), kind.content_type, size_bytes=size_bytes, again=again)
         except asyncio.CancelledError:
-            if not source.awaited:
+            if source.stuck_s > STORE_STUCK_S:
+                log.error("store_stuck", path=path, stuck_s=round(source.stuck_s, 1))
                 self._uploads.failed()
             raise
         self._uploads.stored()

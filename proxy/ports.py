@@ -143,7 +143,7 @@ class Uploads(Protocol):
         ...
 
     def failed(self) -> None:
-        """The store failed one for good, or was not done with it at the deadline."""
+        """The store failed one for good, or stood still until the deadline cut it off."""
         ...
 
 

@@ -47,6 +47,7 @@ class StoreWatch:
         was_open = self.reason is None
         self._count()
         if was_open and self.reason is not None:
+            log.warning("store_away", error="uploads fail in a row")
             self._look_now.set()  # it may have been the one picture: the probe tells
 
     async def look(self) -> None:

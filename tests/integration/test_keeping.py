@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from metering.events import StoredImage
+from proxy import keeping
 from proxy.keeping import ImageLimits, Keeper, read_until
+from proxy.media import png
 from proxy.media.formats import NotAnImage
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Chunks, Picture, PictureLost, Source, StoreFailed
@@ -202,8 +204,11 @@ class Stuck(LocalStore):
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_an_upload_that_the_deadline_cuts_off_counts_where_the_store_was_awaited(tmp_path: Path, inline: bool) -> None:
-    """A store that never says no would be sold to without end otherwise; a source that is slow is not its fault."""
+def test_an_upload_that_the_deadline_cuts_off_counts_where_the_store_stood_still(
+    tmp_path: Path, inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that never says no would be sold to without end otherwise; a source that is slow, or has no end, is not
+    its fault: a customer's pictures must not shut out the others."""
 
     @asynccontextmanager
     async def stalling() -> AsyncIterator[Source]:
@@ -213,17 +218,29 @@ def test_an_upload_that_the_deadline_cuts_off_counts_where_the_store_was_awaited
 
         yield Source(chunks())
 
+    @asynccontextmanager
+    async def endless() -> AsyncIterator[Source]:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield png.SIGNATURE + png.chunk(b"IHDR", PICTURE[16:29]) + (2**31 - 1).to_bytes(4, "big") + b"IDAT"
+            while True:
+                yield bytes(10_000)
+                await asyncio.sleep(0.001)
+
+        yield Source(chunks())
+
     async def words(store: LocalStore, picture: Picture) -> list[str]:
         told = Told()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(0.5):
                 await keep(store, picture, Spool(tmp_path, 10**8), told=told)
         return told.words
 
     async def work() -> None:
         assert await words(Stuck(tmp_path), Upstream(PICTURE, inline=inline).picture) == ["failed"]
-        assert await words(LocalStore(tmp_path / "images"), Picture(0, stalling, inline)) == []
+        for source in (stalling, endless):
+            assert await words(LocalStore(tmp_path / "images"), Picture(0, source, inline)) == []
 
+    monkeypatch.setattr(keeping, "STORE_STUCK_S", 0.3)
     run(work())
 
 
