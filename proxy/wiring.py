@@ -44,6 +44,7 @@ from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
 from metering.clock import utc_now
 from metering.consumer import Consumer
+from metering.feeding import Feeding
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
 from metering.journal import MOST_ENTRY_BYTES, Journal
@@ -196,7 +197,12 @@ class Back:
     @property
     def accounts(self) -> Accounts:
         """What whoever runs this process may do to organisations."""
-        return self.accounts_of(f"cli:{getuser()}")
+        return self.accounts_of(self.actor)
+
+    @property
+    def actor(self) -> str:
+        """Who runs this process, for the audit log."""
+        return f"cli:{getuser()}"
 
     def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
         """What an actor may do to organisations, and with `once` the one write that may be repeated."""
@@ -219,6 +225,13 @@ class Back:
             _redis_url(self.settings)
         assert self.redis is not None
         return Wallet(self.redis, wallet_limits())
+
+    def feeding(self) -> Feeding:
+        """What puts events back that were set aside. Raises SettingsError where no Redis is set."""
+        wallet, projector = self.wallet(), self.projector
+        assert self.redis is not None
+        assert projector is not None, "a wallet has a Redis"
+        return Feeding(self.redis, self.ledger, wallet, projector)
 
     def consumer(self, name: str) -> Consumer:
         """A billing consumer of this name. Raises SettingsError where no Redis is set."""
