@@ -1,14 +1,15 @@
 """Entries of the stream that nobody could book: kept so that a person can read them, and fed again byte for byte."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from metering.events import VERSION
-from metering.money import MAX_MICRO_MXN
+from metering.money import MAX_MICRO_MXN, format_mxn
+from metering.ports import Ledger, SetAside
 
 Fields = Mapping[bytes, bytes]
 
@@ -67,6 +68,24 @@ def told_of(fields: Fields) -> Told:
         end="notice" if b"notice" in fields else _id(fields.get(b"end", b"").decode("utf-8", "replace")),
         amount_micro_mxn=_amount(fields.get(b"amount", b"")),
     )
+
+
+def amount_of(entry: SetAside) -> str | None:
+    """What its order was charged, in MXN; None where nobody can read it."""
+    told = told_of_kept(entry.fields)
+    if told.end == "notice":
+        return "0.00"
+    return None if told.amount_micro_mxn is None else format_mxn(told.amount_micro_mxn)
+
+
+async def left_out(ledger: Ledger, partitions: Collection[int]) -> list[SetAside]:
+    """Charges of these partitions that wait for a person: a wallet that is rebuilt does not contain them."""
+    found: list[SetAside] = []
+    page = await ledger.set_asides()
+    while page:
+        found += [entry for entry in page if entry.partition in partitions and amount_of(entry) != "0.00"]
+        page = await ledger.set_asides(after=page[-1])
+    return found
 
 
 def _stream_fields(event: Mapping[str, Any]) -> dict[bytes, bytes]:

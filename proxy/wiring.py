@@ -47,6 +47,7 @@ from metering.answers import Answers, Unproven
 from metering.background import Background, Part, told
 from metering.clock import utc_now
 from metering.consumer import Consumer
+from metering.feeding import Feeding
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
 from metering.journal import Journal, Keep
@@ -246,6 +247,13 @@ class Back:
             _redis_url(self.settings)
         assert self.redis is not None
         return Wallet(self.redis, wallet_limits())
+
+    def feeding(self) -> Feeding:
+        """What puts events back that were set aside. Raises SettingsError where no Redis is set."""
+        wallet, projector = self.wallet(), self.projector
+        assert self.redis is not None
+        assert projector is not None, "a wallet has a Redis"
+        return Feeding(self.redis, self.ledger, wallet, projector)
 
     def consumer(self, name: str) -> Consumer:
         """A billing consumer of this name. Raises SettingsError where no Redis is set."""

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S, LOW_BALANCE_MICRO_MXN
+from metering.aside import amount_of, left_out
 from metering.background import every
 from metering.clock import Period, period_at, unix_us_at, utc_now
 from metering.limits import Limits
@@ -135,6 +136,8 @@ class Projector:
         dropped = [(p, await self._drop(p, look.seen[p], who, last, fingerprint)) for p in sorted(fenced)]
         if rebuilt := [partition for partition, code in dropped if code == _DONE]:
             log.warning("projection_rebuilt", partitions=rebuilt, change=last)
+            for entry in await left_out(self._ledger, rebuilt):
+                log.warning("rebuilt_without", entry=entry.name, org=entry.org_id, amount_mxn=amount_of(entry))
 
     async def _replace(self, snapshots: Sequence[Snapshot], who: str) -> set[int]:
         """Make wallets anew; returns the partitions whose fence is another's by now."""

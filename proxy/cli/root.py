@@ -2,7 +2,7 @@
 
 import typer
 
-from proxy.cli import credit, demo, fx, journal, key, ledger, order, org, serve, storage, token, usage, wallet
+from proxy.cli import credit, demo, event, fx, journal, key, ledger, order, org, serve, storage, token, usage, wallet
 
 app = typer.Typer(
     name="ghub",
@@ -22,6 +22,7 @@ app.add_typer(org.app, name="org")
 app.add_typer(key.app, name="key")
 app.add_typer(credit.app, name="credit")
 app.add_typer(order.app, name="order")
+app.add_typer(event.app, name="event")
 app.add_typer(fx.app, name="fx")
 app.add_typer(usage.app, name="usage")
 app.add_typer(storage.app, name="storage")

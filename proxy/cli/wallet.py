@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from metering.aside import amount_of, left_out
 from metering.money import format_mxn
+from metering.wallet import keys
 from proxy.cli.output import AsJson, back, fail, run, say
 
 app = typer.Typer(help="Wallets in Redis.", no_args_is_help=True)
@@ -36,9 +38,32 @@ def rebuild(
                 await projector.round()
                 await asyncio.sleep(0.1)
             unreplayed = [str(incarnation) for incarnation in await opened.ledger.open_incarnations()]
-        return {"rebuilt": org or "all", "journals_not_closed": unreplayed}
+            left = await left_out(
+                opened.ledger, range(keys.PARTITIONS) if org_id is None else [keys.partition_of(org_id)]
+            )
+        without = [
+            {"org": entry.org_id, "event": entry.name, "request_id": entry.request_id, "amount_mxn": amount_of(entry)}
+            for entry in left
+        ]
+        return {"rebuilt": org or "all", "journals_not_closed": unreplayed, "rebuilt_without": without}
 
-    say(run(work()), as_json)
+    report = run(work())
+    without = report["rebuilt_without"]
+    if without:
+        typer.echo(
+            "ghub: warning: the rebuilt wallets do not contain charges that were set aside; their customers have that"
+            " money again until `ghub event retry` books them:",
+            err=True,
+        )
+        for row in without:
+            amount = row["amount_mxn"] or "an unreadable amount of"
+            typer.echo(f"ghub: warning: organisation {row['org'] or '?'}: event {row['event']}, {amount} MXN", err=True)
+    if as_json:
+        say(report, as_json)
+        return
+    say(
+        {**report, "rebuilt_without": ", ".join(f"{one['event']}: {one['amount_mxn']} MXN" for one in without)}, as_json
+    )
 
 
 @app.command("accept")

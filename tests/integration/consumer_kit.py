@@ -21,7 +21,7 @@ from metering.ledger.record import SqlLedger
 from metering.ports import LedgerAway, SetAside
 from metering.wallet import keys
 from metering.wallet.wallet import Caller
-from tests.integration.money_kit import FACTS, NOW_US, ROOT, SECOND_US, UNIT, Books, pictures, pinned, waiting
+from tests.integration.money_kit import FACTS, NOW_US, ROOT, SECOND_US, UNIT, pictures, pinned, waiting
 
 PIPELINE = 200
 
@@ -53,15 +53,6 @@ async def fill(redis: Redis, callers: Sequence[Caller], each: int, images: int =
                 for number in range(first, min(each, first + PIPELINE)):
                     pipe.xadd(stream, entry_of(caller, number + 1, images, prompt))  # type: ignore[arg-type]
                 await pipe.execute()
-
-
-async def everywhere(books: Books) -> list[Caller]:
-    """An organisation in each partition."""
-    found: dict[int, Caller] = {}
-    while len(found) < keys.PARTITIONS:
-        caller = await books.org(str(uuid4()))
-        found.setdefault(keys.partition_of(caller.org_id), caller)
-    return list(found.values())
 
 
 async def drained_s(redis: Redis, within_s: float) -> float:

@@ -18,7 +18,9 @@ from metering.wallet.wallet import Verdict
 from tests.cluster import MASTERS, Cluster
 from tests.conftest import run
 from tests.integration import test_consumer as consumer
+from tests.integration import test_consumer_backlog as backlog
 from tests.integration import test_jobs as jobs
+from tests.integration import test_kept as kept
 from tests.integration import test_projection as projection
 from tests.integration import test_wallet_admit as admit
 from tests.integration import test_wallet_close as close
@@ -62,6 +64,9 @@ def test_the_wallets_hold_on_a_cluster(cluster: Cluster, tmp_path: Path, test: T
         consumer.test_events_reach_the_ledger_and_leave_the_stream,
         consumer.test_a_lost_group_starts_from_the_beginning,
         consumer.test_a_poison_entry_is_set_aside_and_the_rest_is_booked,
+        kept.test_only_booked_events_are_kept,
+        kept.test_a_wallet_that_was_rebuilt_before_the_feeding_is_rebuilt_after_it,
+        backlog.test_what_was_read_is_kept_while_the_ledger_is_away,
     ],
     ids=lambda test: test.__name__,
 )

@@ -10,7 +10,8 @@ from metering import consumer as module
 from metering.consumer import BATCH, GROUP
 from metering.wallet import keys
 from tests.conftest import run
-from tests.integration.consumer_kit import Away, consuming, drained_s, everywhere, fill, peak_mib
+from tests.integration.cluster_kit import everywhere
+from tests.integration.consumer_kit import Away, consuming, drained_s, fill, peak_mib
 from tests.integration.money_kit import make_groups, open_books, waiting
 from tests.long import LONG
 

@@ -14,7 +14,8 @@ from metering.ports import DatabaseRefused, SetAside
 from metering.wallet import keys
 from metering.wallet.connection import Script
 from tests.conftest import run
-from tests.integration.consumer_kit import drained_s, entry_of, everywhere, fill
+from tests.integration.cluster_kit import everywhere
+from tests.integration.consumer_kit import drained_s, entry_of, fill
 from tests.integration.money_kit import UNIT, drain, make_groups, open_books, waiting, wipe
 
 

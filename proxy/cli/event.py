@@ -1,0 +1,98 @@
+"""`ghub event`: entries of the stream that could not be booked, and how they come back (rule 30)."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from metering.aside import amount_of, told_of_kept
+from metering.feeding import Fed, fields_of
+from metering.ports import LedgerError, SetAside
+from metering.wallet import keys
+from proxy.cli.output import AsJson, back, misuse, run, say
+
+app = typer.Typer(help="Events that were set aside, because nobody could book them.", no_args_is_help=True)
+
+_NAME = re.compile(r"p([0-9]{1,2})-([0-9]{1,20}-[0-9]{1,20})")
+
+Name = Annotated[str, typer.Argument(metavar="ID", help="As `ghub event list` has it, such as p17-1700000000000-0.")]
+
+
+def _place(name: str) -> tuple[int, str]:
+    parsed = _NAME.fullmatch(name)
+    if parsed is None or int(parsed[1]) >= keys.PARTITIONS:
+        misuse(f"ID: {name!r} is no event that was set aside; it looks like p17-1700000000000-0")
+    return int(parsed[1]), parsed[2]
+
+
+def _row(entry: SetAside) -> dict[str, Any]:
+    return {
+        "id": entry.name,
+        "at": entry.at,
+        "org": entry.org_id or None,
+        "request_id": entry.request_id or None,
+        "end": told_of_kept(entry.fields).end or None,
+        "amount_mxn": amount_of(entry),
+        "error": entry.error,
+    }
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """All that wait for a person, the oldest first."""
+
+    async def work() -> list[SetAside]:
+        async with back() as opened:
+            found = page = await opened.ledger.set_asides()
+            while page:
+                page = await opened.ledger.set_asides(after=page[-1])
+                found = found + page
+            return found
+
+    say([_row(entry) for entry in run(work())], as_json)
+
+
+@app.command()
+def show(name: Name, as_json: AsJson = False) -> None:
+    """One of them with its fields; what is no text in them is shown with a replacement."""
+    place = _place(name)
+
+    async def work() -> SetAside:
+        async with back() as opened:
+            return await opened.ledger.set_aside(*place)
+
+    entry = run(work())
+    try:
+        fields = fields_of(entry)
+    except LedgerError:
+        fields = {b"kept as": entry.fields}
+    texts = {part.decode("utf-8", "replace"): value.decode("utf-8", "replace") for part, value in fields.items()}
+    row = {**_row(entry), "fed_at": entry.fed_at}
+    say({**row, "fields": texts} if as_json else row | texts, as_json)
+
+
+@app.command()
+def retry(name: Name, as_json: AsJson = False) -> None:
+    """Put it back into its stream, and say what became of it; exit 1 where it is refused again, under a new id."""
+    place = _place(name)
+
+    async def work() -> Fed:
+        async with back() as opened:
+            feeding = opened.feeding()
+            return await feeding.retry(await opened.ledger.set_aside(*place), opened.actor)
+
+    fed = run(work())
+    report = {
+        "id": name,
+        "fed_as": fed.entry.name,
+        "outcome": fed.outcome,
+        "error": fed.error or None,
+        "wallet_rebuilt": fed.rebuilt,
+        "amount_mxn": amount_of(fed.entry),
+    }
+    say(report, as_json)
+    if fed.outcome == "waits for the consumer":
+        typer.echo("ghub: warning: no consumer has taken it yet: is one running? Nothing is lost.", err=True)
+    if fed.error:
+        typer.echo(f"ghub: it was refused again, and set aside as {fed.entry.name}: {fed.error}", err=True)
+        raise typer.Exit(1)
