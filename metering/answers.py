@@ -213,10 +213,11 @@ class Answers:
 
     async def _watch_again(self, orders: Sequence[Answered]) -> None:
         booked = await booked_of([order.request_id for order in orders], self._ledger)
-        for order in orders:
-            if order.request_id not in booked:
-                number = await self._journal.append(encode(order))
-                self._watch(number, _Open(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
+        lost = [order for order in orders if order.request_id not in booked]
+        await self._wallet.doubt([order.org_id for order in lost])
+        for order in lost:
+            number = await self._journal.append(encode(order))
+            self._watch(number, _Open(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
 
     async def _compact(self) -> None:
         """A few old orders that wait must not keep every later file: they are written again, at the end."""

@@ -229,8 +229,8 @@ class Journal:
         for segment in self._spares:
             self._delete(segment)
         for segment in self._segments:
-            needed = self.registered or bool(segment.entries and self._keep.age_s)
-            if needed:
+            # One without an entry, too: a restored ledger may have this incarnation as open again.
+            if self.registered or self._keep.age_s:
                 with suppress(OSError):
                     os.ftruncate(segment.file.fileno(), segment.at)
                 segment.file.close()

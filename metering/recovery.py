@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 PAUSE_S = 0.5
 """Between two looks at what the consumer has booked by now."""
 
-LOOK_BACK_S = 60.0
-"""Between two looks at journals that are kept."""
+LOOK_BACK_S = 10.0
+"""Between two looks at journals that are kept: some questions for each."""
 
 
 class _Order:
@@ -45,11 +45,12 @@ class _Order:
 
 
 class _Journal:
-    """One of a dead gateway. `orders` is None until they were looked for."""
+    """One of a dead gateway. `orders` is None until they were looked for; `doubtful`: the ledger had them once."""
 
     def __init__(self, past: Past) -> None:
         self.past = past
         self.orders: list[_Order] | None = None
+        self.doubtful = False
 
     def read(self) -> list[_Order]:
         """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
@@ -105,12 +106,15 @@ class Recovery:
                 journal.orders = [] if await self._is_done(past) else await asyncio.to_thread(journal.read)
                 self.orders += len(journal.orders)
             journal.orders = await self._unbooked(journal.orders)
+            if journal.doubtful:
+                await self._wallet.doubt([order.org_id for order in journal.orders])
+                journal.doubtful = False
             if why := await self._charge(journal.orders):
                 return why
             if journal.orders:
                 return "the consumer has not booked them yet"
             await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now())
-        except (LedgerAway, OSError) as error:
+        except (LedgerAway, WalletAway, OSError) as error:
             return str(error) or type(error).__name__
         self._open.remove(journal)
         self._kept.append(journal)
@@ -127,6 +131,7 @@ class Recovery:
                 journal.orders = None
                 self._kept.remove(journal)
                 self._open.append(journal)
+                journal.doubtful = True
 
     def _tidy(self) -> None:
         """Delete kept files that are too old, and the oldest of those that are too many."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -494,6 +494,12 @@ class Wallet:
         self._learn(names.partition, reply[1])
         below_zero(answered.org_id, reply[4], cause="replay", request_id=answered.request_id)
         return Replay.NOW if reply[3] else Replay(reply[0])
+
+    async def doubt(self, org_ids: Collection[str]) -> None:
+        """The ledger has lost charges of these organisations: their partitions are made anew from it, and until then
+        nothing is admitted there. What the streams hold, or can be fed with again, comes before that (rule 34)."""
+        for partition in {keys.partition_of(org_id) for org_id in org_ids}:
+            await self._ask(partition, self._redis.delete(keys.mark(partition)))
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.

@@ -6,25 +6,35 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from tests.chaos.world import CONSUMERS, GATEWAYS, World
+from tests.chaos.world import CONSUMERS, DISKS, GATEWAYS, World
 
 KINDS = {
-    "gateway": ("kill", "freeze", "restart", "cut"),
+    "gateway": ("kill", "freeze", "restart", "cut", "port", "busy stop", "rounds", "volume"),
+    "disk": ("sync", "short"),
     "consumer": ("kill", "freeze", "restart"),
     "valkey": ("kill", "freeze", "restart", "cut", "stall", "flush", "lose"),
-    "postgres": ("kill", "freeze", "restart", "cut", "stall"),
-    "store": ("kill", "freeze", "restart", "cut", "stall"),
+    "postgres": ("kill", "freeze", "restart", "cut", "stall", "restore"),
+    "store": ("kill", "freeze", "restart", "cut", "stall", "unwritable"),
 }
-"""`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` passes on what is sent and no answer."""
+"""`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` passes on what is sent and no answer.
+
+Of gateways: `port`, a start whose metrics port is taken; `busy stop`, a ledger that takes no write at a graceful stop;
+`rounds`, several looks at the answered orders at once, at a stop; `volume`, kill −9 and the journal's folder is lost.
+Of their disks: syncs fail, or writes are cut short. `restore`: the ledger is what it was some seconds ago.
+`unwritable`: the store can be read, and takes nothing."""
 
 ROUND = sum(map(len, KINDS.values()))
 """Faults until every kind has had its turn."""
 
-INSTANCES = {"gateway": GATEWAYS, "consumer": CONSUMERS}
+INSTANCES = {"gateway": GATEWAYS, "disk": DISKS, "consumer": CONSUMERS}
 
 LONGEST_S = 20.0
 """Of a freeze: beyond an order's deadline and, if that is short, beyond its hold's life."""
+
+BUSY_STOP_S = 7.0
+"""Above the 5 s after which a ledger counts as away."""
 
 BUSY = 20
 """Generations in flight that a fault waits for …"""
@@ -65,6 +75,10 @@ def plan(seed: int, pace_s: float, longest_s: float = LONGEST_S) -> Iterator[Fau
 
 
 def _lasts_s(component: str, kind: str, random_: random.Random) -> float:
+    if kind == "busy stop":
+        return BUSY_STOP_S
+    if kind in ("sync", "short", "restore", "unwritable"):
+        return random_.uniform(0.5, 6.0)
     if kind in ("freeze", "stall"):
         # The record and Valkey stop everything, so they are seldom away for long.
         weights = (4, 4, 2, 1) if component in INSTANCES else (6, 4, 1, 0.4)
@@ -109,7 +123,9 @@ class Faults:
 
     async def strike(self, fault: Fault) -> None:
         """Let it happen, wait, and mend it."""
-        if fault.instance in (*GATEWAYS, *CONSUMERS):
+        if fault.component == "disk":
+            await self._disk(fault)
+        elif fault.instance in (*GATEWAYS, *CONSUMERS):
             await self._process(fault)
         elif fault.kind == "cut":
             await self.world.tell("cut", fault.component)
@@ -143,10 +159,33 @@ class Faults:
                 world.signal(name, signal.SIGSTOP)
                 await asyncio.sleep(fault.lasts_s)
                 world.signal(name, signal.SIGCONT)
+            case "port":
+                await world.end(name, signal.SIGTERM)
+                with world.taken(name):
+                    world.start_process(name)  # it ends, and is started again until the port is free
+                    await asyncio.sleep(max(1.0, fault.lasts_s))
+            case "busy stop":
+                async with world.busy_ledger(fault.lasts_s):
+                    await world.end(name, signal.SIGTERM)
+                world.start_process(name)
+            case "rounds":
+                world.signal(name, signal.SIGUSR1)
+                await world.end(name, signal.SIGTERM)
+                world.start_process(name)
+            case "volume":
+                await world.end(name, signal.SIGKILL)
+                await world.lose_volume(name)
+                world.start_process(name)
             case _:
                 await world.end(name, signal.SIGKILL if fault.kind == "kill" else signal.SIGTERM)
                 await asyncio.sleep(fault.lasts_s)
                 world.start_process(name)
+
+    async def _disk(self, fault: Fault) -> None:
+        control = self.world.control(GATEWAYS[DISKS.index(fault.instance)])
+        control.write_text(fault.kind)
+        await asyncio.sleep(fault.lasts_s)
+        control.unlink()
 
     async def _valkey(self, fault: Fault) -> None:
         valkey = self.world.valkey
@@ -179,6 +218,11 @@ class Faults:
                 await asyncio.sleep(fault.lasts_s)
                 postgres.thaw()
                 return
+            case "restore":
+                copy = await asyncio.to_thread(self.world.back_up)
+                await asyncio.sleep(fault.lasts_s)
+                await asyncio.to_thread(self.world.restore, copy)
+                return
             case "restart":
                 postgres.process.send_signal(signal.SIGINT)
                 await asyncio.to_thread(postgres.process.wait)
@@ -195,6 +239,11 @@ class Faults:
                 store.process.send_signal(signal.SIGSTOP)
                 await asyncio.sleep(fault.lasts_s)
                 store.process.send_signal(signal.SIGCONT)
+                return
+            case "unwritable":
+                await asyncio.to_thread(partial(store.behave, read_only=True))
+                await asyncio.sleep(fault.lasts_s)
+                await asyncio.to_thread(store.behave)
                 return
             case "restart":
                 store.process.terminate()

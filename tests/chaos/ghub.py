@@ -5,16 +5,21 @@ a protection that was rewritten must not look as if it had been switched off.
 """
 
 import asyncio
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from redis.asyncio import Redis
 
 from metering.answers import Answers
-from metering.journal import Journal, _Segment, _Waiting
+from metering.journal import Journal, JournalFailed, Keep, _Segment, _Waiting
 from metering.ledger import postgres, queries
+from metering.ports import LedgerAway
 from metering.recovery import Recovery
-from metering.wallet import connection
+from metering.wallet import connection, kept, marks, projection
+from metering.wallet.connection import WalletAway
+from tests.disks import failing
 
 LUA: Mapping[str, tuple[str, str, str]] = {
     # A hold never runs out.
@@ -44,7 +49,36 @@ LUA: Mapping[str, tuple[str, str, str]] = {
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""
 """Of the statement `book`. The indexes behind it are dropped by the world."""
 
-PROTECTIONS = ("journal", "unique", "expiry", "first-close", "replay", "retries")
+PROTECTIONS = ("journal", "unique", "expiry", "first-close", "replay", "retries", "segment", "feed", "mark", "end")
+
+
+def prepare(without: str | None, control: Path | None = None) -> None:
+    """In a new process: a gateway's disk fails as `control` says, and at SIGUSR1 it looks many times at once."""
+    if control is not None:
+        failing(control)()
+        _rounds_at_once()
+    if without is not None:
+        switch_off(without)
+
+
+def _rounds_at_once() -> None:
+    honest = Answers.run
+
+    async def run(self: Answers, every_s: float) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+
+        async def looks() -> None:
+            for _ in range(200):
+                with suppress(WalletAway, LedgerAway, JournalFailed, OSError):
+                    await self.round()
+
+        def many() -> None:
+            under_way.update(asyncio.create_task(looks()) for _ in range(4))
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, many)
+        await honest(self, every_s)
+
+    Answers.run = run  # type: ignore[method-assign]
 
 
 def switch_off(protection: str) -> None:
@@ -55,6 +89,17 @@ def switch_off(protection: str) -> None:
         Journal._commit = _acknowledged_only  # type: ignore[method-assign]
     elif protection == "unique":
         _sql()
+    elif protection == "segment":
+        Journal._commit = _whatever_the_disk_says  # type: ignore[method-assign]
+    elif protection == "feed":
+        for module in (kept, projection):
+            module.feed_again = _feed_nothing  # type: ignore[attr-defined]
+        Answers._look_back = _nothing  # type: ignore[method-assign]
+        Recovery.look_back = _nothing  # type: ignore[method-assign]
+    elif protection == "mark":
+        marks._is_of_another = lambda *_: False  # type: ignore[assignment]
+    elif protection == "end":
+        Journal.close = _delete_all  # type: ignore[method-assign]
     else:
         assert protection == "replay", protection
         Recovery.run = _never  # type: ignore[method-assign]  # the files of the dead stay as they are
@@ -88,9 +133,33 @@ def _acknowledged_only(self: Journal, batch: list[_Waiting]) -> tuple[_Segment, 
     return self._segments[-1], 0
 
 
+_commit = Journal._commit
+_close = Journal.close
+
+
+def _whatever_the_disk_says(self: Journal, batch: list[_Waiting]) -> tuple[_Segment, int]:
+    """Goes on in the same file, and acknowledges what was not written."""
+    segment = self._current
+    try:
+        return _commit(self, batch)
+    except OSError:
+        self._current = segment or self._segments[-1]
+        return self._current, self._current.at
+
+
+async def _feed_nothing(redis: Redis, partition: int) -> int:
+    return 0
+
+
+async def _delete_all(self: Journal) -> None:
+    """Whether or not the ledger knows that all of it is there."""
+    self.registered, self._keep = False, Keep()
+    await _close(self)
+
+
 async def _never(self: Recovery) -> None:
     await asyncio.Event().wait()
 
 
-async def _nothing(self: Answers) -> None:
+async def _nothing(self: object) -> None:
     return

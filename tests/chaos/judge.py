@@ -112,7 +112,8 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
             "expiries": sum(event.end == "expiry" for event in log.events),
         }
     )
-    report.find(_answered(log, report.figures))
+    report.find(_revoked(log))
+    report.find(_answered(log, world.lost_orders, await _lost(world), report.figures))
     report.find(await _stored(world, log, report.figures))
     report.find(_charged_for_a_reason(log, report.figures))
     report.find(_keys(log, report.figures))
@@ -165,8 +166,29 @@ async def _cuts(back: Back, customers: list[Customer]) -> dict[str, Cut]:
     return {customer.org_id: await read(customer.org_id) for customer in customers}
 
 
-def _answered(log: Log, figures: Counter[str]) -> Iterator[str]:
+def _revoked(log: Log) -> Iterator[str]:
+    """(i) No order is taken by a key that was revoked."""
+    for call, attempt in log.attempts():
+        if call.revoked and attempt.status == 200:
+            yield f"(i) {attempt.result} was made for a key that was revoked"
+
+
+async def _lost(world: World) -> Counter[str]:
+    """Micro-MXN of charges that `verify` names as lost by a restore, by organisation."""
+    done = await world.ghub("verify", "--json", "--no-images")
+    names = {org.name: org.org_id for org in await world.back(lambda back: back.ledger.orgs())}
+    lost: Counter[str] = Counter()
+    for row in json.loads(done.stdout or '{"differences": []}')["differences"]:
+        if row.get("kind") == "lost" and row["what"].startswith("charges"):
+            lost[names.get(row["org"], row["org"])] += parse_mxn(row["found"])
+    return lost
+
+
+def _answered(log: Log, lost_orders: set[str], lost: Counter[str], figures: Counter[str]) -> Iterator[str]:
     """(a) Every 200 has exactly one charge, of the cost that it named.
+
+    But for what went with a volume (`lost_orders`: they were in a journal there), and for what `verify` names as lost
+    by a restore: exactly as much of each organisation.
 
     A Redis that was wiped has forgotten the keys of orders that only journals have. So a key may have been answered
     twice; it pays for one of its orders, and the other is at zero (rule 19).
@@ -177,6 +199,14 @@ def _answered(log: Log, figures: Counter[str]) -> Iterator[str]:
         charges = log.by_id[_uuid(attempt.result)]
         if not charges and len(log.under_key(call)) == 1:
             figures["200s to a key that pays for another order of its own"] += 1
+            continue
+        if not charges and _uuid(attempt.result) in lost_orders:
+            figures["200s whose charge went with a volume"] += 1
+            continue
+        cost_micro_mxn = parse_mxn(attempt.cost_mxn) if attempt.cost_mxn else 0
+        if not charges and 0 < cost_micro_mxn <= lost[call.customer.org_id]:
+            lost[call.customer.org_id] -= cost_micro_mxn
+            figures["200s whose charge was lost by a restore, as verify says"] += 1
             continue
         if len(charges) != 1:
             yield f"(a) the 200 {attempt.result} to a {call.kind} client has {len(charges)} charges"
@@ -387,7 +417,8 @@ async def _verified(world: World, when: str) -> list[str]:
         rows = json.loads(done.stdout)["differences"]
     except json.JSONDecodeError:
         return [f"(h) verify {when} ends with {done.returncode}: {done.stderr.strip()[-300:]}"]
-    return [f"(h) verify {when}: {row['org']} {row['what']}: {row['expected']}, found {row['found']}" for row in rows]
+    differ = [row for row in rows if row.get("kind") != "lost"]
+    return [f"(h) verify {when}: {row['org']} {row['what']}: {row['expected']}, found {row['found']}" for row in differ]
 
 
 def _uuid(public_id: str) -> str:

@@ -4,12 +4,17 @@ import asyncio
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
 
+from metering.ports import LedgerAway
 from metering.wallet import keys
+from proxy.wiring import Back
 from tests.chaos.clients import Call, Clients
+from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge
 from tests.chaos.world import CONSUMERS, GATEWAYS, GROK, World
 from tests.e2e.kit import GPT
@@ -17,6 +22,9 @@ from tests.e2e.kit import GPT
 DEADLINE_S = 3.0
 SETTLES_S = 12.0
 """Patience with what may not come about: a consumer that died here has its events taken over after 10 s."""
+
+REVOKED_S = 5.0
+"""After so long a revocation holds, whatever happened before it (rule 2)."""
 
 LOST_S = 60.0
 """A client that waits for whatever comes."""
@@ -104,6 +112,69 @@ async def asked_twice(world: World, clients: Clients) -> None:
     assert [(await clients.post(call, LOST_S)).status for _ in range(2)] == [200, 200]
 
 
+async def written_short(world: World, clients: Clients) -> None:
+    """Valkey stands still and the disks write half of what they are told: nobody may be answered 200 then."""
+    await world.behave(GROK, 1.0)
+    asked = asyncio.gather(*(clients.post(_call(world, clients, GROK, f"g{place}"), LOST_S) for place in range(3)))
+    await _made(world, 3)
+    for name in GATEWAYS:
+        world.control(name).write_text("short")
+    assert world.valkey.process is not None
+    world.valkey.process.send_signal(signal.SIGSTOP)
+    await asked
+    for name in GATEWAYS:
+        await world.end(name, signal.SIGKILL)
+    world.valkey.process.send_signal(signal.SIGCONT)
+
+
+async def restored(world: World, clients: Clients) -> None:
+    """Orders are booked after the backup, and the ledger is what it was before them."""
+    copy = await asyncio.to_thread(world.back_up)
+    before = await _booked(world)
+    while await _booked(world) < before + 3:
+        await clients.post(_call(world, clients, GROK, f"h{len(clients.calls)}"), LOST_S)
+    await asyncio.to_thread(world.restore, copy)
+
+
+async def revoked_after_a_restore(world: World, clients: Clients) -> None:
+    """Limits are changed often after the backup; in the restored ledger a key is revoked, and used again."""
+    customer = await world.customer(f"revoked {len(world.customers)}")
+    copy = await asyncio.to_thread(world.back_up)
+
+    async def change(back: Back) -> None:
+        for number in range(20):
+            await back.accounts.set_limits(customer.org_id, {"images_per_minute": 1_000 + number})
+
+    await world.back(change)
+    await asyncio.sleep(2.0)  # all of it is projected: once a second
+    await asyncio.to_thread(world.restore, copy)
+
+    async def revoke(back: Back) -> None:
+        for key in await back.ledger.keys(customer.org_id):
+            await back.accounts.revoke_key(key.key_id)
+
+    await world.until(partial(_done, world, revoke), "the key is revoked")
+    await asyncio.sleep(REVOKED_S)
+    call = replace(_call(world, clients, GROK, f"i{len(clients.calls)}"), customer=customer, revoked=True)
+    clients.calls[-1] = call
+    await clients.post(call, LOST_S)
+
+
+async def _done(world: World, work: Callable[[Back], Awaitable[None]]) -> bool:
+    """Unless the ledger is not there yet."""
+    try:
+        await world.back(work)
+    except LedgerAway:
+        return False
+    return True
+
+
+async def busy_at_the_stop(world: World, clients: Clients) -> None:
+    """The ledger takes no write when the gateways end."""
+    async with world.busy_ledger(BUSY_STOP_S):
+        await asyncio.gather(*(world.end(name, signal.SIGTERM) for name in GATEWAYS))
+
+
 Scenario = Callable[[World, Clients], Awaitable[None]]
 
 GUARDED: dict[str, Scenario] = {
@@ -113,6 +184,10 @@ GUARDED: dict[str, Scenario] = {
     "expiry": killed_at_work,
     "first-close": charged_unheard,
     "retries": asked_twice,
+    "segment": written_short,
+    "feed": restored,
+    "mark": revoked_after_a_restore,
+    "end": busy_at_the_stop,
 }
 
 

@@ -6,15 +6,17 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ from redis.exceptions import RedisError
 
 from config.settings import Settings, hold_life_s
 from metering.clock import period_at, unix_us_at, utc_now
+from metering.frames import survey
 from metering.money import parse_mxn
 from metering.pricing import Rate
+from metering.salvage import read_orders
 from metering.wallet import keys
 from proxy.cli.demo import simulated_upstreams
 from proxy.wiring import Back, open_back
-from tests.chaos.ghub import switch_off
+from tests.chaos.ghub import prepare
 from tests.conftest import LOOPBACK, ValkeyServer
 from tests.e2e.kit import FLUX, GPT
 from tests.ports import free_port
@@ -43,6 +47,9 @@ MODELS = (FLUX, GPT, GROK)
 """A queue with a URL, one with the picture inline, and one call with a URL."""
 
 GATEWAYS = ("gateway 1", "gateway 2", "gateway 3")
+DISKS = ("disk 1", "disk 2", "disk 3")
+"""Each gateway's own, for its journal."""
+
 CONSUMERS = ("consumer 1", "consumer 2")
 CREDIT_MXN = "100000.00"
 ALIVE_S = 90.0
@@ -77,9 +84,13 @@ class World:
     wanted: set[str] = field(default_factory=set)
     ended_alone: Counter[str] = field(default_factory=Counter)
     customers: list[Customer] = field(default_factory=list)
+    _copies: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         self.ports = {name: free_port() for name in (*GATEWAYS, "balancer", "valkey", "postgres", "store", "upstreams")}
+        self.metrics_ports = {name: free_port() for name in GATEWAYS}
+        self.lost_orders: set[str] = set()
+        self.lost_journals: set[str] = set()
         self.simulator_port = free_port()
         places = {name: self.folder / name for name in ("valkey", "postgres", "store", "spool")}
         for place in places.values():
@@ -88,7 +99,7 @@ class World:
         self.valkey = ValkeyServer(places["valkey"], "--appendonly", "yes", "--appendfsync", "everysec")
         self.postgres = PostgresServer(places["postgres"], *FAST)
         self.store = SupabaseProcess(places["store"])
-        self.database = "postgres"
+        self.database = "ledger"
         self.relays: subprocess.Popen[bytes] | None = None
         self._line = asyncio.Lock()
         local = f"http://127.0.0.1:{self.ports['store']}/storage/v1"
@@ -119,6 +130,7 @@ class World:
     async def start(self, steps: random.Random | None = None, latency_scale: float = 0.2) -> None:
         """Start all of it; returns when orders are taken. `steps` decides how long generations take, and which fail."""
         await asyncio.gather(*(asyncio.to_thread(part.start) for part in (self.valkey, self.postgres, self.store)))
+        self._admin(f"CREATE DATABASE {self.database}")
         self._start_relays()
         assert await self._answer() is True
         simulate = ["simulate", "--port", str(self.simulator_port), "--latency-scale", str(latency_scale)]
@@ -135,7 +147,9 @@ class World:
             await self._decide(steps)
 
     async def heal(self) -> None:
-        """Everything runs again, thawed and connected."""
+        """Everything runs again, thawed and connected, and journals that were lost are given up."""
+        for name in GATEWAYS:
+            self.control(name).unlink(missing_ok=True)
         for name in ("valkey", "postgres", "store", "upstreams", "balancer"):
             await self.tell("hold", name, [])
         if self.postgres.process is None:
@@ -152,6 +166,7 @@ class World:
             if name not in self.processes or self.processes[name].poll() is not None:
                 self.start_process(name)
         await self.until(self._all_ready, "all gateways are ready again")
+        await self._give_up()
 
     def stop(self) -> None:
         """End all of it at once."""
@@ -179,12 +194,15 @@ class World:
 
     def start_process(self, name: str) -> None:
         """A gateway on its own journal, or a consumer."""
-        before = partial(switch_off, self.without) if self.without else None
         if name in GATEWAYS:
-            more = {"GHUB_PORT": str(self.ports[name]), "GHUB_JOURNAL_DIR": str(self.journal(name))}
-            self._spawn(name, ["serve"], more, before)
+            more = {
+                "GHUB_PORT": str(self.ports[name]),
+                "GHUB_METRICS_PORT": str(self.metrics_ports[name]),
+                "GHUB_JOURNAL_DIR": str(self.journal(name)),
+            }
+            self._spawn(name, ["serve"], more, partial(prepare, self.without, self.control(name)))
         else:
-            self._spawn(name, ["consume"], before=before)
+            self._spawn(name, ["consume"], before=partial(prepare, self.without))
         self.wanted.add(name)
 
     def signal(self, name: str, number: int) -> None:
@@ -201,6 +219,81 @@ class World:
     def journal(self, name: str) -> Path:
         """The folder of a gateway's journal."""
         return self.folder / f"journal {name[-1]}"
+
+    def control(self, name: str) -> Path:
+        """What the disk of a gateway's journal does wrong."""
+        return self.folder / f"disk of {name}"
+
+    @contextmanager
+    def taken(self, name: str) -> Iterator[None]:
+        """Somebody else listens at a gateway's metrics port."""
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind(("127.0.0.1", self.metrics_ports[name]))
+            other.listen()
+            yield
+
+    @asynccontextmanager
+    async def busy_ledger(self, seconds: float) -> AsyncIterator[None]:
+        """For so long nobody gets a turn to write to the ledger; events are booked all the same."""
+        until_s, connection = time.monotonic() + seconds, None
+        with suppress(psycopg.OperationalError, TimeoutError):  # it has a fault of its own at this moment
+            async with asyncio.timeout(seconds):
+                connection = await psycopg.AsyncConnection.connect(self.postgres.url(self.database), autocommit=True)
+                await connection.execute("SELECT pg_advisory_lock(1734899042)")
+        yield
+        await asyncio.sleep(max(0.0, until_s - time.monotonic()))
+        if connection is not None:
+            await connection.close()
+
+    async def lose_volume(self, name: str) -> None:
+        """The folder of a gateway's journal is gone. What only that has is not charged: its orders are remembered."""
+
+        def lose() -> None:
+            for past in survey(self.journal(name)).incarnations:
+                self.lost_journals.add(str(past.incarnation))
+                self.lost_orders |= {one.order.request_id for one in read_orders(past)[0] if not one.withdrawn}
+            shutil.rmtree(self.journal(name))
+
+        await asyncio.to_thread(lose)
+
+    def back_up(self) -> str:
+        """The name of a copy of the ledger as it is now; whoever uses it is thrown out for a moment."""
+        copy = f"copy_{next(self._copies)}"
+        with self._ledger_closed():
+            self._admin(f"CREATE DATABASE {copy} TEMPLATE {self.database}")
+        return copy
+
+    def restore(self, copy: str) -> None:
+        """The ledger is what it was."""
+        with self._ledger_closed():
+            self._admin(f"DROP DATABASE {self.database} WITH (FORCE)")
+            self._admin(f"ALTER DATABASE {copy} RENAME TO {self.database}")
+
+    @contextmanager
+    def _ledger_closed(self) -> Iterator[None]:
+        """Nobody is connected to it, nor can be."""
+        self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS false")
+        self._admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.database}'")
+        yield
+        self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS true")
+
+    def _admin(self, statement: str) -> None:
+        with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    async def _give_up(self) -> None:
+        """As an operator does it: a journal whose volume is lost is closed by hand."""
+
+        async def given_up() -> bool:
+            open_ = {str(one) for one in await self.back(lambda back: back.ledger.open_incarnations())}
+            for incarnation in open_ & self.lost_journals:
+                done = await self.ghub("journal", "close", incarnation, "--lost", "--reason", "the volume is lost")
+                if done.returncode:  # its gateway has died just now, and may still be there for all that is known
+                    return False
+            return True
+
+        await self.until(given_up, "journals that are lost are given up", 30.0)
 
     def log(self, name: str) -> str:
         """What a process has said so far."""

@@ -17,7 +17,19 @@ FAILED = {1: 60.0, 2: 60.0, 3: 100.0, 4: 110.0}
 left a gap in an organisation's numbers. 2 and 3: an order answered while Redis was away was charged beside the one that
 its key was given after the wipe. 1, 3 and 4: an answered order was recorded at zero for an SDK's retry of its twin."""
 
-SHOWS = {"journal": "(a)", "replay": "(a)", "unique": "(a)", "expiry": "(g)", "first-close": "(b)", "retries": "(d)"}
+SHOWS = {
+    "journal": "(a)",
+    "replay": "(a)",
+    "unique": "(a)",
+    "expiry": "(g)",
+    "first-close": "(b)",
+    "retries": "(d)",
+} | {
+    "segment": "(a)",
+    "feed": "(a)",
+    "mark": "(i)",
+    "end": "(h)",
+}
 """By what the judge notices that a protection is off."""
 
 
