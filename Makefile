@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test lint long fuzz chaos bench bench-keys bench-memory lock clean
+.PHONY: setup demo test lint long fuzz chaos bench bench-keys bench-memory bench-consumer lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -60,6 +60,9 @@ bench-keys: $(VENV)/.test     ## an admission among a million keys, beside one a
 
 bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes
 	$(VENV)/bin/python -m bench.memory
+
+bench-consumer: $(VENV)/.test ## how a backlog drains after an outage of the ledger, and the consumer's memory; 3 minutes
+	$(VENV)/bin/python -m bench.consumer
 
 # Maintainers: write the hash locks anew from pyproject.toml. Needs `uv` on the PATH.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -97,7 +97,7 @@ def switch_off(protection: str) -> None:
         Answers._look_back = _nothing  # type: ignore[method-assign]
         Recovery.look_back = _nothing  # type: ignore[method-assign]
     elif protection == "mark":
-        marks._is_of_another = lambda *_: False  # type: ignore[assignment]
+        marks._is_of_another = lambda *_: False
     elif protection == "end":
         Journal.close = _delete_all  # type: ignore[method-assign]
     else:

@@ -158,6 +158,7 @@ async def revoked_after_a_restore(world: World, clients: Clients) -> None:
     call = replace(_call(world, clients, GROK, f"i{len(clients.calls)}"), customer=customer, revoked=True)
     clients.calls[-1] = call
     await clients.post(call, LOST_S)
+    world.customers.remove(customer)  # whom nobody can ask any more what it has left
 
 
 async def _done(world: World, work: Callable[[Back], Awaitable[None]]) -> bool:

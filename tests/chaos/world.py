@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 import psycopg
+from psycopg.errors import ObjectInUse
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -52,6 +53,9 @@ DISKS = ("disk 1", "disk 2", "disk 3")
 
 CONSUMERS = ("consumer 1", "consumer 2")
 CREDIT_MXN = "100000.00"
+ADMIN_TRIES = 50
+"""0.1 s apart."""
+
 ALIVE_S = 90.0
 """What a part takes at most to be there again, on a machine that others use, too."""
 
@@ -274,12 +278,20 @@ class World:
     def _ledger_closed(self) -> Iterator[None]:
         """Nobody is connected to it, nor can be."""
         self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS false")
-        self._admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.database}'")
-        yield
-        self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS true")
+        try:
+            self._admin(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self.database}'")
+            yield
+        finally:
+            self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS true")
 
     def _admin(self, statement: str) -> None:
+        """A sentence of SQL; again for a while, where somebody is still connected who was thrown out."""
         with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as connection:
+            for _ in range(ADMIN_TRIES):
+                with suppress(ObjectInUse):
+                    connection.execute(statement.encode())
+                    return
+                time.sleep(0.1)
             connection.execute(statement.encode())
 
     async def _give_up(self) -> None:

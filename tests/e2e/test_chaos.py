@@ -24,7 +24,6 @@ SHOWS = {
     "expiry": "(g)",
     "first-close": "(b)",
     "retries": "(d)",
-} | {
     "segment": "(a)",
     "feed": "(a)",
     "mark": "(i)",
