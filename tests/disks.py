@@ -6,10 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from metering.frames import SUFFIX
+from metering.frames import PAGE_BYTES, SUFFIX
 
 FAULTS = ("sync", "short", "full")
 """A sync fails with EIO; a write is cut short and its rest finds no room; no further file finds any."""
+
+
+CUT_BYTES = 200
+"""Of a write that is cut short: less than any entry of an order has."""
 
 
 def failing(control: Path) -> Callable[[], None]:
@@ -36,9 +40,9 @@ def _install(control: Path) -> None:
     def pwrite(descriptor: int, data: bytes, at: int) -> int:
         if fault(descriptor) != "short":
             return write(descriptor, data, at)
-        if len(data) < 2_048:
+        if len(data) % PAGE_BYTES:  # the rest of what was cut short
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, memoryview(data)[: len(data) // 2], at)
+        return write(descriptor, memoryview(data)[:CUT_BYTES], at)
 
     def posix_fallocate(descriptor: int, at: int, length: int) -> None:
         if fault(descriptor) in ("short", "full"):

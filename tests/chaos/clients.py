@@ -42,7 +42,7 @@ class Attempt:
 
 @dataclass
 class Call:
-    """One order that a customer wants once, however often it is asked for. `revoked`: by a key that is no more."""
+    """One order that a customer wants once, however often it is asked for."""
 
     kind: Kind
     customer: Customer
@@ -52,7 +52,6 @@ class Call:
     inline: bool
     prompt: str
     key: str = ""
-    revoked: bool = False
     attempts: list[Attempt] = field(default_factory=list)
 
     @property

@@ -169,7 +169,7 @@ async def _cuts(back: Back, customers: list[Customer]) -> dict[str, Cut]:
 def _revoked(log: Log) -> Iterator[str]:
     """(i) No order is taken by a key that was revoked."""
     for call, attempt in log.attempts():
-        if call.revoked and attempt.status == 200:
+        if call.customer.revoked and attempt.status == 200:
             yield f"(i) {attempt.result} was made for a key that was revoked"
 
 
@@ -230,11 +230,13 @@ async def _stored(world: World, log: Log, figures: Counter[str]) -> list[str]:
     async def look(charge: Event, client: httpx2.AsyncClient) -> None:
         request = f"req_{UUID(charge.event_id).hex}"
         owner = owners[charge.opened.org_id]
-        other = next(customer for customer in customers if customer is not owner)
+        other = next(customer for customer in customers if customer is not owner and not customer.revoked)
         for image in charge.images:
             file = world.object(image.path)
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != image.sha256:
                 found.append(f"(b) {image.path} is charged, and the store does not have it as it was")
+        if owner.revoked:
+            return
         async with turns:
             url = f"{world.url}/images/generations/{request}"
             told = await _get(client, url, owner)
@@ -364,6 +366,8 @@ async def _shown(world: World, cuts: dict[str, Cut]) -> list[str]:
     found: list[str] = []
     async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
         for customer in world.customers:
+            if customer.revoked:
+                continue
             told = (await _get(client, f"{world.url}/credits", customer)).json()
             expected = {"available_mxn": format_mxn(cuts[customer.org_id].available_micro_mxn), "held_mxn": "0.00"}
             if not expected.items() <= told.items():

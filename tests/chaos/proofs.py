@@ -155,10 +155,10 @@ async def revoked_after_a_restore(world: World, clients: Clients) -> None:
 
     await world.until(partial(_done, world, revoke), "the key is revoked")
     await asyncio.sleep(REVOKED_S)
-    call = replace(_call(world, clients, GROK, f"i{len(clients.calls)}"), customer=customer, revoked=True)
+    world.customers[world.customers.index(customer)] = customer = replace(customer, revoked=True)
+    call = replace(_call(world, clients, GROK, f"i{len(clients.calls)}"), customer=customer)
     clients.calls[-1] = call
     await clients.post(call, LOST_S)
-    world.customers.remove(customer)  # whom nobody can ask any more what it has left
 
 
 async def _done(world: World, work: Callable[[Back], Awaitable[None]]) -> bool:

@@ -71,10 +71,11 @@ STEPS = 5_000
 
 @dataclass(frozen=True)
 class Customer:
-    """An organisation with one key."""
+    """An organisation with one key, which may be `revoked` by the end."""
 
     org_id: str
     key: str
+    revoked: bool = False
 
 
 @dataclass
