@@ -104,6 +104,7 @@ class Bench:
         maker = Maker(keeper(self.store), self.providers)
         self.made += 1  # each order has a folder of its own: a path is written once
         await maker.make(asked, f"org/{self.made}", asyncio.get_running_loop().time() + within_s, made)
+        await maker.remove(made.take_refused())
         return made
 
     def orders(self) -> list[Sent]:

@@ -104,6 +104,16 @@ class System:
         self.start_gateway()
         wait_until(lambda: self._answers(f"{self.simulator}/_sim/jobs"), "the simulator is ready")
 
+    def start_all_but_ready(self) -> None:
+        """Everything, where the gateway is not going to be ready: when it answers at all."""
+        self.valkey.start()
+        self.start("simulator", "simulate", "--port", str(self.simulator_port), "--latency-scale", "0")
+        self.start("consumer", "consume")
+        self.start("gateway", "serve")
+        wait_until(lambda: self._answers(f"http://127.0.0.1:{self.port}/healthz"), "the gateway answers")
+        wait_until(self.projected, "Redis is projected")
+        wait_until(lambda: self._answers(f"{self.simulator}/_sim/jobs"), "the simulator is ready")
+
     def stop(self, name: str, number: int = signal.SIGTERM) -> int:
         """Signal a process and wait for its end; returns its exit code."""
         process = self.processes.pop(name)

@@ -187,7 +187,7 @@ def test_a_gateway_that_starts_before_a_store_that_cannot_be_written(
         assert (refused.returncode, refused.stdout) == (1, "")
         assert re.fullmatch(f"ghub: {sentence}.*\n", refused.stderr), refused.stderr
         return
-    system.start_all()
+    system.start_all_but_ready()
     _, key = system.customer("starts", "100.00")
     assert_error(post(system, key, FLUX), 503, "temporarily_unavailable", retry=True)
     assert system.jobs() == []
