@@ -27,11 +27,13 @@ SDK_TRIES = 4
 class Attempt:
     """One request and what came of it; `status` is None where no whole answer came, whoever's fault that was.
 
+    `code` is an error's.
     `request` is the gateway's id of it, where a header told; `result` is the id in the body of a 200.
     """
 
     sent_us: int
     status: int | None = None
+    code: str = ""
     request: str = ""
     result: str = ""
     urls: tuple[str, ...] = ()
@@ -90,6 +92,8 @@ class Witness(httpx2.AsyncBaseTransport):
                 document = orjson.loads(content)
                 attempt.result = document["id"]
                 attempt.urls = tuple(row["url"] for row in document["data"] if "url" in row)
+            else:
+                attempt.code = _code(content)
             attempt.status = response.status_code
             headers = [pair for pair in response.headers.raw if pair[0].lower() != b"content-encoding"]
             return httpx2.Response(response.status_code, headers=headers, content=content, request=request)
@@ -219,6 +223,14 @@ class Clients:
         )
         with _asking(call), suppress(openai.APIError):
             await client.images.generate(**call.body)  # type: ignore[call-overload]  # as a customer would write it
+
+
+def _code(content: bytes) -> str:
+    """Of an error in our envelope; what lies between may have others."""
+    try:
+        return str(orjson.loads(content)["error"]["code"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
 
 
 def _place(kind: Kind) -> int:

@@ -22,6 +22,7 @@ from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Cut
+from proxy.errors import Kind
 from proxy.storage.opening import open_store
 from proxy.sweep import Finding, Sweep
 from proxy.wiring import Back
@@ -41,6 +42,9 @@ MOST_LISTED = 12
 
 ASKS = 20
 """How often a gateway may say that it cannot decide now: its Valkey has only just come back."""
+
+CHARGED = Kind.CHARGED.value.code
+"""Of the error behind which an order is charged."""
 
 NOT_BOUGHT = (401, 402, 404, 422, 429, 503)
 """Answers to requests that went no further than the admission."""
@@ -117,7 +121,7 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
     report.find(await _stored(world, log, report.figures))
     report.find(_charged_for_a_reason(log, report.figures))
     report.find(_keys(log, report.figures))
-    report.find(_sdks(log, report.figures))
+    report.find(_sdks(log, world.wiped_us, report.figures))
     report.find(await _bought(world, log, report.figures))
     report.find(_balances(log, world.customers, cuts))
     report.find(await _shown(world, cuts))
@@ -305,8 +309,10 @@ def _keys(log: Log, figures: Counter[str]) -> Iterator[str]:
             yield f"(d) {call.key!r} was answered with {len(results)} results: {sorted(results)}"
 
 
-def _sdks(log: Log, figures: Counter[str]) -> Iterator[str]:
+def _sdks(log: Log, wiped_us: list[int], figures: Counter[str]) -> Iterator[str]:
     """(e) The same order k times is k results; and a call pays more than once only for an answer that was lost.
+
+    One that was told that it is charged is given its order by its retry, unless Redis was wiped before that came.
 
     An SDK's retry looks the same whether its first try was lost or refused, so where one was refused, two calls may
     share a result, for which one of them pays: that is counted. Never may two retries of the same count share one.
@@ -317,6 +323,11 @@ def _sdks(log: Log, figures: Counter[str]) -> Iterator[str]:
             continue
         twins[call.customer.org_id, call.prompt].append(call)
         charged, lost = log.charged_to(call), sum(attempt.status is None for attempt in call.attempts)
+        last_us = call.attempts[-1].sent_us
+        told = [attempt.sent_us for attempt in call.attempts if attempt.code == CHARGED]
+        forgotten = sum(any(sent_us < at_us < last_us for at_us in wiped_us) for sent_us in told)
+        figures["calls that were told that they are charged, and forgotten with a wiped Redis"] += forgotten
+        lost += forgotten
         figures["retries of SDKs that were given an earlier order"] += any(a.replayed for a in call.attempts)
         if len(charged) > 1 + lost:
             yield f"(e) one call of an SDK pays for {sorted(charged)}, and lost {lost} answers"
@@ -340,7 +351,8 @@ async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     found = [f"(f) {charged} images are charged, and the upstreams made {billed}"] if charged > billed else []
     allowed: Counter[str] = Counter()
     for call, attempt in log.attempts():
-        allowed[call.prompt] += not attempt.replayed and attempt.status not in NOT_BOUGHT
+        bought = attempt.status not in NOT_BOUGHT or attempt.code == CHARGED
+        allowed[call.prompt] += not attempt.replayed and bought
     for prompt, times in (await world.tell("seen", "upstreams")).items():
         if times > allowed[prompt]:
             found.append(

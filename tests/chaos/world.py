@@ -95,6 +95,7 @@ class World:
         self.ports = {name: free_port() for name in (*GATEWAYS, "balancer", "valkey", "postgres", "store", "upstreams")}
         self.metrics_ports = {name: free_port() for name in GATEWAYS}
         self.lost_orders: set[str] = set()
+        self.wiped_us: list[int] = []
         self.lost_journals: set[str] = set()
         self.simulator_port = free_port()
         places = {name: self.folder / name for name in ("valkey", "postgres", "store", "spool")}
@@ -329,6 +330,7 @@ class World:
 
     async def wipe(self) -> None:
         """FLUSHALL."""
+        self.wiped_us.append(time.time_ns() // 1000)
 
         def flush() -> None:
             with self.redis() as redis, suppress(RedisError):
@@ -338,6 +340,7 @@ class World:
 
     async def empty_valkey(self) -> None:
         """kill −9, and its folder is lost."""
+        self.wiped_us.append(time.time_ns() // 1000)
         await asyncio.to_thread(self.valkey.stop)
         shutil.rmtree(self.folder / "valkey" / "appendonlydir", ignore_errors=True)
 
