@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -259,6 +260,10 @@ class Generations:
                 ANSWERED_AWAY.inc()
             return
         self._detach(self._unanswered(job, order, writing, charged))
+        if charged:
+            # Its client is told to try again, and has no answer: that try is given this order before any other.
+            with suppress(WalletAway):
+                await self._wallet.client_gone(order.org_id, order.request_id)
         raise Failure(Outcome.DEADLINE, "not written down").as_error()
 
     async def _unanswered(self, job: Job, order: Answered, writing: asyncio.Task[int], charged: bool) -> None:

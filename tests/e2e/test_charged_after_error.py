@@ -132,3 +132,34 @@ def test_a_disk_that_fails_buys_nothing_more_and_says_what_is_charged(prepared: 
     assert len(system.jobs(FLUX)) == ORDERS + 1
     assert {event.end for event in system.events(org_id, ORDERS + 1)} == {"charge"}
     assert books(system) == CLEAN
+
+
+def test_a_retry_is_given_the_order_that_it_was_told_of_and_no_twin(prepared: Prepared) -> None:
+    """The same order twice: one is answered, the other is 503 `charged_fetch_by_id`; its SDK's retry gets that very
+    order, so that two charges are two results (rule 18)."""
+    system = prepared()
+    control = Path(system.folder) / "disk"
+    system.begin = partial(Forked, before=failing(control))
+    system.start_all()
+    org_id, key = system.customer("twins", "50.00")
+    body = {"model": FLUX, "prompt": "the same"}
+
+    async def ask() -> list[str]:
+        async with system.client(key) as client:
+            first = await client.post("/images/generations", json=body)
+            system.behave(FLUX, "slow", seconds=1)
+            asked = asyncio.create_task(client.post("/images/generations", json=body))
+            while len(system.jobs(FLUX)) < 2:
+                await asyncio.sleep(0.01)
+            control.write_text("sync")
+            told = await asked
+            assert told.json()["error"]["code"] == "charged_fetch_by_id"
+            control.unlink()
+            await asyncio.to_thread(wait_until, partial(ready, system), "the gateway is ready", 5)
+            again = await client.post("/images/generations", json=body, headers={"x-stainless-retry-count": "1"})
+            assert again.headers["idempotent-replayed"] == "true"
+            assert again.json()["id"] == told.headers["x-request-id"]
+            return [first.json()["id"], again.json()["id"]]
+
+    assert len(set(run(ask()))) == 2
+    assert len(system.events(org_id, 2)) == 2

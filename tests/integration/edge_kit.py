@@ -142,6 +142,7 @@ class ScriptedWallet(Wallet):
         self.voids_away = False
         self.charges: list[tuple[int, tuple[StoredImage, ...]]] = []
         self.voids: list[str] = []
+        self.gone: list[str] = []
         self.awaited: list[bool] = []
 
     async def settle(
@@ -174,6 +175,9 @@ class ScriptedWallet(Wallet):
             self.charges.append((answered.amount_micro_mxn, answered.images))
             return Replay.NOW
         return Replay.CHARGED
+
+    async def client_gone(self, org_id: str, request_id: str) -> None:
+        self.gone.append(request_id)
 
     async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         if self.voids_away:
