@@ -117,6 +117,36 @@ def test_a_projector_that_sees_it_first_feeds_the_ledger_before_it_makes_a_walle
     run(work())
 
 
+def test_a_projector_believes_no_single_proof(redis_url: str, ledger_url: str) -> None:
+    """Of two consumers the one that committed before the backup may have said so last."""
+
+    async def work() -> None:
+        caller, restored = await before_and_after(redis_url, ledger_url)
+        async with open_books(redis_url, restored, projected=False) as books:
+            await books.redis.lpush(keys.committed(keys.partition_of(caller.org_id)), "charge:r2")
+            await books.projector.forget(None)
+            await books.projector.round()
+            await drain(books)
+            await whole(books, caller, 6)
+
+    run(work())
+
+
+def test_a_rebuild_forgets_no_proof(redis_url: str, ledger_url: str) -> None:
+    """A ledger that is restored after a wallet was made anew, and before the next order, is noticed as well."""
+
+    async def work() -> None:
+        caller, restored = await before_and_after(redis_url, ledger_url)
+        async with open_books(redis_url, ledger_url) as books:
+            await books.projector.forget(None)
+            await books.projector.round()
+        async with open_books(redis_url, restored) as books:
+            await drain(books)
+            await whole(books, caller, 6)
+
+    run(work())
+
+
 def test_a_ledger_that_is_restored_under_a_running_consumer_is_noticed_before_the_next_booking(
     redis_url: str, ledger_url: str
 ) -> None:
