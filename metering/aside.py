@@ -16,6 +16,19 @@ Fields = Mapping[bytes, bytes]
 _LONGEST_ID = 100
 """Of what is taken for a request's or an organisation's id; ours have 36 characters."""
 
+_PLAIN = {
+    "number": "number",
+    "end": "end",
+    "reason": "reason",
+    "quantity": "quantity",
+    "amount": "amount_micro_mxn",
+    "admitted_us": "admitted_us",
+    "ended_us": "ended_us",
+    "usd_measured": "usd_measured",
+    "result": "result",
+}
+"""Field of an entry → what a decoded event calls it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -89,21 +102,12 @@ async def left_out(ledger: Ledger, partitions: Collection[int]) -> list[SetAside
 
 
 def _stream_fields(event: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """A decoded event as the entry that it was decoded from."""
-    plain = {
-        "number": event["number"],
-        "end": event["end"],
-        "reason": event["reason"],
-        "quantity": event["quantity"],
-        "amount": event["amount_micro_mxn"],
-        "admitted_us": event["admitted_us"],
-        "ended_us": event["ended_us"],
-        "usd_measured": event["usd_measured"] or "",
-        "result": event["result"],
-    }
-    fields = {name.encode(): str(value).encode() for name, value in plain.items()}
+    """A decoded event as the entry that it was decoded from; what it does not have is left out."""
+    found = {name: event[kept] for name, kept in _PLAIN.items() if kept in event}
+    fields = {name.encode(): b"" if value is None else str(value).encode() for name, value in found.items()}
     fields[b"opened"] = orjson.dumps({"v": VERSION, **event["opened"]})
-    fields[b"images"] = orjson.dumps(event["images"])
+    if "images" in event:
+        fields[b"images"] = orjson.dumps(event["images"])
     return fields
 
 

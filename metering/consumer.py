@@ -90,9 +90,9 @@ class Consumer:
     """
 
     def __init__(self, redis: Redis, ledger: Ledger, name: str, remember_s: int, keep_s: float = KEEP_H * 3600) -> None:
-        shared = _Shared()
+        self._shared = _Shared()
         self._lanes = [
-            _Lane(redis, ledger, name, remember_s, Commits(redis, GROUP, name, keep_s), shared, partitions)
+            _Lane(redis, ledger, name, remember_s, Commits(redis, GROUP, name, keep_s), self._shared, partitions)
             for partitions in lanes(redis)
         ]
 
@@ -102,7 +102,11 @@ class Consumer:
         return all(lane.alive for lane in self._lanes)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Consume until `stop`; what is being booked then is finished first. What no lane expects ends all of them."""
+        """Consume until `stop`; what is being booked then is finished first. What no lane expects ends all of them.
+
+        It may be begun again after such an end: what was in hand then is booked first.
+        """
+        self._shared.over = False
         async with asyncio.TaskGroup() as group:
             for lane in self._lanes:
                 group.create_task(lane.run(stop))

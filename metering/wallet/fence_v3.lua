@@ -4,7 +4,7 @@
 -- A mark counts for nothing that was set on another run of a server, or on another server: after a restart or a failover
 -- Redis may have lost what it had acknowledged, while the ledger has it. Nor does one that was made from another ledger
 -- (rule 34). Whoever raises the fence has seen that, and says what it saw: a mark that is another by now stays.
--- KEYS  1 mark  2 fence  3 events  4 home  5 ledger  6 what the ledger committed last
+-- KEYS  1 mark  2 fence  3 events  4 home  5 ledger
 -- ARGV  1 who  2 step: 'raise' or 'drop'  3 last change (drop)  4 seconds until a dead holder's fence falls (raise)
 --       5 the run of the server on which the rebuild began  6 fingerprint of the last change (drop)
 --       7 to 9 the mark, home and ledger that count for nothing, each empty where there was none (raise)
@@ -31,8 +31,8 @@ if projected then
     if (redis.call('GET', name) or '') ~= ARGV[6 + i] then return NOT_NOW end
   end
 end
--- What was known of another ledger is dealt with by now.
-redis.call('DEL', KEYS[1], KEYS[5], KEYS[6])
+-- Its proof goes with it; what the ledger committed last proves as much of this one as before.
+redis.call('DEL', KEYS[1], KEYS[5])
 if redis.call('XLEN', KEYS[3]) > 0 then return UNDRAINED end
 if redis.call('SET', KEYS[2], who, 'NX', 'EX', life) then return DONE end
 return NOT_NOW

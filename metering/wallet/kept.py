@@ -56,14 +56,15 @@ def proof_of(event_id: str, end: End) -> str:
 
 
 class Commits:
-    """Takes committed entries out of the streams. `keep_s`: for how long events can be fed again, in seconds."""
+    """Takes committed entries out of the streams. `keep_s`: for how long events can be fed again, in seconds; with 0
+    none is kept, not even until the next look."""
 
     def __init__(self, redis: Redis, group: str, consumer: str, keep_s: float) -> None:
         self._redis = redis
         self._group = group
         self._consumer = consumer
         self._keep_ms = round(keep_s * 1000)
-        self._most_bytes = KEPT_BYTES
+        self._most_bytes = self._allowed
         self._commit = load_script(redis, "commit_v1")
 
     async def tell(self, commit: Commit) -> None:
@@ -75,8 +76,12 @@ class Commits:
 
     async def trim(self, partitions: Collection[int]) -> None:
         """Let go of what is too old, or of everything where Redis has little memory left. Raises RedisError."""
-        self._most_bytes = 0 if await self._short_of_memory(partitions) else KEPT_BYTES
+        self._most_bytes = 0 if await self._short_of_memory(partitions) else self._allowed
         await self._commit.each([self._call(partition, "", []) for partition in partitions])
+
+    @property
+    def _allowed(self) -> int:
+        return KEPT_BYTES if self._keep_ms else 0
 
     def _call(self, partition: int, name: str, done: Sequence[Done]) -> tuple[list[str], list[str | int | bytes]]:
         proofs = [one.proof for one in done if one.proof]

@@ -25,14 +25,15 @@ SCANNED = 1_000
 class Seen:
     """What Redis says of one partition; an empty text is what it does not know. `run` is its server's.
 
-    `booked`: an order's end that a consumer has seen committed, one of the last: `charge:` or `other:`, and its id.
+    `booked`: orders' ends that consumers have seen committed, the last ones: `charge:` or `other:`, and the id. All of
+    them count: of two consumers the one that committed first may have said so last.
     """
 
     run: str
     mark: str
     home: str
     ledger: str
-    booked: str
+    booked: tuple[str, ...]
 
     @property
     def change(self) -> int:
@@ -44,9 +45,14 @@ class Seen:
         """The order's end that stands there."""
         return " ".join(self.ledger.split(" ")[2:])
 
+    @property
+    def ends(self) -> list[str]:
+        """Those that this ledger must have."""
+        return [end for end in (self.proven, *self.booked) if end]
+
     def proof(self, change: int, fingerprint: str) -> str:
         """What stands beside a mark at this change."""
-        return f"{change} {fingerprint} {self.booked or self.proven}".rstrip()
+        return f"{change} {fingerprint} {self.booked[0] if self.booked else self.proven}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +93,14 @@ class Marks:
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in runs:
                 pipe.mget(keys.mark(partition), keys.home(partition), keys.ledger(partition))
-                pipe.lindex(keys.committed(partition), 0)
+                pipe.lrange(keys.committed(partition), 0, -1)
             replies = await pipe.execute()
         told = zip(runs.items(), replies[0::2], replies[1::2], strict=True)
-        seen = {partition: _seen(run, [*values, booked]) for (partition, run), values, booked in told}
+        seen = {partition: _seen(run, values, booked) for (partition, run), values, booked in told}
         last = await self._ledger.last_change()
         changes = {last, *(one.change for one in seen.values() if one.ledger)}
         fingerprints = await self._ledger.fingerprints(changes)
-        ends = {end.partition(":")[2] for one in seen.values() for end in (one.proven, one.booked) if end}
+        ends = {end.partition(":")[2] for one in seen.values() for end in one.ends}
         ended = await self._ledger.ended(sorted(ends)) if ends else {}
         foreign = {partition for partition, one in seen.items() if _is_of_another(one, last, fingerprints, ended)}
         return Look(seen, last, fingerprints.get(last, NO_CHANGE), frozenset(foreign))
@@ -129,8 +135,9 @@ async def keys_like(redis: Redis, kind: str, partitions: Collection[int]) -> Asy
         yield page
 
 
-def _seen(run: str, values: Iterable[bytes | None]) -> Seen:
-    return Seen(run, *((value or b"").decode() for value in values))
+def _seen(run: str, values: Iterable[bytes | None], booked: Iterable[bytes]) -> Seen:
+    mark, home, ledger = ((value or b"").decode() for value in values)
+    return Seen(run, mark, home, ledger, tuple(end.decode() for end in booked))
 
 
 def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended: Mapping[str, Ended]) -> bool:
@@ -142,7 +149,7 @@ def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended
         return True
     if seen.ledger and seen.change and fingerprints.get(seen.change) != seen.ledger.split()[1]:
         return True
-    return any(_is_lost(end, ended) for end in (seen.proven, seen.booked) if end)
+    return any(_is_lost(end, ended) for end in seen.ends)
 
 
 def _is_lost(booked: str, ended: Mapping[str, Ended]) -> bool:

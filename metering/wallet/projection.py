@@ -210,7 +210,7 @@ class Projector:
         return await self._at_fence(partition, [who, "drop", change, FENCE_S, seen.run, fingerprint, "", "", ""])
 
     async def _at_fence(self, partition: int, args: list[Any]) -> int:
-        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger, keys.committed]
+        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger]
         code: int = await self._fence(keys=[name(partition) for name in names], args=args)
         return code
 

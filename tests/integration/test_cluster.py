@@ -65,7 +65,7 @@ def test_the_wallets_hold_on_a_cluster(cluster: Cluster, tmp_path: Path, test: T
         consumer.test_a_lost_group_starts_from_the_beginning,
         consumer.test_a_poison_entry_is_set_aside_and_the_rest_is_booked,
         kept.test_only_booked_events_are_kept,
-        kept.test_a_wallet_that_was_rebuilt_before_the_feeding_is_rebuilt_after_it,
+        kept.test_a_projector_that_sees_it_first_feeds_the_ledger_before_it_makes_a_wallet_anew,
         backlog.test_what_was_read_is_kept_while_the_ledger_is_away,
     ],
     ids=lambda test: test.__name__,

@@ -70,7 +70,10 @@ def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, ledger_url
             for i in range(3):
                 await books.charge(caller, f"r{i}")
             await make_groups(books.redis)
-            assert await books.consumer().round() == 3
+            consumer, new = books.consumer(), 0
+            while await waiting(books.redis):  # in a cluster lanes share the room, so one round may not take all
+                new += await consumer.round()
+            assert new == 3
             assert await booked(books, caller) == (3, 3 * UNIT)
             stream = keys.OrgKeys(caller.org_id).events
             assert await books.redis.xlen(stream) == 0

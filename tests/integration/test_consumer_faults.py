@@ -159,7 +159,8 @@ def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(redis_url
 
 
 def test_a_lane_that_dies_ends_the_consumer(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug in one of 32 lanes is raised at once: nothing goes on without it, and nobody waits for it."""
+    """A bug in one of 32 lanes is raised at once: nothing goes on without it, and nobody waits for it. Begun again it
+    fails again, for its supervisor to count; and where the fault has gone it goes on with what it had in hand."""
     monkeypatch.setattr(module, "lanes", lambda _: [range(one, one + 1) for one in range(keys.PARTITIONS)])
 
     async def work() -> None:
@@ -171,11 +172,20 @@ def test_a_lane_that_dies_ends_the_consumer(redis_url: str, ledger_url: str, mon
             def bug(fields: Any) -> Any:
                 raise ZeroDivisionError("a bug")
 
-            monkeypatch.setattr(module, "decode", bug)
-            task = asyncio.create_task(books.consumer().run(asyncio.Event()))
-            with pytest.raises(ExceptionGroup) as raised:
-                await asyncio.wait_for(task, 10)
-            assert raised.group_contains(ZeroDivisionError)
+            consumer, stop = books.consumer(), asyncio.Event()
+            with monkeypatch.context() as faulty:
+                faulty.setattr(module, "decode", bug)
+                for _ in range(2):
+                    with pytest.raises(ExceptionGroup) as raised:
+                        await asyncio.wait_for(asyncio.create_task(consumer.run(stop)), 10)
+                    assert raised.group_contains(ZeroDivisionError)
+            task = asyncio.create_task(consumer.run(stop))
+            async with asyncio.timeout(10):
+                while await waiting(books.redis):
+                    await asyncio.sleep(0.01)
+            stop.set()
+            await asyncio.wait_for(task, 10)
+            assert (await books.ledger.charged_up_to(caller.org_id)).events == 1
 
     run(work())
 

@@ -17,7 +17,7 @@ from metering.consumer import Consumer
 from metering.verify import verify
 from metering.wallet import kept as module
 from metering.wallet import keys
-from metering.wallet.connection import Script
+from metering.wallet.connection import NotProjected, Script
 from metering.wallet.kept import feed_again, heal
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller
@@ -83,7 +83,7 @@ def test_a_restored_ledger_is_fed_with_what_it_lacks(redis_url: str, ledger_url:
 
     async def work() -> None:
         caller, restored = await before_and_after(redis_url, ledger_url)
-        async with open_books(redis_url, restored) as books:
+        async with open_books(redis_url, restored, projected=False) as books:
             if traffic:
                 await books.charge(caller, "r6")
             await books.consumer("later").round()
@@ -96,16 +96,51 @@ def test_a_restored_ledger_is_fed_with_what_it_lacks(redis_url: str, ledger_url:
     run(work())
 
 
-def test_a_wallet_that_was_rebuilt_before_the_feeding_is_rebuilt_after_it(redis_url: str, ledger_url: str) -> None:
-    """Whatever was made of the ledger without them: when it has the events, the wallet has them."""
+def test_a_projector_that_sees_it_first_feeds_the_ledger_before_it_makes_a_wallet_anew(
+    redis_url: str, ledger_url: str
+) -> None:
+    """With its mark or without: nobody sees a wallet that lacks the events, and the stream gets each of them once."""
 
     async def work() -> None:
         caller, restored = await before_and_after(redis_url, ledger_url)
-        async with open_books(redis_url, restored) as books:
+        async with open_books(redis_url, restored, projected=False) as books:
+            await books.projector.forget(None)
+            for _ in range(2):
+                await books.projector.round()
+                with pytest.raises(NotProjected):
+                    await books.cut(caller)
+                assert await waiting(books.redis) == 6
+            await books.consumer("later").round()
+            await drain(books)
+            await whole(books, caller, 6)
+
+    run(work())
+
+
+def test_a_projector_believes_no_single_proof(redis_url: str, ledger_url: str) -> None:
+    """Of two consumers the one that committed before the backup may have said so last."""
+
+    async def work() -> None:
+        caller, restored = await before_and_after(redis_url, ledger_url)
+        async with open_books(redis_url, restored, projected=False) as books:
+            await books.redis.lpush(keys.committed(keys.partition_of(caller.org_id)), "charge:r2")
             await books.projector.forget(None)
             await books.projector.round()
-            assert (await books.cut(caller)).charged_micro_mxn == 3 * UNIT
-            await books.consumer("later").round()
+            await drain(books)
+            await whole(books, caller, 6)
+
+    run(work())
+
+
+def test_a_rebuild_forgets_no_proof(redis_url: str, ledger_url: str) -> None:
+    """A ledger that is restored after a wallet was made anew, and before the next order, is noticed as well."""
+
+    async def work() -> None:
+        caller, restored = await before_and_after(redis_url, ledger_url)
+        async with open_books(redis_url, ledger_url) as books:
+            await books.projector.forget(None)
+            await books.projector.round()
+        async with open_books(redis_url, restored) as books:
             await drain(books)
             await whole(books, caller, 6)
 
@@ -144,7 +179,7 @@ def test_two_who_notice_at_once_and_one_who_dies_half_way_feed_each_event(
 
     async def work() -> None:
         caller, restored = await before_and_after(redis_url, ledger_url)
-        async with open_books(redis_url, restored) as books:
+        async with open_books(redis_url, restored, projected=False) as books:
             partition, once = keys.partition_of(caller.org_id), Script.__call__
 
             async def dies(script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -166,20 +201,26 @@ def test_two_who_notice_at_once_and_one_who_dies_half_way_feed_each_event(
     run(work())
 
 
+@pytest.mark.parametrize("first", ["consumer", "projector"])
 def test_what_is_out_of_reach_ends_the_feeding_and_the_wallet_follows_the_ledger(
-    redis_url: str, ledger_url: str
+    redis_url: str, ledger_url: str, first: str
 ) -> None:
     """Nothing was kept: it is noticed once, and the wallet is made anew from the record."""
 
     async def work() -> None:
         caller, restored = await before_and_after(redis_url, ledger_url)
-        async with open_books(redis_url, restored) as books:
+        async with open_books(redis_url, restored, projected=False) as books:
             await books.redis.delete(keys.kept(keys.partition_of(caller.org_id)))
-            await books.consumer("later").round()
-            assert not await books.redis.exists(keys.OrgKeys(caller.org_id).mark)
+            if first == "consumer":
+                await books.consumer("later").round()
+                assert not await books.redis.exists(keys.OrgKeys(caller.org_id).mark)
             await books.projector.round()
-            await whole(books, caller, 3)
+            booked = await books.ledger.charged_up_to(caller.org_id)
+            assert (booked.events, (await books.cut(caller)).charged_micro_mxn) == (3, 3 * UNIT)
+            found = await verify(books.ledger, books.wallet, Presence(books.redis), stored)
+            assert [one.what for one in found] == ["charges that the ledger lost"]
             await books.consumer("later").round()
+            await books.projector.round()
             assert await books.redis.exists(keys.OrgKeys(caller.org_id).mark)
 
     run(work())
@@ -245,9 +286,9 @@ def test_what_is_kept_is_bounded_in_time_and_space(
             entries = await consume(400, HOUR_S)
             assert 8 <= len(entries) <= 12
             assert entries[-1][1][b"number"] == b"400"
-            assert len(await consume(1, 0.0)) <= 1
+            assert len(await consume(1, 0.001)) <= 1
             await asyncio.sleep(0.01)
-            consumer = Consumer(books.redis, books.ledger, "c", LIMITS.remember_s, 0.0)
+            consumer = Consumer(books.redis, books.ledger, "c", LIMITS.remember_s, 0.001)
             await consumer.round()
             assert await kept(books.redis, caller) == 0
             assert len(await consume(5, HOUR_S)) == 5
@@ -258,6 +299,19 @@ def test_what_is_kept_is_bounded_in_time_and_space(
                     assert await consume(1, HOUR_S) == []
                 finally:
                     server.config_set("maxmemory", 0)
+
+    run(work())
+
+
+def test_with_nothing_to_be_kept_nothing_is(redis_url: str, ledger_url: str) -> None:
+    """GHUB_KEEP_H=0 keeps no event, not even the last of a commit until the next."""
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            caller = await books.org()
+            await books.charge(caller, "r")
+            await drain(books, Consumer(books.redis, books.ledger, "c", LIMITS.remember_s, 0.0))
+            assert await kept(books.redis, caller) == 0
 
     run(work())
 
