@@ -43,6 +43,31 @@ class Unproven(Exception):
     """It cannot be told yet whether an order was charged: the consumer is behind."""
 
 
+class Gaps:
+    """Which charges the ledger lacks although it has every event that their wallets have numbered: so neither has them.
+
+    To be asked in one round, by one looker: an organisation's wallet is read once, and what this very round charges
+    comes after that.
+    """
+
+    def __init__(self, wallet: Wallet, ledger: Ledger) -> None:
+        self._wallet = wallet
+        self._ledger = ledger
+        self._waiting: dict[str, int] = {}
+
+    async def lack(self, order: Answered) -> bool:
+        """Is this order's charge missing? Raises Unproven where the ledger does not have every event yet."""
+        if order.org_id not in self._waiting:
+            cut = await self._wallet.read(order.org_id)
+            booked = await self._ledger.charged_up_to(order.org_id, cut.number)
+            self._waiting[order.org_id] = cut.events - booked.events
+        if await booked_of([order.request_id], self._ledger):
+            return False
+        if (waiting := self._waiting[order.org_id]) > 0:
+            raise Unproven(f"{waiting} events of {order.org_id} are not booked yet")
+        return True
+
+
 class _Open:
     """An answered order that the ledger does not have yet. All else is read from the journal when it is needed.
 
@@ -130,22 +155,23 @@ class Answers:
         Raises WalletAway, LedgerAway, JournalFailed, OSError: then what could be done without it is done.
         """
         async with self._looking:
-            away = await self._uncharged_round() + await self._charged_round()
+            gaps = Gaps(self._wallet, self._ledger)
+            away = await self._uncharged_round(gaps) + await self._charged_round(gaps)
             await self._look_back()
             await self._compact()
             self._journal.tidy()
         if away:
             raise away[0]
 
-    async def _uncharged_round(self) -> list[WalletAway]:
+    async def _uncharged_round(self, gaps: Gaps) -> list[WalletAway]:
         """All of them, the oldest first: as long as they wait, their money may be spent again."""
         away: list[WalletAway] = []
         for page in _pages(sorted(self._uncharged)):
             await self._let_go(page, self._uncharged)
-            away += await self._charge_due(page, self._uncharged)
+            away += await self._charge_due(page, self._uncharged, gaps)
         return away
 
-    async def _charged_round(self) -> list[WalletAway]:
+    async def _charged_round(self, gaps: Gaps) -> list[WalletAway]:
         """Page by page in a circle, as long as the ledger has some of a page: else the consumer is away."""
         numbers = sorted(self._charged)
         at = bisect_right(numbers, self._cursor)
@@ -153,7 +179,7 @@ class Answers:
         for page in _pages(numbers[at:] + numbers[:at]):
             self._cursor = page[-1]
             booked = await self._let_go(page, self._charged)
-            away += await self._charge_due(page, self._charged)
+            away += await self._charge_due(page, self._charged, gaps)
             if not booked:
                 break
         return away
@@ -170,7 +196,7 @@ class Answers:
             self._forget(number, orders)
         return len(gone)
 
-    async def _charge_due(self, page: Sequence[int], orders: dict[int, _Open]) -> list[WalletAway]:
+    async def _charge_due(self, page: Sequence[int], orders: dict[int, _Open], gaps: Gaps) -> list[WalletAway]:
         """Bring charges to Redis. One that cannot be brought holds up no other, nor does a partition that is away."""
         away: dict[int, WalletAway] = {}
         for number in page:
@@ -178,7 +204,7 @@ class Answers:
             if one is None or one.charge_from_s > time.monotonic() or keys.partition_of(one.org_id) in away:
                 continue
             try:
-                done = await charge(decode_order(await self._journal.read(number)), self._wallet, self._ledger)
+                done = await charge(decode_order(await self._journal.read(number)), self._wallet, gaps)
             except WalletAway as error:
                 away[keys.partition_of(one.org_id)] = error
                 continue
@@ -257,7 +283,7 @@ async def booked_of(request_ids: Collection[str], ledger: Ledger) -> set[str]:
     return {request_id for request_id, end in ended.items() if end.charged}
 
 
-async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
+async def charge(order: Answered, wallet: Wallet, gaps: Gaps) -> Replay:
     """Bring one order to its wallet, where it is charged at most once.
 
     Raises WalletAway, LedgerAway, Unproven.
@@ -267,13 +293,13 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
     good: that was restored, and the wallet made anew from it. The same proof tells, and it is charged once more.
     """
     if wallet.now_us(order.org_id) - order.ended_us > OLD_S * 1_000_000:
-        if not await _is_missing(order, wallet, ledger):
+        if not await gaps.lack(order):
             return Replay.CHARGED
         done = await wallet.replay(order, lost=True)
     else:
         done = await wallet.replay(order)
         with suppress(Unproven):  # its event is on its way
-            if done is Replay.CHARGED and await _is_missing(order, wallet, ledger):
+            if done is Replay.CHARGED and await gaps.lack(order):
                 done = await wallet.replay(order, lost=True)
     if done is Replay.NOW:
         REPLAYED.inc()
@@ -281,17 +307,3 @@ async def charge(order: Answered, wallet: Wallet, ledger: Ledger) -> Replay:
     elif done is Replay.SERVED:
         log.warning("served_again", request_id=order.request_id, org=order.org_id)
     return done
-
-
-async def _is_missing(order: Answered, wallet: Wallet, ledger: Ledger) -> bool:
-    """Has the ledger every event that the wallet has numbered, and not the charge of this order?
-
-    Raises Unproven where it does not have every event yet.
-    """
-    cut = await wallet.read(order.org_id)
-    booked = await ledger.charged_up_to(order.org_id, cut.number)
-    if await booked_of([order.request_id], ledger):
-        return False
-    if booked.events < cut.events:
-        raise Unproven(f"{cut.events - booked.events} events of {order.org_id} are not booked yet")
-    return True

@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from metering.answered import Answered, AnsweredError, Withdrawn, decode
-from metering.answers import BATCH, LONGEST_S, SETTLED_S, Unproven, booked_of, charge, decode_order
+from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order
 from metering.clock import utc_now
 from metering.frames import Entry, Past
 from metering.journal import Keep
@@ -96,10 +96,11 @@ class Recovery:
 
     async def round(self) -> str:
         """One look at all of them; returns what they wait for. Replaying twice, or twice at once, changes nothing."""
-        waits = [await self._look(one) for one in [*self._open]]
+        gaps = Gaps(self._wallet, self._ledger)
+        waits = [await self._look(one, gaps) for one in [*self._open]]
         return next((why for why in waits if why), "")
 
-    async def _look(self, journal: _Journal) -> str:
+    async def _look(self, journal: _Journal, gaps: Gaps) -> str:
         past = journal.past
         try:
             if journal.orders is None:
@@ -109,7 +110,7 @@ class Recovery:
             if journal.doubtful:
                 await self._wallet.doubt([order.org_id for order in journal.orders])
                 journal.doubtful = False
-            if why := await self._charge(journal.orders):
+            if why := await self._charge(journal.orders, gaps):
                 return why
             if journal.orders:
                 return "the consumer has not booked them yet"
@@ -157,7 +158,7 @@ class Recovery:
                 return bool(await booked_of(ids, self._ledger) or await self._ledger.set_aside_of(ids))
         return True
 
-    async def _charge(self, orders: list[_Order]) -> str:
+    async def _charge(self, orders: list[_Order], gaps: Gaps) -> str:
         """Bring them to Redis; one that cannot be brought holds up no other (rule 30). Returns what it waits for."""
         why, away = "", set[int]()
         for order in [*orders]:
@@ -165,7 +166,7 @@ class Recovery:
             if order.charge_from_s > time.monotonic() or partition in away:
                 continue
             try:
-                done = await charge(decode_order(order.entry.data), self._wallet, self._ledger)
+                done = await charge(decode_order(order.entry.data), self._wallet, gaps)
             except WalletAway as error:
                 away.add(partition)
                 why = str(error) or type(error).__name__

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from metering.answered import Answered, AnsweredError, decode
-from metering.answers import BATCH, Unproven, charge
+from metering.answers import BATCH, Gaps, Unproven, charge
 from metering.clock import utc_now
 from metering.frames import Entry, JournalError, Past
 from metering.ports import Act, Ended, Ledger, LedgerAway, LedgerError, WrongField
@@ -118,9 +118,10 @@ class Salvage:
         except LedgerAway as error:
             return str(error)
         self._left = [one for one in self._left if not (one.request_id in ends and ends[one.request_id].charged)]
+        gaps = Gaps(self._wallet, self._ledger)
         for order in [*self._left]:
             try:
-                done = await charge(order, self._wallet, self._ledger)
+                done = await charge(order, self._wallet, gaps)
             except (WalletAway, LedgerAway, Unproven) as error:
                 why = str(error) or type(error).__name__
                 continue

@@ -15,12 +15,23 @@ from metering.answered import Answered, encode
 from metering.answers import Answers
 from metering.clock import utc_now
 from metering.frames import Folder
-from metering.journal import Journal
+from metering.journal import Journal, Keep
 from metering.ports import LedgerAway
 from metering.recovery import Recovery
+from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
+from tests.backups import backup
 from tests.conftest import run
-from tests.integration.money_kit import NOW_US, SECOND_US, UNIT, Books, make_groups, open_books
+from tests.integration.money_kit import (
+    NOW_US,
+    SECOND_US,
+    UNIT,
+    Books,
+    drain,
+    forget_kept,
+    make_groups,
+    open_books,
+)
 from tests.integration.test_replay import answered
 
 SEGMENT = 64 * 1024
@@ -198,6 +209,58 @@ def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.parametrize("gateway", ["lives", "is gone"])
+def test_a_restored_ledger_is_brought_what_a_journal_keeps(
+    redis_url: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway: str
+) -> None:
+    """Redis keeps nothing any more, and its wallet was made anew from the backup: each order that was answered is
+    charged once more, and once only, also where it is looked at again and again (rule 30)."""
+    monkeypatch.setattr(answers_module, "SETTLED_S", 0.0)
+    keep = Keep(3600.0, 2**30)
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            caller = await books.org(mxn="8.40")
+            copy = backup(ledger_url)
+            folder = Folder(tmp_path / "j")
+            journal = Journal(folder, SEGMENT, keep)
+            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+            await answers.begin(utc_now())
+            for number in range(3):
+                await books.charge(caller, f"r{number}")
+                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
+            await drain(books)
+            await answers.round()
+            assert answers.waiting == 0
+            if gateway == "is gone":
+                await answers.end(utc_now())
+                await journal.close()
+            await forget_kept(books.redis)
+        async with open_books(redis_url, copy, projected=False) as books:
+            await books.projector.round()
+            assert (await books.cut(caller)).charged_micro_mxn == 0
+            recovery = Recovery(folder.past() if gateway == "is gone" else [], books.wallet, books.ledger, keep)
+            answers._wallet, answers._ledger = books.wallet, books.ledger
+            for _ in range(5):
+                if gateway == "lives":
+                    await answers.round()
+                await recovery.round()
+                await books.projector.round()
+                await drain(books)
+                await books.projector.round()
+            cut = await books.cut(caller)
+            assert (cut.charged_micro_mxn, cut.available_micro_mxn) == (3 * UNIT, 7 * UNIT)
+            charges = [event.event_id async for event in books.ledger.events(org_id=caller.org_id)]
+            assert sorted(charges) == ["r0", "r1", "r2"]
+            gone = await books.redis.hget(OrgKeys(caller.org_id).wallet, "gone_charged")
+            assert int(gone or 0) == 0 and answers.waiting == recovery.left == 0
+            if gateway == "lives":
+                await journal.close()
+            folder.close()
+
+    run(work())
+
+
 async def busy(*_: object) -> None:
     raise LedgerAway("database is locked")
 
@@ -208,7 +271,7 @@ from pathlib import Path
 from metering.answered import encode
 from metering.answers import Answers
 from metering.frames import Folder
-from metering.journal import Journal
+from metering.journal import Journal, Keep
 from metering.wallet.wallet import Caller
 from tests.integration.test_replay import answered
 from dataclasses import replace
