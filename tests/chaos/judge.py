@@ -310,28 +310,30 @@ def _keys(log: Log, figures: Counter[str]) -> Iterator[str]:
 
 
 def _sdks(log: Log, wiped_us: list[int], figures: Counter[str]) -> Iterator[str]:
-    """(e) The same order k times is k results; and a call pays more than once only for an answer that was lost.
-
-    One that was told that it is charged is given its order by its retry, unless Redis was wiped before that came.
+    """(e) The same order k times is k results; and k calls pay for more than k only where answers were lost.
 
     An SDK's retry looks the same whether its first try was lost or refused, so where one was refused, two calls may
     share a result, for which one of them pays: that is counted. Never may two retries of the same count share one.
+
+    A call that was told that it is charged is given an order by its retry, its own or a twin's, unless Redis was wiped
+    before that came.
     """
     twins: dict[tuple[str, str], list[Call]] = defaultdict(list)
     for call in log.calls:
-        if call.kind != "sdk":
-            continue
-        twins[call.customer.org_id, call.prompt].append(call)
-        charged, lost = log.charged_to(call), sum(attempt.status is None for attempt in call.attempts)
-        last_us = call.attempts[-1].sent_us
-        told = [attempt.sent_us for attempt in call.attempts if attempt.code == CHARGED]
-        forgotten = sum(any(sent_us < at_us < last_us for at_us in wiped_us) for sent_us in told)
-        figures["calls that were told that they are charged, and forgotten with a wiped Redis"] += forgotten
-        lost += forgotten
-        figures["retries of SDKs that were given an earlier order"] += any(a.replayed for a in call.attempts)
-        if len(charged) > 1 + lost:
-            yield f"(e) one call of an SDK pays for {sorted(charged)}, and lost {lost} answers"
+        if call.kind == "sdk":
+            twins[call.customer.org_id, call.prompt].append(call)
     for (_, prompt), calls in twins.items():
+        told = any(attempt.code == CHARGED for call in calls for attempt in call.attempts)
+        for group in [calls] if told else [[call] for call in calls]:
+            charged = set().union(*(log.charged_to(call) for call in group))
+            lost = sum(attempt.status is None for call in group for attempt in call.attempts)
+            forgotten = sum(_forgotten(call, wiped_us) for call in group)
+            figures["times that a charged order was forgotten with a wiped Redis"] += forgotten
+            figures["retries of SDKs that were given an earlier order"] += sum(
+                any(attempt.replayed for attempt in call.attempts) for call in group
+            )
+            if len(charged) > len(group) + lost + forgotten:
+                yield f"(e) {len(group)} calls of an SDK pay for {sorted(charged)}, and lost {lost} answers"
         results = [attempt.result for call in calls for attempt in call.attempts if attempt.result]
         if len(set(results)) == len(results):
             continue
@@ -339,6 +341,13 @@ def _sdks(log: Log, wiped_us: list[int], figures: Counter[str]) -> Iterator[str]
         figures["calls of SDKs that share a result after one was refused or lost"] += len(results) - len(set(results))
         if all(len(call.attempts) == 1 for call in calls) or max(claims.values(), default=2) > 1:
             yield f"(e) {len(results)} calls for {prompt} were given {len(set(results))} results: {dict(claims)}"
+
+
+def _forgotten(call: Call, wiped_us: list[int]) -> int:
+    """How often it was told that it is charged, and Redis was wiped before its last try."""
+    last_us = call.attempts[-1].sent_us
+    told = [attempt.sent_us for attempt in call.attempts if attempt.code == CHARGED]
+    return sum(any(sent_us < at_us < last_us for at_us in wiped_us) for sent_us in told)
 
 
 async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
