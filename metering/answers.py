@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S
 from metering.answered import Answered, AnsweredError, Withdrawn, decode, encode
+from metering.frames import JournalError
 from metering.journal import Journal, JournalFailed
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
@@ -228,14 +229,17 @@ class Answers:
             return
         log.error("ledger_restored", lacks=self._booked_last)
         RESTORED.inc()
-        self._booked_last = ""
         passed = {one.request_id for orders in (self._uncharged, self._charged) for one in orders.values()}
-        async for entries in self._journal.kept():
-            found = [decode(data) for data in entries]
-            passed |= {entry.request_id for entry in found if isinstance(entry, Withdrawn)}
-            orders = [one for one in found if isinstance(one, Answered) and one.request_id not in passed]
-            for start in range(0, len(orders), BATCH):
-                await self._watch_again(orders[start : start + BATCH])
+        try:
+            async for entries in self._journal.kept():
+                found = [decode(data) for data in entries]
+                passed |= {entry.request_id for entry in found if isinstance(entry, Withdrawn)}
+                orders = [one for one in found if isinstance(one, Answered) and one.request_id not in passed]
+                for start in range(0, len(orders), BATCH):
+                    await self._watch_again(orders[start : start + BATCH])
+        except (JournalError, AnsweredError) as error:
+            log.error("journal_entry_unreadable", error=str(error))
+        self._booked_last = ""  # what was interrupted before this begins again, and passes over what is watched
 
     async def _watch_again(self, orders: Sequence[Answered]) -> None:
         booked = await booked_of([order.request_id for order in orders], self._ledger)

@@ -10,7 +10,7 @@ import structlog
 from metering.answered import Answered, AnsweredError, Withdrawn, decode
 from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order
 from metering.clock import utc_now
-from metering.frames import Entry, Past
+from metering.frames import WRITTEN, Entry, Past
 from metering.journal import Keep
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
@@ -104,6 +104,8 @@ class Recovery:
         past = journal.past
         try:
             if journal.orders is None:
+                if await self._is_blank(past):
+                    return f"nothing of the journal {past.incarnation} can be read: `ghub journal close` gives it up"
                 journal.orders = [] if await self._is_done(past) else await asyncio.to_thread(journal.read)
                 self.orders += len(journal.orders)
             journal.orders = await self._unbooked(journal.orders)
@@ -143,6 +145,13 @@ class Recovery:
                 path.unlink(missing_ok=True)
                 kept_bytes -= stat.st_size
         self._kept = [one for one in self._kept if all(path.exists() for path in one.past.files)]
+
+    async def _is_blank(self, past: Past) -> bool:
+        """Was it in use, and is nothing there? Before it is registered its first file begins with a frame."""
+        if any(file.frames for file in past.read) or not any(WRITTEN in path.name for path in past.files):
+            return False
+        known = await self._ledger.incarnation(past.incarnation)
+        return known.opened_at is not None and known.closed_at is None
 
     async def _is_done(self, past: Past) -> bool:
         """Was it closed, and does the ledger still have its last order? Then it is only kept, and is not read again."""

@@ -16,7 +16,7 @@ from metering.answers import Answers
 from metering.clock import utc_now
 from metering.frames import Folder
 from metering.journal import Journal, Keep
-from metering.ports import LedgerAway
+from metering.ports import Act, LedgerAway
 from metering.recovery import Recovery
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
@@ -257,6 +257,35 @@ def test_a_restored_ledger_is_brought_what_a_journal_keeps(
             if gateway == "lives":
                 await journal.close()
             folder.close()
+
+    run(work())
+
+
+def test_a_journal_of_which_nothing_is_left_is_not_closed_in_silence(redis_url: str, tmp_path: Path) -> None:
+    """Its only file is all zeros: one that was registered had begun it; a start that died before had not (rule 14)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            for registered in (True, False):
+                folder = Folder(tmp_path / str(registered))
+                journal = Journal(folder, SEGMENT)
+                answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+                if registered:
+                    await answers.begin(utc_now())
+                    await journal.append(b"an order")
+                journal.registered = True
+                await journal.close()
+                (file,) = (tmp_path / str(registered)).glob("*.journal")
+                file.write_bytes(bytes(SEGMENT))
+                recovery = Recovery(folder.past(), books.wallet, books.ledger)
+                assert bool(await recovery.round()) is registered
+                assert (await books.ledger.open_incarnations() == [journal.incarnation]) is registered
+                if registered:
+                    act = Act("test", "journal.close", str(journal.incarnation))
+                    await books.ledger.lose_incarnation(journal.incarnation, "all zeros", utc_now(), act)
+                    assert not await recovery.round()
+                assert recovery.left == 0
+                folder.close()
 
     run(work())
 
