@@ -64,7 +64,8 @@ class Gaps:
             self._waiting[order.org_id] = cut.events - booked.events
         if await booked_of([order.request_id], self._ledger):
             return False
-        if (waiting := self._waiting[order.org_id]) > 0:
+        waiting = self._waiting[order.org_id]
+        if waiting != 0:  # below zero the ledger knows more than the wallet: no proof either
             raise Unproven(f"{waiting} events of {order.org_id} are not booked yet")
         return True
 
@@ -98,6 +99,7 @@ class Answers:
         self._booked_last = ""
         self._looking = asyncio.Lock()
         self._writing = 0
+        self._withdrawals: list[tuple[int, str]] = []
 
     @property
     def waiting(self) -> int:
@@ -133,11 +135,25 @@ class Answers:
         self._watch(number, _Open(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
 
     async def withdraw(self, number: int, request_id: str) -> None:
-        """It is not answered 200 after all: nothing is charged for it. Raises JournalFailed."""
-        later = await self._journal.append(encode(Withdrawn(request_id)))
+        """It is not answered 200 after all: nothing is charged for it.
+
+        Raises JournalFailed; then it is tried again until the disk takes it.
+        """
+        try:
+            await self._note_withdrawn(request_id)
+        except JournalFailed:
+            self._withdrawals.append((number, request_id))
+            raise
         self._writing -= 1
-        for one in (number, later):
-            self._journal.release(one)
+        self._journal.release(number)
+
+    async def _note_withdrawn(self, request_id: str) -> None:
+        self._journal.release(await self._journal.append(encode(Withdrawn(request_id))))
+
+    async def _withdraw_again(self) -> None:
+        again, self._withdrawals = self._withdrawals, []
+        for number, request_id in again:
+            await self.withdraw(number, request_id)
 
     async def run(self, every_s: float) -> None:
         """Look after them until cancelled. A Redis or a ledger that is away is waited for."""
@@ -156,27 +172,29 @@ class Answers:
         Raises WalletAway, LedgerAway, JournalFailed, OSError: then what could be done without it is done.
         """
         async with self._looking:
-            gaps = Gaps(self._wallet, self._ledger)
-            away = await self._uncharged_round(gaps) + await self._charged_round(gaps)
+            away = await self._uncharged_round() + await self._charged_round()
+            await self._withdraw_again()
             await self._look_back()
             await self._compact()
             self._journal.tidy()
         if away:
             raise away[0]
 
-    async def _uncharged_round(self, gaps: Gaps) -> list[WalletAway]:
+    async def _uncharged_round(self) -> list[WalletAway]:
         """All of them, the oldest first: as long as they wait, their money may be spent again."""
         away: list[WalletAway] = []
+        gaps = Gaps(self._wallet, self._ledger)
         for page in _pages(sorted(self._uncharged)):
             await self._let_go(page, self._uncharged)
             away += await self._charge_due(page, self._uncharged, gaps)
         return away
 
-    async def _charged_round(self, gaps: Gaps) -> list[WalletAway]:
+    async def _charged_round(self) -> list[WalletAway]:
         """Page by page in a circle, as long as the ledger has some of a page: else the consumer is away."""
         numbers = sorted(self._charged)
         at = bisect_right(numbers, self._cursor)
         away: list[WalletAway] = []
+        gaps = Gaps(self._wallet, self._ledger)
         for page in _pages(numbers[at:] + numbers[:at]):
             self._cursor = page[-1]
             booked = await self._let_go(page, self._charged)
@@ -215,6 +233,7 @@ class Answers:
                 log.error("journal_entry_unreadable", number=number, request_id=one.request_id, error=str(error))
             else:
                 if done is Replay.SERVED:
+                    await self._note_withdrawn(one.request_id)  # or a later start would bring it once more
                     self._forget(number, orders)
                     continue
                 if orders is self._uncharged:
@@ -296,14 +315,13 @@ async def charge(order: Answered, wallet: Wallet, gaps: Gaps) -> Replay:
     organisation that came before, and not its charge. And one that Redis has charged may be missing in the ledger for
     good: that was restored, and the wallet made anew from it. The same proof tells, and it is charged once more.
     """
-    if wallet.now_us(order.org_id) - order.ended_us > OLD_S * 1_000_000:
-        if not await gaps.lack(order):
-            return Replay.CHARGED
-        done = await wallet.replay(order, lost=True)
-    else:
-        done = await wallet.replay(order)
+    missing, age_us = False, wallet.now_us(order.org_id) - order.ended_us
+    if age_us > OLD_S * 1_000_000 and not (missing := await gaps.lack(order)):
+        return Replay.CHARGED
+    done = await wallet.replay(order)
+    if done is Replay.CHARGED:
         with suppress(Unproven):  # its event is on its way
-            if done is Replay.CHARGED and await gaps.lack(order):
+            if missing or await gaps.lack(order):
                 done = await wallet.replay(order, lost=True)
     if done is Replay.NOW:
         REPLAYED.inc()

@@ -122,7 +122,7 @@ class Journal:
         self._reserved_bytes = 0
         self._pending: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
-        self._allocating: asyncio.Task[None] | None = None
+        self._allocating: asyncio.Task[bool] | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")  # a stuck disk blocks nobody else's threads
         self._where: dict[int, _Place] = {}
         self._segments: deque[_Segment] = deque()
@@ -189,7 +189,7 @@ class Journal:
 
     def tidy(self) -> None:
         """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
-        kept_bytes = sum(segment.at for segment in self._segments if segment is not self._current)
+        kept_bytes = sum(segment.at for segment in list(self._segments) if segment is not self._current)
         while self._segments and (first := self._segments[0]) is not self._current and not first.live:
             if kept_bytes <= self._keep.most_bytes and time.time() - first.written_s < self._keep.age_s:
                 return
@@ -305,20 +305,24 @@ class Journal:
         """One more spare file; callers at the same time share one. Raises JournalFull."""
         if self._allocating is None:
             self._allocating = asyncio.create_task(self._add_spare())
-        spares = len(self._spares)
-        await asyncio.wait({self._allocating})
-        if len(self._spares) <= spares and self.room_bytes < self._reserved_bytes:
+        if not await asyncio.shield(self._allocating) and self.room_bytes < self._reserved_bytes:
             raise JournalFull("the journal's disk has no room for another file")
 
-    async def _add_spare(self) -> None:
+    async def _add_spare(self) -> bool:
+        """Is there more room now? A disk that is full gives up what is kept, the oldest first."""
         try:
             # In the disk's thread, which also takes them: files are written in the order of their numbers.
             await self._on_disk(lambda: self._spares.append(self._new_segment()))
         except OSError as error:
+            if self._segments and (first := self._segments[0]) is not self._current and not first.live:
+                self._delete(self._segments.popleft())
+                return True
             log.error("journal_out_of_room", error=error.strerror)
+            return False
         finally:
             self._allocating = None
             self._tell_room()
+        return True
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._disk, work)
@@ -340,6 +344,8 @@ class Journal:
                 _write(segment, frame)
         except OSError:
             self._current = None  # never written again
+            with suppress(OSError):
+                os.ftruncate(segment.file.fileno(), segment.at)
             raise
         return segment, at
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import structlog
 
-from metering.answered import Answered, AnsweredError, Withdrawn, decode
+from metering.answered import Answered, Withdrawn, decode
 from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order
 from metering.clock import utc_now
 from metering.frames import WRITTEN, Entry, Past
@@ -55,7 +55,10 @@ class _Journal:
     def read(self) -> list[_Order]:
         """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
         orders: dict[str, _Order] = {}
+        there = {path for path in self.past.files if path.exists()}
         for entry in self.past.entries:
+            if entry.path not in there:  # of what was kept, the oldest go first
+                continue
             found = decode(entry.data)
             if isinstance(found, Withdrawn):
                 orders.pop(found.request_id, None)
@@ -129,7 +132,7 @@ class Recovery:
         """Let go of what was kept for long enough; open again what a restored ledger lacks. Raises LedgerAway."""
         self._tidy()
         for journal in [*self._kept]:
-            if not await self._is_done(journal.past):
+            if not await self._is_done(journal.past):  # it was: the ledger was restored
                 log.error("ledger_restored", journal=str(journal.past.incarnation))
                 journal.orders = None
                 self._kept.remove(journal)
@@ -144,7 +147,7 @@ class Recovery:
             if kept_bytes > self._keep.most_bytes or time.time() - stat.st_mtime >= self._keep.age_s:
                 path.unlink(missing_ok=True)
                 kept_bytes -= stat.st_size
-        self._kept = [one for one in self._kept if all(path.exists() for path in one.past.files)]
+        self._kept = [one for one in self._kept if any(path.exists() for path in one.past.files)]
 
     async def _is_blank(self, past: Past) -> bool:
         """Was it in use, and is nothing there? Before it is registered its first file begins with a frame."""
@@ -154,18 +157,8 @@ class Recovery:
         return known.opened_at is not None and known.closed_at is None
 
     async def _is_done(self, past: Past) -> bool:
-        """Was it closed, and does the ledger still have its last order? Then it is only kept, and is not read again."""
-        if (await self._ledger.incarnation(past.incarnation)).closed_at is None:
-            return False
-        for entry in reversed(past.entries):
-            try:
-                found = decode(entry.data)
-            except AnsweredError:  # of another version, to which it may be of use
-                return True
-            if isinstance(found, Answered):
-                ids = [found.request_id]
-                return bool(await booked_of(ids, self._ledger) or await self._ledger.set_aside_of(ids))
-        return True
+        """Is it closed? Then the ledger had all of it: it is only kept, and is not read again."""
+        return (await self._ledger.incarnation(past.incarnation)).closed_at is not None
 
     async def _charge(self, orders: list[_Order], gaps: Gaps) -> str:
         """Bring them to Redis; one that cannot be brought holds up no other (rule 30). Returns what it waits for."""

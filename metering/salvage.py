@@ -115,9 +115,11 @@ class Salvage:
         why = "the consumer has not booked them yet"
         try:
             ends = await ends_of(self._left, self._ledger)
+            aside = await self._ledger.set_aside_of([one.request_id for one in self._left])
         except LedgerAway as error:
             return str(error)
-        self._left = [one for one in self._left if not (one.request_id in ends and ends[one.request_id].charged)]
+        booked = {request_id for request_id, end in ends.items() if end.charged}
+        self._left = [one for one in self._left if one.request_id not in booked | aside]
         gaps = Gaps(self._wallet, self._ledger)
         for order in [*self._left]:
             try:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metering.ports import Ledger, LedgerAway
+from metering.ports import Delivered, Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Wallet
 from proxy.auth import Authenticator, check_state
@@ -19,6 +19,16 @@ from proxy.outcomes import reason_as_error
 from proxy.replies import Replies
 from proxy.results import decode
 from proxy.wire import key_hash, result_document
+
+CHARGED_NOT_BOOKED = "This order is charged, and its images are not in the ledger yet: ask again."
+
+BOOKED_RETRY_S = 1.0
+"""The consumer takes about so long."""
+
+RAN_OUT = (
+    "No answer to this order is known. It is charged only if its gateway had answered it, and then its images are here"
+    " as soon as that gateway's journal is read."
+)
 
 USUAL, MOST = 20, 100
 """Of a list."""
@@ -72,20 +82,25 @@ class HistoryEndpoint:
         return caller.org_id
 
     async def _generation(self, org_id: str, request_id: UUID) -> dict[str, Any]:
-        delivered = await self._wallet.result(org_id, str(request_id)) or await self._ledger.result(
-            org_id, str(request_id)
-        )
-        if delivered is not None:
-            result = decode(delivered)
-            return _completed(result_document(result, self._replies.items(result)))
-        stands = await self._wallet.stands(org_id, str(request_id))
+        for _ in range(2):  # it may end between the two questions
+            if (delivered := await self._delivered(org_id, str(request_id))) is not None:
+                result = decode(delivered)
+                return _completed(result_document(result, self._replies.items(result)))
+            stands = await self._wallet.stands(org_id, str(request_id))
+            if stands is None:
+                raise _unknown()
+            if stands.end != "charge":
+                break
+        else:
+            raise ApiError(Kind.UNAVAILABLE, CHARGED_NOT_BOOKED, retry_after_s=BOOKED_RETRY_S)
         row = {"id": f"req_{request_id.hex}", "object": "list", "data": []}
-        if stands is None:
-            raise _unknown()
         if stands.end == "open":
             return row | {"status": "in_progress"}
-        error = reason_as_error(stands.reason)
+        error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if stands.end == "expiry" else reason_as_error(stands.reason)
         return row | {"status": "failed", "error": orjson.loads(error.body(f"req_{request_id.hex}"))["error"]}
+
+    async def _delivered(self, org_id: str, request_id: str) -> Delivered | None:
+        return await self._wallet.result(org_id, request_id) or await self._ledger.result(org_id, request_id)
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@
 -- reply 1 where an event was new to the ledger and not in the stream: nobody else has booked it, so Redis was wiped
 --       meanwhile, and a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from
 --       the ledger; a rebuild that is under way loses its fence, and begins again.
-local NEW, EVENT, REMEMBER_S, OVERHEAD, MOST_DROPPED = 2, 1, 86400, 100, 500
+local NEW, EVENT, REMEMBER_S, OVERHEAD, MOST_DROPPED, TAKEN_S = 2, 1, 86400, 100, 500, 600
+local taken = P .. ':taken'
 
 if #ARGV < 6 or #ARGV % 2 ~= 0 then error('an entry without what it is') end
 local group, name, keep_ms, most, proof, proofs = ARGV[1], ARGV[2], whole(3, 0), whole(4, 0), ARGV[5], whole(6, 1)
@@ -25,7 +26,12 @@ local lost = 0
 for i = 7, #ARGV, 2 do
   local id, what = ARGV[i], tonumber(ARGV[i + 1])
   local entry = redis.call('XRANGE', KEYS[3], id, id)[1]
-  if not entry and what == NEW then lost = 1 end
+  if not entry and what == NEW and redis.call('SISMEMBER', taken, id) == 0 then lost = 1 end
+  -- Another consumer, which had it in hand too, has told so first: what it knew, this one booked.
+  if entry and what == EVENT then
+    redis.call('SADD', taken, id)
+    redis.call('EXPIRE', taken, TAKEN_S)
+  end
   if entry and what >= EVENT and keeping then
     local fields, size = entry[2], OVERHEAD
     for _, part in ipairs(fields) do size = size + #part end

@@ -13,6 +13,7 @@
 -- reply code, now_us, available, 1 where this call charged it, how far below zero that left the balance
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
+local AGAIN_S = 3600
 
 arguments(17)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
@@ -32,7 +33,10 @@ local function served()
 end
 
 local before = redis.call('GET', KEYS[6])
-if lost and before and string.match(before, '^(%a+):') == 'charge' then before = nil end
+if lost and before and string.match(before, '^(%a+):') == 'charge' then
+  -- Once: another may replay the same journal at this moment, with the same proof.
+  if redis.call('SET', P .. ':again:' .. request, 1, 'NX', 'EX', AGAIN_S) then before = nil else lost = false end
+end
 if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0, 0 } end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0, 0 } end
 

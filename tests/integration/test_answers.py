@@ -1,6 +1,7 @@
 """Orders that are answered, until the ledger has them: each by itself, uncharged ones first, in little memory."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,11 +16,12 @@ from metering.answered import Answered, encode
 from metering.answers import Answers
 from metering.clock import utc_now
 from metering.frames import Folder
-from metering.journal import Journal, Keep
+from metering.journal import Journal, JournalFailed, Keep
 from metering.ports import Act, LedgerAway
 from metering.recovery import Recovery
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
+from metering.wallet.wallet import Placed, Replay
 from tests.backups import backup
 from tests.conftest import run
 from tests.integration.money_kit import (
@@ -290,6 +292,100 @@ def test_a_journal_of_which_nothing_is_left_is_not_closed_in_silence(redis_url: 
     run(work())
 
 
+def test_race_two_replay_what_a_restored_ledger_lacks(redis_url: str, tmp_path: Path) -> None:
+    """Each with the same proof at the same moment: it is charged once more, and not twice (rules 12, 30)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller = await books.org(mxn="8.40")
+            await books.charge(caller, "r", 2)
+            order = answered(caller, "r", 2)
+            again = await asyncio.gather(*(books.wallet.replay(order, lost=True) for _ in range(4)))
+            assert sorted(again) == [Replay.CHARGED] * 3 + [Replay.NOW]
+
+    run(work())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_order_that_was_served_again_is_never_charged(redis_url: str, tmp_path: Path, late: bool) -> None:
+    """Its key gave another order that is charged: at zero, however late its journal comes; and nothing brings it again,
+    not even when Redis has forgotten all that (rule 19)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            await make_groups(books.redis)
+            caller, placed = await books.org(mxn="8.40"), Placed("f", key_hash="k")
+            await books.admit(caller, "other", placed=placed)
+            await books.settle(caller, "other")
+            await drain(books)
+            if late:
+                books.wallet.at(LATE_US)
+            folder = Folder(tmp_path / "j")
+            journal = Journal(folder, SEGMENT)
+            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+            await answers.begin(utc_now())
+            await stand(answers, answered(caller, "first", 1, placed), charged=False)
+            await answers.round()
+            assert answers.waiting == 0
+            await journal.close()  # as if it were killed: the ledger has it as open
+            await books.redis.delete(*await books.redis.keys("*:closed:*"), *await books.redis.keys("*:once:*"))
+            recovery = Recovery(folder.past(), books.wallet, books.ledger)
+            assert not await recovery.round()
+            assert recovery.left == 0 and (await books.cut(caller)).charged_micro_mxn == UNIT
+            folder.close()
+
+    run(work())
+
+
+def test_a_withdrawal_that_the_disk_refuses_is_made_again(redis_url: str, tmp_path: Path) -> None:
+    """Until the disk takes it: or a replay would charge what was answered with an error (rule 8)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            caller = await books.org()
+            number = await answers.note(encode(answered(caller, "r", 1)))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fdatasync", broken)
+                with pytest.raises(JournalFailed):
+                    await answers.withdraw(number, "r")
+                with pytest.raises(JournalFailed):
+                    await answers.round()
+            await answers.round()
+            await answers.end(utc_now())
+            assert await books.ledger.open_incarnations() == []
+
+    run(work())
+
+
+def broken(_: int) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_journals_that_are_kept_are_let_alone(redis_url: str, tmp_path: Path) -> None:
+    """Of one that is closed the ledger had all: nothing in it is asked for again, whatever its last order became."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            caller, keep = await books.org(), Keep(3600.0, 2**20)
+            folder = Folder(tmp_path / "j")
+            journal = Journal(folder, SEGMENT, keep)
+            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+            await answers.begin(utc_now())
+            await answers.withdraw(await answers.note(encode(answered(caller, "withdrawn", 1))), "withdrawn")
+            await answers.end(utc_now())
+            await journal.close()
+            recovery = Recovery(folder.past(), books.wallet, books.ledger, keep)
+            for _ in range(3):
+                assert not await recovery.round()
+                await recovery.look_back()
+                assert recovery.left == 0
+            assert (await books.cut(caller)).charged_micro_mxn == 0
+            assert len(folder.past()) == 1
+            folder.close()
+
+    run(work())
+
+
 async def busy(*_: object) -> None:
     raise LedgerAway("database is locked")
 
@@ -300,7 +396,7 @@ from pathlib import Path
 from metering.answered import encode
 from metering.answers import Answers
 from metering.frames import Folder
-from metering.journal import Journal, Keep
+from metering.journal import Journal, JournalFailed, Keep
 from metering.wallet.wallet import Caller
 from tests.integration.test_replay import answered
 from dataclasses import replace

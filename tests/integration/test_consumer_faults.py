@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from metering.events import Event, EventError, decode
 from metering.ports import DatabaseRefused, SetAside
 from metering.wallet import keys
 from metering.wallet.connection import Script
+from metering.wallet.kept import KNOWN, NEW, Commit, Commits, Done
 from tests.conftest import run
 from tests.integration.cluster_kit import everywhere
 from tests.integration.consumer_kit import drained_s, entry_of, fill
@@ -261,3 +263,27 @@ def test_what_is_no_event_is_said_to_be_none(change: dict[bytes, bytes]) -> None
     with pytest.raises(EventError) as raised:
         decode({**OF_TODAY, **change})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+def test_an_entry_that_another_consumer_took_out_is_not_lost(redis_url: str, tmp_path: Path, wiped: bool) -> None:
+    """Two had it in hand, and the one that did not book it tells so first: no mark goes. Where Redis was wiped between
+    the reading and the telling it does (rule 28)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            await make_groups(books.redis)
+            caller = await books.org()
+            await books.charge(caller, "r")
+            partition = keys.partition_of(caller.org_id)
+            entries: Any = await books.redis.xrange(keys.events(partition))
+            ((entry_id, _),) = entries
+            one, other = (Commits(books.redis, "ledger", name, 3600.0) for name in ("one", "other"))
+            if wiped:
+                await books.redis.delete(keys.events(partition))
+            else:
+                await other.tell(Commit([Done(partition, entry_id, KNOWN, "charge:r")]))
+            await one.tell(Commit([Done(partition, entry_id, NEW, "charge:r")]))
+            assert bool(await books.redis.exists(keys.mark(partition))) is not wiped
+
+    run(work())

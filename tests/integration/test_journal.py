@@ -68,6 +68,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails = 0
         self.full = self.no_files = False
+        self.most_files = 1_000_000
         self._lost: list[tuple[int, int, int, int]] = []
         self._writes: dict[int, list[tuple[int, int]]] = {}
         self._sync, self._write, self._allocate = os.fdatasync, os.pwrite, os.posix_fallocate
@@ -99,7 +100,8 @@ class Disk:
         return written
 
     def _fallocate(self, descriptor: int, at: int, length: int) -> None:
-        if self.full or self.no_files:
+        folder = Path(f"/proc/self/fd/{descriptor}").readlink().parent
+        if self.full or self.no_files or len(journals(folder)) > self.most_files:
             raise OSError(errno.ENOSPC, "No space left on device")
         self._allocate(descriptor, at, length)
 
@@ -380,6 +382,24 @@ def test_files_are_allocated_as_orders_open(tmp_path: Path) -> None:
         assert len(journals(tmp_path)) <= 3
         await journal.close()
         folder.close()
+
+    run(work())
+
+
+def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than an order: what nobody needs goes first, the oldest before the others (rule 14)."""
+    disk = Disk(monkeypatch)
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT, Keep(3600, 100 * SEGMENT))
+        for number in range(1, 201):
+            journal.release(await journal.append(data(number)))
+        kept = len(journals(tmp_path))
+        disk.most_files = kept
+        await journal.reserve(3 * SEGMENT)
+        assert len(journals(tmp_path)) <= kept
+        await dead(journal, folder)
 
     run(work())
 

@@ -40,6 +40,8 @@ GOES_S = {
     "retried": 86_400,
     "recent": 180,
     "commit": 86_400,
+    "again": 3_600,
+    "taken": 600,
     "claims": 180,
     "awaited": 180,
     "journal": 10,
