@@ -38,7 +38,7 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 	$(VENV)/bin/lint-imports
 
 # Three on two cores, because many tests wait; by file, because a file's servers are started once by who has all of it.
-test: lint                    ## everything; under 10 minutes on 2 cores
+test: lint                    ## everything; under 12 minutes on 2 cores
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
