@@ -105,8 +105,10 @@ class _Frame:
 
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _ESCAPE = re.compile(rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])')
-_RUN = re.compile(rb'(?:[^"\\\x00-\x1f]++|' + _ESCAPE.pattern + rb")*+")
-"""As much of a string as there is: all but its end, a cut or wrong escape, and what JSON does not allow in it."""
+_PLAIN = rb'[^"\\\x00-\x1f]*'
+_RUN = re.compile(_PLAIN + rb"(?:" + _ESCAPE.pattern + _PLAIN + rb")*")
+"""As much of a string as there is: all but its end, a cut or wrong escape, and what JSON does not allow in it. Without
+possessive repeats: Python before 3.11.5 takes a part of a cut escape along with them."""
 _SIMPLE = {b"\\/": b"/", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t", b"\\b": b"\b", b"\\f": b"\f"}
 _SIMPLE |= {b"\\\\": b"\\", b'\\"': b'"'}
 MOST_NESTING = 32
