@@ -3,6 +3,7 @@
 import asyncio
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -32,6 +33,9 @@ LONGEST_S = 600.0
 OLD_S = CLOSED_S / 2
 """An order that was answered so long ago may soon be forgotten by Redis."""
 
+PROOFS = 200
+"""Of what the ledger has booked last: as many would have to be booked between two looks for a restore to go unseen."""
+
 BATCH = 500
 """Orders that the ledger is asked about at once."""
 
@@ -54,20 +58,23 @@ class Gaps:
     def __init__(self, wallet: Wallet, ledger: Ledger) -> None:
         self._wallet = wallet
         self._ledger = ledger
-        self._waiting: dict[str, int] = {}
+        self._looks: dict[str, tuple[int, int]] = {}
 
-    async def lack(self, order: Answered) -> bool:
-        """Is this order's charge missing? Raises Unproven where the ledger does not have every event yet."""
-        if order.org_id not in self._waiting:
+    async def lacks(self, order: Answered) -> int | None:
+        """Up to which of its organisation's events this order's charge is missing; None where it is not.
+
+        Raises Unproven where the ledger does not have every event yet.
+        """
+        if order.org_id not in self._looks:
             cut = await self._wallet.read(order.org_id)
             booked = await self._ledger.charged_up_to(order.org_id, cut.number)
-            self._waiting[order.org_id] = cut.events - booked.events
+            self._looks[order.org_id] = (cut.number, cut.events - booked.events)
         if await booked_of([order.request_id], self._ledger):
-            return False
-        waiting = self._waiting[order.org_id]
+            return None
+        number, waiting = self._looks[order.org_id]
         if waiting != 0:  # below zero the ledger knows more than the wallet: no proof either
             raise Unproven(f"{waiting} events of {order.org_id} are not booked yet")
-        return True
+        return number
 
 
 class _Open:
@@ -96,7 +103,7 @@ class Answers:
         self._uncharged: dict[int, _Open] = {}
         self._charged: dict[int, _Open] = {}
         self._cursor = 0
-        self._booked_last = ""
+        self._booked: deque[str] = deque(maxlen=PROOFS)
         self._looking = asyncio.Lock()
         self._writing = 0
         self._withdrawals: list[tuple[int, str]] = []
@@ -114,8 +121,9 @@ class Answers:
     async def end(self, at: datetime) -> None:
         """Close the journal, if the ledger has all that it says. Otherwise its files wait for the next start.
 
-        Raises LedgerAway.
+        Raises WalletAway, LedgerAway, JournalFailed, OSError.
         """
+        await self.round()  # a ledger that was restored just now lacks what it had
         if not self.waiting and not self._writing:
             await self._ledger.close_incarnation(self._journal.incarnation, self._journal.last_number, at)
             self._journal.registered = False
@@ -172,9 +180,9 @@ class Answers:
         Raises WalletAway, LedgerAway, JournalFailed, OSError: then what could be done without it is done.
         """
         async with self._looking:
+            await self._look_back()  # first: what is booked from now on is no proof of what was
             away = await self._uncharged_round() + await self._charged_round()
             await self._withdraw_again()
-            await self._look_back()
             await self._compact()
             self._journal.tidy()
         if away:
@@ -211,7 +219,7 @@ class Answers:
         gone = [number for number in page if orders[number].request_id in known]
         for number in gone:
             if orders[number].request_id in booked:
-                self._booked_last = orders[number].request_id
+                self._booked.append(orders[number].request_id)
             self._forget(number, orders)
         return len(gone)
 
@@ -244,10 +252,13 @@ class Answers:
 
     async def _look_back(self) -> None:
         """Has the ledger lost what it had? Then it was restored: what the journal keeps is watched again (rule 30)."""
-        if not self._booked_last or await booked_of([self._booked_last], self._ledger):
-            return
-        log.error("ledger_restored", lacks=self._booked_last)
-        RESTORED.inc()
+        if lacking := {*self._booked} - await booked_of(self._booked, self._ledger):
+            log.error("ledger_restored", lacks=len(lacking))
+            RESTORED.inc()
+            await self._watch_kept()
+            self._booked.clear()  # what is interrupted before this begins again, and passes over what is watched
+
+    async def _watch_kept(self) -> None:
         passed = {one.request_id for orders in (self._uncharged, self._charged) for one in orders.values()}
         try:
             async for entries in self._journal.kept():
@@ -258,12 +269,11 @@ class Answers:
                     await self._watch_again(orders[start : start + BATCH])
         except (JournalError, AnsweredError) as error:
             log.error("journal_entry_unreadable", error=str(error))
-        self._booked_last = ""  # what was interrupted before this begins again, and passes over what is watched
 
     async def _watch_again(self, orders: Sequence[Answered]) -> None:
         booked = await booked_of([order.request_id for order in orders], self._ledger)
         lost = [order for order in orders if order.request_id not in booked]
-        await self._wallet.doubt([order.org_id for order in lost])
+        await doubt({order.org_id for order in lost}, self._wallet, self._ledger)
         for order in lost:
             number = await self._journal.append(encode(order))
             self._watch(number, _Open(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
@@ -306,6 +316,16 @@ async def booked_of(request_ids: Collection[str], ledger: Ledger) -> set[str]:
     return {request_id for request_id, end in ended.items() if end.charged}
 
 
+async def doubt(org_ids: Collection[str], wallet: Wallet, ledger: Ledger) -> None:
+    """Have those wallets made anew that know of events which the ledger lacks. Raises WalletAway, LedgerAway."""
+    ahead = []
+    for org_id in org_ids:
+        cut = await wallet.read(org_id)
+        if (await ledger.charged_up_to(org_id, cut.number)).events != cut.events:
+            ahead.append(org_id)
+    await wallet.doubt(ahead)
+
+
 async def charge(order: Answered, wallet: Wallet, gaps: Gaps) -> Replay:
     """Bring one order to its wallet, where it is charged at most once.
 
@@ -315,14 +335,14 @@ async def charge(order: Answered, wallet: Wallet, gaps: Gaps) -> Replay:
     organisation that came before, and not its charge. And one that Redis has charged may be missing in the ledger for
     good: that was restored, and the wallet made anew from it. The same proof tells, and it is charged once more.
     """
-    missing, age_us = False, wallet.now_us(order.org_id) - order.ended_us
-    if age_us > OLD_S * 1_000_000 and not (missing := await gaps.lack(order)):
+    up_to, age_us = None, wallet.now_us(order.org_id) - order.ended_us
+    if age_us > OLD_S * 1_000_000 and (up_to := await gaps.lacks(order)) is None:
         return Replay.CHARGED
     done = await wallet.replay(order)
     if done is Replay.CHARGED:
         with suppress(Unproven):  # its event is on its way
-            if missing or await gaps.lack(order):
-                done = await wallet.replay(order, lost=True)
+            if (up_to := await gaps.lacks(order) if up_to is None else up_to) is not None:
+                done = await wallet.replay(order, lost_up_to=up_to)
     if done is Replay.NOW:
         REPLAYED.inc()
         log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)

@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 
 from metering.answered import Answered, Withdrawn, decode
-from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order
+from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order, doubt
 from metering.clock import utc_now
 from metering.frames import WRITTEN, Entry, Past
 from metering.journal import Keep
@@ -113,7 +113,7 @@ class Recovery:
                 self.orders += len(journal.orders)
             journal.orders = await self._unbooked(journal.orders)
             if journal.doubtful:
-                await self._wallet.doubt([order.org_id for order in journal.orders])
+                await doubt({order.org_id for order in journal.orders}, self._wallet, self._ledger)
                 journal.doubtful = False
             if why := await self._charge(journal.orders, gaps):
                 return why

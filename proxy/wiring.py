@@ -50,7 +50,7 @@ from metering.consumer import Consumer
 from metering.feeding import Feeding
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import Journal, Keep
+from metering.journal import Journal, JournalFailed, Keep
 from metering.ledger.postgres import open_postgres
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
@@ -166,7 +166,7 @@ async def _end_incarnation(answers: Answers) -> None:
     """Tell the ledger that it has all that our journal says. Where that is not so, or not heard, the next one does."""
     try:
         await answers.end(utc_now())
-    except LedgerAway as error:
+    except (WalletAway, LedgerAway, JournalFailed, OSError) as error:
         log.warning("journal_not_closed", **told(error))
 
 

@@ -8,17 +8,16 @@
 --       8 USD that the provider measured (or empty)  9 opened (JSON)  10 admitted_us  11 ended_us  12 result (JSON)
 --       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 --       14 key id  15 day  16 month: where the order counts
---       17 1 where the ledger has every event of the organisation, and not this one's: a rebuild has left it out, and what
---       is remembered of its charge counts for nothing; else 0
+--       17 up to which of the organisation's events the ledger has all, and not this one's, or -1: a rebuild has left it
+--       out, and what is remembered of its charge counts for nothing
 -- reply code, now_us, available, 1 where this call charged it, how far below zero that left the balance
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
-local AGAIN_S = 3600
 
 arguments(17)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
-local admitted, ended, placed, lost = whole(10, 1), whole(11, 1), whole(13, 0), whole(17, 0) == 1
+local admitted, ended, placed, lost = whole(10, 1), whole(11, 1), whole(13, 0), whole(17, -1)
 
 -- The charged order that was given in this one's place. Without a key that is so only where the client was gone before
 -- its answer: a 200 that may have arrived is charged. A retry stands for one lost order, so it is used up.
@@ -33,15 +32,16 @@ local function served()
 end
 
 local before = redis.call('GET', KEYS[6])
-if lost and before and string.match(before, '^(%a+):') == 'charge' then
-  -- Once: another may replay the same journal at this moment, with the same proof.
-  if redis.call('SET', P .. ':again:' .. request, 1, 'NX', 'EX', AGAIN_S) then before = nil else lost = false end
+local again = P .. ':again:' .. request
+if lost >= 0 and before and string.match(before, '^(%a+):') == 'charge' then
+  -- Another may have done so with the same proof at this moment: then its event's number is above it.
+  if tonumber(redis.call('GET', again) or 0) <= lost then before = nil else lost = -1 end
 end
 if before and string.match(before, '^(%a+):') == 'charge' then return { CHARGED, now, available_at(org, now), 0, 0 } end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0, 0 } end
 
 if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0, 0 } end
-local instead = not lost and served()
+local instead = lost < 0 and served()
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
   -- The hold is gone: run out, voided by another, or lost with a Redis that forgot.
@@ -73,7 +73,8 @@ if placed == KEYED then
   local fingerprint = string.match(ARGV[9], '"once":"%S+ (%S+)"')
   if fingerprint then redis.call('SET', KEYS[7], request .. ' ' .. fingerprint, 'EX', remember) end
 end
-if lost then
+if lost >= 0 then
+  redis.call('SET', again, tonumber(redis.call('HGET', KEYS[2], 'number')) + 1, 'EX', remember)
   local gone = tonumber(redis.call('HGET', KEYS[2], 'gone_charged') or 0)
   if gone > 0 then redis.call('HINCRBY', KEYS[2], 'gone_charged', -math.min(gone, amount)) end
 end

@@ -455,11 +455,12 @@ class Wallet:
         )
         return self._closing(names.partition, _VOIDED, reply)
 
-    async def replay(self, answered: Answered, *, lost: bool = False) -> Replay:
+    async def replay(self, answered: Answered, *, lost_up_to: int = -1) -> Replay:
         """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
 
-        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first. `lost`: it has
-        every event of the organisation and not this one's, so that what is remembered of its charge counts for nothing.
+        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first. `lost_up_to`: it
+        has every event of the organisation up to this one's number and not the order's, so that what is remembered of
+        its charge counts for nothing; once, unless that is lost again.
         """
         names, period = keys.OrgKeys(answered.org_id), period_at(answered.admitted_us)
         reply = await self._ask(
@@ -485,7 +486,7 @@ class Wallet:
                     answered.key_id,
                     period.day,
                     period.month,
-                    int(lost),
+                    lost_up_to,
                 ],
             ),
         )

@@ -170,7 +170,7 @@ class ScriptedWallet(Wallet):
             raise WalletAway
         return Closing(Close.CHARGED, self.now_us(), 7)
 
-    async def replay(self, answered: Answered, *, lost: bool = False) -> Replay:
+    async def replay(self, answered: Answered, *, lost_up_to: int = -1) -> Replay:
         if not self.charges:
             self.charges.append((answered.amount_micro_mxn, answered.images))
             return Replay.NOW

@@ -40,7 +40,7 @@ GOES_S = {
     "retried": 86_400,
     "recent": 180,
     "commit": 86_400,
-    "again": 3_600,
+    "again": 86_400,
     "taken": 600,
     "claims": 180,
     "awaited": 180,
