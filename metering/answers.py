@@ -124,8 +124,10 @@ class Answers:
         Raises WalletAway, LedgerAway, JournalFailed, OSError.
         """
         await self.round()  # a ledger that was restored just now lacks what it had
-        if not self.waiting and not self._writing:
-            await self._ledger.close_incarnation(self._journal.incarnation, self._journal.last_number, at)
+        if self.waiting or self._writing:
+            return
+        last = self._journal.last_number
+        if await self._ledger.close_incarnation(self._journal.incarnation, last, at, self._booked):
             self._journal.registered = False
 
     async def note(self, entry: bytes) -> int:

@@ -2,13 +2,25 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
 import structlog
 
 from metering.answered import Answered, Withdrawn, decode
-from metering.answers import BATCH, LONGEST_S, SETTLED_S, Gaps, Unproven, booked_of, charge, decode_order, doubt
+from metering.answers import (
+    BATCH,
+    LONGEST_S,
+    PROOFS,
+    SETTLED_S,
+    Gaps,
+    Unproven,
+    booked_of,
+    charge,
+    decode_order,
+    doubt,
+)
 from metering.clock import utc_now
 from metering.frames import WRITTEN, Entry, Past
 from metering.journal import Keep
@@ -45,11 +57,15 @@ class _Order:
 
 
 class _Journal:
-    """One of a dead gateway. `orders` is None until they were looked for; `doubtful`: the ledger had them once."""
+    """One of a dead gateway. `orders` is None until they were looked for; `doubtful`: the ledger had them once.
+
+    `charged`: some of those that were found in the ledger; where one is gone again, it was restored meanwhile.
+    """
 
     def __init__(self, past: Past) -> None:
         self.past = past
         self.orders: list[_Order] | None = None
+        self.charged: deque[str] = deque(maxlen=PROOFS)
         self.doubtful = False
 
     def read(self) -> list[_Order]:
@@ -111,7 +127,7 @@ class Recovery:
                     return f"nothing of the journal {past.incarnation} can be read: `ghub journal close` gives it up"
                 journal.orders = [] if await self._is_done(past) else await asyncio.to_thread(journal.read)
                 self.orders += len(journal.orders)
-            journal.orders = await self._unbooked(journal.orders)
+            journal.orders = await self._unbooked(journal.orders, journal.charged)
             if journal.doubtful:
                 await doubt({order.org_id for order in journal.orders}, self._wallet, self._ledger)
                 journal.doubtful = False
@@ -119,7 +135,10 @@ class Recovery:
                 return why
             if journal.orders:
                 return "the consumer has not booked them yet"
-            await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now())
+            if not await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now(), journal.charged):
+                journal.orders = None
+                journal.charged.clear()
+                return "the ledger was restored just now"
         except (LedgerAway, WalletAway, OSError) as error:
             return str(error) or type(error).__name__
         self._open.remove(journal)
@@ -135,6 +154,7 @@ class Recovery:
             if not await self._is_done(journal.past):  # it was: the ledger was restored
                 log.error("ledger_restored", journal=str(journal.past.incarnation))
                 journal.orders = None
+                journal.charged.clear()
                 self._kept.remove(journal)
                 self._open.append(journal)
                 journal.doubtful = True
@@ -182,12 +202,14 @@ class Recovery:
             order.brought()
         return why
 
-    async def _unbooked(self, orders: list[_Order]) -> list[_Order]:
-        """Those that the ledger neither has nor has set aside. Raises LedgerAway."""
+    async def _unbooked(self, orders: list[_Order], charged: deque[str]) -> list[_Order]:
+        """Those that the ledger neither has nor has set aside; what it has goes to `charged`. Raises LedgerAway."""
         left: list[_Order] = []
         for start in range(0, len(orders), BATCH):
             batch = orders[start : start + BATCH]
             ids = [order.request_id for order in batch]
-            known = await booked_of(ids, self._ledger) | await self._ledger.set_aside_of(ids)
+            booked = await booked_of(ids, self._ledger)
+            known = booked | await self._ledger.set_aside_of(ids)
+            charged.extend(booked)
             left += [order for order in batch if order.request_id not in known]
         return left

@@ -638,9 +638,22 @@ class SqlLedger(ABC):
         """A gateway begins a journal: before it has admitted anything."""
         await self._write_one("open_incarnation", id=str(incarnation), at=at.isoformat())
 
-    async def close_incarnation(self, incarnation: UUID, last_number: int, at: datetime) -> None:
-        """Everything that its journal says is in this ledger, up to its last number. Safe to repeat."""
-        await self._write_one("close_incarnation", id=str(incarnation), last_number=last_number, at=at.isoformat())
+    async def close_incarnation(
+        self, incarnation: UUID, last_number: int, at: datetime, charged: Collection[str] = ()
+    ) -> bool:
+        """Everything that its journal says is in this ledger, up to its last number. Safe to repeat.
+
+        False, and not closed, where one of the orders that it had as `charged` is not there any more: it was restored.
+        """
+
+        def steps() -> Steps[bool]:
+            ends = (yield "ended", {"ids": _json([*charged])}) if charged else []
+            if {*charged} - {row[0] for row in ends if row[1] == "charge"}:
+                return False
+            yield "close_incarnation", {"id": str(incarnation), "last_number": last_number, "at": at.isoformat()}
+            return True
+
+        return await self._run("write", steps)
 
     async def open_incarnations(self) -> list[UUID]:
         """Those whose journals may say more than this ledger knows, the oldest first."""

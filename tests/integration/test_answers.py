@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -207,6 +208,24 @@ def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str, tmp_p
             assert await books.ledger.open_incarnations() == []
             folder.close()
             assert list((tmp_path / "j").glob("*.journal")) == []
+
+    run(work())
+
+
+def test_a_journal_is_not_closed_by_a_ledger_that_was_restored_meanwhile(redis_url: str, ledger_url: str) -> None:
+    """What was found there a moment ago is looked for in the step that closes: between two steps it can be gone."""
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            caller = await books.org()
+            incarnation = uuid4()
+            await books.ledger.open_incarnation(incarnation, utc_now())
+            await books.charge(caller, "there")
+            await drain(books)
+            assert not await books.ledger.close_incarnation(incarnation, 2, utc_now(), ["there", "gone"])
+            assert await books.ledger.open_incarnations() == [incarnation]
+            assert await books.ledger.close_incarnation(incarnation, 2, utc_now(), ["there"])
+            assert await books.ledger.open_incarnations() == []
 
     run(work())
 
