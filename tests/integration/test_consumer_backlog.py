@@ -25,6 +25,11 @@ def test_what_was_read_is_kept_while_the_ledger_is_away(redis_url: str, ledger_u
     """One batch is in hand, tried again, and nothing else is read; then all is booked, without waiting for a claim."""
 
     async def work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "IDLE_MS", 3_600_000)  # no claim can help, however slow the machine is
+            await booked()
+
+    async def booked() -> None:
         async with open_books(redis_url, ledger_url) as books:
             caller = await books.org()
             ledger, stop = Away(books.ledger), asyncio.Event()
@@ -37,7 +42,7 @@ def test_what_was_read_is_kept_while_the_ledger_is_away(redis_url: str, ledger_u
             stream = keys.OrgKeys(caller.org_id).events
             assert (await books.redis.xpending(stream, GROUP))["pending"] == BATCH
             ledger.away = False
-            assert await drained_s(books.redis, 8.0) < module.IDLE_MS / 1000
+            await drained_s(books.redis, 60.0)
             stop.set()
             await task
             assert (await books.ledger.charged_up_to(caller.org_id)).events == 5 * BATCH
