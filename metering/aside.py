@@ -9,6 +9,7 @@ import orjson
 
 from metering.events import VERSION
 from metering.money import MAX_MICRO_MXN, format_mxn
+from metering.pages import pages
 from metering.ports import Ledger, SetAside
 
 Fields = Mapping[bytes, bytes]
@@ -94,10 +95,8 @@ def amount_of(entry: SetAside) -> str | None:
 async def left_out(ledger: Ledger, partitions: Collection[int]) -> list[SetAside]:
     """Charges of these partitions that wait for a person: a wallet that is rebuilt does not contain them."""
     found: list[SetAside] = []
-    page = await ledger.set_asides()
-    while page:
+    async for page in pages(ledger.set_asides):
         found += [entry for entry in page if entry.partition in partitions and amount_of(entry) != "0.00"]
-        page = await ledger.set_asides(after=page[-1])
     return found
 
 

@@ -68,6 +68,11 @@ class _Journal:
         self.charged: deque[str] = deque(maxlen=PROOFS)
         self.doubtful = False
 
+    def again(self) -> None:
+        """The ledger was restored: it is looked for anew which of its orders are there."""
+        self.orders = None
+        self.charged.clear()
+
     def read(self) -> list[_Order]:
         """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
         orders: dict[str, _Order] = {}
@@ -136,8 +141,7 @@ class Recovery:
             if journal.orders:
                 return "the consumer has not booked them yet"
             if not await self._ledger.close_incarnation(past.incarnation, past.last_number, utc_now(), journal.charged):
-                journal.orders = None
-                journal.charged.clear()
+                journal.again()
                 return "the ledger was restored just now"
         except (LedgerAway, WalletAway, OSError) as error:
             return str(error) or type(error).__name__
@@ -153,8 +157,7 @@ class Recovery:
         for journal in [*self._kept]:
             if not await self._is_done(journal.past):  # it was: the ledger was restored
                 log.error("ledger_restored", journal=str(journal.past.incarnation))
-                journal.orders = None
-                journal.charged.clear()
+                journal.again()
                 self._kept.remove(journal)
                 self._open.append(journal)
                 journal.doubtful = True

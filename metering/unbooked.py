@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from metering.aside import told_of_kept
 from metering.events import Event, EventError, decode
 from metering.money import format_mxn
+from metering.pages import pages
 from metering.ports import Ledger
 from metering.verify import journals
 from metering.wallet import keys
@@ -116,11 +117,9 @@ async def _count(ledger: Ledger, events: Sequence[Event], waiting: _Waiting) -> 
 async def _set_aside(ledger: Ledger, month: str, org_id: str | None) -> int:
     """What could not be booked and waits for a person, unless it is surely of another month or organisation."""
     waiting: list[str] = []
-    page = await ledger.set_asides()
-    while page:
+    async for page in pages(ledger.set_asides):
         for told in (told_of_kept(entry.fields) for entry in page):
             if told.month in ("", month) and (org_id is None or told.org_id in ("", org_id)):
                 waiting.append(told.request_id)
-        page = await ledger.set_asides(after=page[-1])
     booked = await ledger.ended([request_id for request_id in waiting if request_id])
     return sum(request_id not in booked for request_id in waiting)

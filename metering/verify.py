@@ -14,6 +14,7 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Event, recompute
 from metering.limits import told
 from metering.money import format_mxn
+from metering.pages import pages
 from metering.ports import Charged, Ledger, Org, Snapshot
 from metering.wallet.connection import WalletAway
 from metering.wallet.inspection import Access, Inspection, Projected, Stranger, expected
@@ -199,10 +200,11 @@ async def _redis(ledger: Ledger, wallet: Wallet, scope: Scope, tell: Tell) -> li
 
 
 async def _pages(ledger: Ledger, scope: Scope) -> AsyncIterator[list[Org]]:
-    page = [scope.org] if scope.org is not None else await ledger.orgs()
-    while page:
+    if scope.org is not None:
+        yield [scope.org]
+        return
+    async for page in pages(ledger.orgs):
         yield page
-        page = [] if scope.org is not None else await ledger.orgs(after=page[-1])
 
 
 async def _patiently(

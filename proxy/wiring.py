@@ -56,6 +56,7 @@ from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
 from metering.money import MICRO
 from metering.orders import Orders
+from metering.pages import pages
 from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
@@ -234,11 +235,9 @@ class Back:
         """Key id → Unix µs of its last order, as far as ledger and Redis know."""
         used = await self.ledger.last_used(org_id)
         if self.redis is not None:
-            page = await self.ledger.keys(org_id)
-            while page:
+            async for page in pages(partial(self.ledger.keys, org_id)):
                 late = await self.wallet().last_used(org_id, [key.key_id for key in page])
                 used |= {key_id: max(used.get(key_id, 0), at_us) for key_id, at_us in late.items()}
-                page = await self.ledger.keys(org_id, after=page[-1])
         return used
 
     def wallet(self) -> Wallet:

@@ -19,6 +19,7 @@ from metering.background import every
 from metering.clock import Period, period_at, unix_us_at, utc_now
 from metering.limits import Limits
 from metering.money import format_mxn
+from metering.pages import pages
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
@@ -124,15 +125,13 @@ class Projector:
             return
         last = await self._ledger.last_change()
         fingerprint = await self._marks.fingerprint(last)
-        page = await self._ledger.orgs()
-        while page:
+        async for page in pages(self._ledger.orgs):
             await self._keep_up(fenced)
             # Key records spread over all partitions by their own hash, so every organisation may have some here.
             snapshots = await self._ledger.snapshots([org.org_id for org in page], _today())
             here = [one for one in snapshots if keys.partition_of(one.org.org_id) in fenced]
             fenced -= await self._replace(here, who)
             await self._records(snapshots, fenced)
-            page = await self._ledger.orgs(after=page[-1])
         dropped = [(p, await self._drop(p, look.seen[p], who, last, fingerprint)) for p in sorted(fenced)]
         if rebuilt := [partition for partition, code in dropped if code == _DONE]:
             log.warning("projection_rebuilt", partitions=rebuilt, change=last)

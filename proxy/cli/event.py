@@ -7,6 +7,7 @@ import typer
 
 from metering.aside import amount_of, told_of_kept
 from metering.feeding import Fed, fields_of
+from metering.pages import pages
 from metering.ports import LedgerError, SetAside
 from metering.wallet import keys
 from proxy.cli.output import AsJson, back, misuse, run, say
@@ -43,11 +44,7 @@ def list_(as_json: AsJson = False) -> None:
 
     async def work() -> list[SetAside]:
         async with back() as opened:
-            found = page = await opened.ledger.set_asides()
-            while page:
-                page = await opened.ledger.set_asides(after=page[-1])
-                found = found + page
-            return found
+            return [entry async for page in pages(opened.ledger.set_asides) for entry in page]
 
     say([_row(entry) for entry in run(work())], as_json)
 

@@ -1,6 +1,7 @@
 """`ghub key`: API keys."""
 
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from metering.accounts import IssuedKey
 from metering.clock import utc_at, utc_now
 from metering.limits import told
+from metering.pages import pages
 from metering.ports import ApiKey
 from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
@@ -78,11 +80,8 @@ def list_(ref: OrgRef, as_json: AsJson = False) -> None:
         async with back() as opened:
             org = await opened.ledger.org(ref)
             used = await opened.last_used(org.org_id)
-            found = page = await opened.ledger.keys(org.org_id)
-            while page:
-                page = await opened.ledger.keys(org.org_id, after=page[-1])
-                found = found + page
-            return [_row(key, used.get(key.key_id)) for key in found]
+            every = pages(partial(opened.ledger.keys, org.org_id))
+            return [_row(key, used.get(key.key_id)) async for page in every for key in page]
 
     say(run(work()), as_json)
 

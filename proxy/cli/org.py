@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from metering.limits import NONE, told
+from metering.pages import pages
 from metering.ports import Org
 from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, run, say
@@ -55,11 +56,7 @@ def list_(as_json: AsJson = False) -> None:
 
     async def work() -> list[Org]:
         async with back() as opened:
-            found = page = await opened.ledger.orgs()
-            while page:
-                page = await opened.ledger.orgs(after=page[-1])
-                found = found + page
-            return found
+            return [org async for page in pages(opened.ledger.orgs) for org in page]
 
     say([_row(org) for org in run(work())], as_json)
 
