@@ -77,7 +77,7 @@ class Gaps:
         return number
 
 
-class _Open:
+class Waiting:
     """An answered order that the ledger does not have yet. All else is read from the journal when it is needed.
 
     From `charge_from_s` of `time.monotonic` on its charge is brought to Redis, and after that every `pause_s`.
@@ -91,6 +91,11 @@ class _Open:
         self.charge_from_s = charge_from_s
         self.pause_s = SETTLED_S
 
+    def brought(self) -> None:
+        """Not again before its pause, which is doubled each time."""
+        self.charge_from_s = time.monotonic() + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LONGEST_S)
+
 
 class Answers:
     """Writes them down, and looks after them until they are booked: `run` beside the requests."""
@@ -100,8 +105,8 @@ class Answers:
         self._presence = presence
         self._wallet = wallet
         self._ledger = ledger
-        self._uncharged: dict[int, _Open] = {}
-        self._charged: dict[int, _Open] = {}
+        self._uncharged: dict[int, Waiting] = {}
+        self._charged: dict[int, Waiting] = {}
         self._cursor = 0
         self._booked: deque[str] = deque(maxlen=PROOFS)
         self._looking = asyncio.Lock()
@@ -142,7 +147,7 @@ class Answers:
     def stand(self, number: int, org_id: str, request_id: str, *, charged: bool) -> None:
         """It is answered 200. `charged`: Redis has said so; otherwise it is brought there as soon as Redis is back."""
         self._writing -= 1
-        self._watch(number, _Open(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
+        self._watch(number, Waiting(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
 
     async def withdraw(self, number: int, request_id: str) -> None:
         """It is not answered 200 after all: nothing is charged for it.
@@ -213,7 +218,7 @@ class Answers:
                 break
         return away
 
-    async def _let_go(self, page: Sequence[int], orders: dict[int, _Open]) -> int:
+    async def _let_go(self, page: Sequence[int], orders: dict[int, Waiting]) -> int:
         """Forget those that the ledger has, and those whose event it has set aside (rule 30); returns how many."""
         ids = [orders[number].request_id for number in page]
         booked = await booked_of(ids, self._ledger)
@@ -225,7 +230,7 @@ class Answers:
             self._forget(number, orders)
         return len(gone)
 
-    async def _charge_due(self, page: Sequence[int], orders: dict[int, _Open], gaps: Gaps) -> list[WalletAway]:
+    async def _charge_due(self, page: Sequence[int], orders: dict[int, Waiting], gaps: Gaps) -> list[WalletAway]:
         """Bring charges to Redis. One that cannot be brought holds up no other, nor does a partition that is away."""
         away: dict[int, WalletAway] = {}
         for number in page:
@@ -248,8 +253,7 @@ class Answers:
                     continue
                 if orders is self._uncharged:
                     self._charged[number] = orders.pop(number)
-            one.charge_from_s = time.monotonic() + one.pause_s
-            one.pause_s = min(2 * one.pause_s, LONGEST_S)
+            one.brought()
         return list(away.values())
 
     async def _look_back(self) -> None:
@@ -278,7 +282,7 @@ class Answers:
         await doubt({order.org_id for order in lost}, self._wallet, self._ledger)
         for order in lost:
             number = await self._journal.append(encode(order))
-            self._watch(number, _Open(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
+            self._watch(number, Waiting(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
 
     async def _compact(self) -> None:
         """A few old orders that wait must not keep every later file: they are written again, at the end."""
@@ -289,11 +293,11 @@ class Answers:
                     orders[again] = orders.pop(number)
                     self._journal.release(number)
 
-    def _watch(self, number: int, one: _Open, charged: bool) -> None:
+    def _watch(self, number: int, one: Waiting, charged: bool) -> None:
         (self._charged if charged else self._uncharged)[number] = one
         OPEN.set(self.waiting)
 
-    def _forget(self, number: int, orders: dict[int, _Open]) -> None:
+    def _forget(self, number: int, orders: dict[int, Waiting]) -> None:
         del orders[number]
         self._journal.release(number)
         OPEN.set(self.waiting)

@@ -11,11 +11,10 @@ import structlog
 from metering.answered import Answered, Withdrawn, decode
 from metering.answers import (
     BATCH,
-    LONGEST_S,
     PROOFS,
-    SETTLED_S,
     Gaps,
     Unproven,
+    Waiting,
     booked_of,
     charge,
     decode_order,
@@ -38,22 +37,14 @@ LOOK_BACK_S = 10.0
 """Between two looks at journals that are kept: some questions for each."""
 
 
-class _Order:
-    """An answered order that the ledger does not have yet; from `charge_from_s` on it is brought to Redis (again)."""
+class _Order(Waiting):
+    """One of a dead gateway, brought at once; its entry is read again when it is needed."""
 
-    __slots__ = ("charge_from_s", "entry", "org_id", "pause_s", "request_id")
+    __slots__ = ("entry",)
 
     def __init__(self, order: Answered, entry: Entry) -> None:
-        self.request_id = order.request_id
-        self.org_id = order.org_id
+        super().__init__(order.org_id, order.request_id, 0.0)
         self.entry = entry
-        self.charge_from_s = 0.0
-        self.pause_s = SETTLED_S
-
-    def brought(self) -> None:
-        """Not again before its pause, which is doubled each time."""
-        self.charge_from_s = time.monotonic() + self.pause_s
-        self.pause_s = min(2 * self.pause_s, LONGEST_S)
 
 
 class _Journal:
