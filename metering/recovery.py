@@ -63,6 +63,7 @@ class _Journal:
         """The ledger was restored: it is looked for anew which of its orders are there."""
         self.orders = None
         self.charged.clear()
+        self.doubtful = True
 
     def read(self) -> list[_Order]:
         """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
@@ -151,7 +152,6 @@ class Recovery:
                 journal.again()
                 self._kept.remove(journal)
                 self._open.append(journal)
-                journal.doubtful = True
 
     def _tidy(self) -> None:
         """Delete kept files that are too old, and the oldest of those that are too many."""

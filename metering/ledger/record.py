@@ -414,6 +414,19 @@ class SqlLedger(ABC):
         """The number of the last change that Redis has to know of. None below it can appear later."""
         return int((await self._rows("last_change"))[0][0])
 
+    async def begin_rebuild(self, at: datetime) -> int:
+        """Write down that wallets are made anew from what is read after this; returns the change that stands for it.
+
+        A ledger that lacks it was restored from a backup since, and may lack what the wallets were made from.
+        """
+
+        def steps() -> Steps[int]:
+            yield "change_for_a_rebuild", {"at": at.isoformat()}
+            ((change,),) = yield "last_change", {}
+            return int(change)
+
+        return await self._run("write", steps)
+
     async def fingerprints(self, changes: Collection[int]) -> dict[int, str]:
         """What tells these changes from those of another ledger with the same numbers; without those not there.
 

@@ -123,7 +123,8 @@ class Projector:
             log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
         if not fenced:
             return
-        last = await self._ledger.last_change()
+        # A Redis that was wiped has no other proof that this very ledger had what is read from here on.
+        last = await self._ledger.begin_rebuild(utc_now())
         fingerprint = await self._marks.fingerprint(last)
         async for page in pages(self._ledger.orgs):
             await self._keep_up(fenced)

@@ -136,6 +136,9 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
         cuts = await world.back(lambda back: _cuts(back, world.customers))
         return not any(cut.held_micro_mxn for cut in cuts.values())
 
+    async def no_orders() -> bool:
+        return await world.open_orders() == 0
+
     async def no_events() -> bool:
         return await asyncio.to_thread(world.streams) == 0
 
@@ -144,6 +147,7 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
 
     for what, true, within_s in (
         ("every hold has ended", no_holds, world.hold_life_s + 8),
+        ("every order that was answered is charged", no_orders, settles_s),
         ("every event is booked", no_events, settles_s),
         ("every dead gateway's journal is closed", no_journals, settles_s),
     ):

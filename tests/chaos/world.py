@@ -353,6 +353,13 @@ class World:
         """How long a model's generations take from now on."""
         await self._put({"model": model, "scenario": "slow", "seconds": seconds, "times": None})
 
+    async def open_orders(self) -> int:
+        """Orders that a gateway has answered 200, and whose charge the ledger does not have yet."""
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
+            told = [(await client.get(f"http://127.0.0.1:{port}/metrics")).text for port in self.metrics_ports.values()]
+        lines = [line.split() for text in told for line in text.splitlines()]
+        return sum(int(float(words[1])) for words in lines if words[:1] == ["ghub_journal_open_orders"])
+
     async def jobs(self) -> list[dict[str, Any]]:
         """Every generation that a provider has accepted."""
         async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:

@@ -12,7 +12,19 @@ from metering.wallet import keys
 from metering.wallet.wallet import Caller, Verdict
 from tests.backups import backup
 from tests.conftest import run
-from tests.integration.money_kit import ACT, NOON, UNIT, Books, drain, forget_kept, hash_of, open_books, pinned
+from tests.integration.money_kit import (
+    ACT,
+    NOON,
+    UNIT,
+    Books,
+    drain,
+    forget_kept,
+    hash_of,
+    make_groups,
+    open_books,
+    pinned,
+    wipe,
+)
 
 
 @asynccontextmanager
@@ -143,6 +155,41 @@ def test_charges_that_a_restore_lost_are_found_although_nothing_else_changed(red
             await books.charge(caller, "next")
             await drain(books)
             assert [event.number async for event in books.ledger.events(org_id=caller.org_id)] == [1, 5, 6]
+
+    run(work())
+
+
+@pytest.mark.parametrize("noticed_by", ["projector", "consumer"])
+def test_a_restore_after_a_rebuild_is_noticed_although_redis_was_wiped(
+    redis_url: str, ledger_url: str, noticed_by: str
+) -> None:
+    """A wiped Redis knows nothing of what the ledger committed before: a wallet that was made anew from it counts
+    events that the restored ledger lacks, and nothing was booked since that would prove it (rule 34)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            caller = await books.org(mxn="8.40")
+            await books.charge(caller, "kept")
+            await drain(books)
+            copy = backup(ledger_url)
+            await books.charge(caller, "lost")
+            await books.admit(caller, "void")
+            await books.wallet.void(caller.org_id, "void", "upstream_error")
+            await drain(books)
+            await wipe(books.redis)
+            await books.projector.round()
+            assert (await books.cut(caller)).events == 3
+        async with restored(redis_url, copy) as books:
+            if noticed_by == "consumer":  # it has books to make before any projector looks
+                await make_groups(books.redis)
+                await books.charge(caller, "later")
+                await books.consumer().round()
+            for _ in range(3):
+                await books.projector.round()
+                await drain(books)
+            booked, cut = await books.ledger.charged_up_to(caller.org_id), await books.cut(caller)
+            assert (cut.events, cut.charged_micro_mxn) == (booked.events, booked.charged_micro_mxn)
+            assert booked.events == 1 + (noticed_by == "consumer")
 
     run(work())
 

@@ -148,6 +148,10 @@ ORDER BY at DESC, what DESC, percent DESC, key_id DESC, period DESC LIMIT :page;
 -- name: change
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
 
+-- name: change_for_a_rebuild
+-- Of any organisation, for none has changed: it is the row's own time that no other ledger has.
+INSERT INTO changes (org_id, what, at) SELECT id, 'rebuild', :at FROM organizations ORDER BY id LIMIT 1;
+
 -- name: last_change
 SELECT coalesce(max(seq), 0) FROM changes;
 
