@@ -306,7 +306,7 @@ def test_a_token_endpoint_that_never_answers_is_given_up_in_time(tmp_path: Path)
             with patch.object(google, "TOKEN_TIMEOUT_S", 0.3):
                 began_s = time.monotonic()
                 ends = await asyncio.gather(*(account.headers() for _ in range(50)), return_exceptions=True)
-                assert 0.3 <= time.monotonic() - began_s < 2
+                assert 0.3 <= time.monotonic() - began_s < 10, "one after the other it would be fifteen seconds"
             assert {end.outcome for end in ends if isinstance(end, Failure)} == {Outcome.REFUSED_CONNECTION}
             assert len(asked) == 1 and all(isinstance(end, Failure) for end in ends)
 

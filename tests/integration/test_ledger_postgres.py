@@ -250,7 +250,7 @@ def test_a_frozen_database_is_away_in_time_and_comes_back(own_server: PostgresSe
                 began = time.monotonic()
                 with pytest.raises(LedgerAway):
                     await asyncio.wait_for(call(), 5.0)
-                assert time.monotonic() - began < 3 * SHORT_S
+                assert time.monotonic() - began < 4
             assert in_the_middle.is_set()
             own_server.thaw()
             ledger._book = book  # type: ignore[method-assign]

@@ -209,7 +209,7 @@ class Asked:
 
 async def watch(url: str, seen: list[str]) -> None:
     """Every script that a server runs, in its order, until `STORM_IS_OVER`."""
-    async with Redis.from_url(url) as redis, redis.monitor() as monitor:
+    async with Redis.from_url(url, socket_timeout=None) as redis, redis.monitor() as monitor:
         seen.append("watching")
         while STORM_IS_OVER not in (command := (await monitor.next_command())["command"]):
             if command.startswith("EVALSHA"):

