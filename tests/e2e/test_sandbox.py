@@ -244,7 +244,7 @@ def test_race_the_same_order_at_once_is_one_picture(system: System) -> None:
 
 
 def test_a_test_key_reads_the_catalogue_and_no_live_order(system: System) -> None:
-    """Models as any key of its organisation; the history is empty, and no order of the sandbox stands in a live one's."""
+    """Models as any key's; its history is empty, and no order of the sandbox stands in a live key's."""
     org_id, live, key = with_both_keys(system, "reads", "50.00")
     charged = post(system, live).json()
     tested = post(system, key, idempotency_key="k").json()
