@@ -1,7 +1,6 @@
 """`ghub key`: API keys."""
 
 from datetime import datetime
-from enum import Enum
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,25 +10,11 @@ from metering.accounts import IssuedKey
 from metering.clock import utc_at, utc_now
 from metering.limits import told
 from metering.pages import pages
-from metering.ports import ApiKey
+from metering.ports import ApiKey, Reading, ResponseFormat
 from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
 
 app = typer.Typer(help="API keys. A key is shown once, when it is created.", no_args_is_help=True)
-
-
-class Read(Enum):
-    """What a key may read."""
-
-    ORG = "org"
-    OWN = "own"
-
-
-class Format(Enum):
-    """How images are answered."""
-
-    URL = "url"
-    B64_JSON = "b64_json"
 
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
@@ -60,9 +45,12 @@ def create(
     models: Annotated[str | None, typer.Option(help="The models that it may use, with commas; all without.")] = None,
     test: Annotated[bool, typer.Option("--test", help="For the sandbox: labelled pictures that cost nothing.")] = False,
     read: Annotated[
-        Read | None, typer.Option(help="Orders that it may read; without it all, or its own where --models is given.")
+        Reading | None,
+        typer.Option(help="Orders that it may read; without it all, or its own where --models is given."),
     ] = None,
-    response_format: Annotated[Format, typer.Option(help="How images come where an order does not say.")] = Format.URL,
+    response_format: Annotated[
+        ResponseFormat, typer.Option(help="How images come where an order does not say.")
+    ] = "url",
     origins: Annotated[
         str | None, typer.Option(help="Pages that may use it, with commas: https://app.example.mx; none without.")
     ] = None,
@@ -81,8 +69,8 @@ def create(
                 expires=ends,
                 models=chosen,
                 test=test,
-                read=None if read is None else read.value,
-                response_format=response_format.value,
+                read=read,
+                response_format=response_format,
                 origins=pages,
             )
 
