@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from config.origins import checked_origins
+
 # --- Time: request deadline < hold's life < graceful stop of the server < grace of the platform -----------------------
 
 REPLY_MARGIN_S = 2.0
@@ -193,7 +195,10 @@ JWKS_BYTES = 64 * 1024
 """A set of ten keys takes about 5 KB."""
 
 KEY_CACHE_SIZE = 100_000
-"""Keys that one process remembers, about 200 bytes each."""
+"""Keys that one process remembers, about 300 bytes each."""
+
+ORIGINS_POLL_S = 5.0
+"""How often a gateway reads from which web pages keys may be used: a new one is answered within so long."""
 
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -248,6 +253,8 @@ class Settings(BaseSettings):
     jwt_audience: str = "authenticated"
     jwt_issuer: str | None = None
 
+    cors_origins: str = ""
+
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
     models: Path | None = None
     plans: Path | None = None
@@ -263,6 +270,12 @@ class Settings(BaseSettings):
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value.rstrip("/") if value else None
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        checked_origins(_listed(value))
+        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -309,6 +322,15 @@ class Settings(BaseSettings):
     def _no_spaces(cls, values: Any) -> Any:
         """A trailing newline from a secret's file is the commonest wrong value there is."""
         return {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
+
+    @property
+    def any_key_from(self) -> tuple[str, ...]:
+        """Origins of the web pages that may use every key."""
+        return tuple(_listed(self.cors_origins))
+
+
+def _listed(text: str) -> list[str]:
+    return [part for one in text.split(",") if (part := one.strip())]
 
 
 def reply_margin_s(deadline_s: float) -> float:

@@ -13,9 +13,11 @@ from uuid import UUID, uuid4
 import structlog
 from redis.exceptions import RedisError
 
+from config.origins import checked_origins
 from metering.clock import utc_now
 from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
+from metering.names import check_name
 from metering.orders import order_id_of
 from metering.ports import (
     TEST_KEY_ID,
@@ -28,13 +30,18 @@ from metering.ports import (
     NotThere,
     Once,
     Org,
+    Reading,
     Refund,
+    ResponseFormat,
     WrongField,
 )
 from metering.pricing import Rate
 from metering.wallet.projection import Projector
 
 log = structlog.get_logger(__name__)
+
+MOST_ORIGINS = 20
+"""Of a key: they go with it wherever it is remembered."""
 
 MOST_A_MONTH = 1_000_000_000
 """Images: above every quota that means anything."""
@@ -54,7 +61,6 @@ REASON = SOURCE
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
-_NAME = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
 _CREDIT_ID = re.compile(r"[!-~]{1,128}")
 _SOURCE, _REASON = re.compile(SOURCE), re.compile(REASON)
 
@@ -102,7 +108,7 @@ class Accounts:
 
     async def create_org(self, name: str, plan: str) -> Org:
         """Open an organisation at 0.00 MXN."""
-        _check_name(name)
+        check_name(name)
         if plan not in self._plans:
             raise WrongField("plan", f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
         org = Org(org_id=str(uuid4()), name=name, plan=plan, created_at=utc_now().isoformat())
@@ -121,16 +127,30 @@ class Accounts:
         return changed
 
     async def create_key(
-        self, ref: str, name: str, *, expires: datetime | None = None, models: Sequence[str] = (), test: bool = False
+        self,
+        ref: str,
+        name: str,
+        *,
+        expires: datetime | None = None,
+        models: Sequence[str] = (),
+        test: bool = False,
+        read: Reading | None = None,
+        response_format: ResponseFormat = "url",
+        origins: Sequence[str] = (),
     ) -> IssuedKey:
-        """Issue a key to an organisation: for all models where none are named, and with `test` for the sandbox."""
-        _check_name(name)
+        """Issue a key to an organisation: for all models where none are named, and with `test` for the sandbox.
+
+        Where `read` is not said, a key for some models reads its own orders, and one for all its organisation's.
+        `origins` are those of the pages from which browsers may use it.
+        """
+        check_name(name)
         if expires is not None and expires <= utc_now():
             raise WrongField("expires", f"{expires.isoformat()} is past")
         if expires is not None and expires >= LATEST_END:
             raise WrongField("expires", f"{expires.isoformat()} is too far; leave it out for a key without an end")
         if bad := [model for model in models if model not in self._models]:
             raise WrongField("models", f"there is no model {bad[0]!r}; there are: {', '.join(sorted(self._models))}")
+        pages = _checked_origins(origins)
         org = await self._ledger.org(ref)
         secret = _secret(TEST_PREFIX if test else KEY_PREFIX)
         key = ApiKey(
@@ -141,8 +161,12 @@ class Accounts:
             created_at=utc_now().isoformat(),
             expires_at=None if expires is None else expires.astimezone(UTC).isoformat(),
             models=tuple(models),
+            read=read or ("own" if models else "org"),
+            response_format=response_format,
+            origins=pages,
         )
-        act = self._act("key.create", key.key_id, org.org_id, name=name, expires_at=key.expires_at, models=key.models)
+        may = {"models": key.models, "read": key.read, "response_format": response_format, "origins": pages}
+        act = self._act("key.create", key.key_id, org.org_id, name=name, expires_at=key.expires_at, **may)
         await self._ledger.create_key(key, act)
         await self._tell(org.org_id)
         return IssuedKey(key_id=key.key_id, secret=secret)
@@ -160,12 +184,13 @@ class Accounts:
             key_id=_key_id(old.test),
             key_hash=hash_key(secret),
             created_at=now.isoformat(),
+            replaces=key_id,
             expires_at=_as_long(old, await self._ledger.given_end(old), now),
         )
         until = now + overlap
         details = {"replaces": key_id, "until": until.isoformat(), "expires_at": new.expires_at}
         act = self._act("key.rotate", new.key_id, old.org_id, **details)
-        await self._ledger.create_key(new, act, replaces=key_id, until=until)
+        await self._ledger.create_key(new, act, until=until)
         await self._tell(old.org_id)
         return IssuedKey(key_id=new.key_id, secret=secret)
 
@@ -317,6 +342,11 @@ def _check_limit(name: str, limit: int | None, lowest: int) -> None:
         raise WrongField(name, f"{limit} is no limit: a whole number from 1 to {most}")
 
 
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise WrongField("name", f"{name!r} is no name: up to 64 letters, digits, spaces, or . _ @ -")
+def _checked_origins(origins: Sequence[str]) -> tuple[str, ...]:
+    try:
+        found = checked_origins(origins)
+    except ValueError as error:
+        raise WrongField("origins", str(error)) from None
+    if len(found) > MOST_ORIGINS:
+        raise WrongField("origins", f"{len(found)} are too many; a key has at most {MOST_ORIGINS}")
+    return found

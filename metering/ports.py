@@ -21,6 +21,12 @@ LAST = 2**53
 TEST_KEY_ID = "key_test_"
 """How the short id of a sandbox's key begins."""
 
+Reading = Literal["org", "own"]
+"""What a key may read: all orders of its organisation; or its own, and those of the keys that it was rotated from."""
+
+ResponseFormat = Literal["url", "b64_json"]
+"""How images are answered where an order does not say."""
+
 CreditType = Literal["bonus", "recharge", "refund", "adjustment"]
 
 
@@ -73,7 +79,11 @@ class Org:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without the key: its hash is all that is kept. `models` is empty where it may use all."""
+    """A key without the key: its hash is all that is kept. `models` is empty where it may use all.
+
+    `origins` are those of the pages from which browsers may use it; `replaces` is the id of the key that it was rotated
+    from.
+    """
 
     key_id: str
     org_id: str
@@ -83,6 +93,10 @@ class ApiKey:
     revoked_at: str | None = None
     expires_at: str | None = None
     models: tuple[str, ...] = ()
+    read: Reading = "org"
+    response_format: ResponseFormat = "url"
+    origins: tuple[str, ...] = ()
+    replaces: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -266,11 +280,15 @@ class OrderRecord:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A charged order as its owner may fetch it again; `document` is the gateway's own."""
+    """A charged order as its owner may fetch it again; `document` is the gateway's own.
+
+    `key_id` is the key that placed it; empty where Redis was told by a version that did not say so.
+    """
 
     request_id: str
     images: tuple[StoredImage, ...]
     document: bytes
+    key_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +357,7 @@ class Ledger(Protocol):
     async def set_limits(self, org_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> Org: ...
     async def register_plans(self, plans: Mapping[str, Limits], at: datetime) -> bool: ...
 
-    async def create_key(self, key: ApiKey, act: Act, *, replaces: str = "", until: datetime | None = None) -> None: ...
+    async def create_key(self, key: ApiKey, act: Act, *, until: datetime | None = None) -> None: ...
     async def key(self, key_id: str) -> ApiKey: ...
     async def given_end(self, key: ApiKey) -> str | None: ...
     async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]: ...
@@ -348,6 +366,7 @@ class Ledger(Protocol):
         self, key_id: str, changes: Mapping[str, int | None], at: datetime, act: Act
     ) -> ApiKey: ...
     async def last_used(self, org_id: str) -> dict[str, int]: ...
+    async def origins(self, at: datetime) -> set[str]: ...
 
     async def add_credit(
         self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
@@ -368,7 +387,9 @@ class Ledger(Protocol):
 
     async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
     async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]: ...
-    async def usage(self, org_id: str, first: str, last: str, by: Collection[str]) -> list[UsageRow]: ...
+    async def usage(
+        self, org_id: str, first: str, last: str, by: Collection[str], key_ids: Collection[str] | None = None
+    ) -> list[UsageRow]: ...
     async def notices(
         self, org_id: str, before: str, most: int, *, after: tuple[str, int, str, str] | None = None
     ) -> list[Notice]: ...
@@ -395,7 +416,7 @@ class Ledger(Protocol):
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]: ...
     async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]: ...
     async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
-    async def results(self, org_id: str, most: int) -> list[Delivered]: ...
+    async def results(self, org_id: str, most: int, key_ids: Collection[str] | None = None) -> list[Delivered]: ...
     async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
     async def recount(self, org_id: str, number: int = LAST) -> Charged: ...

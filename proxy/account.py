@@ -1,19 +1,21 @@
 """What an organisation may read about itself: GET /v1/credits."""
 
+from dataclasses import replace
+
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Cut, Wallet
+from metering.wallet.wallet import Caller, Cut, Wallet
 from proxy.auth import Authenticator, check_state
 from proxy.errors import wallet_away
 from proxy.middleware import context_of
 
 
-async def checked_cut(request: Request, authenticator: Authenticator, wallet: Wallet) -> Cut:
-    """The caller's wallet, its key checked at this moment. Raises ApiError 401 or 503."""
+async def checked(request: Request, authenticator: Authenticator, wallet: Wallet) -> tuple[Caller, Cut]:
+    """The caller and its wallet, its key checked at this moment. Raises ApiError 401, 403 or 503."""
     try:
         caller = await authenticator.caller(request.headers)
         cut = await wallet.read(caller.org_id, caller.key_id)
@@ -21,11 +23,11 @@ async def checked_cut(request: Request, authenticator: Authenticator, wallet: Wa
         raise wallet_away() from None
     context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
     check_state(cut.key_state)
-    return cut
+    return caller, cut
 
 
 class CreditsEndpoint:
-    """The prepaid balance, in MXN as decimal strings."""
+    """The prepaid balance, in MXN as decimal strings. The sandbox has none, and a test key is told of no other."""
 
     def __init__(self, authenticator: Authenticator, wallet: Wallet) -> None:
         self._authenticator = authenticator
@@ -33,7 +35,9 @@ class CreditsEndpoint:
 
     async def read(self, request: Request) -> Response:
         """GET /v1/credits."""
-        cut = await checked_cut(request, self._authenticator, self._wallet)
+        caller, cut = await checked(request, self._authenticator, self._wallet)
+        if caller.test:
+            cut = replace(cut, available_micro_mxn=0, held_micro_mxn=0)
         document = {"object": "credits", "currency": "MXN"} | balance_fields(cut)
         available = document["available_mxn"]
         return Response(

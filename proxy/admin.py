@@ -333,7 +333,16 @@ async def _org_limits(call: Call, accounts: Accounts) -> Written:
 
 async def _create_key(call: Call, accounts: Accounts) -> Written:
     body = call.body
-    issued = await accounts.create_key(call.ref, body.name, expires=body.expires, models=body.models, test=body.test)
+    issued = await accounts.create_key(
+        call.ref,
+        body.name,
+        expires=body.expires,
+        models=body.models,
+        test=body.test,
+        read=body.read,
+        response_format=body.response_format,
+        origins=body.origins,
+    )
     return Written(issued.key_id, {"key": issued.secret})
 
 
@@ -412,6 +421,9 @@ def _key_fields(key: ApiKey, used_us: int | None) -> Fields:
         "state": key.state(utc_now()),
         "test": key.test,
         "models": list(key.models),
+        "read": key.read,
+        "response_format": key.response_format,
+        "origins": list(key.origins),
         "created_at": key.created_at,
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, REASON, SOURCE
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, MOST_ORIGINS, REASON, SOURCE
 from metering.events import End
 from metering.limits import MOST_PER_MINUTE
-from metering.ports import CreditType
+from metering.ports import CreditType, Reading, ResponseFormat
 from proxy.errors import Kind
 from proxy.operations import MOST_KEY_CHARACTERS, Operation, WholeNumber
 
@@ -98,6 +98,13 @@ class NewKey(Asked):
     )
     models: list[str] = Field([], max_length=MOST_MODELS, description="a list of model ids; empty for all")
     test: bool = Field(False, description="true for a key of the sandbox, else false")
+    read: Reading | None = Field(
+        None, description='"org", "own", or null: its own orders where models are named, else all of its organisation'
+    )
+    response_format: ResponseFormat = Field("url", description='"url" or "b64_json"')
+    origins: list[str] = Field(
+        [], max_length=MOST_ORIGINS, description="a list of origins such as https://app.example.mx; empty for no page"
+    )
 
 
 class Rotation(Asked):
@@ -199,7 +206,10 @@ class OrgRow(Told):
 
 
 class KeyRow(Told):
-    """A key without the key; of its own limits null is none. `models` is empty where it may use all."""
+    """A key without the key; of its own limits null is none. `models` is empty where it may use all.
+
+    `read` is whose orders it may read: its organisation's, or its own and those of the keys that it was rotated from.
+    """
 
     key_id: str
     org: str
@@ -207,6 +217,9 @@ class KeyRow(Told):
     state: Literal["active", "expired", "revoked"]
     test: bool
     models: list[str]
+    read: Reading
+    response_format: ResponseFormat
+    origins: list[str]
     created_at: str
     expires_at: str | None
     revoked_at: str | None

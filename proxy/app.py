@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
+from proxy.cors import ANY_PAGE, CorsMiddleware, Origins
 from proxy.errors import ApiError, Kind
 from proxy.health import NotReady, probe_routes
 from proxy.history import HistoryEndpoint
@@ -23,7 +25,7 @@ from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
-from proxy.openapi import IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
+from proxy.openapi import HEADERS, IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
 from proxy.usage import UsageEndpoint
 
 for kind in FORMATS:  # Python 3.11 does not know all of them by itself
@@ -31,6 +33,8 @@ for kind in FORMATS:  # Python 3.11 does not know all of them by itself
 
 STORAGE_PATH = IMAGE_PATH.partition("/{")[0]
 """Where the gateway itself serves images that lie in a local folder; the path is Supabase's."""
+
+KEPT_FOR_EVER = "public, max-age=31536000, immutable"
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -42,6 +46,7 @@ def build_app(
     history: HistoryEndpoint,
     usage: UsageEndpoint,
     admin: AdminEndpoint | None,
+    origins: Origins,
     not_ready: NotReady,
     lifespan: Lifespan,
     image_folder: Path | None,
@@ -75,23 +80,22 @@ def build_app(
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _fault},
     )
     app.router.redirect_slashes = False
-    return RequestMiddleware(app)
+    return RequestMiddleware(CorsMiddleware(app, origins, HEADERS))
 
 
 class _ImageFiles:
-    """Published images of a local folder, to be kept by whoever fetched them; they never change."""
+    """Published images of a local folder, for any page, and to be kept by whoever fetched them; they never change."""
 
     def __init__(self, folder: Path) -> None:
         self._files = StaticFiles(directory=folder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_cacheable(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == 200:
-                message["headers"] = [
-                    *message["headers"],
-                    (b"cache-control", b"public, max-age=31536000, immutable"),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+            if message["type"] == "http.response.start":
+                told = MutableHeaders(scope=message)
+                told.update(ANY_PAGE)
+                if message["status"] == 200:
+                    told.update({"cache-control": KEPT_FOR_EVER, "x-content-type-options": "nosniff"})
             await send(message)
 
         await self._files(scope, receive, send_cacheable)

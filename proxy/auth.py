@@ -1,6 +1,7 @@
 """Bearer key → caller. What can change about a key (revoked, limits) is asked of the wallet at every request."""
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import replace
 
 from starlette.datastructures import Headers
@@ -9,19 +10,26 @@ from metering.accounts import KEY, TEST_PREFIX, hash_key
 from metering.wallet.wallet import Caller, Wallet
 from proxy.errors import ApiError, Kind
 
+LONGEST_TOLD = 200
+"""Characters of an origin that are told back."""
+
 REVOKED, EXPIRED = "This API key was revoked.", "This API key has expired."
 
 
 class Authenticator:
-    """Remembers whose key is whose, which never changes; an unknown key is never remembered."""
+    """Remembers whose key is whose and what it is for, which never changes; an unknown key is never remembered.
 
-    def __init__(self, wallet: Wallet, cache_size: int) -> None:
+    Web pages from the origins `any_key_from` may use every key, others only one that names them.
+    """
+
+    def __init__(self, wallet: Wallet, cache_size: int, any_key_from: Collection[str] = ()) -> None:
         self._wallet = wallet
+        self._any_key_from = frozenset(any_key_from)
         self._cache: OrderedDict[str, Caller] = OrderedDict()
         self._cache_size = cache_size
 
     async def caller(self, headers: Headers) -> Caller:
-        """Who sent these headers. Raises ApiError 401, or WalletAway where Redis cannot say."""
+        """Who sent these headers. Raises ApiError 401 or 403, or WalletAway where Redis cannot say."""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
@@ -38,7 +46,17 @@ class Authenticator:
         self._cache.move_to_end(key_hash)
         if len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
+        self._check_origin(headers.get("origin"), caller)
         return caller
+
+    def _check_origin(self, origin: str | None, caller: Caller) -> None:
+        """Only browsers say from which page a request comes, and then it is true."""
+        if origin is not None and origin not in self._any_key_from and origin not in caller.origins:
+            message = (
+                f"This API key may not be used by web pages from {origin[:LONGEST_TOLD]}. Call from a server, where a"
+                " secret key belongs, or have the origin named when a key is created."
+            )
+            raise ApiError(Kind.ORIGIN_NOT_ALLOWED, message)
 
 
 def check_state(key_state: str) -> None:

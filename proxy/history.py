@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from metering.ports import Delivered, Ledger, LedgerAway
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Wallet
+from metering.wallet.wallet import Caller, Wallet
 from proxy.auth import Authenticator, check_state
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
@@ -42,7 +42,7 @@ class HistoryQuery(BaseModel):
 
 
 class HistoryEndpoint:
-    """Only what is the caller's own; its key is checked at this moment."""
+    """Only what the caller's key may read, as if nothing else were there; it is checked at this moment."""
 
     def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies) -> None:
         self._authenticator = authenticator
@@ -53,41 +53,42 @@ class HistoryEndpoint:
     async def one(self, request: Request) -> Response:
         """By the id that its reply had, or would have had."""
         try:
-            org_id = await self._org(request)
-            return _json(await self._generation(org_id, _uuid(request.path_params["id"])))
+            caller = await self._caller(request)
+            return _json(await self._generation(caller, _uuid(request.path_params["id"])))
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
 
     async def list(self, request: Request) -> Response:
         """The latest first; or, with `idempotency_key`, the one that was placed under it."""
         try:
-            org_id = await self._org(request)
+            caller = await self._caller(request)
             query = _query(request)
             if query.idempotency_key is not None:
-                request_id = await self._wallet.under_key(org_id, key_hash(query.idempotency_key))
+                asked = key_hash(query.idempotency_key, caller.scope)
+                request_id = await self._wallet.under_key(caller.org_id, asked)
                 if request_id is None:
                     raise _unknown()
-                return _json(await self._generation(org_id, UUID(request_id)))
-            found = await self._ledger.results(org_id, query.limit)
+                return _json(await self._generation(caller, UUID(request_id)))
+            found = await self._ledger.results(caller.org_id, query.limit, caller.reads)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
         results = [decode(delivered) for delivered in found]
         rows = [_completed(result_document(result, self._replies.items(result))) for result in results]
         return _json({"object": "list", "data": rows})
 
-    async def _org(self, request: Request) -> str:
+    async def _caller(self, request: Request) -> Caller:
         caller = await self._authenticator.caller(request.headers)
         context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
         check_state((await self._wallet.read(caller.org_id, caller.key_id)).key_state)
-        return caller.org_id
+        return caller
 
-    async def _generation(self, org_id: str, request_id: UUID) -> dict[str, Any]:
+    async def _generation(self, caller: Caller, request_id: UUID) -> dict[str, Any]:
         for _ in range(2):  # it may end between the two questions
-            if (delivered := await self._delivered(org_id, str(request_id))) is not None:
+            if (delivered := await self._delivered(caller, str(request_id))) is not None:
                 result = decode(delivered)
                 return _completed(result_document(result, self._replies.items(result)))
-            stands = await self._wallet.stands(org_id, str(request_id))
-            if stands is None:
+            stands = await self._wallet.stands(caller.org_id, str(request_id))
+            if stands is None or not caller.may_read(stands.key_id):
                 raise _unknown()
             if stands.end != "charge":
                 break
@@ -99,8 +100,13 @@ class HistoryEndpoint:
         error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if stands.end == "expiry" else reason_as_error(stands.reason)
         return row | {"status": "failed", "error": orjson.loads(error.body(f"req_{request_id.hex}"))["error"]}
 
-    async def _delivered(self, org_id: str, request_id: str) -> Delivered | None:
-        return await self._wallet.result(org_id, request_id) or await self._ledger.result(org_id, request_id)
+    async def _delivered(self, caller: Caller, request_id: str) -> Delivered | None:
+        """Redis has it first, and may not know who placed it, which the ledger does."""
+        for kept in (self._wallet, self._ledger):
+            found = await kept.result(caller.org_id, request_id)
+            if found is not None and caller.may_read(found.key_id):
+                return found
+        return None
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:

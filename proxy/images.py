@@ -119,10 +119,10 @@ class ImagesEndpoint:
         try:
             caller = await self._authenticator.caller(request.headers)
             context.facts |= {"org": caller.org_id, "key": caller.key_id}
-            order = parse_order(await read_body(request, self._limits), self._catalogue)
+            order = parse_order(await read_body(request, self._limits), self._catalogue, caller.response_format)
             context.facts |= {"model": order.model_id, "n": order.n}
             self._lifecycle.check(order.model_id, order.model)
-            asked = placed(request.headers, order)
+            asked = placed(request.headers, order, caller.scope)
             with await self._capacity.take(order.n) as place:
                 if caller.test:
                     return await self._sandbox.create(context, caller, order, asked)
@@ -322,12 +322,12 @@ class ImagesEndpoint:
         return self._replies.with_urls(result, headers)
 
 
-def placed(headers: Headers, order: Order) -> Placed:
-    """How the order was placed. Raises ApiError 400 for an idempotency key that is none.
+def placed(headers: Headers, order: Order, scope: str) -> Placed:
+    """How the order was placed. Raises ApiError 400 for an idempotency key that is none; `scope` is where it holds.
 
     An SDK counts its own retries; a key that its user gave goes before that count.
     """
-    key_hash = idempotency_key(headers)
+    key_hash = idempotency_key(headers, scope)
     if key_hash is None:
         tries = headers.get("x-stainless-retry-count", "")
         counted = tries.isascii() and tries.isdigit() and len(tries) < 3

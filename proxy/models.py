@@ -13,15 +13,15 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import FxRateMissing, Rates
 from metering.money import format_mxn, format_rate, unit_price_micro_mxn
 from metering.pricing import Rate
-from metering.wallet.wallet import Wallet
-from proxy.account import checked_cut
+from metering.wallet.wallet import Caller, Wallet
+from proxy.account import checked
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
 from proxy.wire import DEFAULT_SIZE
 
 
 class ModelsEndpoint:
-    """The catalogue for a caller; a model without a price is not in it."""
+    """The catalogue for a caller: a model without a price is not in it, nor one that its key may not use."""
 
     def __init__(self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates) -> None:
         self._authenticator = authenticator
@@ -30,18 +30,18 @@ class ModelsEndpoint:
         self._rates = rates
 
     async def list(self, request: Request) -> Response:
-        """All models."""
-        await checked_cut(request, self._authenticator, self._wallet)
-        rate = self._rate()
-        rows = [self._row(name, model, rate) for name, model in self._catalogue.models.items() if model.priced]
+        """All of them."""
+        caller, _ = await checked(request, self._authenticator, self._wallet)
+        rate, offered = self._rate(), self._catalogue.models.items()
+        rows = [self._row(name, model, rate) for name, model in offered if _listed(name, model, caller)]
         return _json({"object": "list", "data": rows})
 
     async def one(self, request: Request) -> Response:
         """One model by its id; the slash in it may be written as %2F."""
-        await checked_cut(request, self._authenticator, self._wallet)
+        caller, _ = await checked(request, self._authenticator, self._wallet)
         name = request.path_params["model_id"]
         model = self._catalogue.models.get(name)
-        if model is None or not model.priced:
+        if model is None or not _listed(name, model, caller):
             raise ApiError(Kind.MODEL_NOT_FOUND, f"There is no model `{name[:64]}`. See GET /v1/models.", param="model")
         return _json(self._row(name, model, self._rate()))
 
@@ -80,6 +80,10 @@ class ModelsEndpoint:
             "fx_month": rate.month if rate else None,
             "mxn_per_image": mxn,
         }
+
+
+def _listed(name: str, model: Model, caller: Caller) -> bool:
+    return model.priced and (not caller.models or name in caller.models)
 
 
 def _json(document: dict[str, Any]) -> Response:

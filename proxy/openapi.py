@@ -11,6 +11,7 @@ from pydantic_core import core_schema
 from starlette.requests import Request
 from starlette.responses import Response
 
+from proxy.cors import ANY_PAGE
 from proxy.documents import (
     Alive,
     Credits,
@@ -98,7 +99,14 @@ IMAGES = Operation(
 """Where the gateway itself serves what lies in a local folder."""
 
 _COMMON = {
-    "key": (Kind.MISSING_KEY, Kind.INVALID_KEY, Kind.KEY_REVOKED, Kind.KEY_EXPIRED, Kind.UNAVAILABLE),
+    "key": (
+        Kind.MISSING_KEY,
+        Kind.INVALID_KEY,
+        Kind.KEY_REVOKED,
+        Kind.KEY_EXPIRED,
+        Kind.ORIGIN_NOT_ALLOWED,
+        Kind.UNAVAILABLE,
+    ),
     "admin": (),
     "none": (),
 }
@@ -134,7 +142,7 @@ _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 _AMOUNT: dict[str, str] = {"type": "string", "pattern": r"^-?[0-9]+\.[0-9]{2,6}$"}
 _WAIT: dict[str, str] = {"type": "string", "pattern": "^([0-9]+m)?[0-9]+m?s$"}
 
-_HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "x-request-id": ("Of this request; on a replay it is not the order's", {"pattern": "^req_[0-9a-f]{32}$"} | _TEXTS),
     "x-should-retry": ("What the official SDKs obey", {"type": "string", "enum": ["true", "false"]}),
     "retry-after": ("Seconds", _NUMBER),
@@ -158,6 +166,7 @@ _HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "content-disposition": ("Of CSV: a name for its file", _TEXTS),
     "www-authenticate": ("How to send a token", _TEXTS),
 }
+"""All that a reply may carry beside HTTP's own, and a page's script may read."""
 
 _ALWAYS = frozenset(
     {
@@ -174,7 +183,7 @@ _ALWAYS = frozenset(
 """Never absent from a reply that may have them."""
 
 _BALANCE = ("x-geekhub-balance-mxn",)
-_RATES = tuple(name for name in _HEADERS if name.startswith("x-ratelimit-"))
+_RATES = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
 _TELLING_RATES = (400, 402, 404, 429, 500, 502, 503, 504)
 """Of an order: where its limits may have been asked before it was refused or failed."""
 
@@ -231,7 +240,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "headers": {name: _header(name) for name in _HEADERS},
+            "headers": {name: _header(name) for name in HEADERS},
             "securitySchemes": {
                 "ghub_sk": {"type": "http", "scheme": "bearer", "description": "An API key: `ghub_sk_live_…`"},
                 "admin": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
@@ -365,7 +374,7 @@ def _references(*names: str) -> dict[str, Any]:
 
 
 def _header(name: str) -> dict[str, Any]:
-    description, schema = _HEADERS[name]
+    description, schema = HEADERS[name]
     return {"description": description, "required": name in _ALWAYS, "schema": dict(schema)}
 
 
@@ -375,6 +384,7 @@ class OpenApiEndpoint:
     def __init__(self, operations: Iterable[Operation]) -> None:
         self._body = orjson.dumps(document(operations))
         self._headers = {"etag": f'"{hashlib.sha256(self._body).hexdigest()[:32]}"', "cache-control": KEPT}
+        self._headers |= ANY_PAGE
 
     async def read(self, request: Request) -> Response:
         """GET /openapi.json: nobody needs a key for it."""

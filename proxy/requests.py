@@ -41,8 +41,10 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
     return bytes(body)
 
 
-def idempotency_key(headers: Headers) -> str | None:
+def idempotency_key(headers: Headers, scope: str = "") -> str | None:
     """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none.
+
+    `scope`: within which it stands for one thing, see `wire.key_hash`.
 
     It is the same key in UTF-8 and in Latin-1, which is how `fetch`, and so OpenAI's client for Node, sends it.
     """
@@ -56,4 +58,4 @@ def idempotency_key(headers: Headers) -> str | None:
     if not 0 < len(key) <= MOST_KEY_CHARACTERS:
         message = f"`Idempotency-Key` has {len(key)} characters; it must have from 1 to {MOST_KEY_CHARACTERS}."
         raise ApiError(Kind.INVALID_REQUEST, message)
-    return key_hash(key)
+    return key_hash(key, scope)

@@ -45,7 +45,7 @@ class Sandbox:
         request_id = str(context.request_id)
         rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, placed, request_id)
         admission = rehearsal.admission
-        headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
+        headers = rate_headers(admission) | balance_header(0)  # the sandbox's own: a test key is told of no other
         if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
             raise _denial(admission, order, headers)
         deadline_s = order.model.deadline_s or self._deadline_s

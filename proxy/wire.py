@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from config.catalogue import Catalogue, Model
+from metering.ports import ResponseFormat
 from proxy.errors import ApiError, Kind
 from proxy.ports import Order
 from proxy.results import Result
@@ -46,7 +47,7 @@ class OrderBody(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images; each is charged. 1 if unset.")] | None = None
     size: Annotated[str, Field(description="One of the model's sizes, or `auto`: 1024x1024.")] | None = None
     quality: Annotated[str, Field(description="One of the model's qualities; passed over without any.")] | None = None
-    response_format: Literal["url", "b64_json"] | None = None
+    response_format: Annotated[ResponseFormat, Field(description="If unset, the key's own, or `url`.")] | None = None
     stream: Annotated[bool, Field(json_schema_extra={"const": False})] | None = None
     output_format: str | None = None
     output_compression: int | None = None
@@ -62,14 +63,17 @@ _BY_MODEL = ("output_format", "output_compression", "background", "moderation", 
 """Fields that some models take: mapped as the catalogue says, or refused by name, never dropped in silence."""
 
 
-def parse_order(body: bytes, catalogue: Catalogue) -> Order:
-    """The request's body as an order. Raises ApiError that names the field; JSON null is the same as unset."""
+def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url") -> Order:
+    """The request's body as an order. Raises ApiError that names the field; JSON null is the same as unset.
+
+    `response_format` holds where the body has none.
+    """
     asked = _asked(body)
     if not asked.prompt.strip():
         raise _wrong("prompt", "`prompt` is empty.")
     if asked.stream:
         raise _wrong("stream", "`stream` must be false: partial images are not offered.")
-    return _against_catalogue(asked, catalogue)
+    return _against_catalogue(asked, catalogue, response_format)
 
 
 def _too_long(prompt: str, most: int, words: str) -> ApiError:
@@ -108,7 +112,7 @@ def _broken(rule: ErrorDetails) -> ApiError:
     return _wrong(name, f"`{name}` {said}")
 
 
-def _against_catalogue(asked: OrderBody, catalogue: Catalogue) -> Order:
+def _against_catalogue(asked: OrderBody, catalogue: Catalogue, response_format: str) -> Order:
     model_id = asked.model
     model = catalogue.models.get(model_id)
     if model is None:
@@ -135,7 +139,7 @@ def _against_catalogue(asked: OrderBody, catalogue: Catalogue) -> Order:
         size=size,
         quality=quality if model.qualities else None,
         fields=_mapped(asked, model_id, model),
-        response_format=asked.response_format or "url",
+        response_format=asked.response_format or response_format,
     )
 
 
@@ -184,9 +188,9 @@ def fingerprint(order: Order) -> str:
     return hashlib.sha256(orjson.dumps(canonical)).hexdigest()
 
 
-def key_hash(key: str) -> str:
-    """By which an `Idempotency-Key` is known."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def key_hash(key: str, scope: str = "") -> str:
+    """By which an `Idempotency-Key` is known: the same key in another scope is another. No scope has a NUL in it."""
+    return hashlib.sha256(f"{scope}\0{key}".encode() if scope else key.encode()).hexdigest()
 
 
 def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from config.settings import (
     MAX_OPEN_HOLDS,
     MAX_PICTURES,
     MEMORY_MARK,
+    ORIGINS_POLL_S,
     PROJECTION_POLL_S,
     REDIS_BACKGROUND_S,
     REDIS_CONNECTIONS,
@@ -72,6 +73,7 @@ from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.capacity import BUSY, Capacity
+from proxy.cors import Origins
 from proxy.generations import Generations
 from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
@@ -311,6 +313,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await back.ledger.register_plans(back.plans, utc_now())
         rates = Rates(back.ledger, settings.fx_grace_h)
         await rates.refresh()
+        origins = Origins(back.ledger, settings.any_key_from)
+        await origins.refresh()
         pressure = Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
             await pressure.look()
@@ -334,7 +338,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         jobs = Jobs(back.redis)
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
-        authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
+        authenticator = Authenticator(wallet, KEY_CACHE_SIZE, settings.any_key_from)
         projector = Projector(back.redis, back.ledger)
 
         background = Background(
@@ -344,6 +348,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
                 Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
+                Part("origins", lambda: origins.run(ORIGINS_POLL_S), needed=False),
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
             ],
@@ -393,6 +398,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             HistoryEndpoint(authenticator, wallet, back.ledger, replies),
             UsageEndpoint(authenticator, wallet, back.ledger),
             _admin(settings, back, outbound, public_url),
+            origins,
             conditions.not_ready,
             lifespan,
             opened_store.folder,

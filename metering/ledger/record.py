@@ -171,14 +171,14 @@ class SqlLedger(ABC):
 
         return await self._run("write", steps)
 
-    async def create_key(self, key: ApiKey, act: Act, *, replaces: str = "", until: datetime | None = None) -> None:
+    async def create_key(self, key: ApiKey, act: Act, *, until: datetime | None = None) -> None:
         """Record a key by its hash. The one that it `replaces` ends at `until`, if it does not end before."""
 
         def steps() -> Steps[None]:
-            values = fields(key) | key.limits.values() | {"models": " ".join(key.models)}
-            yield "create_key", values
+            lists = {"models": " ".join(key.models), "origins": " ".join(key.origins)}
+            yield "create_key", fields(key) | key.limits.values() | lists
             if until is not None:
-                yield "expire_key", {"key_id": replaces, "at": until.isoformat()}
+                yield "expire_key", {"key_id": key.replaces, "at": until.isoformat()}
             yield _change(key.org_id, "key created", key.created_at)
             yield from _note(act, key.created_at)
 
@@ -239,6 +239,11 @@ class SqlLedger(ABC):
         """Key id → Unix µs of the last order that was charged to it."""
         rows = await self._rows("last_used", org_id=org_id)
         return {key_id: last_us for (key_id, last_us) in rows}
+
+    async def origins(self, at: datetime) -> set[str]:
+        """Of all pages from which browsers may use a key that is neither revoked nor past its end."""
+        rows = await self._rows("origins", at=at.isoformat())
+        return {origin for (origins,) in rows for origin in origins.split()}
 
     # --- who did what ---
 
@@ -534,9 +539,15 @@ class SqlLedger(ABC):
         )
         return [Notice(*row) for row in rows]
 
-    async def usage(self, org_id: str, first: str, last: str, by: Collection[str]) -> list[UsageRow]:
-        """What was charged from one day to another, both of Mexico City and included, by any of day, model and key."""
-        asked = {f"by_{name}": name in by for name in ("day", "model", "key")}
+    async def usage(
+        self, org_id: str, first: str, last: str, by: Collection[str], key_ids: Collection[str] | None = None
+    ) -> list[UsageRow]:
+        """What was charged from one day to another, both of Mexico City and included, by any of day, model and key.
+
+        With `key_ids` it is what was charged to those.
+        """
+        asked: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
+        asked["ids"] = None if key_ids is None else _json([*key_ids])
         return [UsageRow(*row) for row in await self._rows("usage", org_id=org_id, first=first, last=last, **asked)]
 
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
@@ -571,9 +582,21 @@ class SqlLedger(ABC):
         rows = await self._rows("result", org_id=org_id, request_id=request_id)
         return _delivered(rows[0]) if rows else None
 
-    async def results(self, org_id: str, most: int) -> list[Delivered]:
-        """Of an organisation, the latest first."""
-        return [_delivered(row) for row in await self._rows("results", org_id=org_id, most=most)]
+    async def results(self, org_id: str, most: int, key_ids: Collection[str] | None = None) -> list[Delivered]:
+        """Of an organisation, the latest first; with `key_ids` of those that these keys placed."""
+
+        def steps() -> Steps[list[Row]]:
+            asked = {"org_id": org_id, "most": most}
+            if key_ids is None:
+                every: list[Row] = yield "results", asked
+                return every
+            found: list[Row] = []
+            for key_id in key_ids:
+                found += yield "results_of_key", {**asked, "key_id": key_id}
+            found.sort(key=lambda row: (-row[4], row[0]))
+            return [row[:4] for row in found[:most]]
+
+        return [_delivered(row) for row in await self._run("read", steps)]
 
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
         """What the ledger has of one organisation up to its event `number`, from its running total."""
@@ -824,5 +847,5 @@ def _result_row(event: Event) -> dict[str, Any]:
 
 
 def _delivered(row: Row) -> Delivered:
-    request_id, images, document = row
-    return Delivered(request_id, decode_images(images), document.encode())
+    request_id, images, document, key_id = row
+    return Delivered(request_id, decode_images(images), document.encode(), key_id)

@@ -24,9 +24,23 @@ def org_of(row: Row) -> Org:
 
 def key_of(row: Row) -> ApiKey:
     """A row of the statements `key` and `keys`."""
-    key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, models, *limits = row
-    may = tuple(models.split())
-    return ApiKey(key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, may, Limits(*limits))
+    key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, *may = row
+    models, read, response_format, origins, replaces, *limits = may
+    return ApiKey(
+        key_id=key_id,
+        org_id=org_id,
+        name=name,
+        key_hash=key_hash,
+        created_at=created_at,
+        revoked_at=revoked_at,
+        expires_at=expires_at,
+        models=tuple(models.split()),
+        read=read,
+        response_format=response_format,
+        origins=tuple(origins.split()),
+        replaces=replaces,
+        limits=Limits(*limits),
+    )
 
 
 def event_row(event: Event, booked_at: str) -> dict[str, Any]:

@@ -94,6 +94,11 @@ local function standing(org, request, now_us)
   return expires and tonumber(expires) > now_us and 'open' or nil
 end
 
+-- The key by which an order was placed that has ended, or empty: beside its result where it has one.
+local function placed_by(request)
+  return redis.call('HGET', P .. ':result:' .. request, 'key') or redis.call('GET', P .. ':placed:' .. request) or ''
+end
+
 -- How much of its quotas an organisation, or one of its keys, has used. `name` is its wallet, or the key's access.
 -- `flying`: images of open holds. Of the day and of the month: images delivered (`done`) and of open holds (`open`);
 -- of the month the same in micro-MXN (`spent`). A period that has passed is never gone back to: a clock that was set
@@ -212,8 +217,10 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
-    redis.call('HSET', P .. ':result:' .. request, 'org', org, 'images', images, 'result', result)
+    redis.call('HSET', P .. ':result:' .. request, 'org', org, 'key', key or '', 'images', images, 'result', result)
     redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
+  elseif key then
+    redis.call('SET', P .. ':placed:' .. request, key, 'EX', remember_s)
   end
   for _, name in ipairs(key and { wallet, access_of(key) } or {}) do
     local u = usage(name, day, month)

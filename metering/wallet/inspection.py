@@ -10,22 +10,30 @@ from redis.asyncio import Redis
 
 from metering.clock import unix_us_at
 from metering.limits import LIMIT_NAMES, Limits
-from metering.ports import Ledger, Snapshot
+from metering.ports import ApiKey, Ledger, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import servers
 from metering.wallet.marks import keys_like
 
 _LIMITS = ["mxn_per_month" if name == "micro_mxn_per_month" else name for name in LIMIT_NAMES]
+_MAY = ["state", "expires_us", "models", "reads", "response_format", "origins"]
 _GONE = ["gone_charged", "gone_credits"]
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one key may do. `ends_us` is the moment of its end in Unix µs; `record` is whose key its hash is."""
+    """What one key may do, as Redis is told it; what is usual is empty.
+
+    `ends_us` is the moment of its end in Unix µs; `models` are those that it may use, `reads` the keys whose orders it
+    may read and `origins` the pages that it may be used from, between spaces; `record` is whose key its hash is.
+    """
 
     state: str
     ends_us: int | None
     models: str
+    reads: str
+    response_format: str
+    origins: str
     limits: Limits
     record: str
 
@@ -67,7 +75,7 @@ class Inspection:
                 names = keys.OrgKeys(one.org.org_id)
                 pipe.hmget(names.wallet, ["revision", *_GONE, *_LIMITS])
                 for key in one.keys:
-                    pipe.hmget(names.access(key.key_id), ["state", "expires_us", "models", *_LIMITS])
+                    pipe.hmget(names.access(key.key_id), [*_MAY, *_LIMITS])
                     pipe.get(keys.key_record(key.key_hash)[1])
             replies = iter(await pipe.execute() if snapshots else [])
         return [_projected(one, replies) for one in snapshots]
@@ -112,28 +120,55 @@ class Inspection:
 
 def expected(snapshot: Snapshot) -> Projected:
     """How Redis should have this organisation."""
-    accesses: dict[str, Access | None] = {}
-    for key in snapshot.keys:
-        ends_us = None if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at))
-        state, models = "active" if key.revoked_at is None else "revoked", " ".join(key.models)
-        accesses[key.key_id] = Access(state, ends_us, models, key.limits, f"{key.org_id} {key.key_id}")
+    replaced = {key.key_id: key.replaces for key in snapshot.keys}
+    accesses: dict[str, Access | None] = {key.key_id: access_of(key, replaced) for key in snapshot.keys}
     return Projected(snapshot.revision, snapshot.limits, accesses)
+
+
+def access_of(key: ApiKey, replaced: Mapping[str, str | None]) -> Access:
+    """How Redis should have this key; `replaced` is which key each of its organisation's was rotated from."""
+    return Access(
+        state="active" if key.revoked_at is None else "revoked",
+        ends_us=None if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at)),
+        models=" ".join(key.models),
+        reads=" ".join(_line(key.key_id, replaced)) if key.read == "own" else "",
+        response_format="" if key.response_format == "url" else key.response_format,
+        origins=" ".join(key.origins),
+        limits=key.limits,
+        record=f"{key.org_id} {key.key_id}",
+    )
+
+
+def _line(key_id: str | None, replaced: Mapping[str, str | None]) -> Iterator[str]:
+    """A key and those that it was rotated from, the first one last."""
+    while key_id is not None:
+        yield key_id
+        key_id = replaced[key_id]
 
 
 def _projected(snapshot: Snapshot, replies: Iterator[Any]) -> Projected | None:
     revision, gone_charged, gone_credits, *limits = next(replies)
     accesses: dict[str, Access | None] = {}
     for key in snapshot.keys:
-        (state, ends_us, models, *own), record = next(replies), next(replies)
-        accesses[key.key_id] = None if state is None else _access(state, ends_us, models, own, record)
+        told, record = next(replies), next(replies)
+        accesses[key.key_id] = None if told[0] is None else _access(told, record)
     if revision is None:
         return None
     return Projected(int(revision), _limits(limits), accesses, int(gone_charged or 0), int(gone_credits or 0))
 
 
-def _access(state: bytes, ends_us: bytes | None, models: bytes | None, own: list[Any], record: bytes | None) -> Access:
-    end = None if ends_us is None else int(ends_us)
-    return Access(state.decode(), end, (models or b"").decode(), _limits(own), (record or b"").decode())
+def _access(told: list[bytes | None], record: bytes | None) -> Access:
+    state, ends_us, models, reads, response_format, origins, *limits = told
+    return Access(
+        state=_text(state),
+        ends_us=None if ends_us is None else int(ends_us),
+        models=_text(models),
+        reads=_text(reads),
+        response_format=_text(response_format),
+        origins=_text(origins),
+        limits=_limits(limits),
+        record=_text(record),
+    )
 
 
 def _limits(values: list[Any]) -> Limits:

@@ -5,7 +5,6 @@ Any number of these may run at once, in gateways, consumers and commands: a proj
 
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -24,7 +23,7 @@ from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import load_script, servers
-from metering.wallet.inspection import Inspection
+from metering.wallet.inspection import Inspection, expected
 from metering.wallet.kept import feed_again
 from metering.wallet.marks import Look, Marks, Seen, keys_like
 
@@ -48,7 +47,7 @@ class Projector:
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v3")
+        self._project = load_script(redis, "project_v4")
         self._fence = load_script(redis, "fence_v3")
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
@@ -296,11 +295,11 @@ def call_of(
         period.month,
         *_nine(snapshot.limits, total),
     ]
-    for key in snapshot.keys:
-        ends_us = "" if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at))
-        state = "active" if key.revoked_at is None else "revoked"
-        args += [key.key_id, state, ends_us, " ".join(key.models)]
-        args += _nine(key.limits, snapshot.used.get(key.key_id, Used()))
+    for key_id, access in expected(snapshot).accesses.items():
+        assert access is not None
+        args += [key_id, access.state, access.models]
+        args += ["" if access.ends_us is None else access.ends_us, access.reads, access.response_format, access.origins]
+        args += _nine(access.limits, snapshot.used.get(key_id, Used()))
     return [names.mark, names.wallet, names.open, names.fence], args
 
 

@@ -79,12 +79,34 @@ _VOIDED = {1: Close.VOIDED, 2: Close.CHARGED, 3: Close.UNKNOWN}
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: an organisation by one of its keys."""
+    """Who asks: an organisation by one of its keys, and what never changes about that key.
+
+    `test`: it is of the sandbox, is answered without a provider, and costs nothing. `models` are those that it may use,
+    empty for all. `line`, of one that reads its own orders only: itself, and the keys that it was rotated from, the
+    first one last. `response_format` holds where an order does not say; `origins` are pages it may be used from.
+    """
 
     org_id: str
     key_id: str
     test: bool = False
-    """By a key of the sandbox: it is answered without a provider, and costs nothing."""
+    models: tuple[str, ...] = ()
+    line: tuple[str, ...] = ()
+    response_format: str = "url"
+    origins: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """The keys whose orders it may read; None for all of its organisation. The sandbox's are in no books."""
+        return () if self.test else self.line or None
+
+    def may_read(self, key_id: str) -> bool:
+        """An order that this key has placed."""
+        return self.reads is None or key_id in self.reads
+
+    @property
+    def scope(self) -> str:
+        """Within which its idempotency keys stand for an order: empty for its whole organisation."""
+        return self.line[-1] if self.line else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +133,17 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Stands:
-    """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open."""
+    """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open.
+
+    `key_id` is the key that placed it; empty where that is not known, or was not asked.
+    """
 
     request_id: str
     end: str
     reason: str
     amount_micro_mxn: int
     owner: str
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +245,7 @@ class Wallet:
         self._void = load_script(redis, "void_v2")
         self._replay = load_script(redis, "replay_v3")
         self._read = load_script(redis, "read_v2")
-        self._find = load_script(redis, "find_v1")
+        self._find = load_script(redis, "find_v2")
         self._gone = load_script(redis, "gone_v1")
 
     @property
@@ -251,10 +277,26 @@ class Wallet:
         record, projected = await self._ask(partition, self._redis.mget([name, keys.mark(partition)]))
         if record is not None:
             org_id, key_id = record.decode().split()
-            return Caller(org_id=org_id, key_id=key_id)
+            return await self._caller(org_id, key_id)
         if projected is None:
             raise NotProjected
         return None
+
+    async def _caller(self, org_id: str, key_id: str) -> Caller:
+        names = keys.OrgKeys(org_id)
+        asked = self._redis.hmget(names.access(key_id), ["state", "models", "reads", "response_format", "origins"])
+        state, *may = await self._ask(names.partition, asked)
+        if state is None:
+            raise NotProjected
+        models, line, response_format, origins = ((one or b"").decode() for one in may)
+        return Caller(
+            org_id=org_id,
+            key_id=key_id,
+            models=tuple(models.split()),
+            line=tuple(line.split()),
+            response_format=response_format or "url",
+            origins=tuple(origins.split()),
+        )
 
     async def admit(
         self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
@@ -368,7 +410,7 @@ class Wallet:
         reply = await self._ask(names.partition, found)
         if reply[0] == 0:
             raise NotProjected
-        return _stands(request_id.encode(), reply[1], reply[2]) if reply[1] else None
+        return _stands(request_id.encode(), *reply[1:]) if reply[1] else None
 
     async def lives(self, org_id: str, owner: str) -> bool:
         """Has this gateway said lately that it is alive?"""
@@ -383,11 +425,11 @@ class Wallet:
     async def result(self, org_id: str, request_id: str) -> Delivered | None:
         """Of a charged order of this organisation, for a day."""
         names = keys.OrgKeys(org_id)
-        found = self._redis.hmget(names.result(request_id), ["org", "images", "result"])
-        owner, images, document = await self._ask(names.partition, found)
+        found = self._redis.hmget(names.result(request_id), ["org", "images", "result", "key"])
+        owner, images, document, key_id = await self._ask(names.partition, found)
         if owner is None or owner.decode() != org_id:
             return None
-        return Delivered(request_id, decode_images(images), document)
+        return Delivered(request_id, decode_images(images), document, (key_id or b"").decode())
 
     async def client_gone(self, org_id: str, request_id: str) -> None:
         """The client hung up before it was answered: its SDK's retry is given this order before any other."""
@@ -569,7 +611,7 @@ class Wallet:
         return self._servers.setdefault(server_of(self._redis, partition), _Server())
 
 
-def _stands(request_id: bytes, standing: bytes, owner: bytes | None) -> Stands:
+def _stands(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> Stands:
     """From `open`, or `ending:amount:reason`."""
     end, amount, reason = (standing.decode().split(":") + ["0", ""])[:3]
-    return Stands(request_id.decode(), end, reason, int(amount), (owner or b"").decode())
+    return Stands(request_id.decode(), end, reason, int(amount), (owner or b"").decode(), key_id.decode())

@@ -50,6 +50,9 @@ READY_S = 30.0
 
 READY_POLL_S = 0.05
 
+KEPT = frozenset({"images", "journal", "ledger.db", "ledger.db-shm", "ledger.db-wal", "lock", "logs", "valkey"})
+"""What lies in a demo's folder, beside the files that are written for their owner alone."""
+
 UNIX_PATH_BYTES = 100
 """A socket's path may have 107 bytes on Linux and 103 on macOS."""
 
@@ -79,6 +82,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="When ready, print what DIR/demo.json holds.")] = False,
 ) -> None:
     """Gateway, Valkey, upstream simulator, local storage, consumer and SQLite ledger, until Ctrl-C."""
+    os.umask(0o077)  # keys, money and pictures lie in it: for its owner only, also what the parts write
     data.mkdir(parents=True, exist_ok=True)
     try:
         run(_demo(port, data.resolve(), real, as_json))
@@ -92,6 +96,7 @@ async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
     bind("--port", HOST, port).close()
     parts: list[Part] = []
     with _alone_in(data), _socket_folder(data) as sockets:
+        _make_private(data)
         (data / "demo.json").unlink(missing_ok=True)
         environment = _environment(port, data, sockets / "valkey.sock", real)
         os.environ.update(environment)
@@ -174,6 +179,13 @@ def _alone_in(data: Path) -> Iterator[None]:
         except OSError:
             raise DemoFailed(f"another demo runs in {data}; choose another folder with --data") from None
         yield
+
+
+def _make_private(data: Path) -> None:
+    """What an earlier version left there for everybody to read. The folder itself may be anything of its owner's."""
+    for one in data.iterdir():
+        if one.name in KEPT:
+            one.chmod(0o700 if one.is_dir() else 0o600)
 
 
 @contextmanager

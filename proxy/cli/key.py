@@ -10,7 +10,7 @@ from metering.accounts import IssuedKey
 from metering.clock import utc_at, utc_now
 from metering.limits import told
 from metering.pages import pages
-from metering.ports import ApiKey
+from metering.ports import ApiKey, Reading, ResponseFormat
 from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
 from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
 
@@ -30,6 +30,9 @@ def _row(key: ApiKey, last_used_us: int | None = None) -> dict[str, Any]:
         "revoked_at": key.revoked_at,
         "last_used_at": None if last_used_us is None else utc_at(last_used_us).isoformat(timespec="seconds"),
         "models": ",".join(key.models) or None,
+        "read": key.read,
+        "response_format": key.response_format,
+        "origins": ",".join(key.origins) or None,
         **told(key.limits.values()),
     }
 
@@ -41,15 +44,35 @@ def create(
     expires: Annotated[str | None, typer.Option(help="ISO 8601 with its zone: 2027-01-31T00:00:00-06:00.")] = None,
     models: Annotated[str | None, typer.Option(help="The models that it may use, with commas; all without.")] = None,
     test: Annotated[bool, typer.Option("--test", help="For the sandbox: labelled pictures that cost nothing.")] = False,
+    read: Annotated[
+        Reading | None,
+        typer.Option(help="Orders that it may read; without it all, or its own where --models is given."),
+    ] = None,
+    response_format: Annotated[
+        ResponseFormat, typer.Option(help="How images come where an order does not say.")
+    ] = "url",
+    origins: Annotated[
+        str | None, typer.Option(help="Pages that may use it, with commas: https://app.example.mx; none without.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Issue a key and print it, once."""
     ends = None if expires is None else _moment(expires)
     chosen = tuple(models.split(",")) if models is not None else ()
+    pages = tuple(origins.split(",")) if origins is not None else ()
 
     async def work() -> IssuedKey:
         async with back() as opened:
-            return await opened.accounts.create_key(ref, name, expires=ends, models=chosen, test=test)
+            return await opened.accounts.create_key(
+                ref,
+                name,
+                expires=ends,
+                models=chosen,
+                test=test,
+                read=read,
+                response_format=response_format,
+                origins=pages,
+            )
 
     issued = run(work())
     say({"key_id": issued.key_id, "key": issued.secret}, as_json)
@@ -70,6 +93,18 @@ def rotate(
 
     issued = run(work())
     say({"key_id": issued.key_id, "key": issued.secret}, as_json)
+
+
+@app.command()
+def show(key_id: KeyId, as_json: AsJson = False) -> None:
+    """One key: what it may do, and when it was last used."""
+
+    async def work() -> dict[str, Any]:
+        async with back() as opened:
+            key = await opened.ledger.key(key_id)
+            return _row(key, (await opened.last_used(key.org_id)).get(key_id))
+
+    say(run(work()), as_json)
 
 
 @app.command("list")

@@ -132,6 +132,26 @@ def test_start_to_ready_takes_under_five_seconds(folder: Path) -> None:
     raise AssertionError(f"first and second start took {best_s} s")
 
 
+def test_all_that_it_leaves_is_its_owners_alone(folder: Path) -> None:
+    """Ledger, journal, AOF, logs and images hold hashes, money and pictures: what an earlier version left, too."""
+    (folder / "data").mkdir(mode=0o755)
+    (folder / "data/images").mkdir(mode=0o755)
+    (folder / "data/ledger.db").touch(0o644)
+    with running_in(folder) as running:
+        headers = bearer(running.facts["api_key"])
+        order = {"model": FLUX, "prompt": "Un axolotl"}
+        made = httpx2.post(f"{running.facts['base_url']}/images/generations", json=order, headers=headers, **LOOPBACK)
+        assert httpx2.get(made.json()["data"][0]["url"], **LOOPBACK).status_code == 200
+        found = [path for path in running.folder.rglob("*") if not path.is_socket()]
+        assert {"appendonlydir", "ledger.db", "gateway.log", "0.jpg"} <= {path.name for path in found}
+        assert [str(path) for path in found if path.stat().st_mode & 0o077] == []
+
+
+def test_a_folder_that_it_makes_is_its_owners_alone(shared: Demo) -> None:
+    """Whoever else is on the machine finds nothing in it."""
+    assert shared.folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_readme_snippet_prints_a_url_that_loads(shared: Demo) -> None:
     """README's Python, letter by letter, with this demo's port and folder."""
     readme = (ROOT / "README.md").read_text()

@@ -103,14 +103,15 @@ def test_a_key_ends_on_every_path_from_the_next_request_on(system: System) -> No
 
 
 def test_a_key_orders_its_own_models_only(system: System) -> None:
-    """403 names the model; it may still be looked at."""
+    """403 names the model, and it is not among those that are listed for this key."""
     org_id, _ = customer(system, "models", "50.00")
     key = another_key(system, org_id, models=[GPT])
     reply = post(system, key)
     refused(reply, 403, "model_not_allowed", FLUX)
     assert reply.json()["error"]["param"] == "model"
     assert post(system, key, model=GPT).status_code == 200
-    assert ask(system, key, "GET", f"/models/{FLUX}").status_code == 200
+    assert ask(system, key, "GET", f"/models/{FLUX}").status_code == 404
+    assert ask(system, key, "GET", f"/models/{GPT}").status_code == 200
 
 
 def ends(what: str) -> tuple[float, str]:

@@ -1,5 +1,8 @@
 """What may be done to organisations: SQL first, then Redis, and a sentence for whatever is refused."""
 
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -101,6 +104,27 @@ def test_a_bad_name_is_refused(redis_url: str, tmp_path: Path, name: str) -> Non
                 await books.accounts.create_org(name, "default")
             with pytest.raises(LedgerError, match="is no name"):
                 await books.accounts.create_key("acme", name)
+
+    run(work())
+
+
+def test_a_name_that_could_be_anothers_is_refused_and_one_that_is_there_goes_on(redis_url: str, tmp_path: Path) -> None:
+    """Of an organisation and of a key; one of an earlier version is found, given credit, and its key is rotated."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            await books.accounts.create_org("acme", "default")
+            with pytest.raises(WrongField, match="mixes letters"):
+                await books.accounts.create_org("\u0430cme", "default")
+            with pytest.raises(WrongField, match="mixes letters"):
+                await books.accounts.create_key("acme", "\u0430cme")
+            issued = await books.accounts.create_key("acme", "web")
+            for table in ("organizations", "api_keys"):
+                with closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as database:
+                    database.execute(f"UPDATE {table} SET name = '\u0430cme'")
+            assert await books.accounts.add_credit("\u0430cme", "p", "recharge", 1_000_000)
+            rotated = await books.accounts.rotate_key(issued.key_id, timedelta(hours=1))
+            assert (await books.ledger.key(rotated.key_id)).name == "\u0430cme"
 
     run(work())
 

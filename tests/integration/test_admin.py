@@ -586,3 +586,39 @@ def test_while_the_ledger_is_away_only_a_safe_write_is_to_be_sent_again(redis_ur
             assert len(await desk.audit("org.create")) == 1
 
     run(work())
+
+
+def test_a_keys_reading_format_and_pages_are_set_shown_and_kept_by_a_rotation(redis_url: str, tmp_path: Path) -> None:
+    """With their defaults, as in the audit log; what is wrong is a sentence that names the field."""
+
+    async def work() -> None:
+        async with open_desk(redis_url, str(tmp_path / "l.db")) as desk:
+            await desk.books.accounts.create_org("acme", "default")
+
+            async def made(**body: Any) -> tuple[Any, ...]:
+                row = (await desk.ask("POST", "/orgs/acme/keys", {"name": "web", **body})).json()
+                rotated = (await desk.ask("POST", f"/keys/{row['key_id']}/rotate", {"overlap_h": 1})).json()
+                names = ("read", "response_format", "origins")
+                rows = {one["key_id"]: one for one in await desk.pages("/orgs/acme/keys", 100)}
+                told = {tuple(str(one[name]) for name in names) for one in (row, rotated, rows[rotated["key_id"]])}
+                assert len(told) == 1
+                return tuple(row[name] for name in names)
+
+            assert await made() == ("org", "url", [])
+            assert await made(models=["fal/flux-1.1-pro"]) == ("own", "url", [])
+            assert await made(models=["fal/flux-1.1-pro"], read="org") == ("org", "url", [])
+            asked: dict[str, Any] = {"read": "own", "response_format": "b64_json", "origins": ["https://a.mx"]}
+            assert await made(**asked) == ("own", "b64_json", ["https://a.mx"])
+            assert (await desk.audit("key.create"))[0]["details"].items() >= asked.items()
+            for field, value in (
+                ("read", "all"),
+                ("response_format", "png"),
+                ("origins", "https://a.mx"),
+                ("origins", ["https://a.mx/"]),
+                ("origins", [f"https://{number}.mx" for number in range(21)]),
+            ):
+                refused = await desk.ask("POST", "/orgs/acme/keys", {"name": "web", field: value})
+                error = refused.json()["error"]
+                assert (refused.status_code, error["param"]) == (400, field) and f"`{field}`" in error["message"]
+
+    run(work())

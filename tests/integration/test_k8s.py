@@ -22,7 +22,9 @@ from config.settings import (
     graceful_stop_s,
     hold_life_s,
 )
+from proxy.admin_models import ACTIONS
 from proxy.app import STORAGE_PATH
+from proxy.openapi import IMAGES, OPENAPI_PATH, OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s/base"
@@ -298,12 +300,61 @@ def test_each_gateway_has_a_journal_that_outlives_its_pod(manifests: list[Manife
     assert headless["clusterIP"] == "None"
 
 
+def namespace_of(rule: Manifest) -> str:
+    """The one namespace that a rule lets in, by the label that every namespace has."""
+    (source,) = rule["from"]
+    assert set(source) == {"namespaceSelector"} and set(source["namespaceSelector"]) == {"matchLabels"}
+    ((label, name),) = source["namespaceSelector"]["matchLabels"].items()
+    assert label == "kubernetes.io/metadata.name"
+    return str(name)
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Does a policy mean pods with these labels?"""
+    terms = selector.get("matchExpressions", [])
+    assert all(term["operator"] == "In" for term in terms)
+    return selector["matchLabels"].items() <= labels.items() and all(
+        labels.get(term["key"]) in term["values"] for term in terms
+    )
+
+
+def test_the_customers_host_shows_what_customers_call_and_nothing_else(manifests: list[Manifest]) -> None:
+    """The paths of the Ingress against the gateway's own routes: none of the admin API, no probe, no metrics."""
+    (rule,) = only(manifests, "Ingress", "gateway")["spec"]["rules"]
+    paths = rule["http"]["paths"]
+    for one in paths:
+        assert one["backend"] == {"service": {"name": "gateway", "port": {"name": "http"}}}
+
+    def shown(path: str) -> bool:
+        whole = path.split("/")
+        return any(
+            path == one["path"]
+            or (one["pathType"] == "Prefix" and whole[: len(one["path"].split("/"))] == one["path"].split("/"))
+            for one in paths
+        )
+
+    public = {operation.path for operation in OPERATIONS if operation.security == "key"} | {OPENAPI_PATH, IMAGES.path}
+    assert [path for path in public if not shown(path)] == []
+    hidden = {action.path for action in ACTIONS} | {"/", "/admin/v1", "/readyz", "/healthz", "/metrics", "/v1x"}
+    assert [path for path in hidden if shown(path)] == []
+
+
 def test_nothing_goes_in_or_out_but_what_is_named(manifests: list[Manifest]) -> None:
     deny = only(manifests, "NetworkPolicy", "gateway-default-deny")["spec"]
     assert deny["policyTypes"] == ["Ingress", "Egress"] and not {"ingress", "egress"} & set(deny)
     for workload in workloads(manifests):
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert deny["podSelector"]["matchLabels"].items() <= labels.items()
+    policies = [one["spec"] for one in manifests if one["kind"] == "NetworkPolicy"]
+    inward = [rule for spec in policies for rule in spec.get("ingress", [])]
+    assert {(port["port"], namespace_of(rule)) for rule in inward for port in rule["ports"]} == {
+        ("http", "ingress-nginx"),
+        ("metrics", "monitoring"),
+    }
+    for name, ports in (("gateway", {"http", "metrics"}), ("consumer", {"metrics"})):
+        labels = workload_of(manifests, name)["spec"]["template"]["metadata"]["labels"]
+        meant = [rule for spec in policies if selects(spec["podSelector"], labels) for rule in spec.get("ingress", [])]
+        assert {port["port"] for rule in meant for port in rule["ports"]} == ports
     upstreams = only(manifests, "NetworkPolicy", "gateway-upstreams")["spec"]["egress"]
     assert [port["port"] for rule in upstreams for port in rule["ports"]] == [443]
     stores = only(manifests, "NetworkPolicy", "gateway-stores")["spec"]["egress"]

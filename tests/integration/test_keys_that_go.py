@@ -35,6 +35,7 @@ STAYS = {
 GOES_S = {
     "closed": 86_400,
     "result": 86_400,
+    "placed": 86_400,
     "once": 86_400,
     "sandbox": 86_400,
     "retried": 86_400,

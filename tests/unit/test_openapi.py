@@ -16,6 +16,7 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
 from proxy.app import STORAGE_PATH, build_app
+from proxy.cors import CorsMiddleware
 from proxy.errors import Kind
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
@@ -43,10 +44,12 @@ def routes(folder: Path | None) -> list[BaseRoute]:
         AdminEndpoint(*(NOTHING,) * 7),
         NOTHING,
         NOTHING,
+        NOTHING,
         folder,
     )
     assert isinstance(app, RequestMiddleware)
-    return cast(Starlette, app._app).routes
+    assert isinstance(app._app, CorsMiddleware)
+    return cast(Starlette, app._app._app).routes
 
 
 def methods(route: BaseRoute) -> set[tuple[str, str]]:

@@ -55,28 +55,32 @@ INSERT INTO changes (org_id, what, at) SELECT id, :what, :at FROM organizations 
 
 -- name: create_key
 INSERT INTO api_keys (
-    id, org_id, name, hash, created_at, expires_at, models,
+    id, org_id, name, hash, created_at, expires_at, models, read, response_format, origins, replaces,
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 ) VALUES (
-    :key_id, :org_id, :name, :key_hash, :created_at, :expires_at, :models,
+    :key_id, :org_id, :name, :key_hash, :created_at, :expires_at, :models, :read, :response_format, :origins, :replaces,
     :requests_per_minute, :images_per_minute, :in_flight, :images_per_day, :images_per_month, :micro_mxn_per_month
 );
 
 -- name: keys
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE org_id = :org_id AND (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
 
 -- name: keys_of
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE org_id IN (:ids) ORDER BY created_at, id;
 
+-- name: origins
+SELECT DISTINCT origins FROM api_keys
+WHERE origins <> '' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :at);
+
 -- name: key
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models,
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
     requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
 FROM api_keys WHERE id = :key_id;
 
@@ -127,7 +131,9 @@ SELECT
     CASE WHEN :by_day THEN day ELSE '' END, CASE WHEN :by_model THEN model ELSE '' END,
     CASE WHEN :by_key THEN key_id ELSE '' END,
     CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
-FROM usage WHERE org_id = :org_id AND day BETWEEN :first AND :last GROUP BY 1, 2, 3;
+FROM usage
+WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
+GROUP BY 1, 2, 3;
 
 -- name: used
 -- By organisation and key: images of a day, images and money of its month.
@@ -286,14 +292,20 @@ WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TE
 ORDER BY month, org_id, number, event_id LIMIT :page;
 
 -- name: result
-SELECT r.request_id, e.images, r.document FROM results AS r
+SELECT r.request_id, e.images, r.document, e.key_id FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id AND r.request_id = :request_id;
 
 -- name: results
-SELECT r.request_id, e.images, r.document FROM results AS r
+SELECT r.request_id, e.images, r.document, e.key_id FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
+
+-- name: results_of_key
+SELECT r.request_id, e.images, r.document, e.key_id, e.ended_us FROM events AS e
+JOIN results AS r ON r.request_id = e.event_id
+WHERE e.org_id = :org_id AND e.key_id = :key_id AND e."end" = 'charge'
+ORDER BY e.ended_us DESC, r.request_id LIMIT :most;
 
 -- name: charged_since
 SELECT r.org_id, r.request_id, e.amount_micro_mxn FROM results AS r

@@ -6,13 +6,15 @@
 --       6 charged in the ledger  7 last event in the ledger  8 who holds the fence
 --       9 numbers below it that the ledger does not have  10 now_us (0: TIME)
 --       11 the balance under which the organisation is told  12 day  13 month: today's
---       14 to 22 limits and use of the organisation; then for each key its id, state, the moment of its end in Unix µs
---       (or empty), its models (between spaces, or empty for all), and the same nine: limits (each empty for none) of
---       requests and images per minute, images in flight, images per day and month, micro-MXN per month; and what the
---       ledger has: images of today, images and micro-MXN of the month
+--       14 to 22 limits and use of the organisation; then for each key its id, state, models (between spaces, or empty
+--       for all); each empty for what is usual: the moment of its end in Unix µs, the keys whose orders it may read, its
+--       response format, its origins; and the same nine: limits (each empty for none) of requests and images per minute,
+--       images in flight, images per day and month, micro-MXN per month; and what the ledger has: images of today,
+--       images and micro-MXN of the month
 -- reply code, how far below zero this call left a balance, credits less charges, that was higher before
 local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
-local OWN, NINE, KEY = 14, 9, 13
+local OWN, NINE, KEY = 14, 9, 16
+local MAY = { 'expires_us', 'reads', 'response_format', 'origins' }
 local LIMITS = { 'requests_per_minute', 'images_per_minute', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month' }
 
 if #ARGV < OWN + NINE - 1 or (#ARGV - OWN - NINE + 1) % KEY ~= 0 then error('a key without its state') end
@@ -29,7 +31,7 @@ local function check(at)
   for i = at + #LIMITS, at + NINE - 1 do whole(i, 0) end
 end
 check(OWN)
-for first = OWN + NINE, #ARGV, KEY do check(first + 4) end
+for first = OWN + NINE, #ARGV, KEY do check(first + KEY - NINE) end
 
 local projected = redis.call('EXISTS', KEYS[1]) == 1
 local w = redis.call('HMGET', KEYS[2], 'revision', 'credit_number', 'credits', 'charged')
@@ -106,8 +108,13 @@ redis.call('HSET', KEYS[2], 'revision', revision, 'low', low)
 set(KEYS[2], OWN)
 for i = OWN + NINE, #ARGV, KEY do
   local access = access_of(ARGV[i])
-  redis.call('HSET', access, 'state', ARGV[i + 1], 'models', ARGV[i + 3])
-  if ARGV[i + 2] == '' then redis.call('HDEL', access, 'expires_us') else redis.call('HSET', access, 'expires_us', ARGV[i + 2]) end
-  set(access, i + 4, ARGV[i])
+  local told, usual = { 'state', ARGV[i + 1], 'models', ARGV[i + 2] }, {}
+  for j, name in ipairs(MAY) do
+    local value = ARGV[i + 2 + j]
+    if value == '' then usual[#usual + 1] = name else told[#told + 1], told[#told + 2] = name, value end
+  end
+  redis.call('HSET', access, unpack(told))
+  if #usual > 0 then redis.call('HDEL', access, unpack(usual)) end
+  set(access, i + KEY - NINE, ARGV[i])
 end
 return { DONE, below }

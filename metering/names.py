@@ -1,0 +1,65 @@
+"""Names of organisations and keys: what may be chosen today. A name that is there already goes on working.
+
+Money is added to an organisation by its name, so no two may look the same to whoever types it.
+"""
+
+import re
+import unicodedata
+
+from metering.ports import WrongField
+
+_FORM = re.compile(r"\w([\w .@-]{0,62}[\w.@-])?")
+_BETWEEN = re.compile(r"[ ._@-]")
+_UUID = re.compile(r"[0-9a-f]{32}")
+
+_INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0")
+"""Fillers of Hangul: letters by Unicode's tables, and nothing to be seen. Whatever else is invisible is no letter."""
+
+_OF_LATIN = frozenset("ÆæØøŒœÐðÞþŁłĐđß")
+"""Beside A to Z and what accents make of them: letters of Europe that nobody takes for others."""
+
+_LIKE_LATIN = frozenset("АВЕЅІЈКМНОРСТУХЬаеорсухѕіјһԁԛԝьΑΒΕΖΗΙΚΜΝΟΡΤΥΧανοικυχρϳ")
+"""Letters of Cyrillic and Greek that look like Latin ones: a name of nothing else could be somebody's in Latin."""
+
+_WRITTEN_TOGETHER = ({"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"}, {"CJK", "HANGUL"}, {"CJK", "BOPOMOFO"})
+"""Scripts of one language."""
+
+
+def check_name(name: str) -> None:
+    """Raises WrongField that says how a name must be."""
+    if not _FORM.fullmatch(name):
+        raise WrongField("name", f"{name!r} is no name: up to 64 letters, digits, spaces, or . _ @ -")
+    usual = unicodedata.normalize("NFKC", name)
+    if usual != name:
+        raise WrongField("name", f"{name!a} is written with unusual characters; write it as {usual!r}")
+    if "  " in name:
+        raise WrongField("name", f"{name!r} has two spaces together, which nobody sees; write one")
+    if hidden := _INVISIBLE.intersection(name):
+        raise WrongField("name", f"{name!a} has an invisible character, {min(hidden)!a}; leave it out")
+    if _UUID.fullmatch(_BETWEEN.sub("", name.lower())):
+        raise WrongField("name", f"{name!r} looks like an organisation's id; choose a name that is no UUID")
+    _check_letters(name)
+
+
+def _check_letters(name: str) -> None:
+    letters = [one for one in name if one.isalnum() and not one.isascii()]
+    if strange := [one for one in letters if not one.isalpha()]:
+        raise WrongField("name", f"{name!r} has {strange[0]!a}, which is no usual digit; write 0 to 9")
+    scripts = {_script(one) for one in name if one.isalpha()}
+    if len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER):
+        told = ", ".join(sorted(script.capitalize() for script in scripts))
+        raise WrongField("name", f"{name!r} mixes letters that look alike ({told}); write it in one alphabet")
+    if scripts == {"LATIN"}:
+        if strange := [one for one in letters if not _usual_latin(one)]:
+            raise WrongField("name", f"{name!r} has {strange[0]!a}, which looks like another letter; write that")
+    elif scripts and _LIKE_LATIN.issuperset(letters):
+        raise WrongField("name", f"{name!r} looks like Latin letters and is {min(scripts).capitalize()}; write Latin")
+
+
+def _script(letter: str) -> str:
+    """By the first word of its name in Unicode, which is the script's for all that are letters of one."""
+    return unicodedata.name(letter, "UNKNOWN").split()[0]
+
+
+def _usual_latin(letter: str) -> bool:
+    return letter in _OF_LATIN or unicodedata.normalize("NFD", letter)[0].isascii()

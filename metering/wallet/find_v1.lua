@@ -1,8 +1,0 @@
--- How an order stands; writes nothing.
--- KEYS  1 mark
--- ARGV  1 now_us (0: TIME)  2 org  3 request
--- reply known (0 or 1), `open` or `ending:amount:reason` or empty, its owner
-arguments(3)
-local now = clock(whole(1, 0))
-if redis.call('EXISTS', KEYS[1]) == 0 then return { 0, '', '' } end
-return { 1, standing(ARGV[2], ARGV[3], now) or '', redis.call('HGET', P .. ':hold:' .. ARGV[3], 'owner') or '' }
