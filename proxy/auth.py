@@ -8,8 +8,7 @@ from starlette.datastructures import Headers
 from metering.accounts import KEY, TEST_PREFIX, hash_key
 from metering.wallet.wallet import Caller, Wallet
 from proxy.errors import ApiError, Kind
-
-REVOKED, EXPIRED = "This API key was revoked.", "This API key has expired."
+from proxy.messages import EXPIRED, NO_KEY, REVOKED, UNKNOWN_KEY
 
 
 class Authenticator:
@@ -25,7 +24,7 @@ class Authenticator:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
-            raise ApiError(Kind.MISSING_KEY, "Send your API key as `Authorization: Bearer ghub_sk_…`.")
+            raise ApiError(Kind.MISSING_KEY, NO_KEY)
         key_hash = hash_key(secret)
         caller = self._cache.get(key_hash)
         if caller is None and KEY.fullmatch(secret):
@@ -33,7 +32,7 @@ class Authenticator:
             if caller is not None and secret.startswith(TEST_PREFIX):
                 caller = replace(caller, test=True)
         if caller is None:
-            raise ApiError(Kind.INVALID_KEY, "This API key is not known.")
+            raise ApiError(Kind.INVALID_KEY, UNKNOWN_KEY)
         self._cache[key_hash] = caller
         self._cache.move_to_end(key_hash)
         if len(self._cache) > self._cache_size:

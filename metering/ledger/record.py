@@ -38,6 +38,7 @@ from metering.ports import (
     Incarnation,
     Keyed,
     LedgerError,
+    Listed,
     ListPrice,
     NotThere,
     OrderRecord,
@@ -45,6 +46,7 @@ from metering.ports import (
     Org,
     Refund,
     Refunded,
+    ResultKey,
     SetAside,
     Snapshot,
     UsageRow,
@@ -571,9 +573,11 @@ class SqlLedger(ABC):
         rows = await self._rows("result", org_id=org_id, request_id=request_id)
         return _delivered(rows[0]) if rows else None
 
-    async def results(self, org_id: str, most: int) -> list[Delivered]:
-        """Of an organisation, the latest first."""
-        return [_delivered(row) for row in await self._rows("results", org_id=org_id, most=most)]
+    async def results(self, org_id: str, after: ResultKey | None = None, most: int = PAGE) -> list[Listed]:
+        """A page of an organisation's, the latest first; the next one begins `after` the last of this."""
+        until_us, after_id = (after.ended_us, after.request_id) if after is not None else (LAST, "")
+        rows = await self._rows("results", org_id=org_id, until_us=until_us, after_id=after_id, page=most)
+        return [Listed(_delivered(row[:3]), ResultKey(row[3], row[0])) for row in rows]
 
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
         """What the ledger has of one organisation up to its event `number`, from its running total."""

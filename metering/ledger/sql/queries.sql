@@ -291,9 +291,10 @@ JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id AND r.request_id = :request_id;
 
 -- name: results
-SELECT r.request_id, e.images, r.document FROM results AS r
+SELECT r.request_id, e.images, r.document, r.ended_us FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
-WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
+WHERE r.org_id = :org_id AND r.ended_us <= :until_us AND (r.ended_us < :until_us OR r.request_id > :after_id)
+ORDER BY r.ended_us DESC, r.request_id LIMIT :page;
 
 -- name: charged_since
 SELECT r.org_id, r.request_id, e.amount_micro_mxn FROM results AS r
