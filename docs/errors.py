@@ -54,6 +54,10 @@ Every error has OpenAI's envelope, and `request_id` in it:
 An error is not charged, but for two that say so: `charged_fetch_by_id` (the order is charged, and its images are at
 `GET /v1/images/generations/{{id}}`) and `end_unknown` (that address tells it within minutes).
 
+`message` is Spanish where `Accept-Language` prefers it (`es`, `es-MX,en;q=0.5`), else English; `content-language` says
+which. `code` and `type` are the same in both. The admin API, at `/admin/v1`, speaks English.
+*En español*: envíe `Accept-Language: es` y los mensajes llegan en español, con sus cifras.
+
 `x-should-retry` says whether asking again makes sense; the official SDKs obey it. Beside it stand `retry-after` and
 `retry-after-ms` where the gateway knows how long to wait; a wait above {LONGEST_RETRY_S:.0f} s goes with
 `x-should-retry: false`, because the SDKs do not wait that long.
