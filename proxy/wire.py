@@ -78,9 +78,7 @@ class OrderBody(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images; each is charged. 1 if unset.")] | None = None
     size: Annotated[str, Field(description="One of the model's sizes, or `auto`: 1024x1024.")] | None = None
     quality: Annotated[str, Field(description="One of the model's qualities; passed over without any.")] | None = None
-    user: Annotated[str, Field(description="Sent on where the model takes it; always a part of the order.")] | None = (
-        None
-    )
+    user: Annotated[str, Field(description="A part of the order; told to models that take it.")] | None = None
     safety_identifier: Annotated[str, Field(description="Passed over.")] | None = None
     metadata: Annotated[dict[str, Any], Field(description="Passed over.")] | None = None
     response_format: Literal["url", "b64_json"] | None = None
@@ -233,7 +231,7 @@ def _mapped(asked: OrderBody, model_id: str, model: Model) -> dict[str, str | in
         elif rule.characters is not None and len(value) > rule.characters:
             raise _wrong(name, TOO_LONG.of(name=name, count=len(value), most=rule.characters))
         mapped[name] = value
-    file = asked.output_format or "png"
+    file = _unless_usual("output_format", asked.output_format, ()) or "png"
     if asked.background == "transparent" and file == "jpeg":
         raise _wrong("background", TRANSPARENT)
     if "output_compression" in mapped and file == "png":

@@ -102,6 +102,7 @@ def test_null_for_a_required_field_is_its_absence(field: str) -> None:
         ({"model": GPT, "output_format": "gif"}, "output_format"),
         ({"model": GPT, "output_format": "jpeg", "output_compression": 101}, "output_compression"),
         ({"model": GPT, "output_compression": 50}, "output_compression"),
+        ({"model": GPT, "output_format": "auto", "output_compression": 50}, "output_compression"),
         ({"model": GPT, "output_format": "jpeg", "background": "transparent"}, "background"),
         ({"model": GPT, "moderation": "none"}, "moderation"),
         ({"model": "fal/recraft-v3", "prompt": "x" * 1001}, "prompt"),
