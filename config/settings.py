@@ -261,6 +261,7 @@ class Settings(BaseSettings):
     fx: Path | None = None
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     topup_url: str | None = None
+    topup_command: str | None = None
 
     @field_validator(
         "public_url", "openai_url", "xai_url", "google_url", "fal_url", "fal_queue_url", "topup_url", "jwks_url"

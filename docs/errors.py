@@ -28,6 +28,7 @@ CUANDO = {
     Kind.NOT_FOUND: "no hay nada en esta dirección",
     Kind.METHOD: "la dirección no acepta este método",
     Kind.TOO_LARGE: "el cuerpo es demasiado grande",
+    Kind.ENCODING: "el cuerpo está comprimido de una forma que no se acepta",
     Kind.KEY_REUSED: "la misma clave de idempotencia con otro pedido",
     Kind.RATE_LIMIT: "demasiadas peticiones o imágenes por minuto, o imágenes a la vez",
     Kind.QUOTA: "las imágenes del día o del mes están agotadas",
@@ -38,25 +39,6 @@ CUANDO = {
     Kind.FX_MISSING: "este mes todavía no tiene tipo de cambio",
     Kind.DEADLINE: "ninguna imagen estuvo lista a tiempo",
     Kind.END_UNKNOWN: "todavía no se sabe si el pedido se cobró; su id lo dice",
-}
-
-SUCEDIDO = {
-    Outcome.CONTENT_POLICY: "El proveedor rechazó el prompt o sus imágenes: política de contenido.",
-    Outcome.REFUSED_CONNECTION: "No se puede llegar al proveedor del modelo.",
-    Outcome.RATE_LIMITED: "El proveedor del modelo no acepta más trabajo por ahora.",
-    Outcome.BUSY: "El proveedor del modelo está demasiado ocupado para aceptar el trabajo.",
-    Outcome.OVERLOADED: "El proveedor del modelo no está disponible.",
-    Outcome.NO_ANSWER: "El proveedor del modelo cortó sin dar un resultado.",
-    Outcome.REJECTED: "El proveedor del modelo rechazó la petición.",
-    Outcome.NOT_AUTHORISED: "El acceso del gateway al proveedor del modelo no está en orden.",
-    Outcome.RETIRED: "El proveedor ya no ofrece este modelo.",
-    Outcome.BAD_REPLY: "El proveedor del modelo envió algo que no es un resultado.",
-    Outcome.NO_IMAGE: "El proveedor del modelo no entregó ninguna imagen.",
-    Outcome.BAD_IMAGE: "El proveedor del modelo entregó algo que no es una imagen.",
-    Outcome.FETCH_FAILED: "No se pudo descargar la imagen terminada del proveedor.",
-    Outcome.STORE_FAILED: "No se pudo guardar la imagen terminada.",
-    Outcome.DEADLINE: "Ninguna imagen estuvo lista a tiempo; no se cobró nada.",
-    Outcome.FAULT: "El gateway falló mientras se hacía la imagen; no se cobró nada.",
 }
 
 HEAD = f"""\
@@ -72,6 +54,10 @@ Every error has OpenAI's envelope, and `request_id` in it:
 
 An error is not charged, but for two that say so: `charged_fetch_by_id` (the order is charged, and its images are at
 `GET /v1/images/generations/{{id}}`) and `end_unknown` (that address tells it within minutes).
+
+`message` is Spanish where `Accept-Language` prefers it (`es`, `es-MX,en;q=0.5`), else English; `content-language` says
+which. `code` and `type` are the same in both. The admin API, at `/admin/v1`, speaks English.
+*En español*: envíe `Accept-Language: es` y los mensajes llegan en español, con sus cifras.
 
 `x-should-retry` says whether asking again makes sense; the official SDKs obey it. Beside it stand `retry-after` and
 `retry-after-ms` where the gateway knows how long to wait; a wait above {LONGEST_RETRY_S:.0f} s goes with
@@ -121,8 +107,8 @@ def page() -> str:
             f"`{rule.error.value.code}`",
             _yes(rule.accepted),
             _yes(rule.error.value.retry and not rule.accepted),
-            rule.message,
-            SUCEDIDO[outcome],
+            str(rule.message),
+            rule.message.es,
         )
         for outcome, rule in ((outcome, outcome.value) for outcome in Outcome)
     ]

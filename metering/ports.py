@@ -292,6 +292,22 @@ class Delivered:
 
 
 @dataclass(frozen=True, slots=True)
+class ResultKey:
+    """Where a delivered order stands in the list of its organisation's: by its end in Unix µs, then by its id."""
+
+    ended_us: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A delivered order of a list."""
+
+    delivered: Delivered
+    key: ResultKey
+
+
+@dataclass(frozen=True, slots=True)
 class Keyed:
     """A charged order that came with an idempotency key; `once` is the key's hash and the order's fingerprint."""
 
@@ -416,7 +432,9 @@ class Ledger(Protocol):
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]: ...
     async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]: ...
     async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
-    async def results(self, org_id: str, most: int, key_ids: Collection[str] | None = None) -> list[Delivered]: ...
+    async def results(
+        self, org_id: str, after: ResultKey | None = None, most: int = PAGE, key_ids: Collection[str] | None = None
+    ) -> list[Listed]: ...
     async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]: ...
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged: ...
     async def recount(self, org_id: str, number: int = LAST) -> Charged: ...

@@ -1,8 +1,9 @@
 """The HTTP surface: routes, the errors' envelope, and where local images are served."""
 
 import mimetypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -15,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.account import CreditsEndpoint
+from proxy.addresses import nothing_at
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
 from proxy.cors import ANY_PAGE, CorsMiddleware, Origins
@@ -23,9 +25,12 @@ from proxy.health import NotReady, probe_routes
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
+from proxy.messages import FAULT, METHODS, OTHER_METHODS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
 from proxy.openapi import HEADERS, IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
+from proxy.requests import language_of
+from proxy.unread import UnreadBody
 from proxy.usage import UsageEndpoint
 
 for kind in FORMATS:  # Python 3.11 does not know all of them by itself
@@ -80,7 +85,7 @@ def build_app(
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _fault},
     )
     app.router.redirect_slashes = False
-    return RequestMiddleware(CorsMiddleware(app, origins, HEADERS))
+    return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS)))
 
 
 class _ImageFiles:
@@ -106,10 +111,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
     context = context_of(request.scope)
     error = context.ending.as_told(error, context.public_id)
     context.facts["code"] = error.kind.value.code
+    language = language_of(request.headers)
     return Response(
-        error.body(context.public_id),
+        error.body(context.public_id, language),
         status_code=error.kind.value.status,
-        headers=error.reply_headers(),
+        headers=error.reply_headers(language),
         media_type="application/json",
     )
 
@@ -119,12 +125,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = _allowed(request) or (error.headers or {}).get("Allow", "")
-        ours = ApiError(
-            Kind.METHOD, f"This address takes {allowed or 'other methods'} only.", headers={"allow": allowed}
-        )
+        ours = ApiError(Kind.METHOD, METHODS.of(allowed=allowed or OTHER_METHODS), headers={"allow": allowed})
     else:
-        ours = ApiError(Kind.NOT_FOUND, "There is nothing at this address.")
+        ours = ApiError(Kind.NOT_FOUND, nothing_at(request.scope["path"], partial(_is_there, request.app.routes)))
     return await _api_error(request, ours)
+
+
+def _is_there(routes: Sequence[BaseRoute], path: str) -> bool:
+    scope = {"type": "http", "method": "GET", "path": path}
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes if isinstance(route, Route))
 
 
 def _allowed(request: Request) -> str:
@@ -139,5 +148,5 @@ def _allowed(request: Request) -> str:
 async def _fault(request: Request, error: Exception) -> Response:
     """What nobody foresaw: no word of it leaves the house. What only reads has begun no job, and may be tried again."""
     reads = request.method in ("GET", "HEAD")
-    ours = ApiError(Kind.INTERNAL, "The gateway failed; nothing was charged for this request.", retry=reads)
+    ours = ApiError(Kind.INTERNAL, FAULT, retry=reads)
     return await _api_error(request, ours)

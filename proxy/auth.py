@@ -9,11 +9,10 @@ from starlette.datastructures import Headers
 from metering.accounts import KEY, TEST_PREFIX, hash_key
 from metering.wallet.wallet import Caller, Wallet
 from proxy.errors import ApiError, Kind
+from proxy.messages import EXPIRED, NO_KEY, ORIGIN, REVOKED, UNKNOWN_KEY
 
 LONGEST_TOLD = 200
 """Characters of an origin that are told back."""
-
-REVOKED, EXPIRED = "This API key was revoked.", "This API key has expired."
 
 
 class Authenticator:
@@ -33,7 +32,7 @@ class Authenticator:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
-            raise ApiError(Kind.MISSING_KEY, "Send your API key as `Authorization: Bearer ghub_sk_…`.")
+            raise ApiError(Kind.MISSING_KEY, NO_KEY)
         key_hash = hash_key(secret)
         caller = self._cache.get(key_hash)
         if caller is None and KEY.fullmatch(secret):
@@ -41,7 +40,7 @@ class Authenticator:
             if caller is not None and secret.startswith(TEST_PREFIX):
                 caller = replace(caller, test=True)
         if caller is None:
-            raise ApiError(Kind.INVALID_KEY, "This API key is not known.")
+            raise ApiError(Kind.INVALID_KEY, UNKNOWN_KEY)
         self._cache[key_hash] = caller
         self._cache.move_to_end(key_hash)
         if len(self._cache) > self._cache_size:
@@ -52,10 +51,7 @@ class Authenticator:
     def _check_origin(self, origin: str | None, caller: Caller) -> None:
         """Only browsers say from which page a request comes, and then it is true."""
         if origin is not None and origin not in self._any_key_from and origin not in caller.origins:
-            message = (
-                f"This API key may not be used by web pages from {origin[:LONGEST_TOLD]}. Call from a server, where a"
-                " secret key belongs, or have the origin named when a key is created."
-            )
+            message = ORIGIN.of(origin=origin[:LONGEST_TOLD])
             raise ApiError(Kind.ORIGIN_NOT_ALLOWED, message)
 
 

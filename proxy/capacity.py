@@ -9,11 +9,10 @@ from metering.answered import most_bytes
 from metering.frames import PAGE_BYTES
 from metering.journal import Journal, JournalFull
 from proxy.errors import ApiError, Kind
+from proxy.messages import BUSY, DISK_FULL
 
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
-
-BUSY = "The gateway is making as many images as it can; nothing was charged."
 
 _ROUNDING_BYTES = 2 * PAGE_BYTES
 """An entry ends in the middle of a page, and its withdrawal takes another."""
@@ -74,7 +73,7 @@ class Capacity:
         except (JournalFull, asyncio.CancelledError) as error:
             self.pictures -= images
             if isinstance(error, JournalFull):
-                raise _unavailable("The gateway is running out of disk; nothing was charged.") from None
+                raise _unavailable(DISK_FULL) from None
             raise
         return Place(self, images, size_bytes)
 

@@ -58,6 +58,7 @@ class Delivered(Document):
     created: UnixSeconds
     model: str
     served_model: Annotated[str, Field(description="The upstream's own name of what made the images.")]
+    cost_mxn: Annotated[Mxn, Field(description="What the order was charged, also where it is told again.")]
     data: Annotated[list[Image], Field(min_length=1, max_length=8)]
     size: str = absent()
     quality: str = absent()
@@ -93,10 +94,12 @@ class Generation(RootModel[Annotated[Completed | InProgress | Failed, Field(disc
 
 
 class Generations(Document):
-    """What was delivered, the latest first."""
+    """What was delivered, the latest first, a page of it; `next_cursor` asks for the next one as `after`."""
 
     object: Literal["list"]
     data: list[Completed]
+    has_more: bool
+    next_cursor: Annotated[str | None, Field(description="Null after the last.")]
 
 
 class Found(RootModel[Generations | Generation]):

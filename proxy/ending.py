@@ -6,6 +6,7 @@ import structlog
 from prometheus_client import Counter
 
 from proxy.errors import ApiError, Kind
+from proxy.messages import CHARGED, END_UNKNOWN
 
 log = structlog.get_logger(__name__)
 
@@ -50,14 +51,10 @@ class Ending:
             case Charge.NONE:
                 return error
             case Charge.CHARGED:
-                message = (
-                    f"The order is charged, and its answer was lost: {where} has its images."
-                    " The same Idempotency-Key, or the SDK's own retry, brings them, too."
-                )
+                message = CHARGED.of(where=where)
                 return ApiError(Kind.CHARGED, message, retry_after_s=FETCH_RETRY_S, headers=error.headers)
             case Charge.UNKNOWN:
-                message = f"Whether the order is charged is not known yet: {where} tells it within minutes."
-                return ApiError(Kind.END_UNKNOWN, message, headers=error.headers)
+                return ApiError(Kind.END_UNKNOWN, END_UNKNOWN.of(where=where), headers=error.headers)
 
     def _count(self) -> None:
         if self._told_error and self._charge is Charge.CHARGED and not self._counted:

@@ -5,6 +5,8 @@ from enum import Enum
 
 import orjson
 
+from proxy.messages import WALLET_AWAY, Language, told
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -53,6 +55,9 @@ class Kind(Enum):
     NOT_FOUND = Row(404, "invalid_request_error", "not_found", False, "there is nothing at this address")
     METHOD = Row(405, "invalid_request_error", "method_not_allowed", False, "the address does not take this method")
     TOO_LARGE = Row(413, "invalid_request_error", "request_too_large", False, "the body is too large")
+    ENCODING = Row(
+        415, "invalid_request_error", "unsupported_encoding", False, "the body is compressed in a way that is not taken"
+    )
     KEY_REUSED = Row(
         422, "invalid_request_error", "idempotency_key_reused", False, "the same idempotency key with another order"
     )
@@ -88,7 +93,8 @@ LONGEST_RETRY_S = 60.0
 
 
 class ApiError(Exception):
-    """An answer to the customer. `message` is ours, or a provider's after cleaning: no secret, address or traceback."""
+    """An answer to the customer. `message` is a text of `proxy/messages.py`, or a sentence of the admin API's, which
+    is told in English alone: no secret, address or traceback."""
 
     def __init__(
         self,
@@ -110,13 +116,14 @@ class ApiError(Exception):
         if retry_after_s is not None and retry_after_s > LONGEST_RETRY_S:
             self.retry = False
 
-    def body(self, request_id: str) -> bytes:
-        """OpenAI's envelope and our request id."""
+    def body(self, request_id: str, wanted: Language = "en") -> bytes:
+        """OpenAI's envelope and our request id, in the language that is `wanted` where there are words in it."""
         row = self.kind.value
+        message, _ = told(self.message, wanted)
         return orjson.dumps(
             {
                 "error": {
-                    "message": self.message,
+                    "message": message,
                     "type": row.type,
                     "code": row.code,
                     "param": self.param,
@@ -125,9 +132,11 @@ class ApiError(Exception):
             }
         )
 
-    def reply_headers(self) -> dict[str, str]:
-        """What the official SDKs obey."""
-        headers = {"x-should-retry": "true" if self.retry else "false", **self.headers}
+    def reply_headers(self, wanted: Language = "en") -> dict[str, str]:
+        """What the official SDKs obey, and the language of the body."""
+        _, language = told(self.message, wanted)
+        headers = {"content-language": language, "vary": "accept-language"}
+        headers |= {"x-should-retry": "true" if self.retry else "false", **self.headers}
         if self.retry_after_s is not None:
             milliseconds = max(1, -int(-self.retry_after_s * 1000 // 1))
             headers["retry-after-ms"] = str(milliseconds)
@@ -137,6 +146,4 @@ class ApiError(Exception):
 
 def wallet_away() -> ApiError:
     """Redis gave no verdict: nothing was decided, so asking again is safe."""
-    return ApiError(
-        Kind.UNAVAILABLE, "The gateway cannot check balances right now; nothing was charged.", retry_after_s=1.0
-    )
+    return ApiError(Kind.UNAVAILABLE, WALLET_AWAY, retry_after_s=1.0)

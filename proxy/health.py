@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from metering.background import Background
+from proxy.messages import FAULTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ def when(broken: Callable[[], bool], refusal: str) -> Callable[[], str | None]:
 
 def running(background: Background) -> list[Condition]:
     """That the parts run without which no order may be taken."""
-    faulty = "The gateway does not work as it should; nothing was charged."
-    return [Condition(f"{name} fails", when(partial(background.fails, name), faulty)) for name in background.needed]
+    return [Condition(f"{name} fails", when(partial(background.fails, name), FAULTY)) for name in background.needed]
 
 
 class Conditions:

@@ -27,6 +27,16 @@ from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
 from proxy.limits import HOLDS_RETRY_S, balance_header, exceeded, key_refused, rate_headers, rate_limited, telling_rates
+from proxy.messages import (
+    BACKLOG,
+    BALANCE,
+    FX_MISSING,
+    HOLDS,
+    IMAGES,
+    PLACED_BEFORE,
+    REQUESTS,
+    Text,
+)
 from proxy.middleware import RequestContext, context_of
 from proxy.operations import MOST_KEY_CHARACTERS
 from proxy.outcomes import reason_as_error
@@ -61,9 +71,6 @@ class OrderHeaders(BaseModel):
     ] = None
 
 
-PLACED_BEFORE = "This order was placed before, and what came of it is not known yet; nothing more is charged."
-
-
 @dataclass(frozen=True, slots=True)
 class _Held:
     """What a hold was asked for with, and when: its life began no earlier."""
@@ -77,7 +84,7 @@ class _Held:
 class ImagesEndpoint:
     """Authenticate, parse, quote, hold, generate (make, store, settle), reply.
 
-    `price_book` is the version that quotes name.
+    `price_book` is the version that quotes name; `top_up` tells how to get more balance.
     """
 
     def __init__(
@@ -96,7 +103,7 @@ class ImagesEndpoint:
         *,
         price_book: str,
         region: str,
-        topup_url: str | None,
+        top_up: Text,
     ) -> None:
         self._authenticator = authenticator
         self._catalogue = catalogue
@@ -111,7 +118,7 @@ class ImagesEndpoint:
         self._limits = limits
         self._price_book = price_book
         self._region = region
-        self._topup_url = topup_url
+        self._top_up = top_up
 
     async def create(self, request: Request) -> Response:
         """The whole job of one request."""
@@ -213,9 +220,7 @@ class ImagesEndpoint:
         try:
             rate = self._rates.rate_for(period.month, now_us)
         except FxRateMissing:
-            raise ApiError(
-                Kind.FX_MISSING, f"The exchange rate for {period.month} is not set yet; nothing was charged."
-            ) from None
+            raise ApiError(Kind.FX_MISSING, FX_MISSING.of(month=period.month)) from None
         listed = order.model.listed(order.size, order.quality)
         assert listed is not None, "an order for an unpriced model is not parsed"
         price = Price(
@@ -233,24 +238,19 @@ class ImagesEndpoint:
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
         match admission.verdict:
             case Verdict.BALANCE:
-                message = (
-                    f"This order may cost {format_mxn(price.total_micro_mxn)} MXN, and"
-                    f" {format_mxn(admission.available_micro_mxn)} MXN are available."
-                )
-                where = f" Top up at {self._topup_url}." if self._topup_url else " Top up your balance."
-                return ApiError(Kind.BALANCE, message + where, headers=headers)
+                available = format_mxn(admission.available_micro_mxn)
+                message = BALANCE.of(cost=format_mxn(price.total_micro_mxn), available=available)
+                return ApiError(Kind.BALANCE, message.then(self._top_up), headers=headers)
             case Verdict.BUDGET | Verdict.DAY | Verdict.MONTH | Verdict.FLIGHT:
                 return exceeded(admission, price, headers)
             case Verdict.REQUESTS:
-                return rate_limited("requests", admission, admission.requests, 1, headers)
+                return rate_limited(REQUESTS, admission, admission.requests, 1, headers)
             case Verdict.IMAGES:
-                return rate_limited("images", admission, admission.images, price.images, headers)
+                return rate_limited(IMAGES, admission, admission.images, price.images, headers)
             case Verdict.HOLDS:
-                message = "Too many of your organisation's images are being made at this moment."
-                return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
+                return ApiError(Kind.RATE_LIMIT, HOLDS, retry_after_s=HOLDS_RETRY_S, headers=headers)
             case Verdict.BACKLOG:
-                message = "The gateway is catching up with its books; nothing was charged."
-                return ApiError(Kind.UNAVAILABLE, message, retry_after_s=BUSY_RETRY_S)
+                return ApiError(Kind.UNAVAILABLE, BACKLOG, retry_after_s=BUSY_RETRY_S)
             case _:
                 return wallet_away()
 

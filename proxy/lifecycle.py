@@ -9,6 +9,7 @@ import structlog
 
 from config.catalogue import Model
 from proxy.errors import ApiError, Kind
+from proxy.messages import GONE, INSTEAD, SEE_MODELS
 
 log = structlog.get_logger(__name__)
 
@@ -37,10 +38,8 @@ class Lifecycle:
 
 def gone(model_id: str, model: Model) -> ApiError:
     """404 that names the successor."""
-    instead = f" Use `{model.successor}` instead." if model.successor else " See GET /v1/models."
-    return ApiError(
-        Kind.MODEL_NOT_FOUND, f"`{model_id}` is not offered by its provider any more.{instead}", param="model"
-    )
+    instead = INSTEAD.of(model=model.successor) if model.successor else SEE_MODELS
+    return ApiError(Kind.MODEL_NOT_FOUND, GONE.of(model=model_id).then(instead), param="model")
 
 
 def lifecycle_headers(model_id: str, model: Model) -> dict[str, str]:

@@ -2,14 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 
 from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.wallet.wallet import Admission, RateState, Verdict
-from proxy.auth import EXPIRED, REVOKED
 from proxy.errors import ApiError, Kind
+from proxy.messages import (
+    AT_ONCE,
+    BUDGET,
+    COUNTS_AS,
+    DAY,
+    EXPIRED,
+    KEY_REUSED,
+    MODEL_NOT_ALLOWED,
+    MONTH,
+    NEXT_PERIOD,
+    QUOTA,
+    RATE,
+    REVOKED,
+    THE_KEYS,
+    THE_ORGANISATIONS,
+    TRY_AGAIN,
+    Text,
+)
 
 HOLDS_RETRY_S = 2.0
 """A hint: an image takes several seconds, so that some holds are closed by then."""
@@ -49,17 +65,16 @@ def _duration(microseconds: int) -> str:
     return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
 
 
-def rate_limited(what: str, admission: Admission, state: RateState, cost: int, headers: dict[str, str]) -> ApiError:
+def rate_limited(what: Text, admission: Admission, state: RateState, cost: int, headers: dict[str, str]) -> ApiError:
     """429: more requests or images per minute than are allowed."""
-    whose = _whose(admission)
+    message = RATE.of(whose=_whose(admission), limit=state.limit, what=what)
     if cost > state.limit:
-        message = f"This order counts as {cost} {what}, and {whose} limit is {state.limit} {what} per minute."
+        message = COUNTS_AS.of(cost=cost, what=what).then(message)
         return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
-    message = f"{_first_upper(whose)} limit is {state.limit} {what} per minute."
     if admission.retry_us == 0:
         return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
     wait_s = admission.retry_us / 1_000_000
-    message += f" Try again in {-(-admission.retry_us // 1000) / 1000:g} seconds."
+    message = message.then(TRY_AGAIN.of(seconds=-(-admission.retry_us // 1000) / 1000))
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
 
 
@@ -71,10 +86,9 @@ def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
         case Verdict.EXPIRED:
             return ApiError(Kind.KEY_EXPIRED, EXPIRED)
         case Verdict.MODEL:
-            return ApiError(Kind.MODEL_NOT_ALLOWED, f"This API key may not use `{model_id}`.", param="model")
+            return ApiError(Kind.MODEL_NOT_ALLOWED, MODEL_NOT_ALLOWED.of(model=model_id), param="model")
         case Verdict.REUSED:
-            message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
-            return ApiError(Kind.KEY_REUSED, message)
+            return ApiError(Kind.KEY_REUSED, KEY_REUSED)
         case _:
             return None
 
@@ -83,41 +97,30 @@ def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> Api
     """402 for a month's budget, 429 for a quota of images or for images at once."""
     whose, limit, used, images = _whose(admission), admission.limit, admission.used, order.images
     if admission.verdict is Verdict.FLIGHT:
-        message = f"{_first_upper(whose)} limit is {limit} images being made at once; {used} are,"
-        message += f" and this order asks for {images}."
+        message = AT_ONCE.of(whose=whose, limit=limit, used=used, images=images)
         if images > limit:
             return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
         return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
-    per, ends_us = _period(admission.verdict, order.period)
+    period, ends_us = _period(admission.verdict, order.period)
     if admission.verdict is Verdict.BUDGET:
         kind, cost = Kind.BUDGET, format_mxn(order.total_micro_mxn)
-        said = f"{whose} budget is {format_mxn(limit)} MXN per month; {format_mxn(used)} MXN are spent or on hold, and"
-        said += f" this order may cost {cost} MXN."
+        message = BUDGET.of(whose=whose, limit=format_mxn(limit), used=format_mxn(used), cost=cost)
     else:
         kind = Kind.QUOTA
-        said = f"{whose} limit is {limit} images per {per}; {used} are made or on their way, and this order asks for"
-        said += f" {images}."
-    message = _first_upper(said)
+        message = QUOTA.of(whose=whose, limit=limit, period=period, used=used, images=images)
     if admission.retry_us == 0:
         return ApiError(kind, message, headers=headers)
-    message += f" The next {per} begins at {_moment(utc_at(ends_us))}."
+    begins = utc_at(ends_us)
+    local, utc = f"{begins.astimezone(MEXICO):%Y-%m-%d %H:%M}", f"{begins:%Y-%m-%dT%H:%M:%SZ}"
+    message = message.then(NEXT_PERIOD.of(period=period, local=local, utc=utc))
     wait_us = max(ends_us - admission.now_us, admission.retry_us)
     return ApiError(kind, message, retry_after_s=wait_us / 1_000_000, headers=headers)
 
 
-def _period(verdict: Verdict, period: Period) -> tuple[str, int]:
+def _period(verdict: Verdict, period: Period) -> tuple[Text, int]:
     """What the limit is per, and when the next one begins, in Unix µs."""
-    return ("day", period.end_us) if verdict is Verdict.DAY else ("month", month_start_us(next_month(period.month)))
+    return (DAY, period.end_us) if verdict is Verdict.DAY else (MONTH, month_start_us(next_month(period.month)))
 
 
-def _moment(moment: datetime) -> str:
-    local = moment.astimezone(MEXICO)
-    return f"{local:%Y-%m-%d %H:%M} in Mexico City ({moment:%Y-%m-%dT%H:%M:%SZ})"
-
-
-def _first_upper(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _whose(admission: Admission) -> str:
-    return "this API key's" if admission.whose == "key" else "your organisation's"
+def _whose(admission: Admission) -> Text:
+    return THE_KEYS if admission.whose == "key" else THE_ORGANISATIONS

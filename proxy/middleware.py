@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 
 import structlog
 from prometheus_client import Counter, Histogram
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from proxy.addresses import origin_form
 from proxy.ending import Ending
 
 log = structlog.get_logger("request")
@@ -18,6 +19,9 @@ REQUESTS = Counter("ghub_requests_total", "HTTP requests", ["route", "status"])
 SECONDS = Histogram(
     "ghub_request_seconds", "Time to the reply's end", ["route"], buckets=(0.01, 0.1, 1, 5, 10, 20, 40, 60)
 )
+
+MOST_CLIENT_ID_CHARACTERS = 128
+"""Of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Asked every few seconds by the platform: counted, not logged."""
@@ -47,6 +51,13 @@ def context_of(scope: Scope) -> RequestContext:
     return context
 
 
+def _client_request_id(scope: Scope) -> str | None:
+    """By which the client, or what stands before us, knows this request; one that is none is passed over."""
+    sent = Headers(scope=scope).get("x-request-id", "")
+    plain = 0 < len(sent) <= MOST_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
+    return sent if plain else None
+
+
 class RequestMiddleware:
     """The outermost layer."""
 
@@ -57,15 +68,22 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        origin_form(scope)
         context = RequestContext()
         scope["ghub"] = context
+        theirs = _client_request_id(scope)
+        if theirs is not None:
+            context.facts["client_request_id"] = theirs
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = context.public_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = context.public_id
+                if theirs is not None:
+                    headers["x-client-request-id"] = theirs
             await send(message)
 
         try:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,8 +17,7 @@ from metering.pricing import Rate
 from metering.wallet.wallet import Caller, Wallet
 from proxy.account import checked
 from proxy.auth import Authenticator
-from proxy.errors import ApiError, Kind
-from proxy.wire import DEFAULT_SIZE
+from proxy.wire import DEFAULT_SIZE, no_model
 
 
 class ModelsEndpoint:
@@ -38,11 +38,13 @@ class ModelsEndpoint:
 
     async def one(self, request: Request) -> Response:
         """One model by its id; the slash in it may be written as %2F."""
-        caller, _ = await checked(request, self._authenticator, self._wallet)
         name = request.path_params["model_id"]
+        if not name.strip("/"):
+            raise HTTPException(404)  # a slash too many behind the list's address
+        caller, _ = await checked(request, self._authenticator, self._wallet)
         model = self._catalogue.models.get(name)
         if model is None or not _listed(name, model, caller):
-            raise ApiError(Kind.MODEL_NOT_FOUND, f"There is no model `{name[:64]}`. See GET /v1/models.", param="model")
+            raise no_model(name, self._catalogue)
         return _json(self._row(name, model, self._rate()))
 
     def _rate(self) -> Rate | None:

@@ -28,6 +28,8 @@ from proxy.errors import Kind
 from proxy.history import HistoryQuery
 from proxy.images import OrderHeaders
 from proxy.media.formats import FORMATS
+from proxy.messages import LANGUAGES
+from proxy.middleware import MOST_CLIENT_ID_CHARACTERS
 from proxy.operations import Operation
 from proxy.usage import UsageQuery, UsageReply
 from proxy.wire import OrderBody
@@ -155,6 +157,12 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "x-ratelimit-limit-images": ("Per minute", _NUMBER),
     "x-ratelimit-remaining-images": ("At this moment", _NUMBER),
     "x-ratelimit-reset-images": ("Until all of them are there again", _WAIT),
+    "x-client-request-id": (
+        "The request's own `X-Request-ID`, where it sent one of at most 128 visible ASCII characters",
+        {"maxLength": MOST_CLIENT_ID_CHARACTERS} | _TEXTS,
+    ),
+    "content-language": ("Of the message, as `Accept-Language` prefers", {"enum": list(LANGUAGES)} | _TEXTS),
+    "accept-encoding": ("How a body may be compressed", _TEXTS),
     "idempotent-replayed": ("It was done before; nothing was done or charged again", {"const": "true"} | _TEXTS),
     "deprecation": ("RFC 9745: the model has a day to end", _TEXTS),
     "sunset": ("RFC 8594: that day", _TEXTS),
@@ -174,6 +182,7 @@ _ALWAYS = frozenset(
         "x-should-retry",
         "x-geekhub-cost-mxn",
         "allow",
+        "accept-encoding",
         "etag",
         "cache-control",
         "vary",
@@ -200,6 +209,8 @@ _OF_REPLY: Mapping[type[BaseModel], tuple[str, ...]] = {
     Credits: _BALANCE,
     OpenApi: ("etag", "cache-control"),
     UsageReply: ("content-disposition", "vary"),
+    Generation: ("vary", "content-language"),
+    Found: ("vary", "content-language"),
 }
 """Headers of a 200, by its model."""
 
@@ -234,7 +245,10 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
             "title": "GeekHub image gateway",
             "version": VERSION,
             "description": "OpenAI's Images API for many providers' models, charged in MXN. Any other address is 404"
-            " `not_found`, any other method of an address here is 405, both in the form of `Error`.",
+            " `not_found`, and names the one that is meant where that can be seen; any other method of an address"
+            " here is 405; both in the form of `Error`. Messages to customers are Spanish where `Accept-Language`"
+            " prefers it. A body may be compressed: `Content-Encoding` gzip, deflate, br or zstd. `X-Request-ID` is"
+            " logged and given back as `x-client-request-id`.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,
@@ -309,7 +323,7 @@ def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _answer(row: Operation, references: _References) -> dict[str, Any]:
     schema = references[row.reply, "serialization"] if row.reply is not None else None
-    names = ["x-request-id", *(_OF_REPLY.get(row.reply, ()) if row.reply is not None else ())]
+    names = ["x-request-id", "x-client-request-id", *(_OF_REPLY.get(row.reply, ()) if row.reply is not None else ())]
     if row.security == "admin":
         names += ["cache-control"] if row.headers is None else ["cache-control", "idempotent-replayed"]
     answer: dict[str, Any] = {
@@ -333,12 +347,13 @@ def _errors(row: Operation) -> dict[str, Any]:
     if _names(row.path):
         kinds.add(Kind.NOT_FOUND)
     if row.body is not None:
-        kinds |= {Kind.INVALID_REQUEST, Kind.TOO_LARGE}
+        kinds |= {Kind.INVALID_REQUEST, Kind.TOO_LARGE, Kind.ENCODING}
     answers: dict[str, Any] = {}
     for status in sorted({kind.value.status for kind in kinds}):
         of_status = [kind.value for kind in Kind if kind in kinds and kind.value.status == status]
-        names = ["x-request-id", "x-should-retry"]
+        names = ["x-request-id", "x-client-request-id", "x-should-retry", "content-language", "vary"]
         names += ["allow"] if status == Kind.METHOD.value.status else []
+        names += ["accept-encoding"] if status == Kind.ENCODING.value.status else []
         names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
         names += ["retry-after", "retry-after-ms"] if status in (402, 429, 502, 503) else []
         names += _BALANCE if status in (402, 429) and Kind.RATE_LIMIT in kinds else []
@@ -357,7 +372,7 @@ def _errors(row: Operation) -> dict[str, Any]:
             "content": {"application/json": {"schema": schema}},
         }
     for number, answer in _BESIDE.get(row.path, {}).items():
-        answers[number] = {**answer, "headers": _references("x-request-id")}
+        answers[number] = {**answer, "headers": _references("x-request-id", "x-client-request-id")}
     return dict(sorted(answers.items()))
 
 

@@ -4,6 +4,25 @@ from dataclasses import dataclass
 from enum import Enum
 
 from proxy.errors import ApiError, Kind
+from proxy.messages import (
+    MAKING_FAILED,
+    MODEL_RETIRED,
+    NO_ACCESS,
+    NO_IMAGE,
+    NO_RESULT,
+    NOT_AN_IMAGE,
+    NOT_FETCHED,
+    NOT_IN_TIME,
+    NOT_STORED,
+    PROVIDER_AWAY,
+    PROVIDER_BROKE_OFF,
+    PROVIDER_BUSY,
+    PROVIDER_FULL,
+    PROVIDER_REFUSED,
+    PROVIDER_REJECTED,
+    PROVIDER_UNREACHABLE,
+    Text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +35,7 @@ class Rule:
 
     error: Kind
     accepted: bool
-    message: str
+    message: Text
     again: bool = False
 
 
@@ -26,22 +45,22 @@ class Outcome(Enum):
     Of some nobody can say whether the upstream did it: `metering.events.UNKNOWN`.
     """
 
-    CONTENT_POLICY = Rule(Kind.CONTENT_POLICY, True, "The provider refused the prompt or its images: content policy.")
-    REFUSED_CONNECTION = Rule(Kind.PROVIDER, False, "The model's provider cannot be reached.", again=True)
-    RATE_LIMITED = Rule(Kind.PROVIDER, False, "The model's provider takes no more work right now.", again=True)
-    BUSY = Rule(Kind.PROVIDER, False, "The model's provider is too busy to take the work on.", again=True)
-    OVERLOADED = Rule(Kind.PROVIDER, True, "The model's provider is unavailable.")
-    NO_ANSWER = Rule(Kind.PROVIDER, True, "The model's provider broke off without a result.")
-    REJECTED = Rule(Kind.PROVIDER, True, "The model's provider rejected the request.")
-    NOT_AUTHORISED = Rule(Kind.PROVIDER, False, "The gateway's access to the model's provider is not in order.")
-    RETIRED = Rule(Kind.MODEL_NOT_FOUND, False, "The model's provider does not offer this model any more.")
-    BAD_REPLY = Rule(Kind.PROVIDER, True, "The model's provider sent something that is no result.")
-    NO_IMAGE = Rule(Kind.PROVIDER, True, "The model's provider delivered no image.")
-    BAD_IMAGE = Rule(Kind.PROVIDER, True, "The model's provider delivered something that is not an image.")
-    FETCH_FAILED = Rule(Kind.PROVIDER, True, "The finished image could not be fetched from the model's provider.")
-    STORE_FAILED = Rule(Kind.PROVIDER, True, "The finished image could not be stored.")
-    DEADLINE = Rule(Kind.DEADLINE, True, "No image was ready in time; nothing was charged.")
-    FAULT = Rule(Kind.INTERNAL, True, "The gateway failed at making the image; nothing was charged.")
+    CONTENT_POLICY = Rule(Kind.CONTENT_POLICY, True, PROVIDER_REFUSED)
+    REFUSED_CONNECTION = Rule(Kind.PROVIDER, False, PROVIDER_UNREACHABLE, again=True)
+    RATE_LIMITED = Rule(Kind.PROVIDER, False, PROVIDER_FULL, again=True)
+    BUSY = Rule(Kind.PROVIDER, False, PROVIDER_BUSY, again=True)
+    OVERLOADED = Rule(Kind.PROVIDER, True, PROVIDER_AWAY)
+    NO_ANSWER = Rule(Kind.PROVIDER, True, PROVIDER_BROKE_OFF)
+    REJECTED = Rule(Kind.PROVIDER, True, PROVIDER_REJECTED)
+    NOT_AUTHORISED = Rule(Kind.PROVIDER, False, NO_ACCESS)
+    RETIRED = Rule(Kind.MODEL_NOT_FOUND, False, MODEL_RETIRED)
+    BAD_REPLY = Rule(Kind.PROVIDER, True, NO_RESULT)
+    NO_IMAGE = Rule(Kind.PROVIDER, True, NO_IMAGE)
+    BAD_IMAGE = Rule(Kind.PROVIDER, True, NOT_AN_IMAGE)
+    FETCH_FAILED = Rule(Kind.PROVIDER, True, NOT_FETCHED)
+    STORE_FAILED = Rule(Kind.PROVIDER, True, NOT_STORED)
+    DEADLINE = Rule(Kind.DEADLINE, True, NOT_IN_TIME)
+    FAULT = Rule(Kind.INTERNAL, True, MAKING_FAILED)
 
     @property
     def reason(self) -> str:

@@ -17,7 +17,8 @@ Chunks = AsyncIterator[bytes]
 class Order:
     """A validated request. `size` is one of the model's; `quality` and `fields` are in the upstream's words.
 
-    `quality` is None where the model has none; `response_format` is `url` or `b64_json`.
+    `quality` is None where the model has none; `response_format` is `url` or `b64_json`. `user` is whom the customer
+    orders for, whether or not the model is told: orders for two of them are not the same.
     """
 
     model_id: str
@@ -28,6 +29,7 @@ class Order:
     quality: str | None
     fields: Mapping[str, str | int] = field(default_factory=dict)
     response_format: str = "url"
+    user: str | None = None
 
 
 @dataclass(slots=True)

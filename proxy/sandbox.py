@@ -19,6 +19,7 @@ from proxy.errors import ApiError, Kind
 from proxy.keeping import Keeper
 from proxy.lifecycle import lifecycle_headers
 from proxy.limits import balance_header, key_refused, rate_headers, rate_limited, telling_rates
+from proxy.messages import IMAGES, REQUESTS, SANDBOX_NOT_STORED
 from proxy.middleware import RequestContext
 from proxy.ports import Order, StoreFailed
 from proxy.providers.sandbox import SERVED, pictures
@@ -74,8 +75,7 @@ class Sandbox:
                 await asyncio.gather(*keeping)
         except (StoreFailed, TimeoutError) as error:
             log.error("sandbox_store_failed", request_id=folder.rpartition("/")[2], path=folder, error=str(error))
-            message = "The sandbox's picture could not be stored; nothing was charged."
-            raise ApiError(Kind.PROVIDER, message) from None
+            raise ApiError(Kind.PROVIDER, SANDBOX_NOT_STORED) from None
         return tuple(stored[number] for number in sorted(stored))
 
 
@@ -83,9 +83,9 @@ def _denial(admission: Admission, order: Order, headers: dict[str, str]) -> ApiE
     if refused := key_refused(admission.verdict, order.model_id):
         return refused
     if admission.verdict is Verdict.REQUESTS:
-        return rate_limited("requests", admission, admission.requests, 1, headers)
+        return rate_limited(REQUESTS, admission, admission.requests, 1, headers)
     assert admission.verdict is Verdict.IMAGES, "the script knows no other verdict"
-    return rate_limited("images", admission, admission.images, order.n, headers)
+    return rate_limited(IMAGES, admission, admission.images, order.n, headers)
 
 
 def _result(rehearsal: Rehearsal, order: Order, images: tuple[StoredImage, ...]) -> Result:

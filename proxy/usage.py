@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -30,11 +31,22 @@ from proxy.account import checked
 from proxy.auth import Authenticator
 from proxy.documents import absent
 from proxy.errors import ApiError, Kind, wallet_away
+from proxy.messages import (
+    BEFORE_FROM,
+    BOTH_DAYS,
+    GROUP_TWICE,
+    NO_DAY,
+    NO_GROUP,
+    TOO_MANY_DAYS,
+    TWICE,
+    UNKNOWN_PARAMETER,
+    Text,
+)
+from proxy.requests import weighed
 
 MOST_DAYS = 366
 """A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
 
-_WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 Group = Literal["day", "model", "key"]
@@ -75,17 +87,17 @@ class UsageQuery(BaseModel):
             return value
         names = tuple(value.split(",")) if value else ()
         if bad := [name for name in names if name not in get_args(Group)]:
-            raise ValueError(f"{bad[0][:32]!r} is none of day, model and key")
+            raise ValueError(NO_GROUP.of(name="group_by", value=repr(bad[0][:32])))
         if len(set(names)) < len(names):
-            raise ValueError("names something twice")
+            raise ValueError(GROUP_TWICE.of(name="group_by"))
         return names
 
     @model_validator(mode="after")
     def _a_span(self) -> "UsageQuery":
         if self.last < self.first:
-            raise ValueError("lies before `from`")
+            raise ValueError(BEFORE_FROM.of(name="to"))
         if (self.last - self.first).days >= MOST_DAYS:
-            raise ValueError(f"makes more than {MOST_DAYS} days, which is the most at once")
+            raise ValueError(TOO_MANY_DAYS.of(name="to", most=MOST_DAYS))
         return self
 
 
@@ -164,23 +176,32 @@ def read_query(items: Sequence[tuple[str, str]], now_us: int) -> UsageQuery:
     given = dict(items)
     if len(given) < len(items):
         twice = next(name for i, (name, _) in enumerate(items) if name in dict(items[:i]))
-        raise _bad(twice, "is given twice")
+        raise _bad(twice, TWICE.of(name=twice[:64]))
     if "from" in given or "to" in given:
         for name in ("from", "to"):
             if name not in given:
-                raise _bad(name, "is missing: send both `from` and `to`, or neither for this month")
+                raise _bad(name, BOTH_DAYS.of(name=name))
     try:
         return UsageQuery.model_validate({"from": begins, "to": ends, **given})
     except ValidationError as error:
         (first, *_) = error.errors()
         name = str(first["loc"][0]) if first["loc"] else "to"
-        said = {"extra_forbidden": "is not known; there are `from`, `to` and `group_by`"}.get(first["type"])
-        reason = str(first["ctx"]["error"]) if first["type"] == "value_error" else "must be a day as YYYY-MM-DD"
-        raise _bad(name, said or reason) from None
+        raise _bad(name, _why(first, name[:64])) from None
 
 
-def _bad(name: str, why: str) -> ApiError:
-    return ApiError(Kind.INVALID_REQUEST, f"`{name[:64]}` {why}.", param=name[:64])
+def _why(rule: ErrorDetails, name: str) -> Text:
+    """The rule of the model that a query breaks, as the customer is told it."""
+    match rule["type"]:
+        case "extra_forbidden":
+            return UNKNOWN_PARAMETER.of(name=name, known="`from`, `to`, `group_by`")
+        case "value_error" if isinstance(why := rule["ctx"]["error"].args[0], Text):
+            return why
+        case _:
+            return NO_DAY.of(name=name)
+
+
+def _bad(name: str, message: Text) -> ApiError:
+    return ApiError(Kind.INVALID_REQUEST, message, param=name[:64])
 
 
 def _written(query: UsageQuery, rows: Sequence[UsageRow], names: Mapping[str, str], as_table: bool) -> str:
@@ -225,10 +246,7 @@ def as_csv(reply: UsageReply) -> str:
 def _wants_csv(accept: str) -> bool:
     """Of CSV and JSON, is CSV named with the higher weight, or first with the same?"""
     best, chosen = 0.0, ""
-    for part in accept.lower().split(","):
-        kind, *parameters = (word.strip() for word in part.split(";"))
-        weights = [float(found[1]) for parameter in parameters if (found := _WEIGHT.fullmatch(parameter))]
-        weight = weights[0] if weights else 1.0
+    for kind, weight in weighed(accept):
         if kind in ("text/csv", "application/json") and weight > best:
             best, chosen = weight, kind
     return chosen == "text/csv"

@@ -72,7 +72,7 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
-from proxy.capacity import BUSY, Capacity
+from proxy.capacity import Capacity
 from proxy.cors import Origins
 from proxy.generations import Generations
 from proxy.health import Condition, Conditions, NotReady, running, when
@@ -81,6 +81,16 @@ from proxy.images import ImagesEndpoint
 from proxy.jwks import Jwks
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
+from proxy.messages import (
+    BUSY,
+    DISK_FAILS,
+    MEMORY_FULL,
+    STOPPING,
+    TOP_UP,
+    TOP_UP_AT,
+    TOP_UP_WITH,
+    Text,
+)
 from proxy.models import ModelsEndpoint
 from proxy.orphans import Orphans
 from proxy.outbound import ImageHosts, Outbound
@@ -99,8 +109,6 @@ from proxy.tokens import Issuer, Secret, Tokens
 from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
-
-DISK_FAILS = "The gateway's disk fails; nothing was charged."
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
@@ -356,13 +364,11 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         )
         conditions = Conditions(
             [
-                Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
+                Condition("stopping", when(stopping.is_set, STOPPING)),
                 *running(background),
-                Condition(
-                    "journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")
-                ),
+                Condition("journal failed", when(lambda: journal.failed, DISK_FAILS)),
                 Condition("busy", when(lambda: spool.share > SPOOL_MARK, BUSY), for_ready=False),
-                Condition("Redis full", lambda: pressure.reason, for_ready=False),
+                Condition("Redis full", when(lambda: pressure.reason is not None, MEMORY_FULL), for_ready=False),
                 Condition("store", lambda: watch.reason),
             ]
         )
@@ -391,7 +397,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
                 price_book=catalogue.price_book_version,
                 region=settings.region,
-                topup_url=settings.topup_url,
+                top_up=_top_up(settings),
             ),
             ModelsEndpoint(authenticator, wallet, offered, rates),
             CreditsEndpoint(authenticator, wallet),
@@ -462,6 +468,15 @@ def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalog
     if absent := sorted(set(catalogue.models) - set(models)):
         log.warning("models_not_offered", models=absent, why="the provider's key is not set")
     return catalogue.model_copy(update={"models": models})
+
+
+def _top_up(settings: Settings) -> Text:
+    """How a customer gets more balance."""
+    if settings.topup_url is not None:
+        return TOP_UP_AT.of(url=settings.topup_url)
+    if settings.topup_command is not None:
+        return TOP_UP_WITH.of(command=settings.topup_command)
+    return TOP_UP
 
 
 def _plans(settings: Settings) -> dict[str, Limits]:

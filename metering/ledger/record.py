@@ -38,6 +38,7 @@ from metering.ports import (
     Incarnation,
     Keyed,
     LedgerError,
+    Listed,
     ListPrice,
     NotThere,
     OrderRecord,
@@ -45,6 +46,7 @@ from metering.ports import (
     Org,
     Refund,
     Refunded,
+    ResultKey,
     SetAside,
     Snapshot,
     UsageRow,
@@ -582,21 +584,28 @@ class SqlLedger(ABC):
         rows = await self._rows("result", org_id=org_id, request_id=request_id)
         return _delivered(rows[0]) if rows else None
 
-    async def results(self, org_id: str, most: int, key_ids: Collection[str] | None = None) -> list[Delivered]:
-        """Of an organisation, the latest first; with `key_ids` of those that these keys placed."""
+    async def results(
+        self, org_id: str, after: ResultKey | None = None, most: int = PAGE, key_ids: Collection[str] | None = None
+    ) -> list[Listed]:
+        """A page of an organisation's, the latest first; the next one begins `after` the last of this.
+
+        With `key_ids` of those that these keys placed.
+        """
+        until_us, after_id = (after.ended_us, after.request_id) if after is not None else (LAST, "")
+        page = {"org_id": org_id, "until_us": until_us, "after_id": after_id, "page": most}
 
         def steps() -> Steps[list[Row]]:
-            asked = {"org_id": org_id, "most": most}
             if key_ids is None:
-                every: list[Row] = yield "results", asked
+                every: list[Row] = yield "results", page
                 return every
             found: list[Row] = []
             for key_id in key_ids:
-                found += yield "results_of_key", {**asked, "key_id": key_id}
+                found += yield "results_of_key", {**page, "key_id": key_id}
             found.sort(key=lambda row: (-row[4], row[0]))
-            return [row[:4] for row in found[:most]]
+            return found[:most]
 
-        return [_delivered(row) for row in await self._run("read", steps)]
+        rows = await self._run("read", steps)
+        return [Listed(_delivered(row[:4]), ResultKey(row[4], row[0])) for row in rows]
 
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
         """What the ledger has of one organisation up to its event `number`, from its running total."""

@@ -42,6 +42,9 @@ BONUS_MICRO_MXN = 50_000_000
 DEMO_RATE = Decimal("20.00")
 LATENCY_SCALE = "0.1"
 
+TOP_UP = f'ghub credit add {ORG} --mxn 50.00 --type recharge --id "$(date +%s)"'
+"""In a second shell; by the time, as a payment's id counts once."""
+
 ADMIN_TOKEN_LIFE = timedelta(hours=24)
 """Of the token in demo.json; every start writes a new one."""
 
@@ -135,6 +138,7 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_SPOOL_DIR": f"{data / 'spool'}",
         "GHUB_JWT_SECRET": _jwt_secret(data / "jwt_secret"),
         "GHUB_JWKS_URL": "",  # it would stand against the secret
+        "GHUB_TOPUP_COMMAND": TOP_UP,
     }
     if real:
         settings = read_settings()
@@ -377,4 +381,5 @@ def _banner(port: int, data: Path, api_key: str, real: bool) -> None:
         console.print(Syntax(code, "bash", background_color="default", word_wrap=False), soft_wrap=True)
         console.print()
     console.print(f"More in a second shell:  . {shlex.quote(str(data / 'env'))} && .venv/bin/ghub balance {ORG}")
+    console.print(f"50.00 MXN more, there:   .venv/bin/{TOP_UP}")
     console.print("Ctrl-C ends it all; what was made stays.\n")

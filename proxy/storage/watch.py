@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import structlog
 
+from proxy.messages import STORE_AWAY, STORE_NOT_SET_UP
 from proxy.ports import ImageStore, StoreFailed, StoreMisconfigured
 from proxy.storage.probe import probe
 
@@ -13,9 +14,6 @@ log = structlog.get_logger(__name__)
 MOST_FAILURES = 2
 """Looks and uploads in a row that fail before orders are refused: one may be a hiccup, which uploads outlive by
 themselves."""
-
-_AWAY = "The store for images is away; nothing was charged."
-_NOT_SET_UP = "The store for images is not set up; nothing was charged."
 
 
 class StoreWatch:
@@ -61,7 +59,7 @@ class StoreWatch:
             self._count()
         except StoreMisconfigured:
             self._doubted = True
-            self.reason = _NOT_SET_UP
+            self.reason = STORE_NOT_SET_UP
             raise
         else:
             self._failures, self._doubted, self.reason = 0, False, None
@@ -87,4 +85,4 @@ class StoreWatch:
         self._doubt()
         self._failures += 1
         if self._failures >= MOST_FAILURES:
-            self.reason = _AWAY
+            self.reason = STORE_AWAY

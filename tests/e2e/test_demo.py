@@ -200,6 +200,22 @@ def test_a_wiped_redis_then_ghub_serve_goes_on(shared: Demo) -> None:
     wait_until(lambda: verify(shared) == 0, "the books are right")
 
 
+def test_who_has_spent_the_bonus_is_told_how_to_get_more(demo: Demo) -> None:
+    """The command of the 402 stands in the banner, too; pasted into a second shell it works."""
+    body = {"model": "openai/gpt-image-1", "prompt": "x", "n": 8}  # 31.92 MXN
+    with httpx2.Client(base_url=demo.facts["base_url"], headers=bearer(demo.facts["api_key"]), **LOOPBACK) as client:
+        assert client.post("/images/generations", json=body, timeout=60).status_code == 200
+        refused = client.post("/images/generations", json=body, timeout=60)
+        assert refused.status_code == 402
+        (command,) = re.findall(r"Top up with `(.+)`\.$", refused.json()["error"]["message"])
+        assert command.startswith("ghub credit add demo ")
+        assert f".venv/bin/{command}" in (demo.folder.parent / "out.txt").read_text()
+        script = f'. "{demo.folder}/env" && {sys.executable} -m proxy.cli {command.removeprefix("ghub ")}'
+        subprocess.run(["sh", "-c", script], capture_output=True, check=True, cwd=ROOT)
+        wait_until(lambda: available(demo) == Decimal("68.08"), "the credit is there")
+        assert client.post("/images/generations", json=body, timeout=60).status_code == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_leaves_no_process(demo: Demo, number: int) -> None:
     """Ctrl-C and SIGTERM: exit 0, every child gone."""

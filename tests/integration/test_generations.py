@@ -31,6 +31,7 @@ from proxy.generations import Delivery, Generations, Job
 from proxy.images import ImagesEndpoint
 from proxy.lifecycle import Lifecycle
 from proxy.making import split
+from proxy.messages import TOP_UP
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
@@ -598,7 +599,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
                 price_book="test",
                 region="test",
-                topup_url=None,
+                top_up=TOP_UP,
             ),
             running,
         )

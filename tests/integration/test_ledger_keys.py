@@ -48,9 +48,15 @@ def test_what_some_keys_were_charged_is_found_among_all_the_others(ledger_url: s
         for asked in ((), ("a",), ("b", "c"), ("c", "a", "b"), ("unknown",), None):
             wanted = [one for one in latest if asked is None or one.opened.key_id in asked]
             for most in (1, 5, 100):
-                found = await ledger.results(ORG, most, asked)
-                assert [one.request_id for one in found] == [one.event_id for one in wanted[:most]]
-                assert [one.key_id for one in found] == [one.opened.key_id for one in wanted[:most]]
+                found = await ledger.results(ORG, None, most, asked)
+                assert [one.key.request_id for one in found] == [one.event_id for one in wanted[:most]]
+                assert [one.delivered.key_id for one in found] == [one.opened.key_id for one in wanted[:most]]
+            paged: list[str] = []
+            after = None
+            while page := await ledger.results(ORG, after, 4, asked):
+                paged += [one.key.request_id for one in page]
+                after = page[-1].key
+            assert paged == [one.event_id for one in wanted]
             rows = await ledger.usage(ORG, "2036-11-01", "2036-11-30", ("key",), asked)
             assert {row.key_id: row.orders for row in rows} == {
                 name: 10 for name in names if asked is None or name in asked

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.errors import LONGEST_RETRY_S, ApiError, Kind, wallet_away
+from proxy.messages import EMPTY, Language
 
 
 def test_the_envelope_is_openais_with_our_request_id() -> None:
@@ -22,7 +23,20 @@ def test_the_envelope_is_openais_with_our_request_id() -> None:
             "request_id": "req_1",
         }
     }
-    assert error.reply_headers() == {"x-should-retry": "false"}
+    assert error.reply_headers() == {"x-should-retry": "false", "content-language": "en", "vary": "accept-language"}
+
+
+def test_a_message_is_told_in_the_language_that_is_wanted_where_it_has_it() -> None:
+    """And the header says which it is: the admin API's own sentences are English."""
+    cases: list[tuple[str, Language, str, str]] = [
+        (EMPTY.of(name="prompt"), "es", "`prompt` está vacío.", "es"),
+        (EMPTY.of(name="prompt"), "en", "`prompt` is empty.", "en"),
+        ("There is no plan 'gold'.", "es", "There is no plan 'gold'.", "en"),
+    ]
+    for message, wanted, told, language in cases:
+        error = ApiError(Kind.INVALID_REQUEST, message)
+        assert json.loads(error.body("req_1", wanted))["error"]["message"] == told
+        assert error.reply_headers(wanted)["content-language"] == language
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from metering.wallet.wallet import Admission, Caller, RateState, Stands, Verdict, Wallet, WalletLimits
 from proxy.errors import ApiError
 from proxy.images import ImagesEndpoint
+from proxy.messages import TOP_UP
 from proxy.middleware import RequestContext
 from proxy.requests import RequestLimits
 from tests.conftest import run
@@ -33,9 +34,7 @@ def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeyp
     monkeypatch.setattr("proxy.images.JOIN_POLL_S", 0.01)
     limits = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=1.0)
     nothing: Any = None
-    endpoint = ImagesEndpoint(
-        *(nothing,) * 3, Open(), *(nothing,) * 6, limits, price_book="", region="", topup_url=None
-    )
+    endpoint = ImagesEndpoint(*(nothing,) * 3, Open(), *(nothing,) * 6, limits, price_book="", region="", top_up=TOP_UP)
     rate = RateState(1, 0, 0)
     earlier = Admission(Verdict.EARLIER, 0, 0, rate, rate, 0, Stands("r", "open", "", 0, "owner"))
     context = RequestContext()

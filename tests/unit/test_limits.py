@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from metering.wallet.wallet import Admission, RateState, Verdict
 from proxy.errors import Kind
 from proxy.limits import _duration, rate_headers, rate_limited
+from proxy.messages import IMAGES
 
 S = 1_000_000
 
@@ -68,14 +69,14 @@ def test_an_order_above_the_whole_limit_is_not_asked_again() -> None:
     """No wait would help it; one that fits is told the true wait."""
     state = RateState(4, 0, 30 * S)
     refused = Admission(Verdict.IMAGES, 0, 0, state, state, 1_500_000, whose="org", limit=4)
-    never = rate_limited("images", refused, state, 5, {})
+    never = rate_limited(IMAGES, refused, state, 5, {})
     assert (never.kind, never.retry, never.retry_after_s) == (Kind.RATE_LIMIT, False, None)
-    later = rate_limited("images", refused, state, 4, {})
+    later = rate_limited(IMAGES, refused, state, 4, {})
     assert (later.retry, later.retry_after_s) == (True, 1.5)
     assert "1.5 seconds" in later.message
     for wait_us, told in ((12_345_001, "12.346"), (59_999_001, "60"), (1, "0.001")):  # as `retry-after-ms`, rounded up
-        message = rate_limited("images", replace(refused, retry_us=wait_us), state, 4, {}).message
+        message = rate_limited(IMAGES, replace(refused, retry_us=wait_us), state, 4, {}).message
         assert message.endswith(f"Try again in {told} seconds.")
-    elsewhere = rate_limited("images", replace(refused, retry_us=0), state, 4, {})  # above another limit
+    elsewhere = rate_limited(IMAGES, replace(refused, retry_us=0), state, 4, {})  # above another limit
     assert (elsewhere.retry, elsewhere.retry_after_s) == (False, None)
     assert "Try again" not in elsewhere.message

@@ -25,6 +25,7 @@ from proxy.models import ModelsEndpoint
 from proxy.openapi import IMAGES, OPERATIONS, document
 from proxy.operations import Operation
 from proxy.outcomes import Outcome
+from proxy.unread import UnreadBody
 from proxy.usage import UsageEndpoint
 from proxy.wire import OrderBody
 
@@ -36,7 +37,7 @@ NOTHING = cast(Any, None)
 def routes(folder: Path | None) -> list[BaseRoute]:
     """Those of the application that the gateway serves."""
     app = build_app(
-        ImagesEndpoint(*(NOTHING,) * 11, price_book=NOTHING, region=NOTHING, topup_url=NOTHING),
+        ImagesEndpoint(*(NOTHING,) * 11, price_book=NOTHING, region=NOTHING, top_up=NOTHING),
         ModelsEndpoint(*(NOTHING,) * 4),
         CreditsEndpoint(*(NOTHING,) * 2),
         HistoryEndpoint(*(NOTHING,) * 4),
@@ -47,9 +48,9 @@ def routes(folder: Path | None) -> list[BaseRoute]:
         NOTHING,
         folder,
     )
-    assert isinstance(app, RequestMiddleware)
-    assert isinstance(app._app, CorsMiddleware)
-    return cast(Starlette, app._app._app).routes
+    assert isinstance(app, UnreadBody) and isinstance(app._app, RequestMiddleware)
+    assert isinstance(app._app._app, CorsMiddleware)
+    return cast(Starlette, app._app._app._app).routes
 
 
 def methods(route: BaseRoute) -> set[tuple[str, str]]:
@@ -108,7 +109,7 @@ def test_bounds_are_written_in_the_words_of_json_schema() -> None:
     """A generator passes over pydantic's, and its users send what is then refused."""
     told = document(ALL)
     assert re.findall(r'"(?:ge|gt|le|lt|multiple_of|min_length|max_length)":', orjson.dumps(told).decode()) == []
-    (_, limit) = told["paths"]["/v1/images/generations"]["get"]["parameters"]
+    (_, limit, _) = told["paths"]["/v1/images/generations"]["get"]["parameters"]
     assert limit["schema"] == {"default": 20, "minimum": 1, "maximum": 100, "type": "integer"}
 
 
@@ -155,5 +156,5 @@ def test_further_operations_are_described_with_their_own_models() -> None:
     assert operation["security"] == [{"admin": []}]
     assert [one["name"] for one in operation["parameters"]] == ["thing"]
     assert operation["responses"]["201"]["content"]["text/csv"] == {"schema": {"type": "string"}}
-    assert set(operation["responses"]) == {"201", "400", "404", "405", "413", "422", "500"}
+    assert set(operation["responses"]) == {"201", "400", "404", "405", "413", "415", "422", "500"}
     assert list(OpenAPIV31SpecValidator(told).iter_errors()) == []

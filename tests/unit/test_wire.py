@@ -1,5 +1,6 @@
 """Bodies become orders, or errors that name their field; results become OpenAI's JSON."""
 
+import hashlib
 import json
 from decimal import Decimal
 from typing import Any
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from config.catalogue import read_catalogue
 from proxy.errors import ApiError, Kind
+from proxy.messages import Text
 from proxy.ports import Order
 from proxy.results import Result
-from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, parse_order, result_reply
+from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, fingerprint, no_model, parse_order, result_reply
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
-FIELDS = ("model", "prompt", "n", "size", "quality", "response_format", "stream", "user")
+FIELDS = ("model", "prompt", "n", "size", "quality", "response_format", "stream", "user", "metadata", "partial_images")
 
 
 def parsed(**fields: Any) -> Order:
@@ -40,7 +42,7 @@ def test_every_field_is_taken_over() -> None:
     """As the customer wrote it; quality in the upstream's word."""
     fields = {"n": 8, "size": "1536x1024", "quality": "hd", "response_format": "url", "stream": False, "user": "u1"}
     order = parsed(model=GPT, prompt=" un faro ", **fields)
-    assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", {"user": "u1"})
+    assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", {"user": "u1"}, user="u1")
 
 
 @pytest.mark.parametrize("field", FIELDS[2:])
@@ -85,13 +87,22 @@ def test_null_for_a_required_field_is_its_absence(field: str) -> None:
         ({"stream": 0}, "stream"),
         ({"model": GPT, "user": "u" * 257}, "user"),
         ({"user": 7}, "user"),
-        ({"user": "u1"}, "user"),
-        ({"style": "vivid"}, "style"),
+        ({"style": "natural"}, "style"),
+        ({"style": "standard"}, "style"),
+        ({"background": "opaque"}, "background"),
+        ({"moderation": "low"}, "moderation"),
+        ({"model": GPT, "size": "standard"}, "size"),
+        ({"model": "openai/dall-e-3", "style": "vivid "}, "style"),
+        ({"metadata": "x"}, "metadata"),
+        ({"safety_identifier": 7}, "safety_identifier"),
+        ({"partial_images": 1}, "partial_images"),
+        ({"partial_images": False}, "partial_images"),
         ({"output_format": "webp"}, "output_format"),
         ({"output_compression": 50}, "output_compression"),
         ({"model": GPT, "output_format": "gif"}, "output_format"),
         ({"model": GPT, "output_format": "jpeg", "output_compression": 101}, "output_compression"),
         ({"model": GPT, "output_compression": 50}, "output_compression"),
+        ({"model": GPT, "output_format": "auto", "output_compression": 50}, "output_compression"),
         ({"model": GPT, "output_format": "jpeg", "background": "transparent"}, "background"),
         ({"model": GPT, "moderation": "none"}, "moderation"),
         ({"model": "fal/recraft-v3", "prompt": "x" * 1001}, "prompt"),
@@ -135,6 +146,101 @@ def test_a_model_without_a_price_is_refused_and_never_free() -> None:
     with pytest.raises(ApiError, match="no price") as caught:
         parse_order(b'{"model":"fal/flux-1.1-pro","prompt":"x"}', catalogue)
     assert caught.value.kind is Kind.MODEL_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("dall-e-3", "openai/dall-e-3"),
+        ("dall-e-2", "openai/dall-e-3"),
+        ("openai/dall-e-2", "openai/dall-e-3"),
+        ("gpt-image-1", GPT),
+        ("gpt-image-1-mini", GPT),
+        ("flux-1.1-pro", FLUX),
+        ("flux-pro-1.1", FLUX),
+        ("FAL/Flux-1.1-Pro ", FLUX),
+        ("openai/flux-1.1-pro", FLUX),
+        ("recraft-v3", "fal/recraft-v3"),
+        ("gpt-4o", None),
+        ("x", None),
+        ("", None),
+        ("a/" * 500, None),
+    ],
+)
+def test_a_name_that_is_nearly_a_models_is_told_the_whole_one(asked: str, meant: str | None) -> None:
+    """Without its provider, with another number, in capitals; a name that is like none gets no guess."""
+    message = refused(json.dumps({"model": asked, "prompt": "x"}).encode()).message
+    assert isinstance(message, Text)
+    if meant is None:
+        assert "mean" not in message
+    else:
+        assert f"Did you mean `{meant}`?" in message and f"¿Quiso decir `{meant}`?" in message.es
+    assert message.endswith("See GET /v1/models.")
+
+
+def test_a_model_that_is_not_offered_is_never_meant() -> None:
+    """Neither one without a price nor one whose provider is not set up here."""
+    unpriced = CATALOGUE.models["openai/dall-e-3"].model_copy(update={"usd_per_image": None})
+    catalogue = CATALOGUE.model_copy(update={"models": {"openai/dall-e-3": unpriced, GPT: CATALOGUE.models[GPT]}})
+    assert "mean" not in no_model("dall-e-3", catalogue).message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"safety_identifier": "s1"},
+        {"metadata": {"a": "b", "c": [1, {}]}},
+        {"partial_images": 0},
+        {"stream": False},
+        {"size": "auto"},
+        {"size": "default"},
+        {"quality": "auto"},
+        {"quality": "standard"},
+        {"output_format": "auto"},
+        {"background": "auto"},
+        {"moderation": "auto"},
+        {"style": "vivid"},
+        {"style": "auto"},
+        {"style": "default"},
+    ],
+)
+def test_what_asks_for_nothing_is_passed_over(fields: dict[str, Any]) -> None:
+    """Of a model without such a field: the order is the same, and the same by its fingerprint."""
+    assert parsed(**fields) == parsed()
+    assert fingerprint(parsed(**fields)) == fingerprint(parsed())
+
+
+@pytest.mark.parametrize("model", CATALOGUE.models)
+@pytest.mark.parametrize("fields", [{"quality": "default"}, {"style": "default"}, {"background": "default"}])
+def test_default_is_unset_for_every_model(model: str, fields: dict[str, str]) -> None:
+    """No model has it as a word of its own."""
+    assert parsed(model=model, **fields) == parsed(model=model)
+
+
+def test_a_word_of_the_models_own_is_sent_to_it() -> None:
+    """`auto` and `vivid` are sent where the model knows them."""
+    assert parsed(model=GPT, background="auto", moderation="auto").fields == {
+        "background": "auto",
+        "moderation": "auto",
+    }
+    assert parsed(model="openai/dall-e-3", style="vivid").fields == {"style": "vivid"}
+
+
+def test_user_is_a_part_of_what_is_identical_for_every_model() -> None:
+    """Sent on where the model takes it, as before with the same fingerprint; kept apart where it does not."""
+    one, other = parsed(user="u1"), parsed(user="u2")
+    assert one.fields == other.fields == {}
+    assert len({fingerprint(order) for order in (one, other, parsed())}) == 3
+    before = [GPT, "x", 1, "1024x1024", None, [("user", "u1")], "url"]
+    assert fingerprint(parsed(model=GPT, user="u1")) == hashlib.sha256(orjson.dumps(before)).hexdigest()
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"partial_images": 2}])
+def test_partial_images_are_told_that_streaming_is_not_offered(fields: dict[str, Any]) -> None:
+    """In either language."""
+    message = refused(json.dumps({"model": FLUX, "prompt": "x", **fields}).encode()).message
+    assert isinstance(message, Text)
+    assert "streaming is not offered" in message and "el streaming no se ofrece" in message.es
 
 
 def test_the_prompt_is_counted_in_characters() -> None:
@@ -226,6 +332,7 @@ def test_the_reply_has_the_published_form() -> None:
     body = result_reply(result, [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}])
     assert orjson.loads(body) == {
         "served_model": "fal-ai/flux-pro/v1.1",
+        "cost_mxn": "1.68",
         "id": "req_11111111111141118111111111111111",
         "object": "list",
         "created": 1782412958,

@@ -297,15 +297,17 @@ JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
 WHERE r.org_id = :org_id AND r.request_id = :request_id;
 
 -- name: results
-SELECT r.request_id, e.images, r.document, e.key_id FROM results AS r
+SELECT r.request_id, e.images, r.document, e.key_id, r.ended_us FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
-WHERE r.org_id = :org_id ORDER BY r.ended_us DESC, r.request_id LIMIT :most;
+WHERE r.org_id = :org_id AND r.ended_us <= :until_us AND (r.ended_us < :until_us OR r.request_id > :after_id)
+ORDER BY r.ended_us DESC, r.request_id LIMIT :page;
 
 -- name: results_of_key
-SELECT r.request_id, e.images, r.document, e.key_id, e.ended_us FROM events AS e
+SELECT r.request_id, e.images, r.document, e.key_id, r.ended_us FROM events AS e
 JOIN results AS r ON r.request_id = e.event_id
 WHERE e.org_id = :org_id AND e.key_id = :key_id AND e."end" = 'charge'
-ORDER BY e.ended_us DESC, r.request_id LIMIT :most;
+AND e.ended_us <= :until_us AND (e.ended_us < :until_us OR e.event_id > :after_id)
+ORDER BY e.ended_us DESC, e.event_id LIMIT :page;
 
 -- name: charged_since
 SELECT r.org_id, r.request_id, e.amount_micro_mxn FROM results AS r
