@@ -85,7 +85,7 @@ def snapshots(side: Side) -> Iterator[Snapshot]:
 
 async def fill(side: Side, progress: Progress, task: TaskID) -> None:
     """Wallets, keys' access and key records, as a projection writes them."""
-    project = load_script(side.redis, "project_v3")
+    project = load_script(side.redis, "project_v4")
     async with side.redis.pipeline(transaction=False) as pipe:
         for partition in range(keys.PARTITIONS):
             pipe.set(keys.mark(partition), 1)

@@ -42,6 +42,13 @@ class Kind(Enum):
     BALANCE = Row(402, "insufficient_balance", "insufficient_balance", False, "the balance does not cover the order")
     BUDGET = Row(402, "budget_exceeded", "budget_exceeded", False, "the month's budget does not cover the order")
     MODEL_NOT_ALLOWED = Row(403, "permission_error", "model_not_allowed", False, "the API key may not use this model")
+    SUSPENDED = Row(
+        403,
+        "permission_error",
+        "organization_suspended",
+        False,
+        "the organisation is suspended",
+    )
     NOT_ALLOWED = Row(403, "permission_error", "not_allowed", False, "the administrator's role may not do this")
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(

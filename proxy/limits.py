@@ -11,6 +11,8 @@ from metering.wallet.wallet import Admission, RateState, Verdict
 from proxy.auth import EXPIRED, REVOKED
 from proxy.errors import ApiError, Kind
 
+SUSPENDED = "This organisation is suspended: orders are refused, and what was delivered can still be read."
+
 HOLDS_RETRY_S = 2.0
 """A hint: an image takes several seconds, so that some holds are closed by then."""
 
@@ -72,6 +74,8 @@ def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
             return ApiError(Kind.KEY_EXPIRED, EXPIRED)
         case Verdict.MODEL:
             return ApiError(Kind.MODEL_NOT_ALLOWED, f"This API key may not use `{model_id}`.", param="model")
+        case Verdict.SUSPENDED:
+            return ApiError(Kind.SUSPENDED, SUSPENDED)
         case Verdict.REUSED:
             message = "This `Idempotency-Key` belongs to another order of the last 24 hours. Send a new key."
             return ApiError(Kind.KEY_REUSED, message)

@@ -37,6 +37,7 @@ class Projected:
     revision: int
     limits: Limits
     accesses: Mapping[str, Access | None]
+    suspended: bool = False
     gone_charged_micro_mxn: int = 0
     gone_credits_micro_mxn: int = 0
 
@@ -65,7 +66,7 @@ class Inspection:
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in snapshots:
                 names = keys.OrgKeys(one.org.org_id)
-                pipe.hmget(names.wallet, ["revision", *_GONE, *_LIMITS])
+                pipe.hmget(names.wallet, ["revision", "suspended", *_GONE, *_LIMITS])
                 for key in one.keys:
                     pipe.hmget(names.access(key.key_id), ["state", "expires_us", "models", *_LIMITS])
                     pipe.get(keys.key_record(key.key_hash)[1])
@@ -117,18 +118,19 @@ def expected(snapshot: Snapshot) -> Projected:
         ends_us = None if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at))
         state, models = "active" if key.revoked_at is None else "revoked", " ".join(key.models)
         accesses[key.key_id] = Access(state, ends_us, models, key.limits, f"{key.org_id} {key.key_id}")
-    return Projected(snapshot.revision, snapshot.limits, accesses)
+    return Projected(snapshot.revision, snapshot.limits, accesses, snapshot.org.suspended)
 
 
 def _projected(snapshot: Snapshot, replies: Iterator[Any]) -> Projected | None:
-    revision, gone_charged, gone_credits, *limits = next(replies)
+    revision, suspended, gone_charged, gone_credits, *limits = next(replies)
     accesses: dict[str, Access | None] = {}
     for key in snapshot.keys:
         (state, ends_us, models, *own), record = next(replies), next(replies)
         accesses[key.key_id] = None if state is None else _access(state, ends_us, models, own, record)
     if revision is None:
         return None
-    return Projected(int(revision), _limits(limits), accesses, int(gone_charged or 0), int(gone_credits or 0))
+    gone = int(gone_charged or 0), int(gone_credits or 0)
+    return Projected(int(revision), _limits(limits), accesses, suspended is not None, *gone)
 
 
 def _access(state: bytes, ends_us: bytes | None, models: bytes | None, own: list[Any], record: bytes | None) -> Access:

@@ -48,7 +48,7 @@ class Projector:
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v3")
+        self._project = load_script(redis, "project_v4")
         self._fence = load_script(redis, "fence_v3")
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
@@ -294,6 +294,7 @@ def call_of(
         LOW_BALANCE_MICRO_MXN,
         period.day,
         period.month,
+        int(snapshot.org.suspended),
         *_nine(snapshot.limits, total),
     ]
     for key in snapshot.keys:

@@ -53,7 +53,7 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
         "added": True,
     }
     assert {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF"} in ghub("fx", "list")
-    assert ghub("migrate") == {"schema": 3}
+    assert ghub("migrate") == {"schema": 4}
     system.start_gateway()
     assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}
     assert ghub("verify") == {"ok": True, "differences": []}

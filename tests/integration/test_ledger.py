@@ -254,7 +254,7 @@ def test_migrating_twice_changes_nothing(ledger_url: str) -> None:
         async with aclosing(open_ledger(ledger_url)) as ledger:
             with pytest.raises(LedgerError, match="ghub migrate"):
                 await ledger.check_schema()
-            assert [await ledger.migrate(), await ledger.migrate()] == [3, 3]
+            assert [await ledger.migrate(), await ledger.migrate()] == [4, 4]
             await ledger.check_schema()
 
     run(work())
@@ -268,7 +268,7 @@ def test_a_schema_that_is_newer_than_the_program_is_refused(ledger_url: str) -> 
             await ledger.migrate()
             sql(ledger_url, "INSERT INTO schema_version VALUES (99)")
             for look in (ledger.check_schema, ledger.migrate):
-                with pytest.raises(LedgerError, match="version 99, and this program knows 3: run the newer program"):
+                with pytest.raises(LedgerError, match="version 99, and this program knows 4: run the newer program"):
                     await look()
 
     run(work())
@@ -285,9 +285,9 @@ async def migrate_many(place: str) -> list[int]:
 def test_race_many_migrate_at_once(ledger_url: str) -> None:
     """Two processes and eight connections on a new database: all end at the same version, none fails."""
     workers = [start_worker("migrate", ledger_url) for _ in range(2)]
-    assert run(migrate_many(ledger_url)) == [3] * 8
-    assert [result_of(worker) for worker in workers] == [3, 3]
-    assert sql(ledger_url, "SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,)]
+    assert run(migrate_many(ledger_url)) == [4] * 8
+    assert [result_of(worker) for worker in workers] == [4, 4]
+    assert sql(ledger_url, "SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,), (4,)]
 
 
 def test_a_month_that_has_begun_keeps_its_rate(ledger_url: str) -> None:
