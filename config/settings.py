@@ -374,6 +374,7 @@ def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
 
     A name that is misspelt is otherwise passed over in silence, and its default holds.
     """
-    known = [f"GHUB_{field}".upper() for field in Settings.model_fields]
-    given = sorted(name for name in environment if name.upper().startswith("GHUB_") and name.upper() not in known)
-    return [(name, next(iter(get_close_matches(name.upper(), known, n=1)), None)) for name in given]
+    known = [field.upper() for field in Settings.model_fields]
+    given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}
+    nearest = {name: get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
+    return [(name, f"GHUB_{found[0]}" if found else None) for name, found in sorted(nearest.items())]

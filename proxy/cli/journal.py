@@ -237,7 +237,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     journals = found["incarnations"]
     say({name: found[name] for name in ("folder", "in_use", "ledger")}, as_json)
     say([{name: _short(cell) for name, cell in one.items()} for one in journals], as_json)
-    for name in ("orders", "damage", "unreadable"):
+    for name in ("files", "orders", "damage", "unreadable"):
         if rows := [row for one in journals for row in one[name]]:
             say(rows, as_json)
     for one in journals:

@@ -191,10 +191,9 @@ def test_what_changed_nothing_is_no_row_of_the_audit_log(redis_url: str, ledger_
             await desk.books.accounts.create_org("acme", "default")
             issued = await desk.books.accounts.create_key("acme", "web")
             for action, method, path, body in (
-                ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}, 200),
-                ("org.resume", "POST", "/orgs/acme/resume", None, 200),
-                ("org.rename", "POST", "/orgs/acme/rename", {"name": "acme 2"}, 200),
-                ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}, 200),
+                ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}),
+                ("org.resume", "POST", "/orgs/acme/resume", None),
+                ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}),
                 ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "in_flight": None}),
                 ("key.limits", "PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "5.00"}),
                 ("key.revoke", "POST", f"/keys/{issued.key_id}/revoke", None),
