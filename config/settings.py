@@ -1,5 +1,9 @@
 """Every number and every address that the parts are built from: the environment's, and our own with their reasons."""
 
+import os
+from collections.abc import Iterable
+from difflib import get_close_matches
+from getpass import getuser
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any, Literal
@@ -194,12 +198,18 @@ JWKS_TIMEOUT_S = 3.0
 JWKS_BYTES = 64 * 1024
 """A set of ten keys takes about 5 KB."""
 
+GATEWAY_METRICS_PORT, CONSUMER_METRICS_PORT = 9090, 9091
+"""Where `/metrics` listens unless GHUB_METRICS_PORT says otherwise: two, so that both start on one machine."""
+
 KEY_CACHE_SIZE = 100_000
 """Keys that one process remembers, about 300 bytes each."""
 
 ORIGINS_POLL_S = 5.0
 """How often a gateway reads from which web pages keys may be used: a new one is answered within so long."""
 
+
+MOST_ACTOR_CHARACTERS = 128
+"""Of who acts, for the audit log; as many as a token's subject."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -217,9 +227,10 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     region: str = "local"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    actor: str | None = None
 
     redis_url: SecretStr | None = None
     ledger_url: SecretStr = SecretStr("sqlite:///ghub.db")
@@ -299,6 +310,13 @@ class Settings(BaseSettings):
             raise ValueError("must start with file:///, supabase+https:// or s3://")
         return value
 
+    @field_validator("actor")
+    @classmethod
+    def _who(cls, value: str | None) -> str | None:
+        if value and (why := why_no_actor(value)):
+            raise ValueError(why)
+        return value
+
     @field_validator("jwt_secret")
     @classmethod
     def _long_secret(cls, value: SecretStr | None) -> SecretStr | None:
@@ -357,3 +375,29 @@ def read_settings() -> Settings:
         first = error.errors(include_input=False)[0]
         name = "GHUB_" + "_".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def why_no_actor(name: str) -> str | None:
+    """Why nobody can stand under this name in the audit log; None where somebody can."""
+    if name and name.isprintable() and name.strip() == name and len(name) <= MOST_ACTOR_CHARACTERS:
+        return None
+    return f"must be 1 to {MOST_ACTOR_CHARACTERS} printable characters, with no space around them"
+
+
+def operator(settings: Settings) -> str:
+    """Who runs this process: GHUB_ACTOR, the user's name, or its number where nothing names it, as in a container."""
+    try:
+        return settings.actor or getuser()
+    except (KeyError, OSError):  # neither the environment nor the table of users has a name; OSError from Python 3.13
+        return f"uid:{os.getuid()}"
+
+
+def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Variables that begin with GHUB_ and are no setting, each with the setting whose name is nearest, if one is near.
+
+    A name that is misspelt is otherwise passed over in silence, and its default holds.
+    """
+    known = [field.upper() for field in Settings.model_fields]
+    given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}
+    nearest = {name: get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
+    return [(name, f"GHUB_{found[0]}" if found else None) for name, found in sorted(nearest.items())]

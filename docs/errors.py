@@ -22,6 +22,7 @@ CUANDO = {
     Kind.BUDGET: "el presupuesto del mes no alcanza para el pedido",
     Kind.MODEL_NOT_ALLOWED: "la clave de API no puede usar este modelo",
     Kind.ORIGIN_NOT_ALLOWED: "la clave de API no puede usarse desde páginas de este origen",
+    Kind.SUSPENDED: "la organización está suspendida: no se aceptan sus pedidos",
     Kind.NOT_ALLOWED: "el rol de administración no permite esto",
     Kind.MODEL_NOT_FOUND: "ese modelo no existe",
     Kind.NO_GENERATION: "la organización no tiene esa generación",

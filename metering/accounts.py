@@ -109,10 +109,45 @@ class Accounts:
     async def create_org(self, name: str, plan: str) -> Org:
         """Open an organisation at 0.00 MXN."""
         check_name(name)
-        if plan not in self._plans:
-            raise WrongField("plan", f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
+        self._check_plan(plan)
         org = Org(org_id=str(uuid4()), name=name, plan=plan, created_at=utc_now().isoformat())
         await self._ledger.create_org(org, self._act("org.create", org.org_id, org.org_id, name=name, plan=plan))
+        await self._tell(org.org_id)
+        return org
+
+    async def suspend_org(self, ref: str, reason: str = "") -> Org:
+        """Refuse the orders of all its keys, within seconds; what is being made is delivered, and reads go on."""
+        if reason and not _REASON.fullmatch(reason):
+            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        org = await self._ledger.org(ref)
+        act = self._act("org.suspend", org.org_id, org.org_id, reason=reason or None)
+        return await self._told(await self._ledger.suspend(org.org_id, True, utc_now(), act))
+
+    async def resume_org(self, ref: str) -> Org:
+        """Take its orders again."""
+        org = await self._ledger.org(ref)
+        act = self._act("org.resume", org.org_id, org.org_id)
+        return await self._told(await self._ledger.suspend(org.org_id, False, utc_now(), act))
+
+    async def rename_org(self, ref: str, name: str) -> Org:
+        """Call it otherwise. Its id, its keys and its images' addresses stay."""
+        check_name(name)
+        org = await self._ledger.org(ref)
+        act = self._act("org.rename", org.org_id, org.org_id, name=name, before=org.name)
+        return await self._told(await self._ledger.rename(org.org_id, name, utc_now(), act))
+
+    async def set_plan(self, ref: str, plan: str) -> Org:
+        """Give it another plan; its own limits stay above it."""
+        self._check_plan(plan)
+        org = await self._ledger.org(ref)
+        act = self._act("org.plan", org.org_id, org.org_id, plan=plan, before=org.plan)
+        return await self._told(await self._ledger.set_plan(org.org_id, plan, utc_now(), act))
+
+    def _check_plan(self, plan: str) -> None:
+        if plan not in self._plans:
+            raise WrongField("plan", f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
+
+    async def _told(self, org: Org) -> Org:
         await self._tell(org.org_id)
         return org
 

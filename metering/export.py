@@ -142,14 +142,15 @@ async def write_csv(events: AsyncIterator[Event], refunds: AsyncIterator[Refunde
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:
-            written = await _write(events, refunds, file)
+            written = await write_rows(events, refunds, file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return written
 
 
-async def _write(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], file: TextIO) -> Written:
+async def write_rows(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], file: TextIO) -> Written:
+    """Write the charged ones, then the refunds, to an open file."""
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     rows = charged = refunded = 0

@@ -40,6 +40,22 @@ class Limits:
         return {name: getattr(self, name) for name in LIMIT_NAMES}
 
 
+def plan_of(plans: Mapping[str, Limits], name: str) -> Limits:
+    """A plan's limits; the default's where there is none of this name any more."""
+    return plans.get(name) or plans.get("default") or Limits()
+
+
+def in_force(own: Limits, plan: Limits) -> dict[str, dict[str, int | str]]:
+    """What holds of an organisation, as people read it: each limit, and whose it is."""
+    effective = told({name: limit or NONE for name, limit in own.over(plan).values().items()})
+    given = told(own.values())
+    return {
+        name: {"limit": limit, "of": "plan" if given[name] is None else "organisation"}
+        for name, limit in effective.items()
+        if limit is not None
+    }
+
+
 def told(limits: Mapping[str, int | None]) -> dict[str, int | str | None]:
     """Limits by name, as people read them: MXN as a decimal string, and "none" for a quota that is lifted."""
     values: dict[str, int | str | None] = {}

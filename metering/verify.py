@@ -266,6 +266,7 @@ def _projection(snapshot: Snapshot, redis: Projected) -> list[Difference]:
             found.append(Difference(snapshot.org.name, f"{what}: ledger, Redis", str(should), str(has)))
 
     compare("last change", right.revision, redis.revision)
+    compare("suspended", right.suspended, redis.suspended)
     compare("limits", told(right.limits.values()), told(redis.limits.values()))
     for key_id, access in right.accesses.items():
         has = redis.accesses[key_id]

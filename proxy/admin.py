@@ -1,6 +1,5 @@
 """The admin API: what the commands do to organisations, for whoever has an administrator's token."""
 
-import base64
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +17,6 @@ from starlette.routing import Route
 
 from metering.accounts import KEY, Accounts
 from metering.clock import utc_at, utc_now
-from metering.events import Notice
 from metering.limits import NONE, told
 from metering.money import AmountError, format_mxn, format_rate, parse_mxn, parse_rate
 from metering.orders import Orders, order_id_of
@@ -43,6 +41,19 @@ from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
 from proxy.orders import order_fields, refund_fields
 from proxy.requests import RequestLimits, idempotency_key, read_body
+from proxy.rows import (
+    BadCursor,
+    Fields,
+    after_notice,
+    audit_cursor,
+    audit_fields,
+    before_audit,
+    cursor_of,
+    notice_cursor,
+    notice_fields,
+    org_fields,
+    parts_of,
+)
 from proxy.tokens import Actor, Role, Tokens, check_role
 
 ROLES: tuple[Role, ...] = ("admin",)
@@ -53,10 +64,8 @@ LEDGER_RETRY_S = 1.0
 _REF = re.compile(r"[\w .@-]{1,64}")
 """What may be the id or the name of an organisation or a key; nothing else is asked for."""
 
-_PRINTED, _END = frozenset({"mxn_per_month", "balance"}), "\x7f"
 _NO_BODY = (b"", b"{}")
 
-Fields = dict[str, Any]
 AccountsOf = Callable[[str, Once | None], Accounts]
 
 
@@ -127,6 +136,10 @@ class AdminEndpoint:
         # Each with how its target is shown; what it tells only once has its other value here, for a repeated request.
         self._writes: dict[str, tuple[Write, Show, Fields]] = {
             "create_org": (_create_org, self._show_org, {}),
+            "suspend_org": (_suspend_org, self._show_org, {}),
+            "resume_org": (_resume_org, self._show_org, {}),
+            "rename_org": (_rename_org, self._show_org, {}),
+            "org_plan": (_org_plan, self._show_org, {}),
             "org_limits": (_org_limits, self._show_org, {}),
             "create_key": (_create_key, self._show_key, {"key": None}),
             "key_limits": (_key_limits, self._show_key, {}),
@@ -165,6 +178,9 @@ class AdminEndpoint:
                 headers |= {"idempotent-replayed": "true"} if replayed else {}
             else:
                 fields = await self._reads[action.name](call)
+        except BadCursor:
+            message = "`cursor` must be `next_cursor` of the page before."
+            raise ApiError(Kind.INVALID_REQUEST, message, param="cursor") from None
         except NotThere as error:
             raise ApiError(Kind.NOT_FOUND, _sentence(error)) from None
         except WrongField as error:
@@ -228,7 +244,7 @@ class AdminEndpoint:
         return Written(target)
 
     async def _show_org(self, call: Call, target: str) -> Fields:
-        return _org_fields(await self._ledger.org(target))
+        return org_fields(await self._ledger.org(target), await self._ledger.plans())
 
     async def _show_key(self, call: Call, target: str) -> Fields:
         key = await self._ledger.key(target)
@@ -252,11 +268,11 @@ class AdminEndpoint:
     async def _orgs(self, call: Call) -> Fields:
         after = _parts(call, 2)
         last = Org(after[1], "", "", after[0]) if after else None
-        rows = await self._ledger.orgs(after=last, most=call.query.limit + 1)
-        return _page(call, rows, [_org_fields(org) for org in rows], lambda org: (org.created_at, org.org_id))
+        rows, plans = await self._ledger.orgs(after=last, most=call.query.limit + 1), await self._ledger.plans()
+        return _page(call, rows, [org_fields(org, plans) for org in rows], lambda org: (org.created_at, org.org_id))
 
     async def _org(self, call: Call) -> Fields:
-        return _org_fields(await self._ledger.org(call.ref))
+        return await self._show_org(call, call.ref)
 
     async def _keys(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
@@ -283,18 +299,9 @@ class AdminEndpoint:
 
     async def _notices(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
-        before, most = _parts(call, 5), call.query.limit + 1
-        if before:
-            at, what, percent, key_id, period = before
-            rows = await self._ledger.notices(org.org_id, at, most, after=(what, _number(percent), key_id, period))
-        else:
-            rows = await self._ledger.notices(org.org_id, _END, most)
-        return _page(
-            call,
-            rows,
-            [_notice_fields(notice) for notice in rows],
-            lambda one: (one.at, one.what, str(one.percent), one.key_id, one.period),
-        )
+        before, after = after_notice(call.query.cursor)
+        rows = await self._ledger.notices(org.org_id, before, call.query.limit + 1, after=after)
+        return _page(call, rows, [notice_fields(notice) for notice in rows], notice_cursor)
 
     async def _rates(self, call: Call) -> Fields:
         after = _parts(call, 1)
@@ -302,22 +309,11 @@ class AdminEndpoint:
         return _page(call, rows, [_rate_fields(rate) for rate in rows], lambda rate: (rate.month,))
 
     async def _audit(self, call: Call) -> Fields:
-        ref, before = call.query.org, _parts(call, 1)
+        ref, query = call.query.org, call.query
         org_id = None if ref is None else (await self._ledger.org(_checked_ref(ref))).org_id
-        rows = await self._ledger.audits(org_id, _number(before[0]) if before else LAST, call.query.limit + 1)
-        fields = [
-            {
-                "id": row.id,
-                "at": row.at,
-                "actor": row.actor,
-                "action": row.action,
-                "org": row.org_id,
-                "target": row.target,
-                "details": orjson.loads(row.details),
-            }
-            for row in rows
-        ]
-        return _page(call, rows, fields, lambda row: (str(row.id),))
+        before = before_audit(query.cursor, LAST)
+        rows = await self._ledger.audits(org_id, before, query.limit + 1, actor=query.actor, action=query.action)
+        return _page(call, rows, [audit_fields(row) for row in rows], audit_cursor)
 
 
 # --- what each write asks of Accounts ---
@@ -325,6 +321,22 @@ class AdminEndpoint:
 
 async def _create_org(call: Call, accounts: Accounts) -> Written:
     return Written((await accounts.create_org(call.body.name, call.body.plan)).org_id)
+
+
+async def _suspend_org(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.suspend_org(call.ref, call.body.reason)).org_id)
+
+
+async def _resume_org(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.resume_org(call.ref)).org_id)
+
+
+async def _rename_org(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.rename_org(call.ref, call.body.name)).org_id)
+
+
+async def _org_plan(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.set_plan(call.ref, call.body.plan)).org_id)
 
 
 async def _org_limits(call: Call, accounts: Accounts) -> Written:
@@ -408,11 +420,6 @@ def _amount(name: str, text: str) -> int:
 # --- rows as a client reads them ---
 
 
-def _org_fields(org: Org) -> Fields:
-    limits = told(org.limits.values())
-    return {"org": org.org_id, "name": org.name, "plan": org.plan, **limits, "created_at": org.created_at}
-
-
 def _key_fields(key: ApiKey, used_us: int | None) -> Fields:
     return {
         "key_id": key.key_id,
@@ -436,19 +443,6 @@ def _rate_fields(rate: Rate) -> Fields:
     return {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
 
 
-def _notice_fields(notice: Notice) -> Fields:
-    money = notice.what in _PRINTED
-    return {
-        "what": notice.what,
-        "key_id": notice.key_id or None,
-        "percent": notice.percent,
-        "period": notice.period,
-        "limit": format_mxn(notice.limit) if money else notice.limit,
-        "used": format_mxn(notice.used) if money else notice.used,
-        "at": notice.at,
-    }
-
-
 # --- pages ---
 
 
@@ -456,35 +450,12 @@ def _page(call: Call, rows: Sequence[Any], fields: Sequence[Fields], key: Callab
     """Of rows of which there is one more than the page has; the cursor is the key of the page's last one."""
     most = call.query.limit
     more = len(rows) > most
-    cursor = base64.urlsafe_b64encode(orjson.dumps(list(key(rows[most - 1])))).decode().rstrip("=") if more else None
-    return {"data": list(fields[:most]), "next_cursor": cursor}
+    return {"data": list(fields[:most]), "next_cursor": cursor_of(key(rows[most - 1])) if more else None}
 
 
 def _parts(call: Call, count: int) -> list[str] | None:
-    """What the cursor holds; None without one. Raises ApiError 400."""
-    cursor = call.query.cursor
-    if cursor is None:
-        return None
-    try:
-        parts = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
-        parts = None
-    if not isinstance(parts, list) or len(parts) != count:
-        raise _bad_cursor()
-    if not all(isinstance(part, str) and part.isprintable() for part in parts):
-        raise _bad_cursor()
-    return parts
-
-
-def _number(part: str) -> int:
-    if not (part.isascii() and part.isdigit() and len(part) < 17):
-        raise _bad_cursor()
-    return int(part)
-
-
-def _bad_cursor() -> ApiError:
-    message = "`cursor` must be `next_cursor` of the page before."
-    return ApiError(Kind.INVALID_REQUEST, message, param="cursor")
+    """What the cursor holds; None without one. Raises BadCursor."""
+    return None if call.query.cursor is None else parts_of(call.query.cursor, count)
 
 
 # --- what a client may be told ---

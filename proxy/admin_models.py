@@ -65,6 +65,24 @@ _QUOTA = f'a whole number from 1 to {MOST_A_MONTH}, "none", or null for the plan
 _KEY_QUOTA = f"a whole number from 1 to {MOST_A_MONTH}, or null"
 
 
+class Suspension(Asked):
+    """Why an organisation's orders are refused from now on."""
+
+    reason: Reason = Field(description="why it is suspended, in up to 200 printable characters")
+
+
+class Renaming(Asked):
+    """An organisation's new name."""
+
+    name: Name = Field(description=_NAME)
+
+
+class PlanChange(Asked):
+    """An organisation's new plan."""
+
+    plan: str = Field(max_length=64, description="the name of a plan")
+
+
 class OrgLimits(Asked):
     """An organisation's own limits: what is absent stays, null is the plan's again, "none" lifts a quota."""
 
@@ -162,6 +180,8 @@ class AuditQuery(PageQuery):
     """Which part of the audit log."""
 
     org: str | None = Field(None, max_length=64, description="an organisation's id or name")
+    actor: str | None = Field(None, max_length=160, description="who acted, such as jwt:ana or cli:ana")
+    action: str | None = Field(None, max_length=64, description="what was done, such as key.revoke")
 
 
 class WriteHeaders(BaseModel):
@@ -190,18 +210,39 @@ class Page(Told, Generic[T]):
     next_cursor: str | None
 
 
+class InForce(Told):
+    """A limit that holds, and whose it is; "none" where nothing is limited."""
+
+    limit: int | str
+    of: Literal["plan", "organisation"]
+
+
+class Effective(Told):
+    """The limits that hold of an organisation: its own, and where it has none its plan's."""
+
+    requests_per_minute: InForce
+    images_per_minute: InForce
+    in_flight: InForce
+    images_per_day: InForce
+    images_per_month: InForce
+    mxn_per_month: InForce
+
+
 class OrgRow(Told):
-    """An organisation; of its own limits null is the plan's, "none" is lifted."""
+    """An organisation; of its own limits null is the plan's, "none" is lifted. `effective` is what holds of both."""
 
     org: str
     name: str
     plan: str
+    state: Literal["active", "suspended"]
     requests_per_minute: int | None
     images_per_minute: int | None
     in_flight: int | Lifted | None
     images_per_day: int | Lifted | None
     images_per_month: int | Lifted | None
     mxn_per_month: str | None
+    effective: Effective
+    suspended_at: str | None
     created_at: str
 
 
@@ -495,6 +536,10 @@ ACTIONS = (
     Action("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
     Action("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
     Action("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
+    Action("suspend_org", "POST", f"{_ORG}/suspend", "Refuse its orders", OrgRow, body=Suspension),
+    Action("resume_org", "POST", f"{_ORG}/resume", "Take its orders again", OrgRow),
+    Action("rename_org", "POST", f"{_ORG}/rename", "Call it otherwise", OrgRow, body=Renaming),
+    Action("org_plan", "POST", f"{_ORG}/plan", "Give it another plan", OrgRow, body=PlanChange),
     Action("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
     Action("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
     Action("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),

@@ -47,6 +47,7 @@ class Kind(Enum):
     ORIGIN_NOT_ALLOWED = Row(
         403, "permission_error", "origin_not_allowed", False, "the API key may not be used by pages from this origin"
     )
+    SUSPENDED = Row(403, "permission_error", "organization_suspended", False, "the organisation is suspended")
     NOT_ALLOWED = Row(403, "permission_error", "not_allowed", False, "the administrator's role may not do this")
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(

@@ -21,6 +21,7 @@ from proxy.messages import (
     QUOTA,
     RATE,
     REVOKED,
+    SUSPENDED,
     THE_KEYS,
     THE_ORGANISATIONS,
     TRY_AGAIN,
@@ -87,6 +88,8 @@ def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
             return ApiError(Kind.KEY_EXPIRED, EXPIRED)
         case Verdict.MODEL:
             return ApiError(Kind.MODEL_NOT_ALLOWED, MODEL_NOT_ALLOWED.of(model=model_id), param="model")
+        case Verdict.SUSPENDED:
+            return ApiError(Kind.SUSPENDED, SUSPENDED)
         case Verdict.REUSED:
             return ApiError(Kind.KEY_REUSED, KEY_REUSED)
         case _:

@@ -53,6 +53,10 @@ ORIGIN = Text(
     "Esta clave de API no puede usarse en páginas web de {origin}. Llame desde un servidor, que es donde va una clave"
     " secreta, o pida que se nombre el origen al crear una clave.",
 )
+SUSPENDED = Text(
+    "This organisation is suspended: orders are refused, and what was delivered can still be read.",
+    "Esta organización está suspendida: no se aceptan pedidos, y lo entregado todavía puede consultarse.",
+)
 MODEL_NOT_ALLOWED = Text("This API key may not use `{model}`.", "Esta clave de API no puede usar `{model}`.")
 
 # --- the address and the body -----------------------------------------------------------------------------------------

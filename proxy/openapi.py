@@ -57,6 +57,7 @@ OPERATIONS = (
             Kind.BALANCE,
             Kind.BUDGET,
             Kind.MODEL_NOT_ALLOWED,
+            Kind.SUSPENDED,
             Kind.MODEL_NOT_FOUND,
             Kind.KEY_REUSED,
             Kind.RATE_LIMIT,

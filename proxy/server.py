@@ -10,6 +10,8 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from starlette.types import ASGIApp
 
+from config.settings import SettingsError
+
 BACKLOG = 2048
 """Connections that wait to be accepted: a burst of a thousand clients."""
 
@@ -20,7 +22,7 @@ STREAMS = 1000
 """Parallel requests on one HTTP/2 connection of a multiplexing proxy."""
 
 
-class PortTaken(Exception):
+class PortTaken(SettingsError):
     """The address cannot be bound."""
 
 

@@ -5,19 +5,16 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from getpass import getuser
 
 import httpx2
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from config.catalogue import Catalogue, read_catalogue, read_plans, read_seed_rates
+from config.catalogue import Catalogue, read_seed_rates
 from config.settings import (
     BODY_TIMEOUT_S,
-    CLOSED_S,
     FX_POLL_S,
     HEARTBEAT_S,
     JOURNAL_KEPT_BYTES,
@@ -27,51 +24,40 @@ from config.settings import (
     MAX_BODY_BYTES,
     MAX_IMAGE_BYTES,
     MAX_IMAGE_SIDE_PX,
-    MAX_OPEN_HOLDS,
     MAX_PICTURES,
     MEMORY_MARK,
     ORIGINS_POLL_S,
     PROJECTION_POLL_S,
-    REDIS_BACKGROUND_S,
     REDIS_CONNECTIONS,
-    REDIS_DECISION_S,
     RESULT_DOCUMENT_BYTES,
     SPOOL_MARK,
     STORE_WATCH_S,
-    STREAM_BACKLOG,
     STREAMS,
     Settings,
     SettingsError,
 )
-from metering.accounts import Accounts
 from metering.answers import Answers, Unproven
 from metering.background import Background, Part, told
 from metering.clock import utc_now
-from metering.consumer import Consumer
-from metering.feeding import Feeding
 from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
 from metering.journal import Journal, JournalFailed, Keep
-from metering.ledger.postgres import open_postgres
-from metering.ledger.sqlite import open_sqlite
-from metering.limits import Limits
-from metering.money import MICRO
 from metering.orders import Orders
-from metering.pages import pages
-from metering.ports import Ledger, LedgerAway, ListPrice, Once
+from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import Rate
 from metering.recovery import Recovery
 from metering.salvage import check_versions
-from metering.wallet.connection import WalletAway, open_redis, warm_up
+from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Wallet, WalletLimits
+from metering.wallet.wallet import Wallet
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
+from proxy.back import Back, open_back, open_redis_of, wallet_limits
 from proxy.capacity import Capacity
 from proxy.cors import Origins
 from proxy.generations import Generations
@@ -111,34 +97,6 @@ from proxy.usage import UsageEndpoint
 log = structlog.get_logger(__name__)
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
-
-
-BACKGROUND_CONNECTIONS = 40
-"""At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""
-
-
-def wallet_limits() -> WalletLimits:
-    """The numbers of `config.settings` that bound a wallet."""
-    return WalletLimits(
-        decision_s=REDIS_DECISION_S,
-        most_open_holds=MAX_OPEN_HOLDS,
-        stream_backlog=STREAM_BACKLOG,
-        remember_s=CLOSED_S,
-    )
-
-
-def open_ledger(settings: Settings) -> Ledger:
-    """The ledger that GHUB_LEDGER_URL names. Raises SettingsError."""
-    url = settings.ledger_url.get_secret_value()
-    try:
-        return open_sqlite(url) if url.startswith("sqlite:") else open_postgres(url)
-    except ValueError as error:
-        raise SettingsError(f"GHUB_LEDGER_URL: {error}") from None
-
-
-def open_background_redis(settings: Settings) -> Redis:
-    """Redis for work that no customer waits for. Raises SettingsError."""
-    return _redis(settings, BACKGROUND_CONNECTIONS)
 
 
 @asynccontextmanager
@@ -197,94 +155,6 @@ def _image_hosts(settings: Settings) -> ImageHosts:
         raise SettingsError(f"GHUB_IMAGE_HOSTS: {error}") from None
 
 
-def _redis(settings: Settings, connections: int) -> Redis:
-    try:
-        return open_redis(_redis_url(settings), connections=connections, call_timeout_s=REDIS_BACKGROUND_S)
-    except ValueError as error:
-        raise SettingsError(f"GHUB_REDIS_URL: {error}") from None
-
-
-def _redis_url(settings: Settings) -> str:
-    if settings.redis_url is None:
-        raise SettingsError(
-            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path or redis+cluster://host:port,…"
-        )
-    return settings.redis_url.get_secret_value()
-
-
-@dataclass(frozen=True, slots=True)
-class Back:
-    """Ledger and Redis, as commands and the consumer need them."""
-
-    settings: Settings
-    ledger: Ledger
-    redis: Redis | None
-    plans: Mapping[str, Limits]
-    catalogue: Catalogue
-
-    @property
-    def projector(self) -> Projector | None:
-        """Brings a change to Redis at once, where this process can reach it."""
-        return Projector(self.redis, self.ledger) if self.redis is not None else None
-
-    @property
-    def accounts(self) -> Accounts:
-        """What whoever runs this process may do to organisations."""
-        return self.accounts_of(self.actor)
-
-    @property
-    def actor(self) -> str:
-        """Whoever runs this process, as the audit log names it."""
-        return f"cli:{getuser()}"
-
-    def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
-        """What an actor may do to organisations, and with `once` the one write that may be repeated."""
-        return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, actor, once)
-
-    async def last_used(self, org_id: str) -> dict[str, int]:
-        """Key id → Unix µs of its last order, as far as ledger and Redis know."""
-        used = await self.ledger.last_used(org_id)
-        if self.redis is not None:
-            async for page in pages(partial(self.ledger.keys, org_id)):
-                late = await self.wallet().last_used(org_id, [key.key_id for key in page])
-                used |= {key_id: max(used.get(key_id, 0), at_us) for key_id, at_us in late.items()}
-        return used
-
-    def wallet(self) -> Wallet:
-        """The wallets. Raises SettingsError where no Redis is set."""
-        if self.redis is None:
-            _redis_url(self.settings)
-        assert self.redis is not None
-        return Wallet(self.redis, wallet_limits())
-
-    def feeding(self) -> Feeding:
-        """What puts events back that were set aside. Raises SettingsError where no Redis is set."""
-        wallet, projector = self.wallet(), self.projector
-        assert self.redis is not None
-        assert projector is not None, "a wallet has a Redis"
-        return Feeding(self.redis, self.ledger, wallet, projector)
-
-    def consumer(self, name: str) -> Consumer:
-        """A billing consumer of this name. Raises SettingsError where no Redis is set."""
-        if self.redis is None:
-            _redis_url(self.settings)
-        assert self.redis is not None
-        return Consumer(self.redis, self.ledger, name, CLOSED_S, self.settings.keep_h * 3600)
-
-
-@asynccontextmanager
-async def open_back(settings: Settings) -> AsyncIterator[Back]:
-    """Ledger, and Redis where its address is set; closed at the end."""
-    ledger = open_ledger(settings)
-    redis = open_background_redis(settings) if settings.redis_url is not None else None
-    try:
-        yield Back(settings, ledger, redis, _plans(settings), read_catalogue(settings.models))
-    finally:
-        await ledger.aclose()
-        if redis is not None:
-            await redis.aclose()
-
-
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """The application, how long it needs to stop, what keeps it from being ready, and its background work."""
@@ -313,7 +183,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         spool = _spool(settings)
         back = await stack.enter_async_context(open_back(settings))
         catalogue = back.catalogue
-        hot = _redis(settings, REDIS_CONNECTIONS)
+        hot = open_redis_of(settings, REDIS_CONNECTIONS)
         stack.push_async_callback(hot.aclose)
         assert back.redis is not None
         await back.ledger.check_schema()
@@ -477,20 +347,6 @@ def _top_up(settings: Settings) -> Text:
     if settings.topup_command is not None:
         return TOP_UP_WITH.of(command=settings.topup_command)
     return TOP_UP
-
-
-def _plans(settings: Settings) -> dict[str, Limits]:
-    return {
-        name: Limits(
-            requests_per_minute=plan.requests_per_minute,
-            images_per_minute=plan.images_per_minute,
-            in_flight=plan.in_flight,
-            images_per_day=plan.images_per_day,
-            images_per_month=plan.images_per_month,
-            micro_mxn_per_month=None if plan.mxn_per_month is None else int(plan.mxn_per_month * MICRO),
-        )
-        for name, plan in read_plans(settings.plans).items()
-    }
 
 
 async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:

@@ -22,7 +22,7 @@ from metering.clock import DAY_US, Period, month_start_us, next_month, period_at
 from metering.events import End, Event, Notice, decode_images
 from metering.ledger.queries import Dialect, pending
 from metering.ledger.rows import Row, event_of, event_row, fields, key_of, org_of
-from metering.limits import Limits
+from metering.limits import Limits, plan_of
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import (
     LAST,
@@ -157,6 +157,45 @@ class SqlLedger(ABC):
 
         return await self._run("write", steps)
 
+    async def suspend(self, org_id: str, suspended: bool, at: datetime, act: Act) -> Org:
+        """Refuse an organisation's orders from now on, or take them again; what is so already stays as it is."""
+
+        def since(org: Org) -> Org:
+            return (
+                org if org.suspended == suspended else replace(org, suspended_at=at.isoformat() if suspended else None)
+            )
+
+        return await self._change_org(org_id, since, "suspended" if suspended else "resumed", at, act)
+
+    async def rename(self, org_id: str, name: str, at: datetime, act: Act) -> Org:
+        """Raises WrongField when the name is taken."""
+        return await self._change_org(org_id, lambda org: replace(org, name=name), "renamed", at, act)
+
+    async def set_plan(self, org_id: str, plan: str, at: datetime, act: Act) -> Org:
+        """Its own limits stay above the new plan's."""
+        return await self._change_org(org_id, lambda org: replace(org, plan=plan), "plan", at, act)
+
+    async def _change_org(self, org_id: str, change: Callable[[Org], Org], what: str, at: datetime, act: Act) -> Org:
+        def steps() -> Steps[Org]:
+            (row,) = yield "org", {"ref": org_id}
+            org = org_of(row)
+            changed = change(org)
+            if changed == org:
+                yield from _once(act, at.isoformat())
+                return org
+            if changed.name != org.name and (yield "org", {"ref": changed.name}):
+                raise WrongField("name", f"an organisation named {changed.name!r} exists already")
+            yield "set_org", fields(changed)
+            yield _change(org_id, what, at.isoformat())
+            yield from _note(act, at.isoformat())
+            return changed
+
+        return await self._run("write", steps)
+
+    async def plans(self) -> dict[str, Limits]:
+        """Those of the gateway that started last, by name; none where none has started yet."""
+        return {row[0]: Limits(*row[1:]) for row in await self._rows("plans")}
+
     async def register_plans(self, plans: Mapping[str, Limits], at: datetime) -> bool:
         """The plans that hold from now on; False where they are as they were. Otherwise all wallets are told."""
 
@@ -254,9 +293,12 @@ class SqlLedger(ABC):
         rows = await self._rows("written", actor=actor, key=key)
         return (rows[0][0], rows[0][1]) if rows else None
 
-    async def audits(self, org_id: str | None, before: int, most: int) -> list[Audit]:
+    async def audits(
+        self, org_id: str | None, before: int, most: int, *, actor: str | None = None, action: str | None = None
+    ) -> list[Audit]:
         """A page of the audit log, the latest first, below the row `before`."""
-        return [Audit(*row) for row in await self._rows("audits", org_id=org_id, before=before, page=most)]
+        asked = {"org_id": org_id, "actor": actor, "action": action}
+        return [Audit(*row) for row in await self._rows("audits", **asked, before=before, page=most)]
 
     async def note(self, act: Act, at: datetime) -> None:
         """Write down what was done elsewhere than in this record."""
@@ -489,7 +531,7 @@ class SqlLedger(ABC):
                     credit_number=credits_.get(org.org_id, (0, 0))[0],
                     credits_micro_mxn=credits_.get(org.org_id, (0, 0))[1],
                     keys=tuple(keys[org.org_id]),
-                    limits=org.limits.over(plans.get(org.plan) or plans.get("default") or Limits()),
+                    limits=org.limits.over(plan_of(plans, org.plan)),
                     used=used[org.org_id],
                     period=period,
                 )
@@ -529,16 +571,21 @@ class SqlLedger(ABC):
         return await self._run("book", steps) if notices else []
 
     async def notices(
-        self, org_id: str, before: str, most: int, *, after: tuple[str, int, str, str] | None = None
+        self,
+        org_id: str | None,
+        before: str,
+        most: int,
+        *,
+        what: str | None = None,
+        after: tuple[str, int, str, str, str] | None = None,
     ) -> list[Notice]:
-        """What an organisation was told before a moment, the latest first.
+        """What an organisation, or any, was told before a moment, the latest first; of one kind where `what` names it.
 
-        `after`, the last one's what, percent, key id and period, goes on within that moment.
+        `after`, the last one's what, percent, key id, period and organisation, goes on within that moment.
         """
-        what, percent, key_id, period = after or ("", 0, "", "")
-        rows = await self._rows(
-            "notices", org_id=org_id, before=before, what=what, percent=percent, key_id=key_id, period=period, page=most
-        )
+        names = ("what", "percent", "key_id", "period", "last_org_id")
+        last = dict(zip(names, after or ("", 0, "", "", ""), strict=True))
+        rows = await self._rows("notices", org_id=org_id, kind=what, before=before, page=most, **last)
         return [Notice(*row) for row in rows]
 
     async def usage(

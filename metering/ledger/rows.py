@@ -18,8 +18,8 @@ def fields(row: Any) -> dict[str, Any]:
 
 def org_of(row: Row) -> Org:
     """A row of the statements `org` and `orgs`."""
-    org_id, name, plan, created_at, *limits = row
-    return Org(org_id, name, plan, created_at, Limits(*limits))
+    org_id, name, plan, created_at, suspended_at, *limits = row
+    return Org(org_id, name, plan, created_at, Limits(*limits), suspended_at)
 
 
 def key_of(row: Row) -> ApiKey:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import Mode, SqlLedger, Steps
-from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
+from metering.ports import DatabaseRefused, LedgerAway, LedgerError, LedgerMisconfigured
 
 T = TypeVar("T")
 
@@ -53,6 +53,12 @@ class SqliteLedger(SqlLedger):
     async def migrate(self) -> int:
         """Bring the schema up to date under the database's write lock; returns its version."""
         return await self._in_thread(self._migrate)
+
+    async def check_schema(self) -> None:
+        """Raises LedgerError when it is not the one that this version needs; a file that is not there is not made."""
+        if not await self._in_thread(self._path.exists):
+            raise LedgerError(f"GHUB_LEDGER_URL: {self._path} cannot be used: it is not there; run `ghub migrate`")
+        await super().check_schema()
 
     async def aclose(self) -> None:
         """Close the file and end the thread."""

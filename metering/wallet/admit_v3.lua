@@ -16,7 +16,7 @@
 --       whose limit refused it (`org`, `key` or empty), that limit, how much of it is used
 local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
 local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
-local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT = 13, 14, 15, 16, 17, 18
+local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT, SUSPENDED = 13, 14, 15, 16, 17, 18, 19
 
 arguments(23)
 local now, latest = clock(whole(1, 0)), whole(2, 0)
@@ -68,7 +68,7 @@ local function scope(which, name, today, this_month, ...)
     in_flight = tonumber(v[5]), day = tonumber(v[6]), month = tonumber(v[7]), budget = tonumber(v[8]) }, { unpack(v, 9) }
 end
 
-local of_org, wallet = scope('org', KEYS[2], day, month, 'available', 'held')
+local of_org, wallet = scope('org', KEYS[2], day, month, 'available', 'held', 'suspended')
 -- Both count in the same periods: where a clock was set back, in those of the organisation.
 local of_key, key = scope('key', KEYS[3], of_org.use.day, of_org.use.month, 'state', 'expires_us', 'models')
 local scopes = { of_org, of_key }
@@ -142,6 +142,7 @@ elseif earlier and differs then code = REUSED
 elseif earlier then
   code = EARLIER
   if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
+elseif wallet[3] then code = SUSPENDED  -- what was placed before is paid, and given again all the same
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', function(u) return u.spent_done + u.spent_open end, amount) then
 elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG

@@ -45,6 +45,7 @@ class Projected:
     revision: int
     limits: Limits
     accesses: Mapping[str, Access | None]
+    suspended: bool = False
     gone_charged_micro_mxn: int = 0
     gone_credits_micro_mxn: int = 0
 
@@ -73,7 +74,7 @@ class Inspection:
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in snapshots:
                 names = keys.OrgKeys(one.org.org_id)
-                pipe.hmget(names.wallet, ["revision", *_GONE, *_LIMITS])
+                pipe.hmget(names.wallet, ["revision", "suspended", *_GONE, *_LIMITS])
                 for key in one.keys:
                     pipe.hmget(names.access(key.key_id), [*_MAY, *_LIMITS])
                     pipe.get(keys.key_record(key.key_hash)[1])
@@ -122,7 +123,7 @@ def expected(snapshot: Snapshot) -> Projected:
     """How Redis should have this organisation."""
     replaced = {key.key_id: key.replaces for key in snapshot.keys}
     accesses: dict[str, Access | None] = {key.key_id: access_of(key, replaced) for key in snapshot.keys}
-    return Projected(snapshot.revision, snapshot.limits, accesses)
+    return Projected(snapshot.revision, snapshot.limits, accesses, snapshot.org.suspended)
 
 
 def access_of(key: ApiKey, replaced: Mapping[str, str | None]) -> Access:
@@ -147,14 +148,15 @@ def _line(key_id: str | None, replaced: Mapping[str, str | None]) -> Iterator[st
 
 
 def _projected(snapshot: Snapshot, replies: Iterator[Any]) -> Projected | None:
-    revision, gone_charged, gone_credits, *limits = next(replies)
+    revision, suspended, gone_charged, gone_credits, *limits = next(replies)
     accesses: dict[str, Access | None] = {}
     for key in snapshot.keys:
         told, record = next(replies), next(replies)
         accesses[key.key_id] = None if told[0] is None else _access(told, record)
     if revision is None:
         return None
-    return Projected(int(revision), _limits(limits), accesses, int(gone_charged or 0), int(gone_credits or 0))
+    gone = int(gone_charged or 0), int(gone_credits or 0)
+    return Projected(int(revision), _limits(limits), accesses, suspended is not None, *gone)
 
 
 def _access(told: list[bytes | None], record: bytes | None) -> Access:

@@ -6,14 +6,15 @@
 --       6 charged in the ledger  7 last event in the ledger  8 who holds the fence
 --       9 numbers below it that the ledger does not have  10 now_us (0: TIME)
 --       11 the balance under which the organisation is told  12 day  13 month: today's
---       14 to 22 limits and use of the organisation; then for each key its id, state, models (between spaces, or empty
+--       14 1 where its orders are refused, else 0
+--       15 to 23 limits and use of the organisation; then for each key its id, state, models (between spaces, or empty
 --       for all); each empty for what is usual: the moment of its end in Unix µs, the keys whose orders it may read, its
 --       response format, its origins; and the same nine: limits (each empty for none) of requests and images per minute,
 --       images in flight, images per day and month, micro-MXN per month; and what the ledger has: images of today,
 --       images and micro-MXN of the month
 -- reply code, how far below zero this call left a balance, credits less charges, that was higher before
 local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
-local OWN, NINE, KEY = 14, 9, 16
+local OWN, NINE, KEY = 15, 9, 16
 local MAY = { 'expires_us', 'reads', 'response_format', 'origins' }
 local LIMITS = { 'requests_per_minute', 'images_per_minute', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month' }
 
@@ -21,7 +22,7 @@ if #ARGV < OWN + NINE - 1 or (#ARGV - OWN - NINE + 1) % KEY ~= 0 then error('a k
 local org, mode, day, month = ARGV[1], ARGV[5], ARGV[12], ARGV[13]
 local revision, credit_number, now = whole(2, 0), whole(3, 0), clock(whole(10, 0))
 local credits, low = tonumber(ARGV[4]), whole(11, 0)
-local charged, number, lost = whole(6, 0), whole(7, 0), whole(9, 0)
+local charged, number, lost, suspended = whole(6, 0), whole(7, 0), whole(9, 0), whole(14, 0)
 assert(credits and credits == math.floor(credits) and math.abs(credits) <= MAX_EXACT, 'credits is no whole number')
 assert(mode == 'follow' or mode == 'new' or mode == 'rebuild', 'unknown mode')
 local function check(at)
@@ -105,6 +106,7 @@ local function set(name, at, key)
 end
 
 redis.call('HSET', KEYS[2], 'revision', revision, 'low', low)
+if suspended == 1 then redis.call('HSET', KEYS[2], 'suspended', 1) else redis.call('HDEL', KEYS[2], 'suspended') end
 set(KEYS[2], OWN)
 for i = OWN + NINE, #ARGV, KEY do
   local access = access_of(ARGV[i])

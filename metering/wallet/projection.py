@@ -293,6 +293,7 @@ def call_of(
         LOW_BALANCE_MICRO_MXN,
         period.day,
         period.month,
+        int(snapshot.org.suspended),
         *_nine(snapshot.limits, total),
     ]
     for key_id, access in expected(snapshot).accesses.items():

@@ -9,6 +9,7 @@
 -- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us,
 --       which order it is, when that was admitted in Unix s
 local ADMITTED, AWAY, REVOKED, REQUESTS, IMAGES, EARLIER, REUSED, EXPIRED, MODEL = 1, 2, 5, 9, 10, 11, 12, 13, 14
+local SUSPENDED = 19
 
 arguments(8)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
@@ -17,7 +18,7 @@ local keyed, once_s = whole(7, 0), whole(8, 1)
 
 local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us', 'models', 'requests_per_minute', 'images_per_minute',
   'sandbox_tat_requests', 'sandbox_tat_images')
-local of_org = redis.call('HMGET', KEYS[2], 'available', 'requests_per_minute', 'images_per_minute')
+local of_org = redis.call('HMGET', KEYS[2], 'available', 'requests_per_minute', 'images_per_minute', 'suspended')
 local most_requests, most_images = tonumber(key[4] or of_org[2]), tonumber(key[5] or of_org[3])
 if redis.call('EXISTS', KEYS[1]) == 0 or not of_org[1] or not key[1] or not most_requests or not most_images then
   return { AWAY, now, 0, 0, 0, 0, 0, 0, 0, 0, '', 0 }
@@ -38,6 +39,7 @@ elseif earlier and other ~= fingerprint then code = REUSED
 elseif earlier then
   code = EARLIER
   if requests.over > 0 then code, retry = REQUESTS, requests.over end
+elseif of_org[4] then code = SUSPENDED
 elseif requests.over > 0 and pictures.over < NEVER then code, retry = REQUESTS, math.max(requests.over, pictures.over)
 elseif pictures.over > 0 then code, retry = IMAGES, pictures.over < NEVER and pictures.over or 0 end
 

@@ -53,6 +53,7 @@ class Verdict(IntEnum):
     DAY = 16
     MONTH = 17
     FLIGHT = 18
+    SUSPENDED = 19
 
 
 class Close(IntEnum):

@@ -7,9 +7,10 @@ import typer
 from metering.money import AmountError, format_mxn, parse_mxn
 from metering.wallet.wallet import Cut
 from proxy.account import balance_fields
-from proxy.cli.output import AsJson, OrgRef, back, misuse, run, say
+from proxy.cli.output import AsJson, OrgRef, misuse, say
+from proxy.cli.running import As, back, run
 
-app = typer.Typer(help="Prepaid credit.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
@@ -20,6 +21,7 @@ def add(
     credit_id: Annotated[str, typer.Option("--id", help="The payment's id: the same one counts once.")],
     order: Annotated[str | None, typer.Option(metavar="ID", help="The order that a refund gives back.")] = None,
     reason: Annotated[str | None, typer.Option(help="Why a refund is given.")] = None,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Add credit, once per id. A refund is easier by `ghub order refund`, which takes all that is left."""
@@ -30,7 +32,7 @@ def add(
         misuse(f"--mxn: {error}")
 
     async def work() -> dict[str, object]:
-        async with back() as opened:
+        async with back(who) as opened:
             added = await opened.accounts.add_credit(ref, credit_id, kind, micro_mxn, order=order, reason=reason)
         return {"id": credit_id, "mxn": format_mxn(micro_mxn), "type": kind, "added": added}
 

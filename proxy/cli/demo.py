@@ -31,10 +31,11 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import seed
 from metering.ports import LedgerError
 from metering.pricing import Rate
-from proxy.cli.output import fail, run, say
+from proxy.back import open_back
+from proxy.cli.output import fail, say
+from proxy.cli.running import run
 from proxy.server import bind, stop_on_signals
 from proxy.tokens import Issuer, mint
-from proxy.wiring import open_back
 
 HOST = "127.0.0.1"
 ORG = "demo"
@@ -86,11 +87,21 @@ def demo(
 ) -> None:
     """Gateway, Valkey, upstream simulator, local storage, consumer and SQLite ledger, until Ctrl-C."""
     os.umask(0o077)  # keys, money and pictures lie in it: for its owner only, also what the parts write
-    data.mkdir(parents=True, exist_ok=True)
     try:
+        _try_out(data)
         run(_demo(port, data.resolve(), real, as_json))
     except DemoFailed as error:
         fail(str(error))
+
+
+def _try_out(data: Path) -> None:
+    """Make the folder, and write into it: better here than in one of the parts. Raises DemoFailed."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data) as file:
+            file.write(b"\0")
+    except OSError as error:
+        raise DemoFailed(f"--data: {str(data)!r} cannot be used: {error.strerror}. Choose another folder.") from None
 
 
 async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
@@ -110,11 +121,12 @@ async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
                 simulate = ["simulate", "--port", simulator_port, "--latency-scale", LATENCY_SCALE]
                 parts.append(await _start("simulator", _ghub(*simulate), data))
             org_id, api_key = await _accounts(data)
-            parts.append(await _start("consumer", _ghub("consume"), data))
-            parts.append(await _start("gateway", _ghub("serve"), data))
+            metrics = {name: str(_free_port()) for name in ("consumer", "gateway")}
+            parts.append(await _start("consumer", _ghub("consume"), data, GHUB_METRICS_PORT=metrics["consumer"]))
+            parts.append(await _start("gateway", _ghub("serve"), data, GHUB_METRICS_PORT=metrics["gateway"]))
             await _until_ready(port, api_key, parts, stop)
             if not stop.is_set():
-                facts = _write_down(data, environment, port, org_id, api_key)
+                facts = _write_down(data, environment, port, org_id, api_key, metrics)
                 if as_json:
                     say(facts, as_json)
                 else:
@@ -146,9 +158,13 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         if not any(keys) and settings.google_service_account is None:
             raise SettingsError("--real needs the key of an upstream, such as GHUB_OPENAI_KEY or GHUB_FAL_KEY")
         return environment
+    return environment | simulated_upstreams(f"{HOST}:{_free_port()}")
+
+
+def _free_port() -> int:
     with bind("a free port", HOST, 0) as free:
-        simulator = f"{HOST}:{free.getsockname()[1]}"
-    return environment | simulated_upstreams(simulator)
+        port: int = free.getsockname()[1]
+    return port
 
 
 def _jwt_secret(path: Path) -> str:
@@ -233,7 +249,7 @@ def _ghub(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "proxy.cli", *arguments]
 
 
-async def _start(name: str, command: list[str], data: Path) -> Part:
+async def _start(name: str, command: list[str], data: Path, **variables: str) -> Part:
     """A part as a process of its own session: Ctrl-C is the demo's, and the demo's death is the part's."""
     (data / "logs").mkdir(exist_ok=True)
     log = data / "logs" / f"{name}.log"
@@ -244,6 +260,7 @@ async def _start(name: str, command: list[str], data: Path) -> Part:
             stdout=out,
             stderr=out,
             start_new_session=True,
+            env={**os.environ, **variables},
             preexec_fn=_die_with_parent,
         )
     return Part(name, process, log)
@@ -323,7 +340,7 @@ async def _stop(parts: list[Part]) -> None:
 
 
 def _write_down(
-    data: Path, environment: Mapping[str, str], port: int, org_id: str, api_key: str
+    data: Path, environment: Mapping[str, str], port: int, org_id: str, api_key: str, metrics: Mapping[str, str]
 ) -> dict[str, str | None]:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     _write_private(data / "env", exports)
@@ -333,6 +350,8 @@ def _write_down(
         "api_key": api_key,
         "org": org_id,
         "admin_token": _admin_token(),
+        "metrics_url": f"http://{HOST}:{metrics['gateway']}/metrics",
+        "consumer_metrics_url": f"http://{HOST}:{metrics['consumer']}/metrics",
         "redis_url": environment["GHUB_REDIS_URL"],
         "ledger_url": environment["GHUB_LEDGER_URL"],
         "simulator_url": f"http://{simulator}" if simulator else None,

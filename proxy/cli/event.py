@@ -10,9 +10,10 @@ from metering.feeding import Fed, fields_of
 from metering.pages import pages
 from metering.ports import LedgerError, SetAside
 from metering.wallet import keys
-from proxy.cli.output import AsJson, back, misuse, run, say
+from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.running import As, back, run
 
-app = typer.Typer(help="Events that were set aside, because nobody could book them.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 _NAME = re.compile(r"p([0-9]{1,2})-([0-9]{1,20}-[0-9]{1,20})")
 
@@ -69,12 +70,12 @@ def show(name: Name, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(name: Name, as_json: AsJson = False) -> None:
+def retry(name: Name, who: As = None, as_json: AsJson = False) -> None:
     """Put it back into its stream, and say what became of it; exit 1 where it is refused again, under a new id."""
     place = _place(name)
 
     async def work() -> Fed:
-        async with back() as opened:
+        async with back(who) as opened:
             feeding = opened.feeding()
             return await feeding.retry(await opened.ledger.set_aside(*place), opened.actor)
 

@@ -7,9 +7,10 @@ import typer
 from metering.clock import is_month
 from metering.money import AmountError, format_rate, parse_rate
 from metering.pricing import Rate
-from proxy.cli.output import AsJson, back, misuse, run, say
+from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.running import As, back, run
 
-app = typer.Typer(help="MXN for one USD, fixed per calendar month.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("set")
@@ -17,6 +18,7 @@ def set_(
     month: Annotated[str, typer.Argument(metavar="YYYY-MM")],
     rate: Annotated[str, typer.Argument(metavar="RATE", help="MXN for one USD, such as 18.4512.")],
     source: Annotated[str, typer.Option(help="Where the rate comes from; it stands in every event.")],
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a month's rate. A month that has begun keeps the rate that it has."""
@@ -30,7 +32,7 @@ def set_(
         misuse("--source: say where the rate comes from")
 
     async def work() -> bool:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.add_rate(Rate(month, number, source.strip()))
 
     added = run(work())

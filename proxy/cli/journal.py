@@ -18,10 +18,11 @@ from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerEr
 from metering.recovery import PAUSE_S, Recovery
 from metering.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.wallet.presence import Presence
-from proxy.cli.output import AsJson, back, fail, misuse, run, say
-from proxy.wiring import Back
+from proxy.back import Back
+from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.running import As, back, run
 
-app = typer.Typer(help="Journals of gateways.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 PATIENCE_S = 30.0
 """Without any progress for so long it gives up: the consumer is not running, or Redis is away. Safe to repeat."""
@@ -30,7 +31,7 @@ JournalDir = Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's G
 
 
 @app.command("replay")
-def replay(folder: JournalDir, as_json: AsJson = False) -> None:
+def replay(folder: JournalDir, who: As = None, as_json: AsJson = False) -> None:
     """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR."""
 
     async def work() -> dict[str, Any]:
@@ -38,7 +39,7 @@ def replay(folder: JournalDir, as_json: AsJson = False) -> None:
         try:
             past = await asyncio.to_thread(claimed.past)
             check_versions(past)
-            async with back() as opened:
+            async with back(who) as opened:
                 recovery = Recovery(past, opened.wallet(), opened.ledger)
                 await _note(opened, "journal.replay", folder, past)
                 await _until_none(lambda: recovery.left, recovery.round)
@@ -50,7 +51,7 @@ def replay(folder: JournalDir, as_json: AsJson = False) -> None:
 
 
 @app.command("salvage")
-def salvage(folder: JournalDir, as_json: AsJson = False) -> None:
+def salvage(folder: JournalDir, who: As = None, as_json: AsJson = False) -> None:
     """Charge what is good of damaged journals in DIR, name the rest, and move their files aside. Deletes nothing."""
 
     async def work() -> dict[str, Any]:
@@ -59,7 +60,7 @@ def salvage(folder: JournalDir, as_json: AsJson = False) -> None:
             past = await asyncio.to_thread(claimed.survey)
             check_versions(past)
             whole = [one for one in past if one.why_not_whole is None]
-            async with back() as opened:
+            async with back(who) as opened:
                 await _note(opened, "journal.salvage", folder, past)
                 recovery = Recovery(whole, opened.wallet(), opened.ledger)
                 await _until_none(lambda: recovery.left, recovery.round)
@@ -103,6 +104,7 @@ def close(
     incarnation: Annotated[UUID, typer.Argument(metavar="ID", help="The journal, as `ghub verify` names it.")],
     reason: Annotated[str, typer.Option(help="What became of it; it stands in the ledger and in the audit log.")],
     lost: Annotated[bool, typer.Option("--lost", help="It is gone, and nobody can replay it.")] = False,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a journal up that is lost for good: what only it knew is never charged. Refused while its gateway lives."""
@@ -110,7 +112,7 @@ def close(
         misuse("--lost: a journal that is there is closed by `ghub journal replay DIR`; this gives one up")
 
     async def work() -> dict[str, Any]:
-        async with back() as opened:
+        async with back(who) as opened:
             opened.wallet()  # without Redis nobody can tell whether its gateway lives
             assert opened.redis is not None
             now = await give_up(opened.ledger, Presence(opened.redis), incarnation, reason.strip(), opened.actor)
@@ -235,7 +237,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     journals = found["incarnations"]
     say({name: found[name] for name in ("folder", "in_use", "ledger")}, as_json)
     say([{name: _short(cell) for name, cell in one.items()} for one in journals], as_json)
-    for name in ("orders", "damage", "unreadable"):
+    for name in ("files", "orders", "damage", "unreadable"):
         if rows := [row for one in journals for row in one[name]]:
             say(rows, as_json)
     for one in journals:

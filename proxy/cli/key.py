@@ -12,9 +12,10 @@ from metering.limits import told
 from metering.pages import pages
 from metering.ports import ApiKey, Reading, ResponseFormat
 from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
-from proxy.cli.output import AsJson, OrgRef, back, length_of_time, misuse, run, say
+from proxy.cli.output import AsJson, OrgRef, length_of_time, misuse, say, say_secret
+from proxy.cli.running import As, back, run
 
-app = typer.Typer(help="API keys. A key is shown once, when it is created.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
@@ -54,6 +55,7 @@ def create(
     origins: Annotated[
         str | None, typer.Option(help="Pages that may use it, with commas: https://app.example.mx; none without.")
     ] = None,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Issue a key and print it, once."""
@@ -62,7 +64,7 @@ def create(
     pages = tuple(origins.split(",")) if origins is not None else ()
 
     async def work() -> IssuedKey:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.create_key(
                 ref,
                 name,
@@ -75,24 +77,25 @@ def create(
             )
 
     issued = run(work())
-    say({"key_id": issued.key_id, "key": issued.secret}, as_json)
+    say_secret(issued.secret, "key", {"key_id": issued.key_id}, as_json)
 
 
 @app.command()
 def rotate(
     key_id: KeyId,
     overlap: Annotated[str, typer.Option(help="How long both work: 24h, 7d, 30m.")],
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Issue a key that may do what this one may, print it once, and let this one end after the overlap."""
     both = length_of_time("--overlap", overlap)
 
     async def work() -> IssuedKey:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.rotate_key(key_id, both)
 
     issued = run(work())
-    say({"key_id": issued.key_id, "key": issued.secret}, as_json)
+    say_secret(issued.secret, "key", {"key_id": issued.key_id}, as_json)
 
 
 @app.command()
@@ -130,6 +133,7 @@ def limits(
     images_per_day: KeyLimit = None,
     images_per_month: KeyLimit = None,
     mxn_per_month: KeyBudget = None,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Set a key's own limits, which hold beside its organisation's from the next request on."""
@@ -146,18 +150,18 @@ def limits(
     )
 
     async def work() -> ApiKey:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.set_key_limits(key_id, changes)
 
     say(_row(run(work())), as_json)
 
 
 @app.command()
-def revoke(key_id: KeyId, as_json: AsJson = False) -> None:
+def revoke(key_id: KeyId, who: As = None, as_json: AsJson = False) -> None:
     """Revoke a key for good, from the next request on."""
 
     async def work() -> ApiKey:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.revoke_key(key_id)
 
     say(_row(run(work())), as_json)

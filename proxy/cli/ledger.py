@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,15 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from config.settings import read_settings
 from metering.clock import MEXICO, unix_us_at
 from metering.verify import Difference, NotProvable, Scope, Tell
 from metering.verify import verify as verify_books
 from metering.wallet.presence import Presence
-from proxy.cli.output import AsJson, back, misuse, run, say
+from proxy.back import open_ledger
+from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.running import back, run, settings
 from proxy.ports import ImageStore, StoreFailed
 from proxy.storage.opening import open_store
-from proxy.wiring import open_ledger
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -31,7 +32,7 @@ def migrate(as_json: AsJson = False) -> None:
     """Bring the ledger's schema up to date, under a lock; safe to repeat."""
 
     async def work() -> int:
-        ledger = open_ledger(read_settings())
+        ledger = open_ledger(settings())
         try:
             return await ledger.migrate()
         finally:
@@ -51,6 +52,8 @@ def verify(
     """Compare Redis, ledger, prices, rates and stored images; exit 1 with what differs or cannot be proved."""
     since_us = 0 if since is None else unix_us_at(_moment(since))
 
+    looked_at: Counter[str] = Counter(dict.fromkeys(LOOKED_AT, 0))
+
     async def work() -> list[Difference]:
         async with back() as opened, open_store(opened.settings) as opened_store:
             wallet = opened.wallet()
@@ -58,12 +61,14 @@ def verify(
             only = None if org is None else await opened.ledger.org(org)
             scope = Scope(only, since_us, not no_images)
             presence, exists = Presence(opened.redis), _Exists(opened_store.store)
-            with _progress() as tell:
+            with _progress(looked_at) as tell:
                 return await verify_books(opened.ledger, wallet, presence, exists, scope, tell)
 
     differences = [asdict(difference) for difference in run(work())]
-    if as_json or not differences:
+    if as_json:
         say({"ok": not differences, "differences": differences}, as_json)
+    elif not differences:
+        say({"ok": True, **looked_at}, as_json)
     else:
         say(differences, as_json)
     if differences:
@@ -84,8 +89,8 @@ class _Exists:
 
 
 @contextmanager
-def _progress() -> Iterator[Tell]:
-    """What was looked at so far, for a person who waits; nothing where nobody does."""
+def _progress(looked_at: Counter[str]) -> Iterator[Tell]:
+    """Counts what was looked at, and shows it to a person who waits."""
     columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
@@ -98,6 +103,7 @@ def _progress() -> Iterator[Tell]:
                 expected += count
                 progress.update(tasks["orders"], total=expected or None)
             else:
+                looked_at[what] += count
                 progress.advance(tasks[what], count)
 
         yield tell

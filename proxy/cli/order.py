@@ -6,11 +6,12 @@ import typer
 
 from metering.money import AmountError, parse_mxn
 from metering.orders import Orders
-from proxy.cli.output import AsJson, back, misuse, run, say
+from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.running import As, back, run
 from proxy.orders import order_fields, refund_fields
 from proxy.storage.opening import public_url_of
 
-app = typer.Typer(help="Orders: what became of one, and its refunds.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 OrderId = Annotated[str, typer.Argument(metavar="ID", help="req_ and 32 hex digits, or the same as a UUID.")]
 
@@ -32,6 +33,7 @@ def refund(
     order: OrderId,
     reason: Annotated[str, typer.Option(help="Why, for the audit log and for finance.")],
     mxn: Annotated[str | None, typer.Option(help="A part, such as 0.42; all that is left without.")] = None,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Give back what an order was charged. All its refunds together are at most that."""
@@ -41,7 +43,7 @@ def refund(
         misuse(f"--mxn: {error}")
 
     async def work() -> dict[str, Any]:
-        async with back() as opened:
+        async with back(who) as opened:
             given = await opened.accounts.refund(order, reason.strip(), micro_mxn)
             return refund_fields(given, await opened.ledger.order(given.order_id))
 

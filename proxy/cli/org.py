@@ -1,64 +1,128 @@
-"""`ghub org`: organisations and their limits."""
+"""`ghub org`: organisations, their plans, limits and states."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from metering.limits import NONE, told
+from metering.accounts import Accounts
+from metering.limits import NONE
 from metering.pages import pages
 from metering.ports import Org
+from proxy.back import Back
 from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
-from proxy.cli.output import AsJson, OrgRef, back, run, say
+from proxy.cli.output import AsJson, OrgRef, say
+from proxy.cli.running import As, back, run
+from proxy.rows import org_fields
 
-app = typer.Typer(help="Organisations and their limits.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
+
+NewName = Annotated[str, typer.Argument(metavar="NAME", help="Unique; letters, digits, spaces, or . _ @ -")]
 
 
-def _row(org: Org) -> dict[str, Any]:
-    return {
-        "org": org.org_id,
-        "name": org.name,
-        "plan": org.plan,
-        **told(org.limits.values()),
-        "created_at": org.created_at,
-    }
+def _rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For a person: of each limit what holds, and whose it is."""
+    return [
+        {name: cell for name, cell in row.items() if name != "effective"}
+        | {name: f"{one['limit']} ({one['of']})" for name, one in row["effective"].items()}
+        for row in found
+    ]
+
+
+def _say(found: dict[str, Any], as_json: bool) -> None:
+    say(found if as_json else _rows([found])[0], as_json)
+
+
+async def _fields(opened: Back, org: Org) -> dict[str, Any]:
+    """The plans that a gateway has registered hold; before the first one starts, those of the file."""
+    return org_fields(org, await opened.ledger.plans() or opened.plans)
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Unique; letters, digits, spaces, or . _ @ -")],
+    name: NewName,
     plan: Annotated[str, typer.Option(help="A plan of config/plans.toml.")] = "default",
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Open an organisation at 0.00 MXN."""
 
     async def work() -> Org:
-        async with back() as opened:
+        async with back(who) as opened:
             return await opened.accounts.create_org(name, plan)
 
-    org = run(work())
+    org = run(work(), "name")
     say({"org": org.org_id, "name": org.name}, as_json)
 
 
 @app.command()
 def show(ref: OrgRef, as_json: AsJson = False) -> None:
-    """One organisation; a limit without a number is its plan's."""
+    """One organisation, its state, and the limits that hold of it: its own, or its plan's."""
 
-    async def work() -> Org:
+    async def work() -> dict[str, Any]:
         async with back() as opened:
-            return await opened.ledger.org(ref)
+            return await _fields(opened, await opened.ledger.org(ref))
 
-    say(_row(run(work())), as_json)
+    _say(run(work()), as_json)
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """All organisations."""
 
-    async def work() -> list[Org]:
+    async def work() -> list[dict[str, Any]]:
         async with back() as opened:
-            return [org async for page in pages(opened.ledger.orgs) for org in page]
+            return [await _fields(opened, org) async for page in pages(opened.ledger.orgs) for org in page]
 
-    say([_row(org) for org in run(work())], as_json)
+    found = run(work())
+    say(found if as_json else _rows(found), as_json)
+
+
+Change = Callable[[Accounts], Awaitable[Org]]
+
+
+def _change(who: str | None, change: Change, as_json: bool, *arguments: str) -> None:
+    """Do it, and say how the organisation is now."""
+
+    async def work() -> dict[str, Any]:
+        async with back(who) as opened:
+            return await _fields(opened, await change(opened.accounts))
+
+    _say(run(work(), *arguments), as_json)
+
+
+@app.command()
+def suspend(
+    ref: OrgRef,
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
+    who: As = None,
+    as_json: AsJson = False,
+) -> None:
+    """Refuse the orders of all its keys within seconds. What is being made is delivered, and reads go on."""
+    _change(who, lambda accounts: accounts.suspend_org(ref, reason.strip()), as_json)
+
+
+@app.command()
+def resume(ref: OrgRef, who: As = None, as_json: AsJson = False) -> None:
+    """Take its orders again."""
+    _change(who, lambda accounts: accounts.resume_org(ref), as_json)
+
+
+@app.command()
+def rename(ref: OrgRef, name: NewName, who: As = None, as_json: AsJson = False) -> None:
+    """Call it otherwise. Its id, its keys and its images' addresses stay."""
+    _change(who, lambda accounts: accounts.rename_org(ref, name), as_json, "name")
+
+
+@app.command()
+def plan(
+    ref: OrgRef,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="A plan of config/plans.toml.")],
+    who: As = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give it another plan. Its own limits stay above the plan's."""
+    _change(who, lambda accounts: accounts.set_plan(ref, plan), as_json, "plan")
 
 
 @app.command()
@@ -70,6 +134,7 @@ def limits(
     images_per_day: OrgQuota = None,
     images_per_month: OrgQuota = None,
     mxn_per_month: OrgBudget = None,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Set an organisation's own limits, above its plan's; they hold from the next request on."""
@@ -85,8 +150,4 @@ def limits(
         words={"plan": None, "none": NONE},
     )
 
-    async def work() -> Org:
-        async with back() as opened:
-            return await opened.accounts.set_limits(ref, changes)
-
-    say(_row(run(work())), as_json)
+    _change(who, lambda accounts: accounts.set_limits(ref, changes), as_json)

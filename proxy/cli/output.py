@@ -1,83 +1,23 @@
-"""How commands run and report: text for people, one JSON value with --json, a sentence and exit 1 for a failure."""
+"""What commands say: text for people, one JSON value with --json, a sentence for a failure."""
 
-import asyncio
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TextIO
 
 import orjson
 import typer
-import uvloop
-from redis.exceptions import RedisError
-
-from config.catalogue import CatalogueError
-from config.logs import set_up_logs
-from config.settings import SettingsError, read_settings
-from metering.background import BeyondHelp
-from metering.frames import JournalError
-from metering.orders import CannotKnow
-from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
-from metering.wallet.connection import WalletAway
-from metering.wallet.pressure import WrongPolicy
-from proxy.ports import StoreFailed, StoreMisconfigured
-from proxy.server import PortTaken
-from proxy.wiring import Back, open_back
-
-T = TypeVar("T")
 
 Row = Mapping[str, Any]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's UUID or its name.")]
 
-_SENTENCES: dict[type[Exception], str] = {
-    WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
-    RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
-    StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL ({error}).",
-    LedgerAway: "the ledger does not answer: check GHUB_LEDGER_URL.",
-}
 _LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
-_OWN_WORDS = (
-    BeyondHelp,
-    CannotKnow,
-    CatalogueError,
-    JournalError,
-    LedgerError,
-    LedgerMisconfigured,
-    PortTaken,
-    SettingsError,
-    StoreMisconfigured,
-    WrongPolicy,
-)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command; what is known to go wrong is one sentence on standard error and exit code 1."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work)
-    except Exception as error:
-        if (sentence := _sentence_of(error)) is None:
-            raise
-        fail(sentence)
-
-
-def _sentence_of(error: Exception) -> str | None:
-    """Of a group it is the first one's, and only where all in it are known; None for what nobody foresaw."""
-    if isinstance(error, ExceptionGroup):
-        sentences = [_sentence_of(one) for one in error.exceptions]
-        return sentences[0] if all(sentences) else None
-    if isinstance(error, WrongField):
-        return f"--{error.field.replace('_', '-')}: {error.why}"
-    if isinstance(error, _OWN_WORDS):
-        return str(error)
-    return next((text.format(error=error) for kind, text in _SENTENCES.items() if isinstance(error, kind)), None)
 
 
 def fail(sentence: str) -> NoReturn:
@@ -101,26 +41,25 @@ def length_of_time(option: str, text: str) -> timedelta:
     return timedelta(**{unit: int(parsed[1])})
 
 
-@asynccontextmanager
-async def back() -> AsyncIterator[Back]:
-    """Ledger and Redis from the environment, the ledger's schema checked; logs go to standard error."""
-    settings = read_settings()
-    set_up_logs("warning", sys.stderr)
-    async with open_back(settings) as opened:
-        await opened.ledger.check_schema()
-        yield opened
-
-
 def say(value: Row | Sequence[Row], as_json: bool) -> None:
     """Report: a mapping as a block of names and values, a list of mappings as a table. No value is ever cut."""
     if as_json:
         sys.stdout.write(orjson.dumps(value).decode() + "\n")
         return
     if isinstance(value, Mapping):
-        sys.stdout.writelines(f"{line}\n" for line in block(value, _width()))
+        sys.stdout.writelines(f"{line}\n" for line in block(value, _width(sys.stdout)))
         return
     rows = [{name: _text(cell) for name, cell in row.items()} for row in value]
-    sys.stdout.writelines(f"{line}\n" for line in _table(rows, _width()))
+    sys.stdout.writelines(f"{line}\n" for line in _table(rows, _width(sys.stdout)))
+
+
+def say_secret(secret: str, name: str, more: Row, as_json: bool) -> None:
+    """What is shown once, alone on standard output, so that `X=$(ghub …)` has it; the rest goes to standard error."""
+    if as_json:
+        say({**more, name: secret}, as_json)
+        return
+    sys.stdout.write(f"{secret}\n")
+    sys.stderr.writelines(f"{line}\n" for line in block(more, _width(sys.stderr)))
 
 
 def _table(rows: Sequence[Mapping[str, str]], width: int | None) -> Iterator[str]:
@@ -169,11 +108,11 @@ def _folded(text: str, width: int | None) -> list[str]:
     return textwrap.wrap(text, max(width, 20), break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _width() -> int | None:
+def _width(stream: TextIO) -> int | None:
     """Of the terminal. A pipe has none, unless COLUMNS says one: what is read by a program is not folded."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+    if "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
-    return None
+    return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def _text(cell: Any) -> str:

@@ -1,34 +1,112 @@
-"""The command `ghub`."""
+"""The command `ghub`: a table of what there is. A command is loaded when it is asked for, so that all start fast."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command, get_group
 
-from proxy.cli import credit, demo, event, fx, journal, key, ledger, order, org, serve, storage, token, usage, wallet
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a command is: a function of a module of this folder, or its `app`, which has commands of its own."""
+
+    module: str
+    name: str
+    help: str
+
+    def load(self) -> Any:
+        """As the parser wants it."""
+        found = getattr(import_module(f"proxy.cli.{self.module}"), self.name)
+        if isinstance(found, typer.Typer):
+            group = get_group(found)
+            group.help = self.help
+            return group
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        alone.command()(found)
+        return get_command(alone)
+
+
+ENTRIES = {
+    "demo": Entry("demo", "demo", "The whole system on this machine, until Ctrl-C."),
+    "serve": Entry("serve", "serve", "The gateway, until SIGTERM."),
+    "consume": Entry("serve", "consume", "The billing consumer, until SIGTERM."),
+    "simulate": Entry("serve", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."),
+    "migrate": Entry("ledger", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
+    "verify": Entry(
+        "ledger", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."
+    ),
+    "balance": Entry("credit", "balance", "What an organisation can spend."),
+    "org": Entry("org", "app", "Organisations, their plans, limits and states."),
+    "key": Entry("key", "app", "API keys. A key is shown once, when it is created."),
+    "credit": Entry("credit", "app", "Prepaid credit."),
+    "order": Entry("order", "app", "Orders: what became of one, and its refunds."),
+    "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
+    "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),
+    "usage": Entry("usage", "app", "Charged orders of a month."),
+    "audit": Entry("told", "audit", "Who did what, and when: the latest first."),
+    "notices": Entry("told", "notices", "What organisations were told: quotas nearly used, low balances."),
+    "storage": Entry("storage", "app", "The store for images."),
+    "journal": Entry("journal", "app", "Journals of gateways."),
+    "token": Entry("token", "app", "Tokens for /admin/v1, by GHUB_JWT_SECRET."),
+    "wallet": Entry("wallet", "app", "Wallets in Redis."),
+}
+
+
+class _Later(TyperGroup):
+    """Knows of its commands what its help tells, and loads the one that is run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else ENTRIES[name].load(), rest
+
 
 app = typer.Typer(
     name="ghub",
+    cls=_Later,
     help="GeekHub's image gateway. Every command reads its settings from GHUB_… variables.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("demo")(demo.demo)
-app.command("serve")(serve.serve)
-app.command("consume")(serve.consume)
-app.command("simulate")(serve.simulate)
-app.command("migrate")(ledger.migrate)
-app.command("verify")(ledger.verify)
-app.command("balance")(credit.balance)
-app.add_typer(org.app, name="org")
-app.add_typer(key.app, name="key")
-app.add_typer(credit.app, name="credit")
-app.add_typer(order.app, name="order")
-app.add_typer(event.app, name="event")
-app.add_typer(fx.app, name="fx")
-app.add_typer(usage.app, name="usage")
-app.add_typer(storage.app, name="storage")
-app.add_typer(journal.app, name="journal")
-app.add_typer(token.app, name="token")
-app.add_typer(wallet.app, name="wallet")
+
+
+def _loaded_later() -> None:
+    raise AssertionError("its module's own function is run")
+
+
+for _name, _entry in ENTRIES.items():
+    app.command(_name, help=_entry.help)(_loaded_later)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"ghub {version('geekhub-gateway')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    said: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it: (`org`, `create`). Loads them all."""
+    for name, entry in ENTRIES.items():
+        loaded = entry.load()
+        if isinstance(loaded, TyperGroup):
+            yield from (((name, word), command) for word, command in loaded.commands.items())
+        else:
+            yield (name,), loaded
 
 
 def main() -> None:

@@ -10,12 +10,23 @@ import structlog
 import typer
 
 from config.logs import set_up_logs
-from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, Settings, graceful_stop_s, read_settings
+from config.settings import (
+    CONSUMER_METRICS_PORT,
+    EXIT_MARGIN_S,
+    GATEWAY_METRICS_PORT,
+    PROJECTION_POLL_S,
+    Settings,
+    graceful_stop_s,
+    read_settings,
+    unknown_names,
+)
 from metering.background import Background, Part
-from proxy.cli.output import fail, run
+from proxy.back import open_back
+from proxy.cli.output import fail
+from proxy.cli.running import run
 from proxy.health import Condition, Conditions, metrics_app, running, when
 from proxy.server import PortTaken, bind, serve_http, stop_on_signals
-from proxy.wiring import open_back, open_gateway
+from proxy.wiring import open_gateway
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +37,11 @@ def serve(as_json: LogsAreJson = True) -> None:
     """The gateway. SIGTERM lets every request and every generation finish."""
 
     async def work() -> None:
-        settings = read_settings()
-        set_up_logs(settings.log_level, sys.stdout)
+        settings = _settings()
         stop = stop_on_signals()
         listener = bind("GHUB_PORT", settings.host, settings.port)
-        probe = _bind_metrics(settings)  # before anything is opened that a start which fails would leave open
+        # Before anything is opened that a start which fails would leave open.
+        probe = _bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
@@ -43,19 +54,28 @@ def serve(as_json: LogsAreJson = True) -> None:
     run(work())
 
 
-def _bind_metrics(settings: Settings) -> socket.socket | None:
+def _settings() -> Settings:
+    """Read, the log set up by them, and what is no setting named there. Raises SettingsError."""
+    settings = read_settings()
+    set_up_logs(settings.log_level, sys.stdout)
+    for name, nearest in unknown_names(os.environ):
+        log.warning("no_such_setting", name=name, did_you_mean=nearest)
+    return settings
+
+
+def _bind_metrics(settings: Settings, usual_port: int) -> socket.socket | None:
     """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
-    return bind("GHUB_METRICS_PORT", settings.host, settings.metrics_port) if settings.metrics_port else None
+    port = usual_port if settings.metrics_port is None else settings.metrics_port
+    return bind("GHUB_METRICS_PORT", settings.host, port) if port else None
 
 
 def consume(as_json: LogsAreJson = True) -> None:
     """The billing consumer: metering events into the ledger. SIGTERM lets the batch under way finish."""
 
     async def work() -> None:
-        settings = read_settings()
-        set_up_logs(settings.log_level, sys.stdout)
+        settings = _settings()
         stop = stop_on_signals()
-        probe = _bind_metrics(settings)
+        probe = _bind_metrics(settings, CONSUMER_METRICS_PORT)
         async with open_back(settings) as back, asyncio.TaskGroup() as tasks:
             await back.ledger.check_schema()
             consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector

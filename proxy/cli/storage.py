@@ -11,12 +11,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from config.settings import SWEEP_AGE_S, SWEEP_SHORTEST_AGE_S
 from metering.clock import utc_now
+from metering.ports import Act
 from metering.wallet.presence import Presence
-from proxy.cli.output import AsJson, back, run, say
+from proxy.cli.output import AsJson, say
+from proxy.cli.running import As, back, run
 from proxy.storage.opening import open_store
 from proxy.sweep import Finding, Found, Sweep
 
-app = typer.Typer(help="The store for images.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 MOST_LISTED = 100
 """Orphans that are named one by one; all are counted."""
@@ -86,13 +88,14 @@ def sweep_(
         bool, typer.Option("--delete", help="Delete the orphans; without it nothing is touched.")
     ] = False,
     older_than: Age = SWEEP_AGE_S / 3600,
+    who: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Find objects that no customer was given, and never will be. A dry run, unless --delete."""
 
     async def work() -> dict[str, Any]:
         report = Report(delete)
-        async with back() as opened, open_store(opened.settings) as opened_store:
+        async with back(who) as opened, open_store(opened.settings) as opened_store:
             wallet = opened.wallet()
             assert opened.redis is not None, "a wallet has one"
             age = timedelta(hours=older_than)
@@ -103,6 +106,9 @@ def sweep_(
                 async for found in swept.run(delete=delete):
                     report.add(found)
                     progress.update(bar, advance=1, orphans=report.orphans)
+            if delete:
+                act = Act(opened.actor, "storage.sweep", "store", details={"orphans": report.orphans})
+                await opened.ledger.note(act, utc_now())
         return report.summary()
 
     report = run(work())

@@ -1,20 +1,19 @@
 """`ghub token`: tokens of administrators."""
 
 from datetime import timedelta
-from getpass import getuser
 from typing import Annotated
 
 import typer
 
-from config.settings import SettingsError, read_settings
+from config.settings import SettingsError, operator, read_settings
 from metering.clock import utc_now
-from proxy.cli.output import AsJson, fail, length_of_time, misuse, say
+from proxy.cli.output import AsJson, fail, length_of_time, misuse, say_secret
 from proxy.tokens import SUBJECT, Issuer, Role, mint
 
 LONGEST = timedelta(days=30)
 """A token cannot be taken back but by another secret."""
 
-app = typer.Typer(help="Tokens for /admin/v1, by GHUB_JWT_SECRET.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
@@ -30,16 +29,16 @@ def create(
     life = length_of_time("--ttl", ttl)
     if not timedelta(0) < life <= LONGEST:
         misuse(f"--ttl: {ttl} is not from 1m to {LONGEST.days}d")
-    who = subject if subject is not None else getuser()
-    if not SUBJECT.fullmatch(who):
-        misuse(f"--subject: {who!r} must be 1 to 128 visible ASCII characters")
     try:
         settings = read_settings()
     except SettingsError as error:
         fail(str(error))
+    who = subject if subject is not None else operator(settings)
+    if not SUBJECT.fullmatch(who):
+        misuse(f"--subject: {who!r} must be 1 to 128 visible ASCII characters")
     if settings.jwt_secret is None:
         fail("GHUB_JWT_SECRET is not set; with GHUB_JWKS_URL, tokens come from its issuer")
     now = utc_now()
     issuer = Issuer(settings.jwt_audience, settings.jwt_issuer)
     token = mint(settings.jwt_secret.get_secret_value(), issuer, who, role, now, life)
-    say({"token": token, "expires_at": (now + life).isoformat(timespec="seconds")}, as_json)
+    say_secret(token, "token", {"expires_at": (now + life).isoformat(timespec="seconds")}, as_json)

@@ -1,18 +1,20 @@
 """`ghub usage`: what finance takes away."""
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from metering.clock import is_month
-from metering.export import Written, write_csv
+from metering.clock import is_month, period_at, unix_us_at, utc_now
+from metering.export import Written, write_csv, write_rows
 from metering.money import format_mxn
 from metering.unbooked import doubts
-from proxy.cli.output import AsJson, back, misuse, run, say
+from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.running import back, run
 
-app = typer.Typer(help="Charged orders of a month.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 NOT_EVERYTHING = 3
 """The exit code of what was done as far as everything is known."""
@@ -20,18 +22,20 @@ NOT_EVERYTHING = 3
 
 @app.command()
 def export(
-    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="A month in Mexico City.")],
-    out: Annotated[Path, typer.Option(help="The file to write.", dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="The file to write; - for standard output.", dir_okay=False)],
+    month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="In Mexico City; this one without.")] = None,
     file_format: Annotated[str, typer.Option("--format", help="csv")] = "csv",
     ref: Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation only.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the charged orders of a month, and the refunds given in it; exit 3 where not everything is known yet."""
+    month = period_at(unix_us_at(utc_now())).month if month is None else month
     if not is_month(month):
         misuse(f"--month: {month!r} is not a month, such as 2026-11")
     if file_format != "csv":
         misuse(f"--format: {file_format!r} is not offered; there is: csv")
-    if not out.parent.is_dir():
+    aside = str(out) == "-"
+    if not aside and not out.parent.is_dir():
         misuse(f"--out: there is no folder {str(out.parent)!r}")
 
     async def work() -> tuple[Written, list[str]]:
@@ -40,7 +44,12 @@ def export(
             org_id = (await ledger.org(ref)).org_id if ref else None
             why = await doubts(ledger, opened.redis, month, org_id)
             events, refunds = ledger.events(org_id=org_id, month=month), ledger.refunds(month, org_id=org_id)
-            return await write_csv(events, refunds, out), why
+            if aside:
+                return await write_rows(events, refunds, sys.stdout), why
+            try:
+                return await write_csv(events, refunds, out), why
+            except OSError as error:
+                fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
 
     written, why = run(work())
     report = {
@@ -52,7 +61,10 @@ def export(
         "amount_mxn": format_mxn(written.amount_micro_mxn),
         "complete": not why,
     }
-    say(report | {"why": why} if as_json else report, as_json)
+    with redirect_stdout(sys.stderr) if aside else nullcontext():
+        say(report | {"why": why} if as_json else report, as_json)
+    if not written.rows:
+        sys.stderr.write(f"ghub: warning: nothing was charged or refunded in {month}: the export has no rows\n")
     for sentence in why:
         sys.stderr.write(f"ghub: {sentence}\n")
     if why:

@@ -48,7 +48,10 @@ SCENARIOS = {
     "fal/flux-1.1-pro": CHECKED,
     "fal/flux-1.1-pro-ultra": CHECKED,
     "fal/recraft-v3": {"svg_with_script": "The picture is an SVG with a script in it. Billed.", **EVERY},
+    "fal/recraft-v4.1": EVERY,
+    "fal/recraft-v4.1-pro": EVERY,
     "fal/ideogram-v2": EVERY,
+    "fal/ideogram-v4": CHECKED,
     "fal/sd-3.5-large": CHECKED,
 }
 # Errors of a model's own, which come as an array whatever their status.
@@ -535,6 +538,32 @@ def ideogram(given: dict[str, Any]) -> Order:
     return Order(prompt, 1, width, height, "png", seed_of(given), flag(given, "sync_mode", False))
 
 
+def recraft_v4(given: dict[str, Any]) -> Order:
+    """recraft/v4.1/text-to-image, and its pro: one WebP, without styles."""
+    prompt = needed_prompt(given)
+    listed(given, "colors")
+    flag(given, "enable_safety_checker", True)
+    return Order(prompt, 1, *image_size(given, 256, 4096), image_format="webp")
+
+
+def ideogram_v4(given: dict[str, Any]) -> Order:
+    """ideogram/v4: by width and height, at a speed that decides its price."""
+    prompt = needed_prompt(given)
+    width, height = image_size(given, 256, 2048)
+    one_of(given, "rendering_speed", ("BALANCED", "TURBO", "QUALITY"))
+    optional_string(given, "expansion_model")
+    return Order(
+        prompt=prompt,
+        count=whole(given, "num_images", 1, 4, 1),
+        width=width,
+        height=height,
+        image_format=one_of(given, "output_format", ("jpeg", "png")),
+        seed=seed_of(given),
+        inline=flag(given, "sync_mode", False),
+        checked=flag(given, "enable_safety_checker", True),
+    )
+
+
 def stable_diffusion(given: dict[str, Any]) -> Order:
     """stable-diffusion-v35-large."""
     prompt = needed_prompt(given)
@@ -644,6 +673,11 @@ ENDPOINTS = {
     "fal-ai/flux-pro/v1.1": Endpoint("fal/flux-1.1-pro", flux_pro),
     "fal-ai/flux-pro/v1.1-ultra": Endpoint("fal/flux-1.1-pro-ultra", flux_pro_ultra),
     "fal-ai/recraft/v3/text-to-image": Endpoint("fal/recraft-v3", recraft, tells_all=False, tells_seed=False),
+    "fal-ai/recraft/v4.1/text-to-image": Endpoint("fal/recraft-v4.1", recraft_v4, tells_all=False, tells_seed=False),
+    "fal-ai/recraft/v4.1/pro/text-to-image": Endpoint(
+        "fal/recraft-v4.1-pro", recraft_v4, tells_all=False, tells_seed=False
+    ),
+    "ideogram/v4": Endpoint("fal/ideogram-v4", ideogram_v4),
     "fal-ai/ideogram/v2": Endpoint("fal/ideogram-v2", ideogram, tells_all=False),
     "fal-ai/stable-diffusion-v35-large": Endpoint("fal/sd-3.5-large", stable_diffusion),
 }

@@ -3,7 +3,7 @@
 import math
 import random
 
-# Seconds, (P50, P95). grok-imagine-image has none of its own: its predecessor's.
+# Seconds, (P50, P95). Successors without figures of their own have their predecessor's.
 PUBLISHED_S = {
     "openai/gpt-image-1": (15.0, 45.0),
     "openai/dall-e-3": (8.0, 20.0),
@@ -13,7 +13,10 @@ PUBLISHED_S = {
     "fal/flux-1.1-pro": (7.0, 25.0),
     "fal/flux-1.1-pro-ultra": (12.0, 40.0),
     "fal/recraft-v3": (8.0, 28.0),
+    "fal/recraft-v4.1": (8.0, 28.0),
+    "fal/recraft-v4.1-pro": (8.0, 28.0),
     "fal/ideogram-v2": (12.0, 35.0),
+    "fal/ideogram-v4": (12.0, 35.0),
     "fal/sd-3.5-large": (10.0, 30.0),
 }
 Z95 = 1.6449  # the standard normal's 95th percentile

@@ -33,8 +33,8 @@ from metering.money import parse_mxn
 from metering.pricing import Rate
 from metering.salvage import read_orders
 from metering.wallet import keys
+from proxy.back import Back, open_back
 from proxy.cli.demo import simulated_upstreams
-from proxy.wiring import Back, open_back
 from tests.chaos.ghub import prepare
 from tests.conftest import LOOPBACK, ValkeyServer
 from tests.e2e.kit import FLUX, GPT

@@ -164,6 +164,25 @@ def test_the_readme_snippet_prints_a_url_that_loads(shared: Demo) -> None:
         assert image.size == (1024, 1024)
 
 
+def test_every_model_that_is_listed_makes_an_image(shared: Demo) -> None:
+    """What a newcomer is offered works: nothing in the list is a 404, or a provider's failure."""
+    facts = shared.facts
+    with httpx2.Client(base_url=facts["base_url"], headers=bearer(facts["api_key"]), **LOOPBACK, timeout=60) as client:
+        listed = [model["id"] for model in client.get("/models").json()["data"]]
+        made = {name: client.post("/images/generations", json={"model": name, "prompt": "un faro"}) for name in listed}
+        assert {name: reply.status_code for name, reply in made.items()} == dict.fromkeys(listed, 200)
+        assert len(listed) >= 12
+        for reply in made.values():
+            assert client.get(reply.json()["data"][0]["url"]).headers["content-type"].startswith("image/")
+
+
+def test_the_metrics_of_gateway_and_consumer_are_there(shared: Demo) -> None:
+    """Each on a free port of its own, which demo.json names."""
+    addresses = [shared.facts["metrics_url"], shared.facts["consumer_metrics_url"]]
+    assert len(set(addresses)) == 2
+    assert all("ghub_" in httpx2.get(address, **LOOPBACK).text for address in addresses)
+
+
 def test_the_env_file_makes_other_commands_work(shared: Demo) -> None:
     """`. DIR/env`, then `ghub`: balance, verify, and what demo.json promises."""
     assert set(shared.facts) == {
@@ -171,6 +190,8 @@ def test_the_env_file_makes_other_commands_work(shared: Demo) -> None:
         "api_key",
         "org",
         "admin_token",
+        "metrics_url",
+        "consumer_metrics_url",
         "redis_url",
         "ledger_url",
         "simulator_url",

@@ -18,8 +18,8 @@ from bench.memory import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.app import STORAGE_PATH
+from proxy.back import BACKGROUND_CONNECTIONS, Back
 from proxy.outcomes import Outcome
-from proxy.wiring import BACKGROUND_CONNECTIONS, Back
 from tests.conftest import LOOPBACK, run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until

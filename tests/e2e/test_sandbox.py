@@ -19,9 +19,9 @@ from config.catalogue import read_catalogue
 from metering.accounts import IssuedKey
 from metering.clock import utc_now
 from metering.wallet.keys import OrgKeys
+from proxy.back import Back
 from proxy.ports import Order
 from proxy.providers.sandbox import draw
-from proxy.wiring import Back
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until

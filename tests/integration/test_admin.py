@@ -70,7 +70,7 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
     async with open_books(redis_url, ledger_url, now_us=0) as books:
 
         def accounts_of(actor: str, once: Once | None) -> Accounts:
-            return Accounts(books.ledger, books.projector, PLANS, MODELS, actor, once)
+            return Accounts(books.ledger, books.projector, [*PLANS, "big"], MODELS, actor, once)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
         orders = Orders(books.ledger, books.redis)
@@ -101,6 +101,10 @@ def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
 
 WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
     ("org.create", "POST", "/orgs", {"name": "new"}, 201),
+    ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}, 200),
+    ("org.resume", "POST", "/orgs/acme/resume", None, 200),
+    ("org.rename", "POST", "/orgs/acme/rename", {"name": "acme 2"}, 200),
+    ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}, 200),
     ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "mxn_per_month": "500.00"}, 200),
     ("key.create", "POST", "/orgs/acme/keys", {"name": "web", "models": ["fal/flux-1.1-pro"]}, 201),
     ("key.limits", "PATCH", "/keys/KEY/limits", {"in_flight": 2, "images_per_day": None}, 200),
@@ -132,6 +136,8 @@ def test_a_write_that_comes_again_is_done_once(
         async with open_desk(redis_url, ledger_url) as desk:
             org = await desk.books.accounts.create_org("acme", "default")
             issued = await desk.books.accounts.create_key("acme", "first")
+            if action == "org.resume":
+                await desk.books.accounts.suspend_org("acme")
             before = len(await desk.audit(action))
             where = path.replace("KEY", issued.key_id)
             if "ORDER" in path:
@@ -185,6 +191,9 @@ def test_what_changed_nothing_is_no_row_of_the_audit_log(redis_url: str, ledger_
             await desk.books.accounts.create_org("acme", "default")
             issued = await desk.books.accounts.create_key("acme", "web")
             for action, method, path, body in (
+                ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}),
+                ("org.resume", "POST", "/orgs/acme/resume", None),
+                ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}),
                 ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "in_flight": None}),
                 ("key.limits", "PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "5.00"}),
                 ("key.revoke", "POST", f"/keys/{issued.key_id}/revoke", None),

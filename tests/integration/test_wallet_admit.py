@@ -44,6 +44,11 @@ async def revoked(books: Books, caller: Caller) -> Quote:
     return pinned()
 
 
+async def suspended(books: Books, caller: Caller) -> Quote:
+    await books.accounts.suspend_org(caller.org_id, "chargeback")
+    return pinned()
+
+
 async def too_poor(books: Books, caller: Caller) -> Quote:
     return pinned(8, unit=10**12)
 
@@ -87,6 +92,7 @@ async def more_images_than_the_limit(books: Books, caller: Caller) -> Quote:
 
 DENIALS = [
     (Verdict.REVOKED, revoked),
+    (Verdict.SUSPENDED, suspended),
     (Verdict.BALANCE, too_poor),
     (Verdict.OTHER_PERIOD, other_day),
     (Verdict.OTHER_PERIOD, day_to_come),
@@ -280,9 +286,9 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                 ),
                 "project_v4": (
                     [names.mark, names.wallet, names.open, names.fence],
-                    [caller.org_id, 999, 999, 1, "follow", 0, 0, "who", 0, 0, 0, day.day, day.month]
+                    [caller.org_id, 999, 999, 1, "follow", 0, 0, "who", 0, 0, 0, day.day, day.month, 0]
                     + [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0],
-                    range(1, 23),
+                    range(1, 24),
                 ),
             }
             before = dump(redis_url)
@@ -303,7 +309,7 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
                 for attempt in wrong:
                     if name == "admit_v3" and attempt[17] == "-1":
                         continue  # no SDK counts its tries
-                    if name == "project_v4" and (attempt[3] == "-1" or "" in attempt[13:19]):
+                    if name == "project_v4" and (attempt[3] == "-1" or "" in attempt[14:20]):
                         continue  # credits may be negative, and a limit may be absent
                     with pytest.raises(ResponseError):
                         await script(keys=script_keys, args=attempt)

@@ -14,3 +14,7 @@ ALTER TABLE api_keys ADD COLUMN replaces bytewise REFERENCES api_keys (id);
 
 -- The few that browsers may use are looked for every few seconds, among all that there are.
 CREATE INDEX api_keys_with_origins ON api_keys (origins) WHERE origins <> '';
+
+-- Organisations that are suspended: their orders are refused, and what they may read they still may.
+
+ALTER TABLE organizations ADD COLUMN suspended_at bytewise;

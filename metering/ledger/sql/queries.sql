@@ -8,21 +8,24 @@ INSERT INTO organizations (id, name, plan, created_at) VALUES (:org_id, :name, :
 
 -- name: org
 SELECT
-    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
-    micro_mxn_per_month
+    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
+    images_per_month, micro_mxn_per_month
 FROM organizations WHERE id = :ref OR name = :ref;
 
 -- name: orgs
 SELECT
-    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
-    micro_mxn_per_month
+    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
+    images_per_month, micro_mxn_per_month
 FROM organizations WHERE (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
 
 -- name: orgs_of
 SELECT
-    id, name, plan, created_at, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month,
-    micro_mxn_per_month
+    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
+    images_per_month, micro_mxn_per_month
 FROM organizations WHERE id IN (:ids) ORDER BY created_at, id;
+
+-- name: set_org
+UPDATE organizations SET name = :name, plan = :plan, suspended_at = :suspended_at WHERE id = :org_id;
 
 -- name: set_limits
 UPDATE organizations SET
@@ -114,7 +117,9 @@ INSERT INTO audit (at, actor, action, org_id, target, details) VALUES (:at, :act
 
 -- name: audits
 SELECT id, at, actor, action, org_id, target, details FROM audit
-WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND id < :before ORDER BY id DESC LIMIT :page;
+WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:actor AS TEXT) IS NULL OR actor = :actor)
+    AND (CAST(:action AS TEXT) IS NULL OR action = :action) AND id < :before
+ORDER BY id DESC LIMIT :page;
 
 -- name: written
 SELECT fingerprint, target FROM writes WHERE actor = :actor AND key = :key;
@@ -148,8 +153,10 @@ VALUES (:org_id, :key_id, :what, :percent, :period, :limit, :used, :at) ON CONFL
 
 -- name: notices
 SELECT org_id, key_id, what, percent, period, limited_to, used, at FROM notices
-WHERE org_id = :org_id AND (at, what, percent, key_id, period) < (:before, :what, :percent, :key_id, :period)
-ORDER BY at DESC, what DESC, percent DESC, key_id DESC, period DESC LIMIT :page;
+WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+    AND (CAST(:kind AS TEXT) IS NULL OR what = :kind)
+    AND (at, what, percent, key_id, period, org_id) < (:before, :what, :percent, :key_id, :period, :last_org_id)
+ORDER BY at DESC, what DESC, percent DESC, key_id DESC, period DESC, org_id DESC LIMIT :page;
 
 -- name: change
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);

@@ -1,0 +1,102 @@
+"""`ghub audit` and `ghub notices`: who did what, and what organisations were told, page by page."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from metering.events import Notice
+from metering.ports import LAST, Audit
+from proxy.back import Back
+from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.running import back, run
+from proxy.rows import (
+    BadCursor,
+    after_notice,
+    audit_cursor,
+    audit_fields,
+    before_audit,
+    cursor_of,
+    notice_cursor,
+    notice_fields,
+)
+
+T = TypeVar("T", Audit, Notice)
+
+Of = Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation alone, by its UUID or name.")]
+Rows = Annotated[int, typer.Option("--limit", min=1, max=10_000, help="Rows of a page.")]
+Cursor = Annotated[str | None, typer.Option(help="As the page before has told it: what comes after.")]
+
+
+def audit(
+    ref: Of = None,
+    actor: Annotated[str | None, typer.Option(help="Who acted, such as cli:ana or jwt:ana.")] = None,
+    action: Annotated[str | None, typer.Option(help="What was done, such as key.revoke.")] = None,
+    limit: Rows = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who did what to what, the latest first."""
+    try:
+        before = before_audit(cursor, LAST)
+    except BadCursor:
+        _no_cursor()
+
+    async def work() -> list[Audit]:
+        async with back() as opened:
+            org_id = await _org_id(opened, ref)
+            return await opened.ledger.audits(org_id, before, limit + 1, actor=actor, action=action)
+
+    _say(run(work()), limit, audit_fields, audit_cursor, as_json)
+
+
+def notices(
+    ref: Of = None,
+    what: Annotated[str | None, typer.Option(help="images_per_day, images_per_month, mxn_per_month, balance.")] = None,
+    limit: Rows = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+) -> None:
+    """What organisations were told: quotas and budgets nearly used, low balances; the latest first."""
+    try:
+        before, after = after_notice(cursor)
+    except BadCursor:
+        _no_cursor()
+
+    async def work() -> list[Notice]:
+        async with back() as opened:
+            org_id = await _org_id(opened, ref)
+            return await opened.ledger.notices(org_id, before, limit + 1, what=what, after=after)
+
+    _say(run(work()), limit, lambda one: {"org": one.org_id, **notice_fields(one)}, notice_cursor, as_json)
+
+
+def _say(
+    rows: Sequence[T],
+    limit: int,
+    fields: Callable[[T], dict[str, Any]],
+    cursor: Callable[[T], Sequence[str]],
+    as_json: bool,
+) -> None:
+    """A page, and how the next one is asked for; `rows` has one more than the page, where there is a next one."""
+    more = cursor_of(cursor(rows[limit - 1])) if len(rows) > limit else None
+    found = [fields(row) for row in rows[:limit]]
+    if as_json:
+        say({"data": found, "next_cursor": more}, as_json)
+        return
+    say([{name: _in_a_cell(cell) for name, cell in row.items()} for row in found], as_json)
+    if more:
+        sys.stderr.write(f"ghub: there are more: --cursor {more}\n")
+
+
+def _in_a_cell(cell: Any) -> Any:
+    return ", ".join(f"{name} {value}" for name, value in cell.items()) if isinstance(cell, dict) else cell
+
+
+def _no_cursor() -> None:
+    misuse("--cursor: must be what the page before has told")
+
+
+async def _org_id(opened: Back, ref: str | None) -> str | None:
+    return None if ref is None else (await opened.ledger.org(ref)).org_id
