@@ -66,6 +66,10 @@ class OrderHeaders(BaseModel):
 PLACED_BEFORE = "This order was placed before, and what came of it is not known yet; nothing more is charged."
 
 
+class _Orphaned(ApiError):
+    """The gateway that makes the order is gone, so that nobody need wait for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Held:
     """What a hold was asked for with, and when: its life began no earlier."""
@@ -273,6 +277,8 @@ class ImagesEndpoint:
         try:
             await self._watch(request, joining, left)
             return await joining
+        except _Orphaned:
+            raise
         except ApiError:
             with suppress(WalletAway):
                 await left()
@@ -301,8 +307,10 @@ class ImagesEndpoint:
         deadline_s = self._deadline_s(order)
         until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
         while stands.end == "open":
-            if time.monotonic() > until_s or not await self._wallet.lives(caller.org_id, stands.owner):
+            if time.monotonic() > until_s:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
+            if not await self._wallet.lives(caller.org_id, stands.owner):
+                raise _Orphaned(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
             await asyncio.sleep(JOIN_POLL_S)
             later = await self._wallet.stands(caller.org_id, stands.request_id)
             if later is None:
