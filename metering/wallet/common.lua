@@ -248,7 +248,7 @@ local function close(org, request, ending, reason, quantity, amount, usd_measure
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
   redis.call('HDEL', P .. ':jobs', request)
-  if fingerprint and ending ~= 'charge' then give_to_nobody(kind_of(key, fingerprint), request) end
+  if key and fingerprint and ending ~= 'charge' then give_to_nobody(kind_of(key, fingerprint), request) end
   redis.call('HINCRBY', wallet, 'held', -held)
   local charged = redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)
