@@ -46,12 +46,11 @@ local kind = kind_of(key_id, fingerprint)
 -- The first whose clients have all left without their answer. An SDK's retry is given one that none of its count was;
 -- any other order, which does not say that it repeats one, only what certainly nobody was given.
 local function abandoned()
-  local run
   local left = redis.call('ZRANGEBYSCORE', gone_of(kind), now - recent_us, '+inf', 'LIMIT', 0, MOST_PASSED_OVER)
+  local run = left[1] and tries <= 0 and server_run()
   for _, earlier in ipairs(left) do
     local stands = givable(org, earlier, now)
     local gone, claimed = unpack(redis.call('HMGET', claims_of(earlier), 'gone', tries))
-    run = run or server_run()
     if not stands then give_to_nobody(kind, earlier)
     elseif tries > 0 and not claimed then return earlier, stands
     elseif tries <= 0 and string.match(gone or '', '^%w+') == run then return earlier, stands end
