@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metering.events import UNKNOWN
+from metering.wallet.wallet import RECENT_S
 from proxy.errors import LONGEST_RETRY_S, Kind
 from proxy.outcomes import Outcome
 
@@ -60,9 +61,10 @@ An error is not charged, but for two that say so: `charged_fetch_by_id` (the ord
 which. `code` and `type` are the same in both. The admin API, at `/admin/v1`, speaks English.
 *En español*: envíe `Accept-Language: es` y los mensajes llegan en español, con sus cifras.
 
-`x-should-retry` says whether asking again makes sense; the official SDKs obey it. Beside it stand `retry-after` and
-`retry-after-ms` where the gateway knows how long to wait; a wait above {LONGEST_RETRY_S:.0f} s goes with
-`x-should-retry: false`, because the SDKs do not wait that long.
+`x-should-retry` says whether asking again makes sense; the official SDKs obey it, and
+[Vercel's AI SDK](#vercels-ai-sdk) does not. Beside it stand `retry-after` and `retry-after-ms` where the gateway knows
+how long to wait; a wait above {LONGEST_RETRY_S:.0f} s goes with `x-should-retry: false`, because the SDKs do not wait
+that long.
 
 ## What a customer may see
 """
@@ -79,7 +81,55 @@ in which the upstream may have begun. The outcome is the reason in the metering 
 sent and no definite answer came; the customer is not charged, and the call is never made again.
 """
 
-KINDS = ("status", "`type`", "`code`", "retry", "when", "cuándo")
+AI_SDK_TRIES = 3
+
+AI_SDK = f"""
+## Vercel's AI SDK
+
+It does not read `x-should-retry`, and counts no tries. It goes by the status alone: {AI_SDK_TRIES} tries in all at 408,
+409, 429 and 5xx, and after a lost connection. Between them it waits 2 and 4 seconds, or what `retry-after-ms` or
+`retry-after` says if that is within 60 seconds. An abort by your own `abortSignal` is not tried again. *AI SDK tries*
+in the first table is how often it sends an order that is answered with this error each time.
+"""
+
+AI_SDK_END = """
+An order is the same where all of its fields are, `user` among them, and its API key. One with an `Idempotency-Key` is
+found by that alone, for 24 hours: send one (`headers: { 'Idempotency-Key': … }`) where an order must never be paid for
+twice. `maxRetries: 0` leaves trying again to you.
+"""
+
+MONEY = ("after", "the next try is", "and costs", "en español")
+MONEYS = [
+    (
+        "a lost connection, or giving up and ordering the same again",
+        "the same order, joined while it is made: once, within"
+        f" {RECENT_S / 60:.0f} minutes after the client was seen to leave",
+        "0.00, `idempotent-replayed: true`",
+        "el mismo pedido, sin otro cargo",
+    ),
+    ("503 `charged_fetch_by_id`", "the same order", "0.00", "el mismo pedido, sin otro cargo"),
+    (
+        "500, 502, 503 or 504 that is not charged",
+        "a new order",
+        "what it delivers; the one before was not charged",
+        "un pedido nuevo; el anterior no se cobró",
+    ),
+    (
+        "504 `end_unknown`",
+        "a new order",
+        "what it delivers; the one before may be charged, too",
+        "un pedido nuevo; el anterior puede cobrarse también",
+    ),
+    (
+        "429 `rate_limit_exceeded`",
+        "a new order, after the wait that the answer names",
+        "what it delivers",
+        "un pedido nuevo, después de la espera",
+    ),
+    ("429 `quota_exceeded`, 503 `fx_rate_missing`", "refused again", "nothing", "rechazado otra vez, sin cargo"),
+]
+
+KINDS = ("status", "`type`", "`code`", "retry", "AI SDK tries", "when", "cuándo")
 OUTCOMES = (
     "outcome",
     "end",
@@ -96,7 +146,15 @@ OUTCOMES = (
 def page() -> str:
     """The whole of `docs/errors.md`. A row of the code without a translation is a KeyError here."""
     kinds = [
-        (str(row.status), f"`{row.type}`", f"`{row.code}`", _yes(row.retry), row.when, CUANDO[kind])
+        (
+            str(row.status),
+            f"`{row.type}`",
+            f"`{row.code}`",
+            _yes(row.retry),
+            str(ai_sdk_tries(kind)),
+            row.when,
+            CUANDO[kind],
+        )
         for kind, row in ((kind, kind.value) for kind in Kind)
     ]
     outcomes = [("an image was stored", "charge", "no", "200", "–", "yes", "–", "–", "se guardó una imagen")] + [
@@ -113,7 +171,13 @@ def page() -> str:
         )
         for outcome, rule in ((outcome, outcome.value) for outcome in Outcome)
     ]
-    return "\n".join([HEAD, _table(KINDS, kinds), MIDDLE, _table(OUTCOMES, outcomes)]) + "\n"
+    parts = [HEAD, _table(KINDS, kinds), MIDDLE, _table(OUTCOMES, outcomes), AI_SDK, _table(MONEY, MONEYS), AI_SDK_END]
+    return "\n".join(parts)
+
+
+def ai_sdk_tries(kind: Kind) -> int:
+    """How often Vercel's AI SDK sends an order that goes on to be answered with this error."""
+    return AI_SDK_TRIES if kind.value.status in (408, 409, 429) or kind.value.status >= 500 else 1
 
 
 def _yes(value: bool) -> str:

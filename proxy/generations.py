@@ -261,9 +261,9 @@ class Generations:
             return
         self._detach(self._unanswered(job, order, writing, charged))
         if charged:
-            # Its client is told to try again, and has no answer: that try is given this order before any other.
+            # Its client is told to try again, and has no answer: whatever try that is, it is given this order.
             with suppress(WalletAway):
-                await self._wallet.client_gone(order.org_id, order.request_id)
+                await self._wallet.client_gone(job.caller, job.hold_id, job.placed)
         raise Failure(Outcome.DEADLINE, "not written down").as_error()
 
     async def _unanswered(self, job: Job, order: Answered, writing: asyncio.Task[int], charged: bool) -> None:

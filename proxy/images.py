@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -69,6 +71,10 @@ class OrderHeaders(BaseModel):
             description="The same order under the same key is made and charged once within 24 hours.",
         ),
     ] = None
+
+
+class _Orphaned(ApiError):
+    """The gateway that makes the order is gone, so that nobody need wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +146,10 @@ class ImagesEndpoint:
             raise wallet_away() from None
         if admission.verdict is Verdict.EARLIER:
             with telling_rates(admission):
-                delivery = await self._earlier(context, order, admission, caller, keyed=asked.key_hash is not None)
+                delivery = await self._join(request, order, admission, caller, asked)
             return self._reply(context, order, admission, delivery, replayed=True)
         generation = self._generations.start(job)
-        await self._watch(request, generation, job)
+        await self._watch(request, generation, partial(self._left, job))
         # A client that hangs up ends this wait, and not the generation.
         with telling_rates(admission):
             delivery = await asyncio.shield(generation)
@@ -254,12 +260,38 @@ class ImagesEndpoint:
             case _:
                 return wallet_away()
 
+    async def _join(
+        self, request: Request, order: Order, admission: Admission, caller: Caller, asked: Placed
+    ) -> Delivery:
+        """The result of an order that was placed before.
+
+        Who hangs up, or is told to come again, leaves it to the next that places the same (rule 38).
+        """
+        context, stands = context_of(request.scope), admission.earlier
+        assert stands is not None, "the verdict says so"
+        asked_by = str(context.request_id)
+        left = partial(self._wallet.client_gone, caller, stands.request_id, asked, asked_by=asked_by)
+        joining = asyncio.create_task(
+            self._earlier(context, order, admission, caller, keyed=asked.key_hash is not None)
+        )
+        try:
+            await self._watch(request, joining, left)
+            return await joining
+        except _Orphaned:
+            raise
+        except ApiError:
+            with suppress(WalletAway):
+                await left()
+            raise
+        finally:
+            joining.cancel()
+
     async def _earlier(
         self, context: RequestContext, order: Order, admission: Admission, caller: Caller, *, keyed: bool
     ) -> Delivery:
         """The result of an order that was placed before: joined while it is made, on whatever pod (rules 17, 18).
 
-        An SDK's retry is given it from the ledger only. As long as the charge is in Redis and a journal alone, a Redis
+        Without a key it is given from the ledger only. As long as the charge is in Redis and a journal alone, a Redis
         that forgets would have it recorded at zero for a client that is gone (rule 19), and now it is not gone.
         """
         try:
@@ -275,8 +307,10 @@ class ImagesEndpoint:
         deadline_s = self._deadline_s(order)
         until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
         while stands.end == "open":
-            if time.monotonic() > until_s or not await self._wallet.lives(caller.org_id, stands.owner):
+            if time.monotonic() > until_s:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
+            if not await self._wallet.lives(caller.org_id, stands.owner):
+                raise _Orphaned(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
             await asyncio.sleep(JOIN_POLL_S)
             later = await self._wallet.stands(caller.org_id, stands.request_id)
             if later is None:
@@ -293,17 +327,21 @@ class ImagesEndpoint:
                 await asyncio.sleep(JOIN_POLL_S)
         return Delivery(decode_result(stored), admission.available_micro_mxn)
 
-    async def _watch(self, request: Request, generation: asyncio.Task[Delivery], job: Job) -> None:
-        """A client that hangs up ends nothing; its SDK's retry is given this order before any other."""
+    async def _watch(self, request: Request, work: asyncio.Task[Delivery], left: Callable[[], Awaitable[None]]) -> None:
+        """Until the work is done, or the client has `left` it: that ends nothing, and is told at once."""
         leaving = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait({generation, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done() and not generation.done():
-                job.ending.client_gone = True
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
                 with suppress(WalletAway):
-                    await self._wallet.client_gone(job.caller.org_id, job.hold_id)
+                    await left()
         finally:
             leaving.cancel()
+
+    async def _left(self, job: Job) -> None:
+        """An order is made although nobody waits for it: its SDK's retry, or who places the same next, is given it."""
+        job.ending.client_gone = True
+        await self._wallet.client_gone(job.caller, job.hold_id, job.placed)
 
     def _reply(
         self, context: RequestContext, order: Order, admission: Admission, delivery: Delivery, *, replayed: bool

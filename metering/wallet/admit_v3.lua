@@ -1,10 +1,11 @@
 -- Opens a hold, or says why not. Reads all, decides, writes all; a denial takes nothing.
 --
--- An order that is placed again is not placed twice: one with an idempotency key, and one that an SDK repeats by itself
--- (`tries` counts from 1), is told which earlier order it is, and how that stands. That counts as a request, and no more.
+-- An order that is placed again is not placed twice: one with an idempotency key, one that an SDK repeats by itself
+-- (`tries` counts from 1), and one that follows another whose clients have all left without their answer, is told which
+-- earlier order it is, and how that stands. That counts as a request, and no more.
 -- What an SDK tries again because it was refused is none of those: a denial that has it come again says so, and no more.
 -- KEYS  1 mark  2 wallet  3 the key's access  4 open holds  5 hold  6 events  7 busy  8 closed
---       9 once: the idempotency key's record  10 recent: orders that an SDK may repeat, by admission
+--       9 once: the idempotency key's record  10 recent: orders that may be given again, by admission
 --       11 retried: the last retry of an SDK that ran as new
 -- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
 --       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
@@ -40,21 +41,72 @@ local function under_key()
   return earlier, stands, other ~= fingerprint
 end
 
-local MOST_LOOKED_AT = 500
+local kind = kind_of(key_id, fingerprint)
 
--- The first of the same orders of late that no retry of this count has claimed yet: those whose client is gone first,
--- and only those where such a try is awaited. What failed is not given again.
-local function claimable(is_awaited)
-  local kept, stands_kept
-  for _, earlier in ipairs(redis.call('ZRANGEBYSCORE', KEYS[10], now - recent_us, '+inf', 'LIMIT', 0, MOST_LOOKED_AT)) do
-    local stands = standing(org, earlier, now)
-    local claims = redis.call('HMGET', P .. ':claims:' .. earlier, tries, 'gone')
-    if stands and (stands == 'open' or string.match(stands, '^charge:')) and not claims[1] then
-      if claims[2] then return earlier, stands end
-      if not kept and not is_awaited then kept, stands_kept = earlier, stands end
+-- The first whose clients have all left without their answer. An SDK's retry is given one that none of its count was;
+-- any other order, which does not say that it repeats one, only what certainly nobody was given.
+local function abandoned()
+  local left = redis.call('ZRANGEBYSCORE', gone_of(kind), now - recent_us, '+inf', 'LIMIT', 0, MOST_PASSED_OVER)
+  local run = left[1] and tries <= 0 and server_run()
+  for _, earlier in ipairs(left) do
+    local stands = givable(org, earlier, now)
+    local gone, claimed = unpack(redis.call('HMGET', claims_of(earlier), 'gone', tries))
+    if not stands then give_to_nobody(kind, earlier)
+    elseif tries > 0 and not claimed then return earlier, stands
+    elseif tries <= 0 and string.match(gone or '', '^%w+') == run then return earlier, stands end
+  end
+end
+
+-- The first of late that no retry of this count was given. What is claimed is a part of what is recent, in the same
+-- order: up to the first that is missing both are equal, place by place, so that it is found by halving.
+local function unclaimed()
+  local recent, claimed = KEYS[10], claimed_of(kind, tries)
+  for _ = 1, MOST_PASSED_OVER do
+    local from = redis.call('ZCOUNT', recent, '-inf', string.format('(%.0f', now - recent_us))
+    local oldest = redis.call('ZRANGE', recent, from, from, 'WITHSCORES')[2]
+    if not oldest then return end
+    local older = redis.call('ZCOUNT', claimed, '-inf', '(' .. oldest)
+    local low, high = 0, redis.call('ZCARD', claimed) - older
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      local one = redis.call('ZRANGE', recent, from + middle, from + middle)[1]
+      local same = one == redis.call('ZRANGE', claimed, older + middle, older + middle)[1]
+      if same then low = middle + 1 else high = middle end
+    end
+    local earlier, admitted = unpack(redis.call('ZRANGE', recent, from + low, from + low, 'WITHSCORES'))
+    if not earlier then return end
+    local stands = givable(org, earlier, now)
+    if not stands then
+      give_to_nobody(kind, earlier)
+    elseif redis.call('HEXISTS', claims_of(earlier), tries) == 1 then
+      add_for(recent_us, now, claimed, admitted, earlier)  -- by a gateway of the version before
+    else
+      return earlier, stands
     end
   end
-  return kept, stands_kept
+end
+
+-- From now on `request` asks for it, too.
+local function claim(earlier)
+  local claims, asking = claims_of(earlier), asking_of(earlier)
+  local gone = redis.call('HGET', claims, 'gone')
+  if not gone and redis.call('EXISTS', asking) == 0 then redis.call('SADD', asking, earlier) end
+  redis.call('SADD', asking, request)
+  redis.call('PEXPIRE', asking, math.ceil(recent_us / 1000))
+  redis.call('HDEL', claims, 'gone')
+  redis.call('ZREM', gone_of(kind), earlier)
+  if tries <= 0 then
+    -- It is this order's from now on. A retry by the SDK of the one that left comes all the same, and repeats nothing.
+    give_to_nobody(kind, earlier)
+    redis.call('HSET', claims, 0, now)
+    local left = string.match(gone, '^%w+ (%d+)')
+    if left then await_try(key_id, left + 1, fingerprint, now, recent_us) end
+  else
+    redis.call('HSET', claims, tries, now)
+    local admitted = redis.call('ZSCORE', KEYS[10], earlier)
+    if admitted then add_for(recent_us, now, claimed_of(kind, tries), admitted, earlier) end
+  end
+  redis.call('PEXPIRE', claims, math.ceil(recent_us / 1000))
 end
 
 -- An organisation's limits, or those of one of its keys, as far as they are set; what counts against them; and the
@@ -107,12 +159,19 @@ if not of_org.requests or not of_org.images then return reply(AWAY) end
 
 local requests, requests_of = tighter('requests')
 local pictures, pictures_of = tighter('images')
+-- For what is refused in any case nothing is looked for. An SDK's retry that is awaited repeats only what was left.
+local barred = key[1] ~= 'active' and REVOKED or key[2] and tonumber(key[2]) <= now and EXPIRED
+  or not allows(key[3], model) and MODEL
 local earlier, stands, differs
-local awaited_tries, since_us = 0, 0
-if keyed == 1 then earlier, stands, differs = under_key()
-elseif tries > 0 then
-  awaited_tries, since_us = awaited(key_id, tries, fingerprint, now, recent_us)
-  earlier, stands = claimable(awaited_tries > 0)
+local awaited_tries, since_us, unlooked = 0, 0, false
+if not barred then
+  if keyed == 1 then earlier, stands, differs = under_key()
+  else
+    if tries > 0 then awaited_tries, since_us = awaited(key_id, tries, fingerprint, now, recent_us) end
+    unlooked = tries > 0 and awaited_tries == 0 and requests.over > 0
+    if not unlooked then earlier, stands = abandoned() end
+    if not unlooked and not earlier and tries > 0 and awaited_tries == 0 then earlier, stands = unclaimed() end
+  end
 end
 
 -- How long the rates have it wait, whatever else refuses; for ever where the order alone is above any limit.
@@ -135,11 +194,9 @@ local function by_quota(verdict, name, used_of, cost)
   return whose
 end
 
-if key[1] ~= 'active' then code = REVOKED
-elseif key[2] and tonumber(key[2]) <= now then code = EXPIRED
-elseif not allows(key[3], model) then code = MODEL
+if barred then code = barred
 elseif earlier and differs then code = REUSED
-elseif earlier then
+elseif earlier or unlooked then
   code = EARLIER
   if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
 elseif wallet[3] then code = SUSPENDED  -- what was placed before is paid, and given again all the same
@@ -176,19 +233,18 @@ if code == ADMITTED then
   keep_usage(of_org.use, 'available', available, 'held', held + amount, unpack(moved(of_org, rates)))
   keep_usage(of_key.use, 'used_us', now, unpack(moved(of_key, rates)))
   redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
-    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month, unpack(keyed == 1 and { 'once', KEYS[9] }
-      or tries >= 0 and { 'tried', tries .. ' ' .. fingerprint } or {}))
+    'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month,
+    keyed == 1 and 'once' or 'tried', keyed == 1 and KEYS[9] or tries .. ' ' .. fingerprint)
   if keyed == 1 then
     redis.call('SET', KEYS[9], request .. ' ' .. fingerprint, 'EX', once_s)
   else
-    redis.call('ZREMRANGEBYSCORE', KEYS[10], '-inf', now - recent_us)
-    redis.call('ZADD', KEYS[10], now, request)
-    redis.call('PEXPIRE', KEYS[10], math.ceil(recent_us / 1000))
+    add_for(recent_us, now, KEYS[10], now, request)
     if tries > 0 and awaited_tries == 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
     -- A retry that runs as new can be repeated by a later try only: one of the same count belongs to another order.
     for count = 1, tries do
-      redis.call('HSET', P .. ':claims:' .. request, count, now)
-      redis.call('PEXPIRE', P .. ':claims:' .. request, math.ceil(recent_us / 1000))
+      redis.call('HSET', claims_of(request), count, now)
+      redis.call('PEXPIRE', claims_of(request), math.ceil(recent_us / 1000))
+      add_for(recent_us, now, claimed_of(kind, count), now, request)
     end
   end
   redis.call('ZADD', KEYS[4], expires, request)
@@ -198,13 +254,10 @@ elseif code == EARLIER then
   local rates = { requests = 'tat_requests' }
   redis.call('HSET', KEYS[2], unpack(moved(of_org, rates)))
   redis.call('HSET', KEYS[3], 'used_us', now, unpack(moved(of_key, rates)))
-  if keyed == 0 then
-    redis.call('HSET', P .. ':claims:' .. earlier, tries, now)
-    redis.call('PEXPIRE', P .. ':claims:' .. earlier, math.ceil(recent_us / 1000))
-  end
+  if keyed == 0 then claim(earlier) end
 end
 
-if keyed == 0 and not earlier then
+if keyed == 0 and not earlier and not unlooked then
   if awaited_tries > 0 then set_awaited(key_id, tries, fingerprint, awaited_tries - 1, since_us) end
   local by_a_rate = (code == REQUESTS or code == IMAGES) and retry > 0
   local by_room = code == HOLDS or code == BACKLOG or code == FLIGHT and images <= limit

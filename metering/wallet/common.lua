@@ -55,6 +55,42 @@ local function await_try(key_id, count, fingerprint, now_us, recent_us)
   redis.call('PEXPIRE', awaited_of(key_id), math.ceil(recent_us / 1000))
 end
 
+-- Orders without an idempotency key that may be given to whoever places the same again (rules 18, 38). `kind` is what
+-- makes them the same: API key and fingerprint. Of each kind there are, by the moment of its admission,
+--   recent          those that live or are charged
+--   claimed:COUNT   of these, those that a retry of this count was given, or that began as a later one
+-- and `gone`: those whose clients have all left without their answer, by the moment at which the last one did.
+-- Of each order, `claims` keeps the counts that it was given to (0: to an order that is no retry), and under `gone` that
+-- it is there: run of the server, tries and moment. `asking`: who waits for it, or has it, once it was given again.
+local MOST_PASSED_OVER = 32
+
+local function kind_of(key_id, fingerprint) return key_id .. ':' .. fingerprint end
+local function recent_of(kind) return P .. ':recent:' .. kind end
+local function claimed_of(kind, count) return P .. ':claimed:' .. kind .. ':' .. count end
+local function gone_of(kind) return P .. ':gone:' .. kind end
+local function claims_of(request) return P .. ':claims:' .. request end
+local function asking_of(request) return P .. ':asking:' .. request end
+
+-- What a restart or a failover forgot, nobody can know: what was noted under another run of the server is given to no
+-- new order, for it may have been given before.
+local function server_run() return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') end
+
+-- Written together with its end: whoever asked may die behind any call.
+local function add_for(recent_us, now_us, name, score, request)
+  redis.call('ZREMRANGEBYSCORE', name, '-inf', now_us - recent_us)
+  redis.call('ZADD', name, score, request)
+  redis.call('PEXPIRE', name, math.ceil(recent_us / 1000))
+end
+
+-- An order that ended without a charge is given to nobody, and one that was given to a new order to nobody else.
+local function give_to_nobody(kind, request)
+  redis.call('ZREM', recent_of(kind), request)
+  redis.call('ZREM', gone_of(kind), request)
+  for _, count in ipairs(redis.call('HKEYS', claims_of(request))) do
+    if tonumber(count) then redis.call('ZREM', claimed_of(kind, count), request) end
+  end
+end
+
 -- May a key use this model? `models`: those that it may, between spaces; empty or absent for all.
 local function allows(models, model)
   return (models or '') == '' or string.find(' ' .. models .. ' ', ' ' .. model .. ' ', 1, true) ~= nil
@@ -97,6 +133,12 @@ end
 -- The key by which an order was placed that has ended, or empty: beside its result where it has one.
 local function placed_by(request)
   return redis.call('HGET', P .. ':result:' .. request, 'key') or redis.call('GET', P .. ':placed:' .. request) or ''
+end
+
+-- The same of an order that may be given again: while it is made, or charged. What failed is not.
+local function givable(org, request, now_us)
+  local stands = standing(org, request, now_us)
+  return stands and (stands == 'open' or string.match(stands, '^charge:')) and stands
 end
 
 -- How much of its quotas an organisation, or one of its keys, has used. `name` is its wallet, or the key's access.
@@ -204,12 +246,14 @@ end
 -- where it did not.
 local function close(org, request, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'admitted_us', 'opened', 'images', 'key', 'day',
-    'month')
+    'month', 'tried')
   local held, asked, key, day, month = tonumber(hold[1]), tonumber(hold[4]), hold[5], hold[6], hold[7]
+  local fingerprint = string.match(hold[8] or '', '^%S+ (.+)$')
   local wallet = P .. ':wallet:' .. org
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
   redis.call('HDEL', P .. ':jobs', request)
+  if key and fingerprint and ending ~= 'charge' then give_to_nobody(kind_of(key, fingerprint), request) end
   redis.call('HINCRBY', wallet, 'held', -held)
   local charged = redis.call('HINCRBY', wallet, 'charged', amount)
   redis.call('HINCRBY', wallet, 'available', held - amount)

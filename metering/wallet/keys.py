@@ -138,16 +138,24 @@ class OrgKeys:
         return f"{self._tag}:sandbox:{self.org_id}:{key_hash}"
 
     def recent(self, key_id: str, fingerprint: str) -> str:
-        """Orders of one API key that are the same, by their admission: what an SDK may repeat by itself."""
+        """Orders of one API key that are the same, by their admission: what may be given again."""
         return f"{self._tag}:recent:{key_id}:{fingerprint}"
 
     def retried(self, key_id: str, fingerprint: str) -> str:
         """The last order of that kind that an SDK repeated, and that found none to repeat."""
         return f"{self._tag}:retried:{key_id}:{fingerprint}"
 
+    def gone(self, key_id: str, fingerprint: str) -> str:
+        """Of those orders the ones whose clients have all left without their answer, by when the last one did."""
+        return f"{self._tag}:gone:{key_id}:{fingerprint}"
+
     def claims(self, request_id: str) -> str:
-        """Which retries of an SDK were given this order, and whether its first client is gone."""
+        """Which retries of an SDK were given this order, and whether its clients have all left."""
         return f"{self._tag}:claims:{request_id}"
+
+    def asking(self, request_id: str) -> str:
+        """Which requests wait for this order, or have it, once it was given again."""
+        return f"{self._tag}:asking:{request_id}"
 
     def result(self, request_id: str) -> str:
         """What the owner of a charged order may fetch again."""

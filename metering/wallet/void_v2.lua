@@ -22,12 +22,11 @@ close(org, request, 'void', reason, 0, 0, '', '[]', '', now, remember)
 if frees == 1 and once then redis.call('DEL', once) end
 local tries, fingerprint = string.match(tried or '', '^(%d+) (.+)$')
 if tries then
-  local claims, gone = P .. ':claims:' .. request, false
-  local first, last = tonumber(tries), tonumber(tries)
-  for _, claim in ipairs(redis.call('HKEYS', claims)) do
+  local gone, last = false, tonumber(tries)
+  for _, claim in ipairs(redis.call('HKEYS', claims_of(request))) do
     if claim == 'gone' then gone = true else last = math.max(last, tonumber(claim)) end
   end
   -- Who waits is the last try that it was given to. One that left and was not back yet comes whatever would be said.
-  if told == 1 or gone and last == first then await_try(key_id, last + 1, fingerprint, now, recent_us) end
+  if told == 1 or gone then await_try(key_id, last + 1, fingerprint, now, recent_us) end
 end
 return { VOIDED, now, available_at(org, now) }

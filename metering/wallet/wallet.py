@@ -29,7 +29,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
 RECENT_S = 180.0
-"""An SDK's retry finds its order for so long after the admission: a deadline, a lost connection, and its own pauses."""
+"""An SDK's retry finds its order for so long after the admission: a deadline, a lost connection, and its own pauses.
+
+And for so long after its clients have left without their answer an order is given to the next that is the same.
+"""
 
 
 class Verdict(IntEnum):
@@ -244,10 +247,10 @@ class Wallet:
         self._sandbox = load_script(redis, "sandbox_v1")
         self._settle = load_script(redis, "settle_v2")
         self._void = load_script(redis, "void_v2")
-        self._replay = load_script(redis, "replay_v3")
+        self._replay = load_script(redis, "replay_v4")
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v2")
-        self._gone = load_script(redis, "gone_v1")
+        self._gone = load_script(redis, "gone_v2")
 
     @property
     def inspection(self) -> Inspection:
@@ -432,10 +435,29 @@ class Wallet:
             return None
         return Delivered(request_id, decode_images(images), document, (key_id or b"").decode())
 
-    async def client_gone(self, org_id: str, request_id: str) -> None:
-        """The client hung up before it was answered: its SDK's retry is given this order before any other."""
-        names = keys.OrgKeys(org_id)
-        written = self._gone(keys=[names.mark, names.claims(request_id)], args=[int(RECENT_S * 1_000_000)])
+    async def client_gone(
+        self, caller: Caller, request_id: str, placed: Placed, *, asked_by: str | None = None
+    ) -> None:
+        """A client left this order without its answer: who placed it, or the request `asked_by` that joined it.
+
+        Where all have left, the next that places the same is given it, once, within `RECENT_S` (rule 38). One with an
+        idempotency key is found by that alone.
+        """
+        if placed.key_hash is not None:
+            return
+        names = keys.OrgKeys(caller.org_id)
+        written = self._gone(
+            keys=[names.mark, names.claims(request_id), names.asking(request_id)]
+            + [names.gone(caller.key_id, placed.fingerprint)],
+            args=[
+                self._scripted_us,
+                int(RECENT_S * 1_000_000),
+                caller.org_id,
+                request_id,
+                asked_by or request_id,
+                -1 if placed.tries is None else placed.tries,
+            ],
+        )
         await self._ask(names.partition, written)
 
     async def settle(
@@ -530,6 +552,8 @@ class Wallet:
                     period.day,
                     period.month,
                     lost_up_to,
+                    answered.fingerprint,
+                    int(RECENT_S * 1_000_000),
                 ],
             ),
         )

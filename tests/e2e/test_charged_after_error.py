@@ -134,9 +134,10 @@ def test_a_disk_that_fails_buys_nothing_more_and_says_what_is_charged(prepared: 
     assert books(system) == CLEAN
 
 
-def test_a_retry_is_given_the_order_that_it_was_told_of_and_no_twin(prepared: Prepared) -> None:
+@pytest.mark.parametrize("retry", [{"x-stainless-retry-count": "1"}, {}])
+def test_a_retry_is_given_the_order_that_it_was_told_of_and_no_twin(prepared: Prepared, retry: dict[str, str]) -> None:
     """The same order twice: one is answered, the other is 503 `charged_fetch_by_id`; its SDK's retry gets that very
-    order, so that two charges are two results (rule 18)."""
+    order, whether or not it counts, so that two charges are two results (rules 18, 38)."""
     system = prepared()
     control = Path(system.folder) / "disk"
     system.begin = partial(Forked, before=failing(control))
@@ -156,7 +157,7 @@ def test_a_retry_is_given_the_order_that_it_was_told_of_and_no_twin(prepared: Pr
             assert told.json()["error"]["code"] == "charged_fetch_by_id"
             control.unlink()
             await asyncio.to_thread(wait_until, partial(ready, system), "the gateway is ready", 5)
-            again = await client.post("/images/generations", json=body, headers={"x-stainless-retry-count": "1"})
+            again = await client.post("/images/generations", json=body, headers=retry)
             assert again.headers["idempotent-replayed"] == "true"
             assert again.json()["id"] == told.headers["x-request-id"]
             return [first.json()["id"], again.json()["id"]]

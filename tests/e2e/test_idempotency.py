@@ -9,6 +9,8 @@ import httpx2
 import openai
 import pytest
 
+from metering.wallet.keys import partition_of
+from proxy.back import Back
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
@@ -224,6 +226,56 @@ def test_four_lost_requests_get_four_results_by_their_sdks_retries(prepared: Pre
     assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, 4)} == {("charge", 840_000)}
     assert len(system.jobs(FLUX)) == 4
     assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_three_orders_that_were_left_are_given_to_the_next_three_on_other_gateways(
+    three: tuple[System, list[str]], running: bool
+) -> None:
+    """Nobody counts tries. While they are made and afterwards: three clients leave, the next three get a picture each
+    for nothing, and a fourth a new one (rule 38)."""
+    system, urls = three
+    org_id, key = system.customer("left", "50.00")
+    system.behave(FLUX, "slow", times=3, seconds=3 if running else 0.8)
+
+    async def leave(client: httpx2.AsyncClient, at: int) -> None:
+        with pytest.raises(httpx2.ReadTimeout):
+            await client.post(f"{urls[at]}/images/generations", json=ORDER, headers=bearer(key), timeout=0.6)
+
+    async def work() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(**LOOPBACK, timeout=60) as client:
+            await asyncio.gather(*(leave(client, at) for at in range(3)))
+            await asyncio.to_thread(wait_until, lambda: gone(system, org_id) == 3, "all three are seen to leave")
+            if not running:
+                await asyncio.to_thread(system.events, org_id, 3)
+            return await asyncio.gather(
+                *(
+                    client.post(f"{urls[(at + 1) % 3]}/images/generations", json=ORDER, headers=bearer(key))
+                    for at in range(3)
+                )
+            )
+
+    replies = run(work())
+    assert [reply.status_code for reply in replies] == [200] * 3, replies
+    for reply in replies:
+        assert (reply.headers["idempotent-replayed"], reply.headers["x-geekhub-cost-mxn"]) == ("true", "0.00")
+    assert len({reply.json()["id"] for reply in replies}) == 3
+    fourth = post(urls[0], key)
+    assert "idempotent-replayed" not in fourth.headers and fourth.headers["x-geekhub-cost-mxn"] == "0.84"
+    assert {(event.end, event.amount_micro_mxn) for event in system.events(org_id, 4)} == {("charge", 840_000)}
+    assert len(system.jobs(FLUX)) == 4
+    assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
+
+
+def gone(system: System, org_id: str) -> int:
+    """How many of an organisation's orders are known to have been left by their clients."""
+
+    async def count(back: Back) -> int:
+        assert back.redis is not None
+        names = [name async for name in back.redis.scan_iter(f"{{p{partition_of(org_id)}}}:gone:*")]
+        return sum([await back.redis.zcard(name) for name in names])
+
+    return system.back(count)
 
 
 def test_a_retry_is_given_only_what_the_ledger_has(prepared: Prepared) -> None:

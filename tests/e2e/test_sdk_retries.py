@@ -6,8 +6,6 @@ to. An upstream that may have taken the job is not to be asked again, by nobody.
 
 import asyncio
 import json
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +16,8 @@ import pytest
 
 from tests.conftest import run
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
+from tests.e2e.node_kit import install, tell
 
-NODE = Path(__file__).parent / "node"
 DEADLINE_S = 3.0
 MODELS = [GPT, "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image", FLUX]
 """Every wire once, and OpenAI's twice."""
@@ -59,23 +57,11 @@ def python(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Clients:
-    """`openai` for Node, as its lock file says, in a folder of its own."""
-    programs = {name: shutil.which(name) for name in ("node", "npm")}
-    absent = [name for name, path in programs.items() if path is None]
-    assert not absent, f"{' and '.join(absent)} must be on the PATH: openai for Node is tested with Node 20 or newer"
-    folder = tmp_path_factory.mktemp("node") / "client"
-    shutil.copytree(NODE, folder)
-    line = [str(programs["npm"]), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
+    """`openai` for Node."""
+    folder = install(tmp_path_factory.mktemp("node") / "client")
 
     def orders(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
-        given = json.dumps({"url": system.url, "key": key, "models": models})
-        line = [str(programs["node"]), "orders.mjs"]
-        done = subprocess.run(line, cwd=folder, input=given, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        ends: list[dict[str, Any]] = json.loads(done.stdout)
-        return ends
+        return tell(folder, "orders.mjs", {"url": system.url, "key": key, "models": models})
 
     return orders
 

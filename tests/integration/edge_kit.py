@@ -176,7 +176,9 @@ class ScriptedWallet(Wallet):
             return Replay.NOW
         return Replay.CHARGED
 
-    async def client_gone(self, org_id: str, request_id: str) -> None:
+    async def client_gone(
+        self, caller: Caller, request_id: str, placed: Placed, *, asked_by: str | None = None
+    ) -> None:
         self.gone.append(request_id)
 
     async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:

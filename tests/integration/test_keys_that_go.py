@@ -44,6 +44,9 @@ GOES_S = {
     "again": 86_400,
     "taken": 600,
     "claims": 180,
+    "claimed": 180,
+    "gone": 180,
+    "asking": 180,
     "awaited": 180,
     "journal": 10,
     "alive": 10,
@@ -73,14 +76,20 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
             await books.admit(caller, "keyed", pinned(2), Placed("keyed", key_hash="key"))
             await books.settle(caller, "keyed", 2)
             await books.admit(caller, "gone")
-            await books.wallet.client_gone(caller.org_id, "gone")
-            await books.wallet.client_gone(caller.org_id, "never heard of")
+            await books.wallet.client_gone(caller, "gone", Placed("gone"))
+            await books.settle(caller, "gone")
+            await books.charge(caller, "claimed")
+            await books.admit(caller, "claims it", placed=Placed("claimed", tries=1))
+            await books.wallet.client_gone(caller, "never heard of", Placed("never heard of"))
+            for name in ("left", "given", "given again"):
+                await books.admit(caller, name, placed=Placed("left"))
+                await books.wallet.client_gone(caller, "left", Placed("left"))
             await books.wallet.replay(answered(caller, "replayed"))
             for i in range(80):
                 await books.admit(caller, f"refused-{i}", placed=Placed("many", tries=1))
             jobs = Jobs(books.redis)
-            await jobs.note(caller.org_id, "gone", "fal", "handle")
-            assert await jobs.claim(UpstreamJob("gone", caller.org_id, jobs.owner, "fal", "handle"))
+            await jobs.note(caller.org_id, "sdk-1", "fal", "handle")
+            assert await jobs.claim(UpstreamJob("sdk-1", caller.org_id, jobs.owner, "fal", "handle"))
             await Presence(books.redis).beat(uuid4(), 0)
             books.wallet.at(NOW_US + 100 * SECOND_US)
             await books.admit(caller, "expires the others")
@@ -103,7 +112,8 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
             assert ends_s == -1, name
         else:
             assert 0 < ends_s - now_s <= GOES_S[kind] + 1, (name, ends_s - now_s)
-    wanted = {"claims", "awaited", "recent", "once", "sandbox", "result", "closed", "committed", "kept", "journal"}
+    wanted = {"claims", "claimed", "gone", "asking", "awaited", "recent", "once", "sandbox", "result", "closed"}
+    wanted |= {"committed", "kept", "journal"}
     assert wanted <= kinds
 
 
@@ -118,9 +128,11 @@ def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path)
             caller = await books.org()
             books.redis.expire = dies  # type: ignore[method-assign, assignment]
             with suppress(WalletAway):
-                await books.wallet.client_gone(caller.org_id, "r")
-            claims = OrgKeys(caller.org_id).claims("r")
-            assert await books.redis.hgetall(claims) == {b"gone": b"1"}
-            assert 0 < await books.redis.pttl(claims) <= 180_000
+                await books.admit(caller, "r")
+                await books.wallet.client_gone(caller, "r", Placed("r"))
+            names = OrgKeys(caller.org_id)
+            assert await books.redis.hget(names.claims("r"), "gone") is not None
+            for name in (names.claims("r"), names.gone(caller.key_id, "r"), names.recent(caller.key_id, "r")):
+                assert 0 < await books.redis.pttl(name) <= 180_000
 
     run(work())

@@ -343,7 +343,7 @@ def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: 
 
     async def work(books: Books, caller: Caller) -> None:
         await place(books, caller, "a", "b", "c")
-        await books.wallet.client_gone(caller.org_id, "c")
+        await books.wallet.client_gone(caller, "c", Placed("order"))
         answers = [await books.admit(caller, f"again-{i}", pinned(), again()) for i in range(3)]
         assert [given(answer) for answer in answers] == ["c", "a", "b"]
 
@@ -440,8 +440,8 @@ def test_a_lost_order_is_found_among_refused_ones(redis_url: str, tmp_path: Path
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
         await books.admit(caller, "lost", pinned(), again(0))
-        await books.wallet.client_gone(caller.org_id, "lost")
         assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.FLIGHT
+        await books.wallet.client_gone(caller, "lost", again(0))
         await books.accounts.set_limits(caller.org_id, {"in_flight": 2})
         answers = [await books.admit(caller, name, pinned(), again()) for name in "ab"]
         assert [given(answer) for answer in answers] == ["lost", None]
@@ -473,12 +473,12 @@ def test_the_try_that_is_awaited_of_what_failed_is_the_one_after_the_last(
     """It was given to so many tries while it was made: the last is told. A gone one that is not back comes anyway."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await books.admit(caller, "failed", pinned(), again(0))
+        for name in ("failed", "made"):
+            await books.admit(caller, name, pinned(), again(0))
         if gone:
-            await books.wallet.client_gone(caller.org_id, "failed")
+            await books.wallet.client_gone(caller, "failed", again(0))
         for count in range(1, claims + 1):
             assert given(await books.admit(caller, f"try {count}", pinned(), again(count))) == "failed"
-        await books.admit(caller, "made", pinned(), again(0))
         await books.settle(caller, "made")
         await books.wallet.void(caller.org_id, "failed", "busy", comes_again=told)
         awaited = claims + 1 if told or (gone and not claims) else None

@@ -97,13 +97,18 @@ class Order:
 
     `served`: a replay found another charged for it. `remembered`: the wallet has its result, and not the ledger alone.
     `lost`: Redis forgot its admission, so an SDK's retry does not find it. `tries`: an SDK's own count, without a key.
+    `asking`: who has not been seen to leave of those that placed it or were given it; nobody since `gone_us`.
+    `left_tries`: the count of the last. `taken`: it was given to a new order, and is no SDK's any more.
     """
 
     placing: Placing
     expires_us: int
     stands: str = "open"
     delivered: int = 0
-    gone: bool = False
+    asking: set[str] = field(default_factory=set)
+    gone_us: int | None = None
+    left_tries: int | None = None
+    taken: bool = False
     claims: set[int] = field(default_factory=set)
     served: bool = False
     remembered: bool = True
@@ -215,20 +220,42 @@ class Model:
     def claimable(self, api_key: int, fingerprint: str, tries: int) -> set[str]:
         """What an SDK's retry may be given: its own kind, of late, unclaimed; the gone ones alone if there are (18).
 
-        And only those where a retry is awaited of what was refused or failed.
+        And only those where a retry is awaited of what was refused or failed. Any other order is given none but the
+        gone ones (38).
         """
         found = {
-            request
+            request: order
             for request, order in self.orders.items()
             if (order.placing.api_key, order.placing.fingerprint) == (api_key, fingerprint)
             and order.placing.key is None
             and order.stands in ("open", "charge")
-            and self.now_us - order.placing.admitted_us <= RECENT_S * SECOND_US
             and tries not in order.claims
             and not order.lost
         }
-        gone = {request for request in found if self.orders[request].gone}
-        return gone if gone or self.still_awaited((api_key, fingerprint, tries)) else found
+        late_us = self.now_us - RECENT_S * SECOND_US
+        gone = {request for request, order in found.items() if order.gone_us is not None and order.gone_us >= late_us}
+        if gone or tries == 0 or self.still_awaited((api_key, fingerprint, tries)):
+            return gone
+        return {request for request, order in found.items() if order.placing.admitted_us >= late_us and not order.taken}
+
+    def give(self, earlier: str, request: str, tries: int) -> None:
+        """It asks for that order from now on. A retry by the SDK of who left it comes, and repeats nothing (38)."""
+        order = self.orders[earlier]
+        order.asking.add(request)
+        if tries:
+            order.claims.add(tries)
+        else:
+            order.taken = True
+            if order.left_tries is not None:
+                self.await_try(order.placing.api_key, order.placing.fingerprint, order.left_tries)
+        order.gone_us = None
+
+    def leave(self, request: str, who: str, tries: int | None) -> None:
+        """One of those who asked for it is seen to leave. What failed is of no use to another."""
+        order = self.orders[request]
+        order.asking.discard(who)
+        if not order.asking and order.placing.key is None and order.stands in ("open", "charge"):
+            order.gone_us, order.left_tries = self.now_us, tries
 
     def still_awaited(self, tried: tuple[int, str, int]) -> int:
         """Tries of this count of an order of this API key that follow one which was refused or failed of late."""
@@ -320,6 +347,7 @@ class WalletMachine(RuleBasedStateMachine):
         self.model = Model()
         self.placings = self.model.placings
         self.snapshots: list[Snapshot] = []
+        self.given: list[tuple[str, str, Placed]] = []
         self.books.wallet.at(NOW_US)
         first: Caller = self.do(self.books.org(self.name, "0.00"))
         second = self.do(self.books.accounts.create_key(first.org_id, "second"))
@@ -400,7 +428,7 @@ class WalletMachine(RuleBasedStateMachine):
             before = model.placed_before(placed.key_hash)
             earlier = {before} if before else set()
         else:
-            earlier = model.claimable(api_key, placed.fingerprint, placed.tries) if placed.tries else set()
+            earlier = model.claimable(api_key, placed.fingerprint, placed.tries or 0)
         came_again = 0
         if placed.tries and not earlier:
             came_again = model.still_awaited((api_key, placed.fingerprint, placed.tries))
@@ -416,8 +444,9 @@ class WalletMachine(RuleBasedStateMachine):
             assert given in earlier and answer.earlier.end == model.known(given)
             assert answer.earlier.amount_micro_mxn == model.orders[given].delivered * UNIT
             model.requests += 1
-            if placed.tries:
-                model.orders[given].claims.add(placed.tries)
+            if not placed.key_hash:
+                model.give(given, request, placed.tries or 0)
+                self.given.append((given, request, placed))
         elif images * UNIT > model.available:
             assert answer.verdict is Verdict.BALANCE
         elif (refusal := model.refusal(images, api_key)) is not None:
@@ -429,7 +458,7 @@ class WalletMachine(RuleBasedStateMachine):
             model.write_expiries()
             expires_us = model.now_us + life_s * SECOND_US
             placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
-            order = Order(placing, expires_us, tries=None if placed.key_hash else placed.tries)
+            order = Order(placing, expires_us, tries=None if placed.key_hash else placed.tries, asking={request})
             self.placings[request], model.orders[request] = placing, order
             model.look_us = min(model.look_us or expires_us, expires_us)
             model.requests, model.images = model.requests + 1, model.images + images
@@ -447,10 +476,36 @@ class WalletMachine(RuleBasedStateMachine):
 
     @rule(latest=LATEST)
     def client_gone(self, latest: int) -> None:
+        """Who placed it is seen to leave."""
         request = self.request(latest)
-        if request in self.model.orders:
-            self.do(self.books.wallet.client_gone(self.org_id, self.id(request)))
-            self.model.orders[request].gone = True
+        if (order := self.model.orders.get(request)) is not None and not order.lost:
+            placed = Placed(order.placing.fingerprint, order.placing.key, order.tries)
+            self.leave(request, request, order.placing.api_key, placed)
+
+    @rule(latest=LATEST)
+    def joiner_gone(self, latest: int) -> None:
+        """One that it was given to is seen to leave."""
+        if self.given:
+            request, who, placed = self.given[-1 - latest % len(self.given)]
+            order = self.model.orders.get(request)
+            if order is not None and not order.lost and who in order.asking:
+                self.leave(request, who, order.placing.api_key, placed)
+
+    def leave(self, request: str, who: str, api_key: int, placed: Placed) -> None:
+        caller = self.callers[api_key]
+        gone = self.books.wallet.client_gone(caller, self.id(request), placed, asked_by=self.id(who))
+        self.do(gone)
+        self.model.leave(request, who, placed.tries)
+
+    @rule(images=IMAGES, joins=st.integers(0, 2), again=st.sampled_from([None, 0, 1]), fingerprint=FINGERPRINTS)
+    def left_and_placed_anew(self, images: int, joins: int, again: int | None, fingerprint: str) -> None:
+        """A client without an SDK's count hangs up and tries again, now and then several times."""
+        self.place(images, 60, 0, Placed(fingerprint))
+        self.client_gone(0)
+        for _ in range(joins):
+            self.place(images, 60, 0, Placed(fingerprint))
+            self.joiner_gone(0)
+        self.place(images, 60, 0, Placed(fingerprint, tries=again))
 
     @rule(latest=LATEST, images=IMAGES, in_time=st.sampled_from([True, True, False]))
     def settle(self, latest: int, images: int, in_time: bool) -> None:
@@ -496,7 +551,7 @@ class WalletMachine(RuleBasedStateMachine):
             model.end(request, "void")
             order = model.orders[request]
             key, last = order.placing.key, max(order.claims | {order.tries or 0})
-            if order.tries is not None and (again or (order.gone and last == order.tries)):
+            if order.tries is not None and (again or order.gone_us is not None):
                 model.await_try(order.placing.api_key, order.placing.fingerprint, last)
             if frees and key and model.under_key.get(key) == request:
                 del model.under_key[key]

@@ -339,3 +339,13 @@ def test_the_reply_has_the_published_form() -> None:
         "model": FLUX,
         "data": [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}],
     }
+
+
+def test_the_user_is_a_part_of_what_makes_two_orders_the_same() -> None:
+    """An order that was left is given to its own user's next one, and to no other's (38)."""
+    orders = [
+        parse_order(orjson.dumps({"model": GPT, "prompt": "x"} | more), CATALOGUE)
+        for more in ({}, {"user": "u1"}, {"user": "u2"}, {"user": "u1"})
+    ]
+    prints = [fingerprint(order) for order in orders]
+    assert prints[1] == prints[3] and len(set(prints)) == 3

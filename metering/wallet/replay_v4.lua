@@ -9,15 +9,16 @@
 --       13 0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 --       14 key id  15 day  16 month: where the order counts
 --       17 up to which of the organisation's events the ledger has all, and not this one's, or -1: a rebuild has left it
---       out, and what is remembered of its charge counts for nothing
+--       out, and what is remembered of its charge counts for nothing  18 fingerprint of the order  19 recent_us
 -- reply code, now_us, available, 1 where this call charged it, how far below zero that left the balance
 local CHARGED, AWAY, SERVED = 1, 3, 5
 local THERE, KEYED, GONE = 0, 1, 2
 
-arguments(17)
+arguments(19)
 local now, org, request = clock(whole(1, 0)), ARGV[2], ARGV[3]
 local quantity, amount, remember = whole(4, 1), whole(5, 1), whole(6, 1)
 local admitted, ended, placed, lost = whole(10, 1), whole(11, 1), whole(13, 0), whole(17, -1)
+local recent_us = whole(19, 1)
 
 -- The charged order that was given in this one's place. Without a key that is so only where the client was gone before
 -- its answer: a 200 that may have arrived is charged. A retry stands for one lost order, so it is used up.
@@ -42,6 +43,7 @@ if redis.call('EXISTS', KEYS[1], KEYS[2]) < 2 then return { AWAY, now, 0, 0, 0 }
 
 if string.match(before or '', ':served_again:') then return { SERVED, now, available_at(org, now), 0, 0 } end
 local instead = lost < 0 and served()
+local known = before or redis.call('EXISTS', KEYS[4]) == 1
 
 if redis.call('EXISTS', KEYS[4]) == 0 then
   -- The hold is gone: run out, voided by another, or lost with a Redis that forgot.
@@ -77,6 +79,14 @@ if lost >= 0 then
   redis.call('SET', again, tonumber(redis.call('HGET', KEYS[2], 'number')) + 1, 'EX', remember)
   local gone = tonumber(redis.call('HGET', KEYS[2], 'gone_charged') or 0)
   if gone > 0 then redis.call('HINCRBY', KEYS[2], 'gone_charged', -math.min(gone, amount)) end
+end
+if placed ~= KEYED and known then
+  -- It is given again to whoever places the same: as one that had run out it was given to nobody.
+  local kind = kind_of(ARGV[14], ARGV[18])
+  local gone, given = unpack(redis.call('HMGET', claims_of(request), 'gone', 0))
+  if not given then add_for(recent_us, now, recent_of(kind), admitted, request) end
+  local gone_us = string.match(gone or '', ' (%d+)$')
+  if gone_us then add_for(recent_us, now, gone_of(kind), gone_us, request) end
 end
 local below = close(org, request, 'charge', 'delivered', quantity, amount, ARGV[8], ARGV[7], ARGV[12], ended, remember)
 return { CHARGED, now, available_at(org, now), 1, below }
