@@ -120,13 +120,24 @@ SPOOL_WAIT_S = 5.0
 """How long a picture waits for room in a full spool before it is given up."""
 
 SPOOL_MARK = 0.8
-"""Admission stops when this share of the spool is taken; the rest is for what is under way."""
+"""Above this share of the spool those place no order whose pictures fill it; the rest is for what is under way."""
+
+SPOOL_END = 0.9
+"""Above this share nobody does."""
 
 STREAMS = 400
 """Pictures that one process reads at a time, each within 512 KiB: 200 MiB. The others wait, and their upstreams too."""
 
+SPARE_STREAMS = 40
+"""On top, for organisations that have less than their share while others read all of `STREAMS`: 20 MiB more."""
+
 MAX_PICTURES = 2_000
-"""Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply."""
+"""Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply.
+One organisation may have all of them."""
+
+SPARE_PICTURES = 400
+"""On top, for organisations that have less than their share while others have all of `MAX_PICTURES`. None takes more
+of it than it leaves: 25 orders of eight for the first that comes, 12 for the second, and so on; 50 MiB more."""
 
 MAX_IMAGE_SIDE_PX = 16_384
 """Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""

@@ -60,6 +60,7 @@ OPERATIONS = (
             Kind.QUOTA,
             Kind.PROVIDER,
             Kind.FX_MISSING,
+            Kind.BUSY,
             Kind.CHARGED,
             Kind.DEADLINE,
             Kind.END_UNKNOWN,

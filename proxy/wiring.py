@@ -35,6 +35,9 @@ from config.settings import (
     REDIS_CONNECTIONS,
     REDIS_DECISION_S,
     RESULT_DOCUMENT_BYTES,
+    SPARE_PICTURES,
+    SPARE_STREAMS,
+    SPOOL_END,
     SPOOL_MARK,
     STORE_WATCH_S,
     STREAM_BACKLOG,
@@ -61,6 +64,7 @@ from metering.ports import Ledger, LedgerAway, ListPrice, Once
 from metering.pricing import Rate
 from metering.recovery import Recovery
 from metering.salvage import check_versions
+from metering.shares import Bound
 from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.presence import Presence
@@ -71,7 +75,7 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
-from proxy.capacity import BUSY, Capacity
+from proxy.capacity import Capacity
 from proxy.generations import Generations
 from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
@@ -82,6 +86,7 @@ from proxy.lifecycle import Lifecycle
 from proxy.models import ModelsEndpoint
 from proxy.orphans import Orphans
 from proxy.outbound import ImageHosts, Outbound
+from proxy.places import Places
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
@@ -97,8 +102,6 @@ from proxy.tokens import Issuer, Secret, Tokens
 from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
-
-DISK_FAILS = "The gateway's disk fails; nothing was charged."
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
@@ -327,7 +330,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))
         await answers.begin(utc_now())
         stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
-        keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
+        keeper = Keeper(
+            store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Bound(STREAMS, SPARE_STREAMS)), watch
+        )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
@@ -349,19 +354,14 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ],
             give_up=stopping.set,
         )
-        conditions = Conditions(
-            [
-                Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
-                *running(background),
-                Condition(
-                    "journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")
-                ),
-                Condition("busy", when(lambda: spool.share > SPOOL_MARK, BUSY), for_ready=False),
-                Condition("Redis full", lambda: pressure.reason, for_ready=False),
-                Condition("store", lambda: watch.reason),
-            ]
+        conditions = _conditions(stopping, background, journal, pressure, watch)
+        capacity = Capacity(
+            conditions.refusal,
+            Bound(MAX_PICTURES, SPARE_PICTURES),
+            spool.shares,
+            spool_mark=spool.part(SPOOL_MARK),
+            spool_end=spool.part(SPOOL_END),
         )
-        capacity = Capacity(journal, MAX_PICTURES, conditions.refusal)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -378,7 +378,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 rates,
                 wallet,
                 back.ledger,
-                capacity,
+                Places(journal, capacity),
                 generations,
                 lifecycle,
                 replies,
@@ -399,6 +399,21 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
+
+
+def _conditions(
+    stopping: asyncio.Event, background: Background, journal: Journal, pressure: Pressure, watch: StoreWatch
+) -> Conditions:
+    """What must hold before any order is taken, whoever places it."""
+    return Conditions(
+        [
+            Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
+            *running(background),
+            Condition("journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")),
+            Condition("Redis full", lambda: pressure.reason, for_ready=False),
+            Condition("store", lambda: watch.reason),
+        ]
+    )
 
 
 def _admin(settings: Settings, back: Back, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
