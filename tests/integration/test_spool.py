@@ -5,7 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,12 @@ async def pieces(data: bytes, size: int = PIECE) -> AsyncIterator[bytes]:
     for start in range(0, len(data), size):
         await asyncio.sleep(0)
         yield data[start : start + size]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
 
 
 def open_files() -> int:
@@ -166,18 +172,18 @@ def test_room_goes_to_the_organisation_that_has_least(tmp_path: Path) -> None:
     """A spool full of one organisation's pictures: what becomes free is the other's first, before those that waited."""
 
     async def work() -> None:
-        spool = Spool(tmp_path, 200_000, wait_s=20)
+        spool = Spool(tmp_path, 22_000, wait_s=20)
         held = [Copy(spool, "a") for _ in range(3)]
         for copy in held:
-            await copy.fill(pieces(bytes(60_000)))
-        waiting = [asyncio.create_task(Copy(spool, "a").fill(pieces(bytes(60_000)))) for _ in range(5)]
-        await asyncio.sleep(0)
-        other = asyncio.create_task(Copy(spool, "b").fill(pieces(bytes(60_000))))
-        await asyncio.sleep(0)
+            await copy.fill(pieces(bytes(7_000), 7_000))
+        waiting = [asyncio.create_task(Copy(spool, "a").fill(pieces(bytes(7_000), 7_000))) for _ in range(5)]
+        await until(lambda: spool._turns.waiting("a") == 5)
+        other = asyncio.create_task(Copy(spool, "b").fill(pieces(bytes(7_000), 7_000)))
+        await until(lambda: spool._turns.waiting("b") == 1)
         await held[0].close()
         await other
         assert not any(task.done() for task in waiting)
-        assert (spool.shares.has("a"), spool.shares.has("b")) == (120_000, 60_000)
+        assert (spool.shares.has("a"), spool.shares.has("b")) == (14_000, 7_000)
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
