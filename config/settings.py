@@ -164,6 +164,36 @@ quarter of the claim in `k8s/base`; about 130,000 orders that were written down 
 JOURNAL_STOP_S = 3.0
 """At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""
 
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+USAGE_PER_MINUTE = 60
+"""Reports of an organisation, by each process. A dashboard asks every few seconds; the largest takes a second."""
+
+HISTORY_PER_MINUTE = 1_200
+"""Generations by id or as a list: twice the default plan's orders, each of them looked at two times. A page of 100
+takes the ledger some milliseconds."""
+
+CREDITS_PER_MINUTE = 600
+"""A balance for each order of the default plan. It costs one call of Redis, as an order's admission does."""
+
+MODELS_PER_MINUTE = 600
+"""As above: SDKs and tools ask at their start."""
+
+REPORTS_MADE = 2
+"""Reports whose rows a process has in memory at a time: of two organisations, 50 MB together."""
+
+REPORTS_OPEN = 16
+"""Reports that are made or being sent, one for each organisation: 8 MB each at most, where nobody reads them."""
+
+REPORTS_WAITING = 4
+"""Of one organisation, behind the one that is made: a page with several charts asks for as many at once."""
+
+REPORT_WAIT_S = 10.0
+"""For a report's turn: ten of the longest are made in it. Then it is 429."""
+
+REPORT_ROWS = 50_000
+"""The most of one report: a year, by day, of nine models and ten keys are 33,000. More is 400: ask for less at once."""
+
 # --- HTTP, in and out ------------------------------------------------------------------------------------------------
 
 MAX_BODY_BYTES = 64 * 1024

@@ -10,10 +10,13 @@ from metering.wallet.wallet import Cut, Wallet
 from proxy.auth import Authenticator, check_state
 from proxy.errors import wallet_away
 from proxy.middleware import context_of
+from proxy.reads import Read, ReadRates
 
 
-async def checked_cut(request: Request, authenticator: Authenticator, wallet: Wallet) -> Cut:
-    """The caller's wallet, its key checked at this moment. Raises ApiError 401 or 503."""
+async def checked_cut(
+    request: Request, authenticator: Authenticator, wallet: Wallet, rates: ReadRates, read: Read
+) -> Cut:
+    """The caller's wallet, its key checked at this moment, and the read counted. Raises ApiError 401, 429 or 503."""
     try:
         caller = await authenticator.caller(request.headers)
         cut = await wallet.read(caller.org_id, caller.key_id)
@@ -21,19 +24,21 @@ async def checked_cut(request: Request, authenticator: Authenticator, wallet: Wa
         raise wallet_away() from None
     context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
     check_state(cut.key_state)
+    rates.take(caller.org_id, read)
     return cut
 
 
 class CreditsEndpoint:
     """The prepaid balance, in MXN as decimal strings."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet) -> None:
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, rates: ReadRates) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
+        self._rates = rates
 
     async def read(self, request: Request) -> Response:
         """GET /v1/credits."""
-        cut = await checked_cut(request, self._authenticator, self._wallet)
+        cut = await checked_cut(request, self._authenticator, self._wallet, self._rates, Read.CREDITS)
         document = {"object": "credits", "currency": "MXN"} | balance_fields(cut)
         available = document["available_mxn"]
         return Response(

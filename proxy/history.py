@@ -16,6 +16,7 @@ from proxy.errors import ApiError, Kind, wallet_away
 from proxy.middleware import context_of
 from proxy.operations import WholeNumber
 from proxy.outcomes import reason_as_error
+from proxy.reads import Read, ReadRates
 from proxy.replies import Replies
 from proxy.results import decode
 from proxy.wire import key_hash, result_document
@@ -44,11 +45,14 @@ class HistoryQuery(BaseModel):
 class HistoryEndpoint:
     """Only what is the caller's own; its key is checked at this moment."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies) -> None:
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies, rates: ReadRates
+    ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._ledger = ledger
         self._replies = replies
+        self._rates = rates
 
     async def one(self, request: Request) -> Response:
         """By the id that its reply had, or would have had."""
@@ -79,6 +83,7 @@ class HistoryEndpoint:
         caller = await self._authenticator.caller(request.headers)
         context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
         check_state((await self._wallet.read(caller.org_id, caller.key_id)).key_state)
+        self._rates.take(caller.org_id, Read.HISTORY)
         return caller.org_id
 
     async def _generation(self, org_id: str, request_id: UUID) -> dict[str, Any]:

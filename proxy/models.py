@@ -17,28 +17,32 @@ from metering.wallet.wallet import Wallet
 from proxy.account import checked_cut
 from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind
+from proxy.reads import Read, ReadRates
 from proxy.wire import DEFAULT_SIZE
 
 
 class ModelsEndpoint:
     """The catalogue for a caller; a model without a price is not in it."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates) -> None:
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates, reads: ReadRates
+    ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._catalogue = catalogue
         self._rates = rates
+        self._reads = reads
 
     async def list(self, request: Request) -> Response:
         """All models."""
-        await checked_cut(request, self._authenticator, self._wallet)
+        await checked_cut(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         rate = self._rate()
         rows = [self._row(name, model, rate) for name, model in self._catalogue.models.items() if model.priced]
         return _json({"object": "list", "data": rows})
 
     async def one(self, request: Request) -> Response:
         """One model by its id; the slash in it may be written as %2F."""
-        await checked_cut(request, self._authenticator, self._wallet)
+        await checked_cut(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         name = request.path_params["model_id"]
         model = self._catalogue.models.get(name)
         if model is None or not model.priced:

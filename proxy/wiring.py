@@ -92,6 +92,7 @@ from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
+from proxy.reads import ReadRates, Reports
 from proxy.replies import Replies
 from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
@@ -339,7 +340,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         jobs = Jobs(back.redis)
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
-        authenticator = Authenticator(wallet, KEY_CACHE_SIZE)
+        authenticator, reads = Authenticator(wallet, KEY_CACHE_SIZE), ReadRates()
         projector = Projector(back.redis, back.ledger)
 
         background = Background(
@@ -388,10 +389,10 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 region=settings.region,
                 topup_url=settings.topup_url,
             ),
-            ModelsEndpoint(authenticator, wallet, offered, rates),
-            CreditsEndpoint(authenticator, wallet),
-            HistoryEndpoint(authenticator, wallet, back.ledger, replies),
-            UsageEndpoint(authenticator, wallet, back.ledger),
+            ModelsEndpoint(authenticator, wallet, offered, rates, reads),
+            CreditsEndpoint(authenticator, wallet, reads),
+            HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
+            UsageEndpoint(authenticator, wallet, back.ledger, reads, Reports()),
             _admin(settings, back, outbound, public_url),
             conditions.not_ready,
             lifespan,

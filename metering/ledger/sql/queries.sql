@@ -127,7 +127,7 @@ SELECT
     CASE WHEN :by_day THEN day ELSE '' END, CASE WHEN :by_model THEN model ELSE '' END,
     CASE WHEN :by_key THEN key_id ELSE '' END,
     CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
-FROM usage WHERE org_id = :org_id AND day BETWEEN :first AND :last GROUP BY 1, 2, 3;
+FROM usage WHERE org_id = :org_id AND day BETWEEN :first AND :last GROUP BY 1, 2, 3 LIMIT :most;
 
 -- name: used
 -- By organisation and key: images of a day, images and money of its month.
