@@ -126,13 +126,24 @@ SPOOL_WAIT_S = 5.0
 """How long a picture waits for room in a full spool before it is given up."""
 
 SPOOL_MARK = 0.8
-"""Admission stops when this share of the spool is taken; the rest is for what is under way."""
+"""Above this share of the spool those place no order whose pictures fill it; the rest is for what is under way."""
+
+SPOOL_END = 0.9
+"""Above this share nobody does."""
 
 STREAMS = 400
 """Pictures that one process reads at a time, each within 512 KiB: 200 MiB. The others wait, and their upstreams too."""
 
+SPARE_STREAMS = 40
+"""On top, for organisations that have less than their share while others read all of `STREAMS`: 20 MiB more."""
+
 MAX_PICTURES = 2_000
-"""Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply."""
+"""Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply.
+One organisation may have all of them."""
+
+SPARE_PICTURES = 400
+"""On top, for organisations that have less than their share while others have all of `MAX_PICTURES`. None takes more
+of it than it leaves: 25 orders of eight for the first that comes, 12 for the second, and so on; 50 MiB more."""
 
 MAX_IMAGE_SIDE_PX = 16_384
 """Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""
@@ -158,6 +169,36 @@ quarter of the claim in `k8s/base`; about 130,000 orders that were written down 
 
 JOURNAL_STOP_S = 3.0
 """At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+USAGE_PER_MINUTE = 60
+"""Reports of an organisation, by each process. A dashboard asks every few seconds; the largest takes a second."""
+
+HISTORY_PER_MINUTE = 1_200
+"""Generations by id or as a list: twice the default plan's orders, each of them looked at two times. A page of 100
+takes the ledger some milliseconds."""
+
+CREDITS_PER_MINUTE = 600
+"""A balance for each order of the default plan. It costs one call of Redis, as an order's admission does."""
+
+MODELS_PER_MINUTE = 600
+"""As above: SDKs and tools ask at their start."""
+
+REPORTS_MADE = 2
+"""Reports whose rows a process has in memory at a time: of two organisations, 50 MB together."""
+
+REPORTS_OPEN = 16
+"""Reports that are made or being sent, one for each organisation: 8 MB each at most, where nobody reads them."""
+
+REPORTS_WAITING = 4
+"""Of one organisation, behind the one that is made: a page with several charts asks for as many at once."""
+
+REPORT_WAIT_S = 10.0
+"""For a report's turn: ten of the longest are made in it. Then it is 429."""
+
+REPORT_ROWS = 50_000
+"""The most of one report: a year, by day, of nine models and ten keys are 33,000. More is 400: ask for less at once."""
 
 # --- HTTP, in and out ------------------------------------------------------------------------------------------------
 

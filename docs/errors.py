@@ -37,6 +37,7 @@ CUANDO = {
     Kind.INTERNAL: "una falla del gateway",
     Kind.PROVIDER: "falló el proveedor del modelo o el almacenamiento",
     Kind.UNAVAILABLE: "el gateway no puede decidir en este momento",
+    Kind.BUSY: "el gateway ya hace tantas imágenes como puede, o la organización tiene su parte y otras esperan",
     Kind.CHARGED: "el pedido se cobró y su respuesta se perdió; sus imágenes se obtienen por su id",
     Kind.FX_MISSING: "este mes todavía no tiene tipo de cambio",
     Kind.DEADLINE: "ninguna imagen estuvo lista a tiempo",

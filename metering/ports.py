@@ -416,7 +416,13 @@ class Ledger(Protocol):
         self, org_id: str | None, before: int, most: int, *, actor: str | None = None, action: str | None = None
     ) -> list[Audit]: ...
     async def usage(
-        self, org_id: str, first: str, last: str, by: Collection[str], key_ids: Collection[str] | None = None
+        self,
+        org_id: str,
+        first: str,
+        last: str,
+        by: Collection[str],
+        most: int,
+        key_ids: Collection[str] | None = None,
     ) -> list[UsageRow]: ...
     async def notices(
         self,

@@ -12,10 +12,14 @@ from metering.wallet.wallet import Caller, Cut, Wallet
 from proxy.auth import Authenticator, check_state
 from proxy.errors import wallet_away
 from proxy.middleware import context_of
+from proxy.reads import Read, ReadRates
 
 
-async def checked(request: Request, authenticator: Authenticator, wallet: Wallet) -> tuple[Caller, Cut]:
-    """The caller and its wallet, its key checked at this moment. Raises ApiError 401, 403 or 503."""
+async def checked(
+    request: Request, authenticator: Authenticator, wallet: Wallet, rates: ReadRates, read: Read
+) -> tuple[Caller, Cut]:
+    """The caller and its wallet, its key checked at this moment, and the read counted. Raises ApiError 401, 403, 429
+    or 503."""
     try:
         caller = await authenticator.caller(request.headers)
         cut = await wallet.read(caller.org_id, caller.key_id)
@@ -23,19 +27,21 @@ async def checked(request: Request, authenticator: Authenticator, wallet: Wallet
         raise wallet_away() from None
     context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
     check_state(cut.key_state)
+    rates.take(caller.org_id, read)
     return caller, cut
 
 
 class CreditsEndpoint:
     """The prepaid balance, in MXN as decimal strings. The sandbox has none, and a test key is told of no other."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet) -> None:
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, rates: ReadRates) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
+        self._rates = rates
 
     async def read(self, request: Request) -> Response:
         """GET /v1/credits."""
-        caller, cut = await checked(request, self._authenticator, self._wallet)
+        caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.CREDITS)
         if caller.test:
             cut = replace(cut, available_micro_mxn=0, held_micro_mxn=0)
         document = {"object": "credits", "currency": "MXN"} | balance_fields(cut)

@@ -1,87 +1,74 @@
-"""Places that open orders take up: as many as this process can see through (rules 14, 28)."""
+"""May an order be taken now? All that must hold as one table, each organisation's share in it. Pure."""
 
-import asyncio
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from enum import Enum
 
-from metering.answered import most_bytes
-from metering.frames import PAGE_BYTES
-from metering.journal import Journal, JournalFull
+from metering.shares import Bound, Shares
 from proxy.errors import ApiError, Kind
-from proxy.messages import BUSY, DISK_FULL
+from proxy.messages import BUSY, DISK_FULL, SHARE
 
 BUSY_RETRY_S = 5.0
 """A backlog of events takes seconds to book, not milliseconds."""
 
-_ROUNDING_BYTES = 2 * PAGE_BYTES
-"""An entry ends in the middle of a page, and its withdrawal takes another."""
+WANTED_S = 2 * BUSY_RETRY_S
+"""An organisation that was refused for want of room is waited for so long: it was told to come back in half of it."""
 
 
-class Place:
-    """What one open order takes up, given back once: at the end of the block, or by whoever it is handed over to."""
+class Refusal(Enum):
+    """Why there is no room for an order, as its customer is told."""
 
-    def __init__(self, capacity: "Capacity", images: int, size_bytes: int) -> None:
-        self._capacity = capacity
-        self._images = images
-        self._size_bytes = size_bytes
-        self._held = True
-        self._handed_over = False
+    FULL = BUSY
+    SHARE = SHARE
+    DISK = DISK_FULL
 
-    def hand_over(self) -> Self:
-        """The block's end does not give it back any more."""
-        self._handed_over = True
-        return self
-
-    def give_back(self) -> None:
-        """The order has ended, or was not admitted."""
-        if self._held:
-            self._held = False
-            self._capacity.free(self._images, self._size_bytes)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if not self._handed_over:
-            self.give_back()
+    def as_error(self) -> ApiError:
+        """503, to be asked again."""
+        return ApiError(Kind.UNAVAILABLE if self is Refusal.DISK else Kind.BUSY, self.value, retry_after_s=BUSY_RETRY_S)
 
 
 class Capacity:
-    """`most_pictures` may be under way at once; of each the journal has room for what it may have to write down.
+    """What this process can see through at once: pictures under way, and bytes in the spool (rules 14, 28).
 
-    `refusal` is asked before every order: None, or the sentence with which it is refused.
+    One organisation alone may have all of it; its share binds it only while another was refused lately. `broken` comes
+    first: None, or the sentence with which every order is refused. Above `spool_mark` bytes those are refused whose
+    pictures fill the spool, above `spool_end` all are.
     """
 
-    def __init__(self, journal: Journal, most_pictures: int, refusal: Callable[[], str | None]) -> None:
-        self._journal = journal
-        self._most_pictures = most_pictures
-        self._refusal = refusal
-        self.pictures = 0
+    def __init__(
+        self, broken: Callable[[], str | None], pictures: Bound, spool: Shares, *, spool_mark: int, spool_end: int
+    ) -> None:
+        self.pictures = Shares(pictures)
+        self._broken = broken
+        self._spool = spool
+        self._spool_mark = spool_mark
+        self._spool_end = spool_end
+        self._wanted: dict[str, float] = {}
 
-    async def take(self, images: int) -> Place:
-        """A place for an order of so many images. Raises ApiError 503."""
-        reason = self._refusal()
-        if reason is None and self.pictures + images > self._most_pictures:
-            reason = BUSY
-        if reason is not None:
-            raise _unavailable(reason)
-        size_bytes = most_bytes(images) + _ROUNDING_BYTES
-        self.pictures += images
-        try:
-            await self._journal.reserve(size_bytes)
-        except (JournalFull, asyncio.CancelledError) as error:
-            self.pictures -= images
-            if isinstance(error, JournalFull):
-                raise _unavailable(DISK_FULL) from None
-            raise
-        return Place(self, images, size_bytes)
+    def refusal(self, org_id: str, images: int, now_s: float) -> ApiError | None:
+        """Why an organisation can place no order of so many images; None where it can. `now_s`: `time.monotonic`."""
+        if (reason := self._broken()) is not None:
+            return ApiError(Kind.UNAVAILABLE, reason, retry_after_s=BUSY_RETRY_S)
+        refusal = self._no_pictures(org_id, images, now_s) or self._no_spool(org_id)
+        return refusal.as_error() if refusal else None
 
-    def free(self, images: int, size_bytes: int) -> None:
-        """By the place itself."""
-        self.pictures -= images
-        self._journal.give_back(size_bytes)
+    def want(self, org_id: str, now_s: float) -> None:
+        """It was refused for want of room."""
+        self._wanted = {one: until_s for one, until_s in self._wanted.items() if until_s > now_s}
+        self._wanted[org_id] = now_s + WANTED_S
 
+    def wanting(self, now_s: float) -> list[str]:
+        """Who was refused, and is expected back."""
+        return [org_id for org_id, until_s in self._wanted.items() if until_s > now_s]
 
-def _unavailable(reason: str) -> ApiError:
-    return ApiError(Kind.UNAVAILABLE, reason, retry_after_s=BUSY_RETRY_S)
+    def _no_pictures(self, org_id: str, images: int, now_s: float) -> Refusal | None:
+        if self.pictures.allow(org_id, images, self.wanting(now_s)):
+            return None
+        return Refusal.SHARE if self.pictures.fits(images) else Refusal.FULL
+
+    def _no_spool(self, org_id: str) -> Refusal | None:
+        spool = self._spool
+        if spool.taken > self._spool_end:
+            return Refusal.FULL
+        if spool.taken > self._spool_mark and spool.has(org_id) * spool.holders >= spool.taken:
+            return Refusal.FULL if spool.holders == 1 else Refusal.SHARE
+        return None

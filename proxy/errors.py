@@ -75,6 +75,13 @@ class Kind(Enum):
         502, "provider_unavailable", "provider_unavailable", True, "the model's provider or the store failed"
     )
     UNAVAILABLE = Row(503, "temporarily_unavailable", "temporarily_unavailable", True, "the gateway cannot decide now")
+    BUSY = Row(
+        503,
+        "temporarily_unavailable",
+        "gateway_busy",
+        True,
+        "the gateway makes as many images as it can, or the organisation has its share of them while others wait",
+    )
     CHARGED = Row(
         503,
         "temporarily_unavailable",

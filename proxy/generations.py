@@ -24,13 +24,13 @@ from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Wallet
-from proxy.capacity import Place
 from proxy.ending import Charge, Ending
 from proxy.errors import ApiError
 from proxy.keeping import Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.making import Made, Maker, fault
 from proxy.outcomes import Failure, Outcome, worst
+from proxy.places import Place
 from proxy.ports import Order, Provider, Report
 from proxy.results import Result
 from proxy.results import encode as encode_result

@@ -29,6 +29,7 @@ from proxy.messages import (
 from proxy.middleware import context_of
 from proxy.operations import WholeNumber
 from proxy.outcomes import reason_as_error
+from proxy.reads import Read, ReadRates
 from proxy.replies import Replies
 from proxy.requests import language_of
 from proxy.results import decode
@@ -57,11 +58,14 @@ class HistoryQuery(BaseModel):
 class HistoryEndpoint:
     """Only what the caller's key may read, as if nothing else were there; it is checked at this moment."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies) -> None:
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies, rates: ReadRates
+    ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._ledger = ledger
         self._replies = replies
+        self._rates = rates
 
     async def one(self, request: Request) -> Response:
         """By the id that its reply had, or would have had."""
@@ -94,6 +98,7 @@ class HistoryEndpoint:
         caller = await self._authenticator.caller(request.headers)
         context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
         check_state((await self._wallet.read(caller.org_id, caller.key_id)).key_state)
+        self._rates.take(caller.org_id, Read.HISTORY)
         return caller
 
     def _completed(self, delivered: Delivered) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from metering.pricing import Price, Quote, quote
 from metering.wallet.connection import NotProjected, WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, Verdict, Wallet
 from proxy.auth import Authenticator
-from proxy.capacity import BUSY_RETRY_S, Capacity, Place
+from proxy.capacity import BUSY_RETRY_S
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.generations import Delivery, Generations, Job
 from proxy.lifecycle import Lifecycle, lifecycle_headers
@@ -42,6 +42,7 @@ from proxy.messages import (
 from proxy.middleware import RequestContext, context_of
 from proxy.operations import MOST_KEY_CHARACTERS
 from proxy.outcomes import reason_as_error
+from proxy.places import Place, Places
 from proxy.ports import Order
 from proxy.replies import Replies
 from proxy.requests import RequestLimits, idempotency_key, read_body
@@ -100,7 +101,7 @@ class ImagesEndpoint:
         rates: Rates,
         wallet: Wallet,
         ledger: Ledger,
-        capacity: Capacity,
+        places: Places,
         generations: Generations,
         lifecycle: Lifecycle,
         replies: Replies,
@@ -116,7 +117,7 @@ class ImagesEndpoint:
         self._rates = rates
         self._wallet = wallet
         self._ledger = ledger
-        self._capacity = capacity
+        self._places = places
         self._generations = generations
         self._lifecycle = lifecycle
         self._replies = replies
@@ -136,7 +137,7 @@ class ImagesEndpoint:
             context.facts |= {"model": order.model_id, "n": order.n}
             self._lifecycle.check(order.model_id, order.model)
             asked = placed(request.headers, order, caller.scope)
-            with await self._capacity.take(order.n) as place:
+            with await self._places.take(caller.org_id, order.n) as place:
                 if caller.test:
                     return await self._sandbox.create(context, caller, order, asked)
                 admission, held = await self._admit(context, caller, order, asked)

@@ -16,6 +16,8 @@ from prometheus_client import Counter
 
 from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_STUCK_S
 from metering.events import StoredImage
+from metering.shares import Bound
+from metering.turns import Turns
 from proxy.media.artefact import Artefact
 from proxy.media.formats import Format, NotAnImage
 from proxy.ports import Chunks, ImageStore, Picture, PictureLost, Source, StoreFailed, Uploads
@@ -34,7 +36,7 @@ class ImageLimits:
 
     most_bytes: int
     most_side_px: int
-    streams: int
+    streams: Bound
 
 
 class _NoLength(Exception):
@@ -69,7 +71,7 @@ class Keeper:
         self._spool = spool
         self._limits = limits
         self._uploads = uploads
-        self._streams = asyncio.Semaphore(limits.streams)
+        self._streams = Turns(limits.streams)
 
     async def keep(
         self,
@@ -106,7 +108,7 @@ class Keeper:
             log.error("image_left_behind", path=path, error=str(error))
 
     async def _straight(self, picture: Picture, folder: str, publish: Publish, again: bool) -> None:
-        async with self._streams, picture.open() as source:
+        async with self._streams.hold(_org_of(folder)), picture.open() as source:
             if source.size_bytes is None and self._store.needs_length:
                 raise _NoLength
             artefact = self._artefact(source)
@@ -118,9 +120,9 @@ class Keeper:
     async def _through_spool(
         self, picture: Picture, folder: str, until_s: float, publish: Publish, read: Callable[[], None]
     ) -> None:
-        copy = Copy(self._spool)
+        copy = Copy(self._spool, _org_of(folder))
         begun: asyncio.Future[tuple[Artefact, Format]] = asyncio.get_running_loop().create_future()
-        filling = asyncio.create_task(self._fill(copy, picture, begun))
+        filling = asyncio.create_task(self._fill(copy, picture, folder, begun))
         filling.add_done_callback(lambda _: read())
         try:
             artefact, kind = await begun
@@ -141,10 +143,12 @@ class Keeper:
             await asyncio.wait({filling})
             await copy.close()
 
-    async def _fill(self, copy: Copy, picture: Picture, begun: asyncio.Future[tuple[Artefact, Format]]) -> None:
+    async def _fill(
+        self, copy: Copy, picture: Picture, folder: str, begun: asyncio.Future[tuple[Artefact, Format]]
+    ) -> None:
         """The reading half: what goes wrong here is told to whoever waits for the beginning, or reads the copy."""
         try:
-            async with self._streams, picture.open() as source:
+            async with self._streams.hold(_org_of(folder)), picture.open() as source:
                 artefact = self._artefact(source)
                 begun.set_result((artefact, await artefact.begin()))
                 await copy.fill(aiter(artefact))
@@ -209,6 +213,10 @@ async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncItera
             AGAIN.inc()
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, STORE_LONGEST_PAUSE_S)
+
+
+def _org_of(folder: str) -> str:
+    return folder.partition("/")[0]
 
 
 def _path(folder: str, picture: Picture, kind: Format) -> str:

@@ -39,12 +39,15 @@ def balance_header(available_micro_mxn: int) -> dict[str, str]:
 
 def rate_headers(admission: Admission) -> dict[str, str]:
     """OpenAI's rate-limit headers."""
-    headers = {}
-    for name, state in (("requests", admission.requests), ("images", admission.images)):
-        headers[f"x-ratelimit-limit-{name}"] = str(state.limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(max(0, state.remaining))
-        headers[f"x-ratelimit-reset-{name}"] = _duration(state.reset_us)
-    return headers
+    return _rate("requests", admission.requests) | _rate("images", admission.images)
+
+
+def _rate(name: str, state: RateState) -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{name}": str(state.limit),
+        f"x-ratelimit-remaining-{name}": str(max(0, state.remaining)),
+        f"x-ratelimit-reset-{name}": _duration(state.reset_us),
+    }
 
 
 @contextmanager
@@ -77,6 +80,13 @@ def rate_limited(what: Text, admission: Admission, state: RateState, cost: int, 
     wait_s = admission.retry_us / 1_000_000
     message = message.then(TRY_AGAIN.of(seconds=-(-admission.retry_us // 1000) / 1000))
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=headers)
+
+
+def reads_limited(what: Text, state: RateState, wait_s: float) -> ApiError:
+    """429: more reads per minute than an organisation may make of this kind; `what` is the kind in words."""
+    message = RATE.of(whose=THE_ORGANISATIONS, limit=state.limit, what=what)
+    message = message.then(TRY_AGAIN.of(seconds=-(-wait_s * 1000 // 1) / 1000))
+    return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=_rate("requests", state))
 
 
 def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:

@@ -182,6 +182,14 @@ MONTH = Text("month", "mes")
 COUNTS_AS = Text("This order counts as {cost} {what}.", "Este pedido cuenta como {cost} {what}.")
 RATE = Text("{whose} limit is {limit} {what} per minute.", "El límite {whose} es de {limit} {what} por minuto.")
 TRY_AGAIN = Text("Try again in {seconds:g} seconds.", "Inténtelo de nuevo en {seconds:g} segundos.")
+READS_OF_USAGE = Text("reports of usage", "reportes de uso")
+READS_OF_HISTORY = Text("reads of generations", "consultas de generaciones")
+READS_OF_CREDITS = Text("reads of credits", "consultas de saldo")
+READS_OF_MODELS = Text("reads of models", "consultas de modelos")
+ONE_REPORT = Text(
+    "Another report of your organisation is being made; ask for one at a time.",
+    "Ya se está haciendo otro reporte de su organización; pida uno a la vez.",
+)
 AT_ONCE = Text(
     "{whose} limit is {limit} images being made at once; {used} are, and this order asks for {images}.",
     "El límite {whose} es de {limit} imágenes en proceso a la vez; hay {used}, y este pedido solicita {images}.",
@@ -212,8 +220,12 @@ WALLET_AWAY = Text(
     "El gateway no puede consultar saldos en este momento; no se cobró nada.",
 )
 BUSY = Text(
-    "The gateway is making as many images as it can; nothing was charged.",
-    "El gateway está generando todas las imágenes que puede; no se cobró nada.",
+    "The gateway is busy: it is making as many images as it can; nothing was charged.",
+    "El gateway está ocupado: está generando todas las imágenes que puede; no se cobró nada.",
+)
+SHARE = Text(
+    "The gateway is busy: your organisation has its share of it, and others wait; nothing was charged.",
+    "El gateway está ocupado: su organización ya tiene su parte y otras esperan; no se cobró nada.",
 )
 BACKLOG = Text(
     "The gateway is catching up with its books; nothing was charged.",
@@ -360,6 +372,10 @@ BOTH_DAYS = Text(
     "Falta `{name}`: envíe `from` y `to`, o ninguno para este mes.",
 )
 NO_DAY = Text("`{name}` must be a day as YYYY-MM-DD.", "`{name}` debe ser un día como YYYY-MM-DD.")
+TOO_MANY_ROWS = Text(
+    "`{name}` makes more than {most} rows here: ask for fewer days, or group by less.",
+    "`{name}` da aquí más de {most} filas: pida menos días o agrupe por menos.",
+)
 NO_GROUP = Text("`{name}`: {value} is none of day, model and key.", "`{name}`: {value} no es day, model ni key.")
 GROUP_TWICE = Text("`{name}` names something twice.", "`{name}` nombra algo dos veces.")
 BEFORE_FROM = Text("`{name}` lies before `from`.", "`{name}` es anterior a `from`.")

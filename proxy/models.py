@@ -17,21 +17,25 @@ from metering.pricing import Rate
 from metering.wallet.wallet import Caller, Wallet
 from proxy.account import checked
 from proxy.auth import Authenticator
+from proxy.reads import Read, ReadRates
 from proxy.wire import DEFAULT_SIZE, no_model
 
 
 class ModelsEndpoint:
     """The catalogue for a caller: a model without a price is not in it, nor one that its key may not use."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates) -> None:
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates, reads: ReadRates
+    ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._catalogue = catalogue
         self._rates = rates
+        self._reads = reads
 
     async def list(self, request: Request) -> Response:
         """All of them."""
-        caller, _ = await checked(request, self._authenticator, self._wallet)
+        caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         rate, offered = self._rate(), self._catalogue.models.items()
         rows = [self._row(name, model, rate) for name, model in offered if _listed(name, model, caller)]
         return _json({"object": "list", "data": rows})
@@ -41,7 +45,7 @@ class ModelsEndpoint:
         name = request.path_params["model_id"]
         if not name.strip("/"):
             raise HTTPException(404)  # a slash too many behind the list's address
-        caller, _ = await checked(request, self._authenticator, self._wallet)
+        caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         model = self._catalogue.models.get(name)
         if model is None or not _listed(name, model, caller):
             raise no_model(name, self._catalogue)

@@ -64,6 +64,7 @@ OPERATIONS = (
             Kind.QUOTA,
             Kind.PROVIDER,
             Kind.FX_MISSING,
+            Kind.BUSY,
             Kind.CHARGED,
             Kind.DEADLINE,
             Kind.END_UNKNOWN,
@@ -75,19 +76,25 @@ OPERATIONS = (
         "What was delivered, the latest first",
         Found,
         query=HistoryQuery,
-        errors=(Kind.INVALID_REQUEST, Kind.NO_GENERATION),
+        errors=(Kind.INVALID_REQUEST, Kind.NO_GENERATION, Kind.RATE_LIMIT),
     ),
-    Operation("GET", "/v1/images/generations/{id}", "How an order stands", Generation, errors=(Kind.NO_GENERATION,)),
-    Operation("GET", "/v1/models", "What can be ordered, with this month's price", Models),
-    Operation("GET", "/v1/models/{model_id}", "One model", Model, errors=(Kind.MODEL_NOT_FOUND,)),
-    Operation("GET", "/v1/credits", "The prepaid balance", Credits),
+    Operation(
+        "GET",
+        "/v1/images/generations/{id}",
+        "How an order stands",
+        Generation,
+        errors=(Kind.NO_GENERATION, Kind.RATE_LIMIT),
+    ),
+    Operation("GET", "/v1/models", "What can be ordered, with this month's price", Models, errors=(Kind.RATE_LIMIT,)),
+    Operation("GET", "/v1/models/{model_id}", "One model", Model, errors=(Kind.MODEL_NOT_FOUND, Kind.RATE_LIMIT)),
+    Operation("GET", "/v1/credits", "The prepaid balance", Credits, errors=(Kind.RATE_LIMIT,)),
     Operation(
         "GET",
         "/v1/usage",
         "What was charged, by day, model and key",
         UsageReply,
         query=UsageQuery,
-        errors=(Kind.INVALID_REQUEST,),
+        errors=(Kind.INVALID_REQUEST, Kind.RATE_LIMIT),
         media=("application/json", "text/csv"),
     ),
     Operation("GET", "/healthz", "Is the process alive?", Alive, security="none", media=("text/plain",)),
@@ -357,8 +364,11 @@ def _errors(row: Operation) -> dict[str, Any]:
         names += ["accept-encoding"] if status == Kind.ENCODING.value.status else []
         names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
         names += ["retry-after", "retry-after-ms"] if status in (402, 429, 502, 503) else []
-        names += _BALANCE if status in (402, 429) and Kind.RATE_LIMIT in kinds else []
-        names += _RATES if status in _TELLING_RATES and Kind.RATE_LIMIT in kinds else []
+        if Kind.QUOTA in kinds:  # an order
+            names += _BALANCE if status in (402, 429) else []
+            names += _RATES if status in _TELLING_RATES else []
+        elif status == Kind.RATE_LIMIT.value.status:
+            names += [name for name in _RATES if name.endswith("-requests")]
         codes = {
             "type": {"enum": list(dict.fromkeys(one.type for one in of_status))},
             "code": {"enum": [one.code for one in of_status]},

@@ -11,6 +11,8 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WAIT_S, SPOOL_WINDOW_BYTES
+from metering.shares import Bound, Shares
+from metering.turns import Turns
 from proxy.ports import Chunks, PictureLost
 
 log = structlog.get_logger(__name__)
@@ -39,8 +41,7 @@ class Spool:
         self.folder = folder
         self._most_bytes = most_bytes
         self._wait_s = wait_s
-        self._taken_bytes = 0
-        self._freed = asyncio.Event()
+        self._turns = Turns(Bound(most_bytes))
 
     def clean(self) -> None:
         """Make the folder, and remove what a crash left. Raises OSError where the folder cannot be used."""
@@ -51,28 +52,28 @@ class Spool:
         tempfile.TemporaryFile(dir=self.folder, prefix=PREFIX).close()
 
     @property
-    def share(self) -> float:
-        """How much of it is taken, from 0 to 1."""
-        return self._taken_bytes / self._most_bytes
+    def shares(self) -> Shares:
+        """How much of it each organisation has, in bytes."""
+        return self._turns.shares
 
-    async def take(self, size_bytes: int) -> None:
-        """Room for so many more bytes; waits for it while the spool is full. Raises PictureLost."""
+    def part(self, of: float) -> int:
+        """So much of all of it, in bytes; `of` is from 0 to 1."""
+        return int(of * self._most_bytes)
+
+    async def take(self, org_id: str, size_bytes: int) -> None:
+        """Room for so many more bytes; a full spool is waited for, in turns. Raises PictureLost."""
         try:
             async with asyncio.timeout(self._wait_s):
-                while self._taken_bytes + size_bytes > self._most_bytes:
-                    self._freed.clear()
-                    await self._freed.wait()
+                await self._turns.take(org_id, size_bytes)
         except TimeoutError:
             FULL.inc()
             raise PictureLost("the spool is full") from None
-        self._taken_bytes += size_bytes
-        TAKEN.set(self._taken_bytes)
+        TAKEN.set(self.shares.taken)
 
-    def give_back(self, size_bytes: int) -> None:
+    def give_back(self, org_id: str, size_bytes: int) -> None:
         """Of a picture that is stored or given up."""
-        self._taken_bytes -= size_bytes
-        TAKEN.set(self._taken_bytes)
-        self._freed.set()
+        self._turns.give_back(org_id, size_bytes)
+        TAKEN.set(self.shares.taken)
 
 
 class Copy:
@@ -82,8 +83,9 @@ class Copy:
     takes it. Only the newest reader counts. The last bytes stay in memory, so a small picture never sees the disk.
     """
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, org_id: str) -> None:
         self._spool = spool
+        self._org_id = org_id
         self._file: _File | None = None
         self._on_disk_bytes = 0
         self._tail = bytearray()
@@ -99,7 +101,7 @@ class Copy:
     async def fill(self, pieces: Chunks) -> None:
         """Take all of `pieces` in. Raises what they raise, and PictureLost where there is no room; then call `fail`."""
         async for piece in pieces:
-            await self._spool.take(len(piece))
+            await self._spool.take(self._org_id, len(piece))
             self.size_bytes += len(piece)
             self._tail += piece
             self._grown.set()
@@ -152,7 +154,7 @@ class Copy:
         if self._file is not None:
             await asyncio.to_thread(self._file.close)
         self._tail = bytearray()
-        self._spool.give_back(self.size_bytes)
+        self._spool.give_back(self._org_id, self.size_bytes)
 
     async def _growth(self) -> None:
         if self._failure is not None:

@@ -4,11 +4,13 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
+from functools import partial
 from itertools import permutations
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+import orjson
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,13 +22,15 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from config.settings import REPORT_ROWS
 from metering.clock import next_month, period_at
 from metering.export import text_cell
 from metering.money import format_mxn
 from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
-from metering.wallet.wallet import Wallet
+from metering.wallet.wallet import Caller, Wallet
 from proxy.account import checked
 from proxy.auth import Authenticator
 from proxy.documents import absent
@@ -38,14 +42,19 @@ from proxy.messages import (
     NO_DAY,
     NO_GROUP,
     TOO_MANY_DAYS,
+    TOO_MANY_ROWS,
     TWICE,
     UNKNOWN_PARAMETER,
     Text,
 )
+from proxy.reads import Read, ReadRates, Reports
 from proxy.requests import weighed
 
 MOST_DAYS = 366
 """A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
+
+PIECE_BYTES = 64 * 1024
+"""Of a reply, as it is sent."""
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -133,31 +142,46 @@ class UsageReply(BaseModel):
 class UsageEndpoint:
     """Only what the caller's key may read; it is checked at this moment."""
 
-    def __init__(self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger) -> None:
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, rates: ReadRates, reports: Reports
+    ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._ledger = ledger
-        self._turn = asyncio.Semaphore()
+        self._rates = rates
+        self._reports = reports
 
     async def read(self, request: Request) -> Response:
         """GET /v1/usage."""
-        caller, cut = await checked(request, self._authenticator, self._wallet)
+        caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.USAGE)
         query = read_query(request.query_params.multi_items(), cut.now_us)
-        days = query.first.isoformat(), query.last.isoformat()
-        try:
-            rows = await self._ledger.usage(caller.org_id, *days, query.group_by, caller.reads)
-            names = await self._names(caller.org_id) if "key" in query.group_by else {}
-        except LedgerAway:
-            raise wallet_away() from None
         as_table = _wants_csv(request.headers.get("accept", ""))
-        # The largest takes a second, in which others are to be served; one at a time, for they need threads, too.
-        async with self._turn:
-            document = await asyncio.to_thread(_written, query, rows, names, as_table)
+        # Its turn comes before its rows: whoever waits has none in memory. It is over when the reply is sent.
+        org_id = caller.org_id
+        await self._reports.begin(org_id)
+        try:
+            async with self._reports.making(org_id):
+                pieces = await self._document(caller, query, as_table)
+        except LedgerAway:
+            self._reports.end(org_id)
+            raise wallet_away() from None
+        except BaseException:
+            self._reports.end(org_id)
+            raise
         headers = {"vary": "accept"}
         if as_table:
             name = f"usage-{query.first}-{query.last}.csv"
             headers["content-disposition"] = f'attachment; filename="{name}"'
-        return Response(document, media_type="text/csv" if as_table else "application/json", headers=headers)
+        media = "text/csv" if as_table else "application/json"
+        return _Sent(pieces, media, headers, partial(self._reports.end, org_id))
+
+    async def _document(self, caller: Caller, query: UsageQuery, as_table: bool) -> list[bytes]:
+        days = query.first.isoformat(), query.last.isoformat()
+        rows = await self._ledger.usage(caller.org_id, *days, query.group_by, REPORT_ROWS + 1, caller.reads)
+        if len(rows) > REPORT_ROWS:
+            raise _bad("group_by", TOO_MANY_ROWS.of(name="group_by", most=REPORT_ROWS))
+        names = await self._names(caller.org_id) if "key" in query.group_by else {}
+        return await asyncio.to_thread(_written, query, rows, names, as_table)
 
     async def _names(self, org_id: str) -> dict[str, str]:
         names: dict[str, str] = {}
@@ -204,43 +228,88 @@ def _bad(name: str, message: Text) -> ApiError:
     return ApiError(Kind.INVALID_REQUEST, message, param=name[:64])
 
 
-def _written(query: UsageQuery, rows: Sequence[UsageRow], names: Mapping[str, str], as_table: bool) -> str:
+class _Sent(StreamingResponse):
+    """A document in pieces, that says when it is over, however it ends."""
+
+    def __init__(self, pieces: list[bytes], media: str, headers: Mapping[str, str], over: Callable[[], None]) -> None:
+        length = str(sum(map(len, pieces)))
+        super().__init__(_one_by_one(pieces), media_type=media, headers={**headers, "content-length": length})
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
+
+
+async def _one_by_one(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _written(query: UsageQuery, rows: list[UsageRow], names: Mapping[str, str], as_table: bool) -> list[bytes]:
+    rows.sort(key=lambda row: [getattr(row, _FIELDS[name]) for name in query.group_by])
+    items = _items(rows, query.group_by, names)
+    if as_table:
+        return _pieces(line.encode() for line in csv_lines(query.group_by, items))
     reply = UsageReply(
         first=query.first,
         last=query.last,
         group_by=query.group_by,
-        data=_items(rows, query.group_by, names),
+        data=[],
         total=UsageTotal(
             orders=sum(row.orders for row in rows),
             images=sum(row.images for row in rows),
             cost_mxn=format_mxn(sum(row.amount_micro_mxn for row in rows)),
         ),
     )
-    return as_csv(reply) if as_table else reply.model_dump_json(by_alias=True, exclude_none=True)
+    return _pieces(_json(reply, items))
 
 
-def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, str]) -> list[UsageItem]:
-    """In the order of what they are grouped by."""
-    items = []
-    for row in sorted(rows, key=lambda row: [getattr(row, _FIELDS[name]) for name in by]):
+def _pieces(parts: Iterable[bytes]) -> list[bytes]:
+    """The same bytes in pieces of some 64 KiB: no copy of the whole is ever made."""
+    pieces, piece = [], bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+    return [*pieces, bytes(piece)]
+
+
+def _json(reply: UsageReply, items: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The reply with these items: a model for each of tens of thousands would take ten times the memory."""
+    before, empty, after = reply.model_dump_json(by_alias=True).partition('"data":[]')
+    assert empty, "the reply was made without items"
+    yield before.encode() + b'"data":['
+    for place, item in enumerate(items):
+        yield (b"," if place else b"") + orjson.dumps(item)
+    yield b"]" + after.encode()
+
+
+def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """As `UsageItem` describes them."""
+    for row in rows:
         group = {_FIELDS[name]: getattr(row, _FIELDS[name]) for name in by}
         if "key" in by:
             group["key_name"] = names.get(row.key_id, "")
-        cost_mxn = format_mxn(row.amount_micro_mxn)
-        items.append(UsageItem(orders=row.orders, images=row.images, cost_mxn=cost_mxn, **group))
-    return items
+        yield group | {"orders": row.orders, "images": row.images, "cost_mxn": format_mxn(row.amount_micro_mxn)}
 
 
-def as_csv(reply: UsageReply) -> str:
+def csv_lines(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """RFC 4180 with a header row; a name that begins like a formula is made text. The total is no row of it."""
-    groups = [column for name in reply.group_by for column in (("key_id", "key_name") if name == "key" else (name,))]
+    groups = [column for name in by for column in (("key_id", "key_name") if name == "key" else (name,))]
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*groups, "orders", "images", "cost_mxn"])
-    for item in reply.data:
-        named = [text_cell(str(getattr(item, column))) for column in groups]
-        writer.writerow([*named, item.orders, item.images, item.cost_mxn])
-    return file.getvalue()
+    for item in items:
+        yield file.getvalue()
+        file.seek(0)
+        file.truncate()
+        named = [text_cell(str(item[column])) for column in groups]
+        writer.writerow([*named, item["orders"], item["images"], item["cost_mxn"]])
+    yield file.getvalue()
 
 
 def _wants_csv(accept: str) -> bool:

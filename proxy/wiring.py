@@ -30,6 +30,9 @@ from config.settings import (
     PROJECTION_POLL_S,
     REDIS_CONNECTIONS,
     RESULT_DOCUMENT_BYTES,
+    SPARE_PICTURES,
+    SPARE_STREAMS,
+    SPOOL_END,
     SPOOL_MARK,
     STORE_WATCH_S,
     STREAMS,
@@ -47,6 +50,7 @@ from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import Rate
 from metering.recovery import Recovery
 from metering.salvage import check_versions
+from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import Jobs
 from metering.wallet.presence import Presence
@@ -68,7 +72,6 @@ from proxy.jwks import Jwks
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.messages import (
-    BUSY,
     DISK_FAILS,
     MEMORY_FULL,
     STOPPING,
@@ -80,11 +83,13 @@ from proxy.messages import (
 from proxy.models import ModelsEndpoint
 from proxy.orphans import Orphans
 from proxy.outbound import ImageHosts, Outbound
+from proxy.places import Places
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
+from proxy.reads import ReadRates, Reports
 from proxy.replies import Replies
 from proxy.requests import RequestLimits
 from proxy.sandbox import Sandbox
@@ -209,7 +214,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))
         await answers.begin(utc_now())
         stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
-        keeper = Keeper(store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, STREAMS), watch)
+        keeper = Keeper(
+            store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Bound(STREAMS, SPARE_STREAMS)), watch
+        )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
@@ -217,6 +224,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE, settings.any_key_from)
+        reads = ReadRates()
         projector = Projector(back.redis, back.ledger)
 
         background = Background(
@@ -232,17 +240,14 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ],
             give_up=stopping.set,
         )
-        conditions = Conditions(
-            [
-                Condition("stopping", when(stopping.is_set, STOPPING)),
-                *running(background),
-                Condition("journal failed", when(lambda: journal.failed, DISK_FAILS)),
-                Condition("busy", when(lambda: spool.share > SPOOL_MARK, BUSY), for_ready=False),
-                Condition("Redis full", when(lambda: pressure.reason is not None, MEMORY_FULL), for_ready=False),
-                Condition("store", lambda: watch.reason),
-            ]
+        conditions = _conditions(stopping, background, journal, pressure, watch)
+        capacity = Capacity(
+            conditions.refusal,
+            Bound(MAX_PICTURES, SPARE_PICTURES),
+            spool.shares,
+            spool_mark=spool.part(SPOOL_MARK),
+            spool_end=spool.part(SPOOL_END),
         )
-        capacity = Capacity(journal, MAX_PICTURES, conditions.refusal)
 
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -259,7 +264,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 rates,
                 wallet,
                 back.ledger,
-                capacity,
+                Places(journal, capacity),
                 generations,
                 lifecycle,
                 replies,
@@ -269,10 +274,10 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 region=settings.region,
                 top_up=_top_up(settings),
             ),
-            ModelsEndpoint(authenticator, wallet, offered, rates),
-            CreditsEndpoint(authenticator, wallet),
-            HistoryEndpoint(authenticator, wallet, back.ledger, replies),
-            UsageEndpoint(authenticator, wallet, back.ledger),
+            ModelsEndpoint(authenticator, wallet, offered, rates, reads),
+            CreditsEndpoint(authenticator, wallet, reads),
+            HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
+            UsageEndpoint(authenticator, wallet, back.ledger, reads, Reports()),
             _admin(settings, back, outbound, public_url),
             origins,
             conditions.not_ready,
@@ -281,6 +286,21 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
+
+
+def _conditions(
+    stopping: asyncio.Event, background: Background, journal: Journal, pressure: Pressure, watch: StoreWatch
+) -> Conditions:
+    """What must hold before any order is taken, whoever places it."""
+    return Conditions(
+        [
+            Condition("stopping", when(stopping.is_set, STOPPING)),
+            *running(background),
+            Condition("journal failed", when(lambda: journal.failed, DISK_FAILS)),
+            Condition("Redis full", when(lambda: pressure.reason is not None, MEMORY_FULL), for_ready=False),
+            Condition("store", lambda: watch.reason),
+        ]
+    )
 
 
 def _admin(settings: Settings, back: Back, outbound: Outbound, public_url: str) -> AdminEndpoint | None:

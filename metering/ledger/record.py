@@ -59,9 +59,10 @@ T = TypeVar("T")
 Steps = Generator[tuple[str, Mapping[str, Any]], Any, T]
 """A transaction: yields statement and values, is sent a list of rows, returns its result."""
 
-Mode = Literal["read", "scan", "book", "write"]
-"""read: one consistent cut. scan: the same, for as long as a whole history takes. book: adds events, beside others
-that do. write: alone among the writers of everything else, so that what it has read still holds when it commits."""
+Mode = Literal["read", "report", "scan", "book", "write"]
+"""read: one consistent cut. report: the same for a customer, who may ask for much; it holds up nobody else. scan: for
+as long as a whole history takes. book: adds events, beside others that do. write: alone among the writers of
+everything else, so that what it has read still holds when it commits."""
 
 FINGERPRINT = 16
 """Hex digits of a change's fingerprint: 64 bits, against chance and not against an enemy."""
@@ -589,15 +590,26 @@ class SqlLedger(ABC):
         return [Notice(*row) for row in rows]
 
     async def usage(
-        self, org_id: str, first: str, last: str, by: Collection[str], key_ids: Collection[str] | None = None
+        self,
+        org_id: str,
+        first: str,
+        last: str,
+        by: Collection[str],
+        most: int,
+        key_ids: Collection[str] | None = None,
     ) -> list[UsageRow]:
         """What was charged from one day to another, both of Mexico City and included, by any of day, model and key.
 
-        With `key_ids` it is what was charged to those.
+        At most so many rows, of no certain order. With `key_ids` it is what was charged to those.
         """
-        asked: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
-        asked["ids"] = None if key_ids is None else _json([*key_ids])
-        return [UsageRow(*row) for row in await self._rows("usage", org_id=org_id, first=first, last=last, **asked)]
+
+        def steps() -> Steps[list[UsageRow]]:
+            asked: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
+            asked |= {"org_id": org_id, "first": first, "last": last, "most": most}
+            rows = yield "usage", {**asked, "ids": None if key_ids is None else _json([*key_ids])}
+            return [UsageRow(*row) for row in rows]
+
+        return await self._run("report", steps)
 
     async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
         """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""

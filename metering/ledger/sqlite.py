@@ -1,4 +1,4 @@
-"""The ledger in SQLite, for one machine: one connection in one thread, off the event loop."""
+"""The ledger in SQLite, for one machine: a connection in a thread, off the event loop, and another for long reads."""
 
 import asyncio
 import sqlite3
@@ -20,6 +20,7 @@ BUSY_S = 5.0
 
 _BEGIN: dict[Mode, str] = {
     "read": "BEGIN DEFERRED",
+    "report": "BEGIN DEFERRED",
     "scan": "BEGIN DEFERRED",
     "book": "BEGIN IMMEDIATE",
     "write": "BEGIN IMMEDIATE",
@@ -47,34 +48,36 @@ class SqliteLedger(SqlLedger):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sql = named_queries(self.dialect)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        self._connection: sqlite3.Connection | None = None
+        self._short, self._long = _Lane(path, "ledger"), _Lane(path, "ledger-long")
 
     async def migrate(self) -> int:
         """Bring the schema up to date under the database's write lock; returns its version."""
-        return await self._in_thread(self._migrate)
+        return await self._in(self._short, self._migrate)
 
     async def check_schema(self) -> None:
         """Raises LedgerError when it is not the one that this version needs; a file that is not there is not made."""
-        if not await self._in_thread(self._path.exists):
+        if not await self._in(self._short, self._path.exists):
             raise LedgerError(f"GHUB_LEDGER_URL: {self._path} cannot be used: it is not there; run `ghub migrate`")
         await super().check_schema()
 
     async def aclose(self) -> None:
-        """Close the file and end the thread."""
-        await self._in_thread(self._close)
-        self._thread.shutdown(wait=True)
+        """Close the file and end the threads."""
+        for lane in (self._short, self._long):
+            await self._in(lane, lane.close)
+            lane.thread.shutdown(wait=True)
 
     async def _run(self, mode: Mode, steps: Callable[[], Steps[T]]) -> T:
+        lane = self._long if mode in ("report", "scan") else self._short
+
         def work() -> T:
-            with self._transaction(_BEGIN[mode]) as db:
+            with lane.transaction(_BEGIN[mode]) as db:
                 return self._walk(db, steps())
 
-        return await self._in_thread(work)
+        return await self._in(lane, work)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _in(self, lane: "_Lane", work: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await asyncio.get_running_loop().run_in_executor(lane.thread, work)
         except (sqlite3.IntegrityError, OverflowError) as error:
             raise DatabaseRefused(f"the ledger refuses: {error}") from error
         except OSError as error:
@@ -105,8 +108,29 @@ class SqliteLedger(SqlLedger):
                     yield "book_consumption", row
         return new
 
+    def _migrate(self) -> int:
+        with self._short.transaction("BEGIN EXCLUSIVE") as db:
+            db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY) STRICT")
+            ((current,),) = db.execute(self._sql["schema_version"]).fetchall()
+            for version, script in pending(self.dialect, current):
+                for statement in _statements(script):
+                    db.execute(statement)
+                db.execute("INSERT INTO schema_version VALUES (?)", (version,))
+                current = version
+        return int(current)
+
+
+class _Lane:
+    """One connection and the only thread that uses it; nothing in another lane waits for it."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """In the lane's thread."""
         db = self._db()
         db.execute(begin)
         try:
@@ -117,6 +141,12 @@ class SqliteLedger(SqlLedger):
                 db.execute("ROLLBACK")
             raise
 
+    def close(self) -> None:
+        """In the lane's thread."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,22 +156,6 @@ class SqliteLedger(SqlLedger):
             db.execute("PRAGMA foreign_keys = ON")
             self._connection = db
         return self._connection
-
-    def _migrate(self) -> int:
-        with self._transaction("BEGIN EXCLUSIVE") as db:
-            db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY) STRICT")
-            ((current,),) = db.execute(self._sql["schema_version"]).fetchall()
-            for version, script in pending(self.dialect, current):
-                for statement in _statements(script):
-                    db.execute(statement)
-                db.execute("INSERT INTO schema_version VALUES (?)", (version,))
-                current = version
-        return int(current)
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def open_sqlite(url: str) -> SqliteLedger:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -15,6 +15,8 @@ from metering.clock import period_at
 from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
 from metering.ports import Delivered
 from metering.pricing import Quote
+from metering.shares import Bound
+from metering.turns import Turns
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
@@ -225,10 +227,14 @@ class WalletLimits:
 
 
 class _Server:
-    """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own."""
+    """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own.
 
-    def __init__(self) -> None:
+    Its connections are taken in turns, so that a burst of one organisation's calls is no queue for another's.
+    """
+
+    def __init__(self, connections: int) -> None:
         self.pulse = Pulse()
+        self.turns = Turns(Bound(connections))
         self.offset_us = 0
 
 
@@ -278,7 +284,7 @@ class Wallet:
     async def key(self, key_hash: str) -> Caller | None:
         """The owner of a key; None is certain: the key does not exist."""
         partition, name = keys.key_record(key_hash)
-        record, projected = await self._ask(partition, self._redis.mget([name, keys.mark(partition)]))
+        record, projected = await self._ask_at(partition, self._redis.mget([name, keys.mark(partition)]))
         if record is not None:
             org_id, key_id = record.decode().split()
             return await self._caller(org_id, key_id)
@@ -289,7 +295,7 @@ class Wallet:
     async def _caller(self, org_id: str, key_id: str) -> Caller:
         names = keys.OrgKeys(org_id)
         asked = self._redis.hmget(names.access(key_id), ["state", "models", "reads", "response_format", "origins"])
-        state, *may = await self._ask(names.partition, asked)
+        state, *may = await self._ask(names, asked)
         if state is None:
             raise NotProjected
         models, line, response_format, origins = ((one or b"").decode() for one in may)
@@ -315,7 +321,7 @@ class Wallet:
         assert not caller.test, "an order of the sandbox holds nothing"
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
-            names.partition,
+            names,
             self._admit(
                 keys=[
                     names.mark,
@@ -377,7 +383,7 @@ class Wallet:
         """
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
-            names.partition,
+            names,
             self._sandbox(
                 keys=[names.mark, names.wallet, names.access(caller.key_id)]
                 + [names.sandbox_once(placed.key_hash or "-")],
@@ -411,26 +417,26 @@ class Wallet:
         """How an order of this organisation stands; None for one that is not known here."""
         names = keys.OrgKeys(org_id)
         found = self._find(keys=[names.mark], args=[self._scripted_us, org_id, request_id])
-        reply = await self._ask(names.partition, found)
+        reply = await self._ask(names, found)
         if reply[0] == 0:
             raise NotProjected
         return _stands(request_id.encode(), *reply[1:]) if reply[1] else None
 
     async def lives(self, org_id: str, owner: str) -> bool:
         """Has this gateway said lately that it is alive?"""
-        return bool(await self._ask(keys.partition_of(org_id), self._redis.exists(keys.alive(owner))))
+        return bool(await self._ask(keys.OrgKeys(org_id), self._redis.exists(keys.alive(owner))))
 
     async def under_key(self, org_id: str, key_hash: str) -> str | None:
         """The order that an idempotency key stands for."""
         names = keys.OrgKeys(org_id)
-        record = await self._ask(names.partition, self._redis.get(names.once(key_hash)))
+        record = await self._ask(names, self._redis.get(names.once(key_hash)))
         return None if record is None else record.decode().split()[0]
 
     async def result(self, org_id: str, request_id: str) -> Delivered | None:
         """Of a charged order of this organisation, for a day."""
         names = keys.OrgKeys(org_id)
         found = self._redis.hmget(names.result(request_id), ["org", "images", "result", "key"])
-        owner, images, document, key_id = await self._ask(names.partition, found)
+        owner, images, document, key_id = await self._ask(names, found)
         if owner is None or owner.decode() != org_id:
             return None
         return Delivered(request_id, decode_images(images), document, (key_id or b"").decode())
@@ -458,7 +464,7 @@ class Wallet:
                 -1 if placed.tries is None else placed.tries,
             ],
         )
-        await self._ask(names.partition, written)
+        await self._ask(names, written)
 
     async def settle(
         self,
@@ -479,7 +485,7 @@ class Wallet:
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
-            names.partition,
+            names,
             self._settle(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
@@ -510,7 +516,7 @@ class Wallet:
         """
         names, frees = keys.OrgKeys(org_id), int(reason not in UNKNOWN)
         reply = await self._ask(
-            names.partition,
+            names,
             self._void(
                 keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
                 + [names.closed(request_id)],
@@ -529,7 +535,7 @@ class Wallet:
         """
         names, period = keys.OrgKeys(answered.org_id), period_at(answered.admitted_us)
         reply = await self._ask(
-            names.partition,
+            names,
             self._replay(
                 keys=[names.mark, names.wallet, names.open, names.hold(answered.request_id), names.events]
                 + [names.closed(answered.request_id), names.once(answered.key_hash or "-")]
@@ -567,7 +573,7 @@ class Wallet:
         """The ledger has lost charges of these organisations: their partitions are made anew from it, and until then
         nothing is admitted there. What the streams hold, or can be fed with again, comes before that (rule 34)."""
         for partition in {keys.partition_of(org_id) for org_id in org_ids}:
-            await self._ask(partition, self._redis.delete(keys.mark(partition)))
+            await self._ask_at(partition, self._redis.delete(keys.mark(partition)))
 
     async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
@@ -592,7 +598,7 @@ class Wallet:
         """One organisation at one moment, and the state of one of its keys. Raises NotProjected for an unknown one."""
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
-            names.partition,
+            names,
             self._read(
                 keys=[names.mark, names.wallet, names.access(key_id)],
                 args=[self._scripted_us, org_id, key_id],
@@ -614,14 +620,24 @@ class Wallet:
                     pipe.hget(names.access(key_id), "used_us")
                 return list(await pipe.execute())
 
-        found = zip(key_ids, await self._ask(names.partition, look()), strict=True)
+        found = zip(key_ids, await self._ask(names, look()), strict=True)
         return {key_id: int(at_us) for key_id, at_us in found if at_us is not None}
 
-    async def _ask(self, partition: int, call: Awaitable[Any]) -> Any:
-        async def answer() -> Any:
-            return await call
+    async def _ask(self, names: keys.OrgKeys, call: Awaitable[Any]) -> Any:
+        return await self._ask_at(names.partition, call, names.org_id)
 
-        return await verdict(answer(), self._limits.decision_s, self._server(partition).pulse)
+    async def _ask_at(self, partition: int, call: Awaitable[Any], org_id: str = "") -> Any:
+        server = self._server(partition)
+
+        async def answer() -> Any:
+            try:
+                async with server.turns.hold(org_id):
+                    return await call
+            finally:
+                if isinstance(call, Coroutine):
+                    call.close()  # where its turn did not come
+
+        return await verdict(answer(), self._limits.decision_s, server.pulse)
 
     def _closing(self, partition: int, meaning: dict[int, Close], reply: list[int]) -> Closing:
         self._learn(partition, reply[1])
@@ -633,7 +649,10 @@ class Wallet:
         self._server(partition).offset_us = now_us - time.time_ns() // 1000
 
     def _server(self, partition: int) -> _Server:
-        return self._servers.setdefault(server_of(self._redis, partition), _Server())
+        redis = server_of(self._redis, partition)
+        if (known := self._servers.get(redis)) is None:
+            known = self._servers[redis] = _Server(redis.connection_pool.max_connections)
+        return known
 
 
 def _stands(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> Stands:

@@ -23,14 +23,16 @@ from metering.frames import Folder
 from metering.journal import Journal
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
+from metering.shares import Bound, Shares
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
-from proxy.capacity import Place
+from proxy.capacity import Capacity
 from proxy.generations import Generations, Job
 from proxy.keeping import ImageLimits, Keeper
 from proxy.lifecycle import Lifecycle
 from proxy.outcomes import Failure
+from proxy.places import Place
 from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
 from proxy.spool import Spool
 from proxy.storage.watch import StoreWatch
@@ -81,7 +83,14 @@ def noise_png(side_px: int) -> bytes:
 
 def keeper(store: ImageStore, most_bytes: int = 10**8) -> Keeper:
     """Keeps pictures in this store; its spool is the system's folder for temporary files."""
-    return Keeper(store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, 100), StoreWatch(store))
+    return Keeper(
+        store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, Bound(100)), StoreWatch(store)
+    )
+
+
+def room_for(pictures: int, spare: int = 0, broken: Callable[[], str | None] = lambda: None) -> Capacity:
+    """So many pictures at once, and a spool that is never full."""
+    return Capacity(broken, Bound(pictures, spare), Shares(Bound(1)), spool_mark=1, spool_end=1)
 
 
 def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:

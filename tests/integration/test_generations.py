@@ -25,7 +25,6 @@ from metering.pricing import Quote, Rate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.auth import Authenticator
-from proxy.capacity import Capacity
 from proxy.errors import ApiError, Kind
 from proxy.generations import Delivery, Generations, Job
 from proxy.images import ImagesEndpoint
@@ -34,6 +33,7 @@ from proxy.making import split
 from proxy.messages import TOP_UP
 from proxy.middleware import RequestContext
 from proxy.outcomes import Failure, Outcome
+from proxy.places import Places
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.replies import Replies
 from proxy.requests import RequestLimits
@@ -55,6 +55,7 @@ from tests.integration.edge_kit import (
     order,
     picture,
     png,
+    room_for,
     whole,
 )
 
@@ -591,7 +592,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 rates,
                 wallet,
                 ledger,
-                Capacity(running.answers._journal, 100, lambda: None),
+                Places(running.answers._journal, room_for(100)),
                 running,
                 Lifecycle(),
                 replies,

@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from metering.events import StoredImage
+from metering.shares import Bound
 from proxy import keeping
 from proxy.keeping import ImageLimits, Keeper, read_until
 from proxy.media import png
@@ -100,7 +102,7 @@ class Upstream:
 
 
 def keeper(store: LocalStore, spool: Spool, told: Told | None = None) -> Keeper:
-    return Keeper(store, spool, ImageLimits(10**7, 16_384, 2), told or Told())
+    return Keeper(store, spool, ImageLimits(10**7, 16_384, Bound(2)), told or Told())
 
 
 async def keep(
@@ -135,7 +137,7 @@ def test_a_hiccup_of_the_store_loses_nothing(
             assert (upstream.opened, upstream.read_bytes) == (1, len(PICTURE))
         if needs_length:
             assert {size for size, _ in store.tries} == {len(PICTURE)}
-        assert spool.share == 0 and list((tmp_path / "spool").iterdir()) == []
+        assert spool.shares.taken == 0 and list((tmp_path / "spool").iterdir()) == []
 
     run(work())
 
@@ -149,7 +151,7 @@ def test_a_store_that_says_no_is_not_asked_again(tmp_path: Path) -> None:
             spool = Spool(tmp_path, 10**8)
             with pytest.raises(StoreFailed):
                 await keep(store, Upstream(PICTURE, inline=inline).picture, spool)
-            assert len(store.tries) == 1 and files(tmp_path / "images") == set() and spool.share == 0
+            assert len(store.tries) == 1 and files(tmp_path / "images") == set() and spool.shares.taken == 0
 
     run(work())
 
@@ -164,7 +166,7 @@ def test_trying_ends_with_the_time_for_it(tmp_path: Path) -> None:
             with pytest.raises(StoreFailed):
                 await keep(store, Upstream(PICTURE, inline=inline).picture, spool, within_s=1.0)
             assert time.monotonic() - began_s < 20 and len(store.tries) >= 2
-            assert files(tmp_path / "images") == set() and spool.share == 0
+            assert files(tmp_path / "images") == set() and spool.shares.taken == 0
 
     run(work())
 
@@ -281,7 +283,7 @@ def test_what_is_cut_short_is_never_published(tmp_path: Path, inline: bool, need
         for data in (PICTURE[:-1], PICTURE[: len(PICTURE) // 2], PICTURE + b"x", b"", b"<html>"):
             with pytest.raises(NotAnImage):
                 await keep(store, Upstream(data, inline=inline, told=True).picture, spool)
-            assert files(tmp_path / "images") == set() and spool.share == 0
+            assert files(tmp_path / "images") == set() and spool.shares.taken == 0
 
     run(work())
 
@@ -327,7 +329,7 @@ def test_a_source_that_breaks_off_breaks_the_upload_off(tmp_path: Path) -> None:
             store, spool = Hiccups(tmp_path / "images"), Spool(tmp_path, 10**8)
             with pytest.raises(Failure, match="fetch_failed"):
                 await keep(store, Picture(0, open_, inline), spool)
-            assert files(tmp_path / "images") == set() and spool.share == 0
+            assert files(tmp_path / "images") == set() and spool.shares.taken == 0
 
     run(work())
 
@@ -349,7 +351,7 @@ def test_a_deadline_in_the_middle_leaves_nothing(tmp_path: Path, inline: bool) -
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.3):
                 await keep(store, Picture(0, open_, inline), spool)
-        assert files(tmp_path / "images") == set() and spool.share == 0
+        assert files(tmp_path / "images") == set() and spool.shares.taken == 0
 
     run(work())
 
@@ -394,5 +396,36 @@ def test_a_stored_image_is_read_to_its_end(tmp_path: Path, script: list[str]) ->
         (image,) = await keep(store, Upstream(PICTURE, inline=False).picture, Spool(tmp_path, 10**8))
         until_s = time.monotonic() + 10
         assert b"".join([chunk async for chunk in read_until(store, image.path, until_s)]) == PICTURE
+
+    run(work())
+
+
+def test_pictures_of_one_organisation_do_not_queue_behind_another_s(tmp_path: Path) -> None:
+    """Both streams are one organisation's, and twenty of its pictures wait: the next that is read is the other's."""
+
+    async def work() -> None:
+        one = keeper(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
+        go_on, opened = asyncio.Event(), list[str]()
+
+        def keeping(org_id: str, number: int) -> asyncio.Task[None]:
+            @asynccontextmanager
+            async def slow() -> AsyncIterator[Source]:
+                opened.append(org_id)
+                await go_on.wait()
+                async with Upstream(PICTURE, inline=False)._open() as source:
+                    yield source
+
+            picture, until_s = Picture(number, slow, False), time.monotonic() + 30
+            folder = f"{org_id}/{UUID(int=number)}"
+            return asyncio.create_task(one.keep(picture, folder, until_s, lambda _: None, lambda: None))
+
+        tasks = [keeping("a", number) for number in range(20)]
+        await asyncio.sleep(0)
+        tasks.append(keeping("b", 20))
+        await asyncio.sleep(0)
+        assert opened == ["a", "a"]
+        go_on.set()
+        await asyncio.gather(*tasks)
+        assert opened[2] == "b" and len(opened) == len(tasks)
 
     run(work())

@@ -57,11 +57,11 @@ def test_what_some_keys_were_charged_is_found_among_all_the_others(ledger_url: s
                 paged += [one.key.request_id for one in page]
                 after = page[-1].key
             assert paged == [one.event_id for one in wanted]
-            rows = await ledger.usage(ORG, "2036-11-01", "2036-11-30", ("key",), asked)
+            rows = await ledger.usage(ORG, "2036-11-01", "2036-11-30", ("key",), 100, asked)
             assert {row.key_id: row.orders for row in rows} == {
                 name: 10 for name in names if asked is None or name in asked
             }
-            total = await ledger.usage(ORG, "2036-11-01", "2036-11-30", (), asked)
+            total = await ledger.usage(ORG, "2036-11-01", "2036-11-30", (), 100, asked)
             assert sum(row.orders for row in total) == len(wanted)
         one = await ledger.result(ORG, booked[0].event_id)
         assert one is not None and one.key_id == "b"

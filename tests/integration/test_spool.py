@@ -5,7 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,12 @@ async def pieces(data: bytes, size: int = PIECE) -> AsyncIterator[bytes]:
         yield data[start : start + size]
 
 
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0)
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -42,14 +48,14 @@ def test_what_goes_in_comes_out_as_often_as_wanted(tmp_path: Path, size: int) ->
 
     async def work() -> None:
         spool, data = Spool(tmp_path, 10**8), os.urandom(size)
-        copy = Copy(spool)
+        copy = Copy(spool, "org")
         following = asyncio.create_task(read(copy))
         await copy.fill(pieces(data))
-        assert copy.known_bytes == size and spool.share == size / 10**8
+        assert copy.known_bytes == size and spool.shares.taken == size
         assert hashlib.sha256(await following).digest() == hashlib.sha256(data).digest()
         assert await read(copy) == data and await read(copy) == data
         await copy.close()
-        assert spool.share == 0
+        assert spool.shares.taken == 0
 
     run(work())
 
@@ -58,7 +64,7 @@ def test_a_small_picture_never_sees_the_disk(tmp_path: Path) -> None:
     """A folder that does not exist is not missed; a larger picture says that the disk failed."""
 
     async def work() -> None:
-        small, large = Copy(Spool(tmp_path / "none", 10**8)), Copy(Spool(tmp_path / "none", 10**8))
+        small, large = Copy(Spool(tmp_path / "none", 10**8), "org"), Copy(Spool(tmp_path / "none", 10**8), "org")
         await small.fill(pieces(b"x" * SPOOL_MEMORY_BYTES))
         assert await read(small) == b"x" * SPOOL_MEMORY_BYTES
         with pytest.raises(StoreFailed, match="disk"):
@@ -73,7 +79,7 @@ def test_a_slow_reader_slows_the_source(tmp_path: Path) -> None:
 
     async def work() -> None:
         given, taken, furthest = 0, 0, 0
-        copy = Copy(Spool(tmp_path, 10**8))
+        copy = Copy(Spool(tmp_path, 10**8), "org")
 
         async def source() -> AsyncIterator[bytes]:
             nonlocal given, furthest
@@ -100,7 +106,7 @@ def test_a_reader_that_is_stuck_or_gone_holds_nothing_back(tmp_path: Path) -> No
     async def work() -> None:
         for gone in (True, False):
             data = os.urandom(3_000_000)
-            copy = Copy(Spool(tmp_path, 10**8))
+            copy = Copy(Spool(tmp_path, 10**8), "org")
             reader = copy.read()
             filling = asyncio.create_task(copy.fill(pieces(data)))
             await anext(reader)
@@ -125,7 +131,7 @@ def test_a_source_that_breaks_off_reaches_the_reader(tmp_path: Path) -> None:
         raise Broken
 
     async def work() -> None:
-        copy = Copy(Spool(tmp_path, 10**8))
+        copy = Copy(Spool(tmp_path, 10**8), "org")
         following = asyncio.create_task(read(copy))
         try:
             await copy.fill(source())
@@ -145,19 +151,42 @@ def test_a_full_spool_waits_for_room_and_then_gives_up(tmp_path: Path) -> None:
 
     async def work() -> None:
         spool = Spool(tmp_path, 1_000_000, wait_s=0.3)
-        first, second, third = Copy(spool), Copy(spool), Copy(spool)
+        first, second, third = (Copy(spool, "org") for _ in range(3))
         await first.fill(pieces(bytes(900_000)))
         waiting = asyncio.create_task(second.fill(pieces(bytes(400_000))))
         await asyncio.sleep(0.05)
-        assert not waiting.done() and spool.share <= 1
+        assert not waiting.done() and spool.shares.taken <= 1_000_000
         await first.close()
         await waiting
         with pytest.raises(StoreFailed, match="full"):
             await third.fill(pieces(bytes(700_000)))
-        assert spool.share <= 1
+        assert spool.shares.taken <= 1_000_000
         await second.close()
         await third.close()
-        assert spool.share == 0
+        assert spool.shares.taken == 0
+
+    run(work())
+
+
+def test_room_goes_to_the_organisation_that_has_least(tmp_path: Path) -> None:
+    """A spool full of one organisation's pictures: what becomes free is the other's first, before those that waited."""
+
+    async def work() -> None:
+        spool = Spool(tmp_path, 22_000, wait_s=20)
+        held = [Copy(spool, "a") for _ in range(3)]
+        for copy in held:
+            await copy.fill(pieces(bytes(7_000), 7_000))
+        waiting = [asyncio.create_task(Copy(spool, "a").fill(pieces(bytes(7_000), 7_000))) for _ in range(5)]
+        await until(lambda: spool._turns.waiting("a") == 5)
+        other = asyncio.create_task(Copy(spool, "b").fill(pieces(bytes(7_000), 7_000)))
+        await until(lambda: spool._turns.waiting("b") == 1)
+        await held[0].close()
+        await other
+        assert not any(task.done() for task in waiting)
+        assert (spool.shares.has("a"), spool.shares.has("b")) == (14_000, 7_000)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     run(work())
 
@@ -169,7 +198,7 @@ def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
     async def work() -> None:
         before = open_files()
         for _ in range(20):
-            copy = Copy(Spool(tmp_path, 10**8))
+            copy = Copy(Spool(tmp_path, 10**8), "org")
             filling = asyncio.create_task(copy.fill(pieces(bytes(10**7))))
             while copy.size_bytes < at:
                 await asyncio.sleep(0)
@@ -190,7 +219,7 @@ from pathlib import Path
 from proxy.spool import Copy, Spool
 
 async def work():
-    copy = Copy(Spool(Path({str(tmp_path)!r}), 10**8))
+    copy = Copy(Spool(Path({str(tmp_path)!r}), 10**8), "org")
     async def data():
         for _ in range(100):
             yield bytes(65536)

@@ -5,7 +5,7 @@ import csv
 import io
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import combinations
@@ -26,7 +26,8 @@ from proxy.app import _api_error
 from proxy.auth import Authenticator
 from proxy.errors import ApiError
 from proxy.middleware import RequestMiddleware
-from proxy.usage import MOST_DAYS, UsageEndpoint, UsageReply, as_csv
+from proxy.reads import ReadRates, Reports
+from proxy.usage import MOST_DAYS, Group, UsageEndpoint, csv_lines
 from tests.conftest import run
 from tests.e2e.kit import bearer
 from tests.integration.limits_kit import open_shop
@@ -41,7 +42,7 @@ NOVEMBER = {"from": "2036-11-01", "to": "2036-11-30"}
 @asynccontextmanager
 async def served(books: Books) -> AsyncIterator[httpx2.AsyncClient]:
     """The endpoint behind the gateway's own middleware and envelope."""
-    endpoint = UsageEndpoint(Authenticator(books.wallet, 10), books.wallet, books.ledger)
+    endpoint = UsageEndpoint(Authenticator(books.wallet, 10), books.wallet, books.ledger, ReadRates(), Reports())
     app = Starlette(routes=[Route("/v1/usage", endpoint.read)], exception_handlers={ApiError: _api_error})
     transport = httpx2.ASGITransport(RequestMiddleware(app))
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -180,12 +181,12 @@ def test_while_a_report_is_written_others_are_served(
     async def work() -> None:
         loop = asyncio.get_running_loop()
 
-        def written(reply: UsageReply) -> str:
+        def written(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             loop.call_soon_threadsafe(served_others.set)
             assert served_others.wait(10), "nothing else was done"
-            return as_csv(reply)
+            return csv_lines(by, items)
 
-        monkeypatch.setattr(usage, "as_csv", written)
+        monkeypatch.setattr(usage, "csv_lines", written)
         async with open_books(redis_url, tmp_path / "l.db") as books, served(books) as client:
             await customers(books)
             reply = await ask(client, accept="text/csv", **LEAP_YEAR)

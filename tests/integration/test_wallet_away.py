@@ -13,9 +13,9 @@ from redis import Redis as SyncRedis
 
 from metering.wallet.connection import NotProjected, WalletAway, open_redis
 from metering.wallet.pressure import Pressure, WrongPolicy
-from metering.wallet.wallet import Close, Verdict, Wallet
+from metering.wallet.wallet import Caller, Close, Verdict, Wallet
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import LIMITS, Books, dump, open_books, pinned
+from tests.integration.money_kit import LIMITS, NOW_US, Books, dump, open_books, pinned
 
 QUICK = replace(LIMITS, decision_s=0.1)
 
@@ -181,5 +181,27 @@ def test_a_clock_that_differs_is_learned_from_the_first_verdict(redis_url: str, 
             gateway = replace(books, wallet=behind)
             assert (await gateway.admit(caller, "r", price)).verdict is Verdict.LATE
             assert (await gateway.admit(caller, "r", price)).verdict is Verdict.ADMITTED
+
+    run(work())
+
+
+def test_a_burst_of_one_organisation_is_no_queue_for_another(redis_url: str, tmp_path: Path) -> None:
+    """Its calls wait for one of the connections; another's takes the next that is free, and not the last."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            callers = [await books.org(name) for name in ("many", "one")]
+            redis = open_redis(redis_url, connections=4, call_timeout_s=10.0)
+            wallet, order = Wallet(redis, LIMITS, now_us=NOW_US), list[str]()
+
+            async def read(caller: Caller) -> None:
+                await wallet.read(caller.org_id)
+                order.append(caller.org_id)
+
+            burst = [asyncio.create_task(read(callers[0])) for _ in range(200)]
+            await asyncio.sleep(0)
+            await asyncio.gather(*burst, read(callers[1]))
+            assert order.index(callers[1].org_id) < 20
+            await redis.aclose()
 
     run(work())

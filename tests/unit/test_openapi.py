@@ -38,10 +38,10 @@ def routes(folder: Path | None) -> list[BaseRoute]:
     """Those of the application that the gateway serves."""
     app = build_app(
         ImagesEndpoint(*(NOTHING,) * 11, price_book=NOTHING, region=NOTHING, top_up=NOTHING),
-        ModelsEndpoint(*(NOTHING,) * 4),
-        CreditsEndpoint(*(NOTHING,) * 2),
-        HistoryEndpoint(*(NOTHING,) * 4),
-        UsageEndpoint(*(NOTHING,) * 3),
+        ModelsEndpoint(*(NOTHING,) * 5),
+        CreditsEndpoint(*(NOTHING,) * 3),
+        HistoryEndpoint(*(NOTHING,) * 5),
+        UsageEndpoint(*(NOTHING,) * 5),
         AdminEndpoint(*(NOTHING,) * 7),
         NOTHING,
         NOTHING,

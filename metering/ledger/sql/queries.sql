@@ -138,7 +138,7 @@ SELECT
     CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
 FROM usage
 WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
-GROUP BY 1, 2, 3;
+GROUP BY 1, 2, 3 LIMIT :most;
 
 -- name: used
 -- By organisation and key: images of a day, images and money of its month.
