@@ -35,8 +35,10 @@ class Entry:
 ENTRIES = {
     "demo": Entry("demo", "demo", "The whole system on this machine, until Ctrl-C."),
     "serve": Entry("serve", "serve", "The gateway, until SIGTERM."),
-    "consume": Entry("serve", "consume", "The billing consumer, until SIGTERM."),
-    "simulate": Entry("serve", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."),
+    "consume": Entry("consume", "consume", "The billing consumer, until SIGTERM."),
+    "simulate": Entry(
+        "simulate", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."
+    ),
     "migrate": Entry("ledger", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
     "verify": Entry(
         "ledger", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."

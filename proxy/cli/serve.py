@@ -1,47 +1,28 @@
-"""`ghub serve`, `ghub consume`, `ghub simulate`: one process each, until SIGTERM."""
+"""`ghub serve`: the gateway, one process, until SIGTERM."""
 
 import asyncio
-import os
-import socket
-import sys
-from typing import Annotated
 
 import structlog
-import typer
 
-from config.logs import set_up_logs
-from config.settings import (
-    CONSUMER_METRICS_PORT,
-    EXIT_MARGIN_S,
-    GATEWAY_METRICS_PORT,
-    PROJECTION_POLL_S,
-    Settings,
-    graceful_stop_s,
-    read_settings,
-    unknown_names,
-)
-from metering.background import Background, Part
-from proxy.back import open_back
-from proxy.cli.output import fail
+from config.settings import EXIT_MARGIN_S, GATEWAY_METRICS_PORT, graceful_stop_s
+from proxy.cli.process import LogsAreJson, begin, bind_metrics
 from proxy.cli.running import run
-from proxy.health import Condition, Conditions, metrics_app, running, when
-from proxy.server import PortTaken, bind, serve_http, stop_on_signals
+from proxy.health import metrics_app
+from proxy.server import bind, serve_http, stop_on_signals
 from proxy.wiring import open_gateway
 
 log = structlog.get_logger(__name__)
-
-LogsAreJson = Annotated[bool, typer.Option("--json", help="As every command has it; the log is JSON lines anyway.")]
 
 
 def serve(as_json: LogsAreJson = True) -> None:
     """The gateway. SIGTERM lets every request and every generation finish."""
 
     async def work() -> None:
-        settings = _settings()
+        settings = begin()
         stop = stop_on_signals()
         listener = bind("GHUB_PORT", settings.host, settings.port)
         # Before anything is opened that a start which fails would leave open.
-        probe = _bind_metrics(settings, GATEWAY_METRICS_PORT)
+        probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
@@ -50,79 +31,5 @@ def serve(as_json: LogsAreJson = True) -> None:
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")
         gateway.background.check()
-
-    run(work())
-
-
-def _settings() -> Settings:
-    """Read, the log set up by them, and what is no setting named there. Raises SettingsError."""
-    settings = read_settings()
-    set_up_logs(settings.log_level, sys.stdout)
-    for name, nearest in unknown_names(os.environ):
-        log.warning("no_such_setting", name=name, did_you_mean=nearest)
-    return settings
-
-
-def _bind_metrics(settings: Settings, usual_port: int) -> socket.socket | None:
-    """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
-    port = usual_port if settings.metrics_port is None else settings.metrics_port
-    return bind("GHUB_METRICS_PORT", settings.host, port) if port else None
-
-
-def consume(as_json: LogsAreJson = True) -> None:
-    """The billing consumer: metering events into the ledger. SIGTERM lets the batch under way finish."""
-
-    async def work() -> None:
-        settings = _settings()
-        stop = stop_on_signals()
-        probe = _bind_metrics(settings, CONSUMER_METRICS_PORT)
-        async with open_back(settings) as back, asyncio.TaskGroup() as tasks:
-            await back.ledger.check_schema()
-            consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
-            assert projector is not None, "a consumer has a Redis"
-            background = Background(
-                [
-                    Part("consumer", lambda: consumer.run(stop), ends=True),
-                    Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
-                ],
-                give_up=stop.set,
-            )
-            conditions = Conditions(
-                [
-                    Condition("stopping", when(stop.is_set, "stopping")),
-                    *running(background),
-                    Condition("Redis or the ledger is away", when(lambda: not consumer.alive, "away")),
-                ]
-            )
-            if probe is not None:
-                tasks.create_task(serve_http(metrics_app(conditions.not_ready), probe, stop, EXIT_MARGIN_S))
-            log.info("consuming")
-            background.begin()
-            await background.until_done("consumer")
-            await background.end()
-        log.info("stopped")
-        background.check()
-
-    run(work())
-
-
-def simulate(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen, on 127.0.0.1.")],
-    latency_scale: Annotated[float, typer.Option(min=0, help="Times the published latencies; 0 is at once.")] = 1.0,
-    as_json: LogsAreJson = True,
-) -> None:
-    """The upstreams' wire formats, with real pictures, for the demo and tests."""
-
-    try:
-        from proxy.simulator.server import serve as serve_simulator  # noqa: PLC0415  # the loader of an optional extra
-    except ModuleNotFoundError:
-        fail("the simulator needs an extra package: pip install 'geekhub-gateway[simulator]'")
-
-    async def work() -> None:
-        shutdown = stop_on_signals()
-        try:
-            await serve_simulator(host="127.0.0.1", port=port, latency_scale=latency_scale, shutdown=shutdown)
-        except OSError as error:
-            raise PortTaken(f"127.0.0.1:{port} cannot be used: {error.strerror}. Choose another port.") from None
 
     run(work())

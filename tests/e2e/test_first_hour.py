@@ -6,11 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from config.settings import CONSUMER_METRICS_PORT, GATEWAY_METRICS_PORT, Settings
 from metering.clock import period_at, unix_us_at, utc_now
+from proxy.cli.process import bind_metrics
 from proxy.cli.root import ENTRIES
 from tests.e2e.kit import System
 from tests.ports import free_port
@@ -37,7 +40,7 @@ HEAVY = {
 SERVERS = {"aiohttp", "hypercorn", "hypothesis", "jwt", "psycopg"}
 """What only those need that serve, that look at the store, or that sign."""
 
-LARGE = {"demo", "serve", "simulate", "token", "storage", "ledger", "order"}
+LARGE = {"demo", "serve", "consume", "simulate", "token", "storage", "ledger", "order"}
 """Modules of commands that do."""
 
 
@@ -163,3 +166,12 @@ def test_a_rebuild_and_a_proof_say_what_a_person_expects(system: System) -> None
     assert (done.returncode, done.stderr) == (0, "")
     said = dict(line.split() for line in done.stdout.splitlines())
     assert said == {"ok": "yes", "organisations": "1", "orders": "0", "images": "0"}
+
+
+def test_gateway_and_consumer_have_a_metrics_port_each() -> None:
+    """So that both start on one machine with nothing set; what is set holds for either, and 0 is off."""
+    assert (GATEWAY_METRICS_PORT, CONSUMER_METRICS_PORT) == (9090, 9091)
+    usual, given = free_port(), free_port()
+    for port, bound in ((None, usual), (given, given), (0, None)):
+        with bind_metrics(Settings(metrics_port=port), usual) or nullcontext() as listener:
+            assert (listener and listener.getsockname()[1]) == bound

@@ -1,0 +1,54 @@
+"""`ghub consume`: the billing consumer, one process, until SIGTERM."""
+
+import asyncio
+import os
+import socket
+
+import structlog
+
+from config.settings import CONSUMER_METRICS_PORT, EXIT_MARGIN_S, PROJECTION_POLL_S
+from metering.background import Background, Part
+from proxy.back import open_back
+from proxy.cli.process import LogsAreJson, begin, bind_metrics
+from proxy.cli.running import run
+from proxy.health import Condition, Conditions, metrics_app, running, when
+from proxy.server import serve_http, stop_on_signals
+
+log = structlog.get_logger(__name__)
+
+
+def consume(as_json: LogsAreJson = True) -> None:
+    """The billing consumer: metering events into the ledger. SIGTERM lets the batch under way finish."""
+
+    async def work() -> None:
+        settings = begin()
+        stop = stop_on_signals()
+        probe = bind_metrics(settings, CONSUMER_METRICS_PORT)
+        async with open_back(settings) as back, asyncio.TaskGroup() as tasks:
+            await back.ledger.check_schema()
+            consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
+            assert projector is not None, "a consumer has a Redis"
+            background = Background(
+                [
+                    Part("consumer", lambda: consumer.run(stop), ends=True),
+                    Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                ],
+                give_up=stop.set,
+            )
+            conditions = Conditions(
+                [
+                    Condition("stopping", when(stop.is_set, "stopping")),
+                    *running(background),
+                    Condition("Redis or the ledger is away", when(lambda: not consumer.alive, "away")),
+                ]
+            )
+            if probe is not None:
+                tasks.create_task(serve_http(metrics_app(conditions.not_ready), probe, stop, EXIT_MARGIN_S))
+            log.info("consuming")
+            background.begin()
+            await background.until_done("consumer")
+            await background.end()
+        log.info("stopped")
+        background.check()
+
+    run(work())
