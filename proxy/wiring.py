@@ -67,6 +67,7 @@ from metering.salvage import check_versions
 from metering.shares import Bound
 from metering.wallet.connection import WalletAway, open_redis, warm_up
 from metering.wallet.jobs import Jobs
+from metering.wallet.login import Login
 from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
@@ -76,6 +77,7 @@ from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
 from proxy.capacity import Capacity
+from proxy.errors import wallet_away
 from proxy.generations import Generations
 from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
@@ -103,6 +105,9 @@ from proxy.tokens import Issuer, Secret, Tokens
 from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
+
+LOGIN_REFUSED = "Redis refuses the user name or password"
+"""As `/readyz` says it, of gateway and consumer."""
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
@@ -201,7 +206,8 @@ def _redis(settings: Settings, connections: int) -> Redis:
 def _redis_url(settings: Settings) -> str:
     if settings.redis_url is None:
         raise SettingsError(
-            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path or redis+cluster://host:port,…"
+            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path, redis+cluster://host:port,…"
+            " or redis+sentinel://host:port,…/SERVICE"
         )
     return settings.redis_url.get_secret_value()
 
@@ -250,6 +256,13 @@ class Back:
             _redis_url(self.settings)
         assert self.redis is not None
         return Wallet(self.redis, wallet_limits())
+
+    def login(self) -> Login:
+        """Whether Redis lets this process in. Raises SettingsError where no Redis is set."""
+        if self.redis is None:
+            _redis_url(self.settings)
+        assert self.redis is not None
+        return Login(self.redis)
 
     def feeding(self) -> Feeding:
         """What puts events back that were set aside. Raises SettingsError where no Redis is set."""
@@ -315,8 +328,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await back.ledger.register_plans(back.plans, utc_now())
         rates = Rates(back.ledger, settings.fx_grace_h)
         await rates.refresh()
-        pressure = Pressure(back.redis, MEMORY_MARK)
+        login, pressure = Login(back.redis), Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
+            await login.look()
             await pressure.look()
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
@@ -348,6 +362,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                 Part("rates", lambda: rates.run(FX_POLL_S)),
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
+                Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
                 Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
@@ -355,7 +370,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ],
             give_up=stopping.set,
         )
-        conditions = _conditions(stopping, background, journal, pressure, watch)
+        conditions = _conditions(stopping, background, journal, login, pressure, watch)
         capacity = Capacity(
             conditions.refusal,
             Bound(MAX_PICTURES, SPARE_PICTURES),
@@ -403,7 +418,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
 
 
 def _conditions(
-    stopping: asyncio.Event, background: Background, journal: Journal, pressure: Pressure, watch: StoreWatch
+    stopping: asyncio.Event,
+    background: Background,
+    journal: Journal,
+    login: Login,
+    pressure: Pressure,
+    watch: StoreWatch,
 ) -> Conditions:
     """What must hold before any order is taken, whoever places it."""
     return Conditions(
@@ -411,6 +431,7 @@ def _conditions(
             Condition("stopping", when(stopping.is_set, "The gateway is restarting; nothing was charged.")),
             *running(background),
             Condition("journal failed", when(lambda: journal.failed, "The gateway's disk fails; nothing was charged.")),
+            Condition(LOGIN_REFUSED, when(lambda: login.refused, wallet_away().message)),
             Condition("Redis full", lambda: pressure.reason, for_ready=False),
             Condition("store", lambda: watch.reason),
         ]

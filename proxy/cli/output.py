@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import orjson
 import typer
 import uvloop
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
@@ -37,6 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value inste
 OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's UUID or its name.")]
 
 _SENTENCES: dict[type[Exception], str] = {
+    AuthenticationError: "GHUB_REDIS_URL: Redis refuses the user name or password.",
     WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
     RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
     StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL ({error}).",
@@ -77,6 +78,8 @@ def _sentence_of(error: Exception) -> str | None:
         return f"--{error.field.replace('_', '-')}: {error.why}"
     if isinstance(error, _OWN_WORDS):
         return str(error)
+    if isinstance(error, WalletAway) and isinstance(error.__cause__, AuthenticationError):
+        error = error.__cause__
     return next((text.format(error=error) for kind, text in _SENTENCES.items() if isinstance(error, kind)), None)
 
 

@@ -4,10 +4,12 @@ import asyncio
 import os
 import socket
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import structlog
 import typer
+from redis.exceptions import RedisError
 
 from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, Settings, graceful_stop_s, read_settings
@@ -15,7 +17,7 @@ from metering.background import Background, Part
 from proxy.cli.output import fail, run
 from proxy.health import Condition, Conditions, metrics_app, running, when
 from proxy.server import PortTaken, bind, serve_http, stop_on_signals
-from proxy.wiring import open_back, open_gateway
+from proxy.wiring import LOGIN_REFUSED, open_back, open_gateway
 
 log = structlog.get_logger(__name__)
 
@@ -60,10 +62,14 @@ def consume(as_json: LogsAreJson = True) -> None:
             await back.ledger.check_schema()
             consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
             assert projector is not None, "a consumer has a Redis"
+            login = back.login()
+            with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start
+                await login.look()
             background = Background(
                 [
                     Part("consumer", lambda: consumer.run(stop), ends=True),
                     Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                    Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 ],
                 give_up=stop.set,
             )
@@ -71,6 +77,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                 [
                     Condition("stopping", when(stop.is_set, "stopping")),
                     *running(background),
+                    Condition(LOGIN_REFUSED, when(lambda: login.refused, "refused")),
                     Condition("Redis or the ledger is away", when(lambda: not consumer.alive, "away")),
                 ]
             )
