@@ -254,7 +254,10 @@ MOST_ACTOR_CHARACTERS = 128
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://") + (
+    "redis+sentinel://",
+    "rediss+sentinel://",
+)
 
 
 class SettingsError(Exception):
@@ -334,7 +337,7 @@ class Settings(BaseSettings):
     @classmethod
     def _redis_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value and not value.get_secret_value().startswith(REDIS_SCHEMES):
-            raise ValueError("must start with redis://, rediss://, unix:// or redis+cluster://")
+            raise ValueError("must start with redis://, rediss://, unix://, redis+cluster:// or redis+sentinel://")
         return value
 
     @field_validator("ledger_url")

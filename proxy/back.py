@@ -27,11 +27,15 @@ from metering.money import MICRO
 from metering.pages import pages
 from metering.ports import Ledger, Once
 from metering.wallet.connection import open_redis
+from metering.wallet.login import Login
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
 
 BACKGROUND_CONNECTIONS = 40
 """At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""
+
+LOGIN_REFUSED = "Redis refuses the user name or password"
+"""As `/readyz` says it, of gateway and consumer."""
 
 
 def wallet_limits() -> WalletLimits:
@@ -75,7 +79,8 @@ def open_redis_of(settings: Settings, connections: int) -> Redis:
 def _redis_url(settings: Settings) -> str:
     if settings.redis_url is None:
         raise SettingsError(
-            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path or redis+cluster://host:port,…"
+            "GHUB_REDIS_URL is not set; it is redis://host:port, rediss://…, unix:///path, redis+cluster://host:port,…"
+            " or redis+sentinel://host:port,…/SERVICE"
         )
     return settings.redis_url.get_secret_value()
 
@@ -121,6 +126,13 @@ class Back:
             _redis_url(self.settings)
         assert self.redis is not None
         return Wallet(self.redis, wallet_limits())
+
+    def login(self) -> Login:
+        """Whether Redis lets this process in. Raises SettingsError where no Redis is set."""
+        if self.redis is None:
+            _redis_url(self.settings)
+        assert self.redis is not None
+        return Login(self.redis)
 
     def feeding(self) -> Feeding:
         """What puts events back that were set aside. Raises SettingsError where no Redis is set."""

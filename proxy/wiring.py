@@ -53,6 +53,7 @@ from metering.salvage import check_versions
 from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import Jobs
+from metering.wallet.login import Login
 from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
@@ -61,9 +62,10 @@ from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.app import STORAGE_PATH, build_app
 from proxy.auth import Authenticator
-from proxy.back import Back, open_back, open_redis_of, wallet_limits
+from proxy.back import LOGIN_REFUSED, Back, open_back, open_redis_of, wallet_limits
 from proxy.capacity import Capacity
 from proxy.cors import Origins
+from proxy.errors import wallet_away
 from proxy.generations import Generations
 from proxy.health import Condition, Conditions, NotReady, running, when
 from proxy.history import HistoryEndpoint
@@ -198,8 +200,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await rates.refresh()
         origins = Origins(back.ledger, settings.any_key_from)
         await origins.refresh()
-        pressure = Pressure(back.redis, MEMORY_MARK)
+        login, pressure = Login(back.redis), Pressure(back.redis, MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
+            await login.look()
             await pressure.look()
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
@@ -232,6 +235,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                 Part("rates", lambda: rates.run(FX_POLL_S)),
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
+                Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
                 Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
                 Part("origins", lambda: origins.run(ORIGINS_POLL_S), needed=False),
@@ -240,7 +244,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ],
             give_up=stopping.set,
         )
-        conditions = _conditions(stopping, background, journal, pressure, watch)
+        conditions = _conditions(stopping, background, journal, login, pressure, watch)
         capacity = Capacity(
             conditions.refusal,
             Bound(MAX_PICTURES, SPARE_PICTURES),
@@ -289,7 +293,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
 
 
 def _conditions(
-    stopping: asyncio.Event, background: Background, journal: Journal, pressure: Pressure, watch: StoreWatch
+    stopping: asyncio.Event,
+    background: Background,
+    journal: Journal,
+    login: Login,
+    pressure: Pressure,
+    watch: StoreWatch,
 ) -> Conditions:
     """What must hold before any order is taken, whoever places it."""
     return Conditions(
@@ -297,6 +306,7 @@ def _conditions(
             Condition("stopping", when(stopping.is_set, STOPPING)),
             *running(background),
             Condition("journal failed", when(lambda: journal.failed, DISK_FAILS)),
+            Condition(LOGIN_REFUSED, when(lambda: login.refused, wallet_away().message)),
             Condition("Redis full", when(lambda: pressure.reason is not None, MEMORY_FULL), for_ready=False),
             Condition("store", lambda: watch.reason),
         ]

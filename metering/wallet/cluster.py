@@ -14,15 +14,15 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.crc import key_slot
-from redis.exceptions import ClusterDownError, MovedError, RedisError
+from redis.exceptions import AuthenticationError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import TimeoutError as NoAnswer
 
 from metering.wallet import keys
+from metering.wallet.address import Node as Address
 
 log = structlog.get_logger(__name__)
 
-Address = tuple[str, int]
 Command = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 PAUSE_S = 0.1
@@ -51,6 +51,7 @@ class Cluster(Redis):
         self._epochs = [0] * keys.PARTITIONS
         self._first_look = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
+        self._refusal: AuthenticationError | None = None
         self._closed = False
         super().__init__(connection_pool=self._clients[seeds[0]].connection_pool)  # never asked: it has no node
 
@@ -176,14 +177,14 @@ class Cluster(Redis):
         return True
 
     async def _look(self) -> None:
-        """Learn from the first node that knows a master for every partition. Raises NoConnection."""
+        """Learn from the first node that knows a master for every partition. Raises RedisError."""
         asked = [asyncio.ensure_future(self._ask(address)) for address in self._clients]
         try:
             for answer in asyncio.as_completed(asked):
                 if self._learn(nodes := await answer):
                     break
             else:
-                raise NoConnection("no node of the cluster knows all of its masters")
+                raise self._refusal or NoConnection("no node of the cluster knows all of its masters")
         finally:
             for one in asked:
                 one.cancel()
@@ -195,8 +196,12 @@ class Cluster(Redis):
         """What a node knows of all nodes, itself included; nothing where it does not answer."""
         try:
             nodes = await _send(self._clients[address], ("CLUSTER NODES",), {})
+        except AuthenticationError as error:
+            self._refusal = error
+            return {}
         except (RedisError, OSError):
             return {}
+        self._refusal = None
         found = {}
         for name, node in nodes.items():
             host, _, port = name.rpartition(":")

@@ -5,17 +5,16 @@ import hashlib
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import NoScriptError, RedisError
 
 from metering.wallet import keys
-from metering.wallet.cluster import Address, Cluster
+from metering.wallet.address import parse_address
+from metering.wallet.cluster import Cluster
+from metering.wallet.pool import Pool
 
 T = TypeVar("T")
 _HERE = Path(__file__).parent
@@ -34,46 +33,18 @@ class NotProjected(WalletAway):
     """Redis answers, but does not know what SQL knows; this call wrote nothing."""
 
 
-class _Line(AbstractConnection):
-    """A connection that is lost in words that are redis-py's: uvloop has its own for one that has just been closed."""
-
-    async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        """Send. Raises ConnectionError, TimeoutError."""
-        try:
-            await super().send_packed_command(*args, **options)
-        except RuntimeError as error:
-            raise NoConnection(str(error)) from error
-
-
-class _TcpLine(_Line, Connection):
-    pass
-
-
-class _TlsLine(_Line, SSLConnection):
-    pass
-
-
-class _UnixLine(_Line, UnixDomainSocketConnection):
-    pass
-
-
-_LINES = {"redis": _TcpLine, "rediss": _TlsLine, "unix": _UnixLine}
-
-
 def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
     """A client that never retries by itself: who makes a call decides whether it may be repeated.
 
     `redis+cluster://host:port,host:port` (or `rediss+cluster`) names some nodes of a cluster; then `connections` is the
-    most to each node. `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses
-    `verdict`. Raises ValueError for an address that is none.
+    most to each node. `redis+sentinel://host:port,host:port/SERVICE` names sentinels that know who is master.
+    `call_timeout_s` bounds connecting and each answer; a caller that must decide sooner uses `verdict`. Raises
+    ValueError for an address that is none.
     """
-    parts = urlsplit(url)
-    scheme, _, kind = parts.scheme.partition("+")
-    if scheme not in _LINES:
-        raise ValueError(f"must start with {', '.join(f'{known}://' for known in _LINES)} or redis+cluster://")
+    address = parse_address(url)
 
     def connect(url: str) -> Redis:
-        pool = BlockingConnectionPool.from_url(
+        pool = Pool.from_url(
             url,
             max_connections=connections,
             timeout=call_timeout_s,
@@ -82,25 +53,12 @@ def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
             retry=Retry(NoBackoff(), 0),
             protocol=3,
         )
-        pool.connection_class = _LINES[scheme]  # the address would override an argument
+        pool.aim(address)
         return Redis.from_pool(pool)
 
-    if kind != "cluster":
-        return connect(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
-
-    def connect_to(node: Address) -> Redis:
-        host = f"[{node[0]}]" if ":" in node[0] else node[0]
-        return connect(parts._replace(scheme=scheme, netloc=f"{credentials}{at}{host}:{node[1]}").geturl())
-
-    return Cluster(connect_to, [_address(host) for host in hosts.split(",")])
-
-
-def _address(text: str) -> Address:
-    host = urlsplit(f"//{text}")
-    if host.hostname is None:
-        raise ValueError("name at least one node: redis+cluster://host:port,host:port")
-    return host.hostname, host.port or 6379
+    if address.kind == "cluster":
+        return Cluster(lambda node: connect(address.url_of(node)), address.nodes)
+    return connect(address.url)
 
 
 class Script:

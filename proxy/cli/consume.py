@@ -3,12 +3,14 @@
 import asyncio
 import os
 import socket
+from contextlib import suppress
 
 import structlog
+from redis.exceptions import RedisError
 
 from config.settings import CONSUMER_METRICS_PORT, EXIT_MARGIN_S, PROJECTION_POLL_S
 from metering.background import Background, Part
-from proxy.back import open_back
+from proxy.back import LOGIN_REFUSED, open_back
 from proxy.cli.process import LogsAreJson, begin, bind_metrics
 from proxy.cli.running import run
 from proxy.health import Condition, Conditions, metrics_app, running, when
@@ -28,10 +30,14 @@ def consume(as_json: LogsAreJson = True) -> None:
             await back.ledger.check_schema()
             consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
             assert projector is not None, "a consumer has a Redis"
+            login = back.login()
+            with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start
+                await login.look()
             background = Background(
                 [
                     Part("consumer", lambda: consumer.run(stop), ends=True),
                     Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
+                    Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 ],
                 give_up=stop.set,
             )
@@ -39,6 +45,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                 [
                     Condition("stopping", when(stop.is_set, "stopping")),
                     *running(background),
+                    Condition(LOGIN_REFUSED, when(lambda: login.refused, "refused")),
                     Condition("Redis or the ledger is away", when(lambda: not consumer.alive, "away")),
                 ]
             )

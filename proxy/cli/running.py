@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from config.catalogue import CatalogueError
 from config.logs import set_up_logs
@@ -29,6 +29,7 @@ T = TypeVar("T")
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Who does it, for the audit log.")]
 
 _SENTENCES: dict[type[Exception], str] = {
+    AuthenticationError: "GHUB_REDIS_URL: Redis refuses the user name or password.",
     WalletAway: "Redis is away, or not projected yet: is a gateway or a consumer running?",
     RedisError: "Redis does not answer: check GHUB_REDIS_URL.",
     StoreFailed: "the store for images does not answer: check GHUB_STORAGE_URL ({error}).",
@@ -73,6 +74,8 @@ def _sentence_of(error: Exception, arguments: Collection[str] = ()) -> str | Non
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, WalletAway) and isinstance(error.__cause__, AuthenticationError):
+        error = error.__cause__
     return next((text.format(error=error) for kind, text in _SENTENCES.items() if isinstance(error, kind)), None)
 
 

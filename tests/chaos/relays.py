@@ -3,8 +3,8 @@
     python -m tests.chaos.relays '{"valkey": {"port": 7000, "targets": ["/tmp/valkey.sock"]}}'
 
 prints `true` when it listens. A command is a line of JSON, and so is its answer: ["cut", NAME], ["cut", NAME, TARGET],
-["hold", NAME, DIRECTIONS], ["seen", NAME]. A relay with several targets takes them in turn, and the next where one
-refuses the connection: a load balancer that knows nothing of health.
+["hold", NAME, DIRECTIONS], ["point", NAME, TARGET], ["seen", NAME]. A relay with several targets takes them in turn,
+and the next where one refuses the connection: a load balancer that knows nothing of health.
 """
 
 import asyncio
@@ -62,6 +62,10 @@ class Relay:
             line.abort()
         return len(lines) // 2
 
+    def point(self, target: str) -> None:
+        """New connections go there; those that are there stay where they are."""
+        self._targets = [target]
+
     def hold(self, directions: list[str]) -> None:
         """Let nothing pass in these directions, and everything in the others."""
         for direction, passes in self._passes.items():
@@ -114,6 +118,8 @@ async def main(plan: dict[str, dict[str, object]]) -> None:
                 answer = relays[name].cut(*rest)
             case "hold":
                 relays[name].hold(rest[0])
+            case "point":
+                relays[name].point(rest[0])
             case "seen":
                 answer = relays[name].seen
         print(json.dumps(answer), flush=True)
