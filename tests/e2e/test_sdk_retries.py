@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import run
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
+from tests.programs import program
 
 NODE = Path(__file__).parent / "node"
 DEADLINE_S = 3.0
@@ -60,18 +61,15 @@ def python(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Clients:
     """`openai` for Node, as its lock file says, in a folder of its own."""
-    programs = {name: shutil.which(name) for name in ("node", "npm")}
-    absent = [name for name, path in programs.items() if path is None]
-    assert not absent, f"{' and '.join(absent)} must be on the PATH: openai for Node is tested with Node 20 or newer"
     folder = tmp_path_factory.mktemp("node") / "client"
     shutil.copytree(NODE, folder)
-    line = [str(programs["npm"]), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    line = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
 
     def orders(system: System, key: str, models: list[str]) -> list[dict[str, Any]]:
         given = json.dumps({"url": system.url, "key": key, "models": models})
-        line = [str(programs["node"]), "orders.mjs"]
+        line = [program("node"), "orders.mjs"]
         done = subprocess.run(line, cwd=folder, input=given, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         ends: list[dict[str, Any]] = json.loads(done.stdout)

@@ -23,6 +23,7 @@ from config.settings import (
     hold_life_s,
 )
 from proxy.app import STORAGE_PATH
+from tests.programs import program
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s/base"
@@ -34,9 +35,7 @@ Manifest = dict[str, Any]
 
 def render(folder: Path) -> list[Manifest]:
     """What `kubectl apply --kustomize` would send."""
-    if shutil.which("kubectl") is None:
-        pytest.fail("kubectl is not on the PATH; install it (any version since 1.27) to check k8s/base")
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run([program("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return list(yaml.safe_load_all(done.stdout))
 
