@@ -14,22 +14,46 @@ PYTEST := $(VENV)/bin/python -m pytest
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
-$(VENV)/.demo: requirements/demo.txt pyproject.toml
-	@echo "setting up $(VENV) (once) …"
+# A Python that is named is used, and one that is not is found; a .venv that fits is kept, and one that does not is made
+# anew: of another Python, or of one that is gone.
+VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+HAVE := $(shell $(VENV)/bin/python $(VERSION) 2>/dev/null)
+WANT := $(shell $(PYTHON) $(VERSION) 2>/dev/null)
+OLD := 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10
+FITS := $(filter-out $(OLD),$(HAVE))
+ifneq ($(origin PYTHON),file)
+FITS := $(filter $(WANT),$(FITS))
+endif
+ifeq ($(FITS),)
+.PHONY: $(VENV)/.demo         # its mark goes with the old one
+endif
+
+.PHONY: python
+python:
+ifeq ($(FITS),)
+ifeq ($(filter-out $(OLD),$(WANT)),)
+	@echo "GeekHub needs Python 3.11 or later, and $(PYTHON) is $(or $(WANT),not there): name one, such as make demo PYTHON=python3.12" >&2; exit 1
+endif
+	@rm -rf $(VENV)
+	@echo "making $(VENV) with Python $(WANT) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --no-deps --require-hashes -r requirements/demo.txt
+endif
+
+$(VENV)/.demo: requirements/demo.txt pyproject.toml | python
+	@echo "what the demo needs, once:"
+	@$(VENV)/bin/python requirements/install.py requirements/demo.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@$(PIP) check
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
-	@echo "adding the test tools …"
-	@$(PIP) install --no-deps --require-hashes -r requirements/test.txt
+	@echo "what the tests need, once:"
+	@$(VENV)/bin/python requirements/install.py requirements/test.txt
 	@$(PIP) check
 	@touch $@
 
 demo: $(VENV)/.demo           ## the whole system on this machine; PORT=8080 DATA=.ghub
-	@exec $(VENV)/bin/ghub demo --port $(PORT) --data $(DATA)
+	@exec $(VENV)/bin/ghub demo --port "$(PORT)" --data "$(DATA)"
 
 lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 	$(VENV)/bin/ruff check .
@@ -42,7 +66,7 @@ test: lint                    ## everything; under 12 minutes on 2 cores
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
-	LONG=1 $(PYTEST) tests/e2e tests/integration/test_cluster_failover.py
+	LONG=1 $(PYTEST) tests/e2e tests/integration/test_cluster_failover.py tests/integration/test_setup.py
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.programs import program
+
 NODE = Path(__file__).parent / "node"
 PROGRAM_S = 120
 """The most that an installation or one program may take."""
@@ -13,19 +15,16 @@ PROGRAM_S = 120
 
 def install(folder: Path) -> Path:
     """Copies of our programs with their packages, in this new folder, which is returned."""
-    programs = {name: shutil.which(name) for name in ("node", "npm")}
-    absent = [name for name, path in programs.items() if path is None]
-    assert not absent, f"{' and '.join(absent)} must be on the PATH: clients are tested with Node 20 or newer"
     shutil.copytree(NODE, folder)
-    line = [str(programs["npm"]), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    line = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
     return folder
 
 
-def tell(folder: Path, program: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+def tell(folder: Path, name: str, given: dict[str, Any]) -> list[dict[str, Any]]:
     """What one of our programs says to this."""
-    line = [str(shutil.which("node")), program]
+    line = [program("node"), name]
     text = json.dumps(given)
     done = subprocess.run(line, cwd=folder, input=text, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     assert done.returncode == 0, done.stderr

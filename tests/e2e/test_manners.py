@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -16,6 +14,7 @@ from proxy.documents import Delivered, Generation, Generations
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, FLUX_MXN, System, bearer, wait_until
+from tests.e2e.node_kit import install, tell
 from tests.packing import PACK
 
 ORDER = {"model": FLUX, "prompt": "un faro"}
@@ -94,24 +93,8 @@ def test_values_that_ask_for_nothing_are_passed_over_and_user_is_not(system: Sys
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
     """Runs tests/e2e/node/unread.mjs beside `openai` for Node, as its lock file says."""
-    programs = {name: shutil.which(name) for name in ("node", "npm")}
-    absent = [name for name, path in programs.items() if path is None]
-    assert not absent, f"{' and '.join(absent)} must be on the PATH: openai for Node is tested with Node 20 or newer"
-    folder = tmp_path_factory.mktemp("node") / "client"
-    shutil.copytree(Path(__file__).parent / "node", folder)
-    line = [str(programs["npm"]), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-    assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
-
-    def ask(given: dict[str, Any]) -> Any:
-        line = [str(programs["node"]), "unread.mjs"]
-        done = subprocess.run(
-            line, cwd=folder, input=json.dumps(given), capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return ask
+    folder = install(tmp_path_factory.mktemp("node") / "client")
+    return partial(tell, folder, "unread.mjs")
 
 
 def test_node_reads_an_answer_that_comes_before_its_body_is_sent(

@@ -25,6 +25,7 @@ from config.settings import (
 from proxy.admin_models import ACTIONS
 from proxy.app import STORAGE_PATH
 from proxy.openapi import IMAGES, OPENAPI_PATH, OPERATIONS
+from tests.programs import program
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s/base"
@@ -36,9 +37,7 @@ Manifest = dict[str, Any]
 
 def render(folder: Path) -> list[Manifest]:
     """What `kubectl apply --kustomize` would send."""
-    if shutil.which("kubectl") is None:
-        pytest.fail("kubectl is not on the PATH; install it (any version since 1.27) to check k8s/base")
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run([program("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return list(yaml.safe_load_all(done.stdout))
 
