@@ -115,12 +115,16 @@ async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
         environment = _environment(port, data, sockets / "valkey.sock", real)
         os.environ.update(environment)
         try:
+            _doing("starting Valkey")
             parts.append(await _start("valkey", _valkey(sockets / "valkey.sock", data), data))
             if not real:
+                _doing("starting the simulated upstreams")
                 simulator_port = environment["GHUB_IMAGE_HOSTS"].rpartition(":")[2]
                 simulate = ["simulate", "--port", simulator_port, "--latency-scale", LATENCY_SCALE]
                 parts.append(await _start("simulator", _ghub(*simulate), data))
+            _doing("opening the ledger, with an organisation and its key")
             org_id, api_key = await _accounts(data)
+            _doing("starting the consumer and the gateway")
             metrics = {name: str(_free_port()) for name in ("consumer", "gateway")}
             parts.append(await _start("consumer", _ghub("consume"), data, GHUB_METRICS_PORT=metrics["consumer"]))
             parts.append(await _start("gateway", _ghub("serve"), data, GHUB_METRICS_PORT=metrics["gateway"]))
@@ -135,6 +139,12 @@ async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
         finally:
             (data / "demo.json").unlink(missing_ok=True)  # it says "ready", and that is over
             await _stop(parts)
+
+
+def _doing(what: str) -> None:
+    """On standard error: what comes next is seen at once, also where it takes long."""
+    sys.stderr.write(f"{what} …\n")
+    sys.stderr.flush()
 
 
 def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict[str, str]:
