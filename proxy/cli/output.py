@@ -49,7 +49,7 @@ def say(value: Row | Sequence[Row], as_json: bool) -> None:
     if isinstance(value, Mapping):
         sys.stdout.writelines(f"{line}\n" for line in block(value, _width(sys.stdout)))
         return
-    rows = [{name: _text(cell) for name, cell in row.items()} for row in value]
+    rows = [{name: in_one_line(cell) for name, cell in row.items()} for row in value]
     sys.stdout.writelines(f"{line}\n" for line in _table(rows, _width(sys.stdout)))
 
 
@@ -97,7 +97,7 @@ def block(row: Row, width: int | None, indent: int = 0) -> Iterator[str]:
                 yield f"{margin}  - {first.lstrip()}"
                 yield from rest
         else:
-            first, *rest = _folded(_text(cell), None if width is None else width - indent - at)
+            first, *rest = _folded(in_one_line(cell), None if width is None else width - indent - at)
             yield f"{margin}{name.ljust(at)}{first}"
             yield from (f"{margin}{' ' * at}{line}" for line in rest)
 
@@ -115,12 +115,12 @@ def _width(stream: TextIO) -> int | None:
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
-def _text(cell: Any) -> str:
+def in_one_line(cell: Any) -> str:
     """In one line, and with nothing in it that a terminal would obey."""
     if cell is None:
         return "–"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, list | tuple):
-        return ", ".join(map(_text, cell)) or "none"
+        return ", ".join(map(in_one_line, cell)) or "none"
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(cell))

@@ -9,7 +9,7 @@ import typer
 from metering.events import Notice
 from metering.ports import LAST, Audit
 from proxy.back import Back
-from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.output import AsJson, in_one_line, misuse, say
 from proxy.cli.running import back, run
 from proxy.rows import (
     BadCursor,
@@ -91,7 +91,9 @@ def _say(
 
 
 def _in_a_cell(cell: Any) -> Any:
-    return ", ".join(f"{name} {value}" for name, value in cell.items()) if isinstance(cell, dict) else cell
+    if not isinstance(cell, dict):
+        return cell
+    return ", ".join(f"{name} {in_one_line(value)}" for name, value in cell.items())
 
 
 def _no_cursor() -> None:

@@ -134,11 +134,8 @@ def test_a_wish_beyond_the_deadline_is_not_waited_for_and_forbids_the_sdks_to_re
                 await making.drain()
                 assert time.monotonic() - began_s < 5
                 assert told.value.kind.value.status == 502
-                assert told.value.reply_headers() == {
-                    "x-should-retry": "false",
-                    "retry-after": str(wish_s),
-                    "retry-after-ms": str(wish_s * 1000),
-                }
+                waits = {"retry-after": str(wish_s), "retry-after-ms": str(wish_s * 1000)}
+                assert {"x-should-retry": "false", **waits}.items() <= told.value.reply_headers().items()
                 assert (wallet.voids, len(bench.orders())) == (["rate_limited"], 1)
 
     run(work())
