@@ -1,6 +1,7 @@
 """The clients for Node, as their lock file says: every package by its hash."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any
 from tests.programs import program
 
 NODE = Path(__file__).parent / "node"
+CACHE = Path(__file__).parents[2] / ".pytest_cache" / "npm"
+ENVIRONMENT = {**os.environ, "NODE_USE_SYSTEM_CA": "1", "npm_config_cache": str(CACHE)}
+"""It trusts whom this machine trusts, and needs no home folder."""
+
 PROGRAM_S = 120
 """The most that an installation or one program may take."""
 
@@ -17,7 +22,9 @@ def install(folder: Path) -> Path:
     """Copies of our programs with their packages, in this new folder, which is returned."""
     shutil.copytree(NODE, folder)
     line = [program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    installed = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
+    installed = subprocess.run(
+        line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PROGRAM_S, check=False
+    )
     assert installed.returncode == 0, f"npm ci failed: {installed.stderr[-1000:]}"
     return folder
 
