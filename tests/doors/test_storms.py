@@ -1,0 +1,109 @@
+"""Hostile connections in crowds: each is ended in its time, honest orders are answered, and nothing stays held."""
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.memory import resident_bytes
+from proxy.wiring import BACKGROUND_CONNECTIONS
+from tests.conftest import run
+from tests.doors.crowds import Crowd, connections, honest, openings, place_large
+from tests.e2e.kit import System, assert_no_key, prepare, wait_until
+from tests.e2e.test_hostile import descriptors
+from tests.long import LONG
+from tests.processes import executed
+
+LONGEST_S = {"silent": 10, "half a head": 10, "h2c": 0, "pipelined": 20, "replays": 20}
+"""How long a hostile connection of each kind may last, in seconds of an idle machine."""
+
+BUSY_S = 20.0
+"""What a busy machine may add to that."""
+
+STORMS = [(kind,) for kind in LONGEST_S] if LONG else [tuple(LONGEST_S)]
+"""One kind after the other, or all at once."""
+
+COUNT, STORM_S, CUSTOMERS = (1000, 60.0, 20) if LONG else (40, 25.0, 5)
+LARGE_BYTES = 8_000_000
+MB = 1_000_000
+MOST_GROWN_BYTES = 20 * MB
+
+
+@dataclass
+class Place:
+    """A running system, an honest customer's key, and what hostile clients say."""
+
+    system: System
+    key: str
+    openings: dict[str, bytes]
+
+    @property
+    def pid(self) -> int:
+        """The gateway's."""
+        return self.system.processes["gateway"].pid
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """A gateway that every kind of client has been to already, so that what it needs once is there."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        system = prepare(Path(folder))
+        system.begin = executed  # with memory that it shares with nobody
+        try:
+            system.start_all()
+            limits = {"requests_per_minute": 1_000_000, "images_per_minute": 1_000_000}
+            _, key = system.customer("honest", "20000.00", **limits)
+            _, hostile_key = system.customer("hostile", "100.00", **limits)
+            run(place_large(system, hostile_key, LARGE_BYTES))
+            made = Place(system, key, openings(hostile_key))
+            storm(made, tuple(LONGEST_S), 5, 3.0)
+            wait_until(lambda: not connections(system.port), "every connection is gone", within_s=60)
+            yield made
+        finally:
+            system.stop_all()
+        assert_no_key(system.keys, system.folder)
+
+
+def storm(place: Place, kinds: tuple[str, ...], count: int, seconds: float) -> tuple[list[Crowd], Counter[int]]:
+    """So many connections of each kind at a time, for so long; what came of them and of the customers beside them."""
+    crowds = [Crowd(place.system.port, place.openings[kind], count) for kind in kinds]
+    with ExitStack() as open_crowds:
+        for crowd in crowds:
+            open_crowds.enter_context(crowd)
+        statuses = run(honest(place.system, place.key, CUSTOMERS, asyncio.sleep(seconds)))
+    return crowds, statuses
+
+
+@pytest.mark.parametrize("kinds", STORMS, ids="+".join)
+def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tuple[str, ...]) -> None:
+    """Each hostile connection is ended in its time; orders beside them are all answered; memory and files are back."""
+    resident_before, descriptors_before = resident_bytes(place.pid, "VmRSS"), descriptors(place.pid)
+    crowds, statuses = storm(place, kinds, COUNT, STORM_S)
+    peak_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
+    kernel_bytes = sum(map(sum, connections(place.system.port)))
+    for kind, crowd in zip(kinds, crowds, strict=True):
+        lasted_s = sorted(crowd.lasted_s)
+        assert len(lasted_s) >= COUNT, f"{kind}: {len(lasted_s)} of {COUNT} were ended"
+        print(f"{kind}: {len(lasted_s)} ended after {lasted_s[0]:.1f} to {lasted_s[-1]:.1f} s")
+        assert lasted_s[-1] < LONGEST_S[kind] + BUSY_S, kind
+    print(f"honest: {dict(statuses)}; {peak_bytes / MB:.1f} MB more, {kernel_bytes / MB:.1f} in sockets")
+    assert statuses.keys() == {200} and statuses[200] >= CUSTOMERS
+    wait_until(lambda: not connections(place.system.port), "every connection is gone", within_s=60)
+
+    def as_before() -> bool:
+        more, gone = descriptors(place.pid) - descriptors_before, descriptors_before - descriptors(place.pid)
+        return (
+            not gone - Counter({"socket:": gone["socket:"]})
+            and set(more) <= {"socket:"}
+            and more.total() <= BACKGROUND_CONNECTIONS
+        )
+
+    wait_until(as_before, f"again {descriptors_before}")
+    grown_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
+    print(f"after it {grown_bytes / MB:.1f} MB more than {resident_before / MB:.0f}")
+    assert grown_bytes < MOST_GROWN_BYTES
