@@ -38,6 +38,9 @@ READ_BYTES = 16 * 1024
 """Read at a time: the longest head, too. While a reply is under way one such piece of the next requests is taken apart
 and at most twice as much and one read of the kernel's buffer waits before it; the rest is left to the client."""
 
+UNSENT_BYTES = 16 * 1024
+"""Of a reply that the kernel has not taken; its maker waits above that, and holds one more piece."""
+
 LINGER_S = 1.0
 """After a reply that came before the end of its request, the rest is read for so long and dropped: the client's kernel
 would throw the reply away where ours had bytes that nobody read."""
@@ -136,6 +139,7 @@ class Connection:
         self._context = context
         self._reader = reader
         self._writer = writer
+        writer.transport.set_write_buffer_limits(high=UNSENT_BYTES)
         self._count = count
         self._head_within_s: float | None = first_head_s  # None while a request is worked on
         self._served = False

@@ -21,7 +21,7 @@ from proxy.storage.streams import measured
 
 T = TypeVar("T")
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 16 * 1024
 
 WRITE_BYTES = 128 * 1024
 """Gathered before a trip to a thread: a trip costs as much as writing this."""

@@ -28,6 +28,7 @@ RECEIVE_BYTES = 4096
 
 HONEST_PAUSE_S = 0.2
 STREAMS = 990
+LISTENS, TIME_WAIT = "0A", "06"
 KEY = "tests/doors"
 """The idempotency key of the order that is replayed."""
 
@@ -145,7 +146,7 @@ async def honest(system: System, key: str, customers: int, until: Awaitable[obje
                 statuses[(await ordered(client)).status_code] += 1
                 await asyncio.sleep(HONEST_PAUSE_S)
 
-    await asyncio.gather(*(customer() for _ in range(customers)))
+    await asyncio.gather(over, *(customer() for _ in range(customers)))
     return statuses
 
 
@@ -160,11 +161,16 @@ async def ordered(client: httpx2.AsyncClient) -> httpx2.Response:
 
 
 def connections(port: int) -> list[tuple[int, int]]:
-    """Of each established connection to a port: bytes that its kernel has still to send, and still to hand over."""
+    """What the kernel still has to send, and to hand over, in bytes, for each connection to a port.
+
+    Not of those that their process has closed and of which nothing is left but their name.
+    """
     found = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, state, queues = line.split()[:5]
-        if local.endswith(f":{port:04X}") and state == "01":
+        fields = line.split()
+        local, state, queues, inode = fields[1], fields[3], fields[4], fields[9]
+        if local.endswith(f":{port:04X}") and state not in (LISTENS, TIME_WAIT):
             sending, received = (int(number, 16) for number in queues.split(":"))
-            found.append((sending, received))
+            if inode != "0" or sending or received:
+                found.append((sending, received))
     return found
