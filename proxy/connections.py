@@ -215,20 +215,24 @@ class Connection:
     async def _send(self, event: Event) -> None:
         """What the protocol wants of the connection."""
         if isinstance(event, RawData):
-            if self._writer.transport.is_closing():  # the application goes on for a moment
-                return self._end()
-            self._written_bytes += len(event.data)
-            self._writer.write(event.data)
-            try:
-                await self._writer.drain()  # for ever, if nobody looked
-            except OSError:
-                self._end()
+            await self._write(event.data)
         elif isinstance(event, Closed):
             self._end()
         elif isinstance(event, Updated):
             self._served = True
             self._silent_s = 0.0
             self._head_within_s = KEEP_ALIVE_S if event.idle else None
+
+    async def _write(self, data: bytes) -> None:
+        if self._writer.transport.is_closing():  # the application goes on for a moment
+            self._end()
+            return
+        self._written_bytes += len(data)
+        self._writer.write(data)
+        try:
+            await self._writer.drain()  # for ever, if nobody looked
+        except OSError:
+            self._end()
 
     def _end(self) -> None:
         """Read no more of it: `serve` does the rest."""

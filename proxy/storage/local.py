@@ -22,6 +22,7 @@ from proxy.storage.streams import measured
 T = TypeVar("T")
 
 READ_BYTES = 16 * 1024
+"""As much of an image is held for a client that takes its time over its reply."""
 
 WRITE_BYTES = 128 * 1024
 """Gathered before a trip to a thread: a trip costs as much as writing this."""
