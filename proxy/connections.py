@@ -236,6 +236,7 @@ class Connection:
 
     def _end(self) -> None:
         """Read no more of it: `serve` does the rest."""
+        self._head_within_s = None
         if self._reading is not None:
             self._reading.cancel()
 

@@ -30,7 +30,7 @@ STORMS = [(kind,) for kind in LONGEST_S] if LONG else [tuple(LONGEST_S)]
 """One kind after the other, or all at once."""
 
 COUNT, FIRST_S, STORM_S, CUSTOMERS = (1000, 15.0, 60.0, 20) if LONG else (40, 2.0, 0.0, 5)
-"""Connections of each kind; seconds of a first crowd, and of a second, which stays until as many were ended at least."""
+"""Connections of each kind; seconds of a first crowd, and of a second, which stays until as many were ended, too."""
 
 LARGE_BYTES = 8_000_000
 MB = 1_000_000
@@ -49,6 +49,16 @@ class Place:
     def pid(self) -> int:
         """The gateway's."""
         return self.system.processes["gateway"].pid
+
+    def files(self) -> tuple[int, int]:
+        """Stored images and sockets that it has open."""
+        found = descriptors(self.pid)
+        return sum(count for path, count in found.items() if "/images/" in path), found["socket:"]
+
+    def wait_until_idle(self, most_sockets: int) -> None:
+        """No client is connected, in the kernel or in the gateway, and no more sockets are open than that."""
+        wait_until(lambda: not connections(self.system.port), "every connection is gone", within_s=60)
+        wait_until(lambda: self.files() <= (0, most_sockets), f"files: {self.files()}, not 0 and {most_sockets}")
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +109,10 @@ def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tup
 
     As far as an allocator gives memory back: what it keeps of a first crowd serves all that come later.
     """
-    cold_bytes = resident_bytes(place.pid, "VmRSS")
+    cold_bytes, most_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
     storm(place, kinds, COUNT, FIRST_S, ended=0)
-    wait_until(lambda: not connections(place.system.port), "every connection is gone", within_s=60)
-    resident_before, descriptors_before = resident_bytes(place.pid, "VmRSS"), descriptors(place.pid)
+    place.wait_until_idle(most_sockets)
+    resident_before = resident_bytes(place.pid, "VmRSS")
     crowds, statuses = storm(place, kinds, COUNT, STORM_S, ended=COUNT)
     peak_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
     kernel_bytes = sum(map(sum, connections(place.system.port)))
@@ -113,13 +123,7 @@ def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tup
     print(f"the first crowd left {(resident_before - cold_bytes) / MB:.1f} MB more than {cold_bytes / MB:.0f}")
     print(f"honest: {dict(statuses)}; {peak_bytes / MB:.1f} MB more, {kernel_bytes / MB:.1f} in sockets")
     assert statuses.keys() == {200} and statuses[200] >= CUSTOMERS
-    wait_until(lambda: not connections(place.system.port), "every connection is gone", within_s=60)
-
-    def as_before() -> bool:
-        more = descriptors(place.pid) - descriptors_before
-        return set(more) <= {"socket:"} and more.total() <= BACKGROUND_CONNECTIONS
-
-    wait_until(as_before, f"again {descriptors_before}")
+    place.wait_until_idle(most_sockets)
     grown_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
     print(f"after it {grown_bytes / MB:.1f} MB more than {resident_before / MB:.0f}")
     assert grown_bytes < MOST_GROWN_BYTES
