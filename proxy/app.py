@@ -19,13 +19,14 @@ from proxy.account import CreditsEndpoint
 from proxy.addresses import nothing_at
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
+from proxy.capacity import BUSY_RETRY_S
 from proxy.cors import ANY_PAGE, CorsMiddleware, Origins
 from proxy.errors import ApiError, Kind
 from proxy.health import NotReady, probe_routes
 from proxy.history import HistoryEndpoint
 from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
-from proxy.messages import FAULT, METHODS, OTHER_METHODS
+from proxy.messages import FAULT, MANY_CONNECTIONS, METHODS, OTHER_METHODS
 from proxy.middleware import RequestMiddleware, context_of
 from proxy.models import ModelsEndpoint
 from proxy.openapi import HEADERS, IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
@@ -88,6 +89,11 @@ def build_app(
     return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS)))
 
 
+def build_full_app(not_ready: NotReady) -> ASGIApp:
+    """What answers where there are as many connections as there may be: probes as always, and 503 to everybody else."""
+    return RequestMiddleware(Starlette(routes=probe_routes(not_ready), exception_handlers={HTTPException: _full}))
+
+
 class _ImageFiles:
     """Published images of a local folder, for any page, and to be kept by whoever fetched them; they never change."""
 
@@ -134,6 +140,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _is_there(routes: Sequence[BaseRoute], path: str) -> bool:
     scope = {"type": "http", "method": "GET", "path": path}
     return any(route.matches(scope)[0] is not Match.NONE for route in routes if isinstance(route, Route))
+
+
+async def _full(request: Request, error: Exception) -> Response:
+    return await _api_error(request, ApiError(Kind.UNAVAILABLE, MANY_CONNECTIONS, retry_after_s=BUSY_RETRY_S))
 
 
 def _allowed(request: Request) -> str:

@@ -227,6 +227,10 @@ SHARE = Text(
     "The gateway is busy: your organisation has its share of it, and others wait; nothing was charged.",
     "El gateway está ocupado: su organización ya tiene su parte y otras esperan; no se cobró nada.",
 )
+MANY_CONNECTIONS = Text(
+    "The gateway has as many connections as it can hold; nothing was charged.",
+    "El gateway tiene todas las conexiones que puede atender; no se cobró nada.",
+)
 BACKLOG = Text(
     "The gateway is catching up with its books; nothing was charged.",
     "El gateway está poniendo al día sus registros; no se cobró nada.",

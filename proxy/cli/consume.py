@@ -8,13 +8,13 @@ from contextlib import suppress
 import structlog
 from redis.exceptions import RedisError
 
-from config.settings import CONSUMER_METRICS_PORT, EXIT_MARGIN_S, PROJECTION_POLL_S
+from config.settings import CONSUMER_METRICS_PORT, PROJECTION_POLL_S
 from metering.background import Background, Part
 from proxy.back import LOGIN_REFUSED, open_back
-from proxy.cli.process import LogsAreJson, begin, bind_metrics
+from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
 from proxy.cli.running import run
-from proxy.health import Condition, Conditions, metrics_app, running, when
-from proxy.server import serve_http, stop_on_signals
+from proxy.health import Condition, Conditions, running, when
+from proxy.server import stop_on_signals
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                 ]
             )
             if probe is not None:
-                tasks.create_task(serve_http(metrics_app(conditions.not_ready), probe, stop, EXIT_MARGIN_S))
+                tasks.create_task(serve_probes(conditions.not_ready, probe, stop))
             log.info("consuming")
             background.begin()
             await background.until_done("consumer")

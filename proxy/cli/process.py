@@ -1,5 +1,6 @@
-"""What `serve` and `consume` begin with: settings, a log on standard output, and a port for probes."""
+"""What `serve` and `consume` have in common: settings, a log on standard output, and a port for probes."""
 
+import asyncio
 import os
 import socket
 import sys
@@ -9,8 +10,10 @@ import structlog
 import typer
 
 from config.logs import set_up_logs
-from config.settings import Settings, read_settings, unknown_names
-from proxy.server import bind
+from config.settings import EXIT_MARGIN_S, Settings, read_settings, unknown_names
+from proxy.descriptors import PROBE_CONNECTIONS
+from proxy.health import NotReady, metrics_app
+from proxy.server import bind, serve_http
 
 log = structlog.get_logger(__name__)
 
@@ -30,3 +33,8 @@ def bind_metrics(settings: Settings, usual_port: int) -> socket.socket | None:
     """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
     port = usual_port if settings.metrics_port is None else settings.metrics_port
     return bind("GHUB_METRICS_PORT", settings.host, port) if port else None
+
+
+async def serve_probes(not_ready: NotReady, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Apart from the customers', so that it answers where they have all the connections that there are."""
+    await serve_http(metrics_app(not_ready), listener, stop, EXIT_MARGIN_S, most=PROBE_CONNECTIONS)

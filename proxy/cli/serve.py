@@ -4,10 +4,10 @@ import asyncio
 
 import structlog
 
-from config.settings import EXIT_MARGIN_S, GATEWAY_METRICS_PORT, graceful_stop_s
-from proxy.cli.process import LogsAreJson, begin, bind_metrics
+from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
+from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
 from proxy.cli.running import run
-from proxy.health import metrics_app
+from proxy.descriptors import raise_limit
 from proxy.server import bind, serve_http, stop_on_signals
 from proxy.wiring import open_gateway
 
@@ -20,14 +20,18 @@ def serve(as_json: LogsAreJson = True) -> None:
     async def work() -> None:
         settings = begin()
         stop = stop_on_signals()
+        connections = raise_limit()
         listener = bind("GHUB_PORT", settings.host, settings.port)
         # Before anything is opened that a start which fails would leave open.
         probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
-                servers.create_task(serve_http(metrics_app(gateway.not_ready), probe, stop, EXIT_MARGIN_S))
-            servers.create_task(serve_http(gateway.app, listener, stop, graceful_stop_s(gateway.longest_deadline_s)))
+                servers.create_task(serve_probes(gateway.not_ready, probe, stop))
+            graceful_s = graceful_stop_s(gateway.longest_deadline_s)
+            servers.create_task(
+                serve_http(gateway.app, listener, stop, graceful_s, most=connections, full=gateway.full)
+            )
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")
         gateway.background.check()
