@@ -46,7 +46,7 @@ async def main(port: int, redis_url: str, simulator: str, folder: Path) -> None:
         return Response(orjson.dumps({"data": [{"url": path}]}), media_type="application/json")
 
     app = Starlette(routes=[Route("/v1/images/generations", create, methods=["POST"])])
-    await serve_http(app, bind("PORT", "127.0.0.1", port), stop, 5.0)
+    await serve_http(app, bind("PORT", "127.0.0.1", port), stop, 5.0, most=1024)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
 from proxy.admin_models import ACTIONS
+from proxy.capacity import BUSY_RETRY_S
 from proxy.errors import ApiError, Kind
 from proxy.health import NotReady, probe_routes
 from proxy.history import HistoryEndpoint
@@ -78,6 +79,11 @@ def build_app(
     return RequestMiddleware(app)
 
 
+def build_full_app(not_ready: NotReady) -> ASGIApp:
+    """What answers where there are as many connections as there may be: probes as always, and 503 to everybody else."""
+    return RequestMiddleware(Starlette(routes=probe_routes(not_ready), exception_handlers={HTTPException: _full}))
+
+
 class _ImageFiles:
     """Published images of a local folder, to be kept by whoever fetched them; they never change."""
 
@@ -121,6 +127,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     else:
         ours = ApiError(Kind.NOT_FOUND, "There is nothing at this address.")
     return await _api_error(request, ours)
+
+
+async def _full(request: Request, error: Exception) -> Response:
+    message = "The gateway has as many connections as it can hold; nothing was charged."
+    return await _api_error(request, ApiError(Kind.UNAVAILABLE, message, retry_after_s=BUSY_RETRY_S))
 
 
 def _allowed(request: Request) -> str:

@@ -1,23 +1,34 @@
-"""Hypercorn in this process: sockets that we bind ourselves, and a stop that lets everything finish."""
+"""Hypercorn's parts in this process: sockets that we bind ourselves, and a stop that lets everything finish."""
 
 import asyncio
 import errno
 import logging
 import signal
 import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-from hypercorn.asyncio import serve
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.lifespan import Lifespan
 from hypercorn.config import Config
 from starlette.types import ASGIApp
+
+from proxy.connections import READ_BYTES, UNREAD_S, Connections
 
 BACKLOG = 2048
 """Connections that wait to be accepted: a burst of a thousand clients."""
 
-KEEP_ALIVE_S = 75.0
-"""Above the idle time of common proxies (60 s), so that we are not the ones who close under a request."""
+RECEIVE_BYTES = 32 * 1024
+"""What the kernel takes of requests that we have not read yet, and as much again for itself: a body has 64 KiB."""
 
-STREAMS = 1000
-"""Parallel requests on one HTTP/2 connection of a multiplexing proxy."""
+UNSENT_BYTES = 128 * 1024
+"""Of a reply that the kernel takes before it can send it: else 4 MB for each client that does not read. What is on its
+way does not count, so that this slows nobody."""
+
+UNSENT_S = UNREAD_S + 10.0
+"""The end of a reply, which the kernel alone still has, goes by the same rule as the rest: a little later, so that what
+is ours to cut off is cut off by us, and counted."""
 
 
 class PortTaken(Exception):
@@ -32,6 +43,7 @@ def bind(named: str, host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _bound_buffers(listener)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)  # only now is the address taken
@@ -42,21 +54,65 @@ def bind(named: str, host: str, port: int) -> socket.socket:
     return listener
 
 
-async def serve_http(app: ASGIApp, listener: socket.socket, stop: asyncio.Event, graceful_s: float) -> None:
-    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Takes `listener` over."""
+def _bound_buffers(listener: socket.socket) -> None:
+    """What the kernel may hold for a client; each connection that is accepted has it from its listener."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNSENT_S * 1000))
+
+
+async def serve_http(
+    app: ASGIApp,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    graceful_s: float,
+    *,
+    most: int,
+    full: ASGIApp | None = None,
+) -> None:
+    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Takes `listener` over.
+
+    At most `most` connections at a time are the application's; of what comes above that `full` refuses a few.
+    """
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it; a second owner would close another's file later
-    config.graceful_timeout = graceful_s
     config.shutdown_timeout = graceful_s
-    config.keep_alive_timeout = KEEP_ALIVE_S
     config.keep_alive_max_requests = 1_000_000_000  # else it closes every thousandth request's connection
-    config.backlog = BACKLOG
-    config.h2_max_concurrent_streams = STREAMS
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"
-    await serve(app, config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+    connections = Connections(app, full, most, config)
+    with listener:
+        async with _lifespan(app, config):
+            server = await asyncio.start_server(connections.accept, sock=listener, backlog=BACKLOG, limit=READ_BYTES)
+            watch = asyncio.create_task(connections.watch())
+            try:
+                await stop.wait()
+            finally:
+                server.close()
+                await connections.finish(graceful_s)
+                watch.cancel()
+
+
+@asynccontextmanager
+async def _lifespan(app: ASGIApp, config: Config) -> AsyncIterator[None]:
+    """The application's own start and end, around its requests."""
+    loop = asyncio.get_running_loop()
+    lifespan = Lifespan(ASGIWrapper(app), config, loop, {})  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+    task = loop.create_task(lifespan.handle_lifespan())
+    try:
+        await lifespan.wait_for_startup()
+        if task.done():
+            task.result()  # it failed
+        try:
+            yield
+        finally:
+            await lifespan.wait_for_shutdown()
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def stop_on_signals() -> asyncio.Event:

@@ -69,7 +69,7 @@ from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet, WalletLimits
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
-from proxy.app import STORAGE_PATH, build_app
+from proxy.app import STORAGE_PATH, build_app, build_full_app
 from proxy.auth import Authenticator
 from proxy.capacity import BUSY, Capacity
 from proxy.generations import Generations
@@ -277,9 +277,13 @@ async def open_back(settings: Settings) -> AsyncIterator[Back]:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, how long it needs to stop, what keeps it from being ready, and its background work."""
+    """The application, how long it needs to stop, what keeps it from being ready, and its background work.
+
+    `full` answers in its place where there are more connections than there may be.
+    """
 
     app: ASGIApp
+    full: ASGIApp
     longest_deadline_s: float
     not_ready: NotReady
     background: Background
@@ -398,7 +402,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             opened_store.folder,
         )
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
-        yield Gateway(app, max(settings.deadline_s, *deadlines), conditions.not_ready, background)
+        longest_s = max(settings.deadline_s, *deadlines)
+        yield Gateway(app, build_full_app(conditions.not_ready), longest_s, conditions.not_ready, background)
 
 
 def _admin(settings: Settings, back: Back, outbound: Outbound, public_url: str) -> AdminEndpoint | None:

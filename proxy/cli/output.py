@@ -25,6 +25,7 @@ from metering.orders import CannotKnow
 from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
+from proxy.descriptors import TooFewFiles
 from proxy.ports import StoreFailed, StoreMisconfigured
 from proxy.server import PortTaken
 from proxy.wiring import Back, open_back
@@ -53,6 +54,7 @@ _OWN_WORDS = (
     PortTaken,
     SettingsError,
     StoreMisconfigured,
+    TooFewFiles,
     WrongPolicy,
 )
 

@@ -13,7 +13,8 @@ from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, PROJECTION_POLL_S, Settings, graceful_stop_s, read_settings
 from metering.background import Background, Part
 from proxy.cli.output import fail, run
-from proxy.health import Condition, Conditions, metrics_app, running, when
+from proxy.descriptors import PROBE_CONNECTIONS, raise_limit
+from proxy.health import Condition, Conditions, NotReady, metrics_app, running, when
 from proxy.server import PortTaken, bind, serve_http, stop_on_signals
 from proxy.wiring import open_back, open_gateway
 
@@ -29,13 +30,18 @@ def serve(as_json: LogsAreJson = True) -> None:
         settings = read_settings()
         set_up_logs(settings.log_level, sys.stdout)
         stop = stop_on_signals()
+        files = raise_limit()
         listener = bind("GHUB_PORT", settings.host, settings.port)
         probe = _bind_metrics(settings)  # before anything is opened that a start which fails would leave open
         port = listener.getsockname()[1]
+        log.info("files", before=files.before, now=files.now, connections=files.connections)
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
-                servers.create_task(serve_http(metrics_app(gateway.not_ready), probe, stop, EXIT_MARGIN_S))
-            servers.create_task(serve_http(gateway.app, listener, stop, graceful_stop_s(gateway.longest_deadline_s)))
+                servers.create_task(_serve_probes(gateway.not_ready, probe, stop))
+            graceful_s = graceful_stop_s(gateway.longest_deadline_s)
+            servers.create_task(
+                serve_http(gateway.app, listener, stop, graceful_s, most=files.connections, full=gateway.full)
+            )
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")
         gateway.background.check()
@@ -46,6 +52,11 @@ def serve(as_json: LogsAreJson = True) -> None:
 def _bind_metrics(settings: Settings) -> socket.socket | None:
     """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
     return bind("GHUB_METRICS_PORT", settings.host, settings.metrics_port) if settings.metrics_port else None
+
+
+async def _serve_probes(not_ready: NotReady, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Apart from the customers', so that it answers where they have all the connections that there are."""
+    await serve_http(metrics_app(not_ready), listener, stop, EXIT_MARGIN_S, most=PROBE_CONNECTIONS)
 
 
 def consume(as_json: LogsAreJson = True) -> None:
@@ -75,7 +86,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                 ]
             )
             if probe is not None:
-                tasks.create_task(serve_http(metrics_app(conditions.not_ready), probe, stop, EXIT_MARGIN_S))
+                tasks.create_task(_serve_probes(conditions.not_ready, probe, stop))
             log.info("consuming")
             background.begin()
             await background.until_done("consumer")

@@ -24,8 +24,9 @@ async def base64_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for chunk in chunks:
         data = rest + chunk
         whole = len(data) - len(data) % 3
-        rest = data[whole:]
-        yield binascii.b2a_base64(data[:whole], newline=False)
+        rest, text = data[whole:], binascii.b2a_base64(data[:whole], newline=False)
+        del chunk, data  # a client may take its time over the text
+        yield text
     if rest:
         yield binascii.b2a_base64(rest, newline=False)
 

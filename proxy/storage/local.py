@@ -21,7 +21,8 @@ from proxy.storage.streams import measured
 
 T = TypeVar("T")
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 16 * 1024
+"""As much of an image is held for a client that takes its time over its reply."""
 
 WRITE_BYTES = 128 * 1024
 """Gathered before a trip to a thread: a trip costs as much as writing this."""

@@ -69,7 +69,7 @@ def test_a_request_in_flight_is_finished_after_the_stop() -> None:
     async def work() -> bytes:
         app, stop, listener = Slow(), asyncio.Event(), bind(NAMED, LOOPBACK, 0)
         port = listener.getsockname()[1]
-        serving = asyncio.create_task(serve_http(app, listener, stop, graceful_s=20.0))
+        serving = asyncio.create_task(serve_http(app, listener, stop, graceful_s=20.0, most=8))
         reader, writer = await asyncio.open_connection(LOOPBACK, port)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await app.asked.wait()
@@ -95,7 +95,7 @@ def test_a_served_socket_has_one_owner() -> None:
         stop.set()
         app = Slow()
         app.ended = True
-        await serve_http(app, listener, stop, graceful_s=1.0)
+        await serve_http(app, listener, stop, graceful_s=1.0, most=8)
         assert listener.fileno() == -1
         listener.close()
 

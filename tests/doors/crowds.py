@@ -1,0 +1,176 @@
+"""Hostile connections in crowds, and honest customers beside them."""
+
+import asyncio
+import json
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.settings import SettingCodes
+
+from tests.e2e.kit import FLUX, GPT, System
+
+PAUSE_S = 0.1
+WAVES = 20
+"""A crowd comes (again) in so many waves, one at a time."""
+
+RECEIVE_BYTES = 4096
+"""What a hostile client's kernel takes for it: as good as nothing."""
+
+HONEST_PAUSE_S = 0.2
+STREAMS = 990
+LISTENS, TIME_WAIT = "0A", "06"
+KEY = "tests/doors"
+"""The idempotency key of the order that is replayed."""
+
+
+class Crowd:
+    """`count` hostile connections, each opened anew when the gateway has ended it, from a thread of their own.
+
+    `lasted_s` is how long each lasted that the gateway ended, in seconds.
+    """
+
+    def __init__(self, port: int, opening: bytes, count: int) -> None:
+        self._port = port
+        self._opening = opening
+        self._count = count
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.lasted_s: list[float] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        held: dict[int, tuple[socket.socket, float]] = {}
+        while not self._over.is_set():
+            for _ in range(min(self._count - len(held), max(1, self._count // WAVES))):
+                began_s = time.monotonic()
+                if (one := self._open()) is None:
+                    self.lasted_s.append(time.monotonic() - began_s)
+                    continue
+                held[one.fileno()] = one, began_s
+                poll.register(one, select.POLLRDHUP)  # errors and hang-ups are always told
+            self._over.wait(PAUSE_S)
+            for number, _ in poll.poll(0):
+                one, began_s = held.pop(number)
+                poll.unregister(number)
+                one.close()
+                self.lasted_s.append(time.monotonic() - began_s)
+        for one, _ in held.values():
+            one.close()
+
+    def _open(self) -> socket.socket | None:
+        """None where the gateway ended it before it was told everything."""
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        one.settimeout(10)
+        try:
+            one.connect(("127.0.0.1", self._port))
+            one.sendall(self._opening)
+        except (ConnectionError, TimeoutError):
+            one.close()
+            return None
+        return one
+
+
+def openings(key: str) -> dict[str, bytes]:
+    """What a hostile client of each kind says before it falls silent. The last one has a customer's key."""
+    return {
+        "silent": b"",
+        "half a head": b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ghub_",
+        "h2c": h2c(STREAMS),
+        "pipelined": b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 120,
+        "replays": replay(key),
+    }
+
+
+def h2c(streams: int) -> bytes:
+    """Prior knowledge: so many requests on one connection whose window is shut."""
+    connection = H2Connection(H2Configuration(client_side=True))
+    connection.initiate_connection()
+    connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", "x"), (":path", "/v1/credits")]
+    for stream in range(streams):
+        connection.send_headers(2 * stream + 1, head, end_stream=True)
+    return connection.data_to_send()
+
+
+def replay(key: str) -> bytes:
+    """The order of `place_large` once more."""
+    body = json.dumps(LARGE).encode()
+    return (
+        f"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+        f"idempotency-key: {KEY}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+LARGE = {"model": GPT, "prompt": "a large one", "response_format": "b64_json"}
+
+
+async def place_large(system: System, key: str, size_bytes: int) -> None:
+    """One order whose reply is a large picture in base64, under a key by which it is replayed for nothing."""
+    system.behave(GPT, "ok", bytes=size_bytes)
+    async with system.client(key) as client:
+        reply = await client.post("/images/generations", json=LARGE, headers={"idempotency-key": KEY})
+    assert reply.status_code == 200 and len(reply.content) > size_bytes
+
+
+async def honest(system: System, key: str, customers: int, until: Awaitable[object]) -> Counter[int]:
+    """Statuses of all orders of so many customers, one after the other and each on a connection of its own.
+
+    A 503 is asked again, as the SDKs do.
+    """
+    statuses: Counter[int] = Counter()
+    over = asyncio.ensure_future(until)
+
+    async def customer() -> None:
+        async with system.client(key) as client:
+            client.headers["connection"] = "close"
+            while not over.done():
+                statuses[(await ordered(client)).status_code] += 1
+                await asyncio.sleep(HONEST_PAUSE_S)
+
+    await asyncio.gather(over, *(customer() for _ in range(customers)))
+    return statuses
+
+
+async def ordered(client: httpx2.AsyncClient) -> httpx2.Response:
+    """One order, tried at most five times."""
+    for _ in range(5):
+        reply = await client.post("/images/generations", json={"model": FLUX, "prompt": "honest"})
+        if reply.status_code != 503:
+            break
+        await asyncio.sleep(float(reply.headers.get("retry-after", 0)))
+    return reply
+
+
+def connections(port: int) -> list[tuple[int, int]]:
+    """What the kernel still has to send, and to hand over, in bytes, for each connection to a port.
+
+    Not of those that their process has closed and of which nothing is left but their name.
+    """
+    found = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        local, state, queues, inode = fields[1], fields[3], fields[4], fields[9]
+        if local.endswith(f":{port:04X}") and state not in (LISTENS, TIME_WAIT):
+            sending, received = (int(number, 16) for number in queues.split(":"))
+            if inode != "0" or sending or received:
+                found.append((sending, received))
+    return found
