@@ -1,0 +1,129 @@
+"""Hostile connections in crowds: each is ended in its time, honest orders are answered, and nothing stays held."""
+
+import asyncio
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.memory import resident_bytes
+from proxy.wiring import BACKGROUND_CONNECTIONS
+from tests.conftest import run
+from tests.doors.crowds import Crowd, connections, honest, openings, place_large
+from tests.e2e.kit import System, assert_no_key, prepare, wait_until
+from tests.e2e.test_hostile import descriptors
+from tests.long import LONG
+from tests.processes import executed
+
+LONGEST_S = {"silent": 10, "half a head": 10, "h2c": 0, "pipelined": 20, "replays": 20}
+"""How long a hostile connection of each kind may last, in seconds of an idle machine."""
+
+BUSY_S = 20.0
+"""What a busy machine may add to that."""
+
+STORMS = [(kind,) for kind in LONGEST_S] if LONG else [tuple(LONGEST_S)]
+"""One kind after the other, or all at once."""
+
+COUNT, FIRST_S, STORM_S, CUSTOMERS = (1000, 30.0, 60.0, 20) if LONG else (40, 2.0, 0.0, 5)
+"""Connections of each kind; seconds of a first crowd, and of a second, which stays until as many were ended, too."""
+
+LARGE_BYTES = 8_000_000
+MB = 1_000_000
+MOST_GROWN_BYTES = 20 * MB
+
+
+@dataclass
+class Place:
+    """A running system, an honest customer's key, and what hostile clients say."""
+
+    system: System
+    key: str
+    openings: dict[str, bytes]
+
+    @property
+    def pid(self) -> int:
+        """The gateway's."""
+        return self.system.processes["gateway"].pid
+
+    def files(self) -> tuple[int, int]:
+        """Stored images and sockets that it has open."""
+        found = descriptors(self.pid)
+        return sum(count for path, count in found.items() if "/images/" in path), found["socket:"]
+
+    def wait_until_idle(self, most_sockets: int) -> None:
+        """No client is connected, in the kernel or in the gateway, and no more sockets are open than that."""
+        wait_until(lambda: not connections(self.system.port), "every connection is gone", within_s=60)
+        wait_until(lambda: self.files() <= (0, most_sockets), f"no image and at most {most_sockets} sockets are open")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """A gateway that has served an order and a large reply."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        system = prepare(Path(folder))
+        try:
+            system.start_all()
+            system.stop("gateway")
+            system.begin = executed  # with memory that it shares with nobody
+            system.start_gateway()
+            limits = {"requests_per_minute": 1_000_000, "images_per_minute": 1_000_000}
+            _, key = system.customer("honest", "20000.00", **limits)
+            _, hostile_key = system.customer("hostile", "100.00", **limits)
+            run(place_large(system, hostile_key, LARGE_BYTES))
+            yield Place(system, key, openings(hostile_key))
+        finally:
+            system.stop_all()
+        assert_no_key(system.keys, system.folder)
+
+
+def storm(
+    place: Place, kinds: tuple[str, ...], count: int, seconds: float, ended: int
+) -> tuple[list[Crowd], Counter[int]]:
+    """So many connections of each kind at a time, for so long and until so many of each were ended.
+
+    What came of them, and of the customers beside them.
+    """
+    crowds = [Crowd(place.system.port, place.openings[kind], count) for kind in kinds]
+    with ExitStack() as open_crowds:
+        for crowd in crowds:
+            open_crowds.enter_context(crowd)
+
+        async def over() -> None:
+            until_s = time.monotonic() + seconds
+            while time.monotonic() < until_s or any(len(crowd.lasted_s) < ended for crowd in crowds):
+                assert time.monotonic() < until_s + max(LONGEST_S.values()) + BUSY_S, "none of a kind was ended"
+                await asyncio.sleep(0.1)
+
+        statuses = run(honest(place.system, place.key, CUSTOMERS, over()))
+    return crowds, statuses
+
+
+@pytest.mark.parametrize("kinds", STORMS, ids="+".join)
+def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tuple[str, ...]) -> None:
+    """Each hostile connection is ended in its time; orders beside them are all answered; memory and files are back.
+
+    As far as allocators give it back: what they keep of a first crowd of as many serves those that come later.
+    """
+    cold_bytes, most_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
+    storm(place, kinds, COUNT, FIRST_S, ended=0)
+    place.wait_until_idle(most_sockets)
+    resident_before = resident_bytes(place.pid, "VmRSS")
+    crowds, statuses = storm(place, kinds, COUNT, STORM_S, ended=COUNT)
+    peak_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
+    kernel_bytes = sum(map(sum, connections(place.system.port)))
+    for kind, crowd in zip(kinds, crowds, strict=True):
+        lasted_s = sorted(crowd.lasted_s)
+        print(f"{kind}: {len(lasted_s)} ended after {lasted_s[0]:.1f} to {lasted_s[-1]:.1f} s")
+        assert lasted_s[-1] < LONGEST_S[kind] + BUSY_S, kind
+    print(f"the first crowd left {(resident_before - cold_bytes) / MB:.1f} MB more than {cold_bytes / MB:.0f}")
+    print(f"honest: {dict(statuses)}; {peak_bytes / MB:.1f} MB more, {kernel_bytes / MB:.1f} in sockets")
+    assert statuses.keys() == {200} and statuses[200] >= CUSTOMERS
+    place.wait_until_idle(most_sockets)
+    grown_bytes = resident_bytes(place.pid, "VmRSS") - resident_before
+    print(f"after it {grown_bytes / MB:.1f} MB more than {resident_before / MB:.0f}")
+    assert grown_bytes < MOST_GROWN_BYTES
