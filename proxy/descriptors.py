@@ -1,8 +1,7 @@
 """How many files this process may have open, and how many of them may be clients' connections."""
 
 import resource
-
-import structlog
+from dataclasses import dataclass
 
 from config.settings import MAX_PICTURES, STREAMS, SettingsError
 
@@ -22,27 +21,33 @@ LEAST_FILES = 4096
 PROBE_CONNECTIONS = 64
 """Of the listener for probes and metrics, which has them for itself."""
 
-log = structlog.get_logger(__name__)
-
 
 class TooFewFiles(SettingsError):
     """The process may not open as many files as a gateway needs."""
 
 
-def raise_limit() -> int:
-    """Let this process open as many files as it may, and return how many connections of clients that allows.
+@dataclass(frozen=True, slots=True)
+class Files:
+    """How many files this process might have open at its start, and how many it may now."""
 
-    Raises TooFewFiles with one sentence.
-    """
+    before: int
+    now: int
+
+    @property
+    def connections(self) -> int:
+        """So many of them may be clients'."""
+        return min(MOST_CONNECTIONS, (self.now - RESERVED_FILES) // FILES_EACH)
+
+
+def raise_limit() -> Files:
+    """Let this process open as many files as it may. Raises TooFewFiles with one sentence."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = RESERVED_FILES + FILES_EACH * MOST_CONNECTIONS
-    files = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
-    if files < LEAST_FILES:
+    now = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
+    if now < LEAST_FILES:
         raise TooFewFiles(
-            f"this process may open {files} files, and a gateway needs {LEAST_FILES}: raise the hard limit (ulimit -Hn,"
+            f"this process may open {now} files, and a gateway needs {LEAST_FILES}: raise the hard limit (ulimit -Hn,"
             f" LimitNOFILE of systemd) to {wanted} or more."
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    connections = min(MOST_CONNECTIONS, (files - RESERVED_FILES) // FILES_EACH)
-    log.info("files", before=soft, now=files, connections=connections)
-    return connections
+    resource.setrlimit(resource.RLIMIT_NOFILE, (now, hard))
+    return Files(soft, now)

@@ -20,17 +20,18 @@ def serve(as_json: LogsAreJson = True) -> None:
     async def work() -> None:
         settings = begin()
         stop = stop_on_signals()
-        connections = raise_limit()
+        files = raise_limit()
         listener = bind("GHUB_PORT", settings.host, settings.port)
         # Before anything is opened that a start which fails would leave open.
         probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
+        log.info("files", before=files.before, now=files.now, connections=files.connections)
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, stop))
             graceful_s = graceful_stop_s(gateway.longest_deadline_s)
             servers.create_task(
-                serve_http(gateway.app, listener, stop, graceful_s, most=connections, full=gateway.full)
+                serve_http(gateway.app, listener, stop, graceful_s, most=files.connections, full=gateway.full)
             )
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")

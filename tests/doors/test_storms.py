@@ -29,7 +29,7 @@ BUSY_S = 20.0
 STORMS = [(kind,) for kind in LONGEST_S] if LONG else [tuple(LONGEST_S)]
 """One kind after the other, or all at once."""
 
-COUNT, FIRST_S, STORM_S, CUSTOMERS = (1000, 15.0, 60.0, 20) if LONG else (40, 2.0, 0.0, 5)
+COUNT, FIRST_S, STORM_S, CUSTOMERS = (1000, 30.0, 60.0, 20) if LONG else (40, 2.0, 0.0, 5)
 """Connections of each kind; seconds of a first crowd, and of a second, which stays until as many were ended, too."""
 
 LARGE_BYTES = 8_000_000
@@ -58,7 +58,7 @@ class Place:
     def wait_until_idle(self, most_sockets: int) -> None:
         """No client is connected, in the kernel or in the gateway, and no more sockets are open than that."""
         wait_until(lambda: not connections(self.system.port), "every connection is gone", within_s=60)
-        wait_until(lambda: self.files() <= (0, most_sockets), f"files: {self.files()}, not 0 and {most_sockets}")
+        wait_until(lambda: self.files() <= (0, most_sockets), f"no image and at most {most_sockets} sockets are open")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def storm(
 def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tuple[str, ...]) -> None:
     """Each hostile connection is ended in its time; orders beside them are all answered; memory and files are back.
 
-    As far as an allocator gives memory back: what it keeps of a first crowd serves all that come later.
+    As far as allocators give it back: what they keep of a first crowd of as many serves those that come later.
     """
     cold_bytes, most_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
     storm(place, kinds, COUNT, FIRST_S, ended=0)
