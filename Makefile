@@ -43,13 +43,13 @@ $(VENV)/.demo: requirements/demo.txt pyproject.toml | python
 	@echo "what the demo needs, once:"
 	@$(VENV)/bin/python requirements/install.py requirements/demo.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@$(PIP) check
+	@$(VENV)/bin/python -m pip --disable-pip-version-check check
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements/test.txt
 	@echo "what the tests need, once:"
 	@$(VENV)/bin/python requirements/install.py requirements/test.txt
-	@$(PIP) check
+	@$(VENV)/bin/python -m pip --disable-pip-version-check check
 	@touch $@
 
 demo: $(VENV)/.demo           ## the whole system on this machine; PORT=8080 DATA=.ghub

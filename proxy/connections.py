@@ -41,9 +41,9 @@ and at most twice as much and one read of the kernel's buffer waits before it; t
 UNSENT_BYTES = 16 * 1024
 """Of a reply that the kernel has not taken; its maker waits above that, and holds one more piece."""
 
-LINGER_S = 1.0
-"""After a reply that came before the end of its request, the rest is read for so long and dropped: the client's kernel
-would throw the reply away where ours had bytes that nobody read."""
+LINGER_S, LINGER_BYTES = 1.0, 4 * 1024 * 1024
+"""After a reply that came before the end of its request, as much of the rest is read for so long and dropped: the
+client's kernel would throw the reply away where ours had bytes that nobody read."""
 
 SPARE = 64
 """Connections above the most that are told so; a crowd that is larger is closed without a word."""
@@ -255,8 +255,9 @@ class Connection:
                 self._writer.write_eof()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LINGER_S):
-                        while await self._reader.read(READ_BYTES):
-                            pass
+                        left_bytes = LINGER_BYTES
+                        while left_bytes > 0 and (data := await self._reader.read(READ_BYTES)):
+                            left_bytes -= len(data)
             self._writer.close()
             await self._writer.wait_closed()
 

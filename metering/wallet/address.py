@@ -23,14 +23,14 @@ class RedisAddress:
     kind: Literal["", "cluster", "sentinel"]
     nodes: tuple[Node, ...]
     service: str
+    _credentials: str
+    _rest: str
     _given: str
 
     def url_of(self, node: Node) -> str:
         """One server's address as redis-py takes it: with the user and password that all of them share."""
-        parts = urlsplit(self._given)
-        credentials, at, _ = parts.netloc.rpartition("@")
         host = f"[{node[0]}]" if ":" in node[0] else node[0]
-        return parts._replace(scheme=self.scheme, netloc=f"{credentials}{at}{host}:{node[1]}").geturl()
+        return f"{self.scheme}://{self._credentials}{host}:{node[1]}{self._rest}"
 
     @property
     def url(self) -> str:
@@ -40,29 +40,34 @@ class RedisAddress:
 
 def parse_address(url: str) -> RedisAddress:
     """Raises ValueError, with what is wrong and how it should be; no password is in it."""
-    parts = urlsplit(url)
+    # The library's own splitting takes several hosts for one: where the second is an IPv6 address, for a broken one.
+    before, _, rest = url.partition("://")
+    ends_at = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    parts = urlsplit(f"{before}://{rest[ends_at:]}")
+    credentials, at_sign, hosts = rest[:ends_at].rpartition("@")
     scheme, _, kind = parts.scheme.partition("+")
     if scheme not in SCHEMES or kind not in ("", "cluster", "sentinel") or (kind and scheme == "unix"):
         raise ValueError(f"must start with {FORMS}")
     _check_parameters(scheme, parts)
+    asked = (f"{credentials}{at_sign}", rest[ends_at:], url)
     if scheme == "unix":
-        return RedisAddress(scheme, "", (), "", url)
-    hosts = parts.netloc.rpartition("@")[2]
+        return RedisAddress(scheme, "", (), "", *asked)
     if not kind:
         _database(parts.path, "redis://host:port/0")
-        return RedisAddress(scheme, "", (_node(hosts or "localhost", PORT),), "", url)
+        return RedisAddress(scheme, "", (_node(hosts or "localhost", PORT),), "", *asked)
     if not hosts:
         raise ValueError(f"name at least one node: redis+{kind}://host:port,host:port")
     nodes = tuple(_node(host, SENTINEL_PORT if kind == "sentinel" else PORT) for host in hosts.split(","))
     if kind == "cluster":
         if parts.path not in ("", "/", "/0"):
             raise ValueError("a cluster has no other database than 0: end it after the last host:port")
-        return RedisAddress(scheme, "cluster", nodes, "", url)
+        return RedisAddress(scheme, "cluster", nodes, "", *asked)
     service, _, database = parts.path.removeprefix("/").partition("/")
     if not service:
         raise ValueError("name the service that the sentinels watch: redis+sentinel://host:port,host:port/SERVICE")
     _database(database, "redis+sentinel://host:port/SERVICE/0")
-    return RedisAddress(scheme, "sentinel", nodes, unquote(service), parts._replace(path=f"/{database}").geturl())
+    query = f"?{parts.query}" if parts.query else ""
+    return RedisAddress(scheme, "sentinel", nodes, unquote(service), asked[0], f"/{database}{query}", url)
 
 
 def _check_parameters(scheme: str, parts: SplitResult) -> None:

@@ -315,10 +315,9 @@ def test_an_upstream_is_sent_exactly_what_the_table_says(tmp_path: Path) -> None
 OPTIONAL: dict[str, Any] = {
     "output_format": "png",
     "output_compression": 50,
-    "background": "auto",
-    "moderation": "auto",
-    "style": "vivid",
-    "user": "u",
+    "background": "opaque",
+    "moderation": "low",
+    "style": "natural",
 }
 TAKES = {
     GPT: {"output_format", "output_compression", "background", "moderation", "user"},
@@ -344,6 +343,7 @@ def test_a_field_that_a_model_does_not_know_is_refused_by_name(model: str) -> No
         with pytest.raises(ApiError) as refused:
             order(model, **{name: value})
         assert refused.value.param == name and model in refused.value.message
+    assert ("user" in order(model, user="u").fields) is ("user" in TAKES[model])  # it changes no picture
 
 
 def test_each_provider_is_shown_its_key_in_its_own_way(tmp_path: Path) -> None:

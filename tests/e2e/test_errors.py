@@ -331,6 +331,17 @@ def test_a_fault_of_ours_is_500_in_the_same_envelope(prepared: Prepared) -> None
     wait_until(lambda: '"event":"fault"' in system.log(), "the fault is in the log, which is written after the reply")
 
 
+def test_a_suspended_organisation_places_no_order_and_reads_on(system: System) -> None:
+    """By command, within seconds; resumed, it orders again."""
+    org_id, key = system.customer("suspended", "50.00")
+    assert system.ghub("org", "suspend", org_id, "--reason", "a chargeback").returncode == 0
+    wait_until(lambda: post(system, key, json=ORDER).status_code == 403, "it is suspended")
+    assert_error(post(system, key, json=ORDER), 403, "organization_suspended", retry=False)
+    assert get(system, key, "/credits").status_code == 200
+    assert system.ghub("org", "resume", org_id).returncode == 0
+    wait_until(lambda: post(system, key, json=ORDER).status_code == 200, "it is resumed")
+
+
 def test_every_row_of_the_table_has_a_test() -> None:
     """The codes of `proxy.errors.Kind`, and those that the tests of this folder name."""
     source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))

@@ -73,6 +73,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("key", "create"): ("acme", "--name", "a web with a long name for its key"),
     ("key", "rotate"): ("{key}", "--overlap", "24h"),
     ("key", "list"): ("acme",),
+    ("key", "show"): ("{key}",),
     ("key", "limits"): ("{key}", "--images-per-day", "7"),
     ("key", "revoke"): ("{spare}",),
     ("credit", "add"): ("acme", "--mxn", "5.00", "--type", "recharge", "--id", "spei-{digits}"),

@@ -64,10 +64,24 @@ FAL_WAY: Way = (FLUX, DIRECT_PATH, FAL_AUTH, {"prompt": "un faro"})
 ULTRA_WAY: Way = ("fal/flux-1.1-pro-ultra", "/fal/run/fal-ai/flux-pro/v1.1-ultra", FAL_AUTH, {"prompt": "un faro"})
 RECRAFT_WAY: Way = ("fal/recraft-v3", "/fal/run/fal-ai/recraft/v3/text-to-image", FAL_AUTH, {"prompt": "un faro"})
 IDEOGRAM_WAY: Way = ("fal/ideogram-v2", "/fal/run/fal-ai/ideogram/v2", FAL_AUTH, {"prompt": "un faro"})
+RECRAFT_4_WAY: Way = (
+    "fal/recraft-v4.1",
+    "/fal/run/fal-ai/recraft/v4.1/text-to-image",
+    FAL_AUTH,
+    {"prompt": "un faro"},
+)
+RECRAFT_PRO_WAY: Way = (
+    "fal/recraft-v4.1-pro",
+    "/fal/run/fal-ai/recraft/v4.1/pro/text-to-image",
+    FAL_AUTH,
+    {"prompt": "un faro"},
+)
+IDEOGRAM_4_WAY: Way = ("fal/ideogram-v4", "/fal/run/ideogram/v4", FAL_AUTH, {"prompt": "un faro"})
 SD_WAY: Way = ("fal/sd-3.5-large", "/fal/run/fal-ai/stable-diffusion-v35-large", FAL_AUTH, {"prompt": "un faro"})
 EVERY_WAY = [
     *(OPENAI_WAY, DALL_E_WAY, GOOGLE_WAY, XAI_WAY, IMAGINE_WAY),
     *(FAL_WAY, ULTRA_WAY, RECRAFT_WAY, IDEOGRAM_WAY, SD_WAY),
+    *(RECRAFT_4_WAY, RECRAFT_PRO_WAY, IDEOGRAM_4_WAY),
 ]
 # One for each wire format.
 WAYS = [
