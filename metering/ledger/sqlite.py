@@ -48,7 +48,7 @@ class SqliteLedger(SqlLedger):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sql = named_queries(self.dialect)
-        self._short, self._long = _Lane(path, "ledger"), _Lane(path, "ledger-long")
+        self._short, self._long = Lane(path, "ledger"), Lane(path, "ledger-long")
 
     async def migrate(self) -> int:
         """Bring the schema up to date under the database's write lock; returns its version."""
@@ -75,7 +75,7 @@ class SqliteLedger(SqlLedger):
 
         return await self._in(lane, work)
 
-    async def _in(self, lane: "_Lane", work: Callable[[], T]) -> T:
+    async def _in(self, lane: "Lane", work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(lane.thread, work)
         except (sqlite3.IntegrityError, OverflowError) as error:
@@ -120,7 +120,7 @@ class SqliteLedger(SqlLedger):
         return int(current)
 
 
-class _Lane:
+class Lane:
     """One connection and the only thread that uses it; nothing in another lane waits for it."""
 
     def __init__(self, path: Path, name: str) -> None:

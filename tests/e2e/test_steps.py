@@ -61,7 +61,7 @@ class Case:
 
 
 OF_AN_ORDER = ("admit", "submit", "publish", "settle", "sync", "reply")
-OF_THE_CONSUMER = ("insert", "commit", "acknowledge", "trim")
+OF_THE_CONSUMER = ("insert", "commit", "acknowledge")
 OF_A_REBUILD = ("rebuild", "replace")
 HOWS = ("killed", "frozen", "frozen long")
 TABLE = [
