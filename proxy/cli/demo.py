@@ -115,8 +115,9 @@ async def _demo(port: int, data: Path, real: bool, as_json: bool) -> None:
         environment = _environment(port, data, sockets / "valkey.sock", real)
         os.environ.update(environment)
         try:
+            valkey = _valkey(sockets / "valkey.sock", data)
             _doing("starting Valkey")
-            parts.append(await _start("valkey", _valkey(sockets / "valkey.sock", data), data))
+            parts.append(await _start("valkey", valkey, data))
             if not real:
                 _doing("starting the simulated upstreams")
                 simulator_port = environment["GHUB_IMAGE_HOSTS"].rpartition(":")[2]

@@ -25,7 +25,6 @@ def serve(as_json: LogsAreJson = True) -> None:
         # Before anything is opened that a start which fails would leave open.
         probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
-        log.info("files", before=files.before, now=files.now, connections=files.connections)
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, stop))
@@ -33,6 +32,7 @@ def serve(as_json: LogsAreJson = True) -> None:
             servers.create_task(
                 serve_http(gateway.app, listener, stop, graceful_s, most=files.connections, full=gateway.full)
             )
+            log.info("files", before=files.before, now=files.now, connections=files.connections)
             log.info("serving", host=settings.host, port=port)
         log.info("stopped")
         gateway.background.check()

