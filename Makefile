@@ -66,7 +66,7 @@ test: lint                    ## everything; under 12 minutes on 2 cores
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
-	LONG=1 $(PYTEST) tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py
+	LONG=1 $(PYTEST) tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2
