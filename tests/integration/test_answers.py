@@ -18,7 +18,7 @@ from metering.answers import Answers
 from metering.clock import utc_now
 from metering.frames import Folder
 from metering.journal import Journal, JournalFailed, Keep
-from metering.ports import Act, LedgerAway
+from metering.ports import Act, LedgerAway, SetAside
 from metering.recovery import Recovery
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
@@ -79,6 +79,21 @@ def test_an_order_that_cannot_be_proven_holds_up_no_other(redis_url: str, tmp_pa
             await answers.round()
             assert (await books.cut(other)).charged_micro_mxn == 2 * UNIT
             assert answers.waiting == 2
+
+    run(work())
+
+
+@pytest.mark.parametrize("charged", [True, False])
+def test_an_order_whose_event_was_set_aside_is_let_go(redis_url: str, tmp_path: Path, charged: bool) -> None:
+    """A person has it in hand now: it keeps no file of the journal, and no gateway from closing it (rule 30)."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            order = await unproven(books, "a")
+            await stand(answers, order, charged=charged)
+            await books.ledger.book([], [SetAside(1, "1-0", "x", b"{}", order.request_id, order.org_id)], utc_now())
+            await answers.round()
+            assert answers.waiting == 0
 
     run(work())
 
