@@ -22,10 +22,10 @@ async def checked(
     or 503."""
     try:
         caller = await authenticator.caller(request.headers)
+        context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
         cut = await wallet.read(caller.org_id, caller.key_id)
     except WalletAway:
         raise wallet_away() from None
-    context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
     check_state(cut.key_state)
     rates.take(caller.org_id, read)
     return caller, cut

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from metering.ports import LAST, Delivered, Ledger, LedgerAway, ResultKey
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Caller, Wallet
-from proxy.auth import Authenticator, check_state
+from proxy.account import checked
+from proxy.auth import Authenticator
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import (
     CHARGED_NOT_BOOKED,
@@ -26,7 +27,6 @@ from proxy.messages import (
     Text,
     told,
 )
-from proxy.middleware import context_of
 from proxy.operations import WholeNumber
 from proxy.outcomes import reason_as_error
 from proxy.reads import Read, ReadRates
@@ -95,10 +95,7 @@ class HistoryEndpoint:
         return _json({"object": "list", "data": rows, "has_more": cursor is not None, "next_cursor": cursor})
 
     async def _caller(self, request: Request) -> Caller:
-        caller = await self._authenticator.caller(request.headers)
-        context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
-        check_state((await self._wallet.read(caller.org_id, caller.key_id)).key_state)
-        self._rates.take(caller.org_id, Read.HISTORY)
+        caller, _ = await checked(request, self._authenticator, self._wallet, self._rates, Read.HISTORY)
         return caller
 
     def _completed(self, delivered: Delivered) -> dict[str, Any]:

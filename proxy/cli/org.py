@@ -1,12 +1,12 @@
 """`ghub org`: organisations, their plans, limits and states."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from metering.accounts import Accounts
-from metering.limits import NONE
+from metering.limits import NONE, Limits
 from metering.pages import pages
 from metering.ports import Org
 from proxy.back import Back
@@ -33,9 +33,9 @@ def _say(found: dict[str, Any], as_json: bool) -> None:
     say(found if as_json else _rows([found])[0], as_json)
 
 
-async def _fields(opened: Back, org: Org) -> dict[str, Any]:
-    """The plans that a gateway has registered hold; before the first one starts, those of the file."""
-    return org_fields(org, await opened.ledger.plans() or opened.plans)
+async def _plans(opened: Back) -> Mapping[str, Limits]:
+    """Those that a gateway has registered; before the first one starts, those of the file."""
+    return await opened.ledger.plans() or opened.plans
 
 
 @app.command()
@@ -61,7 +61,7 @@ def show(ref: OrgRef, as_json: AsJson = False) -> None:
 
     async def work() -> dict[str, Any]:
         async with back() as opened:
-            return await _fields(opened, await opened.ledger.org(ref))
+            return org_fields(await opened.ledger.org(ref), await _plans(opened))
 
     _say(run(work()), as_json)
 
@@ -72,7 +72,8 @@ def list_(as_json: AsJson = False) -> None:
 
     async def work() -> list[dict[str, Any]]:
         async with back() as opened:
-            return [await _fields(opened, org) async for page in pages(opened.ledger.orgs) for org in page]
+            plans = await _plans(opened)
+            return [org_fields(org, plans) async for page in pages(opened.ledger.orgs) for org in page]
 
     found = run(work())
     say(found if as_json else _rows(found), as_json)
@@ -86,7 +87,7 @@ def _change(who: str | None, change: Change, as_json: bool, *arguments: str) -> 
 
     async def work() -> dict[str, Any]:
         async with back(who) as opened:
-            return await _fields(opened, await change(opened.accounts))
+            return org_fields(await change(opened.accounts), await _plans(opened))
 
     _say(run(work(), *arguments), as_json)
 
