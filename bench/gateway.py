@@ -27,6 +27,9 @@ from tests.processes import executed
 
 IN_FLIGHT = 64
 SIZES = {"16 KB": 16_000, "1.5 MB": 1_500_000}
+LISTENS = "0A"
+"""A socket's state in /proc/net/tcp."""
+
 LEAST_RATIO = 0.5
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -146,7 +149,9 @@ def _pin(pid: int, cores: set[int]) -> None:
 
 
 def _listens(port: int) -> bool:
-    return f":{port:04X} " in Path("/proc/net/tcp").read_text()
+    """A connection of an earlier run, whose name is still there, is no listener."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return any(line[1].endswith(f":{port:04X}") and line[3] == LISTENS for line in lines)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Connec
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
+from proxy.memory import give_back
+
 FIRST_HEAD_S = 10.0
 """From a connection's start until its first request's head is whole: proxies connect when they have a request."""
 
@@ -50,6 +52,9 @@ SPARE = 64
 
 SPARE_HEAD_S = 2.0
 """Until the head of a request that is going to be refused."""
+
+CROWD = 100
+"""Connections: fewer leave nothing behind that is worth giving back."""
 
 log = structlog.get_logger(__name__)
 
@@ -96,9 +101,14 @@ class Connections:
             del self._open[connection]
 
     async def watch(self) -> NoReturn:
-        """Look at all of them, again and again, and say what was cut off."""
+        """Look at all of them, again and again, say what was cut off, and give back what a crowd that went has used."""
+        most = 0
         while True:
             await asyncio.sleep(LOOK_S)
+            most = max(most, len(self._open))
+            if most >= CROWD and len(self._open) <= most // 2:
+                give_back()
+                most = len(self._open)
             for connection in tuple(self._open):
                 connection.look()
             if self._cut:

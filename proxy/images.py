@@ -357,6 +357,8 @@ class ImagesEndpoint:
             headers |= {"x-geekhub-cost-mxn": format_mxn(result.cost_micro_mxn)}
         if order.response_format == "b64_json":
             until_s = context.started_s + self._deadline_s(order)
+            if replayed:
+                return self._replies.replay_with_images(context.facts["org"], result, headers, until_s)
             return self._replies.with_images(result, headers, until_s)
         return self._replies.with_urls(result, headers)
 

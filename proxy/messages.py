@@ -190,6 +190,14 @@ ONE_REPORT = Text(
     "Another report of your organisation is being made; ask for one at a time.",
     "Ya se está haciendo otro reporte de su organización; pida uno a la vez.",
 )
+REPLAYS_AT_ONCE = Text(
+    "{most} earlier orders of your organisation are being sent again in base64 at this moment; try again in a moment.",
+    "En este momento se reenvían en base64 {most} pedidos anteriores de su organización; intente en un momento.",
+)
+DOCUMENTS_AT_ONCE = Text(
+    "This description is being sent to {most} clients at this moment; try again in a moment.",
+    "En este momento se envía esta descripción a {most} clientes; intente de nuevo en un momento.",
+)
 AT_ONCE = Text(
     "{whose} limit is {limit} images being made at once; {used} are, and this order asks for {images}.",
     "El límite {whose} es de {limit} imágenes en proceso a la vez; hay {used}, y este pedido solicita {images}.",

@@ -28,9 +28,10 @@ from proxy.errors import Kind
 from proxy.history import HistoryQuery
 from proxy.images import OrderHeaders
 from proxy.media.formats import FORMATS
-from proxy.messages import LANGUAGES
+from proxy.messages import DOCUMENTS_AT_ONCE, LANGUAGES
 from proxy.middleware import MOST_CLIENT_ID_CHARACTERS
 from proxy.operations import Operation
+from proxy.sending import Sending
 from proxy.usage import UsageQuery, UsageReply
 from proxy.wire import OrderBody
 
@@ -38,6 +39,10 @@ VERSION = "1"
 """Of the API: what stands in its paths."""
 
 OPENAPI_PATH = "/openapi.json"
+
+MOST_DOCUMENTS = 64
+"""That are being sent at a time, to all together: it is the one large reply that nobody needs a key for."""
+
 
 IMAGE_PATH = "/storage/v1/object/public/generated-images/{org}/{request}/{file}"
 
@@ -99,7 +104,7 @@ OPERATIONS = (
     ),
     Operation("GET", "/healthz", "Is the process alive?", Alive, security="none", media=("text/plain",)),
     Operation("GET", "/readyz", "Does the process take work?", Ready, security="none", media=("text/plain",)),
-    Operation("GET", OPENAPI_PATH, "This document", OpenApi, security="none"),
+    Operation("GET", OPENAPI_PATH, "This document", OpenApi, errors=(Kind.RATE_LIMIT,), security="none"),
 )
 """What every gateway answers."""
 
@@ -411,10 +416,12 @@ class OpenApiEndpoint:
         self._body = orjson.dumps(document(operations))
         self._headers = {"etag": f'"{hashlib.sha256(self._body).hexdigest()[:32]}"', "cache-control": KEPT}
         self._headers |= ANY_PAGE
+        self._documents = Sending(MOST_DOCUMENTS, DOCUMENTS_AT_ONCE)
 
     async def read(self, request: Request) -> Response:
-        """GET /openapi.json: nobody needs a key for it."""
+        """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MOST_DOCUMENTS."""
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if known & {self._headers["etag"], "*"}:
             return Response(status_code=304, headers=self._headers)
-        return Response(self._body, media_type="application/json", headers=self._headers)
+        reply = Response(self._body, media_type="application/json", headers=self._headers)
+        return self._documents.bounded("everybody", reply)

@@ -7,9 +7,15 @@ from starlette.responses import Response, StreamingResponse
 
 from proxy.keeping import read_until
 from proxy.media.inline import base64_length, base64_of
+from proxy.messages import REPLAYS_AT_ONCE
 from proxy.ports import ImageStore
 from proxy.results import Result
+from proxy.sending import Sending
 from proxy.wire import result_reply
+
+MOST_REPLAYS = 64
+"""Replays in base64 that one organisation is being sent at a time. Nothing is paid for them, and each that its client
+does not read holds a file and some 100 KiB until it is cut off."""
 
 
 class Replies:
@@ -18,6 +24,7 @@ class Replies:
     def __init__(self, store: ImageStore, public_url: str) -> None:
         self._store = store
         self._public_url = public_url
+        self._replays = Sending(MOST_REPLAYS, REPLAYS_AT_ONCE)
 
     def with_urls(self, result: Result, headers: Mapping[str, str]) -> Response:
         """Each image by its address, which never changes."""
@@ -29,6 +36,10 @@ class Replies:
             {"url": f"{self._public_url}/{image.path}"} | _prompt(prompt)
             for image, prompt in zip(result.images, result.prompts, strict=True)
         ]
+
+    def replay_with_images(self, org_id: str, result: Result, headers: Mapping[str, str], until_s: float) -> Response:
+        """The same as `with_images` for an order that was answered before. Raises ApiError 429 above MOST_REPLAYS."""
+        return self._replays.bounded(org_id, self.with_images(result, headers, until_s))
 
     def with_images(self, result: Result, headers: Mapping[str, str], until_s: float) -> Response:
         """The images in base64: the JSON around them is cut where each of them goes.

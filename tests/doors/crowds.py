@@ -131,6 +131,12 @@ async def place_large(system: System, key: str, size_bytes: int) -> None:
     assert reply.status_code == 200 and len(reply.content) > size_bytes
 
 
+async def replayed(system: System, key: str) -> httpx2.Response:
+    """The order of `place_large` once more, by a client that reads what it is sent."""
+    async with system.client(key) as client:
+        return await client.post("/images/generations", json=LARGE, headers={"idempotency-key": KEY})
+
+
 async def honest(system: System, key: str, customers: int, until: Awaitable[object]) -> Counter[int]:
     """Statuses of all orders of so many customers, one after the other and each on a connection of its own.
 

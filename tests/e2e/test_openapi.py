@@ -178,12 +178,12 @@ def explore(system: System, seeds: int, examples: int) -> Counter[tuple[str, int
 
 
 def test_schemathesis_finds_nothing_that_the_document_does_not_describe(prepared: Prepared) -> None:
-    """A thousand calls: no 5xx; no status, header, content type or form of a reply but the described; no operation
+    """Hundreds of calls: no 5xx; no status, header, content type or form of a reply but the described; no operation
     without its key; no method that is not told."""
     system = prepared(GHUB_JWT_SECRET=SECRET)
     system.start_all()
-    seen = explore(system, 2, 70)
-    assert sum(seen.values()) >= 1_000
+    seen = explore(system, 1, 40)
+    assert sum(seen.values()) >= 400
     for route in (
         "/v1/images/generations",
         "/v1/images/generations/{id}",
@@ -195,7 +195,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_describe(prepared
 
 @long
 def test_schemathesis_finds_nothing_in_fifty_thousand_calls(prepared: Prepared) -> None:
-    """The same, fifty times as long."""
+    """The same, a hundred times as long."""
     system = prepared(GHUB_JWT_SECRET=SECRET)
     system.start_all()
     assert sum(explore(system, 2, 1_700).values()) >= 50_000

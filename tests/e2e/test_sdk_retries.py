@@ -73,52 +73,57 @@ def client(request: pytest.FixtureRequest) -> tuple[str, Clients]:
     return request.param, made
 
 
-@pytest.mark.parametrize(
-    ("scenario", "seconds", "status", "code"),
-    [
-        ("reset", DEADLINE_S + 1, 504, "deadline_exceeded"),
-        ("reset", None, 502, "provider_unavailable"),
-        ("http_500", None, 502, "provider_unavailable"),
-        ("close_without_answer", None, 502, "provider_unavailable"),
-    ],
-)
-def test_an_upstream_that_took_the_job_and_failed_is_asked_once(
-    hasty: System, client: tuple[str, Clients], scenario: str, seconds: float | None, status: int, code: str
+def test_an_upstream_that_is_still_silent_at_the_deadline_is_asked_once(
+    hasty: System, client: tuple[str, Clients]
 ) -> None:
-    """One request to the gateway, one generation upstream, one void, and the client's own error with our code."""
-    name, order = client
-    org_id, key = hasty.customer(f"{name} {scenario} {seconds}", "50.00")
-    before = {model: len(hasty.jobs(model)) for model in MODELS}
+    """It took the job: one request to the gateway, one generation upstream, one void, and a 504."""
     for model in MODELS:
         # fal's queue takes the job, and a reset strikes the submit's answer at once: what is slow there is the queue.
-        slow = scenario == "reset" and seconds is not None and model == FLUX
-        hasty.behave(model, "slow" if slow else scenario, seconds=seconds)
-    ends = order(hasty, key, MODELS)
+        hasty.behave(model, "slow" if model == FLUX else "reset", seconds=DEADLINE_S + 1)
+    failed_once(hasty, client, "silent", 504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("scenario", ["reset", "http_500", "close_without_answer"])
+def test_an_upstream_that_took_the_job_and_failed_is_asked_once(
+    system: System, client: tuple[str, Clients], scenario: str
+) -> None:
+    """One request to the gateway, one generation upstream, one void, and the client's own error with our code."""
+    for model in MODELS:
+        system.behave(model, scenario)
+    failed_once(system, client, scenario, 502, "provider_unavailable")
+
+
+def failed_once(system: System, client: tuple[str, Clients], what: str, status: int, code: str) -> None:
+    """An order of each model ends so, and none was tried twice."""
+    name, order = client
+    org_id, key = system.customer(f"{name} {what}", "50.00")
+    before = {model: len(system.jobs(model)) for model in MODELS}
+    ends = order(system, key, MODELS)
     assert ends == [
         {"model": model, "status": status, "error": "InternalServerError", "code": code, "images": 0}
         for model in MODELS
     ]
-    assert requests(hasty, org_id) == {model: [status] for model in MODELS}
-    assert {model: len(hasty.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
-    events = hasty.events(org_id, len(MODELS))
+    assert requests(system, org_id) == {model: [status] for model in MODELS}
+    assert {model: len(system.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
+    events = system.events(org_id, len(MODELS))
     assert {(event.end, event.quantity, event.amount_micro_mxn) for event in events} == {("void", 0, 0)}
 
 
 @pytest.mark.parametrize(("scenario", "wait_s"), [("rate_limited_429", 1), ("busy_503", 1), ("busy_503", 0)])
 def test_an_upstream_that_did_not_take_the_job_is_asked_again_by_the_gateway(
-    hasty: System, client: tuple[str, Clients], scenario: str, wait_s: int
+    system: System, client: tuple[str, Clients], scenario: str, wait_s: int
 ) -> None:
     """429 or 503, with retry-after of a second or of nothing: the user sees one 200, one generation and its price."""
     name, order = client
-    org_id, key = hasty.customer(f"{name} {scenario} {wait_s} again", "50.00")
-    before = {model: len(hasty.jobs(model)) for model in MODELS}
+    org_id, key = system.customer(f"{name} {scenario} {wait_s} again", "50.00")
+    before = {model: len(system.jobs(model)) for model in MODELS}
     for model in MODELS:
-        hasty.behave(model, scenario, retry_after=wait_s)
-    ends = order(hasty, key, MODELS)
+        system.behave(model, scenario, retry_after=wait_s)
+    ends = order(system, key, MODELS)
     assert [(end["status"], end["images"]) for end in ends] == [(200, 1)] * len(MODELS)
-    assert requests(hasty, org_id) == {model: [200] for model in MODELS}
-    assert {model: len(hasty.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
-    assert {(event.end, event.quantity) for event in hasty.events(org_id, len(MODELS))} == {("charge", 1)}
+    assert requests(system, org_id) == {model: [200] for model in MODELS}
+    assert {model: len(system.jobs(model)) - before[model] for model in MODELS} == dict.fromkeys(MODELS, 1)
+    assert {(event.end, event.quantity) for event in system.events(org_id, len(MODELS))} == {("charge", 1)}
 
 
 def fill(system: System, key: str, images: int, *, meanwhile: Callable[[], Any] | None = None) -> Any:
@@ -138,45 +143,45 @@ def fill(system: System, key: str, images: int, *, meanwhile: Callable[[], Any] 
     return run(orders())
 
 
-def test_told_429_by_a_rate_a_client_gets_through_by_itself(hasty: System, client: tuple[str, Clients]) -> None:
-    """Sixteen images a minute are used up; the next is allowed within 3.75 s, and the client's user sees a 200."""
+def test_told_429_by_a_rate_a_client_gets_through_by_itself(system: System, client: tuple[str, Clients]) -> None:
+    """Eight images a minute are used up; the next is allowed within 7.5 s, and the client's user sees a 200."""
     name, order = client
-    org_id, key = hasty.customer(f"{name} too fast", "50.00", images_per_minute=16)
-    fill(hasty, key, 16)
-    ends = order(hasty, key, [FLUX])
+    org_id, key = system.customer(f"{name} too fast", "50.00", images_per_minute=8)
+    fill(system, key, 8)
+    ends = order(system, key, [FLUX])
     assert [(end["status"], end["images"]) for end in ends] == [(200, 1)]
-    assert requests(hasty, org_id, 4)[FLUX][2:] == [429, 200]
-    assert sum(event.quantity for event in hasty.events(org_id, 3)) == 17
+    assert requests(system, org_id, 3)[FLUX][1:] == [429, 200]
+    assert sum(event.quantity for event in system.events(org_id, 2)) == 9
 
 
 def test_told_429_by_images_in_flight_a_client_gets_through_by_itself(
-    hasty: System, client: tuple[str, Clients]
+    system: System, client: tuple[str, Clients]
 ) -> None:
     """One image at once: while it is made the client is told to wait, and then it has its own."""
     name, order = client
-    org_id, key = hasty.customer(f"{name} too many", "50.00", in_flight=1)
-    hasty.behave(FLUX, "slow", seconds=2)
-    ends = fill(hasty, key, 1, meanwhile=lambda: order(hasty, key, [FLUX]))
+    org_id, key = system.customer(f"{name} too many", "50.00", in_flight=1)
+    system.behave(FLUX, "slow", seconds=5)  # longer than Node takes to start on a busy machine
+    ends = fill(system, key, 1, meanwhile=lambda: order(system, key, [FLUX]))
     assert [(end["status"], end["images"]) for end in ends] == [(200, 1)]
-    found = requests(hasty, org_id, 3)[FLUX]
+    found = requests(system, org_id, 3)[FLUX]
     assert (found[0], found.count(200), set(found)) == (429, 2, {200, 429})
-    assert sum(event.quantity for event in hasty.events(org_id, 2)) == 2
+    assert sum(event.quantity for event in system.events(org_id, 2)) == 2
 
 
 def test_the_same_order_several_times_above_a_limit_is_made_as_often(
-    hasty: System, client: tuple[str, Clients]
+    system: System, client: tuple[str, Clients]
 ) -> None:
     """Four of the same, two at once: those that are refused and asked for again are not answered with the others'."""
     name, order = client
-    org_id, key = hasty.customer(f"{name} the same", "50.00", in_flight=2)
-    hasty.behave(FLUX, "slow", seconds=1)
-    before = len(hasty.jobs(FLUX))
-    ends = order(hasty, key, [FLUX] * 4)
+    org_id, key = system.customer(f"{name} the same", "50.00", in_flight=2)
+    system.behave(FLUX, "slow", seconds=1)
+    before = len(system.jobs(FLUX))
+    ends = order(system, key, [FLUX] * 4)
     assert [(end["status"], end["images"]) for end in ends] == [(200, 1)] * 4
-    found = requests(hasty, org_id, 5)[FLUX]
+    found = requests(system, org_id, 5)[FLUX]
     assert found.count(200) == 4 and 429 in found
-    assert [event.quantity for event in hasty.events(org_id, 4)] == [1] * 4
-    assert len(hasty.jobs(FLUX)) - before == 4
+    assert [event.quantity for event in system.events(org_id, 4)] == [1] * 4
+    assert len(system.jobs(FLUX)) - before == 4
 
 
 @pytest.mark.parametrize(
@@ -188,17 +193,17 @@ def test_the_same_order_several_times_above_a_limit_is_made_as_often(
     ],
 )
 def test_told_that_a_quota_is_used_up_a_client_does_not_try_again(
-    hasty: System, client: tuple[str, Clients], limit: dict[str, int], status: int, error: str, code: str
+    system: System, client: tuple[str, Clients], limit: dict[str, int], status: int, error: str, code: str
 ) -> None:
     """One request, and the client's own error with our code: tomorrow, or next month, is too far away."""
     name, order = client
-    org_id, key = hasty.customer(f"{name} {' '.join(limit)}", "50.00", **limit)
-    fill(hasty, key, 1)
-    (end,) = order(hasty, key, [FLUX])
+    org_id, key = system.customer(f"{name} {' '.join(limit)}", "50.00", **limit)
+    fill(system, key, 1)
+    (end,) = order(system, key, [FLUX])
     assert (end["status"], end["code"]) == (status, code)
     assert end["error"] in (error, "APIError")
-    assert requests(hasty, org_id, 2)[FLUX] == [200, status]
-    assert len(hasty.events(org_id, 1)) == 1
+    assert requests(system, org_id, 2)[FLUX] == [200, status]
+    assert len(system.events(org_id, 1)) == 1
 
 
 def requests(system: System, org_id: str, count: int = len(MODELS)) -> dict[str, list[int]]:

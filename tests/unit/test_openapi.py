@@ -11,6 +11,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Message
 
 from proxy.account import CreditsEndpoint
 from proxy.admin import AdminEndpoint
@@ -62,6 +63,11 @@ def methods(route: BaseRoute) -> set[tuple[str, str]]:
     return {(method.lower(), re.sub(r":\w+}", "}", route.path)) for method in route.methods or ()}
 
 
+async def nobody() -> Message:
+    """A client that says nothing more."""
+    return await asyncio.Future()
+
+
 def described(told: dict[str, Any]) -> set[tuple[str, str]]:
     """(method, path) of a document's operations."""
     return {(method, path) for path, operations in told["paths"].items() for method in operations}
@@ -73,7 +79,17 @@ def test_every_route_is_described_and_every_operation_has_a_route(local: bool, t
     served = routes(tmp_path if local else None)
     (route,) = [route for route in served if isinstance(route, Route) and route.path == "/openapi.json"]
     scope = {"type": "http", "method": "GET", "path": "/openapi.json", "headers": []}
-    told = orjson.loads(asyncio.run(route.endpoint(Request(scope))).body)
+    sent: list[Message] = []
+
+    async def read() -> None:
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        reply = await route.endpoint(Request(scope))
+        await reply(scope, nobody, send)
+
+    asyncio.run(read())
+    told = orjson.loads(b"".join(message.get("body", b"") for message in sent))
     assert described(told) == set().union(*map(methods, served))
     assert (IMAGES.path in told["paths"]) is local
 
