@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from metering.accounts import KEY_PREFIX
+from metering.answered import most_bytes
 from metering.clock import period_at, utc_now
 from metering.fx import Rates
 from metering.ledger.sqlite import open_sqlite
@@ -731,6 +732,24 @@ def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlemen
     async def work() -> None:
         wallet, asked = ScriptedWallet(), job(order())
         ended = await generate(wallet, tmp_path, Nonsense(picture(0, whole(png(0)))), asked)
+        assert ended.error is not None and ended.error.kind is Kind.INTERNAL
+        assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
+
+    run(work())
+
+
+def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_path: Path) -> None:
+    """Texts of an upstream that nobody has bounded: the order is a void, and nothing is charged (rules 8, 14)."""
+
+    class Endless(ScriptedProvider):
+        async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+            async for one in super().generate(call):
+                yield one
+            call.report.revised_prompts[0] = "x" * most_bytes(1)
+
+    async def work() -> None:
+        wallet, asked = ScriptedWallet(), job(order())
+        ended = await generate(wallet, tmp_path, Endless(picture(0, whole(png(0)))), asked)
         assert ended.error is not None and ended.error.kind is Kind.INTERNAL
         assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
 
