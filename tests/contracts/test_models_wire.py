@@ -8,8 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from config.catalogue import Model
+from metering.answered import USAGE_BYTES
 from metering.events import StoredImage
 from proxy.errors import ApiError
 from proxy.making import Made
@@ -557,5 +559,22 @@ def test_pictures_beyond_those_ordered_are_not_taken(tmp_path: Path) -> None:
         async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
             made = await bench.make(order(GPT, 2))
             assert (sorted(made.stored), made.failures) == ([0, 1], [])
+
+    run(work())
+
+
+def test_a_usage_out_of_all_bounds_is_left_out_and_logged(tmp_path: Path) -> None:
+    """What an upstream says is written down with its order: the picture is delivered, and not what nobody can keep."""
+    usage = {"total_tokens": 7, "note": "x" * USAGE_BYTES}
+    reply = {"data": [{"b64_json": base64_png(0)}], "usage": usage}
+
+    async def work() -> None:
+        async with raw_server(replying([], reply)) as server, upstream(server.url, tmp_path) as bench:
+            with capture_logs() as lines:
+                made = await bench.make(order(GPT))
+        _, (report,) = merged(made)
+        assert (end_of(made), report.usage) == ("delivered", None)
+        (line,) = lines
+        assert line["event"] == "usage_left_out" and line["size_bytes"] > USAGE_BYTES
 
     run(work())
