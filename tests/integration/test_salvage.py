@@ -164,6 +164,16 @@ OF_THE_FIRST_VERSION = (
 )
 
 
+FRAME_OF_THE_FIRST_VERSION = (
+    b"GHJ1"
+    + bytes.fromhex("e689791c 53010000 0100000000000000 01000000")
+    + INCARNATION.bytes
+    + bytes.fromhex("4f010000")
+    + OF_THE_FIRST_VERSION
+)
+"""Magic, checksum, length, first number and count, whose it is; and the entry behind its length."""
+
+
 def answered(request_id: str) -> Answered:
     """An order of one image."""
     image = orjson.loads(OF_THE_FIRST_VERSION)["answered"]["images"][0]
@@ -232,3 +242,10 @@ def test_each_incarnation_is_judged_by_itself(tmp_path: Path) -> None:
     (tmp_path / file_name(other, 1)).write_bytes(encode_frame(other, 1, [b"a"]))
     states = {past.incarnation: past.why_not_whole for past in survey(tmp_path).incarnations}
     assert states[other] is None and states[INCARNATION] is not None
+
+
+def test_a_frame_of_the_first_version_is_understood(tmp_path: Path) -> None:
+    """What lies around an entry, too: a journal that an earlier version left is replayed by a later one (rule 13)."""
+    file = FRAME_OF_THE_FIRST_VERSION.ljust(2 * PAGE_BYTES, b"\0")
+    (tmp_path / old(1)).write_bytes(file)
+    assert [(entry.number, entry.data) for entry in only(tmp_path).entries] == [(1, OF_THE_FIRST_VERSION)]
