@@ -157,6 +157,27 @@ def test_an_uncharged_order_goes_before_all_that_are_charged(
     run(work())
 
 
+def test_a_charge_that_redis_has_lost_is_not_hidden_by_older_ones(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many wait for the consumer, each has its turn: what a failover forgot is charged once more (rule 8)."""
+    monkeypatch.setattr(answers_module, "BATCH", 20)
+    monkeypatch.setattr(answers_module, "SETTLED_S", 0.0)
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+            caller = await books.org(mxn="100.00")
+            for number in range(40):
+                await books.charge(caller, f"r{number}")
+                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
+            await stand(answers, answered(caller, "lost", 1), charged=True)
+            for _ in range(3):  # a page each
+                await answers.round()
+            assert (await books.cut(caller)).charged_micro_mxn == 41 * UNIT
+
+    run(work())
+
+
 def test_race_rounds_at_once(redis_url: str, tmp_path: Path) -> None:
     """At a stop two look at the same orders: one after the other, and none is let go twice."""
 
