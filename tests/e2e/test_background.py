@@ -1,15 +1,25 @@
 """Background work of a gateway or a consumer that fails unforeseen: nobody is served by halves."""
 
 import functools
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from metering import background, consumer
+from metering.answers import Answers
+from metering.fx import Rates
+from metering.recovery import Recovery
+from metering.wallet.login import Login
+from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
+from proxy.cors import Origins
+from proxy.orphans import Orphans
+from proxy.storage.watch import StoreWatch
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, bearer, wait_until
@@ -51,6 +61,36 @@ def faulty_consumer() -> None:
     background.LONGEST_PAUSE_S = 0.1
 
 
+PARTS: dict[str, Any] = {
+    "projection": Projector,
+    "rates": Rates,
+    "pressure": Pressure,
+    "login": Login,
+    "store watch": StoreWatch,
+    "answers": Answers,
+    "origins": Origins,
+    "orphans": Orphans,
+    "recovery": Recovery,
+}
+"""Of a gateway, and whose `run` each of them is."""
+
+
+def faulty_parts() -> None:
+    """The same of every part of a gateway, as soon as it begins."""
+
+    def failing(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def run_(self: Any, *every_s: float) -> None:
+            fault()
+            await run(self, *every_s)
+
+        return run_
+
+    for part in PARTS.values():
+        part.run = failing(part.run)
+    background.STEADY_S = 1.0
+    background.LONGEST_PAUSE_S = 1.0
+
+
 def ready(port: int) -> tuple[int, str]:
     """What `/readyz` says; 0 where nobody listens."""
     try:
@@ -81,6 +121,26 @@ def test_a_gateway_whose_projection_fails_takes_no_order_until_it_runs_again(pre
     assert 'ghub_background_faults_total{part="projection"}' in counted
     switch.unlink()
     wait_until(lambda: ready(system.port) == (200, "ready"), "the gateway is ready again")
+    assert system.stop("gateway") == 0
+
+
+def test_no_part_of_a_gateway_ends_in_silence(prepared: Prepared) -> None:
+    """Whichever fails: the log names it, and it is begun anew, so that the gateway is ready in the end (rule 2)."""
+    system = prepared()
+    switch = system.folder / SWITCH
+    switch.touch()
+    system.begin = functools.partial(Forked, before=faulty_parts)
+    system.valkey.start()
+    system.start("gateway", "serve")
+    wait_until(lambda: (system.folder / "gateway.log").exists(), "the gateway has begun")
+
+    def failed() -> set[str]:
+        lines = [json.loads(line) for line in system.log().splitlines(keepends=True) if line.endswith("}\n")]
+        return {line["part"] for line in lines if line["event"] == "background_fault"}
+
+    wait_until(lambda: failed() == PARTS.keys(), "every part has failed, and said so")
+    switch.unlink()
+    wait_until(lambda: ready(system.port) == (200, "ready"), "the gateway is ready")
     assert system.stop("gateway") == 0
 
 
