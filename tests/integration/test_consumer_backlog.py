@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from metering import consumer as module
-from metering.consumer import BATCH, GROUP
+from metering.consumer import BATCH, BOOKED_BYTES, FIRST, GROUP, LARGEST_BYTES, MOST_BYTES
+from metering.events import Event
+from metering.ports import SetAside
 from metering.wallet import keys
 from tests.conftest import run
 from tests.integration.cluster_kit import everywhere
@@ -122,5 +126,37 @@ def test_the_largest_events_take_little_memory(redis_url: str, ledger_url: str, 
             assert peak < MOST_MIB
             assert await books.ledger.count_set_aside() == 0
             assert (await books.ledger.charged_up_to(callers[0].org_id)).events == each
+
+    run(work())
+
+
+def test_a_batch_is_bound_in_bytes(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in hand and what one transaction takes, however few events that are: in a cluster every partition has a
+    batch of its own, and all share one room."""
+
+    async def work() -> None:
+        async with open_books(redis_url, ledger_url) as books:
+            caller, ledger, stop = await books.org(), Away(books.ledger), asyncio.Event()
+            through, booked = books.ledger.book, list[int]()
+
+            async def noted(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+                booked.append(sum(len(event.result.encode()) for event in events))
+                return await through(events, set_aside, at)
+
+            monkeypatch.setattr(books.ledger, "book", noted)
+            await make_groups(books.redis)
+            await fill(books.redis, [caller], 100, 8, PROMPTS["four bytes"])
+            ledger.away = True
+            task = asyncio.create_task(books.consumer().run(stop))
+            while ledger.refused < 2:
+                await asyncio.sleep(0.01)
+            in_hand = (await books.redis.xpending(keys.OrgKeys(caller.org_id).events, GROUP))["pending"]
+            assert 0 < in_hand * 8 * 16_000 <= MOST_BYTES + FIRST * LARGEST_BYTES
+            ledger.away = False
+            await drained_s(books.redis, 60.0)
+            stop.set()
+            await task
+            assert max(booked) <= BOOKED_BYTES
+            assert (await books.ledger.charged_up_to(caller.org_id)).events == 100
 
     run(work())
