@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.outbound import ImageHosts, Outbound
-from proxy.server import bind, serve_http, stop_on_signals
+from proxy.server.serving import bind, serve_http, stop_on_signals
 from proxy.storage.local import LocalStore
 
 ONE_SCRIPT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"

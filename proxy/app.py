@@ -15,24 +15,24 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from proxy.account import CreditsEndpoint
-from proxy.addresses import nothing_at
-from proxy.admin import AdminEndpoint
-from proxy.admin_models import ACTIONS
-from proxy.capacity import BUSY_RETRY_S
-from proxy.cors import ANY_PAGE, CorsMiddleware, Origins
+from proxy.api.addresses import nothing_at
+from proxy.api.admin.endpoint import AdminEndpoint
+from proxy.api.admin.schemas import ACTIONS
+from proxy.api.catalogue import ModelsEndpoint
+from proxy.api.cors import ANY_PAGE, CorsMiddleware, Origins
+from proxy.api.credits import CreditsEndpoint
+from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.health import NotReady, probe_routes
+from proxy.api.images import ImagesEndpoint
+from proxy.api.middleware import RequestMiddleware, context_of
+from proxy.api.openapi import HEADERS, IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
+from proxy.api.requests import language_of
+from proxy.api.usage import UsageEndpoint
 from proxy.errors import ApiError, Kind
-from proxy.health import NotReady, probe_routes
-from proxy.history import HistoryEndpoint
-from proxy.images import ImagesEndpoint
 from proxy.media.formats import FORMATS
 from proxy.messages import FAULT, MANY_CONNECTIONS, METHODS, OTHER_METHODS
-from proxy.middleware import RequestMiddleware, context_of
-from proxy.models import ModelsEndpoint
-from proxy.openapi import HEADERS, IMAGE_PATH, IMAGES, OPENAPI_PATH, OPERATIONS, OpenApiEndpoint
-from proxy.requests import language_of
-from proxy.unread import UnreadBody
-from proxy.usage import UsageEndpoint
+from proxy.orders.capacity import BUSY_RETRY_S
+from proxy.server.unread import UnreadBody
 
 for kind in FORMATS:  # Python 3.11 does not know all of them by itself
     mimetypes.add_type(kind.content_type, f".{kind.extension}")

@@ -39,17 +39,17 @@ from config.settings import (
     Settings,
     SettingsError,
 )
-from metering.answers import Answers, Unproven
 from metering.background import Background, Part, told
 from metering.clock import utc_now
-from metering.frames import Folder, JournalError, Past
 from metering.fx import Rates, seed
-from metering.journal import Journal, JournalFailed, Keep
+from metering.journal.answers import Answers, Unproven
+from metering.journal.file import Journal, JournalFailed, Keep
+from metering.journal.frames import Folder, JournalError, Past
+from metering.journal.recovery import Recovery
+from metering.journal.salvage import check_versions
 from metering.orders import Orders
 from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import Rate
-from metering.recovery import Recovery
-from metering.salvage import check_versions
 from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import Jobs
@@ -58,21 +58,24 @@ from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet
-from proxy.account import CreditsEndpoint
-from proxy.admin import AdminEndpoint
+from proxy.api.admin.endpoint import AdminEndpoint
+from proxy.api.admin.jwks import Jwks
+from proxy.api.admin.tokens import Issuer, Secret, Tokens
+from proxy.api.auth import Authenticator
+from proxy.api.catalogue import ModelsEndpoint
+from proxy.api.cors import Origins
+from proxy.api.credits import CreditsEndpoint
+from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.health import Condition, Conditions, NotReady, running, when
+from proxy.api.images import ImagesEndpoint
+from proxy.api.reads import ReadRates, Reports
+from proxy.api.replies import Replies
+from proxy.api.requests import RequestLimits
+from proxy.api.sandbox import Sandbox
+from proxy.api.usage import UsageEndpoint
 from proxy.app import STORAGE_PATH, build_app, build_full_app
-from proxy.auth import Authenticator
-from proxy.back import LOGIN_REFUSED, Back, open_back, open_redis_of, wallet_limits
-from proxy.capacity import Capacity
-from proxy.cors import Origins
+from proxy.backends import LOGIN_REFUSED, Back, open_back, open_redis_of, wallet_limits
 from proxy.errors import wallet_away
-from proxy.generations import Generations
-from proxy.health import Condition, Conditions, NotReady, running, when
-from proxy.history import HistoryEndpoint
-from proxy.images import ImagesEndpoint
-from proxy.jwks import Jwks
-from proxy.keeping import ImageLimits, Keeper
-from proxy.lifecycle import Lifecycle
 from proxy.messages import (
     DISK_FAILS,
     MEMORY_FULL,
@@ -82,24 +85,21 @@ from proxy.messages import (
     TOP_UP_WITH,
     Text,
 )
-from proxy.models import ModelsEndpoint
-from proxy.orphans import Orphans
+from proxy.orders.capacity import Capacity
+from proxy.orders.generations import Generations
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.orphans import Orphans
+from proxy.orders.places import Places
+from proxy.orders.upload import ImageLimits, Keeper
 from proxy.outbound import ImageHosts, Outbound
-from proxy.places import Places
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
-from proxy.reads import ReadRates, Reports
-from proxy.replies import Replies
-from proxy.requests import RequestLimits
-from proxy.sandbox import Sandbox
-from proxy.spool import Spool
 from proxy.storage.opening import open_store
+from proxy.storage.spool import Spool
 from proxy.storage.watch import StoreWatch
-from proxy.tokens import Issuer, Secret, Tokens
-from proxy.usage import UsageEndpoint
 
 log = structlog.get_logger(__name__)
 

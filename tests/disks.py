@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from metering.frames import PAGE_BYTES, SUFFIX
+from metering.journal.frames import PAGE_BYTES, SUFFIX
 
 FAULTS = ("sync", "short", "full")
 """A sync fails with EIO; a write is cut short and its rest finds no room; no further file finds any."""

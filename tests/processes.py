@@ -23,7 +23,7 @@ COMMANDS = sorted({f"proxy.cli.{entry.module}" for entry in ENTRIES.values()})
 """Each is loaded when it is asked for; here once for all of them."""
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, *COMMANDS, "metering.ledger.postgres", "proxy.simulator.server"])
+SERVER.set_forkserver_preload([__name__, *COMMANDS, "metering.ledger.postgres", "simulator.server"])
 
 ONE_AT_A_TIME = Lock()
 """`multiprocessing` looks after all of its children whenever it starts one, and forgets codes that two threads read."""

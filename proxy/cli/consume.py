@@ -10,11 +10,11 @@ from redis.exceptions import RedisError
 
 from config.settings import CONSUMER_METRICS_PORT, PROJECTION_POLL_S
 from metering.background import Background, Part
-from proxy.back import LOGIN_REFUSED, open_back
+from proxy.api.health import Condition, Conditions, running, when
+from proxy.backends import LOGIN_REFUSED, open_back
 from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
 from proxy.cli.running import run
-from proxy.health import Condition, Conditions, running, when
-from proxy.server import stop_on_signals
+from proxy.server.serving import stop_on_signals
 
 log = structlog.get_logger(__name__)
 

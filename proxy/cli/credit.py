@@ -6,7 +6,7 @@ import typer
 
 from metering.money import AmountError, format_mxn, parse_mxn
 from metering.wallet.wallet import Cut
-from proxy.account import balance_fields
+from proxy.api.credits import balance_fields
 from proxy.cli.output import AsJson, OrgRef, misuse, say
 from proxy.cli.running import As, back, run
 

@@ -31,11 +31,11 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import seed
 from metering.ports import LedgerError
 from metering.pricing import Rate
-from proxy.back import open_back
+from proxy.api.admin.tokens import Issuer, mint
+from proxy.backends import open_back
 from proxy.cli.output import fail, say
 from proxy.cli.running import run
-from proxy.server import bind, stop_on_signals
-from proxy.tokens import Issuer, mint
+from proxy.server.serving import bind, stop_on_signals
 
 HOST = "127.0.0.1"
 ORG = "demo"

@@ -12,13 +12,13 @@ import typer
 
 from config.settings import SettingsError
 from metering.clock import utc_now
-from metering.frames import Folder, Past, Survey, survey
+from metering.journal.frames import Folder, Past, Survey, survey
+from metering.journal.recovery import PAUSE_S, Recovery
+from metering.journal.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
-from metering.recovery import PAUSE_S, Recovery
-from metering.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.wallet.presence import Presence
-from proxy.back import Back
+from proxy.backends import Back
 from proxy.cli.output import AsJson, fail, misuse, say
 from proxy.cli.running import As, back, run
 

@@ -17,7 +17,7 @@ from metering.clock import MEXICO, unix_us_at
 from metering.verify import Difference, NotProvable, Scope, Tell
 from metering.verify import verify as verify_books
 from metering.wallet.presence import Presence
-from proxy.back import open_ledger
+from proxy.backends import open_ledger
 from proxy.cli.output import AsJson, misuse, say
 from proxy.cli.running import back, run, settings
 from proxy.ports import ImageStore, StoreFailed

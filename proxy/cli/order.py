@@ -6,9 +6,9 @@ import typer
 
 from metering.money import AmountError, parse_mxn
 from metering.orders import Orders
+from proxy.api.admin.orders import order_fields, refund_fields
 from proxy.cli.output import AsJson, misuse, say
 from proxy.cli.running import As, back, run
-from proxy.orders import order_fields, refund_fields
 from proxy.storage.opening import public_url_of
 
 app = typer.Typer(no_args_is_help=True)

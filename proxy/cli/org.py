@@ -9,11 +9,11 @@ from metering.accounts import Accounts
 from metering.limits import NONE, Limits
 from metering.pages import pages
 from metering.ports import Org
-from proxy.back import Back
+from proxy.api.admin.rows import org_fields
+from proxy.backends import Back
 from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
 from proxy.cli.output import AsJson, OrgRef, say
 from proxy.cli.running import As, back, run
-from proxy.rows import org_fields
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -11,9 +11,9 @@ import typer
 
 from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, Settings, read_settings, unknown_names
-from proxy.descriptors import PROBE_CONNECTIONS
-from proxy.health import NotReady, metrics_app
-from proxy.server import bind, serve_http
+from proxy.api.health import NotReady, metrics_app
+from proxy.server.descriptors import PROBE_CONNECTIONS
+from proxy.server.serving import bind, serve_http
 
 log = structlog.get_logger(__name__)
 

@@ -15,12 +15,12 @@ from config.catalogue import CatalogueError
 from config.logs import set_up_logs
 from config.settings import Settings, SettingsError, read_settings, unknown_names, why_no_actor
 from metering.background import BeyondHelp
-from metering.frames import JournalError
+from metering.journal.frames import JournalError
 from metering.orders import CannotKnow
 from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
-from proxy.back import Back, open_back
+from proxy.backends import Back, open_back
 from proxy.cli.output import fail, misuse
 from proxy.ports import StoreFailed, StoreMisconfigured
 

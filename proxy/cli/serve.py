@@ -7,8 +7,8 @@ import structlog
 from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
 from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
 from proxy.cli.running import run
-from proxy.descriptors import raise_limit
-from proxy.server import bind, serve_http, stop_on_signals
+from proxy.server.descriptors import raise_limit
+from proxy.server.serving import bind, serve_http, stop_on_signals
 from proxy.wiring import open_gateway
 
 log = structlog.get_logger(__name__)

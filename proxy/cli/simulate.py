@@ -7,7 +7,7 @@ import typer
 from proxy.cli.output import fail
 from proxy.cli.process import LogsAreJson
 from proxy.cli.running import run
-from proxy.server import PortTaken, stop_on_signals
+from proxy.server.serving import PortTaken, stop_on_signals
 
 
 def simulate(
@@ -18,7 +18,7 @@ def simulate(
     """The upstreams' wire formats, with real pictures, for the demo and tests."""
 
     try:
-        from proxy.simulator.server import serve as serve_simulator  # noqa: PLC0415  # the loader of an optional extra
+        from simulator.server import serve as serve_simulator  # noqa: PLC0415  # the loader of an optional extra
     except ModuleNotFoundError:
         fail("the simulator needs an extra package: pip install 'geekhub-gateway[simulator]'")
 

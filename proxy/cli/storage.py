@@ -16,7 +16,7 @@ from metering.wallet.presence import Presence
 from proxy.cli.output import AsJson, say
 from proxy.cli.running import As, back, run
 from proxy.storage.opening import open_store
-from proxy.sweep import Finding, Found, Sweep
+from proxy.storage.sweep import Finding, Found, Sweep
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -7,8 +7,8 @@ import typer
 
 from config.settings import SettingsError, operator, read_settings
 from metering.clock import utc_now
+from proxy.api.admin.tokens import SUBJECT, Issuer, Role, mint
 from proxy.cli.output import AsJson, fail, length_of_time, misuse, say_secret
-from proxy.tokens import SUBJECT, Issuer, Role, mint
 
 LONGEST = timedelta(days=30)
 """A token cannot be taken back but by another secret."""

@@ -8,10 +8,7 @@ import typer
 
 from metering.events import Notice
 from metering.ports import LAST, Audit
-from proxy.back import Back
-from proxy.cli.output import AsJson, in_one_line, misuse, say
-from proxy.cli.running import back, run
-from proxy.rows import (
+from proxy.api.admin.rows import (
     BadCursor,
     after_notice,
     audit_cursor,
@@ -21,6 +18,9 @@ from proxy.rows import (
     notice_cursor,
     notice_fields,
 )
+from proxy.backends import Back
+from proxy.cli.output import AsJson, in_one_line, misuse, say
+from proxy.cli.running import back, run
 
 T = TypeVar("T", Audit, Notice)
 

@@ -11,7 +11,7 @@ import orjson
 from proxy.outbound import HostNotAllowed, ImageFetchFailed, Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Source
-from proxy.providers.replies import UNPACKED, broken_off, by_status, read_document
+from proxy.upstream import UNPACKED, broken_off, by_status, read_document
 
 FIRST_POLL_S = 0.25
 POLL_GROWTH = 1.3

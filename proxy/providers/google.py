@@ -16,7 +16,7 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import (
+from proxy.upstream import (
     UNPACKED,
     by_status,
     items_of,

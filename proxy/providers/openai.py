@@ -10,7 +10,7 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import by_status, items_of, note_prompt, note_usage, post_for_pictures, rest_of, short
+from proxy.upstream import by_status, items_of, note_prompt, note_usage, post_for_pictures, rest_of, short
 
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
 """429s that no pause cures: our account is empty."""

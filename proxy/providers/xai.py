@@ -11,7 +11,7 @@ import orjson
 from proxy.media.inline import JsonPictures
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture
-from proxy.providers.replies import by_status, items_of, note_prompt, post_for_pictures, rest_of, short
+from proxy.upstream import by_status, items_of, note_prompt, post_for_pictures, rest_of, short
 
 TICKS_PER_USD = 10_000_000_000
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from metering.answers import Answers
-from metering.journal import Journal, JournalFailed, Keep, _Segment, _Waiting
+from metering.journal.answers import Answers
+from metering.journal.file import Journal, JournalFailed, Keep, _Segment, _Waiting
+from metering.journal.recovery import Recovery
 from metering.ledger import postgres, queries
 from metering.ports import LedgerAway
-from metering.recovery import Recovery
 from metering.wallet import connection, kept, marks, projection
 from metering.wallet.connection import WalletAway
 from tests.disks import failing

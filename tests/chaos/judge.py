@@ -22,10 +22,10 @@ from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Cut
-from proxy.back import Back
+from proxy.backends import Back
 from proxy.errors import Kind
 from proxy.storage.opening import open_store
-from proxy.sweep import Finding, Sweep
+from proxy.storage.sweep import Finding, Sweep
 from tests.chaos.clients import Attempt, Call
 from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
 from tests.conftest import LOOPBACK

@@ -12,7 +12,7 @@ import psycopg
 
 from metering.ports import LedgerAway
 from metering.wallet import keys
-from proxy.back import Back
+from proxy.backends import Back
 from tests.chaos.clients import Call, Clients
 from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge

@@ -28,12 +28,12 @@ from redis.exceptions import RedisError
 
 from config.settings import Settings, hold_life_s
 from metering.clock import period_at, unix_us_at, utc_now
-from metering.frames import survey
+from metering.journal.frames import survey
+from metering.journal.salvage import read_orders
 from metering.money import parse_mxn
 from metering.pricing import Rate
-from metering.salvage import read_orders
 from metering.wallet import keys
-from proxy.back import Back, open_back
+from proxy.backends import Back, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.chaos.ghub import prepare
 from tests.conftest import LOOPBACK, ValkeyServer

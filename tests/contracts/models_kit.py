@@ -14,8 +14,9 @@ import orjson
 from PIL import Image
 
 from config.catalogue import read_catalogue
-from proxy import making
-from proxy.making import Made, Maker
+from proxy.orders import calls as making
+from proxy.orders.calls import Made, Maker
+from proxy.orders.order import parse_order
 from proxy.outbound import ImageHosts, Outbound
 from proxy.outcomes import worst
 from proxy.ports import Order, Provider
@@ -24,9 +25,8 @@ from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, Google
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
-from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
-from proxy.wire import parse_order
+from simulator.server import serve
 from tests.conftest import TRUST
 from tests.integration.edge_kit import keeper
 

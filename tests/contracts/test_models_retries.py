@@ -9,8 +9,8 @@ from unittest.mock import patch
 import orjson
 import pytest
 
-from proxy import making
 from proxy.errors import ApiError
+from proxy.orders import calls as making
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.providers import fal
 from tests.conftest import run

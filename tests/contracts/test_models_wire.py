@@ -14,7 +14,7 @@ from config.catalogue import Model
 from metering.answered import USAGE_BYTES
 from metering.events import StoredImage
 from proxy.errors import ApiError
-from proxy.making import Made
+from proxy.orders.calls import Made
 from proxy.ports import Order, Report
 from tests.conftest import run
 from tests.contracts.models_kit import (

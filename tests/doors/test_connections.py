@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from proxy import connections as limits
 from proxy.app import build_full_app
-from proxy.server import UNSENT_BYTES, bind, serve_http
+from proxy.server import connections as limits
+from proxy.server.serving import UNSENT_BYTES, bind, serve_http
 from tests.conftest import run
 from tests.doors.crowds import connections, h2c
 

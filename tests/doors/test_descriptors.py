@@ -7,7 +7,7 @@ import socket
 
 import httpx2
 
-from proxy.descriptors import FILES_EACH, LEAST_FILES, RESERVED_FILES
+from proxy.server.descriptors import FILES_EACH, LEAST_FILES, RESERVED_FILES
 from tests.conftest import LOOPBACK, run
 from tests.doors.crowds import connections, ordered
 from tests.e2e.conftest import Prepared

@@ -2,8 +2,8 @@
 
 import httpx2
 
-from proxy.openapi import MOST_DOCUMENTS
-from proxy.replies import MOST_REPLAYS
+from proxy.api.openapi import MOST_DOCUMENTS
+from proxy.api.replies import MOST_REPLAYS
 from tests.conftest import LOOPBACK, run
 from tests.doors.crowds import Crowd, openings, place_large, replay, replayed
 from tests.doors.test_storms import LARGE_BYTES

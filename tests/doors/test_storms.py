@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.memory import resident_bytes
-from proxy.back import BACKGROUND_CONNECTIONS
+from proxy.backends import BACKGROUND_CONNECTIONS
 from tests.conftest import run
 from tests.doors.crowds import Crowd, connections, honest, openings, place_large
 from tests.e2e.kit import System, assert_no_key, prepare, wait_until

@@ -21,7 +21,7 @@ from metering.money import parse_mxn
 from metering.pricing import Rate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Cut
-from proxy.back import Back, open_back
+from proxy.backends import Back, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.conftest import LOOPBACK, ValkeyServer, run
 from tests.ports import free_port

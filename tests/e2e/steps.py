@@ -12,13 +12,13 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-import proxy.simulator.server  # noqa: F401  # loaded once, for all the children
-from metering.journal import Journal
+import simulator.server  # noqa: F401  # loaded once, for all the children
+from metering.journal.file import Journal
 from metering.ledger.sqlite import Lane, SqliteLedger
 from metering.wallet.kept import Commits
 from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet
-from proxy.middleware import RequestMiddleware
+from proxy.api.middleware import RequestMiddleware
 from proxy.providers.fal import Fal
 from proxy.storage.local import LocalStore
 from proxy.storage.probe import is_probe

@@ -11,14 +11,14 @@ import httpx2
 import pytest
 
 from metering import background, consumer
-from metering.answers import Answers
 from metering.fx import Rates
-from metering.recovery import Recovery
+from metering.journal.answers import Answers
+from metering.journal.recovery import Recovery
 from metering.wallet.login import Login
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
-from proxy.cors import Origins
-from proxy.orphans import Orphans
+from proxy.api.cors import Origins
+from proxy.orders.orphans import Orphans
 from proxy.storage.watch import StoreWatch
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared

@@ -8,7 +8,7 @@ import pytest
 
 from config.settings import SettingsError, read_settings
 from metering.accounts import IssuedKey
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until

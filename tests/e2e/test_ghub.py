@@ -29,7 +29,7 @@ from redis import Redis
 
 from metering.clock import utc_now
 from metering.wallet import keys
-from proxy.back import Back
+from proxy.backends import Back
 from proxy.cli.root import commands
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until

@@ -18,7 +18,7 @@ from bench.memory import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.app import STORAGE_PATH
-from proxy.back import BACKGROUND_CONNECTIONS, Back
+from proxy.backends import BACKGROUND_CONNECTIONS, Back
 from proxy.outcomes import Outcome
 from tests.conftest import LOOPBACK, run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from metering.wallet.keys import partition_of
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import orjson
 
-from metering.frames import Folder, Past, encode_frame, survey
+from metering.journal.frames import Folder, Past, encode_frame, survey
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until

@@ -8,7 +8,7 @@ import pytest
 
 from metering.accounts import IssuedKey
 from metering.wallet.keys import OrgKeys
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 

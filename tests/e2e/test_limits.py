@@ -14,7 +14,7 @@ from metering.accounts import IssuedKey
 from metering.clock import month_start_us, next_month, period_at, unix_us_at, utc_at, utc_now
 from metering.limits import NONE
 from metering.money import parse_mxn
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import run
 from tests.e2e.kit import FLUX, FLUX_MXN, GPT, System, bearer, wait_until
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from proxy.documents import Delivered, Generation, Generations
+from proxy.api.schemas import Delivered, Generation, Generations
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, FLUX_MXN, System, bearer, wait_until

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from config.catalogue import read_catalogue
-from proxy.simulator.answers import INTERNAL_URL
-from proxy.simulator.app import make_world
+from simulator.answers import INTERNAL_URL
+from simulator.app import make_world
 from tests.conftest import LOOPBACK, run
 from tests.e2e.kit import NINE, System, assert_no_key, prepare
 from tests.long import LONG

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from config.settings import REDIS_DECISION_S
 from metering.clock import utc_now
-from proxy.documents import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
-from proxy.tokens import Issuer, mint
+from proxy.api.admin.tokens import Issuer, mint
+from proxy.api.schemas import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, System, bearer
 from tests.long import long

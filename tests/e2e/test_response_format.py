@@ -8,7 +8,7 @@ import openai
 from PIL import Image
 
 from metering.accounts import IssuedKey
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, GPT, System, bearer
 

@@ -19,7 +19,7 @@ from config.catalogue import read_catalogue
 from metering.accounts import IssuedKey
 from metering.clock import utc_now
 from metering.wallet.keys import OrgKeys
-from proxy.back import Back
+from proxy.backends import Back
 from proxy.ports import Order
 from proxy.providers.sandbox import draw
 from tests.conftest import run

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 import proxy.wiring
-from proxy.server import bind
+from proxy.server.serving import bind
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import System
 from tests.processes import Forked

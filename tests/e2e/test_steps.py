@@ -28,7 +28,7 @@ from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.projection import FENCE_S
 from metering.wallet.wallet import Cut
-from proxy.back import Back
+from proxy.backends import Back
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
 from tests.e2e.steps import Stop, arm

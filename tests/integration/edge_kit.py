@@ -16,25 +16,25 @@ from redis.asyncio import Redis
 
 from config.catalogue import read_catalogue
 from metering.answered import Answered
-from metering.answers import Answers
 from metering.clock import boottime_s, period_at
 from metering.events import StoredImage
-from metering.frames import Folder
-from metering.journal import Journal
+from metering.journal.answers import Answers
+from metering.journal.file import Journal
+from metering.journal.frames import Folder
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Price, Rate, quote
 from metering.shares import Bound, Shares
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
-from proxy.capacity import Capacity
-from proxy.generations import Generations, Job
-from proxy.keeping import ImageLimits, Keeper
-from proxy.lifecycle import Lifecycle
+from proxy.orders.capacity import Capacity
+from proxy.orders.generations import Generations, Job
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.places import Place
+from proxy.orders.upload import ImageLimits, Keeper
 from proxy.outcomes import Failure
-from proxy.places import Place
 from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
-from proxy.spool import Spool
+from proxy.storage.spool import Spool
 from proxy.storage.watch import StoreWatch
 
 CATALOGUE = read_catalogue(None)

@@ -10,7 +10,7 @@ from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.wallet import keys
 from metering.wallet.wallet import Admission, Caller, Placed, Verdict
-from proxy.limits import exceeded
+from proxy.orders.refusals import exceeded
 from tests.integration.money_kit import FACTS, UNIT, Books, pictures, pinned
 
 OPEN = ("flying", "day_open", "month_open", "spent_open")

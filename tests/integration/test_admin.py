@@ -22,14 +22,14 @@ from metering.money import format_mxn
 from metering.orders import Orders
 from metering.ports import DatabaseRefused, Once, WrongField
 from metering.wallet.wallet import Caller, Close, Verdict
-from proxy.admin import AdminEndpoint
-from proxy.admin_models import ACTIONS
+from proxy.api.admin.endpoint import AdminEndpoint
+from proxy.api.admin.schemas import ACTIONS
+from proxy.api.admin.tokens import Issuer, Secret, Tokens, mint
+from proxy.api.middleware import RequestMiddleware
+from proxy.api.openapi import document
+from proxy.api.requests import RequestLimits
 from proxy.app import _api_error
 from proxy.errors import ApiError
-from proxy.middleware import RequestMiddleware
-from proxy.openapi import document
-from proxy.requests import RequestLimits
-from proxy.tokens import Issuer, Secret, Tokens, mint
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
 

@@ -12,14 +12,14 @@ from uuid import uuid4
 
 import pytest
 
-from metering import answers as answers_module
 from metering.answered import Answered, encode
-from metering.answers import Answers
 from metering.clock import utc_now
-from metering.frames import Folder
-from metering.journal import Journal, JournalFailed, Keep
+from metering.journal import answers as answers_module
+from metering.journal.answers import Answers
+from metering.journal.file import Journal, JournalFailed, Keep
+from metering.journal.frames import Folder
+from metering.journal.recovery import Recovery
 from metering.ports import Act, LedgerAway, SetAside
-from metering.recovery import Recovery
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Placed, Replay
@@ -451,9 +451,9 @@ MEASURE = """
 import asyncio, resource, sys, time
 from pathlib import Path
 from metering.answered import encode
-from metering.answers import Answers
-from metering.frames import Folder
-from metering.journal import Journal, JournalFailed, Keep
+from metering.journal.answers import Answers
+from metering.journal.frames import Folder
+from metering.journal.file import Journal, JournalFailed, Keep
 from metering.wallet.wallet import Caller
 from tests.integration.test_replay import answered
 from dataclasses import replace

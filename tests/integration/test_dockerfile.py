@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from proxy.cli.root import commands
-from proxy.server import bind
+from proxy.server.serving import bind
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"

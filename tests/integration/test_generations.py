@@ -25,20 +25,20 @@ from metering.ledger.sqlite import open_sqlite
 from metering.pricing import Quote, Rate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
-from proxy.auth import Authenticator
+from proxy.api.auth import Authenticator
+from proxy.api.images import ImagesEndpoint
+from proxy.api.middleware import RequestContext
+from proxy.api.replies import Replies
+from proxy.api.requests import RequestLimits
+from proxy.api.sandbox import Sandbox
 from proxy.errors import ApiError, Kind
-from proxy.generations import Delivery, Generations, Job
-from proxy.images import ImagesEndpoint
-from proxy.lifecycle import Lifecycle
-from proxy.making import split
 from proxy.messages import TOP_UP
-from proxy.middleware import RequestContext
+from proxy.orders.calls import split
+from proxy.orders.generations import Delivery, Generations, Job
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.places import Places
 from proxy.outcomes import Failure, Outcome
-from proxy.places import Places
 from proxy.ports import Call, Picture, Provider, Source
-from proxy.replies import Replies
-from proxy.requests import RequestLimits
-from proxy.sandbox import Sandbox
 from proxy.storage.local import LocalStore
 from tests.conftest import run
 from tests.integration.edge_kit import (

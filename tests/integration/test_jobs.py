@@ -10,7 +10,7 @@ import pytest
 from metering.wallet import keys
 from metering.wallet.jobs import Jobs
 from metering.wallet.wallet import Caller, Close
-from proxy.orphans import Orphans
+from proxy.orders.orphans import Orphans
 from tests.conftest import run
 from tests.integration.money_kit import NOW_US, SECOND_US, Books, open_books, pinned, wipe
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from metering.frames import PAGE_BYTES, Entry, Folder, JournalError, Past
-from metering.journal import SYNC_S, Journal, JournalFailed, JournalFull, Keep
+from metering.journal.file import SYNC_S, Journal, JournalFailed, JournalFull, Keep
+from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, Past
 from tests.conftest import run
 
 SEGMENT = 64 * 1024
@@ -179,7 +179,7 @@ def test_files_are_deleted_from_the_oldest_on(tmp_path: Path) -> None:
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     """With a sentence that names the folder; when the first is gone, however it went, the next may."""
     script = (
-        "import time; from pathlib import Path; from metering.frames import Folder;"
+        "import time; from pathlib import Path; from metering.journal.frames import Folder;"
         f"folder = Folder(Path({str(tmp_path)!r})); print('ok', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
@@ -194,8 +194,8 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from metering.frames import Folder
-from metering.journal import Journal
+from metering.journal.frames import Folder
+from metering.journal.file import Journal
 
 async def main():
     journal = Journal(Folder(Path(sys.argv[1])), 65536)

@@ -22,11 +22,11 @@ from starlette.datastructures import Headers
 
 from config.settings import JWKS_FRESH_S, JWKS_PAUSE_S, JWKS_STALE_S, JWKS_TIMEOUT_S
 from metering.clock import utc_now
-from proxy import jwks
+from proxy.api.admin import jwks
+from proxy.api.admin.jwks import Jwks
+from proxy.api.admin.tokens import Issuer, Tokens, mint
 from proxy.errors import ApiError, Kind
-from proxy.jwks import Jwks
 from proxy.outbound import ImageHosts, Outbound
-from proxy.tokens import Issuer, Tokens, mint
 from tests.conftest import run
 from tests.contracts.raw_server import Peer, RawServer, raw_server
 

@@ -22,9 +22,9 @@ from config.settings import (
     graceful_stop_s,
     hold_life_s,
 )
-from proxy.admin_models import ACTIONS
+from proxy.api.admin.schemas import ACTIONS
+from proxy.api.openapi import IMAGES, OPENAPI_PATH, OPERATIONS
 from proxy.app import STORAGE_PATH
-from proxy.openapi import IMAGES, OPENAPI_PATH, OPERATIONS
 from tests.programs import program
 
 ROOT = Path(__file__).parents[2]

@@ -13,14 +13,14 @@ import pytest
 
 from metering.events import StoredImage
 from metering.shares import Bound
-from proxy import keeping
-from proxy.keeping import ImageLimits, Keeper, read_until
 from proxy.media import png
 from proxy.media.formats import NotAnImage
+from proxy.orders import upload as keeping
+from proxy.orders.upload import ImageLimits, Keeper, read_until
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Chunks, Picture, PictureLost, Source, StoreFailed
-from proxy.spool import Spool
 from proxy.storage.local import LocalStore
+from proxy.storage.spool import Spool
 from tests.conftest import run
 from tests.integration.edge_kit import files, noise_png
 

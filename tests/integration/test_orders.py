@@ -16,7 +16,7 @@ from metering.ports import NotThere
 from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Placed, Verdict
-from proxy.orders import order_fields, public_id
+from proxy.api.admin.orders import order_fields, public_id
 from tests.cluster import Cluster
 from tests.conftest import run
 from tests.integration.money_kit import FACTS, NOON, NOW_US, SECOND_US, Books, drain, event, open_books, pinned, sql

@@ -10,11 +10,11 @@ import pytest
 
 from config.settings import MAX_PICTURES, SPARE_PICTURES
 from metering.answered import most_bytes
-from metering.frames import PAGE_BYTES, Folder
-from metering.journal import Journal
+from metering.journal.file import Journal
+from metering.journal.frames import PAGE_BYTES, Folder
 from metering.shares import Shares
 from proxy.errors import ApiError, Kind
-from proxy.places import Places
+from proxy.orders.places import Places
 from tests.conftest import run
 from tests.integration.edge_kit import room_for
 

@@ -15,14 +15,14 @@ import orjson
 import pytest
 from PIL import Image
 
-from proxy.making import split
+from proxy.orders.calls import split
 from proxy.outbound import ImageHosts, Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Order, Provider
 from proxy.providers.fal import MOST_POLL_FAILURES, Fal
 from proxy.providers.openai import OpenAI
-from proxy.simulator.server import serve
 from proxy.storage.local import LocalStore
+from simulator.server import serve
 from tests.conftest import TRUST, run
 from tests.contracts.raw_server import Peer, raw_server
 from tests.integration.edge_kit import (

@@ -11,9 +11,9 @@ import pytest
 
 from metering.answered import Answered, encode
 from metering.events import StoredImage
-from metering.frames import PAGE_BYTES, Entry, Folder, JournalError, Past, encode_frame, file_name, survey
-from metering.journal import Journal
-from metering.salvage import check_versions, read_orders
+from metering.journal.file import Journal
+from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, Past, encode_frame, file_name, survey
+from metering.journal.salvage import check_versions, read_orders
 from tests.conftest import run
 from tests.integration.test_journal import SEGMENT, data, journals, only, written
 

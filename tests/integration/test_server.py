@@ -7,7 +7,7 @@ import sys
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from proxy.server import PortTaken, bind, serve_http
+from proxy.server.serving import PortTaken, bind, serve_http
 from tests.conftest import run
 
 NAMED, LOOPBACK = "GHUB_METRICS_PORT", "127.0.0.1"

@@ -26,12 +26,12 @@ import trustme
 import uvloop
 from PIL import Image
 
-from proxy.simulator import fal as fal_module
-from proxy.simulator import files as files_module
-from proxy.simulator.answers import GARBAGE
-from proxy.simulator.files import METADATA_URL, OTHER_HOST_URL
-from proxy.simulator.latency import Latency
-from proxy.simulator.server import serve
+from simulator import fal as fal_module
+from simulator import files as files_module
+from simulator.answers import GARBAGE
+from simulator.files import METADATA_URL, OTHER_HOST_URL
+from simulator.latency import Latency
+from simulator.server import serve
 
 GPT, FLUX = "openai/gpt-image-1", "fal/flux-1.1-pro"
 OPENAI_PATH = "/openai/v1/images/generations"

@@ -13,7 +13,7 @@ import pytest
 
 from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WINDOW_BYTES
 from proxy.ports import StoreFailed
-from proxy.spool import PREFIX, Copy, Spool
+from proxy.storage.spool import PREFIX, Copy, Spool
 from tests.conftest import run
 
 PIECE = 48 * 1024
@@ -216,7 +216,7 @@ def test_nothing_is_left_of_a_process_that_was_killed(tmp_path: Path) -> None:
     script = f"""
 import asyncio, os, signal
 from pathlib import Path
-from proxy.spool import Copy, Spool
+from proxy.storage.spool import Copy, Spool
 
 async def work():
     copy = Copy(Spool(Path({str(tmp_path)!r}), 10**8), "org")

@@ -19,7 +19,7 @@ from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Replay, Verdict
 from proxy.ports import ImageStore, StoredObject, StoreFailed, StoreMisconfigured
 from proxy.storage.local import LocalStore
-from proxy.sweep import Finding, Sweep
+from proxy.storage.sweep import Finding, Sweep
 from tests.conftest import run
 from tests.integration.money_kit import NOW_US, SECOND_US, Books, drain, open_books
 from tests.integration.test_replay import answered

@@ -21,13 +21,13 @@ from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.ports import ApiKey
 from metering.wallet.wallet import Caller
-from proxy import usage
+from proxy.api import usage
+from proxy.api.auth import Authenticator
+from proxy.api.middleware import RequestMiddleware
+from proxy.api.reads import ReadRates, Reports
+from proxy.api.usage import MOST_DAYS, Group, UsageEndpoint, csv_lines
 from proxy.app import _api_error
-from proxy.auth import Authenticator
 from proxy.errors import ApiError
-from proxy.middleware import RequestMiddleware
-from proxy.reads import ReadRates, Reports
-from proxy.usage import MOST_DAYS, Group, UsageEndpoint, csv_lines
 from tests.conftest import run
 from tests.e2e.kit import bearer
 from tests.integration.limits_kit import open_shop

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from metering.answered import Answered
-from metering.answers import booked_of
 from metering.clock import period_at
 from metering.consumer import Consumer
 from metering.events import encode_opened
+from metering.journal.answers import booked_of
 from metering.ports import CreditType, Delivered, Snapshot
 from metering.wallet import keys, projection
 from metering.wallet.connection import load_script

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from proxy.addresses import nothing_at, origin_form
+from proxy.api.addresses import nothing_at, origin_form
 
 KNOWN = {
     "/v1/images/generations",

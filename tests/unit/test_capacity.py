@@ -3,8 +3,8 @@
 import pytest
 
 from metering.shares import Bound, Shares
-from proxy.capacity import WANTED_S, Capacity, Refusal
 from proxy.errors import Kind
+from proxy.orders.capacity import WANTED_S, Capacity, Refusal
 
 MARK, END = 800, 900
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.encodings import DECODERS, MOST_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
+from proxy.api.encodings import DECODERS, MOST_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
 from tests.packing import PACK, zstd
 
 MOST = 64 * 1024

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from proxy.health import Condition, Conditions, probe_routes, when
+from proxy.api.health import Condition, Conditions, probe_routes, when
 
 
 def readyz(conditions: Conditions) -> tuple[int, str]:

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Stands, Verdict, Wallet, WalletLimits
+from proxy.api.images import ImagesEndpoint
+from proxy.api.middleware import RequestContext
+from proxy.api.requests import RequestLimits
 from proxy.errors import ApiError
-from proxy.images import ImagesEndpoint
 from proxy.messages import TOP_UP
-from proxy.middleware import RequestContext
-from proxy.requests import RequestLimits
 from tests.conftest import run
 from tests.contracts.models_kit import FLUX, order
 
@@ -57,7 +57,7 @@ EARLIER = Admission(Verdict.EARLIER, 0, 0, RATE, RATE, 0, Stands("r", "open", ""
 
 def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the margin in which every other answer is sent; after the deadline nobody listens."""
-    monkeypatch.setattr("proxy.images.JOIN_POLL_S", 0.01)
+    monkeypatch.setattr("proxy.api.images.JOIN_POLL_S", 0.01)
     limits = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=1.0)
     context = RequestContext()
     with pytest.raises(ApiError, match="placed before"):
@@ -70,7 +70,7 @@ def test_who_joins_in_vain_leaves_the_order_to_the_next(
     wallet: Open, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is made; where its gateway is gone, the next need not wait for it (38)."""
-    monkeypatch.setattr("proxy.images.JOIN_POLL_S", 0.01)
+    monkeypatch.setattr("proxy.api.images.JOIN_POLL_S", 0.01)
     context = RequestContext()
 
     async def silent() -> Message:

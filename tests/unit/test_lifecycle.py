@@ -8,7 +8,7 @@ import pytest
 
 from config.catalogue import Model, read_catalogue
 from proxy.errors import ApiError, Kind
-from proxy.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
+from proxy.orders.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
 from tests.conftest import run
 from tests.contracts.models_kit import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
 from tests.integration.edge_kit import ScriptedWallet, files, generations, job

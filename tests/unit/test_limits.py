@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from metering.wallet.wallet import Admission, RateState, Verdict
 from proxy.errors import Kind
-from proxy.limits import _duration, rate_headers, rate_limited
 from proxy.messages import IMAGES
+from proxy.orders.refusals import _duration, rate_headers, rate_limited
 
 S = 1_000_000
 

@@ -13,22 +13,22 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message
 
-from proxy.account import CreditsEndpoint
-from proxy.admin import AdminEndpoint
-from proxy.admin_models import ACTIONS
+from proxy.api.admin.endpoint import AdminEndpoint
+from proxy.api.admin.schemas import ACTIONS
+from proxy.api.catalogue import ModelsEndpoint
+from proxy.api.cors import CorsMiddleware
+from proxy.api.credits import CreditsEndpoint
+from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.images import ImagesEndpoint
+from proxy.api.middleware import RequestMiddleware
+from proxy.api.openapi import IMAGES, OPERATIONS, document
+from proxy.api.operation import Operation
+from proxy.api.usage import UsageEndpoint
 from proxy.app import STORAGE_PATH, build_app
-from proxy.cors import CorsMiddleware
 from proxy.errors import Kind
-from proxy.history import HistoryEndpoint
-from proxy.images import ImagesEndpoint
-from proxy.middleware import RequestMiddleware
-from proxy.models import ModelsEndpoint
-from proxy.openapi import IMAGES, OPERATIONS, document
-from proxy.operations import Operation
+from proxy.orders.order import OrderBody
 from proxy.outcomes import Outcome
-from proxy.unread import UnreadBody
-from proxy.usage import UsageEndpoint
-from proxy.wire import OrderBody
+from proxy.server.unread import UnreadBody
 
 ALL = [*OPERATIONS, *(action.operation for action in ACTIONS), IMAGES]
 NOTHING = cast(Any, None)

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from config.settings import HISTORY_PER_MINUTE, REPORTS_MADE, REPORTS_WAITING, USAGE_PER_MINUTE
+from proxy.api.reads import Read, ReadRates, Reports
 from proxy.errors import ApiError, Kind
-from proxy.reads import Read, ReadRates, Reports
 from tests.conftest import run
 
 

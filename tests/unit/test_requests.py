@@ -8,10 +8,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message
 
+from proxy.api.operation import MOST_KEY_CHARACTERS
+from proxy.api.requests import RequestLimits, idempotency_key, read_body
 from proxy.errors import ApiError, Kind
-from proxy.operations import MOST_KEY_CHARACTERS
-from proxy.requests import RequestLimits, idempotency_key, read_body
-from proxy.wire import key_hash
+from proxy.orders.order import key_hash
 from tests.conftest import run
 
 LIMITS = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=60.0)

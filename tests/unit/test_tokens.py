@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.datastructures import Headers
 
 from metering.clock import utc_now
-from proxy.admin import ROLES
+from proxy.api.admin.endpoint import ROLES
+from proxy.api.admin.tokens import Actor, Issuer, Secret, Tokens, check_role, mint
 from proxy.errors import ApiError, Kind
-from proxy.tokens import Actor, Issuer, Secret, Tokens, check_role, mint
 from tests.conftest import run
 
 SECRET = "a secret of the tests, " * 3

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from config.catalogue import read_catalogue
 from proxy.errors import ApiError, Kind
 from proxy.messages import Text
+from proxy.orders.order import MAX_IMAGES, PROMPT_CHARACTERS, fingerprint, no_model, parse_order, result_reply
+from proxy.orders.result import Result
 from proxy.ports import Order
-from proxy.results import Result
-from proxy.wire import MAX_IMAGES, PROMPT_CHARACTERS, fingerprint, no_model, parse_order, result_reply
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"

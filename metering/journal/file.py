@@ -1,0 +1,410 @@
+"""The gateway's own append-only files: "this order is answered 200", synced before the 200 goes out (rules 8, 12–15).
+
+A journal is a folder. Every start of a gateway is an *incarnation* with files and numbers of its own: entries are
+numbered from 1, without a gap. Callers that wait for an entry at the same time share one write and one sync (group
+commit); what they share is one *frame* (`frames.py`).
+
+Files are allocated ahead: as many as the open orders may need (`reserve`), and always one more. A file that is written
+begins with an empty frame that tells the next number. After a failed write or sync nobody knows what of the frame is on
+the disk. So that file is never written again: the next one begins with the number that was not acknowledged, and
+where two files tell a number, the later one is right. Until a frame on a fresh file is synced the journal has `failed`.
+
+Entries that are released stay on the disk for a while (`Keep`): a ledger that was restored is fed from them.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TypeVar
+from uuid import uuid4
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from metering.journal.frames import (
+    HEAD,
+    LENGTH,
+    MOST_ENTRY_BYTES,
+    MOST_FRAME_BYTES,
+    PAGE_BYTES,
+    Folder,
+    encode_frame,
+    entries_of,
+    file_name,
+)
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+SEGMENT_BYTES = 16 * 1024 * 1024
+"""A file, allocated ahead: some 4,000 commits."""
+
+COMPACT_FILES = 8
+"""Files, 128 MB: below that an old entry that is still needed costs nothing worth a second write …"""
+
+COMPACT_ENTRIES = 64
+"""… and above so many in a file it is not an exception that keeps it."""
+
+SYNC_S = Histogram("ghub_journal_commit_seconds", "A group commit: one write and one sync")
+ENTRIES = Counter("ghub_journal_entries_total", "Entries that are on the disk")
+FAILED = Counter("ghub_journal_failures_total", "Commits that failed; their entries were not acknowledged")
+ROOM = Gauge("ghub_journal_room_bytes", "Allocated and not yet written")
+WRITABLE = Gauge("ghub_journal_writable", "1 while the journal's last write reached the disk, 0 after one that failed")
+
+
+class JournalFailed(Exception):
+    """An entry is not acknowledged: it may be on the disk, or not."""
+
+
+class JournalFull(Exception):
+    """The disk has no room for the files that more open orders may need."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How long files stay that nobody needs any more, and how many bytes of them at most."""
+
+    age_s: float = 0.0
+    most_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    data: bytes
+    done: asyncio.Future[int]
+
+
+@dataclass(slots=True)
+class _Segment:
+    """A file of this incarnation, from entry `first` on. `at`: where the next frame goes, moved by a good sync only.
+
+    `entries` were acknowledged from it, `live` of them are still needed; `written_s` is when, in Unix time, it was last
+    written to.
+    """
+
+    path: Path
+    file: IO[bytes]
+    first: int = 0
+    at: int = 0
+    entries: int = 0
+    live: int = 0
+    written_s: float = 0.0
+
+
+_Place = tuple[_Segment, int, int]
+"""Where an entry lies: segment, offset and length in bytes."""
+
+
+class Journal:
+    """The journal of one running gateway, in a folder that it has claimed.
+
+    `segment_bytes` are allocated twice at once. `registered` says that the ledger has this incarnation as open: then
+    its files outlive the process. Raises OSError where there is no room for them.
+    """
+
+    def __init__(self, folder: Folder, segment_bytes: int = SEGMENT_BYTES, keep: Keep | None = None) -> None:
+        self.incarnation = uuid4()
+        self.registered = False
+        self.failed = False
+        self._folder = folder.path
+        self._segment_bytes = segment_bytes
+        self._frame_bytes = min(MOST_FRAME_BYTES, segment_bytes // 4)
+        self._keep = keep or Keep()
+        self._count = 0
+        self._next_number = 1
+        self._reserved_bytes = 0
+        self._pending: list[_Waiting] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._allocating: asyncio.Task[bool] | None = None
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")  # a stuck disk blocks nobody else's threads
+        self._where: dict[int, _Place] = {}
+        self._segments: deque[_Segment] = deque()
+        self._spares: deque[_Segment] = deque()
+        self._current: _Segment | None = None
+        self._begin(b"")
+        self._spares.append(self._new_segment())
+        self._tell_room()
+        WRITABLE.set(1)
+
+    @property
+    def last_number(self) -> int:
+        """Of the last entry that was acknowledged."""
+        return self._next_number - 1
+
+    @property
+    def room_bytes(self) -> int:
+        """What may surely be written to the allocated files: the rest of a file may be too short for a last frame."""
+        rest = [self._segment_bytes - segment.at for segment in (self._current, *self._spares) if segment is not None]
+        return sum(max(0, size - PAGE_BYTES - self._frame_bytes) for size in rest)
+
+    async def reserve(self, size_bytes: int) -> None:
+        """Set room aside for what an open order may write; files are allocated as they are needed.
+
+        Give it back with `give_back`. Raises JournalFull.
+        """
+        self._reserved_bytes += size_bytes
+        try:
+            while self.room_bytes < self._reserved_bytes:
+                await self._allocate()
+        except BaseException:
+            self._reserved_bytes -= size_bytes
+            raise
+
+    def give_back(self, size_bytes: int) -> None:
+        """The order has ended, whatever it wrote. Spare files that nobody is going to need are deleted."""
+        self._reserved_bytes -= size_bytes
+        while len(self._spares) > 1 and self.room_bytes - self._segment_bytes > 2 * self._reserved_bytes:
+            self._delete(self._spares.pop())
+        self._tell_room()
+
+    async def append(self, data: bytes) -> int:
+        """On the disk when it returns, under the number that it returns. Raises JournalFailed.
+
+        A caller that is cancelled does not know whether it is. Raises ValueError above `MOST_ENTRY_BYTES`, at once.
+        """
+        if not 0 < len(data) <= min(MOST_ENTRY_BYTES, self._segment_bytes // 2):
+            raise ValueError(f"an entry of {len(data)} bytes")
+        waiting = _Waiting(data, asyncio.get_running_loop().create_future())
+        self._pending.append(waiting)
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
+        return await waiting.done
+
+    async def read(self, number: int) -> bytes:
+        """An entry that was not released. Raises OSError."""
+        segment, at, length = self._where[number]
+        return await self._on_disk(lambda: os.pread(segment.file.fileno(), length, at))
+
+    def release(self, number: int) -> None:
+        """This entry is not needed any more."""
+        self._where.pop(number)[0].live -= 1
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
+        kept_bytes = sum(segment.at for segment in list(self._segments) if segment is not self._current)
+        while self._segments and (first := self._segments[0]) is not self._current and not first.live:
+            if kept_bytes <= self._keep.most_bytes and time.time() - first.written_s < self._keep.age_s:
+                return
+            kept_bytes -= first.at
+            self._delete(self._segments.popleft())
+
+    @property
+    def stuck(self) -> list[int]:
+        """Entries that alone keep the oldest file, where there are many files: written again, they free all of it."""
+        if len(self._segments) < COMPACT_FILES:
+            return []
+        first = self._segments[0]
+        if first is self._current or first.live > COMPACT_ENTRIES:
+            return []
+        return [number for number, (segment, _, _) in self._where.items() if segment is first]
+
+    async def kept(self) -> AsyncIterator[list[bytes]]:
+        """Every acknowledged entry on the disk, a file at a time, the latest first; none where nothing is to be kept.
+
+        Raises OSError, JournalError.
+        """
+        for segment in reversed([*self._segments]) if self._keep.age_s else ():
+            with suppress(FileNotFoundError):  # tidied away meanwhile
+                yield await self._on_disk(partial(self._entries, segment))
+
+    async def probe(self) -> None:
+        """After a failure: is a fresh file written and synced? Then the journal has no longer failed."""
+        if self.failed and self._committing is None:
+            await self._probe()
+
+    async def close(self) -> None:
+        """Wait for who waits. Files that are needed stay, and so do those that are kept for a while."""
+        for task in (self._committing, self._allocating):
+            if task is not None:
+                await asyncio.wait({task})
+        self._disk.shutdown()
+        for segment in self._spares:
+            self._delete(segment)
+        for segment in self._segments:
+            # One without an entry, too: a restored ledger may have this incarnation as open again.
+            if self.registered or self._keep.age_s:
+                with suppress(OSError):
+                    os.ftruncate(segment.file.fileno(), segment.at)
+                segment.file.close()
+            else:
+                self._delete(segment)
+
+    # --- in the loop ---
+
+    async def _commit_all(self) -> None:
+        while self._pending:
+            batch = self._batch()
+            try:
+                segment, at = await self._on_disk(partial(self._commit, batch))
+            except Exception as error:  # noqa: BLE001  # whoever waits must be told, whatever it was
+                self._fail(error)
+                await self._probe()
+                for waiting in batch:
+                    if not waiting.done.done():
+                        waiting.done.set_exception(JournalFailed("the journal's disk failed"))
+            else:
+                self._acknowledge(batch, segment, at)
+                self._healed()
+            self.tidy()
+            if not self._spares and self._allocating is None:
+                self._allocating = asyncio.create_task(self._add_spare())
+            self._tell_room()
+        self._committing = None
+
+    async def _probe(self) -> None:
+        with suppress(OSError):
+            await self._on_disk(lambda: self._begin(b""))
+            self._healed()
+            self.tidy()
+
+    def _acknowledge(self, batch: list[_Waiting], segment: _Segment, at: int) -> None:
+        ENTRIES.inc(len(batch))
+        segment.live += len(batch)
+        segment.entries += len(batch)
+        at += HEAD.size
+        for waiting in batch:
+            self._where[self._next_number] = (segment, at + LENGTH.size, len(waiting.data))
+            at += LENGTH.size + len(waiting.data)
+            if not waiting.done.done():
+                waiting.done.set_result(self._next_number)
+            self._next_number += 1
+
+    def _batch(self) -> list[_Waiting]:
+        """As many as one frame takes, and at least one."""
+        size_bytes, count = HEAD.size, 0
+        for waiting in self._pending:
+            size_bytes += LENGTH.size + len(waiting.data)
+            if count and size_bytes > self._frame_bytes:
+                break
+            count += 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        return batch
+
+    def _fail(self, error: Exception) -> None:
+        FAILED.inc()
+        WRITABLE.set(0)
+        self.failed = True
+        foreseen = isinstance(error, OSError)
+        log.error("journal_failed", error=str(error), exc_info=None if foreseen else error)
+
+    def _healed(self) -> None:
+        if self.failed:
+            log.warning("journal_healed")
+        self.failed = False
+        WRITABLE.set(1)
+
+    async def _allocate(self) -> None:
+        """One more spare file; callers at the same time share one. Raises JournalFull."""
+        if self._allocating is None:
+            self._allocating = asyncio.create_task(self._add_spare())
+        if not await asyncio.shield(self._allocating) and self.room_bytes < self._reserved_bytes:
+            raise JournalFull("the journal's disk has no room for another file")
+
+    async def _add_spare(self) -> bool:
+        """Is there more room now? A disk that is full gives up what is kept, the oldest first."""
+        try:
+            # In the disk's thread, which also takes them: files are written in the order of their numbers.
+            await self._on_disk(lambda: self._spares.append(self._new_segment()))
+        except OSError as error:
+            if self._segments and (first := self._segments[0]) is not self._current and not first.live:
+                self._delete(self._segments.popleft())
+                return True
+            log.error("journal_out_of_room", error=error.strerror)
+            return False
+        finally:
+            self._allocating = None
+            self._tell_room()
+        return True
+
+    async def _on_disk(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+
+    def _tell_room(self) -> None:
+        ROOM.set(self.room_bytes)
+
+    # --- in the disk's thread ---
+
+    def _commit(self, batch: list[_Waiting]) -> tuple[_Segment, int]:
+        """One frame, one sync; returns where it lies."""
+        frame = encode_frame(self.incarnation, self._next_number, [waiting.data for waiting in batch])
+        segment = self._current
+        if segment is None or segment.at + len(frame) > self._segment_bytes:
+            return self._begin(frame), PAGE_BYTES
+        at = segment.at
+        try:
+            with SYNC_S.time():
+                _write(segment, frame)
+        except OSError:
+            self._current = None  # never written again
+            with suppress(OSError):
+                os.ftruncate(segment.file.fileno(), segment.at)
+            raise
+        return segment, at
+
+    def _begin(self, frame: bytes) -> _Segment:
+        """Go on in a fresh file, with an empty frame first: what an earlier file says of later numbers is void."""
+        self._current = None
+        segment = self._spares.popleft() if self._spares else self._new_segment()
+        head = encode_frame(self.incarnation, self._next_number, [])
+        try:
+            with SYNC_S.time():
+                _write(segment, head + frame)
+        except OSError:
+            self._delete(segment)  # nothing in it was acknowledged
+            raise
+        segment.first = self._next_number
+        self._segments.append(segment)
+        self._current = segment
+        return segment
+
+    def _entries(self, segment: _Segment) -> list[bytes]:
+        """What was acknowledged from a file: behind it may lie what was not, and was told again elsewhere."""
+        end = segment.first + segment.entries
+        return [one.data for one in entries_of(self.incarnation, [segment.path]) if one.number < end]
+
+    def _new_segment(self) -> _Segment:
+        self._count += 1
+        path = self._folder / file_name(self.incarnation, self._count)
+        file = path.open("x+b", buffering=0)
+        try:
+            os.posix_fallocate(file.fileno(), 0, self._segment_bytes)
+            os.fsync(file.fileno())
+            _sync_folder(self._folder)
+        except OSError:
+            file.close()
+            path.unlink(missing_ok=True)
+            raise
+        return _Segment(path, file)
+
+    @staticmethod
+    def _delete(segment: _Segment) -> None:
+        segment.file.close()
+        with suppress(OSError):  # a disk that fails: what stays is read again, and told twice, which changes nothing
+            segment.path.unlink(missing_ok=True)
+
+
+def _write(segment: _Segment, frame: bytes) -> None:
+    """`at` is moved only when all of it is synced: a write that was cut short leaves the file as it was known."""
+    rest, at = memoryview(frame), segment.at
+    while rest:
+        written = os.pwrite(segment.file.fileno(), rest, at)
+        rest, at = rest[written:], at + written
+    os.fdatasync(segment.file.fileno())
+    segment.at = at
+    segment.written_s = time.time()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

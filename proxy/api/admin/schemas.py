@@ -1,0 +1,558 @@
+"""The admin API as data: its bodies, its queries, its replies, and the table of what it does.
+
+The routes are built from `ACTIONS`, and so can its documentation be. A field's description says how it must be: it
+completes "`field` must be …" in the message for one that is not.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, MOST_ORIGINS, REASON, SOURCE
+from metering.events import End
+from metering.limits import MOST_PER_MINUTE
+from metering.ports import CreditType, Reading, ResponseFormat
+from proxy.api.operation import MOST_KEY_CHARACTERS, Operation, WholeNumber
+from proxy.errors import Kind
+
+T = TypeVar("T")
+
+USUAL, MOST = 20, 100
+"""Rows of a page."""
+
+MOST_MODELS = 100
+"""That one key may name."""
+
+_NAME = "a name: up to 64 letters, digits, spaces, or . _ @ -"
+_OVERLAP_H = int(LONGEST_OVERLAP.total_seconds() // 3600)
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Mxn = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,10}(\.[0-9]{1,6})?$")]
+Budget = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(\.[0-9]{1,6})?$")]
+Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
+Reason = Annotated[str, StringConstraints(pattern=REASON)]
+PerMinute = Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)]
+Quota = Annotated[int, Field(ge=1, le=MOST_A_MONTH)]
+Lifted = Literal["none"]
+
+
+def _written_out(value: object) -> object:
+    """A number of seconds is a moment to the parser, also as text, but has no zone that somebody chose."""
+    if not isinstance(value, str) or "-" not in value[1:]:
+        raise ValueError("no moment with its zone")
+    return value
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_out)]
+
+
+class Asked(BaseModel):
+    """What a client sends as JSON: nothing else in it, and no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NewOrg(Asked):
+    """An organisation to open."""
+
+    name: Name = Field(description=_NAME)
+    plan: str = Field("default", max_length=64, description="the name of a plan")
+
+
+_PER_MINUTE = f"a whole number from 1 to {MOST_PER_MINUTE}, or null"
+_QUOTA = f'a whole number from 1 to {MOST_A_MONTH}, "none", or null for the plan\'s'
+_KEY_QUOTA = f"a whole number from 1 to {MOST_A_MONTH}, or null"
+
+
+class Suspension(Asked):
+    """Why an organisation's orders are refused from now on."""
+
+    reason: Reason = Field(description="why it is suspended, in up to 200 printable characters")
+
+
+class Renaming(Asked):
+    """An organisation's new name."""
+
+    name: Name = Field(description=_NAME)
+
+
+class PlanChange(Asked):
+    """An organisation's new plan."""
+
+    plan: str = Field(max_length=64, description="the name of a plan")
+
+
+class OrgLimits(Asked):
+    """An organisation's own limits: what is absent stays, null is the plan's again, "none" lifts a quota."""
+
+    requests_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
+    images_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
+    in_flight: Quota | Lifted | None = Field(None, description=_QUOTA)
+    images_per_day: Quota | Lifted | None = Field(None, description=_QUOTA)
+    images_per_month: Quota | Lifted | None = Field(None, description=_QUOTA)
+    mxn_per_month: Budget | Lifted | None = Field(
+        None, description='an amount such as "500.00", "none", or null for the plan\'s'
+    )
+
+
+class KeyLimits(Asked):
+    """A key's own limits, beside its organisation's: what is absent stays, null is none."""
+
+    requests_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
+    images_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
+    in_flight: Quota | None = Field(None, description=_KEY_QUOTA)
+    images_per_day: Quota | None = Field(None, description=_KEY_QUOTA)
+    images_per_month: Quota | None = Field(None, description=_KEY_QUOTA)
+    mxn_per_month: Budget | None = Field(None, description='an amount such as "500.00", or null')
+
+
+class NewKey(Asked):
+    """A key to issue."""
+
+    name: Name = Field(description=_NAME)
+    expires: Moment | None = Field(
+        None, description="a moment with its zone, such as 2027-01-31T00:00:00-06:00, or null"
+    )
+    models: list[str] = Field([], max_length=MOST_MODELS, description="a list of model ids; empty for all")
+    test: bool = Field(False, description="true for a key of the sandbox, else false")
+    read: Reading | None = Field(
+        None, description='"org", "own", or null: its own orders where models are named, else all of its organisation'
+    )
+    response_format: ResponseFormat = Field("url", description='"url" or "b64_json"')
+    origins: list[str] = Field(
+        [], max_length=MOST_ORIGINS, description="a list of origins such as https://app.example.mx; empty for no page"
+    )
+
+
+class Rotation(Asked):
+    """How long the old key works beside the new one."""
+
+    overlap_h: int = Field(ge=0, le=_OVERLAP_H, description=f"a whole number of hours from 0 to {_OVERLAP_H}")
+
+
+_WHY = "why the refund is given, in up to 200 printable characters"
+
+
+class NewCredit(Asked):
+    """Money to add, once per id. A refund, and nothing else, has an `order` and a `reason`."""
+
+    id: str = Field(min_length=1, max_length=128, description="the payment's id: 1 to 128 visible ASCII characters")
+    type: CreditType = Field(description="bonus, recharge, refund or adjustment")
+    mxn: Mxn = Field(description='an amount such as "500.00", with at most six decimals')
+    order: str | None = Field(None, max_length=64, description="the id of the order that a refund gives back")
+    reason: Reason | None = Field(None, description=_WHY)
+
+
+class NewRefund(Asked):
+    """What to give back of an order: all that is left of its charge, where no amount is named."""
+
+    reason: Reason = Field(description=_WHY)
+    mxn: Mxn | None = Field(
+        None, description='an amount such as "0.42", with at most six decimals, or null for the rest'
+    )
+
+
+class NewRate(Asked):
+    """A month's exchange rate."""
+
+    month: Month = Field(description="a month such as 2027-01")
+    mxn_per_usd: str = Field(
+        pattern=r"^[0-9]{1,5}(\.[0-9]{1,8})?$",
+        description='MXN for one USD, such as "18.4512", with at most 8 decimals',
+    )
+    source: str = Field(
+        pattern=SOURCE,
+        description="where the rate comes from, in up to 200 printable characters",
+    )
+
+
+class PageQuery(BaseModel):
+    """Which part of a list."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
+    cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
+
+
+class AuditQuery(PageQuery):
+    """Which part of the audit log."""
+
+    org: str | None = Field(None, max_length=64, description="an organisation's id or name")
+    actor: str | None = Field(None, max_length=160, description="who acted, such as jwt:ana or cli:ana")
+    action: str | None = Field(None, max_length=64, description="what was done, such as key.revoke")
+
+
+class WriteHeaders(BaseModel):
+    """Of a write, beside the token."""
+
+    idempotency_key: str | None = Field(
+        None,
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=MOST_KEY_CHARACTERS,
+        description="The same write under the same key is done once.",
+    )
+
+
+class Told(BaseModel):
+    """What a client is answered."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Page(Told, Generic[T]):
+    """A part of a list; `next_cursor` asks for the next one, and is null after the last."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    next_cursor: str | None
+
+
+class InForce(Told):
+    """A limit that holds, and whose it is; "none" where nothing is limited."""
+
+    limit: int | str
+    of: Literal["plan", "organisation"]
+
+
+class Effective(Told):
+    """The limits that hold of an organisation: its own, and where it has none its plan's."""
+
+    requests_per_minute: InForce
+    images_per_minute: InForce
+    in_flight: InForce
+    images_per_day: InForce
+    images_per_month: InForce
+    mxn_per_month: InForce
+
+
+class OrgRow(Told):
+    """An organisation; of its own limits null is the plan's, "none" is lifted. `effective` is what holds of both."""
+
+    org: str
+    name: str
+    plan: str
+    state: Literal["active", "suspended"]
+    requests_per_minute: int | None
+    images_per_minute: int | None
+    in_flight: int | Lifted | None
+    images_per_day: int | Lifted | None
+    images_per_month: int | Lifted | None
+    mxn_per_month: str | None
+    effective: Effective
+    suspended_at: str | None
+    created_at: str
+
+
+class KeyRow(Told):
+    """A key without the key; of its own limits null is none. `models` is empty where it may use all.
+
+    `read` is whose orders it may read: its organisation's, or its own and those of the keys that it was rotated from.
+    """
+
+    key_id: str
+    org: str
+    name: str
+    state: Literal["active", "expired", "revoked"]
+    test: bool
+    models: list[str]
+    read: Reading
+    response_format: ResponseFormat
+    origins: list[str]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+    requests_per_minute: int | None
+    images_per_minute: int | None
+    in_flight: int | None
+    images_per_day: int | None
+    images_per_month: int | None
+    mxn_per_month: str | None
+
+
+class IssuedKeyRow(KeyRow):
+    """A key that this request has issued. `key` is told this once; when the request is repeated it is null."""
+
+    key: str | None
+
+
+class CreditRow(Told):
+    """A credit; `added` is false where it was there before this request."""
+
+    id: str
+    org: str
+    type: CreditType
+    mxn: str
+    order: str | None
+    reason: str | None
+    added: bool
+
+
+class RefundRow(Told):
+    """A refund, and what its order was charged, what of that is refunded in all, and what still may be."""
+
+    id: str
+    order: str
+    org: str
+    mxn: str
+    reason: str
+    at: str
+    charged_mxn: str
+    refunded_mxn: str
+    refundable_mxn: str
+
+
+class PriceRow(Told):
+    """How an order's unit price came about."""
+
+    usd_per_image: str
+    variant: str | None
+    price_book: str
+    markup: str
+    mxn_per_usd: str
+    fx_month: str
+    fx_source: str
+    unit_mxn: str
+
+
+class EndRow(Told):
+    """How an order ended; `booked_at` is null until the ledger has it."""
+
+    end: End
+    reason: str
+    ended_at: str
+    booked_at: str | None
+    number: int
+    quantity: int
+    amount_mxn: str
+
+
+class ImageRow(Told):
+    """A delivered image."""
+
+    path: str
+    url: str | None
+    content_type: str
+    bytes: int
+    sha256: str
+    width_px: int
+    height_px: int
+
+
+class OrderRefundRow(Told):
+    """A refund of the order."""
+
+    id: str
+    mxn: str
+    reason: str
+    at: str
+
+
+class SetAsideRow(Told):
+    """An end of the order that could not be booked, and when it was fed again."""
+
+    partition: int
+    entry: str
+    error: str
+    at: str
+    fed_again_at: str | None
+
+
+class HoldRow(Told):
+    """The hold of an open order, and the gateway that makes it."""
+
+    held_mxn: str
+    images: int
+    expires_at: str | None
+    owner: str | None
+    owner_lives: bool
+
+
+class WaitingRow(Told):
+    """Where its event waits in the stream."""
+
+    partition: int
+    entry: str
+
+
+class RedisRow(Told):
+    """What Redis knows of it, which is null after a day."""
+
+    state: Literal["open", "ran_out", "charge", "void", "expiry"] | None
+    reason: str | None
+    amount_mxn: str | None
+    hold: HoldRow | None
+    waiting: WaitingRow | None
+
+
+class OpenJournalRow(Told):
+    """A gateway's journal that is not closed, with its answered orders that Redis has yet to charge; null: unknown."""
+
+    incarnation: str
+    uncharged: int | None
+
+
+class OrderRow(Told):
+    """What is known of an order. A charge that is `booked` may be refunded; `redis_away` says why `redis` is null."""
+
+    id: str
+    order: str
+    status: Literal["charged", "void", "expired", "open", "ran_out", "set_aside", "unknown"]
+    booked: bool
+    org: str | None
+    org_name: str | None
+    key_id: str | None
+    key_name: str | None
+    model: str | None
+    provider: str | None
+    upstream: str | None
+    size: str | None
+    quality: str | None
+    region: str | None
+    images_asked: int | None
+    admitted_at: str | None
+    day: str | None
+    month: str | None
+    price: PriceRow | None
+    quantity: int
+    amount_mxn: str
+    usd_measured: str | None
+    refunded_mxn: str
+    refundable_mxn: str
+    result_kept: bool
+    ends: list[EndRow]
+    images: list[ImageRow]
+    refunds: list[OrderRefundRow]
+    set_aside: list[SetAsideRow]
+    redis: RedisRow | None
+    redis_away: str | None
+    journals_not_closed: list[OpenJournalRow]
+
+
+class BalanceRow(Told):
+    """What an organisation can spend, what open orders hold, and their sum."""
+
+    org: str
+    currency: Literal["MXN"] = "MXN"
+    available_mxn: str
+    held_mxn: str
+    balance_mxn: str
+
+
+class NoticeRow(Told):
+    """What an organisation was told. `limit` and `used` are images, or MXN as a decimal string."""
+
+    what: str
+    key_id: str | None
+    percent: int
+    period: str
+    limit: int | str
+    used: int | str
+    at: str
+
+
+class RateRow(Told):
+    """The rate in force of a month."""
+
+    month: str
+    mxn_per_usd: str
+    source: str
+
+
+class NewRateRow(RateRow):
+    """The same; `added` is false where it was there before this request."""
+
+    added: bool
+
+
+class AuditRow(Told):
+    """Who did what to which target."""
+
+    id: int
+    at: str
+    actor: str
+    action: str
+    org: str | None
+    target: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that the admin API does, for tokens of the role `admin`. `status` is that of success."""
+
+    name: str
+    method: Literal["GET", "POST", "PATCH"]
+    path: str
+    summary: str
+    reply: type[BaseModel]
+    status: int = 200
+    body: type[Asked] | None = None
+    query: type[PageQuery] | None = None
+
+    @property
+    def writes(self) -> bool:
+        """It takes an `Idempotency-Key`, and stands in the audit log."""
+        return self.method != "GET"
+
+    @property
+    def errors(self) -> tuple[Kind, ...]:
+        """What it may be refused with."""
+        found = [Kind.INVALID_TOKEN, Kind.NOT_ALLOWED, Kind.UNAVAILABLE, Kind.INTERNAL]
+        if self.body is not None or self.query is not None or self.writes:
+            found.append(Kind.INVALID_REQUEST)
+        if "{" in self.path or self.query is AuditQuery:
+            found.append(Kind.NOT_FOUND)
+        if self.writes:
+            found += [Kind.KEY_REUSED, Kind.TOO_LARGE]
+        return tuple(found)
+
+    @property
+    def operation(self) -> Operation:
+        """As the OpenAPI document tells it."""
+        return Operation(
+            self.method,
+            self.path,
+            self.summary,
+            self.reply,
+            status=self.status,
+            body=self.body,
+            query=self.query,
+            headers=WriteHeaders if self.writes else None,
+            errors=self.errors,
+            security="admin",
+        )
+
+
+_ORG = "/admin/v1/orgs/{org}"
+_KEY = "/admin/v1/keys/{key_id}"
+_ORDER = "/admin/v1/orders/{id}"
+
+ACTIONS = (
+    Action("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
+    Action("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
+    Action("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
+    Action("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
+    Action("suspend_org", "POST", f"{_ORG}/suspend", "Refuse its orders", OrgRow, body=Suspension),
+    Action("resume_org", "POST", f"{_ORG}/resume", "Take its orders again", OrgRow),
+    Action("rename_org", "POST", f"{_ORG}/rename", "Call it otherwise", OrgRow, body=Renaming),
+    Action("org_plan", "POST", f"{_ORG}/plan", "Give it another plan", OrgRow, body=PlanChange),
+    Action("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
+    Action("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
+    Action("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),
+    Action(
+        "rotate_key", "POST", f"{_KEY}/rotate", "Issue a key in place of this one", IssuedKeyRow, 201, body=Rotation
+    ),
+    Action("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
+    Action("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
+    Action("order", "GET", _ORDER, "All that is known of an order", OrderRow),
+    Action("refund", "POST", f"{_ORDER}/refund", "Give back what it was charged", RefundRow, 201, body=NewRefund),
+    Action("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
+    Action("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
+    Action("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),
+    Action("add_rate", "POST", "/admin/v1/fx", "Add a month's exchange rate", NewRateRow, 201, body=NewRate),
+    Action("audit", "GET", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], query=AuditQuery),
+)

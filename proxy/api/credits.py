@@ -1,0 +1,60 @@
+"""What an organisation may read about itself: GET /v1/credits."""
+
+from dataclasses import replace
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.money import format_mxn
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Caller, Cut, Wallet
+from proxy.api.auth import Authenticator, check_state
+from proxy.api.middleware import context_of
+from proxy.api.reads import Read, ReadRates
+from proxy.errors import wallet_away
+
+
+async def checked(
+    request: Request, authenticator: Authenticator, wallet: Wallet, rates: ReadRates, read: Read
+) -> tuple[Caller, Cut]:
+    """The caller and its wallet, its key checked at this moment, and the read counted. Raises ApiError 401, 403, 429
+    or 503."""
+    try:
+        caller = await authenticator.caller(request.headers)
+        context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
+        cut = await wallet.read(caller.org_id, caller.key_id)
+    except WalletAway:
+        raise wallet_away() from None
+    check_state(cut.key_state)
+    rates.take(caller.org_id, read)
+    return caller, cut
+
+
+class CreditsEndpoint:
+    """The prepaid balance, in MXN as decimal strings. The sandbox has none, and a test key is told of no other."""
+
+    def __init__(self, authenticator: Authenticator, wallet: Wallet, rates: ReadRates) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._rates = rates
+
+    async def read(self, request: Request) -> Response:
+        """GET /v1/credits."""
+        caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.CREDITS)
+        if caller.test:
+            cut = replace(cut, available_micro_mxn=0, held_micro_mxn=0)
+        document = {"object": "credits", "currency": "MXN"} | balance_fields(cut)
+        available = document["available_mxn"]
+        return Response(
+            orjson.dumps(document), media_type="application/json", headers={"x-geekhub-balance-mxn": available}
+        )
+
+
+def balance_fields(cut: Cut) -> dict[str, str]:
+    """What can be spent, what open orders hold, and their sum."""
+    return {
+        "available_mxn": format_mxn(cut.available_micro_mxn),
+        "held_mxn": format_mxn(cut.held_micro_mxn),
+        "balance_mxn": format_mxn(cut.available_micro_mxn + cut.held_micro_mxn),
+    }

@@ -1,0 +1,195 @@
+"""What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
+
+import base64
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.ports import LAST, Delivered, Ledger, LedgerAway, ResultKey
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Caller, Wallet
+from proxy.api.auth import Authenticator
+from proxy.api.credits import checked
+from proxy.api.operation import WholeNumber
+from proxy.api.reads import Read, ReadRates
+from proxy.api.replies import Replies
+from proxy.api.requests import language_of
+from proxy.errors import ApiError, Kind, wallet_away
+from proxy.messages import (
+    CHARGED_NOT_BOOKED,
+    CURSOR,
+    NO_GENERATION,
+    RAN_OUT,
+    TWICE,
+    UNKNOWN_PARAMETER,
+    WHOLE_NUMBER,
+    Language,
+    Text,
+    told,
+)
+from proxy.orders.order import key_hash, result_document
+from proxy.orders.result import decode
+from proxy.outcomes import reason_as_error
+
+BOOKED_RETRY_S = 1.0
+"""The consumer takes about so long."""
+
+USUAL, MOST = 20, 100
+"""Of a list."""
+
+MOST_CURSOR = 128
+"""Characters; ours have some 80."""
+
+
+class HistoryQuery(BaseModel):
+    """Which of the organisation's generations."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    idempotency_key: Annotated[str | None, Field(description="The one that was placed under it.")] = None
+    limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description="At most so many.")
+    after: Annotated[str | None, Field(max_length=MOST_CURSOR, description="`next_cursor` of the page before.")] = None
+
+
+class HistoryEndpoint:
+    """Only what the caller's key may read, as if nothing else were there; it is checked at this moment."""
+
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies, rates: ReadRates
+    ) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._ledger = ledger
+        self._replies = replies
+        self._rates = rates
+
+    async def one(self, request: Request) -> Response:
+        """By the id that its reply had, or would have had."""
+        try:
+            caller = await self._caller(request)
+            return await self._generation(request, caller, _uuid(request.path_params["id"]))
+        except (WalletAway, LedgerAway):
+            raise wallet_away() from None
+
+    async def list(self, request: Request) -> Response:
+        """The latest first, page by page; or, with `idempotency_key`, the one that was placed under it."""
+        try:
+            caller = await self._caller(request)
+            query = _query(request)
+            if query.idempotency_key is not None:
+                asked = key_hash(query.idempotency_key, caller.scope)
+                request_id = await self._wallet.under_key(caller.org_id, asked)
+                if request_id is None:
+                    raise _unknown()
+                return await self._generation(request, caller, UUID(request_id))
+            found = await self._ledger.results(caller.org_id, _key(query.after), query.limit + 1, caller.reads)
+        except (WalletAway, LedgerAway):
+            raise wallet_away() from None
+        page = found[: query.limit]
+        rows = [self._completed(one.delivered) for one in page]
+        cursor = _cursor(page[-1].key) if len(found) > len(page) else None
+        return _json({"object": "list", "data": rows, "has_more": cursor is not None, "next_cursor": cursor})
+
+    async def _caller(self, request: Request) -> Caller:
+        caller, _ = await checked(request, self._authenticator, self._wallet, self._rates, Read.HISTORY)
+        return caller
+
+    def _completed(self, delivered: Delivered) -> dict[str, Any]:
+        result = decode(delivered)
+        return result_document(result, self._replies.items(result)) | {"status": "completed"}
+
+    async def _generation(self, request: Request, caller: Caller, request_id: UUID) -> Response:
+        for _ in range(2):  # it may end between the two questions
+            if (delivered := await self._delivered(caller, str(request_id))) is not None:
+                return _json(self._completed(delivered))
+            stands = await self._wallet.stands(caller.org_id, str(request_id))
+            if stands is None or not caller.may_read(stands.key_id):
+                raise _unknown()
+            if stands.end != "charge":
+                break
+        else:
+            raise ApiError(Kind.UNAVAILABLE, CHARGED_NOT_BOOKED, retry_after_s=BOOKED_RETRY_S)
+        public_id = f"req_{request_id.hex}"
+        row = {"id": public_id, "object": "list", "data": []}
+        if stands.end == "open":
+            return _json(row | {"status": "in_progress"})
+        error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if stands.end == "expiry" else reason_as_error(stands.reason)
+        wanted = language_of(request.headers)
+        envelope = orjson.loads(error.body(public_id, wanted))
+        return _json(row | {"status": "failed"} | envelope, told(error.message, wanted)[1])
+
+    async def _delivered(self, caller: Caller, request_id: str) -> Delivered | None:
+        """Redis has it first, and may not know who placed it, which the ledger does."""
+        for kept in (self._wallet, self._ledger):
+            found = await kept.result(caller.org_id, request_id)
+            if found is not None and caller.may_read(found.key_id):
+                return found
+        return None
+
+
+def _json(document: dict[str, Any], language: Language | None = None) -> Response:
+    """`language` is the one of an error in it."""
+    headers = {"vary": "accept-language"} | ({"content-language": language} if language is not None else {})
+    return Response(orjson.dumps(document), media_type="application/json", headers=headers)
+
+
+def _uuid(public_id: str) -> UUID:
+    digits = public_id.removeprefix("req_")
+    if len(digits) == 32 and public_id.startswith("req_") and set(digits) <= set("0123456789abcdef"):
+        return UUID(digits)
+    raise _unknown()
+
+
+def _query(request: Request) -> HistoryQuery:
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise _bad(twice[:64], TWICE.of(name=twice[:64]))
+    try:
+        return HistoryQuery.model_validate(dict(given))
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])[:64]
+    match name:
+        case "limit":
+            raise _bad(name, WHOLE_NUMBER.of(name=name, least=1, most=MOST))
+        case "after":
+            raise _bad_cursor()
+        case _:
+            known = ", ".join(f"`{one}`" for one in HistoryQuery.model_fields)
+            raise _bad(name, UNKNOWN_PARAMETER.of(name=name, known=known))
+
+
+def _cursor(key: ResultKey) -> str:
+    text = f"{key.ended_us} {key.request_id}"
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _key(cursor: str | None) -> ResultKey | None:
+    """Where a page begins. Raises ApiError 400 for what is no cursor of ours."""
+    if cursor is None:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        ended_us, _, request_id = text.partition(" ")
+        key = ResultKey(int(ended_us), str(UUID(request_id)))
+    except ValueError:
+        raise _bad_cursor() from None
+    if _cursor(key) != cursor or not 0 <= key.ended_us <= LAST:
+        raise _bad_cursor()
+    return key
+
+
+def _bad_cursor() -> ApiError:
+    return _bad("after", CURSOR.of(name="after"))
+
+
+def _bad(name: str, message: Text) -> ApiError:
+    return ApiError(Kind.INVALID_REQUEST, message, param=name)
+
+
+def _unknown() -> ApiError:
+    return ApiError(Kind.NO_GENERATION, NO_GENERATION)

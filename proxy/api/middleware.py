@@ -1,0 +1,108 @@
+"""Around every request: its id, its one log line, its metrics. Plain ASGI."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from proxy.api.addresses import origin_form
+from proxy.orders.ending import Ending
+
+log = structlog.get_logger("request")
+
+REQUESTS = Counter("ghub_requests_total", "HTTP requests", ["route", "status"])
+SECONDS = Histogram(
+    "ghub_request_seconds", "Time to the reply's end", ["route"], buckets=(0.01, 0.1, 1, 5, 10, 20, 40, 60)
+)
+
+MOST_CLIENT_ID_CHARACTERS = 128
+"""Of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
+
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Asked every few seconds by the platform: counted, not logged."""
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """What belongs to one HTTP request. `started_s` is `time.monotonic` when its head was read.
+
+    `ending` is what is known of the charge of the order that it places.
+    """
+
+    request_id: UUID = field(default_factory=uuid4)
+    started_s: float = field(default_factory=time.monotonic)
+    facts: dict[str, Any] = field(default_factory=dict)
+    ending: Ending = field(default_factory=Ending)
+
+    @property
+    def public_id(self) -> str:
+        """As customers see it."""
+        return f"req_{self.request_id.hex}"
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """The context that the middleware put into this request's scope."""
+    context: RequestContext = scope["ghub"]
+    return context
+
+
+def _client_request_id(scope: Scope) -> str | None:
+    """By which the client, or what stands before us, knows this request; one that is none is passed over."""
+    sent = Headers(scope=scope).get("x-request-id", "")
+    plain = 0 < len(sent) <= MOST_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
+    return sent if plain else None
+
+
+class RequestMiddleware:
+    """The outermost layer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        origin_form(scope)
+        context = RequestContext()
+        scope["ghub"] = context
+        theirs = _client_request_id(scope)
+        if theirs is not None:
+            context.facts["client_request_id"] = theirs
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = context.public_id
+                if theirs is not None:
+                    headers["x-client-request-id"] = theirs
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # Starlette has answered it with our envelope, and raises it again for whoever keeps the log.
+            log.exception("fault", request_id=context.public_id)
+        finally:
+            elapsed_s = time.monotonic() - context.started_s
+            route = getattr(scope.get("route"), "path", "other")
+            REQUESTS.labels(route, str(status)).inc()
+            SECONDS.labels(route).observe(elapsed_s)
+            if route not in PROBES:
+                log.info(
+                    "request",
+                    request_id=context.public_id,
+                    method=scope["method"],
+                    route=route,
+                    status=status,
+                    elapsed_ms=round(elapsed_s * 1000),
+                    **context.facts,
+                )

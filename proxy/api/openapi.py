@@ -1,0 +1,427 @@
+"""GET /openapi.json: the whole HTTP surface, from the models that check what comes in and describe what goes out."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+from pydantic_core import core_schema
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy.api.cors import ANY_PAGE
+from proxy.api.deliveries import HistoryQuery
+from proxy.api.images import OrderHeaders
+from proxy.api.middleware import MOST_CLIENT_ID_CHARACTERS
+from proxy.api.operation import Operation
+from proxy.api.schemas import (
+    Alive,
+    Credits,
+    Delivered,
+    Error,
+    Found,
+    Generation,
+    Model,
+    Models,
+    OpenApi,
+    Ready,
+)
+from proxy.api.sending import Sending
+from proxy.api.usage import UsageQuery, UsageReply
+from proxy.errors import Kind
+from proxy.media.formats import FORMATS
+from proxy.messages import DOCUMENTS_AT_ONCE, LANGUAGES
+from proxy.orders.order import OrderBody
+
+VERSION = "1"
+"""Of the API: what stands in its paths."""
+
+OPENAPI_PATH = "/openapi.json"
+
+MOST_DOCUMENTS = 64
+"""That are being sent at a time, to all together: it is the one large reply that nobody needs a key for."""
+
+
+IMAGE_PATH = "/storage/v1/object/public/generated-images/{org}/{request}/{file}"
+
+KEPT = "public, max-age=300"
+"""A client asks again after five minutes, and is told by ETag that nothing has changed."""
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/images/generations",
+        "Make images",
+        Delivered,
+        body=OrderBody,
+        headers=OrderHeaders,
+        errors=(
+            Kind.CONTENT_POLICY,
+            Kind.BALANCE,
+            Kind.BUDGET,
+            Kind.MODEL_NOT_ALLOWED,
+            Kind.SUSPENDED,
+            Kind.MODEL_NOT_FOUND,
+            Kind.KEY_REUSED,
+            Kind.RATE_LIMIT,
+            Kind.QUOTA,
+            Kind.PROVIDER,
+            Kind.FX_MISSING,
+            Kind.BUSY,
+            Kind.CHARGED,
+            Kind.DEADLINE,
+            Kind.END_UNKNOWN,
+        ),
+    ),
+    Operation(
+        "GET",
+        "/v1/images/generations",
+        "What was delivered, the latest first",
+        Found,
+        query=HistoryQuery,
+        errors=(Kind.INVALID_REQUEST, Kind.NO_GENERATION, Kind.RATE_LIMIT),
+    ),
+    Operation(
+        "GET",
+        "/v1/images/generations/{id}",
+        "How an order stands",
+        Generation,
+        errors=(Kind.NO_GENERATION, Kind.RATE_LIMIT),
+    ),
+    Operation("GET", "/v1/models", "What can be ordered, with this month's price", Models, errors=(Kind.RATE_LIMIT,)),
+    Operation("GET", "/v1/models/{model_id}", "One model", Model, errors=(Kind.MODEL_NOT_FOUND, Kind.RATE_LIMIT)),
+    Operation("GET", "/v1/credits", "The prepaid balance", Credits, errors=(Kind.RATE_LIMIT,)),
+    Operation(
+        "GET",
+        "/v1/usage",
+        "What was charged, by day, model and key",
+        UsageReply,
+        query=UsageQuery,
+        errors=(Kind.INVALID_REQUEST, Kind.RATE_LIMIT),
+        media=("application/json", "text/csv"),
+    ),
+    Operation("GET", "/healthz", "Is the process alive?", Alive, security="none", media=("text/plain",)),
+    Operation("GET", "/readyz", "Does the process take work?", Ready, security="none", media=("text/plain",)),
+    Operation("GET", OPENAPI_PATH, "This document", OpenApi, errors=(Kind.RATE_LIMIT,), security="none"),
+)
+"""What every gateway answers."""
+
+IMAGES = Operation(
+    "GET", IMAGE_PATH, "An image", None, security="none", media=tuple(kind.content_type for kind in FORMATS)
+)
+"""Where the gateway itself serves what lies in a local folder."""
+
+_COMMON = {
+    "key": (
+        Kind.MISSING_KEY,
+        Kind.INVALID_KEY,
+        Kind.KEY_REVOKED,
+        Kind.KEY_EXPIRED,
+        Kind.ORIGIN_NOT_ALLOWED,
+        Kind.UNAVAILABLE,
+    ),
+    "admin": (),
+    "none": (),
+}
+"""What an operation of a security may answer whatever it does."""
+
+_SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "admin": [{"admin": []}], "none": []}
+
+_TEXT = {"text/plain": {"schema": {"type": "string"}}}
+
+_BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "/readyz": {"503": {"description": "it drains, starts, or cannot work: the text says why", "content": _TEXT}},
+    OPENAPI_PATH: {"304": {"description": "unchanged: `If-None-Match` names its ETag"}},
+    IMAGE_PATH: {
+        "206": {
+            "description": "the part that `Range` asks for",
+            "content": {kind.content_type: {} for kind in FORMATS} | {"multipart/byteranges": {}},
+        },
+        "304": {"description": "unchanged: `If-None-Match` names its ETag"},
+        "400": {"description": "a `Range` that is none", "content": _TEXT},
+        "416": {"description": "a `Range` that the image does not have", "content": _TEXT},
+    },
+}
+"""Answers that are neither an operation's own nor an error of the table, by path and status."""
+
+_EXAMPLES: Mapping[str, str] = {
+    "id": "req_7d2f1f0e0c5b4a35a1f8f6f1f0b1c2d3",
+    "model_id": "fal/flux-1.1-pro",
+}
+"""Of what stands in a path. A model's id has a slash, which may be written as %2F."""
+
+_TEXTS: dict[str, str] = {"type": "string"}
+_NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
+_AMOUNT: dict[str, str] = {"type": "string", "pattern": r"^-?[0-9]+\.[0-9]{2,6}$"}
+_WAIT: dict[str, str] = {"type": "string", "pattern": "^([0-9]+m)?[0-9]+m?s$"}
+
+HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "x-request-id": ("Of this request; on a replay it is not the order's", {"pattern": "^req_[0-9a-f]{32}$"} | _TEXTS),
+    "x-should-retry": ("What the official SDKs obey", {"type": "string", "enum": ["true", "false"]}),
+    "retry-after": ("Seconds", _NUMBER),
+    "retry-after-ms": ("Milliseconds", _NUMBER),
+    "x-geekhub-balance-mxn": ("What the organisation can spend now; absent where Redis is away", _AMOUNT),
+    "x-geekhub-cost-mxn": ("What this request was charged", _AMOUNT),
+    "x-ratelimit-limit-requests": ("Per minute", _NUMBER),
+    "x-ratelimit-remaining-requests": ("At this moment", _NUMBER),
+    "x-ratelimit-reset-requests": ("Until all of them are there again, as `20ms`, `1s`, `6m0s`", _WAIT),
+    "x-ratelimit-limit-images": ("Per minute", _NUMBER),
+    "x-ratelimit-remaining-images": ("At this moment", _NUMBER),
+    "x-ratelimit-reset-images": ("Until all of them are there again", _WAIT),
+    "x-client-request-id": (
+        "The request's own `X-Request-ID`, where it sent one of at most 128 visible ASCII characters",
+        {"maxLength": MOST_CLIENT_ID_CHARACTERS} | _TEXTS,
+    ),
+    "content-language": ("Of the message, as `Accept-Language` prefers", {"enum": list(LANGUAGES)} | _TEXTS),
+    "accept-encoding": ("How a body may be compressed", _TEXTS),
+    "idempotent-replayed": ("It was done before; nothing was done or charged again", {"const": "true"} | _TEXTS),
+    "deprecation": ("RFC 9745: the model has a day to end", _TEXTS),
+    "sunset": ("RFC 8594: that day", _TEXTS),
+    "link": ("The model's successor", _TEXTS),
+    "allow": ("The methods of this address", _TEXTS),
+    "etag": ("Of this version", _TEXTS),
+    "cache-control": ("How long it may be kept", _TEXTS),
+    "vary": ("What the form of the answer depends on", _TEXTS),
+    "content-disposition": ("Of CSV: a name for its file", _TEXTS),
+    "www-authenticate": ("How to send a token", _TEXTS),
+}
+"""All that a reply may carry beside HTTP's own, and a page's script may read."""
+
+_ALWAYS = frozenset(
+    {
+        "x-request-id",
+        "x-should-retry",
+        "x-geekhub-cost-mxn",
+        "allow",
+        "accept-encoding",
+        "etag",
+        "cache-control",
+        "vary",
+        "www-authenticate",
+    }
+)
+"""Never absent from a reply that may have them."""
+
+_BALANCE = ("x-geekhub-balance-mxn",)
+_RATES = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
+_TELLING_RATES = (400, 402, 404, 429, 500, 502, 503, 504)
+"""Of an order: where its limits may have been asked before it was refused or failed."""
+
+_OF_REPLY: Mapping[type[BaseModel], tuple[str, ...]] = {
+    Delivered: (
+        *_BALANCE,
+        *_RATES,
+        "x-geekhub-cost-mxn",
+        "idempotent-replayed",
+        "deprecation",
+        "sunset",
+        "link",
+    ),
+    Credits: _BALANCE,
+    OpenApi: ("etag", "cache-control"),
+    UsageReply: ("content-disposition", "vary"),
+    Generation: ("vary", "content-language"),
+    Found: ("vary", "content-language"),
+}
+"""Headers of a 200, by its model."""
+
+
+class _Schemas(GenerateJsonSchema):
+    """Without titles that repeat a field's name, and without `default: null` where a field may be absent."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> dict[str, Any]:
+        made = super().default_schema(schema)
+        if made.get("default", ...) is None:
+            del made["default"]
+        return made
+
+
+def document(operations: Iterable[Operation]) -> dict[str, Any]:
+    """OpenAPI 3.1 of these operations; each GET is also a HEAD, without a body."""
+    rows = list(operations)
+    schemas, references = _components(rows)
+    paths: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        told = _operation(row, references)
+        path = paths.setdefault(row.path, {})
+        path[row.method.lower()] = told
+        if row.method == "GET":
+            path["head"] = _head(told)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "GeekHub image gateway",
+            "version": VERSION,
+            "description": "OpenAI's Images API for many providers' models, charged in MXN. Any other address is 404"
+            " `not_found`, and names the one that is meant where that can be seen; any other method of an address"
+            " here is 405; both in the form of `Error`. Messages to customers are Spanish where `Accept-Language`"
+            " prefers it. A body may be compressed: `Content-Encoding` gzip, deflate, br or zstd. `X-Request-ID` is"
+            " logged and given back as `x-client-request-id`.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "headers": {name: _header(name) for name in HEADERS},
+            "securitySchemes": {
+                "ghub_sk": {"type": "http", "scheme": "bearer", "description": "An API key: `ghub_sk_live_…`"},
+                "admin": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            },
+        },
+    }
+
+
+_References = dict[tuple[Any, JsonSchemaMode], dict[str, Any]]
+"""Where a model's schema is, by model and by whether it checks or describes; a parameters' model's is here itself."""
+
+
+def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]:
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
+    wanted += [(row.reply, "serialization") for row in rows if row.reply is not None]
+    wanted += [(model, "validation") for row in rows for model in (row.body, row.query, row.headers) if model]
+    references, made = models_json_schema(
+        list(dict.fromkeys(wanted)), ref_template="#/components/schemas/{model}", schema_generator=_Schemas
+    )
+    schemas: dict[str, Any] = made.get("$defs", {})
+    parameters = {model for row in rows for model in (row.query, row.headers) if model}
+    found: _References = {}
+    for (model, mode), reference in references.items():
+        name = reference.get("$ref", "").rpartition("/")[2]
+        found[model, mode] = schemas.pop(name) if model in parameters else reference
+    return schemas, found
+
+
+def _operation(row: Operation, references: _References) -> dict[str, Any]:
+    told: dict[str, Any] = {"summary": row.summary, "security": _SECURITY[row.security]}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": _in_path(name)} for name in _names(row.path)
+    ]
+    for place, model in (("query", row.query), ("header", row.headers)):
+        if model is not None:
+            parameters += _parameters(place, references[model, "validation"])
+    if parameters:
+        told["parameters"] = parameters
+    if row.body is not None:
+        content = {"application/json": {"schema": references[row.body, "validation"]}}
+        told["requestBody"] = {"required": True, "content": content}
+    told["responses"] = {str(row.status): _answer(row, references)} | _errors(row)
+    return told
+
+
+def _names(path: str) -> list[str]:
+    return [part[1:-1] for part in path.split("/") if part.startswith("{")]
+
+
+def _in_path(name: str) -> dict[str, Any]:
+    examples = {"examples": [_EXAMPLES[name]]} if name in _EXAMPLES else {}
+    return {"type": "string", "minLength": 1} | examples
+
+
+def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A model's fields as parameters: what is unset is not sent, so that null is none of their values."""
+    parameters = []
+    for name, field in schema["properties"].items():
+        rest = {key: value for key, value in field.items() if key not in ("anyOf", "description")}
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        rest |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
+        told = {"name": name, "in": place, "required": name in schema.get("required", ()), "schema": rest}
+        parameters.append(told | {key: field[key] for key in ("description",) if key in field})
+    return parameters
+
+
+def _answer(row: Operation, references: _References) -> dict[str, Any]:
+    schema = references[row.reply, "serialization"] if row.reply is not None else None
+    names = ["x-request-id", "x-client-request-id", *(_OF_REPLY.get(row.reply, ()) if row.reply is not None else ())]
+    if row.security == "admin":
+        names += ["cache-control"] if row.headers is None else ["cache-control", "idempotent-replayed"]
+    answer: dict[str, Any] = {
+        "description": (row.reply.__doc__ if row.reply is not None else None) or row.summary,
+        "headers": _references(*names),
+    }
+    if row.reply is not None or row.media != ("application/json",):
+        answer["content"] = {media: _content(row, media, schema) for media in row.media}
+    return answer
+
+
+def _content(row: Operation, media: str, schema: dict[str, Any] | None) -> dict[str, Any]:
+    """The model describes the JSON, or the one medium that there is; the same as CSV is text."""
+    if schema is None:
+        return {}
+    return {"schema": schema if media == "application/json" or len(row.media) == 1 else {"type": "string"}}
+
+
+def _errors(row: Operation) -> dict[str, Any]:
+    kinds = {*row.errors, *_COMMON[row.security], Kind.METHOD, Kind.INTERNAL}
+    if _names(row.path):
+        kinds.add(Kind.NOT_FOUND)
+    if row.body is not None:
+        kinds |= {Kind.INVALID_REQUEST, Kind.TOO_LARGE, Kind.ENCODING}
+    answers: dict[str, Any] = {}
+    for status in sorted({kind.value.status for kind in kinds}):
+        of_status = [kind.value for kind in Kind if kind in kinds and kind.value.status == status]
+        names = ["x-request-id", "x-client-request-id", "x-should-retry", "content-language", "vary"]
+        names += ["allow"] if status == Kind.METHOD.value.status else []
+        names += ["accept-encoding"] if status == Kind.ENCODING.value.status else []
+        names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
+        names += ["retry-after", "retry-after-ms"] if status in (402, 429, 502, 503) else []
+        if Kind.QUOTA in kinds:  # an order
+            names += _BALANCE if status in (402, 429) else []
+            names += _RATES if status in _TELLING_RATES else []
+        elif status == Kind.RATE_LIMIT.value.status:
+            names += [name for name in _RATES if name.endswith("-requests")]
+        codes = {
+            "type": {"enum": list(dict.fromkeys(one.type for one in of_status))},
+            "code": {"enum": [one.code for one in of_status]},
+        }
+        schema = {
+            "allOf": [{"$ref": "#/components/schemas/Error"}],
+            "properties": {"error": {"properties": codes}},
+        }
+        answers[str(status)] = {
+            "description": "; ".join(f"`{one.code}`: {one.when}" for one in of_status),
+            "headers": _references(*names),
+            "content": {"application/json": {"schema": schema}},
+        }
+    for number, answer in _BESIDE.get(row.path, {}).items():
+        answers[number] = {**answer, "headers": _references("x-request-id", "x-client-request-id")}
+    return dict(sorted(answers.items()))
+
+
+def _head(told: Mapping[str, Any]) -> dict[str, Any]:
+    answers = {
+        status: {key: value for key, value in answer.items() if key != "content"}
+        for status, answer in told["responses"].items()
+    }
+    return {**told, "summary": f"{told['summary']}: the headers alone", "responses": answers}
+
+
+def _references(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _header(name: str) -> dict[str, Any]:
+    description, schema = HEADERS[name]
+    return {"description": description, "required": name in _ALWAYS, "schema": dict(schema)}
+
+
+class OpenApiEndpoint:
+    """The document, made once."""
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        self._body = orjson.dumps(document(operations))
+        self._headers = {"etag": f'"{hashlib.sha256(self._body).hexdigest()[:32]}"', "cache-control": KEPT}
+        self._headers |= ANY_PAGE
+        self._documents = Sending(MOST_DOCUMENTS, DOCUMENTS_AT_ONCE)
+
+    async def read(self, request: Request) -> Response:
+        """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MOST_DOCUMENTS."""
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if known & {self._headers["etag"], "*"}:
+            return Response(status_code=304, headers=self._headers)
+        reply = Response(self._body, media_type="application/json", headers=self._headers)
+        return self._documents.bounded("everybody", reply)

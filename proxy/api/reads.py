@@ -1,0 +1,100 @@
+"""What reading may cost this process: rates of its own for each organisation, and turns for long reports."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import Enum
+
+from config.settings import (
+    CREDITS_PER_MINUTE,
+    HISTORY_PER_MINUTE,
+    MODELS_PER_MINUTE,
+    REPORT_WAIT_S,
+    REPORTS_MADE,
+    REPORTS_OPEN,
+    REPORTS_WAITING,
+    USAGE_PER_MINUTE,
+)
+from metering.shares import Bound
+from metering.turns import Turns
+from metering.wallet.wallet import RateState
+from proxy.errors import ApiError, Kind
+from proxy.messages import ONE_REPORT, READS_OF_CREDITS, READS_OF_HISTORY, READS_OF_MODELS, READS_OF_USAGE
+from proxy.orders.refusals import reads_limited
+
+MINUTE_S = 60.0
+
+REPORT_RETRY_S = 2.0
+"""A hint: the longest report takes about a second."""
+
+
+class Read(Enum):
+    """What is read: its name in a message, and how often a minute an organisation may do so."""
+
+    USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
+    HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
+    CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
+    MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
+
+
+class ReadRates:
+    """Of this process alone, whose memory and ledger they are for: GCRA with a burst of a minute's allowance.
+
+    `clock` gives seconds, and never goes back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ahead: dict[tuple[str, Read], float] = {}
+        self._prune_at = 1_000
+
+    def take(self, org_id: str, read: Read) -> None:
+        """Count one. Raises ApiError 429 above the rate, which takes nothing."""
+        what, limit = read.value
+        step_s, now_s = MINUTE_S / limit, self._clock()
+        from_s = max(self._ahead.get((org_id, read), now_s), now_s)
+        over_s = from_s + step_s - now_s - MINUTE_S
+        if over_s > 1e-9:  # less is what is lost in adding up
+            raise reads_limited(what, RateState(limit, 0, int((from_s - now_s) * 1_000_000)), over_s)
+        self._ahead[org_id, read] = from_s + step_s
+        if len(self._ahead) > self._prune_at:
+            self._ahead = {one: at_s for one, at_s in self._ahead.items() if at_s > now_s}
+            self._prune_at = 2 * len(self._ahead) + 1_000
+
+
+class Reports:
+    """Turns: one report at a time for each organisation, from its query until it is sent; a few wait.
+
+    The process makes two at a time, of different organisations: their rows are in its memory, and writing them keeps a
+    thread busy.
+    """
+
+    def __init__(self, wait_s: float = REPORT_WAIT_S) -> None:
+        self._wait_s = wait_s
+        self._open = Turns(Bound(REPORTS_OPEN), each=1)
+        self._made = Turns(Bound(REPORTS_MADE))
+
+    async def begin(self, org_id: str) -> None:
+        """An organisation's turn, to be given back with `end`. Raises ApiError 429 where too many wait, or too long."""
+        if self._open.waiting(org_id) >= REPORTS_WAITING:
+            raise _busy()
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._open.take(org_id)
+        except TimeoutError:
+            raise _busy() from None
+
+    @asynccontextmanager
+    async def making(self, org_id: str) -> AsyncIterator[None]:
+        """While its rows are read and written, in the turn of an organisation."""
+        async with self._made.hold(org_id):
+            yield
+
+    def end(self, org_id: str) -> None:
+        """It is sent, or there is none."""
+        self._open.give_back(org_id)
+
+
+def _busy() -> ApiError:
+    return ApiError(Kind.RATE_LIMIT, ONE_REPORT, retry_after_s=REPORT_RETRY_S)

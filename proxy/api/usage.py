@@ -1,0 +1,321 @@
+"""What an organisation used: GET /v1/usage, by day of Mexico City, model and key, as JSON or CSV."""
+
+import asyncio
+import csv
+import io
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import date, timedelta
+from functools import partial
+from itertools import permutations
+from typing import Annotated, Any, Literal, get_args
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from config.settings import REPORT_ROWS
+from metering.clock import next_month, period_at
+from metering.export import text_cell
+from metering.money import format_mxn
+from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
+from metering.wallet.wallet import Caller, Wallet
+from proxy.api.auth import Authenticator
+from proxy.api.credits import checked
+from proxy.api.reads import Read, ReadRates, Reports
+from proxy.api.requests import weighed
+from proxy.api.schemas import absent
+from proxy.errors import ApiError, Kind, wallet_away
+from proxy.messages import (
+    BEFORE_FROM,
+    BOTH_DAYS,
+    GROUP_TWICE,
+    NO_DAY,
+    NO_GROUP,
+    TOO_MANY_DAYS,
+    TOO_MANY_ROWS,
+    TWICE,
+    UNKNOWN_PARAMETER,
+    Text,
+)
+
+MOST_DAYS = 366
+"""A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
+
+PIECE_BYTES = 64 * 1024
+"""Of a reply, as it is sent."""
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+Group = Literal["day", "model", "key"]
+GROUPINGS = [",".join(names) for count in range(4) for names in permutations(get_args(Group), count)]
+"""As they are written in an address."""
+
+_FIELDS: Mapping[Group, str] = {"day": "day", "model": "model", "key": "key_id"}
+
+
+class UsageQuery(BaseModel):
+    """The query of GET /v1/usage. Without dates it is this month of Mexico City."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        json_schema_extra=lambda schema: schema.pop("required"),  # `read_query` fills in what is absent
+    )
+
+    first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
+    last: date = Field(alias="to", description="The last day, included")
+    group_by: Annotated[tuple[Group, ...], WithJsonSchema({"type": "string", "enum": GROUPINGS})] = Field(
+        ("day",),
+        description="Any of day, model and key, with commas between them; empty for one sum",
+        json_schema_extra={"default": "day"},
+    )
+
+    @field_validator("first", "last", mode="before")
+    @classmethod
+    def _a_day(cls, value: object) -> object:
+        if isinstance(value, date) or (isinstance(value, str) and _DAY.fullmatch(value)):
+            return value
+        raise ValueError("must be a day as YYYY-MM-DD")
+
+    @field_validator("group_by", mode="before")
+    @classmethod
+    def _a_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        names = tuple(value.split(",")) if value else ()
+        if bad := [name for name in names if name not in get_args(Group)]:
+            raise ValueError(NO_GROUP.of(name="group_by", value=repr(bad[0][:32])))
+        if len(set(names)) < len(names):
+            raise ValueError(GROUP_TWICE.of(name="group_by"))
+        return names
+
+    @model_validator(mode="after")
+    def _a_span(self) -> "UsageQuery":
+        if self.last < self.first:
+            raise ValueError(BEFORE_FROM.of(name="to"))
+        if (self.last - self.first).days >= MOST_DAYS:
+            raise ValueError(TOO_MANY_DAYS.of(name="to", most=MOST_DAYS))
+        return self
+
+
+class UsageTotal(BaseModel):
+    """Charged orders, the images that they delivered, and their price in MXN as a decimal string."""
+
+    orders: int
+    images: int
+    cost_mxn: str
+
+
+class UsageItem(UsageTotal):
+    """One group; of `day`, `model` and `key` those are there by which it was grouped."""
+
+    day: Annotated[str, Field(description="Of Mexico City, YYYY-MM-DD")] = absent()
+    model: str = absent()
+    key_id: str = absent()
+    key_name: str = absent()
+
+
+class UsageReply(BaseModel):
+    """The reply of GET /v1/usage; the total is the sum of all groups."""
+
+    object: Literal["usage"] = "usage"
+    currency: Literal["MXN"] = "MXN"
+    first: date = Field(serialization_alias="from")
+    last: date = Field(serialization_alias="to")
+    group_by: tuple[Group, ...]
+    data: list[UsageItem]
+    total: UsageTotal
+
+
+class UsageEndpoint:
+    """Only what the caller's key may read; it is checked at this moment."""
+
+    def __init__(
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, rates: ReadRates, reports: Reports
+    ) -> None:
+        self._authenticator = authenticator
+        self._wallet = wallet
+        self._ledger = ledger
+        self._rates = rates
+        self._reports = reports
+
+    async def read(self, request: Request) -> Response:
+        """GET /v1/usage."""
+        caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.USAGE)
+        query = read_query(request.query_params.multi_items(), cut.now_us)
+        as_table = _wants_csv(request.headers.get("accept", ""))
+        # Its turn comes before its rows: whoever waits has none in memory. It is over when the reply is sent.
+        org_id = caller.org_id
+        await self._reports.begin(org_id)
+        try:
+            async with self._reports.making(org_id):
+                pieces = await self._document(caller, query, as_table)
+        except LedgerAway:
+            self._reports.end(org_id)
+            raise wallet_away() from None
+        except BaseException:
+            self._reports.end(org_id)
+            raise
+        headers = {"vary": "accept"}
+        if as_table:
+            name = f"usage-{query.first}-{query.last}.csv"
+            headers["content-disposition"] = f'attachment; filename="{name}"'
+        media = "text/csv" if as_table else "application/json"
+        return _Sent(pieces, media, headers, partial(self._reports.end, org_id))
+
+    async def _document(self, caller: Caller, query: UsageQuery, as_table: bool) -> list[bytes]:
+        days = query.first.isoformat(), query.last.isoformat()
+        rows = await self._ledger.usage(caller.org_id, *days, query.group_by, REPORT_ROWS + 1, caller.reads)
+        if len(rows) > REPORT_ROWS:
+            raise _bad("group_by", TOO_MANY_ROWS.of(name="group_by", most=REPORT_ROWS))
+        names = await self._names(caller.org_id) if "key" in query.group_by else {}
+        return await asyncio.to_thread(_written, query, rows, names, as_table)
+
+    async def _names(self, org_id: str) -> dict[str, str]:
+        names: dict[str, str] = {}
+        page = await self._ledger.keys(org_id)
+        while page:
+            names |= {key.key_id: key.name for key in page}
+            last: ApiKey = page[-1]
+            page = await self._ledger.keys(org_id, after=last)
+        return names
+
+
+def read_query(items: Sequence[tuple[str, str]], now_us: int) -> UsageQuery:
+    """From a URL. Raises ApiError 400 that names the parameter."""
+    month = period_at(now_us).month
+    begins, ends = date.fromisoformat(f"{month}-01"), date.fromisoformat(f"{next_month(month)}-01") - timedelta(days=1)
+    given = dict(items)
+    if len(given) < len(items):
+        twice = next(name for i, (name, _) in enumerate(items) if name in dict(items[:i]))
+        raise _bad(twice, TWICE.of(name=twice[:64]))
+    if "from" in given or "to" in given:
+        for name in ("from", "to"):
+            if name not in given:
+                raise _bad(name, BOTH_DAYS.of(name=name))
+    try:
+        return UsageQuery.model_validate({"from": begins, "to": ends, **given})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        name = str(first["loc"][0]) if first["loc"] else "to"
+        raise _bad(name, _why(first, name[:64])) from None
+
+
+def _why(rule: ErrorDetails, name: str) -> Text:
+    """The rule of the model that a query breaks, as the customer is told it."""
+    match rule["type"]:
+        case "extra_forbidden":
+            return UNKNOWN_PARAMETER.of(name=name, known="`from`, `to`, `group_by`")
+        case "value_error" if isinstance(why := rule["ctx"]["error"].args[0], Text):
+            return why
+        case _:
+            return NO_DAY.of(name=name)
+
+
+def _bad(name: str, message: Text) -> ApiError:
+    return ApiError(Kind.INVALID_REQUEST, message, param=name[:64])
+
+
+class _Sent(StreamingResponse):
+    """A document in pieces, that says when it is over, however it ends."""
+
+    def __init__(self, pieces: list[bytes], media: str, headers: Mapping[str, str], over: Callable[[], None]) -> None:
+        length = str(sum(map(len, pieces)))
+        super().__init__(_one_by_one(pieces), media_type=media, headers={**headers, "content-length": length})
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
+
+
+async def _one_by_one(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _written(query: UsageQuery, rows: list[UsageRow], names: Mapping[str, str], as_table: bool) -> list[bytes]:
+    rows.sort(key=lambda row: [getattr(row, _FIELDS[name]) for name in query.group_by])
+    items = _items(rows, query.group_by, names)
+    if as_table:
+        return _pieces(line.encode() for line in csv_lines(query.group_by, items))
+    reply = UsageReply(
+        first=query.first,
+        last=query.last,
+        group_by=query.group_by,
+        data=[],
+        total=UsageTotal(
+            orders=sum(row.orders for row in rows),
+            images=sum(row.images for row in rows),
+            cost_mxn=format_mxn(sum(row.amount_micro_mxn for row in rows)),
+        ),
+    )
+    return _pieces(_json(reply, items))
+
+
+def _pieces(parts: Iterable[bytes]) -> list[bytes]:
+    """The same bytes in pieces of some 64 KiB: no copy of the whole is ever made."""
+    pieces, piece = [], bytearray()
+    for part in parts:
+        piece += part
+        if len(piece) >= PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+    return [*pieces, bytes(piece)]
+
+
+def _json(reply: UsageReply, items: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """The reply with these items: a model for each of tens of thousands would take ten times the memory."""
+    before, empty, after = reply.model_dump_json(by_alias=True).partition('"data":[]')
+    assert empty, "the reply was made without items"
+    yield before.encode() + b'"data":['
+    for place, item in enumerate(items):
+        yield (b"," if place else b"") + orjson.dumps(item)
+    yield b"]" + after.encode()
+
+
+def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """As `UsageItem` describes them."""
+    for row in rows:
+        group = {_FIELDS[name]: getattr(row, _FIELDS[name]) for name in by}
+        if "key" in by:
+            group["key_name"] = names.get(row.key_id, "")
+        yield group | {"orders": row.orders, "images": row.images, "cost_mxn": format_mxn(row.amount_micro_mxn)}
+
+
+def csv_lines(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """RFC 4180 with a header row; a name that begins like a formula is made text. The total is no row of it."""
+    groups = [column for name in by for column in (("key_id", "key_name") if name == "key" else (name,))]
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow([*groups, "orders", "images", "cost_mxn"])
+    for item in items:
+        yield file.getvalue()
+        file.seek(0)
+        file.truncate()
+        named = [text_cell(str(item[column])) for column in groups]
+        writer.writerow([*named, item["orders"], item["images"], item["cost_mxn"]])
+    yield file.getvalue()
+
+
+def _wants_csv(accept: str) -> bool:
+    """Of CSV and JSON, is CSV named with the higher weight, or first with the same?"""
+    best, chosen = 0.0, ""
+    for kind, weight in weighed(accept):
+        if kind in ("text/csv", "application/json") and weight > best:
+            best, chosen = weight, kind
+    return chosen == "text/csv"

@@ -1,0 +1,145 @@
+"""Steps 5 and 6 of a request: an order's pictures out of its provider into the store, as they arrive."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import structlog
+from prometheus_client import Counter
+
+from metering.events import StoredImage
+from proxy.media.formats import NotAnImage
+from proxy.orders.upload import Keeper
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
+
+log = structlog.get_logger(__name__)
+
+MOST_TRIES = 3
+"""Of one call, the first one included."""
+
+FIRST_PAUSE_S = 0.5
+"""Before the second try, doubled for the third: 0.75 to 1.25 of it, or what the upstream asks for and up to half of
+it more, so that a crowd does not come back in step."""
+
+AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
+
+
+@dataclass(slots=True)
+class Made:
+    """What has come of an order so far: stored images by number, failures, and what each call reported."""
+
+    stored: dict[int, StoredImage] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+
+    def take_refused(self) -> list[StoredImage]:
+        """Pictures that the upstream has refused after it had sent them: they are stored, and nobody's."""
+        refused = {number for report in self.reports for number in report.refused}
+        return [self.stored.pop(number) for number in sorted(refused & self.stored.keys())]
+
+
+class Maker:
+    """Asks the providers and fills the store. `folder` is where an order's images go: `<org>/<request>`."""
+
+    def __init__(self, keeper: Keeper, providers: Mapping[str, Provider]) -> None:
+        self._keeper = keeper
+        self._providers = providers
+
+    async def make(self, order: Order, folder: str, until_s: float, made: Made, note: Note = note_nothing) -> None:
+        """Fill `made` until all is done or until `until_s` of `time.monotonic`; what is stored by then counts."""
+        try:
+            async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
+                await asyncio.sleep(0)  # a deadline that has passed ends it here, before anything is bought
+                for call in split(order, note):
+                    calls.create_task(self._call(call, folder, until_s, made))
+        except TimeoutError:
+            made.failures.append(Failure(Outcome.DEADLINE))
+        except Exception as error:  # noqa: BLE001  # an adapter that fails while it is closed: the order needs its end
+            made.failures.append(fault(order, error))
+
+    async def remove(self, images: list[StoredImage]) -> None:
+        """Take back what this order stored and nobody is charged for."""
+        for image in images:
+            await self._keeper.remove(image.path)
+
+    async def _call(self, call: Call, folder: str, until_s: float, made: Made) -> None:
+        """One upstream call, made again only while it is certain that the upstream has not taken it."""
+        for tries in range(1, MOST_TRIES + 1):
+            failure = await self._try(call, folder, until_s, made)
+            if failure is None:
+                return
+            pause_s = _pause_s(failure, tries)
+            if pause_s is None or pause_s > (until_s - time.monotonic()) / 2:
+                made.failures.append(failure)
+                return
+            AGAIN.labels(call.order.model_id).inc()
+            await asyncio.sleep(pause_s)
+            call = replace(call, report=Report())
+
+    async def _try(self, call: Call, folder: str, until_s: float, made: Made) -> Failure | None:
+        """Every picture of one call into the store; returns why the call, or the rest of it, brought none."""
+        failure: Failure | None = None
+        brought = 0
+        made.reports.append(call.report)  # at once: a deadline may cut the call off, and what it said by then counts
+        pictures = self._providers[call.order.model.provider].generate(call)
+        async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
+            try:
+                async for picture in pictures:
+                    brought += 1
+                    read = asyncio.Event()
+                    beside.create_task(self._keep(call.order, picture, folder, until_s, made, read))
+                    if picture.inline:
+                        await read.wait()
+                if brought < call.images:
+                    failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
+            except Failure as known:
+                failure = known
+            except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+                failure = fault(call.order, error)
+        return failure
+
+    async def _keep(
+        self, order: Order, picture: Picture, folder: str, until_s: float, made: Made, read: asyncio.Event
+    ) -> None:
+        """One picture into the store. `read` is set when the upstream may go on to the next."""
+
+        def publish(image: StoredImage) -> None:
+            made.stored[picture.index] = image
+
+        try:
+            await self._keeper.keep(picture, folder, until_s, publish, read.set)
+        except NotAnImage as error:
+            made.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
+        except StoreFailed as error:
+            place = f"{folder}/{picture.index}"
+            log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
+            made.failures.append(Failure(Outcome.STORE_FAILED))
+        except Failure as failure:
+            made.failures.append(failure)
+        except Exception as error:  # noqa: BLE001  # as above
+            made.failures.append(fault(order, error))
+
+
+def _pause_s(failure: Failure, tries: int) -> float | None:
+    """Seconds until the call may be made again; None where it must not be."""
+    if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MOST_TRIES:
+        return None
+    backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1)
+    asked_s = max(backoff_s * 0.75, failure.retry_after_s or 0.0)
+    return float(asked_s + backoff_s * random.uniform(0.0, 0.5))  # noqa: S311  # jitter, no secret
+
+
+def fault(order: Order, error: Exception) -> Failure:
+    """What nobody foresaw: the order ends without a charge like every other failure, and the log has the trace."""
+    log.error("fault_in_generation", model=order.model_id, exc_info=error)
+    return Failure(Outcome.FAULT, type(error).__name__)
+
+
+def split(order: Order, note: Note = note_nothing) -> list[Call]:
+    """The upstream calls that make an order, each within what the model makes at once."""
+    most = order.model.images_per_call
+    return [Call(order, first, min(most, order.n - first), note) for first in range(0, order.n, most)]

@@ -1,0 +1,290 @@
+"""OpenAI's Images API in both directions. Pure: bytes → order, result → bytes."""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from config.catalogue import Catalogue, Model
+from metering.money import format_mxn
+from metering.ports import ResponseFormat
+from proxy.errors import ApiError, Kind
+from proxy.messages import (
+    COMPRESSION,
+    DID_YOU_MEAN,
+    EMPTY,
+    MISSING,
+    NO_BOOLEAN,
+    NO_INTEGER,
+    NO_MAPPING,
+    NO_MODEL,
+    NO_OBJECT,
+    NO_PARTIAL_IMAGES,
+    NO_PRICE,
+    NO_STREAM,
+    NO_STRING,
+    NOT_JSON,
+    NOT_TAKEN,
+    NOT_WITHIN,
+    ONE_OF,
+    ONE_OF_MODEL,
+    SEE_MODELS,
+    TOO_LONG,
+    TOO_LONG_FOR,
+    TRANSPARENT,
+    UNKNOWN_FIELD,
+    Text,
+)
+from proxy.orders.result import Result
+from proxy.ports import Order
+
+PROMPT_CHARACTERS = 4000
+MAX_IMAGES = 8
+DEFAULT_SIZE = "1024x1024"
+
+_BROKEN: Mapping[str, Text] = {
+    "string_type": NO_STRING,
+    "int_type": NO_INTEGER,
+    "bool_type": NO_BOOLEAN,
+    "dict_type": NO_MAPPING,
+    "missing": MISSING,
+    "string_too_short": EMPTY,
+}
+"""What is said of a field that breaks its model, by pydantic's word for it."""
+
+
+class OrderBody(BaseModel):
+    """An order. Sizes, qualities and the fields after `partial_images` are each model's own; null is the same as unset.
+
+    So are `auto`, `default` and OpenAI's own defaults where a model knows no such word.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"model": "fal/flux-1.1-pro", "prompt": "Un axolotl en Xochimilco al amanecer", "n": 1}]
+        },
+    )
+
+    model: Annotated[str, Field(description="An id of GET /v1/models.")]
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=PROMPT_CHARACTERS, description="Not white space alone. Some models take less."),
+    ]
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images; each is charged. 1 if unset.")] | None = None
+    size: Annotated[str, Field(description="One of the model's sizes, or `auto`: 1024x1024.")] | None = None
+    quality: Annotated[str, Field(description="One of the model's qualities; passed over without any.")] | None = None
+    user: Annotated[str, Field(description="A part of the order; told to models that take it.")] | None = None
+    safety_identifier: Annotated[str, Field(description="Passed over.")] | None = None
+    metadata: Annotated[dict[str, Any], Field(description="Passed over.")] | None = None
+    response_format: Annotated[ResponseFormat, Field(description="If unset, the key's own, or `url`.")] | None = None
+    stream: Annotated[bool, Field(description="Not offered.", json_schema_extra={"const": False})] | None = None
+    partial_images: Annotated[int, Field(description="Not offered.", json_schema_extra={"const": 0})] | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    background: str | None = None
+    moderation: str | None = None
+    style: str | None = None
+
+
+_KNOWN = frozenset(OrderBody.model_fields)
+
+_BY_MODEL = ("output_format", "output_compression", "background", "moderation", "style", "user")
+"""Fields that some models take: mapped as the catalogue says, or refused by name. None that would change the picture is
+dropped in silence."""
+
+_USUAL: Mapping[str, frozenset[str]] = {
+    "size": frozenset({"auto", "default"}),
+    "quality": frozenset({"auto", "default", "standard"}),
+    "output_format": frozenset({"auto", "default"}),
+    "background": frozenset({"auto", "default"}),
+    "moderation": frozenset({"auto", "default"}),
+    "style": frozenset({"auto", "default", "vivid"}),
+}
+"""Words that ask for what is made anyway, as clients send them with every order: the same as unset where the model has
+no such word of its own."""
+
+_NEAR = 0.65
+"""How alike two models' names must be, from 0 to 1, for the one to be meant by the other: dall-e-2 and dall-e-3 are
+0.875, flux-pro-1.1 and flux-1.1-pro 0.67, gpt-4o and gpt-image-1 0.47."""
+
+
+def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url") -> Order:
+    """The request's body as an order. Raises ApiError that names the field; JSON null is the same as unset.
+
+    `response_format` holds where the body has none.
+    """
+    asked = _asked(body)
+    if not asked.prompt.strip():
+        raise _wrong("prompt", EMPTY.of(name="prompt"))
+    if asked.stream:
+        raise _wrong("stream", NO_STREAM)
+    if asked.partial_images:
+        raise _wrong("partial_images", NO_PARTIAL_IMAGES)
+    return _against_catalogue(asked, catalogue, response_format)
+
+
+def _asked(body: bytes) -> OrderBody:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise _wrong(None, NOT_JSON) from None
+    if not isinstance(document, dict):
+        raise _wrong(None, NO_OBJECT)
+    fields = {name: value for name, value in document.items() if value is not None}
+    for name in fields:  # the first alone: a body may hold ten thousand, and the model would collect them all
+        if name not in _KNOWN:
+            raise _wrong(name[:64], UNKNOWN_FIELD.of(name=name[:64]))
+    try:
+        return OrderBody.model_validate(fields)
+    except ValidationError as error:
+        raise _broken(error.errors(include_url=False)[0]) from None
+
+
+def _broken(rule: ErrorDetails) -> ApiError:
+    """The first rule of the model that a body breaks, as the customer is told it."""
+    name, value = str(rule["loc"][0]), rule["input"]
+    match rule["type"]:
+        case "string_too_long":
+            said = TOO_LONG.of(name=name, count=len(value), most=PROMPT_CHARACTERS)
+        case "greater_than_equal" | "less_than_equal":
+            said = NOT_WITHIN.of(name=name, value=value, least=1, most=MAX_IMAGES)
+        case "literal_error":
+            said = ONE_OF.of(name=name, values="url, b64_json")
+        case broken:
+            said = _BROKEN[broken].of(name=name)
+    return _wrong(name, said)
+
+
+def _against_catalogue(asked: OrderBody, catalogue: Catalogue, response_format: str) -> Order:
+    model_id = asked.model
+    model = catalogue.models.get(model_id)
+    if model is None:
+        raise no_model(model_id, catalogue)
+    if not model.priced:
+        raise ApiError(Kind.MODEL_NOT_FOUND, NO_PRICE.of(model=model_id), param="model")
+    if (count := len(asked.prompt)) > (most := model.prompt_characters):
+        raise _wrong("prompt", TOO_LONG_FOR.of(name="prompt", count=count, most=most, model=model_id))
+    size = _unless_usual("size", asked.size, model.sizes)
+    size = DEFAULT_SIZE if size is None else size
+    if size not in model.sizes:
+        raise _wrong("size", _one_of("size", model_id, model.sizes))
+    quality = _unless_usual("quality", asked.quality, model.qualities)
+    if model.qualities and quality is not None:
+        if quality not in model.qualities:
+            raise _wrong("quality", _one_of("quality", model_id, model.qualities))
+        quality = model.qualities[quality]
+    return Order(
+        model_id=model_id,
+        model=model,
+        prompt=asked.prompt,
+        n=1 if asked.n is None else asked.n,
+        size=size,
+        quality=quality if model.qualities else None,
+        fields=_mapped(asked, model_id, model),
+        response_format=asked.response_format or response_format,
+        user=asked.user,
+    )
+
+
+def no_model(model_id: str, catalogue: Catalogue) -> ApiError:
+    """404 for a name that is no model's, with the one that is meant by it, if there is one on offer."""
+    meant = _meant(model_id[:64].strip().lower(), [name for name, model in catalogue.models.items() if model.priced])
+    hint = SEE_MODELS if meant is None else DID_YOU_MEAN.of(it=meant).then(SEE_MODELS)
+    return ApiError(Kind.MODEL_NOT_FOUND, NO_MODEL.of(model=model_id[:64]).then(hint), param="model")
+
+
+def _meant(name: str, offered: Iterable[str]) -> str | None:
+    """Of the models on offer the one whose name is nearest, whatever provider stands before it."""
+    names = {model.rpartition("/")[2]: model for model in offered}
+    near = get_close_matches(name.rpartition("/")[2], names, n=1, cutoff=_NEAR)
+    return names[near[0]] if near else None
+
+
+def _unless_usual(name: str, value: str | None, words: Collection[str]) -> str | None:
+    """The field's value, or None where it asks for nothing."""
+    return None if value in _USUAL[name] and value not in words else value
+
+
+def _one_of(name: str, model_id: str, words: Iterable[str]) -> Text:
+    return ONE_OF_MODEL.of(name=name, model=model_id, values=", ".join(words))
+
+
+def _mapped(asked: OrderBody, model_id: str, model: Model) -> dict[str, str | int]:
+    """The fields of `_BY_MODEL` as the upstream is sent them."""
+    mapped: dict[str, str | int] = {}
+    for name in _BY_MODEL:
+        value, rule = getattr(asked, name), model.fields.get(name)
+        if name in _USUAL:
+            value = _unless_usual(name, value, (rule.values or ()) if rule is not None else ())
+        if value is None or (rule is None and name == "user"):
+            continue
+        if rule is None:
+            raise _wrong(name, NOT_TAKEN.of(model=model_id, name=name))
+        if rule.values is not None:
+            if value not in rule.values:
+                raise _wrong(name, _one_of(name, model_id, rule.values))
+            value = rule.values[value]
+        elif rule.most is not None and not 0 <= value <= rule.most:
+            raise _wrong(name, NOT_WITHIN.of(name=name, value=value, least=0, most=rule.most))
+        elif rule.characters is not None and len(value) > rule.characters:
+            raise _wrong(name, TOO_LONG.of(name=name, count=len(value), most=rule.characters))
+        mapped[name] = value
+    file = _unless_usual("output_format", asked.output_format, ()) or "png"
+    if asked.background == "transparent" and file == "jpeg":
+        raise _wrong("background", TRANSPARENT)
+    if "output_compression" in mapped and file == "png":
+        raise _wrong("output_compression", COMPRESSION)
+    return mapped
+
+
+def _wrong(param: str | None, message: Text) -> ApiError:
+    return ApiError(Kind.INVALID_REQUEST, message, param=param)
+
+
+def fingerprint(order: Order) -> str:
+    """The same for two orders exactly where they ask for the same: a hex digest."""
+    fields = order.fields if order.user is None else {**order.fields, "user": order.user}
+    canonical = (
+        order.model_id,
+        order.prompt,
+        order.n,
+        order.size,
+        order.quality,
+        sorted(fields.items()),
+        order.response_format,
+    )
+    return hashlib.sha256(orjson.dumps(canonical)).hexdigest()
+
+
+def key_hash(key: str, scope: str = "") -> str:
+    """By which an `Idempotency-Key` is known: the same key in another scope is another. No scope has a NUL in it."""
+    return hashlib.sha256(f"{scope}\0{key}".encode() if scope else key.encode()).hexdigest()
+
+
+def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`.
+
+    What it cost is the order's, also where it is told again.
+    """
+    return {
+        "id": result.public_id,
+        "object": "list",
+        "created": result.created_s,
+        "model": result.model_id,
+        "served_model": result.served,
+        "cost_mxn": format_mxn(result.cost_micro_mxn),
+        "data": items,
+        **result.echo,
+        **({"usage": result.usage} if result.usage is not None else {}),
+    }
+
+
+def result_reply(result: Result, items: Sequence[Mapping[str, str]]) -> bytes:
+    """The same as JSON."""
+    return orjson.dumps(result_document(result, items))

@@ -1,0 +1,72 @@
+"""Places that open orders take up, from before their admission until their end."""
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from metering.answered import most_bytes
+from metering.journal.file import Journal, JournalFull
+from metering.journal.frames import PAGE_BYTES
+from proxy.orders.capacity import Capacity, Refusal
+
+_ROUNDING_BYTES = 2 * PAGE_BYTES
+"""An entry ends in the middle of a page, and its withdrawal takes another."""
+
+
+class Place:
+    """What one open order takes up, given back once: at the end of the block, or by whoever it is handed over to."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back = give_back
+        self._held = True
+        self._handed_over = False
+
+    def hand_over(self) -> Self:
+        """The block's end does not give it back any more."""
+        self._handed_over = True
+        return self
+
+    def give_back(self) -> None:
+        """The order has ended, or was not admitted."""
+        if self._held:
+            self._held = False
+            self._give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._handed_over:
+            self.give_back()
+
+
+class Places:
+    """Each has its pictures of the process' capacity, and room in the journal for the one entry that it may write."""
+
+    def __init__(self, journal: Journal, capacity: Capacity) -> None:
+        self._journal = journal
+        self._capacity = capacity
+
+    async def take(self, org_id: str, images: int) -> Place:
+        """A place for an order of so many images. Raises ApiError 503."""
+        pictures, now_s = self._capacity.pictures, time.monotonic()
+        if (refusal := self._capacity.refusal(org_id, images, now_s)) is not None:
+            self._capacity.want(org_id, now_s)
+            raise refusal
+        size_bytes = most_bytes(images) + _ROUNDING_BYTES
+        pictures.take(org_id, images)
+        try:
+            await self._journal.reserve(size_bytes)
+        except BaseException as error:
+            pictures.give_back(org_id, images)
+            if isinstance(error, JournalFull):
+                self._capacity.want(org_id, now_s)
+                raise Refusal.DISK.as_error() from None
+            raise
+
+        def give_back() -> None:
+            pictures.give_back(org_id, images)
+            self._journal.give_back(size_bytes)
+
+        return Place(give_back)

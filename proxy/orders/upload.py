@@ -1,0 +1,229 @@
+"""Step 6 of a request: one picture out of its upstream into the store, proven on the way.
+
+A picture at a URL streams straight through, and is read from its URL again where the store failed. An inline picture,
+and one of unknown length for a store that wants to know it, goes through the spool: its upload follows it there while
+it arrives, and starts again from there.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import Counter
+
+from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_STUCK_S
+from metering.events import StoredImage
+from metering.shares import Bound
+from metering.turns import Turns
+from proxy.media.artefact import Artefact
+from proxy.media.formats import Format, NotAnImage
+from proxy.ports import Chunks, ImageStore, Picture, PictureLost, Source, StoreFailed, Uploads
+from proxy.storage.spool import Copy, Spool
+
+log = structlog.get_logger(__name__)
+
+AGAIN = Counter("ghub_store_tries_again_total", "Uploads and reads made again, as the store failed")
+
+Publish = Callable[[StoredImage], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What one picture may be, and how many of them are read at a time."""
+
+    most_bytes: int
+    most_side_px: int
+    streams: Bound
+
+
+class _NoLength(Exception):
+    """The store wants to be told the length, and the source does not tell it."""
+
+
+class _Source:
+    """A picture's bytes on their way into an upload."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._given_s: float | None = None
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the store has had the last piece, or all of them; 0 while it is the source that is awaited."""
+        return 0.0 if self._given_s is None else time.monotonic() - self._given_s
+
+    async def read(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            self._given_s = time.monotonic()
+            yield chunk
+            self._given_s = None
+        self._given_s = time.monotonic()
+
+
+class Keeper:
+    """Stores pictures, and tells `uploads` how that goes. `folder` is where an order's images go: `<org>/<request>`."""
+
+    def __init__(self, store: ImageStore, spool: Spool, limits: ImageLimits, uploads: Uploads) -> None:
+        self._store = store
+        self._spool = spool
+        self._limits = limits
+        self._uploads = uploads
+        self._streams = Turns(limits.streams)
+
+    async def keep(
+        self,
+        picture: Picture,
+        folder: str,
+        until_s: float,
+        publish: Publish,
+        read: Callable[[], None],
+        *,
+        again: bool = False,
+    ) -> None:
+        """Store it, and call `publish` at the moment in which it is; `read` when its source is no longer needed.
+
+        Tries until `until_s` of `time.monotonic`. `again`: the same picture may be there already, and is replaced.
+        Raises NotAnImage, StoreFailed, and what the picture's source raises.
+        """
+        try:
+            if not picture.inline:
+                try:
+                    return await self._again_until(
+                        until_s, lambda failed: self._straight(picture, folder, publish, again or failed)
+                    )
+                except _NoLength:
+                    pass
+            await self._through_spool(picture, folder, until_s, publish, read)
+        finally:
+            read()
+
+    async def remove(self, path: str) -> None:
+        """Take back an image that nobody is charged for; what cannot be taken back now is left to the sweep."""
+        try:
+            await self._store.delete(path)
+        except StoreFailed as error:
+            log.error("image_left_behind", path=path, error=str(error))
+
+    async def _straight(self, picture: Picture, folder: str, publish: Publish, again: bool) -> None:
+        async with self._streams.hold(_org_of(folder)), picture.open() as source:
+            if source.size_bytes is None and self._store.needs_length:
+                raise _NoLength
+            artefact = self._artefact(source)
+            kind = await artefact.begin()
+            path = _path(folder, picture, kind)
+            await self._put(path, aiter(artefact), kind, source.size_bytes, again)
+            publish(_stored(path, kind, artefact))
+
+    async def _through_spool(
+        self, picture: Picture, folder: str, until_s: float, publish: Publish, read: Callable[[], None]
+    ) -> None:
+        copy = Copy(self._spool, _org_of(folder))
+        begun: asyncio.Future[tuple[Artefact, Format]] = asyncio.get_running_loop().create_future()
+        filling = asyncio.create_task(self._fill(copy, picture, folder, begun))
+        filling.add_done_callback(lambda _: read())
+        try:
+            artefact, kind = await begun
+            path = _path(folder, picture, kind)
+
+            async def upload(again: bool) -> None:
+                if self._store.needs_length:
+                    await copy.whole()
+                try:
+                    await self._put(path, copy.read(), kind, copy.known_bytes, again)
+                finally:
+                    copy.let_go()
+                publish(_stored(path, kind, artefact))
+
+            await self._again_until(until_s, upload)
+        finally:
+            filling.cancel()
+            await asyncio.wait({filling})
+            await copy.close()
+
+    async def _fill(
+        self, copy: Copy, picture: Picture, folder: str, begun: asyncio.Future[tuple[Artefact, Format]]
+    ) -> None:
+        """The reading half: what goes wrong here is told to whoever waits for the beginning, or reads the copy."""
+        try:
+            async with self._streams.hold(_org_of(folder)), picture.open() as source:
+                artefact = self._artefact(source)
+                begun.set_result((artefact, await artefact.begin()))
+                await copy.fill(aiter(artefact))
+        except Exception as error:  # noqa: BLE001  # raised by who reads it
+            if begun.done():
+                copy.fail(error)
+            else:
+                begun.set_exception(error)
+
+    async def _again_until(self, until_s: float, attempt: Callable[[bool], Awaitable[None]]) -> None:
+        """Make `attempt(False)`, and where the store failed `attempt(True)` until it is done or time is over."""
+        pause_s, again = STORE_FIRST_PAUSE_S, False
+        while True:
+            try:
+                return await attempt(again)
+            except PictureLost:
+                raise
+            except StoreFailed as error:
+                if not error.again or time.monotonic() + pause_s > until_s:
+                    self._uploads.failed()
+                    raise
+                self._uploads.failing()
+                AGAIN.inc()
+                log.warning("store_failed_once", error=str(error))
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
+            pause_s, again = min(2 * pause_s, STORE_LONGEST_PAUSE_S), True
+
+    async def _put(self, path: str, chunks: Chunks, kind: Format, size_bytes: int | None, again: bool) -> None:
+        """One try. Where the deadline cuts it off, a store that has stood still has failed it."""
+        source = _Source(chunks)
+        try:
+            await self._store.put(path, source.read(), kind.content_type, size_bytes=size_bytes, again=again)
+        except asyncio.CancelledError:
+            if source.stuck_s > STORE_STUCK_S:
+                log.error("store_stuck", path=path, stuck_s=round(source.stuck_s, 1))
+                self._uploads.failed()
+            raise
+        self._uploads.stored()
+
+    def _artefact(self, source: Source) -> Artefact:
+        if (source.size_bytes or 0) > self._limits.most_bytes:
+            raise NotAnImage(f"more than {self._limits.most_bytes} bytes")
+        return Artefact(source.chunks, self._limits.most_bytes, self._limits.most_side_px)
+
+
+async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncIterator[bytes]:
+    """A stored image, read again from where the store broke off, until `until_s` of `time.monotonic`."""
+    sent_bytes, pause_s = 0, STORE_FIRST_PAUSE_S
+    while True:
+        skip_bytes = sent_bytes
+        try:
+            async for chunk in store.read(path):
+                rest = chunk[skip_bytes:]
+                skip_bytes -= len(chunk) - len(rest)
+                sent_bytes += len(rest)
+                if rest:
+                    yield rest
+            return
+        except StoreFailed as error:
+            if not error.again or time.monotonic() + pause_s > until_s:
+                raise
+            AGAIN.inc()
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, STORE_LONGEST_PAUSE_S)
+
+
+def _org_of(folder: str) -> str:
+    return folder.partition("/")[0]
+
+
+def _path(folder: str, picture: Picture, kind: Format) -> str:
+    return f"{folder}/{picture.index}.{kind.extension}"
+
+
+def _stored(path: str, kind: Format, artefact: Artefact) -> StoredImage:
+    return StoredImage(
+        path, kind.content_type, artefact.size_bytes, artefact.sha256, artefact.width_px, artefact.height_px
+    )

@@ -1,0 +1,48 @@
+"""What all providers share: one clock of latencies, one bill, one CDN, one list of what happens next."""
+
+import asyncio
+import random
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+from simulator.behaviour import Behaviour, Play
+from simulator.files import Files
+from simulator.jobs import Jobs
+from simulator.latency import Latency
+from simulator.pictures import Picture, Studio
+
+
+class World:
+    def __init__(self, scenarios: Mapping[str, Mapping[str, str]], latency_scale: float, seed: int) -> None:
+        """`scenarios` as `Behaviour` takes them, `latency_scale` and `seed` as `Latency` does."""
+        self.behaviour = Behaviour(scenarios)
+        self.jobs = Jobs()
+        self.latency = Latency(latency_scale, seed)
+        self.studio = Studio()
+        self.files = Files(self.studio)
+        self.random = random.Random(seed)
+        self.seed = seed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def work_s(self, model: str, play: Play) -> float:
+        """Seconds that the next generation of `model` takes: `play` may say, else the published latency does."""
+        return self.latency.draw_s(model) if play.seconds is None else play.seconds
+
+    def picture(self, play: Play, **fields: Any) -> Picture:
+        """The picture with these fields, or the one that stands for all its like if `play` asks for that."""
+        if play.same:
+            fields |= {"prompt": "The same picture every time.", "index": 0, "seed": 0}
+        return Picture(**fields, bytes=play.bytes)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let `work` go on behind the answer, until it ends or the world does."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def end(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
