@@ -1,0 +1,1 @@
+"""Settings, the catalogue, plans and seed rates. Reads files and nothing else."""

@@ -1,0 +1,1 @@
+"""Money, orders and events. Knows no HTTP."""

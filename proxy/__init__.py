@@ -1,0 +1,1 @@
+"""The gateway: what a customer asks for, made, stored and charged."""

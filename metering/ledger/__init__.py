@@ -1,0 +1,1 @@
+"""The record: SQL in `.sql` files, on SQLite or PostgreSQL."""

@@ -1,0 +1,1 @@
+"""Wallets and events in Redis: one `.lua` script a step."""

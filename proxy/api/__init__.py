@@ -1,0 +1,1 @@
+"""The HTTP surface, an endpoint a file; `images.py` is the hot path."""

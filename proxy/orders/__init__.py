@@ -1,0 +1,1 @@
+"""One order, from bytes to its charge. Knows no HTTP."""

@@ -1,0 +1,1 @@
+"""Stores for images, one file each; what looks after them; the spool."""

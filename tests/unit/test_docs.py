@@ -5,10 +5,14 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from config.catalogue import Model, read_catalogue
 from config.settings import Settings
-from docs.errors import PAGE, page
+from docs import errors
+from docs import map as map_of_files
 
 ROOT = Path(__file__).parents[2]
 APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
@@ -42,8 +46,16 @@ def test_every_dependency_has_its_reason_cost_and_upkeep() -> None:
             assert re.match(r"\d+\.\d MB, \d+( with \d+\.\d MB|$)", cells[-2]), line
 
 
-def test_the_page_of_errors_is_printed_from_the_code() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run .venv/bin/python -m docs.errors"
+@pytest.mark.parametrize("printed", [errors, map_of_files], ids=["errors", "map"])
+def test_a_page_is_printed_from_the_code(printed: ModuleType) -> None:
+    assert printed.PAGE.read_text(encoding="utf-8") == printed.page(), f"run .venv/bin/python -m {printed.__name__}"
+
+
+def test_every_room_stands_in_the_architecture() -> None:
+    """As a folder with its path; the files are on the map."""
+    told = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = [f"{room.relative_to(ROOT)}/" for room in map_of_files.rooms()]
+    assert [room for room in rooms if f"`{room}`" not in told and f"`{room.removeprefix('proxy/')}`" not in told] == []
 
 
 def test_the_license_is_apache_2_to_the_letter() -> None:

@@ -1,0 +1,1 @@
+"""The admin API, and what operators read of the record."""
