@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from proxy.server.serving import bind, serve_http, stop_on_signals
 from proxy.storage.local import LocalStore
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until
 from tests.ports import free_port
 from tests.processes import executed

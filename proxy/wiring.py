@@ -91,7 +91,8 @@ from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.orphans import Orphans
 from proxy.orders.places import Places
 from proxy.orders.upload import ImageLimits, Keeper
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from proxy.ports import Provider
 from proxy.providers.fal import Fal
 from proxy.providers.google import ApiKey, BadServiceAccount, Google, ServiceAccount

@@ -8,7 +8,8 @@ from typing import Any
 import httpx2
 import orjson
 
-from proxy.outbound import HostNotAllowed, ImageFetchFailed, Outbound
+from proxy.outbound.clients import ImageFetchFailed, Outbound
+from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Source
 from proxy.upstream import UNPACKED, broken_off, by_status, read_document

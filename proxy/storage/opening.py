@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 import httpx2
 
 from config.settings import Settings, SettingsError
-from proxy.outbound import store_client
+from proxy.outbound.clients import store_client
 from proxy.ports import ImageStore
 from proxy.storage.local import LocalStore
 from proxy.storage.s3 import S3

@@ -7,7 +7,7 @@ from contextlib import aclosing
 import httpx2
 
 from config.settings import MAX_IMAGE_BYTES
-from proxy.outbound import cause_of
+from proxy.outbound.transport import cause_of
 from proxy.ports import Chunks, PictureLost, StoreFailed
 
 CACHE_CONTROL = "public, max-age=31536000, immutable"

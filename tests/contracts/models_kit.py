@@ -17,7 +17,8 @@ from config.catalogue import read_catalogue
 from proxy.orders import calls as making
 from proxy.orders.calls import Made, Maker
 from proxy.orders.order import parse_order
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import worst
 from proxy.ports import Order, Provider
 from proxy.providers import fal

@@ -19,17 +19,9 @@ import pytest
 import trustme
 import uvloop
 
-from proxy.outbound import (
-    CHUNK_BYTES,
-    MAX_REDIRECTS,
-    USER_AGENT,
-    AiohttpTransport,
-    HostNotAllowed,
-    ImageFetchFailed,
-    ImageHosts,
-    Outbound,
-    PublicResolver,
-)
+from proxy.outbound.clients import MAX_REDIRECTS, USER_AGENT, ImageFetchFailed, Outbound
+from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicResolver
+from proxy.outbound.transport import CHUNK_BYTES, AiohttpTransport
 from tests.conftest import TRUST
 from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
 

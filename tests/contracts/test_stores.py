@@ -33,7 +33,7 @@ from PIL import Image
 
 from config.settings import MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Settings, SettingsError
 from proxy.media.artefact import Artefact
-from proxy.outbound import store_client
+from proxy.outbound.clients import store_client
 from proxy.ports import Chunks, ImageStore, StoredObject, StoreFailed, StoreMisconfigured
 from proxy.storage import probe as probing
 from proxy.storage.local import LocalStore

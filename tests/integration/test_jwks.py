@@ -26,7 +26,8 @@ from proxy.api.admin import jwks
 from proxy.api.admin.jwks import Jwks
 from proxy.api.admin.tokens import Issuer, Tokens, mint
 from proxy.errors import ApiError, Kind
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from tests.conftest import run
 from tests.contracts.raw_server import Peer, RawServer, raw_server
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from proxy.orders.calls import split
-from proxy.outbound import ImageHosts, Outbound
+from proxy.outbound.clients import Outbound
+from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Order, Provider
 from proxy.providers.fal import MOST_POLL_FAILURES, Fal

@@ -49,7 +49,7 @@ def copy(tmp_path: Path) -> Path:
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """All rules; a line is never wrapped."""
     environment = {**os.environ, "COLUMNS": "300"}
-    command = [LINT, "--no-cache"]
+    command = [str(LINT), "--no-cache"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 

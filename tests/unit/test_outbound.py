@@ -7,7 +7,7 @@ import aiohttp.abc
 import httpx2
 import pytest
 
-from proxy.outbound import HostNotAllowed, ImageHosts, PublicResolver, is_public
+from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicResolver, is_public
 
 HOSTS = ImageHosts(" fal.media, V3.Fal.Media., 93.184.216.34,10.0.0.1, xn--mnchen-3ya.de,,127.0.0.1:9000, [::1]:9001")
 

@@ -1,4 +1,4 @@
-"""The outgoing HTTP client: the httpx2 API over aiohttp's connections, and the allow-list of image hosts.
+"""httpx2's transport over aiohttp's connections.
 
 An image call is held open for many seconds, so hundreds are in flight at once, and the cost of one must not
 grow with the others: aiohttp's connector finds a connection in constant time. The error classes decide whether
@@ -6,16 +6,11 @@ an image may be bought again: only `ConnectError` and `ConnectTimeout` say that 
 """
 
 import asyncio
-import contextlib
-import http.cookiejar
-import ipaddress
 import os
 import select
-import socket
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 
 import aiohttp
 import aiohttp.abc
@@ -26,22 +21,11 @@ import aiohttp.tracing
 import httpx2
 import yarl
 
-from config.settings import STORE_ANSWER_S, STORE_CONNECT_S, STORE_WRITE_S
-
-CONNECT_TIMEOUT_S = 5.0  # name, TCP and TLS together; a healthy provider takes well under one second
-READ_TIMEOUT_S = 60.0  # between two reads; the deadline of a generation ends a silent call before this does
-WRITE_TIMEOUT_S = 10.0  # for one chunk of a request body; a peer that reads takes milliseconds
 KEEP_ALIVE_S = 4.0  # idle; below the 5 s after which the most impatient common servers close
 CHUNK_BYTES = 64 * 1024  # what moves at once, both ways; aiohttp stops reading at twice this
-MAX_REDIRECTS = 3  # image hosts redirect once, to their CDN, if at all
-USER_AGENT = "geekhub-gateway/0.1"
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SCHEMES = ("http", "https")
 _AUTOMATIC_HEADERS = ("accept", "accept-encoding", "content-type", "user-agent")
-_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")  # all else embeds IPv4 (mapped, NAT64) or is local
-_6TO4 = ipaddress.IPv6Network("2002::/16")  # inside 2000::/3, but embeds an IPv4 address
-_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the one metadata service at a public address
 
 # {theirs: ours}; the first class that fits counts. What is not certain to have happened before the first byte
 # was sent must never become a connect error.
@@ -263,7 +247,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
         self._session = aiohttp.ClientSession(
-            connector=_Connector(verify or _default_trust(), resolver or aiohttp.ThreadedResolver(), keep_alive_s),
+            connector=_Connector(verify or default_trust(), resolver or aiohttp.ThreadedResolver(), keep_alive_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_AUTOMATIC_HEADERS,
             auto_decompress=False,
@@ -273,7 +257,7 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         self._responses: weakref.WeakSet[aiohttp.ClientResponse] = weakref.WeakSet()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        if request.url.scheme not in _DEFAULT_PORTS:
+        if request.url.scheme not in _SCHEMES:
             raise httpx2.UnsupportedProtocol(f"not http or https: {request.url.scheme!r}")
         timeout_s: dict[str, float | None] = request.extensions.get("timeout", {})
         body = _body_of(request, timeout_s.get("write"))
@@ -311,7 +295,8 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         await self._session.close()
 
 
-def _default_trust() -> ssl.SSLContext:
+def default_trust() -> ssl.SSLContext:
+    """The system's store, or the file that `SSL_CERT_FILE` names; HTTP/1.1 only."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -338,201 +323,3 @@ def _body_of(request: httpx2.Request, write_timeout_s: float | None) -> _Body | 
         return None
     assert isinstance(request.stream, httpx2.AsyncByteStream)
     return _Body(request.stream, write_timeout_s)
-
-
-class HostNotAllowed(Exception):
-    """The URL does not lead to an image host that is allowed."""
-
-    def __init__(self, host: str) -> None:
-        super().__init__(f"{self.__doc__} Host: {host!r}")
-        self.host = host
-
-
-class ImageFetchFailed(Exception):
-    """The image host did not answer with the plain image."""
-
-    def __init__(self, status: int, detail: str = "") -> None:
-        super().__init__(f"{self.__doc__} Status {status}. {detail}".rstrip())
-        self.status = status
-
-
-class ImageHosts:
-    """The hosts from which a result may be fetched: a comma separated list of `host` and `host:port`.
-
-    A host alone is allowed by https on port 443, at public addresses. With a port it is allowed on that port,
-    by http too, at any address: the endpoint is named. Raises ValueError for anything else.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._names: set[str] = set()
-        self._endpoints: set[tuple[str, int]] = set()
-        for entry in filter(None, map(str.strip, text.split(","))):
-            try:
-                url = httpx2.URL(f"host://{entry}")
-            except httpx2.InvalidURL as error:
-                raise ValueError(f"not host or host:port: {entry!r}") from error
-            host, port = _host(url), url.port
-            more_than_a_host = url.userinfo or url.raw_path != b"/" or url.fragment
-            if not host or "%" in host or more_than_a_host or port not in (None, *range(1, 65536)):
-                raise ValueError(f"not host or host:port: {entry!r}")
-            if port is None:
-                self._names.add(host)
-            else:
-                self._endpoints.add((host, port))
-
-    def check(self, url: str, base: httpx2.URL | None = None) -> httpx2.URL:
-        """The URL to fetch, spelled in one way, without fragment; `base` is what a redirect is relative to.
-
-        Raises HostNotAllowed.
-        """
-        try:
-            asked = base.join(url) if base else httpx2.URL(url)
-        except (httpx2.InvalidURL, ValueError) as error:  # the latter for a lone surrogate, which JSON may hold
-            raise HostNotAllowed("") from error
-        host = _host(asked)
-        if asked.scheme not in _DEFAULT_PORTS or asked.userinfo:
-            raise HostNotAllowed(host)
-        port = _DEFAULT_PORTS[asked.scheme] if asked.port is None else asked.port
-        named = (asked.scheme, port) == ("https", 443) and host in self._names and not _is_private_literal(host)
-        if not named and not self.is_endpoint(host, port):
-            raise HostNotAllowed(host)
-        return httpx2.URL(scheme=asked.scheme, host=host, port=port, raw_path=asked.raw_path)
-
-    def is_endpoint(self, host: str, port: int) -> bool:
-        """Whether this host is listed with this port, and thus allowed at any address."""
-        return (host, port) in self._endpoints
-
-
-def _host(url: httpx2.URL) -> str:
-    return url.raw_host.decode("ascii").lower().removesuffix(".")
-
-
-def _is_private_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return not is_public(host)
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and neither a group's nor a metadata service's."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        return ip.is_global and ip in _GLOBAL_UNICAST_V6 and ip not in _6TO4
-    return ip.is_global and not ip.is_multicast and ip != _AZURE_METADATA
-
-
-class PublicResolver(aiohttp.abc.AbstractResolver):
-    """Refuses names with an address that is not public; in the connector, so what was checked is dialled.
-
-    One private address among several refuses the name. Raises HostNotAllowed.
-    """
-
-    def __init__(self, hosts: ImageHosts, resolver: aiohttp.abc.AbstractResolver) -> None:
-        self._hosts = hosts
-        self._resolver = resolver
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if not self._hosts.is_endpoint(host, port) and not all(is_public(result["host"]) for result in found):
-            raise HostNotAllowed(host)
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
-@dataclass(frozen=True)
-class FetchedImage:
-    """An image's bytes in chunks of at most `CHUNK_BYTES`, to be read once, and how many the host announced."""
-
-    chunks: AsyncIterator[bytes]
-    size_bytes: int | None
-
-
-def _client(transport: AiohttpTransport, timeout: httpx2.Timeout) -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(
-        transport=transport,
-        timeout=timeout,
-        headers={"user-agent": USER_AGENT},
-        cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=())),
-        trust_env=False,
-    )
-
-
-def store_client(
-    *,
-    connect_timeout_s: float = STORE_CONNECT_S,
-    write_timeout_s: float = STORE_WRITE_S,
-    answer_timeout_s: float = STORE_ANSWER_S,
-    verify: ssl.SSLContext | None = None,
-) -> httpx2.AsyncClient:
-    """A client for the image store, with connections of its own; to be made inside the running event loop.
-
-    `answer_timeout_s` runs from a request's last byte to the answer, and between two reads of it.
-    """
-    timeout = httpx2.Timeout(connect=connect_timeout_s, read=answer_timeout_s, write=write_timeout_s, pool=None)
-    return _client(AiohttpTransport(verify=verify), timeout)
-
-
-class Outbound:
-    """Every call to an upstream and its image hosts; to be made inside the running event loop, closed with `aclose`.
-
-    Time-outs and `keep_alive_s` are in seconds. `client` keeps no cookies, follows no redirects and reads
-    nothing from the environment but the TLS trust.
-    """
-
-    def __init__(
-        self,
-        image_hosts: ImageHosts,
-        *,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        read_timeout_s: float = READ_TIMEOUT_S,
-        write_timeout_s: float = WRITE_TIMEOUT_S,
-        keep_alive_s: float = KEEP_ALIVE_S,
-        verify: ssl.SSLContext | None = None,
-        resolver: aiohttp.abc.AbstractResolver | None = None,
-    ) -> None:
-        verify = verify or _default_trust()
-        resolver = resolver or aiohttp.ThreadedResolver()
-        timeout = httpx2.Timeout(connect=connect_timeout_s, read=read_timeout_s, write=write_timeout_s, pool=None)
-
-        def client(resolver: aiohttp.abc.AbstractResolver) -> httpx2.AsyncClient:
-            return _client(AiohttpTransport(verify=verify, resolver=resolver, keep_alive_s=keep_alive_s), timeout)
-
-        self.client = client(resolver)
-        self._image_hosts = image_hosts
-        self._image_client = client(PublicResolver(image_hosts, resolver))
-
-    @contextlib.asynccontextmanager
-    async def fetch_image(self, url: str) -> AsyncGenerator[FetchedImage]:
-        """GET a result from an image host, without credentials, over at most `MAX_REDIRECTS` redirects.
-
-        The bytes come as they are sent: the caller counts them, and stops when there are too many. Raises
-        HostNotAllowed, for a redirect too; ImageFetchFailed for any status but 200 and for an encoded image;
-        and httpx2.TransportError.
-        """
-        target = self._image_hosts.check(url)
-        for redirects_left in range(MAX_REDIRECTS, -1, -1):
-            async with self._image_client.stream("GET", target, headers={"accept-encoding": "identity"}) as response:
-                location = response.headers.get("location")
-                if response.status_code in _REDIRECTS and location and redirects_left:
-                    target = self._image_hosts.check(location, base=target)
-                    continue
-                if response.status_code != httpx2.codes.OK:
-                    raise ImageFetchFailed(response.status_code)
-                encoding = response.headers.get("content-encoding", "identity")
-                if encoding.lower() != "identity":
-                    raise ImageFetchFailed(response.status_code, f"content-encoding: {encoding}")
-                announced = response.headers.get("content-length")
-                # The transport has seen to it that it is a number, and holds the host to it.
-                yield FetchedImage(response.aiter_raw(), int(announced) if announced else None)
-                return
-
-    async def aclose(self) -> None:
-        """Close every connection, also those in use."""
-        await self._image_client.aclose()
-        await self.client.aclose()
