@@ -71,7 +71,6 @@ from proxy.api.images import ImagesEndpoint
 from proxy.api.reads import ReadRates, Reports
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
-from proxy.api.sandbox import Sandbox
 from proxy.api.usage import UsageEndpoint
 from proxy.app import STORAGE_PATH, build_app, build_full_app
 from proxy.backends import LOGIN_REFUSED, Back, open_back, open_redis_of, wallet_limits
@@ -85,11 +84,18 @@ from proxy.messages import (
     TOP_UP_WITH,
     Text,
 )
+from proxy.orders.admission import Admissions
+from proxy.orders.calls import Maker
 from proxy.orders.capacity import Capacity
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.orphans import Orphans
 from proxy.orders.places import Places
+from proxy.orders.quotes import Quotes
+from proxy.orders.replay import Replay
+from proxy.orders.sandbox import Sandbox
+from proxy.orders.settlement import Settlement
+from proxy.orders.tasks import Tasks
 from proxy.orders.upload import ImageLimits, Keeper
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
@@ -229,7 +235,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
         jobs = Jobs(back.redis)
-        generations = Generations(wallet, keeper, answers, providers, lifecycle, jobs)
+        tasks, calls = Tasks(), Maker(keeper, providers)
+        settlement = Settlement(wallet, answers, calls, lifecycle, tasks)
+        generations = Generations(wallet, calls, settlement, tasks, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE, settings.any_key_from)
         reads = ReadRates()
@@ -258,11 +266,23 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             spool_end=spool.part(SPOOL_END),
         )
 
+        places = Places(journal, capacity)
+        admissions = Admissions(
+            wallet,
+            places,
+            Quotes(rates, markup=catalogue.markup, price_book=catalogue.price_book_version),
+            settlement,
+            owner=jobs.owner,
+            region=settings.region,
+            deadline_s=settings.deadline_s,
+            top_up=_top_up(settings),
+        )
+
         @asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             background.begin()
             yield
-            await generations.drain()
+            await tasks.drain()
             await _book(answers)
             await background.end()
 
@@ -270,18 +290,13 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ImagesEndpoint(
                 authenticator,
                 offered,
-                rates,
-                wallet,
-                back.ledger,
-                Places(journal, capacity),
-                generations,
                 lifecycle,
+                admissions,
+                Replay(wallet, back.ledger),
+                generations,
+                Sandbox(wallet, places, keeper, settings.deadline_s),
                 replies,
-                Sandbox(wallet, keeper, replies, settings.deadline_s),
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
-                price_book=catalogue.price_book_version,
-                region=settings.region,
-                top_up=_top_up(settings),
             ),
             ModelsEndpoint(authenticator, wallet, offered, rates, reads),
             CreditsEndpoint(authenticator, wallet, reads),

@@ -1,9 +1,6 @@
 """Around every request: its id, its one log line, its metrics. Plain ASGI."""
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
-from uuid import UUID, uuid4
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -11,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxy.api.addresses import origin_form
-from proxy.orders.ending import Ending
+from proxy.orders.context import RequestContext
 
 log = structlog.get_logger("request")
 
@@ -25,24 +22,6 @@ MOST_CLIENT_ID_CHARACTERS = 128
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Asked every few seconds by the platform: counted, not logged."""
-
-
-@dataclass(slots=True)
-class RequestContext:
-    """What belongs to one HTTP request. `started_s` is `time.monotonic` when its head was read.
-
-    `ending` is what is known of the charge of the order that it places.
-    """
-
-    request_id: UUID = field(default_factory=uuid4)
-    started_s: float = field(default_factory=time.monotonic)
-    facts: dict[str, Any] = field(default_factory=dict)
-    ending: Ending = field(default_factory=Ending)
-
-    @property
-    def public_id(self) -> str:
-        """As customers see it."""
-        return f"req_{self.request_id.hex}"
 
 
 def context_of(scope: Scope) -> RequestContext:

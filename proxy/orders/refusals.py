@@ -1,6 +1,6 @@
 """What a customer is told of the limits: headers on every reply, and for a refusal the number and the time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
@@ -51,12 +51,12 @@ def _rate(name: str, state: RateState) -> dict[str, str]:
 
 
 @contextmanager
-def telling_rates(admission: Admission) -> Iterator[None]:
-    """Of an order that was let in, where it ends as an ApiError, too: what it took of a rate is not given back."""
+def with_headers(headers: Mapping[str, str]) -> Iterator[None]:
+    """Add the headers of rates to an error that comes after the admission: a failed order has used its rate up, too."""
     try:
         yield
     except ApiError as error:
-        error.headers |= rate_headers(admission)
+        error.headers |= headers
         raise
 
 

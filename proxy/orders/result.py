@@ -1,7 +1,7 @@
 """What a customer was delivered, and may fetch again: by the order's id, its idempotency key, or an SDK's own retry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +34,19 @@ class Result:
     def public_id(self) -> str:
         """The order's id as its customer knows it."""
         return f"req_{self.request_id.hex}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A charged order, and what is left to spend; None where Redis is away. `headers` tell what is left of its rates.
+
+    `replayed`: it was placed before, and charged then.
+    """
+
+    result: Result
+    available_micro_mxn: int | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    replayed: bool = False
 
 
 def encode(result: Result) -> bytes:

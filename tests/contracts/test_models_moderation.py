@@ -102,10 +102,12 @@ def test_of_an_order_that_is_refused_in_part_the_good_pictures_come_and_are_char
                 asked = job(order(model, n))
                 delivery = await making.start(asked)
                 await making.drain()
-                names = [path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.images)]
+                names = [
+                    path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.result.images)
+                ]
                 assert names == [str(number) for number in good]
-                assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.images)]
-                assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.images}
+                assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.result.images)]
+                assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.result.images}
 
     run(work())
 
@@ -125,8 +127,8 @@ def test_of_several_calls_the_refused_ones_are_missing_and_the_others_come(tmp_p
                     await bench.in_turn(model, "ok", refusal, "ok")
                     delivery = await making.start(job(order(model, 3)))
                     await making.drain()
-                    assert len(delivery.images) == 2
-                    assert [images for _, images in wallet.charges] == [delivery.images]
+                    assert len(delivery.result.images) == 2
+                    assert [images for _, images in wallet.charges] == [delivery.result.images]
 
     run(work())
 
@@ -144,8 +146,8 @@ def test_a_flagged_picture_that_came_with_its_bytes_is_taken_back(tmp_path: Path
             async with generations(wallet, bench.store, bench.providers) as making:
                 delivery = await making.start(job(order(GROK, 2)))
                 await making.drain()
-                assert [(tmp_path / image.path).read_bytes() for image in delivery.images] == [png(1)]
-                assert files(tmp_path) == {delivery.images[0].path} and len(wallet.charges) == 1
+                assert [(tmp_path / image.path).read_bytes() for image in delivery.result.images] == [png(1)]
+                assert files(tmp_path) == {delivery.result.images[0].path} and len(wallet.charges) == 1
 
     run(work())
 

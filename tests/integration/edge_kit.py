@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -27,10 +28,15 @@ from metering.shares import Bound, Shares
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
+from proxy.orders.admitted import AdmittedOrder
+from proxy.orders.calls import Maker
 from proxy.orders.capacity import Capacity
-from proxy.orders.generations import Generations, Job
+from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.places import Place
+from proxy.orders.result import Delivery
+from proxy.orders.settlement import Settlement
+from proxy.orders.tasks import Tasks
 from proxy.orders.upload import ImageLimits, Keeper
 from proxy.outcomes import Failure
 from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
@@ -49,6 +55,25 @@ def png(seed: int = 0) -> bytes:
     return out.getvalue()
 
 
+@dataclass(frozen=True)
+class Running:
+    """Generations, and what they are made of."""
+
+    generations: Generations
+    settlement: Settlement
+    tasks: Tasks
+    answers: Answers
+    journal: Journal
+
+    def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
+        """One of them."""
+        return self.generations.start(admitted)
+
+    async def drain(self) -> None:
+        """Wait for all of them."""
+        await self.tasks.drain()
+
+
 @asynccontextmanager
 async def generations(
     wallet: Wallet,
@@ -56,7 +81,7 @@ async def generations(
     providers: Mapping[str, Provider],
     most_bytes: int = 10**8,
     lifecycle: Lifecycle | None = None,
-) -> AsyncIterator[Generations]:
+) -> AsyncIterator[Running]:
     """Generations with a journal of their own; they are over at the end."""
     with TemporaryDirectory(prefix="ghub-") as name:
         folder = Folder(Path(name))
@@ -64,7 +89,9 @@ async def generations(
         ledger = open_sqlite(f"sqlite:///{name}/ledger.db")
         await ledger.migrate()
         answers = Answers(journal, wallet, ledger, Presence(Redis()))
-        running = Generations(wallet, keeper(store, most_bytes), answers, providers, lifecycle or Lifecycle())
+        tasks, calls = Tasks(), Maker(keeper(store, most_bytes), providers)
+        settlement = Settlement(wallet, answers, calls, lifecycle or Lifecycle(), tasks)
+        running = Running(Generations(wallet, calls, settlement, tasks), settlement, tasks, answers, journal)
         try:
             yield running
         finally:
@@ -99,7 +126,7 @@ def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:
     return Order(model, CATALOGUE.models[model], "un faro", n, size, fields.get("quality"))
 
 
-def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s: float = 40.0) -> Job:
+def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s: float = 40.0) -> AdmittedOrder:
     """An admitted order that may be generated and answered for so many seconds from now."""
     now_us, now_s = time.time_ns() // 1000, time.monotonic()
     usd = asked.model.usd_per_image
@@ -108,7 +135,7 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
     price = Price(asked.model_id, usd, CATALOGUE.markup, CATALOGUE.price_book_version)
     pinned = quote(price, Rate(period.month, Decimal(20), "test"), period, asked.n)
     ends_us = now_us + int(hold_s * 1_000_000)
-    return Job(
+    return AdmittedOrder(
         request_id=uuid4(),
         caller=CALLER,
         order=asked,

@@ -27,16 +27,20 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
 from proxy.api.auth import Authenticator
 from proxy.api.images import ImagesEndpoint
-from proxy.api.middleware import RequestContext
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
-from proxy.api.sandbox import Sandbox
 from proxy.errors import ApiError, Kind
 from proxy.messages import TOP_UP
+from proxy.orders.admission import Admissions
+from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import split
-from proxy.orders.generations import Delivery, Generations, Job
+from proxy.orders.context import RequestContext
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.places import Places
+from proxy.orders.quotes import Quotes
+from proxy.orders.replay import Replay
+from proxy.orders.result import Delivery
+from proxy.orders.sandbox import Sandbox
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.storage.local import LocalStore
@@ -46,6 +50,7 @@ from tests.integration.edge_kit import (
     CATALOGUE,
     FLUX,
     GPT,
+    Running,
     ScriptedProvider,
     ScriptedWallet,
     files,
@@ -78,7 +83,7 @@ class Ended:
     took_s: float
 
 
-async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: Job) -> Ended:
+async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: AdmittedOrder) -> Ended:
     delivery, error = None, None
     async with generations(wallet, LocalStore(root), {"fal": provider}, MOST_IMAGE_BYTES) as running:
         began_s = time.monotonic()
@@ -90,8 +95,8 @@ async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked
     return Ended(delivery, error, took_s)
 
 
-def paths(asked: Job, *indexes: int) -> set[str]:
-    return {f"{CALLER.org_id}/{asked.hold_id}/{index}.png" for index in indexes}
+def paths(asked: AdmittedOrder, *indexes: int) -> set[str]:
+    return {f"{CALLER.org_id}/{asked.order_id}/{index}.png" for index in indexes}
 
 
 def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> None:
@@ -102,10 +107,12 @@ def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> Non
         provider = ScriptedProvider(*(picture(index, whole(png(index))) for index in (2, 0, 1)))
         ended = await generate(wallet, tmp_path, provider, asked)
         assert ended.delivery is not None
-        assert [image.path for image in ended.delivery.images] == sorted(paths(asked, 0, 1, 2))
-        assert [(tmp_path / image.path).read_bytes() for image in ended.delivery.images] == [png(i) for i in range(3)]
-        assert (ended.delivery.cost_micro_mxn, ended.delivery.available_micro_mxn) == (3 * UNIT, 7)
-        assert wallet.charges == [(3 * UNIT, ended.delivery.images)] and not wallet.voids
+        assert [image.path for image in ended.delivery.result.images] == sorted(paths(asked, 0, 1, 2))
+        assert [(tmp_path / image.path).read_bytes() for image in ended.delivery.result.images] == [
+            png(i) for i in range(3)
+        ]
+        assert (ended.delivery.result.cost_micro_mxn, ended.delivery.available_micro_mxn) == (3 * UNIT, 7)
+        assert wallet.charges == [(3 * UNIT, ended.delivery.result.images)] and not wallet.voids
 
     run(work())
 
@@ -120,7 +127,7 @@ def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path,
         pictures = [picture(index, chunks, inline=inline) for index, chunks in enumerate(streams)]
         ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
         assert ended.delivery is not None and ended.took_s < 60
-        assert {image.path for image in ended.delivery.images} == files(tmp_path) == paths(asked, 0, 1)
+        assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 1)
         assert [amount for amount, _ in wallet.charges] == [2 * UNIT] and not wallet.voids
 
     run(work())
@@ -265,11 +272,11 @@ def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: 
         wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=4)
         async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
             delivery = await running.start(asked)
-            assert delivery.available_micro_mxn is None and delivery.cost_micro_mxn == UNIT
+            assert delivery.available_micro_mxn is None and delivery.result.cost_micro_mxn == UNIT
             assert wallet.charges == [] and wallet.settlements > 1
             await running.answers.round()
             await running.answers.round()
-        assert wallet.charges == [(UNIT, delivery.images)]
+        assert wallet.charges == [(UNIT, delivery.result.images)]
         assert (wallet.voids, files(tmp_path)) == ([], paths(asked, 0))
 
     run(work())
@@ -373,11 +380,11 @@ def test_the_store_fails_for_one_of_three_and_two_are_charged(tmp_path: Path) ->
 
     async def work() -> None:
         wallet, asked = ScriptedWallet(), job(order(n=3))
-        blocked = tmp_path / CALLER.org_id / asked.hold_id / "1.png"
+        blocked = tmp_path / CALLER.org_id / asked.order_id / "1.png"
         blocked.mkdir(parents=True)  # a file cannot be renamed over a folder
         ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), asked)
         assert ended.delivery is not None
-        assert {image.path for image in ended.delivery.images} == files(tmp_path) == paths(asked, 0, 2)
+        assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 2)
         assert [amount for amount, _ in wallet.charges] == [2 * UNIT]
 
     run(work())
@@ -576,7 +583,7 @@ class Door(ScriptedWallet):
 
 
 @asynccontextmanager
-async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterator[tuple[ImagesEndpoint, Generations]]:
+async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterator[tuple[ImagesEndpoint, Running]]:
     """The hot path over this wallet and this provider; its generations are over at the end."""
     ledger = open_sqlite(f"sqlite:///{root / 'ledger.db'}")
     await ledger.migrate()
@@ -586,22 +593,22 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     store = LocalStore(root / "images")
     replies = Replies(store, "https://images.test")
     async with generations(wallet, store, {"fal": provider}) as running:
+        places = Places(running.journal, room_for(100))
+        quotes = Quotes(rates, markup=CATALOGUE.markup, price_book="test")
+        admissions = Admissions(
+            wallet, places, quotes, running.settlement, owner="", region="test", deadline_s=5, top_up=TOP_UP
+        )
         yield (
             ImagesEndpoint(
                 Authenticator(wallet, 10),
                 CATALOGUE,
-                rates,
-                wallet,
-                ledger,
-                Places(running.answers._journal, room_for(100)),
-                running,
                 Lifecycle(),
+                admissions,
+                Replay(wallet, ledger),
+                running.generations,
+                Sandbox(wallet, places, keeper(store), 5),
                 replies,
-                Sandbox(wallet, keeper(store), replies, 5),
                 RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
-                price_book="test",
-                region="test",
-                top_up=TOP_UP,
             ),
             running,
         )

@@ -9,14 +9,13 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message
 
-from metering.wallet.wallet import Admission, Caller, Placed, RateState, Stands, Verdict, Wallet, WalletLimits
-from proxy.api.images import ImagesEndpoint
-from proxy.api.middleware import RequestContext
-from proxy.api.requests import RequestLimits
+from metering.wallet.wallet import Caller, Placed, Stands, Wallet, WalletLimits
+from proxy.api.images import joined
 from proxy.errors import ApiError
-from proxy.messages import TOP_UP
+from proxy.orders.admission import Duplicate
+from proxy.orders.context import RequestContext
+from proxy.orders.replay import Replay
 from tests.conftest import run
-from tests.contracts.models_kit import FLUX, order
 
 
 class Open(Wallet):
@@ -45,24 +44,22 @@ class Dead(Open):
         return False
 
 
-def endpoint_over(wallet: Wallet, limits: RequestLimits) -> ImagesEndpoint:
-    """An endpoint that does nothing but wait."""
-    nothing: Any = None
-    return ImagesEndpoint(*(nothing,) * 3, wallet, *(nothing,) * 6, limits, price_book="", region="", top_up=TOP_UP)
+NOTHING: Any = None
 
 
-RATE = RateState(1, 0, 0)
-EARLIER = Admission(Verdict.EARLIER, 0, 0, RATE, RATE, 0, Stands("r", "open", "", 0, "owner"))
+def duplicate(deadline_s: float) -> Duplicate:
+    """Of an order that is being made, due in so many seconds."""
+    status = Stands("r", "open", "", 0, "owner")
+    return Duplicate(Caller("org", "key"), Placed("f"), "asker", status, 0, time.monotonic() + deadline_s, {})
 
 
 def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the margin in which every other answer is sent; after the deadline nobody listens."""
-    monkeypatch.setattr("proxy.api.images.JOIN_POLL_S", 0.01)
-    limits = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=1.0)
-    context = RequestContext()
+    """After it nobody listens."""
+    monkeypatch.setattr("proxy.orders.replay.JOIN_POLL_S", 0.01)
+    began_s = time.monotonic()
     with pytest.raises(ApiError, match="placed before"):
-        run(endpoint_over(Open(), limits)._earlier(context, order(FLUX), EARLIER, Caller("org", "key"), keyed=True))
-    assert time.monotonic() - context.started_s < limits.deadline_s
+        run(Replay(Open(), NOTHING).of(duplicate(0.2)))
+    assert 0.2 <= time.monotonic() - began_s < 1.0
 
 
 @pytest.mark.parametrize(("wallet", "left"), [(Open(), True), (Dead(), False)])
@@ -70,19 +67,16 @@ def test_who_joins_in_vain_leaves_the_order_to_the_next(
     wallet: Open, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is made; where its gateway is gone, the next need not wait for it (38)."""
-    monkeypatch.setattr("proxy.api.images.JOIN_POLL_S", 0.01)
-    context = RequestContext()
+    monkeypatch.setattr("proxy.orders.replay.JOIN_POLL_S", 0.01)
 
     async def silent() -> Message:
         await asyncio.Event().wait()
         raise AssertionError("nothing comes")
 
     async def join() -> None:
-        request = Request({"type": "http", "ghub": context}, silent)
-        limits = RequestLimits(body_bytes=100, body_s=5.0, deadline_s=0.2)
-        placed = Placed("f")
-        await endpoint_over(wallet, limits)._join(request, order(FLUX), EARLIER, Caller("org", "key"), placed)
+        request = Request({"type": "http", "ghub": RequestContext()}, silent)
+        await joined(Replay(wallet, NOTHING), request, duplicate(0.2))
 
     with pytest.raises(ApiError, match="placed before"):
         run(join())
-    assert wallet.left == ([("r", str(context.request_id))] if left else [])
+    assert wallet.left == ([("r", "asker")] if left else [])

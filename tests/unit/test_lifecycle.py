@@ -141,6 +141,6 @@ def test_every_retirement_answer_is_404_void_and_remembered(
                 clock.now_s += REMEMBERED_S
                 lifecycle.check(model, row)
             async with generations(ScriptedWallet(), bench.store, bench.providers, lifecycle=lifecycle) as making:
-                assert len((await making.start(job(order(model)))).images) == 1
+                assert len((await making.start(job(order(model)))).result.images) == 1
 
     run(work())

@@ -38,7 +38,7 @@ NOTHING = cast(Any, None)
 def routes(folder: Path | None) -> list[BaseRoute]:
     """Those of the application that the gateway serves."""
     app = build_app(
-        ImagesEndpoint(*(NOTHING,) * 11, price_book=NOTHING, region=NOTHING, top_up=NOTHING),
+        ImagesEndpoint(*(NOTHING,) * 9),
         ModelsEndpoint(*(NOTHING,) * 5),
         CreditsEndpoint(*(NOTHING,) * 3),
         HistoryEndpoint(*(NOTHING,) * 5),

@@ -1,4 +1,4 @@
-"""POST /v1/images/generations by a test key: the reply of a live order, about a picture that is drawn here.
+"""Orders with a test key: the delivery of a live order, about a picture that is drawn here.
 
 Redis and the store are asked, nobody else: no provider, no exchange rate, no hold, no journal, no event.
 """
@@ -9,19 +9,16 @@ from functools import partial
 from uuid import UUID
 
 import structlog
-from starlette.responses import Response
 
 from config.settings import reply_margin_s
 from metering.events import StoredImage
-from metering.money import format_mxn
 from metering.wallet.wallet import Admission, Caller, Placed, Rehearsal, Verdict, Wallet
-from proxy.api.middleware import RequestContext
-from proxy.api.replies import Replies
 from proxy.errors import ApiError, Kind
 from proxy.messages import IMAGES, REQUESTS, SANDBOX_NOT_STORED
-from proxy.orders.lifecycle import lifecycle_headers
-from proxy.orders.refusals import balance_header, key_refused, rate_headers, rate_limited, telling_rates
-from proxy.orders.result import Result
+from proxy.orders.context import RequestContext
+from proxy.orders.places import Places
+from proxy.orders.refusals import balance_header, key_refused, rate_headers, rate_limited, with_headers
+from proxy.orders.result import Delivery, Result
 from proxy.orders.upload import Keeper
 from proxy.ports import Order, StoreFailed
 from proxy.providers.sandbox import SERVED, pictures
@@ -32,35 +29,31 @@ log = structlog.get_logger(__name__)
 class Sandbox:
     """`deadline_s` is a request's, where its model has none of its own."""
 
-    def __init__(self, wallet: Wallet, keeper: Keeper, replies: Replies, deadline_s: float) -> None:
+    def __init__(self, wallet: Wallet, places: Places, keeper: Keeper, deadline_s: float) -> None:
         self._wallet = wallet
+        self._places = places
         self._keeper = keeper
-        self._replies = replies
         self._deadline_s = deadline_s
 
-    async def create(self, context: RequestContext, caller: Caller, order: Order, placed: Placed) -> Response:
+    async def deliver(self, context: RequestContext, caller: Caller, order: Order, placed: Placed) -> Delivery:
         """Answer one order. Raises ApiError, or WalletAway where Redis gave no verdict.
 
         An order that is placed again is drawn again: it is the same picture at the same address.
         """
-        request_id = str(context.request_id)
-        rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, placed, request_id)
-        admission = rehearsal.admission
-        headers = rate_headers(admission) | balance_header(0)  # the sandbox's own: a test key is told of no other
-        if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
-            raise _denial(admission, order, headers)
-        deadline_s = order.model.deadline_s or self._deadline_s
-        until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
-        with telling_rates(admission):
-            images = await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s)
-        result = _result(rehearsal, order, images)
-        context.facts |= {"images": order.n, "cost_mxn": format_mxn(0)}
-        headers |= lifecycle_headers(order.model_id, order.model) | {"x-geekhub-cost-mxn": format_mxn(0)}
-        if admission.verdict is Verdict.EARLIER:
-            headers |= {"idempotent-replayed": "true"}
-        if order.response_format == "b64_json":
-            return self._replies.with_images(result, headers, until_s)
-        return self._replies.with_urls(result, headers)
+        with await self._places.take(caller.org_id, order.n):
+            request_id = str(context.request_id)
+            rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, placed, request_id)
+            admission = rehearsal.admission
+            headers = rate_headers(admission)
+            if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
+                raise _denial(admission, order, headers | balance_header(0))
+            deadline_s = order.model.deadline_s or self._deadline_s
+            until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
+            with with_headers(headers):
+                images = await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s)
+        replayed = admission.verdict is Verdict.EARLIER
+        # A test key is told of no balance but the sandbox's own.
+        return Delivery(_result(rehearsal, order, images), 0, headers, replayed)
 
     async def _keep(self, order: Order, folder: str, until_s: float) -> tuple[StoredImage, ...]:
         stored: dict[int, StoredImage] = {}

@@ -1,0 +1,256 @@
+"""Steps 7 and 8 of a request: an order's end. Charged and written down before its 200, or void; never in between."""
+
+import asyncio
+import time
+from contextlib import suppress
+from decimal import Decimal
+
+import structlog
+from prometheus_client import Counter
+
+from metering.answered import Answered, most_bytes
+from metering.answered import encode as encode_entry
+from metering.events import StoredImage
+from metering.journal.answers import Answers
+from metering.journal.file import JournalFailed
+from metering.wallet.connection import WalletAway
+from metering.wallet.wallet import Close, Closing, Wallet
+from proxy.orders.admitted import AdmittedOrder
+from proxy.orders.calls import Made, Maker, fault
+from proxy.orders.ending import Charge
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.result import Delivery, Result
+from proxy.orders.result import encode as encode_result
+from proxy.orders.tasks import Tasks
+from proxy.outcomes import Failure, Outcome, worst
+from proxy.ports import Report
+
+log = structlog.get_logger(__name__)
+
+SETTLE_PAUSE_S = 0.1
+"""Between two tries of a settlement that Redis gave no verdict on."""
+
+SETTLE_S = 1.0
+"""How long a verdict is asked for before the journal alone answers for the order; Redis restarts in less."""
+
+USD_STEP = Decimal("0.0000000001")
+"""Of a provider's figure: the smallest unit that one of them reports."""
+
+ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
+EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
+IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
+ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 while Redis gave no verdict")
+
+
+class Settlement:
+    """Ends orders. What is stored is charged; everything else is a void."""
+
+    def __init__(self, wallet: Wallet, answers: Answers, calls: Maker, lifecycle: Lifecycle, tasks: Tasks) -> None:
+        self._wallet = wallet
+        self._answers = answers
+        self._calls = calls
+        self._lifecycle = lifecycle
+        self._tasks = tasks
+
+    def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int) -> None:
+        """End, in the background, an order that was perhaps admitted and that nobody will generate."""
+        self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us))
+
+    async def close(self, admitted: AdmittedOrder, made: Made) -> Delivery:
+        """What was made of an order is charged and delivered. Raises ApiError where nothing was: it is void."""
+        for failure in made.failures:
+            model_id = admitted.order.model_id
+            log.warning("upstream_failure", request_id=admitted.order_id, model=model_id, failure=str(failure))
+        if refused := made.take_refused():
+            self._tasks.detach(self._calls.remove(refused))
+        if made.stored:
+            return await self._settle(admitted, made)
+        failure = worst(made.failures or [Failure(Outcome.CONTENT_POLICY, "all were refused")])
+        await self.void(admitted, failure)
+        if failure.outcome is Outcome.RETIRED:
+            raise self._lifecycle.retire(admitted.order.model_id, admitted.order.model)
+        raise failure.as_error()
+
+    async def _settle(self, admitted: AdmittedOrder, made: Made) -> Delivery:
+        """Charge for what is stored, write down that it is answered 200, and only then answer (rule 8).
+
+        Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later. What
+        can fail on data, an upstream's texts and figures, is checked before the settlement.
+        """
+        try:
+            usd = _measured_usd(admitted, made)
+            result = _result(admitted, made, usd)
+            answered, entry = self._answered(admitted, result, usd)
+        except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+            failure = fault(admitted.order, error)
+            await self.void(admitted, failure)
+            raise failure.as_error() from None
+        closing = await self._charge(admitted, answered)
+        charged = closing is not None and closing.close is Close.CHARGED
+        if closing is not None:
+            admitted.ending.known(Charge.CHARGED if charged else Charge.NONE)
+        if not charged and (closing is not None or not admitted.hold_is_open()):
+            self._tasks.detach(self._take_back(admitted, answered.images, unheard=closing is None))
+            raise Failure(Outcome.DEADLINE, "not settled").as_error()
+        await self._write_down(admitted, answered, entry, charged)
+        admitted.ending.known(Charge.CHARGED)
+        ENDS.labels(admitted.order.model_id, "delivered").inc()
+        IMAGES.labels(admitted.order.model_id).inc(len(answered.images))
+        available_micro_mxn = closing.available_micro_mxn if closing is not None else None
+        return Delivery(result, available_micro_mxn, admitted.headers)
+
+    def _answered(self, admitted: AdmittedOrder, result: Result, usd: Decimal | None) -> tuple[Answered, bytes]:
+        """What the journal is to say, and its bytes; raises ValueError where those are more than were set aside."""
+        if excess := admitted.quote.excess_usd(len(result.images), usd):
+            EXCESS.labels(admitted.order.model_id).inc()
+            model_id = admitted.order.model_id
+            log.error("cost_above_quote", request_id=admitted.order_id, model=model_id, excess_usd=str(excess))
+        answered = Answered(
+            org_id=admitted.caller.org_id,
+            key_id=admitted.caller.key_id,
+            fingerprint=admitted.placed.fingerprint,
+            key_hash=admitted.placed.key_hash,
+            client_gone=admitted.ending.client_gone,
+            request_id=admitted.order_id,
+            amount_micro_mxn=result.cost_micro_mxn,
+            images=result.images,
+            usd_measured=None if usd is None else f"{usd:f}",
+            opened=admitted.opened,
+            result=encode_result(result),
+            admitted_us=admitted.admitted_us,
+            ended_us=self._wallet.now_us(admitted.caller.org_id),
+        )
+        entry = encode_entry(answered)
+        if len(entry) > most_bytes(admitted.order.n):
+            raise ValueError(f"an entry of {len(entry)} bytes for {admitted.order.n} images")
+        return answered, entry
+
+    async def _charge(self, admitted: AdmittedOrder, answered: Answered) -> Closing | None:
+        """Redis' verdict, asked for again for a while; None where it gives none."""
+        latest_us = self._wallet.now_us(answered.org_id) + int((admitted.reply_until_s - time.monotonic()) * 1_000_000)
+        now_s = time.monotonic()
+        until_s = min(now_s + SETTLE_S, (now_s + admitted.reply_until_s) / 2)  # the other half is the journal's
+        while time.monotonic() < until_s:
+            admitted.ending.known(Charge.UNKNOWN)
+            try:
+                return await self._wallet.settle(
+                    answered.org_id,
+                    answered.request_id,
+                    answered.amount_micro_mxn,
+                    answered.images,
+                    latest_us=latest_us,
+                    usd_measured=answered.usd_measured,
+                    result=answered.result,
+                )
+            except WalletAway:
+                await asyncio.sleep(SETTLE_PAUSE_S)
+        return None
+
+    async def _write_down(self, admitted: AdmittedOrder, answered: Answered, entry: bytes, charged: bool) -> None:
+        """The order is answered 200 when this returns. Raises ApiError where it must not be."""
+        writing = self._tasks.detach(self._answers.note(entry))
+        await asyncio.wait({writing}, timeout=max(0.0, admitted.reply_until_s - time.monotonic()))
+        written = writing.done() and writing.exception() is None
+        if written and (charged or admitted.hold_is_open()):
+            self._answers.stand(writing.result(), answered.org_id, answered.request_id, charged=charged)
+            if not charged:
+                ANSWERED_AWAY.inc()
+            return
+        self._tasks.detach(self._unanswered(admitted, answered, writing, charged))
+        if charged:
+            # Its client is told to try again, and has no answer: whatever try that is, it is given this order.
+            with suppress(WalletAway):
+                await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.placed)
+        raise Failure(Outcome.DEADLINE, "not written down").as_error()
+
+    async def _unanswered(
+        self, admitted: AdmittedOrder, answered: Answered, writing: asyncio.Task[int], charged: bool
+    ) -> None:
+        """The client got an error for an order whose record is on its way to the disk, or perhaps there already."""
+        try:
+            number = await writing
+            if charged:
+                self._answers.stand(number, answered.org_id, answered.request_id, charged=True)
+            else:
+                await self._answers.withdraw(number, answered.request_id)
+        except JournalFailed:
+            # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
+            # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.
+            if not charged:
+                log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
+            return
+        if not charged:
+            await self._take_back(admitted, answered.images, unheard=True)
+
+    async def _take_back(self, admitted: AdmittedOrder, images: tuple[StoredImage, ...], unheard: bool) -> None:
+        """After a settlement without a yes: void the order and remove its images, unless the charge came through.
+
+        `unheard`: a settlement was sent that nobody answered. If Redis never says what became of it, the images stay:
+        a charge without its images would be worse than images without a charge, which the ledger's end tells apart.
+        """
+        close = await self._wallet.abandon(
+            admitted.caller.org_id, admitted.order_id, "not_settled", until_us=admitted.hold_ends_us
+        )
+        if close is Close.CHARGED:
+            admitted.ending.known(Charge.CHARGED)
+            return
+        ENDS.labels(admitted.order.model_id, "not_settled").inc()
+        if close is Close.UNKNOWN and unheard:
+            log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
+            return
+        admitted.ending.known(Charge.NONE)
+        await self._calls.remove(list(images))
+
+    async def void(self, admitted: AdmittedOrder, failure: Failure) -> None:
+        """It ends without a charge, at once or as soon as Redis is back."""
+        org_id, reason = admitted.caller.org_id, failure.outcome.reason
+        ENDS.labels(admitted.order.model_id, reason).inc()
+        try:
+            await self._wallet.void(org_id, admitted.order_id, reason, comes_again=failure.as_error().retry)
+        except WalletAway:
+            self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us)
+
+
+def _result(admitted: AdmittedOrder, made: Made, usd: Decimal | None) -> Result:
+    """What is delivered: the stored pictures in the order of their numbers."""
+    numbers = sorted(made.stored)
+    images = tuple(made.stored[number] for number in numbers)
+    prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
+    report = _merged(made.reports)
+    return Result(
+        request_id=admitted.request_id,
+        created_s=int(time.time()),
+        model_id=admitted.order.model_id,
+        served=report.served or admitted.order.model.upstream,
+        echo=report.echo,
+        usage=report.usage,
+        prompts=tuple(prompts.get(number) for number in numbers),
+        cost_micro_mxn=admitted.quote.charge_micro_mxn(len(images), usd),
+        images=images,
+    )
+
+
+def _merged(reports: list[Report]) -> Report:
+    """What the customer is told of several calls: the first word on each thing, and a usage only if it is the whole."""
+    merged = Report(served=next((report.served for report in reports if report.served), None))
+    for report in reversed(reports):
+        merged.echo |= report.echo
+    usages = [report.usage for report in reports if report.usage is not None]
+    merged.usage = usages[0] if len(usages) == 1 else None
+    return merged
+
+
+def _measured_usd(admitted: AdmittedOrder, made: Made) -> Decimal | None:
+    """The provider's own figure for the order, where its price depends on it and every call gave one."""
+    listed = admitted.order.model.listed(admitted.order.size, admitted.order.quality)
+    reports = [report for report in made.reports if report.numbers]
+    if listed is None or not listed.measured or not reports:
+        return None
+    usd = Decimal(0)
+    for report in reports:
+        if report.usd is None:
+            return None
+        # A picture of this call that was not stored is not the customer's to pay for.
+        stored = len(made.stored.keys() & set(report.numbers.values()))
+        usd += report.usd * stored / len(report.numbers)
+    return usd.quantize(USD_STEP).normalize()
