@@ -1,6 +1,7 @@
 """Prints `docs/map.md`, every room and file, from the code: `.venv/bin/python -m docs.map`. A test compares the two."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def first_sentence(path: Path) -> str:
     """Of a file's docstring."""
     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert said, f"{path} says nothing about itself"
-    return said.partition("\n")[0].replace("|", "\\|")
+    return re.sub(r"\brule (\d+)", r"[rule \1](rules.md#\1)", said.partition("\n")[0].replace("|", "\\|"))
 
 
 def page() -> str:

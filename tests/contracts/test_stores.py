@@ -494,6 +494,7 @@ def test_a_probe_is_a_large_picture_that_nothing_makes_smaller() -> None:
     assert picture() != data
 
 
+@pytest.mark.rule(11)
 def test_a_store_that_takes_images_passes_the_probe(kit: Kit) -> None:
     """Written, read, and nothing of it is left (rule 11)."""
 
@@ -506,6 +507,7 @@ def test_a_store_that_takes_images_passes_the_probe(kit: Kit) -> None:
     run(work())
 
 
+@pytest.mark.rule(16)
 def test_only_a_path_of_a_probe_is_one() -> None:
     """The sweep deletes by it (rule 16): nobody's `_probe` folder but ours, and no organisation's."""
     name = uuid.uuid4()
@@ -1073,6 +1075,7 @@ def test_a_site_that_is_no_supabase_is_a_sentence(page: bytes, status: int) -> N
     run(work())
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize(
     ("behaviour", "words"),
     [
@@ -1549,6 +1552,7 @@ def test_a_refusal_of_s3_says_whether_another_try_may_help(status: int, code: st
     run(work())
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize("denied", ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"])
 def test_an_s3_that_can_be_seen_and_not_used_fails_the_probe(moto: MotoProcess, denied: str) -> None:
     """By a policy of the bucket: the check goes well, and the probe says which rights it takes (rule 11)."""

@@ -151,6 +151,7 @@ def test_an_operators_day(office: System, admin: Admin) -> None:
     assert [row["target"] for row in whole if row["action"] == "fx.set"] == ["2031-01"]
 
 
+@pytest.mark.rule(33)
 def test_an_order_is_shown_and_refunded(office: System, admin: Admin) -> None:
     """(rule 33) Through the gateway: with the address of its image; what is given back can be spent at once."""
     org_id, key = office.customer("refunds", "0.84")

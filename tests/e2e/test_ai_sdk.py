@@ -44,6 +44,7 @@ def statuses(system: System, org_id: str, count: int) -> list[int]:
     return found()
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("cuts", [1, 2])
 def test_an_order_whose_connection_is_lost_is_made_and_charged_once(

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 
 import httpx2
+import pytest
 
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
@@ -221,6 +222,7 @@ def test_a_wallet_is_rebuilt_under_traffic(prepared: Prepared) -> None:
     assert books(system) == CLEAN
 
 
+@pytest.mark.rule(15)
 def test_a_journal_that_nobody_replayed_is_not_provable(prepared: Prepared) -> None:
     """`verify` exits 1 and says which, however clean wallets and ledger look beside it (rule 15)."""
     system, _, key = start(prepared)

@@ -100,6 +100,7 @@ def ready(port: int) -> tuple[int, str]:
     return reply.status_code, reply.text.strip()
 
 
+@pytest.mark.rule(2)
 def test_a_gateway_whose_projection_fails_takes_no_order_until_it_runs_again(prepared: Prepared) -> None:
     """Not ready, 503 with a true sentence, a trace in the log, a count; and ready when the fault is gone (rule 2)."""
     system = prepared()
@@ -124,6 +125,7 @@ def test_a_gateway_whose_projection_fails_takes_no_order_until_it_runs_again(pre
     assert system.stop("gateway") == 0
 
 
+@pytest.mark.rule(2)
 def test_no_part_of_a_gateway_ends_in_silence(prepared: Prepared) -> None:
     """Whichever fails: the log names it, and it is begun anew, so that the gateway is ready in the end (rule 2)."""
     system = prepared()

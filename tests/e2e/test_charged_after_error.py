@@ -86,6 +86,7 @@ def storm(system: System, key: str, meanwhile: Callable[[], object]) -> list[htt
     return run(all_of_them())
 
 
+@pytest.mark.rule(8, 14)
 @pytest.mark.parametrize("fault", FAULTS[:2])
 def test_a_disk_that_fails_buys_nothing_more_and_says_what_is_charged(prepared: Prepared, fault: str) -> None:
     """Each order that was under way is 503 `charged_fetch_by_id`, counted; retries and its id bring the images; until a
@@ -134,6 +135,7 @@ def test_a_disk_that_fails_buys_nothing_more_and_says_what_is_charged(prepared: 
     assert books(system) == CLEAN
 
 
+@pytest.mark.rule(18, 38)
 @pytest.mark.parametrize("retry", [{"x-stainless-retry-count": "1"}, {}])
 def test_a_retry_is_given_the_order_that_it_was_told_of_and_no_twin(prepared: Prepared, retry: dict[str, str]) -> None:
     """The same order twice: one is answered, the other is 503 `charged_fetch_by_id`; its SDK's retry gets that very

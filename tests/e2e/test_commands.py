@@ -59,6 +59,7 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     assert ghub("verify") == {"ok": True, "differences": []}
 
 
+@pytest.mark.rule(33)
 def test_an_order_is_shown_refunded_and_exported(prepared: Prepared) -> None:
     """(rule 33) By its commands; the books are right after it, and the month's sum is charges less refunds."""
     system = prepared(GHUB_PUBLIC_URL="https://images.geekhub.mx")
@@ -96,6 +97,7 @@ def test_an_order_is_shown_refunded_and_exported(prepared: Prepared) -> None:
     assert ghub("verify") == {"ok": True, "differences": []}
 
 
+@pytest.mark.rule(37)
 def test_an_export_while_the_consumer_is_away_exits_with_3(prepared: Prepared) -> None:
     """It writes what the ledger has, and says what is missing; without Redis, that it cannot know (rule 37)."""
     system = prepared()

@@ -112,6 +112,7 @@ def test_a_key_belongs_to_its_order_and_its_organisation(prepared: Prepared) -> 
     assert get(system.url, key, "?idempotency_key=a%C3%B1o").json()["id"] == latin.json()["id"]
 
 
+@pytest.mark.rule(17)
 def test_a_failure_frees_the_key_and_an_unknown_outcome_does_not(prepared: Prepared) -> None:
     """What was surely not made may be ordered again; where nobody knows, the same answer comes again (rule 17)."""
     system = prepared()
@@ -228,6 +229,7 @@ def test_four_lost_requests_get_four_results_by_their_sdks_retries(prepared: Pre
     assert json.loads(system.ghub("verify", "--json").stdout) == CLEAN
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize("running", [True, False])
 def test_three_orders_that_were_left_are_given_to_the_next_three_on_other_gateways(
     three: tuple[System, list[str]], running: bool
@@ -348,6 +350,7 @@ def key_id(system: System, org_id: str) -> str:
     return str(row["key_id"])
 
 
+@pytest.mark.rule(17)
 def test_a_key_outlives_a_redis_that_was_wiped(prepared: Prepared) -> None:
     """The ledger's events carry its hash: after the rebuild the same order is replayed, another is 422 (17)."""
     system = prepared()

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import orjson
+import pytest
 
 from metering.journal.frames import Folder, Past, encode_frame, survey
 from tests.conftest import LOOPBACK
@@ -75,6 +76,7 @@ def audited(system: System) -> list[tuple[str, str]]:
     return [(row.action, row.target) for row in reversed(rows) if row.action.startswith("journal.")]
 
 
+@pytest.mark.rule(14)
 def test_a_damaged_journal_is_salvaged_and_what_is_lost_is_given_up(prepared: Prepared) -> None:
     """The start is refused; two orders of three are saved, the third is named; at last `verify` is clean (rule 14)."""
     system, org_id, key = start(prepared)
@@ -125,6 +127,7 @@ def test_damage_that_hides_nothing_is_salvaged_and_closed(prepared: Prepared) ->
     assert books(system) == CLEAN
 
 
+@pytest.mark.rule(12)
 def test_a_journal_whose_volume_is_lost_is_given_up_by_name(prepared: Prepared) -> None:
     """Not while its gateway lives, and no other; once, with a reason; a second time says that it is so (rule 12)."""
     system, _, key = start(prepared)
@@ -177,6 +180,7 @@ def test_a_journal_in_use_is_inspected_and_not_touched(prepared: Prepared) -> No
     assert shown.returncode == 0 and "0.84" in shown.stdout and "in_use  yes" in shown.stdout
 
 
+@pytest.mark.rule(13)
 def test_a_roll_back_refuses_a_later_journal_in_one_sentence(prepared: Prepared) -> None:
     """It names file, entry and version; the journal stays, and the later version brings it (rule 13)."""
     system, org_id, key = start(prepared)

@@ -39,6 +39,7 @@ def noted(system: System) -> int:
     return sum(len(lines.splitlines()) for page in found for lines in page)
 
 
+@pytest.mark.rule(21)
 def test_kill_9_with_jobs_in_the_queue_is_cleared_up_by_exactly_one_of_two_others(prepared: Prepared) -> None:
     """Both jobs of the order are cancelled upstream; one void `owner_died`, long before the hold would run out."""
     system = prepared()

@@ -73,6 +73,7 @@ def client(request: pytest.FixtureRequest) -> tuple[str, Clients]:
     return request.param, made
 
 
+@pytest.mark.rule(21)
 def test_an_upstream_that_is_still_silent_at_the_deadline_is_asked_once(
     hasty: System, client: tuple[str, Clients]
 ) -> None:

@@ -136,6 +136,7 @@ UNWRITABLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize("fault", UNWRITABLE if LONG else [*UNWRITABLE][:1])
 def test_a_store_that_can_be_read_but_not_written_ends_the_taking_of_orders(
     prepared: Prepared, store: SupabaseProcess, tmp_path: Path, fault: str

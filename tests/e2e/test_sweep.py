@@ -64,6 +64,7 @@ def counts(report: dict[str, Any]) -> dict[str, int]:
     return {by_text[row["what"]]: row["objects"] for row in report["findings"] if row["objects"]}
 
 
+@pytest.mark.rule(32)
 def test_a_sweep_deletes_what_is_proven_to_be_nobodys_and_nothing_else(prepared: Prepared) -> None:
     """Old images of voids, of charged orders that did not deliver them, of no order at all; a dry run deletes none."""
     system = prepared()
@@ -105,6 +106,7 @@ def test_a_sweep_deletes_what_is_proven_to_be_nobodys_and_nothing_else(prepared:
     assert json.loads(system.ghub("verify", "--json").stdout) == {"ok": True, "differences": []}
 
 
+@pytest.mark.rule(32)
 def test_what_may_still_be_charged_stays_and_it_says_why(prepared: Prepared) -> None:
     """With events that are not booked, and with Redis away; a younger age than fifteen minutes is refused."""
     system = prepared()

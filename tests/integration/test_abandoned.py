@@ -56,6 +56,7 @@ async def abandon(books: Books, caller: Caller, *requests: str, placed: Placed =
 # --- to whom it is given ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize("charged", [False, True])
 @pytest.mark.parametrize("first", [ORDER, Placed("order", tries=0)])
 @pytest.mark.parametrize("then", [ORDER, Placed("order", tries=0)])
@@ -80,6 +81,7 @@ def test_an_order_that_nobody_was_given_goes_to_the_next_that_is_the_same(
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(38)
 def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path: Path) -> None:
     """Each goes to another, and a fourth order is made anew (38)."""
 
@@ -91,6 +93,7 @@ def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path:
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -105,6 +108,7 @@ def test_whose_order_it_is(first: Placed, then: Placed, redis_url: str, tmp_path
     check(redis_url, tmp_path, lambda books, caller: _made_anew(books, caller, caller, first, then))
 
 
+@pytest.mark.rule(38)
 def test_another_key_of_the_organisation_is_another_program(redis_url: str, tmp_path: Path) -> None:
     """An order that one API key placed is given to no other (38)."""
 
@@ -120,6 +124,7 @@ async def _made_anew(books: Books, caller: Caller, other: Caller, first: Placed,
     assert given(await books.admit(other, "next", placed=then)) is None
 
 
+@pytest.mark.rule(38)
 def test_who_has_its_answer_and_orders_the_same_again_gets_a_new_picture(redis_url: str, tmp_path: Path) -> None:
     """Nobody left it (38)."""
 
@@ -131,6 +136,7 @@ def test_who_has_its_answer_and_orders_the_same_again_gets_a_new_picture(redis_u
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize("how", ["void", "expiry", "expiry, written down"])
 def test_one_that_failed_leads_to_a_new_order(how: str, redis_url: str, tmp_path: Path) -> None:
     """What was refused, failed or ran out is given to nobody (38)."""
@@ -148,6 +154,7 @@ def test_one_that_failed_leads_to_a_new_order(how: str, redis_url: str, tmp_path
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18, 38)
 @pytest.mark.parametrize(("after_us", "found"), [(RECENT_US, True), (RECENT_US + 1, False)])
 @pytest.mark.parametrize("tries", [None, 1])
 def test_it_is_given_for_three_minutes_after_its_client_left(
@@ -167,6 +174,7 @@ def test_it_is_given_for_three_minutes_after_its_client_left(
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(38)
 def test_who_was_given_it_and_leaves_too_leaves_it_to_the_next(redis_url: str, tmp_path: Path) -> None:
     """A client that tries twice more: each of its tries hangs up but the last, and one order is charged (38)."""
 
@@ -181,6 +189,7 @@ def test_who_was_given_it_and_leaves_too_leaves_it_to_the_next(redis_url: str, t
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18, 38)
 @pytest.mark.parametrize("retry", [None, 1])
 def test_a_note_that_comes_late_takes_it_from_nobody(retry: int | None, redis_url: str, tmp_path: Path) -> None:
     """The first client is seen to leave, once more or only now, when another waits for the order (18, 38)."""
@@ -197,6 +206,7 @@ def test_a_note_that_comes_late_takes_it_from_nobody(retry: int | None, redis_ur
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18, 38)
 def test_while_one_of_two_waits_for_it_it_is_given_to_no_new_order(redis_url: str, tmp_path: Path) -> None:
     """Retries of two counts were given it; the one that leaves may be either (18, 38)."""
 
@@ -212,6 +222,7 @@ def test_while_one_of_two_waits_for_it_it_is_given_to_no_new_order(redis_url: st
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18, 38)
 def test_what_a_new_order_was_given_is_no_sdks_any_more(redis_url: str, tmp_path: Path) -> None:
     """Its SDK comes back for it, and is made a picture of its own: never are two given one (18, 38)."""
 
@@ -225,6 +236,7 @@ def test_what_a_new_order_was_given_is_no_sdks_any_more(redis_url: str, tmp_path
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18, 38)
 def test_it_needs_no_balance_and_counts_as_a_request(redis_url: str, tmp_path: Path) -> None:
     """It was paid for; at the limit of requests it is told to wait, and is there after that (18, 38)."""
 
@@ -242,6 +254,7 @@ def test_it_needs_no_balance_and_counts_as_a_request(redis_url: str, tmp_path: P
     check(redis_url, tmp_path, work, mxn="0.84")
 
 
+@pytest.mark.rule(20, 38)
 def test_a_revoked_key_is_given_nothing(redis_url: str, tmp_path: Path) -> None:
     """It is looked at at this moment, and nothing is written (20, 38)."""
 
@@ -255,6 +268,7 @@ def test_a_revoked_key_is_given_nothing(redis_url: str, tmp_path: Path) -> None:
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(8, 38)
 def test_an_order_that_ran_out_and_was_answered_all_the_same_is_given(redis_url: str, tmp_path: Path) -> None:
     """Its gateway died; a journal brings the charge; who left it gets it for that (8, 38)."""
 
@@ -271,6 +285,7 @@ def test_an_order_that_ran_out_and_was_answered_all_the_same_is_given(redis_url:
 # --- races, restarts, wipes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(38)
 def test_a_crowd_takes_each_of_twenty_once(redis_url: str, tmp_path: Path) -> None:
     """Two hundred at once over ten connections, for twenty: each goes to exactly one, 180 are made anew (38)."""
 
@@ -285,6 +300,7 @@ def test_a_crowd_takes_each_of_twenty_once(redis_url: str, tmp_path: Path) -> No
     check(redis_url, tmp_path, work, mxn="840.00")
 
 
+@pytest.mark.rule(38)
 def test_a_crowd_of_which_each_leaves_again_never_shares_one(redis_url: str, tmp_path: Path) -> None:
     """Who is given one hangs up at once: it goes round, and has at each moment one who waits for it (38)."""
 
@@ -307,6 +323,7 @@ def test_a_crowd_of_which_each_leaves_again_never_shares_one(redis_url: str, tmp
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize("how", ["restarted", "wiped"])
 def test_what_a_restart_may_have_forgotten_is_given_to_nobody(how: str, tmp_path: Path) -> None:
     """Redis comes back as it was before the order was given: a claim that it forgot is not made twice (38)."""
@@ -348,6 +365,7 @@ async def commands(redis: Redis) -> int:
     return sum(one["calls"] for name, one in told.items() if name != "cmdstat_info")
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize(
     ("limits", "verdict", "most"),
     [
@@ -385,6 +403,7 @@ def test_the_look_for_an_earlier_order_is_bounded(
     check(redis_url, tmp_path, work, mxn="8400.00")
 
 
+@pytest.mark.rule(18)
 def test_orders_that_failed_hide_none_behind_them(redis_url: str, tmp_path: Path) -> None:
     """A hundred of the same failed before one that was lost: its retry is given that (18)."""
 
@@ -398,6 +417,7 @@ def test_orders_that_failed_hide_none_behind_them(redis_url: str, tmp_path: Path
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 def test_a_retry_above_the_rate_is_given_its_order_once_it_may(redis_url: str, tmp_path: Path) -> None:
     """Whatever else would refuse a new order: it is told to wait, and not that its balance is used up (18)."""
 

@@ -60,6 +60,7 @@ def test_a_key_is_kept_as_its_hash_only(redis_url: str, tmp_path: Path) -> None:
     assert not any(secret.encode() in file.read_bytes() for file in files)
 
 
+@pytest.mark.rule(2)
 def test_a_key_whose_state_redis_does_not_know_is_away_and_not_revoked(redis_url: str, tmp_path: Path) -> None:
     """Until the projection has told it, what only reads is 503 and no 401 (rule 2), as an order is."""
 
@@ -231,6 +232,7 @@ def test_what_is_not_there_is_a_sentence(redis_url: str, tmp_path: Path) -> None
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_a_change_is_of_record_though_redis_is_away(redis_url: str, tmp_path: Path) -> None:
     """The command succeeds, and the next look of any projector brings it to Redis (rule 2)."""
 
@@ -268,6 +270,7 @@ def test_a_new_key_is_not_lost_when_the_record_cannot_be_read_again(redis_url: s
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_an_unknown_key_is_unknown_only_where_redis_is_projected(redis_url: str, tmp_path: Path) -> None:
     """Before the projection it is "away", and never 401 (rule 2)."""
 

@@ -278,6 +278,7 @@ def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path
     run(work())
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("images", [1, 8])
 def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images: int) -> None:
     """(rule 33) By both forms of its id; all refunds together are its charge, whichever address they came by."""
@@ -318,6 +319,7 @@ def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images:
     run(work())
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [
@@ -361,6 +363,7 @@ def test_a_wrong_refund_names_its_field(
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_an_order_that_only_redis_could_know_is_503(redis_url: str, tmp_path: Path) -> None:
     """(rule 2) While Redis is not projected nobody can say that there is none; what the ledger has is shown."""
 

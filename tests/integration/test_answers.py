@@ -67,6 +67,7 @@ async def unproven(books: Books, name: str) -> Answered:
     return answered(caller, f"{name}-r")
 
 
+@pytest.mark.rule(30)
 def test_an_order_that_cannot_be_proven_holds_up_no_other(redis_url: str, tmp_path: Path) -> None:
     """Its event waits or was set aside; another organisation's answered order is charged all the same (rule 30)."""
 
@@ -83,6 +84,7 @@ def test_an_order_that_cannot_be_proven_holds_up_no_other(redis_url: str, tmp_pa
     run(work())
 
 
+@pytest.mark.rule(30)
 @pytest.mark.parametrize("charged", [True, False])
 def test_an_order_whose_event_was_set_aside_is_let_go(redis_url: str, tmp_path: Path, charged: bool) -> None:
     """A person has it in hand now: it keeps no file of the journal, and no gateway from closing it (rule 30)."""
@@ -98,6 +100,7 @@ def test_an_order_whose_event_was_set_aside_is_let_go(redis_url: str, tmp_path: 
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_an_order_that_cannot_be_proven_holds_up_no_other_journal(redis_url: str, tmp_path: Path) -> None:
     """Of a gateway that is gone: the rest of its journal, and the journals after it, come to their end (rule 30)."""
 
@@ -157,6 +160,7 @@ def test_an_uncharged_order_goes_before_all_that_are_charged(
     run(work())
 
 
+@pytest.mark.rule(8)
 def test_a_charge_that_redis_has_lost_is_not_hidden_by_older_ones(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +202,7 @@ def test_race_rounds_at_once(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_an_old_order_that_waits_does_not_keep_every_later_file(redis_url: str, tmp_path: Path) -> None:
     """It is written again at the end, and what lies behind it goes (rule 30)."""
 
@@ -221,6 +226,7 @@ def test_an_old_order_that_waits_does_not_keep_every_later_file(redis_url: str, 
     run(work())
 
 
+@pytest.mark.rule(15)
 def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str, tmp_path: Path) -> None:
     """A ledger that is busy at the end: the files stay, and the next start closes the incarnation (rule 15)."""
 
@@ -266,6 +272,7 @@ def test_a_journal_is_not_closed_by_a_ledger_that_was_restored_meanwhile(redis_u
     run(work())
 
 
+@pytest.mark.rule(30)
 @pytest.mark.parametrize("gateway", ["lives", "is gone"])
 def test_a_restored_ledger_is_brought_what_a_journal_keeps(
     redis_url: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway: str
@@ -318,6 +325,7 @@ def test_a_restored_ledger_is_brought_what_a_journal_keeps(
     run(work())
 
 
+@pytest.mark.rule(14)
 def test_a_journal_of_which_nothing_is_left_is_not_closed_in_silence(redis_url: str, tmp_path: Path) -> None:
     """Its only file is all zeros: one that was registered had begun it; a start that died before had not (rule 14)."""
 
@@ -347,6 +355,7 @@ def test_a_journal_of_which_nothing_is_left_is_not_closed_in_silence(redis_url: 
     run(work())
 
 
+@pytest.mark.rule(12, 30)
 def test_race_two_replay_what_a_restored_ledger_lacks(redis_url: str, tmp_path: Path) -> None:
     """Each with the same proof at the same moment: it is charged once more, and not twice (rules 12, 30)."""
 
@@ -363,6 +372,7 @@ def test_race_two_replay_what_a_restored_ledger_lacks(redis_url: str, tmp_path: 
     run(work())
 
 
+@pytest.mark.rule(19)
 @pytest.mark.parametrize("late", [False, True])
 def test_an_order_that_was_served_again_is_never_charged(redis_url: str, tmp_path: Path, late: bool) -> None:
     """Its key gave another order that is charged: at zero, however late its journal comes; and nothing brings it again,
@@ -394,6 +404,7 @@ def test_an_order_that_was_served_again_is_never_charged(redis_url: str, tmp_pat
     run(work())
 
 
+@pytest.mark.rule(8)
 def test_a_withdrawal_that_the_disk_refuses_is_made_again(redis_url: str, tmp_path: Path) -> None:
     """Until the disk takes it: or a replay would charge what was answered with an error (rule 8)."""
 

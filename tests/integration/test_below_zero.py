@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
@@ -31,6 +32,7 @@ def told(*lines: tuple[str, str]) -> Iterator[None]:
     assert counted() == before + len(lines)
 
 
+@pytest.mark.rule(10)
 def test_each_charge_of_a_journal_below_zero_is_counted(redis_url: str, tmp_path: Path) -> None:
     """Not the one that reaches zero, not one that is replayed again, and not every look of a projection (rule 10)."""
 

@@ -161,6 +161,7 @@ def test_a_master_that_lost_its_data_is_rebuilt_while_the_others_go_on(cluster: 
     run(work())
 
 
+@pytest.mark.rule(28, 29)
 def test_every_master_is_asked_for_memory_policy_and_time(cluster: Cluster) -> None:
     """One that is full, or would evict, is enough to stop; each has its own clock (rules 28 and 29)."""
 
@@ -186,6 +187,7 @@ def test_every_master_is_asked_for_memory_policy_and_time(cluster: Cluster) -> N
     run(work())
 
 
+@pytest.mark.rule(6, 29)
 def test_clocks_of_masters_are_learned_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
     """A gateway that has one master's time wrong is told LATE by that one, once, and by no other (rules 6 and 29)."""
 

@@ -258,6 +258,7 @@ def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -
     run(work())
 
 
+@pytest.mark.rule(2)
 @long
 def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
     """A revocation holds at once where the master lives, and from the first answer on where it was away (rule 2)."""

@@ -119,6 +119,7 @@ def test_a_consumer_that_dies_between_commit_and_acknowledgement_doubles_nothing
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_a_dead_consumers_entries_are_claimed(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read by one that never booked them, they are booked by the next (rule 28)."""
     monkeypatch.setattr(module, "IDLE_MS", 0)
@@ -137,6 +138,7 @@ def test_a_dead_consumers_entries_are_claimed(redis_url: str, ledger_url: str, m
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_a_lost_group_starts_from_the_beginning(redis_url: str, ledger_url: str) -> None:
     """Destroyed with entries in the stream, some of them read: all are booked, none twice (rule 28)."""
 
@@ -162,6 +164,7 @@ def test_a_lost_group_starts_from_the_beginning(redis_url: str, ledger_url: str)
     run(work())
 
 
+@pytest.mark.rule(27)
 @pytest.mark.parametrize("rebuilt", ["before the commit", "around the commit", "after the commit"])
 def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_committed(
     redis_url: str, ledger_url: str, rebuilt: str
@@ -255,6 +258,7 @@ def poison(caller: Caller) -> list[dict[str, bytes]]:
     return [{"x": b"1"}, {"opened": b"null"}, {"opened": b"\xff\x00"}, foreign]
 
 
+@pytest.mark.rule(30)
 def test_a_poison_entry_is_set_aside_and_the_rest_is_booked(redis_url: str, ledger_url: str) -> None:
     """It stops nobody, it is kept for a person, and verify reports it (rule 30)."""
 
@@ -314,6 +318,7 @@ def test_race_three_consumers_book_each_event_once(
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_a_full_redis_is_drained_and_the_consumer_lives(redis_url: str, ledger_url: str) -> None:
     """Where Redis refuses every write that costs memory the consumer goes on, for it is what makes room (rule 28)."""
 

@@ -57,6 +57,7 @@ def test_a_lost_reply_of_the_commit_is_no_wiped_stream(
     run(work())
 
 
+@pytest.mark.rule(27)
 def test_a_wipe_between_commit_and_its_repetition_is_noticed(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_wipe_between_commit_and_its_repetition_is_noticed(
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_a_notice_that_the_database_refuses_is_set_aside(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_notice_that_the_database_refuses_is_set_aside(
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(redis_url: str, ledger_url: str) -> None:
     """What the database refuses is looked for by halves; the other 199 are booked (rule 30)."""
 
@@ -265,6 +268,7 @@ def test_what_is_no_event_is_said_to_be_none(change: dict[bytes, bytes]) -> None
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.rule(28)
 @pytest.mark.parametrize("wiped", [False, True])
 def test_an_entry_that_another_consumer_took_out_is_not_lost(redis_url: str, tmp_path: Path, wiped: bool) -> None:
     """Two had it in hand, and the one that did not book it tells so first: no mark goes. Where Redis was wiped between

@@ -92,6 +92,7 @@ def refunded(credit_id: str, micro: int, at: str, reason: str = "blurred") -> Re
     return Refunded(Refund(credit_id, ORG, f"{ORG}-1", micro, reason, at), event(ORG, 1, images=2))
 
 
+@pytest.mark.rule(33)
 def test_a_refund_is_a_row_of_its_own(tmp_path: Path) -> None:
     """(rule 33) Behind the charges, with a negative amount, in the period in which it was given; it counts no images.
 
@@ -125,6 +126,7 @@ def test_a_refund_is_a_row_of_its_own(tmp_path: Path) -> None:
     assert sum(int(one["quantity"]) for one in rows) == 2
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("start", ["=", "+", "-", "@"])
 def test_what_a_person_typed_of_a_refund_is_no_formula(tmp_path: Path, start: str) -> None:
     """(rule 33) Its reason, and an id of the person's own."""

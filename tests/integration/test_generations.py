@@ -117,6 +117,7 @@ def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> Non
     run(work())
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize("inline", [True, False])
 def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, inline: bool) -> None:
     """Two of three (rule 5): the third, cut off while it arrived, leaves nothing behind."""
@@ -194,6 +195,7 @@ def one_image() -> ScriptedProvider:
     return ScriptedProvider(picture(0, whole(png())))
 
 
+@pytest.mark.rule(9)
 @pytest.mark.parametrize("step", ["yes", "away", "refused", "unheard"])
 def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path, step: str) -> None:
     """The close that has begun goes on to its own end (rule 9): charged with its image, or void without."""
@@ -265,6 +267,7 @@ def test_a_refused_settlement_is_an_error_without_images(tmp_path: Path) -> None
     run(work())
 
 
+@pytest.mark.rule(8)
 def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: Path) -> None:
     """Redis away (rule 8): a 200 that says nothing of the balance, charged once as soon as Redis is back."""
 
@@ -295,6 +298,7 @@ def test_a_settlement_without_a_verdict_for_a_dead_hold_is_an_error_and_a_void(t
     run(work())
 
 
+@pytest.mark.rule(8)
 def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +344,7 @@ def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: pytest
     run(work())
 
 
+@pytest.mark.rule(11)
 def test_a_charge_that_came_through_after_an_error_keeps_its_images_and_is_counted(tmp_path: Path) -> None:
     """Every charge has its images (rule 11), and somebody is told."""
 
@@ -665,6 +670,7 @@ def test_a_client_that_is_gone_stops_nothing_and_leaves_no_noise(tmp_path: Path,
     assert noise == []
 
 
+@pytest.mark.rule(6)
 @pytest.mark.parametrize("away", [True, False])
 def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: bool) -> None:
     """Redis gave no answer in time, or the request was cancelled while it was asked (rule 6)."""
@@ -708,6 +714,7 @@ def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(5, 11)
 def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off(tmp_path: Path) -> None:
     """The upstream sent two, then refused the first of them; the store is slow at the second (rules 5, 11)."""
 
@@ -727,6 +734,7 @@ def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off
     run(work())
 
 
+@pytest.mark.rule(8)
 def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlement(tmp_path: Path) -> None:
     """What can fail on data fails before it: the order is a void, and nothing is charged (rule 8)."""
 
@@ -745,6 +753,7 @@ def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlemen
     run(work())
 
 
+@pytest.mark.rule(8, 14)
 def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_path: Path) -> None:
     """Texts of an upstream that nobody has bounded: the order is a void, and nothing is charged (rules 8, 14)."""
 

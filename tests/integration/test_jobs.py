@@ -44,6 +44,7 @@ async def found(jobs: Jobs) -> list[str]:
     return sorted(job.handle for job in await jobs.orphans())
 
 
+@pytest.mark.rule(21)
 def test_a_job_is_an_orphan_from_its_owners_death_until_its_order_ends(redis_url: str, tmp_path: Path) -> None:
     """Two calls of one order are two jobs; a beat keeps both from everybody."""
 
@@ -129,6 +130,7 @@ def test_forget_takes_one_order_off_the_list(redis_url: str, tmp_path: Path) -> 
     run(work())
 
 
+@pytest.mark.rule(21)
 def test_one_of_many_claims_a_dead_owners_order(redis_url: str, tmp_path: Path) -> None:
     """Twenty gateways at once."""
 

@@ -229,6 +229,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     assert len(past_of(tmp_path)) == 5
 
 
+@pytest.mark.rule(14)
 def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
     """Wherever it was cut: what came before is read, and what was torn was never acknowledged (rule 14)."""
 
@@ -247,6 +248,7 @@ def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
         assert told(only(tmp_path).entries)[:4] == entries[:4]
 
 
+@pytest.mark.rule(14)
 def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
     """A flipped bit in any earlier frame, a frame of zeros, a file that is gone: never a silent loss (rule 14)."""
 
@@ -312,6 +314,7 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
     run(work())
 
 
+@pytest.mark.rule(14)
 def test_two_failed_syncs_in_a_row_and_a_lost_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file whose write or sync failed is ever written again: what is acknowledged then is there (rule 14)."""
     disk = Disk(monkeypatch)
@@ -333,6 +336,7 @@ def test_two_failed_syncs_in_a_row_and_a_lost_page(tmp_path: Path, monkeypatch: 
     run(work())
 
 
+@pytest.mark.rule(14)
 def test_a_write_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, no spare file, half a frame written: what is acknowledged afterwards is read back (rule 14)."""
     disk = Disk(monkeypatch)
@@ -356,6 +360,7 @@ def test_a_write_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, monkeyp
     run(work())
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("loses", ["first file", "middle file"])
 def test_a_file_of_zeros_is_a_spare_one_only_at_the_end(tmp_path: Path, loses: str) -> None:
     """A file that was in use begins with a frame: without it, its entries would be missed in silence (rule 14)."""
@@ -366,6 +371,7 @@ def test_a_file_of_zeros_is_a_spare_one_only_at_the_end(tmp_path: Path, loses: s
         only(tmp_path)
 
 
+@pytest.mark.rule(14)
 def test_files_are_allocated_as_orders_open(tmp_path: Path) -> None:
     """Room that is set aside is there; when the orders are over, spare files go again (rule 14)."""
 
@@ -386,6 +392,7 @@ def test_files_are_allocated_as_orders_open(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(14)
 def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than an order: what nobody needs goes first, the oldest before the others (rule 14)."""
     disk = Disk(monkeypatch)
@@ -404,6 +411,7 @@ def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.M
     run(work())
 
 
+@pytest.mark.rule(14)
 def test_without_room_an_order_is_refused_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full: who has room set aside writes, who has none is told before anything is bought (rule 14)."""
     disk = Disk(monkeypatch)
@@ -451,6 +459,7 @@ def test_an_entry_is_read_back_from_its_file(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_what_is_released_is_kept_for_a_while(tmp_path: Path) -> None:
     """Within an age and a space; a restored ledger is fed from it (rule 30)."""
 
@@ -475,6 +484,7 @@ def test_what_is_released_is_kept_for_a_while(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_an_entry_that_alone_keeps_its_file_is_named(tmp_path: Path) -> None:
     """Written again, it frees the file and all behind it (rule 30)."""
 

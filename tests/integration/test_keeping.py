@@ -171,6 +171,7 @@ def test_trying_ends_with_the_time_for_it(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(11)
 @pytest.mark.parametrize("inline", [True, False])
 @pytest.mark.parametrize(
     ("script", "again", "words"),

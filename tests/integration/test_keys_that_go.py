@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import Jobs, UpstreamJob
 from metering.wallet.keys import OrgKeys
@@ -117,6 +119,7 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
     assert wanted <= kinds
 
 
+@pytest.mark.rule(28)
 def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path) -> None:
     """That a client is gone is written together with its end: the gateway may die behind any call (rule 28)."""
 

@@ -45,6 +45,7 @@ async def opened(place: Path | str) -> SqlLedger:
 TABLES = ["credit_transactions", "events", "changes", "price_books", "prices", "fx_rates"]
 
 
+@pytest.mark.rule(3)
 @pytest.mark.parametrize("table", TABLES)
 def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table: str) -> None:
     """UPDATE, DELETE and TRUNCATE on every append-only table fail at the database itself (rule 3)."""
@@ -71,6 +72,7 @@ def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table:
     assert sql(ledger_url, f"SELECT * FROM {table}") == before
 
 
+@pytest.mark.rule(30)
 def test_an_event_counts_once_however_often_it_comes(ledger_url: str) -> None:
     """1,000 bookings of the same event are one event and one consumption (rule 30)."""
 
@@ -232,6 +234,7 @@ def test_credits_beyond_what_a_wallet_can_hold_are_refused(ledger_url: str) -> N
     run(work())
 
 
+@pytest.mark.rule(26)
 def test_race_credits_of_two_processes_are_numbered_without_gaps(ledger_url: str) -> None:
     """100 ids of each, 50 of them the same: 150 credits, numbered 1 to 150 (rule 26)."""
 
@@ -290,6 +293,7 @@ def test_race_many_migrate_at_once(ledger_url: str) -> None:
     assert sql(ledger_url, "SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,), (4,)]
 
 
+@pytest.mark.rule(25)
 def test_a_month_that_has_begun_keeps_its_rate(ledger_url: str) -> None:
     """Before it begins the rate may be superseded, and both rows stay; afterwards it is fixed (rule 25)."""
 

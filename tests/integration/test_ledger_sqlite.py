@@ -26,6 +26,7 @@ KEYS = {
 }
 
 
+@pytest.mark.rule(3)
 @pytest.mark.parametrize(("table", "key"), KEYS.items())
 def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
     """INSERT OR REPLACE would delete without a DELETE: by a row's key, by its number, or by its rowid (rule 3)."""

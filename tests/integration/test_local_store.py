@@ -143,6 +143,7 @@ def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
     assert (tmp_path / PATH).is_dir() and files(tmp_path) == set()
 
 
+@pytest.mark.rule(16)
 def test_a_failed_put_removes_only_what_it_wrote(tmp_path: Path) -> None:
     """Somebody else's picture of that name stays (rule 16)."""
 
@@ -279,6 +280,7 @@ def test_a_full_disk_may_have_room_at_the_next_try(
     assert files(tmp_path) == set()
 
 
+@pytest.mark.rule(11)
 def test_a_disk_that_takes_no_image_fails_the_probe(tmp_path: Path) -> None:
     """A file of some bytes can be made, so the check goes well; one of the size that matters cannot (rule 11)."""
 

@@ -94,6 +94,7 @@ async def charged_and_wiped(books: Books, caller: Caller) -> None:
     await books.projector.round()
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize(
     ("became", "end"),
     [
@@ -149,6 +150,7 @@ async def failover(books: Books, caller: Caller) -> Callable[[], Awaitable[None]
     return back
 
 
+@pytest.mark.rule(17)
 def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_path: Path) -> None:
     """The ledger has it, and a rebuild ends the hold that is back: the key says why, and takes no other (17)."""
 
@@ -165,6 +167,7 @@ def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(17)
 @pytest.mark.parametrize("became", [failed, run_out])
 @pytest.mark.parametrize("charged_since", [True, False])
 def test_a_failover_that_lost_how_a_key_became_free(
@@ -191,6 +194,7 @@ def test_a_failover_that_lost_how_a_key_became_free(
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(17)
 def test_an_unknown_outcome_whose_end_nobody_heard_keeps_its_key(redis_url: str, tmp_path: Path) -> None:
     """It is told to Redis again and again, and stays unknown (17)."""
 
@@ -217,6 +221,7 @@ def test_another_order_under_the_same_key_is_refused(became: Step, redis_url: st
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(17)
 def test_a_free_key_takes_another_order(redis_url: str, tmp_path: Path) -> None:
     """After a failure the customer may mend the order and keep the key (17)."""
 
@@ -247,6 +252,7 @@ def test_a_key_belongs_to_its_organisation(redis_url: str, tmp_path: Path) -> No
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(17)
 def test_a_key_counts_for_a_day(redis_url: str, tmp_path: Path) -> None:
     """Redis itself forgets it 24 h after the admission, and no sooner; an end is remembered as long as its key (17)."""
 
@@ -265,6 +271,7 @@ def test_a_key_counts_for_a_day(redis_url: str, tmp_path: Path) -> None:
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize("placed", [KEYED, again()])
 def test_a_replay_is_a_request_and_no_image(placed: Placed, redis_url: str, tmp_path: Path) -> None:
     """Three a minute: the fourth of the same order is told to wait, whatever it would have been given (18)."""
@@ -286,6 +293,7 @@ def test_a_replay_is_a_request_and_no_image(placed: Placed, redis_url: str, tmp_
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(17)
 def test_a_replay_needs_no_balance(redis_url: str, tmp_path: Path) -> None:
     """What was paid for is given, though nothing is left; a new order is refused (17)."""
 
@@ -298,6 +306,7 @@ def test_a_replay_needs_no_balance(redis_url: str, tmp_path: Path) -> None:
     check(redis_url, tmp_path, work, mxn="0.84")
 
 
+@pytest.mark.rule(20)
 @pytest.mark.parametrize("placed", [KEYED, again()])
 def test_a_revoked_key_gets_neither_a_replay_nor_a_claim(placed: Placed, redis_url: str, tmp_path: Path) -> None:
     """It is looked at at this moment, and nothing is written (20)."""
@@ -324,6 +333,7 @@ async def place(books: Books, caller: Caller, *requests: str) -> None:
         await books.admit(caller, request, pinned(), Placed("order"))
 
 
+@pytest.mark.rule(18)
 def test_lost_orders_are_claimed_once_by_each_count(redis_url: str, tmp_path: Path) -> None:
     """Three are lost: the three first retries get three different ones, so do the second; a fourth runs as new (18)."""
 
@@ -338,6 +348,7 @@ def test_lost_orders_are_claimed_once_by_each_count(redis_url: str, tmp_path: Pa
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: Path) -> None:
     """However much older the others are (18)."""
 
@@ -350,6 +361,7 @@ def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: 
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize(
     ("became", "claimed"),
     [(open_, True), (charged, True), (failed, False), (unknown, False), (run_out, False), (forgotten, False)],
@@ -366,6 +378,7 @@ def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize(
     ("first", "retry", "claimed"),
     [
@@ -390,6 +403,7 @@ def test_whose_retry_it_is(first: Placed, retry: Placed, claimed: bool, redis_ur
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 def test_a_retry_claims_only_what_its_own_api_key_placed(redis_url: str, tmp_path: Path) -> None:
     """Another key of the organisation belongs to another program (18)."""
 
@@ -550,6 +564,7 @@ def test_refusals_are_remembered_within_bounds(redis_url: str, tmp_path: Path) -
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 @pytest.mark.parametrize(("after_us", "claimed"), [(RECENT_US, True), (RECENT_US + 1, False)])
 def test_the_window_of_a_claim(after_us: int, claimed: bool, redis_url: str, tmp_path: Path) -> None:
     """Three minutes from the admission, to the microsecond (18)."""
@@ -566,6 +581,7 @@ def test_the_window_of_a_claim(after_us: int, claimed: bool, redis_url: str, tmp
 # --- a journal that is replayed later ---------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(13, 19)
 @pytest.mark.parametrize("first", [KEYED, Placed("order")])
 @pytest.mark.parametrize("became", [run_out, run_out_and_written, forgotten])
 def test_a_replay_of_what_was_served_again(first: Placed, became: Step, redis_url: str, tmp_path: Path) -> None:
@@ -612,6 +628,7 @@ def test_a_replay_of_what_was_served_again(first: Placed, became: Step, redis_ur
 # --- races ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.rule(17)
 def test_fifty_at_once_under_one_key_are_one_order(redis_url: str, tmp_path: Path) -> None:
     """Over ten connections: one is admitted, forty-nine are told that they are that one (17)."""
 
@@ -628,6 +645,7 @@ def test_fifty_at_once_under_one_key_are_one_order(redis_url: str, tmp_path: Pat
     check(redis_url, tmp_path, work)
 
 
+@pytest.mark.rule(18)
 def test_twenty_retries_at_once_over_ten_orders(redis_url: str, tmp_path: Path) -> None:
     """Ten of them get an order each, and ten run as new (18)."""
 

@@ -39,6 +39,7 @@ async def fields(books: Books, order: str, redis: Redis | None = None) -> dict[s
     return orjson.loads(orjson.dumps(told))  # type: ignore[no-any-return]  # and it is JSON
 
 
+@pytest.mark.rule(33)
 def test_an_order_through_its_life(redis_url: str, ledger_url: str) -> None:
     """Open with its hold and owner; charged and not booked; booked; refunded (rule 33)."""
 
@@ -87,6 +88,7 @@ def test_an_order_through_its_life(redis_url: str, ledger_url: str) -> None:
     run(work())
 
 
+@pytest.mark.rule(13)
 def test_a_hold_that_ran_out_and_the_late_charge(redis_url: str, ledger_url: str) -> None:
     """(rule 13) An expiry first, then the charge that a journal brings: both ends are told, and the charge counts."""
 
@@ -110,6 +112,7 @@ def test_a_hold_that_ran_out_and_the_late_charge(redis_url: str, ledger_url: str
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_an_end_that_was_set_aside_is_told(redis_url: str, ledger_url: str) -> None:
     """(rule 30) With its error, and when somebody fed it again."""
 
@@ -133,6 +136,7 @@ def test_an_end_that_was_set_aside_is_told(redis_url: str, ledger_url: str) -> N
     run(work())
 
 
+@pytest.mark.rule(2, 15)
 def test_an_unknown_order_is_unknown_only_where_everybody_was_asked(redis_url: str, tmp_path: Path) -> None:
     """(rule 2) The sentence says where it was looked; journals that are not closed may still bring it (rule 15)."""
 

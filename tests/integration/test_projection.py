@@ -62,6 +62,7 @@ async def stalled_rebuild(books: Books, path: Path) -> AsyncIterator[Paused]:
         await ledger.aclose()
 
 
+@pytest.mark.rule(2)
 def test_a_wiped_redis_is_rebuilt(redis_url: str, tmp_path: Path) -> None:
     """Keys, limits, revocations and balances are as before; until then they are away, and never unknown (rule 2)."""
 
@@ -98,6 +99,7 @@ def test_a_wiped_redis_is_rebuilt(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(27)
 def test_open_holds_survive_a_rebuild_when_only_the_marks_were_lost(redis_url: str, tmp_path: Path) -> None:
     """Their money stays held, and they can be settled and voided afterwards (rule 27)."""
 
@@ -161,6 +163,7 @@ def test_a_rebuild_waits_for_the_stream(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_a_change_whose_process_died_reaches_redis(redis_url: str, tmp_path: Path) -> None:
     """Revocation, credit, limit and key were written to SQL and projected by nobody (rule 2)."""
 
@@ -206,6 +209,7 @@ def test_a_stale_projection_never_overwrites_a_newer_one(redis_url: str, tmp_pat
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_a_wipe_in_the_middle_of_a_rebuild_begins_it_again(redis_url: str, tmp_path: Path) -> None:
     """A rebuild that was wiped half-way sets no mark: nobody is told 401 for a key that exists (rule 2)."""
 
@@ -228,6 +232,7 @@ def test_a_wipe_in_the_middle_of_a_rebuild_begins_it_again(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.rule(27)
 def test_a_rebuild_that_stood_still_never_overwrites_what_happened_since(redis_url: str, tmp_path: Path) -> None:
     """Another rebuilt, charged, booked and lost the mark before it woke: its old figures are refused (rule 27)."""
 
@@ -267,6 +272,7 @@ def test_a_dead_rebuilders_fence_falls_by_itself(redis_url: str, tmp_path: Path)
     run(work())
 
 
+@pytest.mark.rule(27)
 def test_race_many_projectors_and_a_busy_organisation_keep_the_exact_balance(redis_url: str, tmp_path: Path) -> None:
     """20 rounds of lost marks while four projectors, a consumer, credits, charges and voids go on (rule 27)."""
 

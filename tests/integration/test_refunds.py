@@ -38,6 +38,7 @@ def given(ledger_url: str) -> list[tuple[Any, ...]]:
     )
 
 
+@pytest.mark.rule(33)
 def test_a_refund_gives_back_what_is_left_once(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Whole by default, spendable at once; again it is refused in a sentence, and nothing changes."""
 
@@ -57,6 +58,7 @@ def test_a_refund_gives_back_what_is_left_once(redis_url: str, ledger_url: str) 
     assert [row[1] for row in given(ledger_url)] == [2 * UNIT]
 
 
+@pytest.mark.rule(33)
 def test_parts_may_be_refunded_until_nothing_is_left(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Two of the same amount are two; what is above the rest is refused with the amounts; then the rest."""
 
@@ -76,6 +78,7 @@ def test_parts_may_be_refunded_until_nothing_is_left(redis_url: str, ledger_url:
     assert [row[1] for row in given(ledger_url)] == [300_000, 300_000, 240_000]
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("micro", [0, -1, 1_000 * UNIT, UNIT + 1])
 def test_a_wrong_amount_is_refused(redis_url: str, ledger_url: str, micro: int) -> None:
     """(rule 33) 840.00 for an order of 0.84, one millionth too much, nothing, and less."""
@@ -89,6 +92,7 @@ def test_a_wrong_amount_is_refused(redis_url: str, ledger_url: str, micro: int) 
     assert given(ledger_url) == []
 
 
+@pytest.mark.rule(33)
 def test_what_was_not_charged_is_not_refunded(redis_url: str, ledger_url: str) -> None:
     """(rule 33) A void order, one that nobody knows, one that is still open, and what is no id."""
 
@@ -112,6 +116,7 @@ def test_what_was_not_charged_is_not_refunded(redis_url: str, ledger_url: str) -
     assert given(ledger_url) == []
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("reason", ["", " ", "x\n", "\x1b[2J", "x" * 201, "ghub_sk_live_" + "a" * 32])
 def test_a_reason_is_a_line_of_text(redis_url: str, tmp_path: Any, reason: str) -> None:
     """(rule 33) It stands in the audit log and in what finance takes away, and is no key."""
@@ -124,6 +129,7 @@ def test_a_reason_is_a_line_of_text(redis_url: str, tmp_path: Any, reason: str) 
     run(work())
 
 
+@pytest.mark.rule(33)
 def test_a_credit_of_type_refund_needs_its_order(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Without one it is refused and told the command; with one it is bounded, and its id counts once."""
 
@@ -155,6 +161,7 @@ def test_a_credit_of_type_refund_needs_its_order(redis_url: str, ledger_url: str
     assert [row[1] for row in given(ledger_url)] == [UNIT // 2] * 2
 
 
+@pytest.mark.rule(33)
 def test_an_id_that_somebody_took_is_stepped_over(redis_url: str, ledger_url: str) -> None:
     """(rule 33) A bonus under the very id that the refund would have had does not stop the refund."""
 
@@ -166,6 +173,7 @@ def test_an_id_that_somebody_took_is_stepped_over(redis_url: str, ledger_url: st
     run(work())
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("order", ["NULL", "'{order}'", "'nobody'"])
 def test_the_database_itself_refuses_more(redis_url: str, ledger_url: str, order: str) -> None:
     """(rule 33) Past all of our code: a refund without an order, one above its charge, one of nobody's order."""
@@ -183,6 +191,7 @@ def test_the_database_itself_refuses_more(redis_url: str, ledger_url: str, order
         sql(ledger_url, statement)
 
 
+@pytest.mark.rule(33)
 @pytest.mark.parametrize("micro", [None, UNIT * 2 // 3])
 def test_race_refunds_at_once_are_at_most_the_charge(redis_url: str, ledger_url: str, micro: int | None) -> None:
     """(rule 33) Four processes refund the same orders at the same moment: each once, and never above its charge."""
@@ -206,6 +215,7 @@ def test_race_refunds_at_once_are_at_most_the_charge(redis_url: str, ledger_url:
     assert sorted(row[2] for row in given(ledger_url)) == sorted(orders)
 
 
+@pytest.mark.rule(1, 33)
 def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: str) -> None:
     """(rules 1, 33) It is written first, and projected by whoever can."""
 
@@ -221,6 +231,7 @@ def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: 
     run(work())
 
 
+@pytest.mark.rule(13, 33)
 def test_a_late_charge_may_be_refunded(redis_url: str, ledger_url: str) -> None:
     """(rules 13, 33) An order with an expiry and the charge that a journal brought: the charge is the bound."""
 

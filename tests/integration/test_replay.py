@@ -159,6 +159,7 @@ def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tm
     run(work())
 
 
+@pytest.mark.rule(11)
 def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_url: str, tmp_path: Path) -> None:
     """Without a key nobody knows whether a retry stands for it: only where its client was gone is it given up (11)."""
 

@@ -40,6 +40,7 @@ async def busy_day(books: Books) -> None:
         await books.accounts.set_limits("acme", {"images_per_minute": limit})
 
 
+@pytest.mark.rule(34)
 def test_a_key_that_is_revoked_after_a_restore_places_no_order(redis_url: str, ledger_url: str) -> None:
     """Redis' mark lies above the restored ledger's last change (rule 34)."""
 
@@ -58,6 +59,7 @@ def test_a_key_that_is_revoked_after_a_restore_places_no_order(redis_url: str, l
     run(work())
 
 
+@pytest.mark.rule(26, 34)
 def test_a_credit_after_a_restore_is_applied_once(redis_url: str, ledger_url: str) -> None:
     """Its number was another credit's before the restore, and the wallet has seen it (rules 26 and 34)."""
 
@@ -78,6 +80,7 @@ def test_a_credit_after_a_restore_is_applied_once(redis_url: str, ledger_url: st
     run(work())
 
 
+@pytest.mark.rule(34)
 def test_a_restored_ledger_that_has_caught_up_in_numbers_is_told_by_its_rows(redis_url: str, ledger_url: str) -> None:
     """It was written to before anybody looked: its last change lies above the mark, and is another (rule 34)."""
 
@@ -102,6 +105,7 @@ def test_a_restored_ledger_that_has_caught_up_in_numbers_is_told_by_its_rows(red
     run(work())
 
 
+@pytest.mark.rule(2, 34)
 def test_a_key_that_was_issued_after_the_backup_is_no_key(redis_url: str, ledger_url: str) -> None:
     """Neither one of an organisation that the ledger knows, nor one of an organisation that it does not; also where a
     gateway remembers whose key it is (rules 2 and 34)."""
@@ -159,6 +163,7 @@ def test_charges_that_a_restore_lost_are_found_although_nothing_else_changed(red
     run(work())
 
 
+@pytest.mark.rule(34)
 @pytest.mark.parametrize("noticed_by", ["projector", "consumer"])
 def test_a_restore_after_a_rebuild_is_noticed_although_redis_was_wiped(
     redis_url: str, ledger_url: str, noticed_by: str
@@ -194,6 +199,7 @@ def test_a_restore_after_a_rebuild_is_noticed_although_redis_was_wiped(
     run(work())
 
 
+@pytest.mark.rule(30, 34)
 @pytest.mark.parametrize("first", ["projector", "consumer"])
 def test_charges_that_a_restore_lost_are_fed_again(redis_url: str, ledger_url: str, first: str) -> None:
     """What was committed lately is kept: the restored ledger gets it back, whoever sees first that it lacks it, and the

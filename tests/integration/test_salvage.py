@@ -94,6 +94,7 @@ def test_a_file_that_is_gone_is_missed(tmp_path: Path) -> None:
         only(tmp_path)
 
 
+@pytest.mark.rule(14)
 @pytest.mark.parametrize("name", [old, new])
 def test_a_file_of_zeros_before_one_that_is_written_is_damage(tmp_path: Path, name: Callable[[int], str]) -> None:
     """Whether it is the first or not, and whatever the numbers say; behind the last one it is a spare one (rule 14)."""
@@ -143,6 +144,7 @@ def test_a_frame_of_a_later_version_is_refused_in_one_sentence(tmp_path: Path) -
             reads(tmp_path)
 
 
+@pytest.mark.rule(13)
 def test_an_entry_of_another_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
     """A roll-back after an upgrade: which file, which entry, which version, and what to do (rule 13)."""
     frames(tmp_path, new(1), (1, [orjson.dumps({"v": 2, "answered": {}})]), (2, [encode(answered("r1"))]))
@@ -181,6 +183,7 @@ def answered(request_id: str) -> Answered:
     return Answered("o", "k", "f", None, False, request_id, 840_000, images, None, b"{}", b"{}", 1, 2)
 
 
+@pytest.mark.rule(13)
 def test_an_entry_of_the_first_version_is_understood(tmp_path: Path) -> None:
     """To the byte as it was written before journals had files with a version in their names (rule 13)."""
     frames(tmp_path, old(1), (1, [OF_THE_FIRST_VERSION]))
@@ -244,6 +247,7 @@ def test_each_incarnation_is_judged_by_itself(tmp_path: Path) -> None:
     assert states[other] is None and states[INCARNATION] is not None
 
 
+@pytest.mark.rule(13)
 def test_a_frame_of_the_first_version_is_understood(tmp_path: Path) -> None:
     """What lies around an entry, too: a journal that an earlier version left is replayed by a later one (rule 13)."""
     file = FRAME_OF_THE_FIRST_VERSION.ljust(2 * PAGE_BYTES, b"\0")

@@ -64,6 +64,7 @@ async def expire(books: Books, caller: Caller, *requests: str) -> None:
     assert [ended[request].end for request in requests] == ["expiry"] * len(requests)
 
 
+@pytest.mark.rule(32)
 def test_an_image_whose_late_charge_is_in_the_stream_stays(redis_url: str, tmp_path: Path) -> None:
     """Booked as an expiry, then charged by a journal: it is proven to be nobody's only when all is booked."""
 
@@ -85,6 +86,7 @@ def test_an_image_whose_late_charge_is_in_the_stream_stays(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.rule(32)
 def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, tmp_path: Path) -> None:
     """Whenever the consumer comes: the proof that all is booked is older than the look at the order."""
 
@@ -119,6 +121,7 @@ def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, tmp_pa
     run(work())
 
 
+@pytest.mark.rule(16)
 def test_leftovers_of_probes_go_when_they_are_old(redis_url: str, tmp_path: Path) -> None:
     """Listed as such; only paths that the gateway writes (rule 16)."""
     probe, other, uuid = f"_probe/{uuid4()}.png", "_probe/mine.png", f"{uuid4()}.png"

@@ -42,6 +42,7 @@ async def find(books: Books, month: str, org_id: str | None = None) -> list[str]
     return await doubts(books.ledger, books.redis, month, org_id)
 
 
+@pytest.mark.rule(37)
 def test_charges_that_no_consumer_has_booked_are_told(redis_url: str, ledger_url: str) -> None:
     """(rule 37) Number and sum, of that month and organisation only; and no more once they are booked."""
 
@@ -91,6 +92,7 @@ def test_many_are_counted_a_page_at_a_time(redis_url: str, tmp_path: Path, monke
     run(work())
 
 
+@pytest.mark.rule(30)
 def test_an_entry_that_nobody_can_read_is_a_doubt(redis_url: str, ledger_url: str) -> None:
     """(rule 30) In the stream; and set aside, unless it says that it is another month's or organisation's."""
 
@@ -115,6 +117,7 @@ def test_an_entry_that_nobody_can_read_is_a_doubt(redis_url: str, ledger_url: st
     run(work())
 
 
+@pytest.mark.rule(15, 37)
 def test_a_journal_that_is_not_in_is_a_doubt(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """(rules 15, 37) Of a gateway that is gone; not of one that is closed."""
 
@@ -131,6 +134,7 @@ def test_a_journal_that_is_not_in_is_a_doubt(redis_url: str, ledger_url: str, mo
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_without_redis_nobody_can_say(redis_url: str, tmp_path: Path) -> None:
     """(rule 2) Not set, away, or wiped and not projected again: never "everything is there"."""
 
@@ -159,6 +163,7 @@ def test_the_streams_of_a_cluster_are_read(cluster: Cluster, tmp_path: Path) -> 
     run(work())
 
 
+@pytest.mark.rule(33)
 def test_refunds_are_in_the_export_of_the_month_in_which_they_were_given(
     redis_url: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_a_credit_that_was_not_projected_is_found(redis_url: str, tmp_path: Path
     run(work())
 
 
+@pytest.mark.rule(11)
 def test_a_missing_image_is_found(redis_url: str, tmp_path: Path) -> None:
     """Every charge has its stored images (rule 11)."""
 
@@ -146,6 +147,7 @@ def test_a_missing_image_is_found(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(25, 31)
 def test_a_charge_whose_proof_does_not_hold_is_found(redis_url: str, tmp_path: Path) -> None:
     """Amount, price row and rate row are recomputed against what was of record (rules 25 and 31)."""
 
@@ -193,6 +195,7 @@ def test_a_wallet_that_is_away_is_no_clean_wallet(redis_url: str, tmp_path: Path
     run(work())
 
 
+@pytest.mark.rule(25)
 def test_an_old_month_is_still_proved_after_prices_and_rates_have_changed(redis_url: str, tmp_path: Path) -> None:
     """New rows, and the old ones stay (rule 25)."""
 

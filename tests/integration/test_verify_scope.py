@@ -54,6 +54,7 @@ async def differences(books: Books, scope: Scope | None = None, exists: Any = st
     return await verify(books.ledger, books.wallet, Presence(books.redis), exists, scope)
 
 
+@pytest.mark.rule(34)
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -110,6 +111,7 @@ def test_whose_a_key_is_is_compared(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(31)
 def test_a_change_on_its_way_is_no_difference(redis_url: str, tmp_path: Path) -> None:
     """A revocation that reaches Redis while it is looked at (rule 31)."""
 
@@ -125,6 +127,7 @@ def test_a_change_on_its_way_is_no_difference(redis_url: str, tmp_path: Path) ->
     run(work())
 
 
+@pytest.mark.rule(34)
 def test_what_a_restore_lost_is_named_until_it_is_accepted(redis_url: str, ledger_url: str) -> None:
     """Before Redis is made anew from the restored ledger, and after: amounts and event numbers by organisation,
     credits, and an organisation that is not there any more (rule 34)."""
@@ -340,6 +343,7 @@ def test_one_organisation_one_time_and_no_images(redis_url: str, ledger_url: str
     run(work())
 
 
+@pytest.mark.rule(33)
 def test_refunds_above_their_charge_are_found(redis_url: str, tmp_path: Path) -> None:
     """However they came in: here past the trigger that bounds them (rule 33)."""
 

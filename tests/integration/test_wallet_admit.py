@@ -194,6 +194,7 @@ def test_a_balance_admits_to_its_last_micro(redis_url: str, tmp_path: Path) -> N
     run(work())
 
 
+@pytest.mark.rule(10)
 @pytest.mark.parametrize("mxn", ["0.00", "-5.00"])
 def test_nothing_and_less_admit_nothing(redis_url: str, tmp_path: Path, mxn: str) -> None:
     """An organisation at zero, or below it by an adjustment, is refused until it is topped up (rule 10)."""
@@ -229,6 +230,7 @@ def test_a_denial_by_one_limit_does_not_show_the_other_as_used(redis_url: str, t
     run(work())
 
 
+@pytest.mark.rule(24)
 def test_midnight_belongs_to_the_new_day(redis_url: str, tmp_path: Path) -> None:
     """A quote holds from its day's first microsecond to its last, and not one further (rule 24)."""
 
@@ -341,6 +343,7 @@ def test_a_request_id_is_used_once(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(10)
 def test_race_a_balance_for_ten_admits_ten_of_a_hundred(redis_url: str, tmp_path: Path) -> None:
     """100 at once over 20 clients of their own: exactly 10, five times over, and the balance is 0.00 (rule 10)."""
 
@@ -372,6 +375,7 @@ def test_race_two_processes_admit_no_more_than_the_balance(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.rule(6)
 def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Path) -> None:
     """The last microsecond still admits, the next one is LATE and leaves Redis as it was (rule 6)."""
 
@@ -402,6 +406,7 @@ def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Pa
     run(work())
 
 
+@pytest.mark.rule(7)
 def test_the_maximum_of_open_holds_counts_living_ones_only(redis_url: str, tmp_path: Path) -> None:
     """Holds that ran out make room by themselves (rule 7)."""
 
@@ -418,6 +423,7 @@ def test_the_maximum_of_open_holds_counts_living_ones_only(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_settlement_goes_on_where_a_backlog_stops_admission(redis_url: str, tmp_path: Path) -> None:
     """There is room left for the end of what was begun (rule 28)."""
 
@@ -435,6 +441,7 @@ def test_settlement_goes_on_where_a_backlog_stops_admission(redis_url: str, tmp_
     run(work())
 
 
+@pytest.mark.rule(7)
 def test_an_expired_hold_counts_nowhere(redis_url: str, tmp_path: Path) -> None:
     """Its money is there for the next admission and for every figure, before anybody wrote its end down (rule 7)."""
 
@@ -465,6 +472,7 @@ def test_an_expired_hold_counts_nowhere(redis_url: str, tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.rule(7)
 @pytest.mark.parametrize("how", ["void", "settle"])
 def test_no_reply_counts_an_expired_hold_of_another_order(redis_url: str, tmp_path: Path, how: str) -> None:
     """The balance that a customer is told after settlement or void has the money of expired holds in it (rule 7)."""
@@ -489,6 +497,7 @@ def test_no_reply_counts_an_expired_hold_of_another_order(redis_url: str, tmp_pa
     run(work())
 
 
+@pytest.mark.rule(4)
 def test_race_the_expiry_of_a_hold_is_written_exactly_once(redis_url: str, tmp_path: Path) -> None:
     """Admissions, voids of the owners and three sweeps at once: each of 30 orders has one event (rule 4)."""
 
@@ -514,6 +523,7 @@ def test_race_the_expiry_of_a_hold_is_written_exactly_once(redis_url: str, tmp_p
     run(work())
 
 
+@pytest.mark.rule(4)
 def test_expiry_is_written_down_for_organisations_that_nobody_asks_for(redis_url: str, tmp_path: Path) -> None:
     """The sweep ends what ran out, leaves what lives, and finds nothing the second time (rule 4)."""
 

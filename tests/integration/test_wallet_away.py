@@ -34,6 +34,7 @@ def now(books: Books) -> int:
     return books.wallet.now_us()
 
 
+@pytest.mark.rule(6)
 def test_a_frozen_redis_is_away_within_the_decision_and_opens_no_ownerless_hold(
     own_server: ValkeyServer, tmp_path: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_frozen_redis_is_away_within_the_decision_and_opens_no_ownerless_hold(
     run(work())
 
 
+@pytest.mark.rule(6)
 def test_an_unread_admission_is_given_back_by_its_owner(own_server: ValkeyServer, tmp_path: Path) -> None:
     """Redis thaws before the latest moment, so the holds open; each is voided by the gateway that gave up (rule 6)."""
 
@@ -115,6 +117,7 @@ def test_a_redis_that_is_down_is_away_and_comes_back_unprojected(own_server: Val
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_a_full_redis_admits_nothing_and_writes_nothing(redis_url: str, tmp_path: Path) -> None:
     """Out of memory is away, and what is open can still be settled and voided (rule 28)."""
 
@@ -139,6 +142,7 @@ def test_a_full_redis_admits_nothing_and_writes_nothing(redis_url: str, tmp_path
     run(work())
 
 
+@pytest.mark.rule(28)
 def test_pressure_stops_admission_before_redis_is_full_and_refuses_eviction(redis_url: str) -> None:
     """At the memory mark there is a reason; under another policy than noeviction the start is refused (rule 28)."""
 

@@ -27,6 +27,7 @@ from tests.integration.money_kit import (
 )
 
 
+@pytest.mark.rule(4, 22)
 def test_a_settlement_charges_what_was_delivered_and_gives_back_the_rest(redis_url: str, tmp_path: Path) -> None:
     """3 of 8 images: 2.52 of 6.72 MXN are charged, and the event says all of it (rules 4 and 22)."""
 
@@ -60,6 +61,7 @@ def test_a_settlement_charges_what_was_delivered_and_gives_back_the_rest(redis_u
     run(work())
 
 
+@pytest.mark.rule(24)
 def test_a_late_settlement_keeps_the_day_of_the_admission(redis_url: str, tmp_path: Path) -> None:
     """Admitted in the last second of a day, settled in the next (rule 24)."""
 
@@ -76,6 +78,7 @@ def test_a_late_settlement_keeps_the_day_of_the_admission(redis_url: str, tmp_pa
     run(work())
 
 
+@pytest.mark.rule(9)
 def test_a_repeated_close_gives_the_same_answer_and_writes_nothing(redis_url: str, tmp_path: Path) -> None:
     """Charge again, void after charge, void again, charge after void: the first stands (rule 9)."""
 
@@ -135,6 +138,7 @@ def test_a_settlement_in_the_last_microsecond_of_the_hold_counts(redis_url: str,
     run(work())
 
 
+@pytest.mark.rule(5, 6)
 def test_a_settlement_that_comes_too_late_writes_nothing(redis_url: str, tmp_path: Path) -> None:
     """After its latest moment it says LATE, and the hold can still be voided (rules 5 and 6)."""
 
@@ -191,6 +195,7 @@ def test_a_charge_that_is_not_quantity_times_price_writes_nothing(
     run(work())
 
 
+@pytest.mark.rule(2)
 def test_without_its_mark_a_partition_settles_and_voids_nothing(redis_url: str, tmp_path: Path) -> None:
     """What is open waits for the rebuild; what is closed already is still answered (rule 2)."""
 
@@ -211,6 +216,7 @@ def test_without_its_mark_a_partition_settles_and_voids_nothing(redis_url: str, 
     run(work())
 
 
+@pytest.mark.rule(9)
 def test_race_settle_and_void_of_the_same_hold_end_it_exactly_once(redis_url: str, tmp_path: Path) -> None:
     """200 holds, each with two settlements and two voids at once from four clients: one event each (rule 9)."""
 
@@ -275,6 +281,7 @@ def test_amounts_near_the_largest_stay_exact(redis_url: str, tmp_path: Path, uni
     run(work())
 
 
+@pytest.mark.rule(6)
 def test_an_abandoned_admission_is_voided(redis_url: str, tmp_path: Path) -> None:
     """An admission whose reply was not read leaves no hold, and a charge that came first stands (rule 6)."""
 
@@ -291,6 +298,7 @@ def test_an_abandoned_admission_is_voided(redis_url: str, tmp_path: Path) -> Non
     run(work())
 
 
+@pytest.mark.rule(6)
 def test_an_abandonment_waits_for_an_admission_that_may_still_come(redis_url: str, tmp_path: Path) -> None:
     """It gives up only after the admission's latest moment, and voids one that came late (rule 6)."""
 

@@ -752,6 +752,7 @@ class WalletMachine(RuleBasedStateMachine):
         return sorted((name, event.end, event.amount_micro_mxn) for name, event in zip(names, events, strict=True))
 
 
+@pytest.mark.rule(4, 7, 8, 9, 13, 17, 18, 19, 26, 27)
 def test_the_wallet_is_its_model(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Verdicts, limits, notices, balances, claims, replays, ends and ledger agree (rules 4, 7–9, 13, 17–19, 26, 27)."""
     monkeypatch.setattr(projection, "_today", lambda: period_at(NOW_US))

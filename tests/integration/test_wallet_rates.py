@@ -125,6 +125,7 @@ def test_race_fifty_takers_of_five_on_a_hundred_admit_twenty(redis_url: str, tmp
     run(work())
 
 
+@pytest.mark.rule(7)
 def test_what_a_void_gives_back_is_money_and_no_rate(redis_url: str, tmp_path: Path) -> None:
     """Rate tokens are not given back (rule 7)."""
 
@@ -156,6 +157,7 @@ def test_a_new_limit_holds_from_the_next_request_on(redis_url: str, tmp_path: Pa
     run(work())
 
 
+@pytest.mark.rule(29)
 @pytest.mark.parametrize("back_us", [S, 3600 * S, 5 * 3600 * S])
 def test_a_clock_that_is_set_back_locks_nobody_out_for_long(redis_url: str, tmp_path: Path, back_us: int) -> None:
     """After a failover to a server whose clock is behind, one is admitted within three minutes (rule 29)."""

@@ -24,6 +24,7 @@ def us(text: str) -> int:
     return unix_us_at(datetime.fromisoformat(text).replace(tzinfo=UTC))
 
 
+@pytest.mark.rule(24)
 @pytest.mark.parametrize(
     ("utc", "day"),
     [

@@ -88,3 +88,36 @@ def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
     assert shipped.model_copy(update={"sizes": example[name]["sizes"]}) == Model.model_validate(example[name])
     for name, table in successors.items():
         assert not Model.model_validate(table).priced, name
+
+
+LATER = {35, 36, 37}
+"""Rules of what is not built yet."""
+
+CITED = re.compile(r"\brules? (\d+(?:(?:, | and |–)\d+)*)")
+CODE = ("proxy", "metering", "config", "simulator", "tests", "bench", "docs", "k8s")
+
+
+def rules() -> set[int]:
+    """Those that docs/rules.md has."""
+    return {int(number) for number in re.findall(r'(?m)^<a id="(\d+)"></a>$', (ROOT / "docs" / "rules.md").read_text())}
+
+
+def test_every_rule_that_is_cited_exists() -> None:
+    """In code, scripts, statements, tests and documents."""
+    assert rules() == set(range(1, 39))
+    for folder in CODE:
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".lua", ".sql", ".md", ".toml", ".yaml"}:
+                for cited in CITED.findall(path.read_text(encoding="utf-8")):
+                    assert {int(number) for number in re.findall(r"\d+", cited)} <= rules(), f"{path}: {cited}"
+
+
+def test_every_rule_is_marked_on_a_test_that_proves_it() -> None:
+    """But those of what is not built yet, which say so."""
+    proven: set[int] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for marked in re.findall(r"@pytest\.mark\.rule\(([\d, ]+)\)", path.read_text()):
+            proven |= {int(number) for number in marked.split(",")}
+    assert rules() - LATER <= proven <= rules()
+    later = set(map(int, re.findall(r"\*\*(\d+)\.\*\* \*\(Not built yet", (ROOT / "docs" / "rules.md").read_text())))
+    assert later == LATER

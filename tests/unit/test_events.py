@@ -95,6 +95,7 @@ def test_a_field_of_another_type_is_refused(row: Any) -> None:
             decode(damaged)
 
 
+@pytest.mark.rule(30)
 @pytest.mark.parametrize(
     "damaged",
     [
@@ -146,6 +147,7 @@ def test_garbage_is_an_event_error_or_an_event(changes: dict[bytes, bytes]) -> N
     assert event.amount_micro_mxn == event.quantity * event.opened.proof.unit_micro_mxn
 
 
+@pytest.mark.rule(4)
 def test_an_end_without_a_charge_has_no_images() -> None:
     """A void and an expiry are events of quantity and amount zero (rule 4)."""
     for end in (b"void", b"expiry"):

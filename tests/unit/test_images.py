@@ -62,6 +62,7 @@ def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeyp
     assert 0.2 <= time.monotonic() - began_s < 1.0
 
 
+@pytest.mark.rule(38)
 @pytest.mark.parametrize(("wallet", "left"), [(Open(), True), (Dead(), False)])
 def test_who_joins_in_vain_leaves_the_order_to_the_next(
     wallet: Open, left: bool, monkeypatch: pytest.MonkeyPatch

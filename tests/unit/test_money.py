@@ -34,6 +34,7 @@ CANONICAL = [
 ]
 
 
+@pytest.mark.rule(23)
 @pytest.mark.parametrize(("micro", "text"), CANONICAL)
 def test_money_has_one_canonical_form(micro: int, text: str) -> None:
     """At least two decimals, no exponent, no trailing zeros beyond them (rule 23)."""

@@ -2,12 +2,15 @@
 
 from decimal import Decimal
 
+import pytest
+
 from metering.clock import period_at
 from metering.pricing import Price, Rate, quote
 
 NOON_US = 1_795_370_400_000_000
 
 
+@pytest.mark.rule(23)
 def test_an_order_is_the_sum_of_its_images() -> None:
     """Rounded per image, then multiplied: 3 × 0.333334, not 1.000001 (rule 23)."""
     price = Price("m", Decimal("0.3333335"), Decimal(1), "book")
@@ -16,6 +19,7 @@ def test_an_order_is_the_sum_of_its_images() -> None:
     assert pinned.total_micro_mxn == 1_000_002
 
 
+@pytest.mark.rule(25)
 def test_a_quote_names_price_rate_and_day() -> None:
     """The rate keeps its own month, which may be another one than the order's (rule 25)."""
     price = Price("fal/flux-1.1-pro", Decimal("0.04"), Decimal("1.05"), "book")

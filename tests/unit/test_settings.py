@@ -8,6 +8,7 @@ from config import settings
 from config.settings import SettingsError, graceful_stop_s, hold_life_s, read_settings, reply_margin_s
 
 
+@pytest.mark.rule(5)
 @pytest.mark.parametrize("deadline_s", [1.0, 10.0, 20.0, 60.0, settings.LONGEST_DEADLINE_S])
 def test_time_limits_stand_in_order(deadline_s: float) -> None:
     """Settlement < deadline < hold's life < the server's stop < the platform's kill, for every deadline (rule 5)."""

@@ -341,6 +341,7 @@ def test_the_reply_has_the_published_form() -> None:
     }
 
 
+@pytest.mark.rule(38)
 def test_the_user_is_a_part_of_what_makes_two_orders_the_same() -> None:
     """An order that was left is given to its own user's next one, and to no other's (38)."""
     orders = [
