@@ -8,10 +8,11 @@ from typing import Any
 import httpx2
 import orjson
 
+from config.settings import RESULT_DOCUMENT_BYTES, Settings
 from proxy.outbound.clients import ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Picture, Source
+from proxy.ports import Call, Picture, Provider, Source
 from proxy.upstream import UNPACKED, broken_off, by_status, read_document
 
 FIRST_POLL_S = 0.25
@@ -34,6 +35,9 @@ _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runne
 
 _UNREAD = (Outcome.OVERLOADED, Outcome.RATE_LIMITED, Outcome.NOT_AUTHORISED)
 """Answers to a question for a result that say nothing of its job: that was taken long ago."""
+
+
+NAME = "fal"
 
 
 class Fal:
@@ -218,3 +222,16 @@ def _refusal(response: httpx2.Response, document: Any) -> Failure:
             return Failure(Outcome.OVERLOADED, "status 503")
         case _:
             return by_status(response)
+
+
+def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
+    """The adapter; None where its key is not set."""
+    if settings.fal_key is None:
+        return None
+    return Fal(
+        outbound,
+        url=settings.fal_url,
+        queue_url=settings.fal_queue_url if settings.fal_mode == "queue" else None,
+        key=settings.fal_key.get_secret_value(),
+        document_bytes=RESULT_DOCUMENT_BYTES,
+    )

@@ -7,9 +7,11 @@ from typing import Any
 import httpx2
 import orjson
 
+from config.settings import RESULT_DOCUMENT_BYTES, Settings
 from proxy.media.inline import JsonPictures
+from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Picture
+from proxy.ports import Call, Picture, Provider
 from proxy.upstream import by_status, items_of, note_prompt, note_usage, post_for_pictures, rest_of, short
 
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
@@ -17,6 +19,9 @@ _UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
 
 _MODERATED = ("moderation_blocked", "content_policy_violation")
 _ECHOED = ("size", "quality", "background", "output_format")
+
+
+NAME = "openai"
 
 
 class OpenAI:
@@ -81,3 +86,11 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
     if response.status_code == 404:
         return Failure(Outcome.RETIRED)
     return by_status(response)
+
+
+def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
+    """The adapter; None where its key is not set."""
+    if settings.openai_key is None:
+        return None
+    key = settings.openai_key.get_secret_value()
+    return OpenAI(outbound.client, settings.openai_url, key, RESULT_DOCUMENT_BYTES)

@@ -8,9 +8,11 @@ from typing import Any
 import httpx2
 import orjson
 
+from config.settings import RESULT_DOCUMENT_BYTES, Settings
 from proxy.media.inline import JsonPictures
+from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Picture
+from proxy.ports import Call, Picture, Provider
 from proxy.upstream import by_status, items_of, note_prompt, post_for_pictures, rest_of, short
 
 TICKS_PER_USD = 10_000_000_000
@@ -18,6 +20,9 @@ TICKS_PER_USD = 10_000_000_000
 _FINAL = (400, 410, 500)
 _RETIRED = ("deprecated", "model not found", "does not exist")
 _MODERATED = ("moderation", "content policy", "safety", "usage guidelines")
+
+
+NAME = "xai"
 
 
 class XAI:
@@ -92,3 +97,11 @@ def _message(body: bytes) -> str:
         return str(error["message"] if isinstance(error, dict) else error)
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return ""
+
+
+def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
+    """The adapter; None where its key is not set."""
+    if settings.xai_key is None:
+        return None
+    key = settings.xai_key.get_secret_value()
+    return XAI(outbound.client, settings.xai_url, key, RESULT_DOCUMENT_BYTES)

@@ -23,7 +23,8 @@ from proxy.outcomes import worst
 from proxy.ports import Order, Provider
 from proxy.providers import fal
 from proxy.providers.fal import Fal
-from proxy.providers.google import ApiKey, Google
+from proxy.providers.google import Google
+from proxy.providers.google_token import ApiKey
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
 from proxy.storage.local import LocalStore

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.providers import google
-from proxy.providers.google import BadServiceAccount, Google, ServiceAccount
+from proxy.providers.google import Google
+from proxy.providers.google_token import BadServiceAccount, ServiceAccount
 from tests.conftest import run
 from tests.contracts.models_kit import DOCUMENT_BYTES, IMAGEN, Bench, end_of, order, simulated, upstream
 from tests.contracts.raw_server import Peer, raw_server
