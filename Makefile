@@ -61,9 +61,9 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# Three on two cores, because many tests wait; by file, because a file's servers are started once by who has all of it.
+# Four on two cores, because many tests wait; by file, because a file's servers are started once by who has all of it.
 test: lint                    ## everything; under 12 minutes on 2 cores
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
 	LONG=1 $(PYTEST) tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py

@@ -8,13 +8,13 @@ from tests.e2e.kit import FLUX, GPT
 from tests.processes import executed
 
 IMAGE_BYTES = 8_000_000
-IN_FLIGHT = 24
+IN_FLIGHT = 16
 MOST_PER_IMAGE_BYTES = 1024 * 1024
 
 
 @pytest.mark.parametrize("model", [FLUX, GPT])
 def test_an_image_of_8_mb_in_flight_costs_less_than_1_mib(prepared: Prepared, model: str) -> None:
-    """By URL and by base64: the peak of resident memory over 24 images at once, against the same gateway warm."""
+    """By URL and by base64: the peak of resident memory over 16 images at once, against the same gateway warm."""
     system = prepared()
     system.begin = executed  # with memory that it shares with nobody
     system.start_all()

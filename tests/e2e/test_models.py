@@ -139,7 +139,7 @@ def test_base64_is_the_stored_file_to_the_bit(system: System, model: str) -> Non
 
 @pytest.mark.parametrize("model", [FLUX, GPT] if LONG else [FLUX])  # a reply reads the store, whatever filled it
 def test_base64_of_8_mb_costs_less_than_1_mib_of_memory(prepared: Prepared, model: str) -> None:
-    """The peak of resident memory over 24 replies at once, against the same gateway warm: they come from the store."""
+    """The peak of resident memory over 16 replies at once, against the same gateway warm: they come from the store."""
     system = prepared()
     system.begin = executed  # with memory that it shares with nobody
     system.start_all()

@@ -161,7 +161,7 @@ def test_told_429_by_images_in_flight_a_client_gets_through_by_itself(
     """One image at once: while it is made the client is told to wait, and then it has its own."""
     name, order = client
     org_id, key = system.customer(f"{name} too many", "50.00", in_flight=1)
-    system.behave(FLUX, "slow", seconds=5)  # longer than Node takes to start on a busy machine
+    system.behave(FLUX, "slow", seconds=3)  # longer than Node takes to start; two waits of 2 s are longer yet
     ends = fill(system, key, 1, meanwhile=lambda: order(system, key, [FLUX]))
     assert [(end["status"], end["images"]) for end in ends] == [(200, 1)]
     found = requests(system, org_id, 3)[FLUX]
