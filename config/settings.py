@@ -67,7 +67,7 @@ KEPT_MARK = 0.6
 KEEP_H = 24.0
 """How long committed events can be fed again: a backup each night, and the last of them is younger than this."""
 
-MOST_KEEP_H = 31 * 24
+MAX_KEEP_H = 31 * 24
 """A month: whoever restores an older backup has other worries, and KEPT_BYTES ends it long before."""
 
 CLOSED_S = 24 * 3600
@@ -218,7 +218,7 @@ of them twelve bytes of escaped JSON."""
 JWT_LEEWAY_S = 5.0
 """How far the clock of whoever issues tokens may be off ours."""
 
-JWT_MOST_BYTES = 8 * 1024
+JWT_MAX_BYTES = 8 * 1024
 """Of an administrator's token; Supabase's take about one kilobyte."""
 
 JWT_SECRET_BYTES = 32
@@ -249,7 +249,7 @@ ORIGINS_POLL_S = 5.0
 """How often a gateway reads from which web pages keys may be used: a new one is answered within so long."""
 
 
-MOST_ACTOR_CHARACTERS = 128
+MAX_ACTOR_CHARACTERS = 128
 """Of who acts, for the audit log; as many as a token's subject."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -279,7 +279,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = None
     ledger_url: SecretStr = SecretStr("sqlite:///ghub.db")
 
-    keep_h: Annotated[float, Field(ge=0, le=MOST_KEEP_H)] = KEEP_H
+    keep_h: Annotated[float, Field(ge=0, le=MAX_KEEP_H)] = KEEP_H
 
     storage_url: str | None = None
     storage_key: SecretStr | None = None
@@ -423,9 +423,9 @@ def read_settings() -> Settings:
 
 def why_no_actor(name: str) -> str | None:
     """Why nobody can stand under this name in the audit log; None where somebody can."""
-    if name and name.isprintable() and name.strip() == name and len(name) <= MOST_ACTOR_CHARACTERS:
+    if name and name.isprintable() and name.strip() == name and len(name) <= MAX_ACTOR_CHARACTERS:
         return None
-    return f"must be 1 to {MOST_ACTOR_CHARACTERS} printable characters, with no space around them"
+    return f"must be 1 to {MAX_ACTOR_CHARACTERS} printable characters, with no space around them"
 
 
 def operator(settings: Settings) -> str:

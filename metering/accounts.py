@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from config.origins import checked_origins
 from metering.clock import utc_now
-from metering.limits import LIMIT_NAMES, MOST_PER_MINUTE, NONE, PER_MINUTE, told
+from metering.limits import LIMIT_NAMES, MAX_PER_MINUTE, NONE, PER_MINUTE, told
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.names import check_name
 from metering.orders import order_id_of
@@ -24,26 +24,26 @@ from metering.ports import (
     Act,
     ApiKey,
     CreditType,
+    IdempotentWrite,
     Ledger,
     LedgerAway,
     LedgerError,
     NotThere,
-    Once,
     Org,
     Reading,
     Refund,
     ResponseFormat,
     WrongField,
 )
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet.projection import Projector
 
 log = structlog.get_logger(__name__)
 
-MOST_ORIGINS = 20
+MAX_ORIGINS = 20
 """Of a key: they go with it wherever it is remembered."""
 
-MOST_A_MONTH = 1_000_000_000
+MAX_A_MONTH = 1_000_000_000
 """Images: above every quota that means anything."""
 
 LONGEST_OVERLAP = timedelta(days=90)
@@ -97,7 +97,7 @@ class Accounts:
         plans: Collection[str],
         models: Collection[str],
         actor: str,
-        once: Once | None = None,
+        once: IdempotentWrite | None = None,
     ) -> None:
         self._ledger = ledger
         self._projector = projector
@@ -324,7 +324,7 @@ class Accounts:
         await self._tell(refund.org_id)
         return refund, added
 
-    async def add_rate(self, rate: Rate) -> bool:
+    async def add_rate(self, rate: FxRate) -> bool:
         """Add a month's exchange rate; False when it is there already."""
         if not _SOURCE.fullmatch(rate.source):
             raise WrongField("source", "must be 1 to 200 printable characters, with no space around them")
@@ -369,7 +369,7 @@ def _key_id(test: bool) -> str:
 
 
 def _check_limit(name: str, limit: int | None, lowest: int) -> None:
-    most = {**dict.fromkeys(PER_MINUTE, MOST_PER_MINUTE), "micro_mxn_per_month": MAX_MICRO_MXN}.get(name, MOST_A_MONTH)
+    most = {**dict.fromkeys(PER_MINUTE, MAX_PER_MINUTE), "micro_mxn_per_month": MAX_MICRO_MXN}.get(name, MAX_A_MONTH)
     if name not in LIMIT_NAMES or not (limit is None or limit == lowest or lowest < limit <= most):
         if name == "micro_mxn_per_month" and limit is not None:
             sentence = f"{format_mxn(limit)} MXN is no limit: from 0.000001 to {format_mxn(most)}"
@@ -382,6 +382,6 @@ def _checked_origins(origins: Sequence[str]) -> tuple[str, ...]:
         found = checked_origins(origins)
     except ValueError as error:
         raise WrongField("origins", str(error)) from None
-    if len(found) > MOST_ORIGINS:
-        raise WrongField("origins", f"{len(found)} are too many; a key has at most {MOST_ORIGINS}")
+    if len(found) > MAX_ORIGINS:
+        raise WrongField("origins", f"{len(found)} are too many; a key has at most {MAX_ORIGINS}")
     return found

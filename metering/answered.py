@@ -27,7 +27,7 @@ class AnsweredError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredOrder:
     """An order that is answered 200. `opened` is the admission's half of its event; times are Unix µs by Redis.
 
     `fingerprint` and `key_hash` are those of its placing; `client_gone` where nobody was there for the answer.
@@ -55,12 +55,12 @@ class Withdrawn:
     request_id: str
 
 
-def most_bytes(images: int) -> int:
+def max_bytes(images: int) -> int:
     """The longest entry of an order of so many images, as far as its upstream's texts are bounded."""
     return _ORDER_BYTES + images * _IMAGE_BYTES
 
 
-def encode(entry: Answered | Withdrawn) -> bytes:
+def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
     """As bytes for the journal."""
     if isinstance(entry, Withdrawn):
         return orjson.dumps({"v": VERSION, "withdrawn": entry.request_id})
@@ -72,7 +72,7 @@ def encode(entry: Answered | Withdrawn) -> bytes:
     return orjson.dumps({"v": VERSION, "answered": fields})
 
 
-def decode(data: bytes) -> Answered | Withdrawn:
+def decode(data: bytes) -> AnsweredOrder | Withdrawn:
     """Raises AnsweredError: an entry whose checksum holds was written by another version."""
     try:
         entry: dict[str, Any] = orjson.loads(data)
@@ -82,7 +82,7 @@ def decode(data: bytes) -> Answered | Withdrawn:
             return Withdrawn(entry["withdrawn"])
         fields = entry["answered"]
         images = tuple(StoredImage(**image) for image in fields.pop("images"))
-        return Answered(
+        return AnsweredOrder(
             **fields | {"images": images, "opened": fields["opened"].encode(), "result": fields["result"].encode()}
         )
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:

@@ -20,7 +20,7 @@ LONGEST_PAUSE_S = 8.0
 STEADY_S = 60.0
 """A part that has run for so long is well again: as long as the slowest of them waits between two looks."""
 
-MOST_FAULTS = 8
+MAX_FAULTS = 8
 """In a row, and a process ends: half a minute has passed by then, and what passes by itself is over. The platform's new
 process begins with nothing that this one may have got wrong."""
 
@@ -50,7 +50,7 @@ class Part:
 class Background:
     """Runs its parts side by side. One that fails is logged, counted and begun anew, with its own state as it is.
 
-    `give_up` is called once a needed part has failed MOST_FAULTS times in a row; it should stop the process.
+    `give_up` is called once a needed part has failed MAX_FAULTS times in a row; it should stop the process.
     """
 
     def __init__(self, parts: Sequence[Part], give_up: Callable[[], None]) -> None:
@@ -117,7 +117,7 @@ class _Kept:
     @property
     def given_up(self) -> bool:
         """Has it failed too often?"""
-        return self.part.needed and self.faults >= MOST_FAULTS
+        return self.part.needed and self.faults >= MAX_FAULTS
 
     @property
     def _steady(self) -> bool:

@@ -43,7 +43,7 @@ FIRST = 2
 LARGEST_BYTES = 256 * 1024
 """Of one entry: eight images, each with 4,000 characters that JSON has to escape. Room is made as if all were so."""
 
-MOST_BYTES = 8 * 1024 * 1024
+MAX_BYTES = 8 * 1024 * 1024
 """Of entries that one process has in hand, beside the first of each stream."""
 
 BOOKED_BYTES = 2 * 1024 * 1024
@@ -64,7 +64,7 @@ IDLE_MS = 10_000
 SWEEP_S = 5.0
 """How often dead consumers' entries, holds that ran out and a ledger that lost something are looked for."""
 
-MOST_ENDED = 500
+MAX_ENDED = 500
 """Run-out holds that one script call writes down before it stops: about 10 ms. The next sweep goes on."""
 
 NOTICES = Counter("ghub_notices_total", "Thresholds that organisations reached", ["what", "percent"])
@@ -125,7 +125,7 @@ class _Shared:
     def __init__(self) -> None:
         self.bookings = asyncio.Semaphore(BOOKINGS)
         self.over = False
-        self._free_bytes = MOST_BYTES
+        self._free_bytes = MAX_BYTES
 
     @property
     def room(self) -> int:
@@ -219,7 +219,7 @@ class _Lane:
         """Holds that ran out are ended, kept events let go; then entries that nobody acknowledges are looked for."""
         await self._expire.each(
             [
-                ([keys.mark(partition), keys.busy(partition)], [0, MOST_ENDED, self._remember_s])
+                ([keys.mark(partition), keys.busy(partition)], [0, MAX_ENDED, self._remember_s])
                 for partition in self._streams
             ]
         )

@@ -7,7 +7,7 @@ import structlog
 from metering.background import every
 from metering.clock import month_start_us, next_month, period_at, previous_month, utc_now
 from metering.ports import Ledger, LedgerAway
-from metering.pricing import Rate
+from metering.pricing import FxRate
 
 log = structlog.get_logger(__name__)
 
@@ -19,15 +19,15 @@ class FxRateMissing(Exception):
     """There is no rate for the month, and last month's has run out of grace."""
 
 
-class Rates:
+class FxTable:
     """The rate table as one process last read it."""
 
     def __init__(self, ledger: Ledger, grace_h: float) -> None:
         self._ledger = ledger
         self._grace_us = int(grace_h * 3_600_000_000)
-        self._by_month: dict[str, Rate] = {}
+        self._by_month: dict[str, FxRate] = {}
 
-    def rate_for(self, month: str, now_us: int) -> Rate:
+    def rate_for(self, month: str, now_us: int) -> FxRate:
         """The month's rate, or last month's within the grace; the rate names its own month. Raises FxRateMissing."""
         if rate := self._by_month.get(month):
             return rate
@@ -60,7 +60,7 @@ class Rates:
                 log.error("fx_rate_missing", month=month)
 
 
-async def seed(ledger: Ledger, rates: Sequence[Rate]) -> None:
+async def seed(ledger: Ledger, rates: Sequence[FxRate]) -> None:
     """Fill an empty rate table, and nothing else."""
     if not await ledger.rates():
         for rate in rates:

@@ -9,7 +9,7 @@ from metering.money import format_mxn
 NONE = 0
 """An organisation's own word that a quota of its plan does not hold for it."""
 
-MOST_PER_MINUTE = 1_000_000
+MAX_PER_MINUTE = 1_000_000
 """Above it a minute is not divided finely enough."""
 
 

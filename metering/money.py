@@ -57,9 +57,9 @@ def unit_price_micro_mxn(usd: Decimal, markup: Decimal, mxn_per_usd: Decimal) ->
     return int(_ROUND.quantize(_EXACT.multiply(product, Decimal(MICRO)), Decimal(1)))
 
 
-def measured_micro_mxn(usd: Decimal, markup: Decimal, mxn_per_usd: Decimal, most_micro_mxn: int) -> int:
+def measured_micro_mxn(usd: Decimal, markup: Decimal, mxn_per_usd: Decimal, max_micro_mxn: int) -> int:
     """What a provider's own figure makes: the same product and rounding, from 1 up to the quote (rule 22)."""
-    return max(1, min(unit_price_micro_mxn(usd, markup, mxn_per_usd), most_micro_mxn))
+    return max(1, min(unit_price_micro_mxn(usd, markup, mxn_per_usd), max_micro_mxn))
 
 
 def format_rate(number: Decimal) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 from metering.clock import Period
 from metering.events import UNKNOWN, End, Event, Notice, StoredImage
 from metering.limits import Limits
-from metering.pricing import Rate
+from metering.pricing import FxRate
 
 PAGE = 500
 """Organisations, and keys, that are read at a time."""
@@ -152,7 +152,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Once:
+class IdempotentWrite:
     """The idempotency key of a write, and what it asked for."""
 
     key: str
@@ -168,7 +168,7 @@ class Act:
     target: str
     org_id: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    once: Once | None = None
+    once: IdempotentWrite | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,8 +434,8 @@ class Ledger(Protocol):
         after: tuple[str, int, str, str, str] | None = None,
     ) -> list[Notice]: ...
 
-    async def add_rate(self, rate: Rate, at: datetime, act: Act | None = None) -> bool: ...
-    async def rates(self) -> list[Rate]: ...
+    async def add_rate(self, rate: FxRate, at: datetime, act: Act | None = None) -> bool: ...
+    async def rates(self) -> list[FxRate]: ...
     async def rate_rows(self) -> set[tuple[str, Decimal]]: ...
     async def register_prices(
         self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime

@@ -22,7 +22,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class FxRate:
     """MXN for one USD in one calendar month, as the rate table has it."""
 
     month: str
@@ -35,7 +35,7 @@ class Quote:
     """The pinned price of an order: USD list × markup × FX, per image, and the day that it is booked to."""
 
     price: Price
-    rate: Rate
+    rate: FxRate
     period: Period
     images: int
     unit_micro_mxn: int
@@ -59,7 +59,7 @@ class Quote:
         return max(Decimal(0), usd_measured - self.price.usd_per_image * delivered)
 
 
-def quote(price: Price, rate: Rate, period: Period, images: int) -> Quote:
+def quote(price: Price, rate: FxRate, period: Period, images: int) -> Quote:
     """Rule 23: rounded once per image; an order is the sum of its images."""
     unit = unit_price_micro_mxn(price.usd_per_image, price.markup, rate.mxn_per_usd)
     return Quote(price=price, rate=rate, period=period, images=images, unit_micro_mxn=unit)

@@ -19,7 +19,7 @@ from metering.ports import Charged, Ledger, Org, Snapshot
 from metering.wallet.connection import WalletAway
 from metering.wallet.inspection import Access, Inspection, Projected, Stranger, expected
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Cut, Wallet
+from metering.wallet.wallet import Wallet, WalletSnapshot
 
 CATCH_UP_S = 15.0
 """How long a page of organisations is given until Redis knows of every change, and again until the ledger has reached
@@ -40,10 +40,10 @@ PAUSE_S = 0.5
 GIVE_UP = 2 * VERIFY_LOOKS
 """Images in a row of which the store says nothing: then it is away, and the others are only counted."""
 
-MOST_NAMED = 1_000
+MAX_NAMED = 1_000
 """Images that are named one by one, of those that are missing and of those that are not provable; all are counted."""
 
-MOST_GAPS = 20
+MAX_GAPS = 20
 """Gaps in an organisation's event numbers that are named."""
 
 _POLL_S = 0.1
@@ -162,7 +162,7 @@ class _Compared:
     org: Org
     snapshot: Snapshot | None = None
     before: int = 0
-    cut: Cut | None = None
+    cut: WalletSnapshot | None = None
     redis: Projected | None = None
     projection: list[Difference] = field(default_factory=list)
     booked: Charged = field(default_factory=lambda: Charged(0, 0, 0))
@@ -236,7 +236,7 @@ async def _look(behind: Sequence[_Compared], ledger: Ledger, wallet: Wallet) -> 
         projected = {}
     room = asyncio.Semaphore(AT_ONCE)
 
-    async def cut_of(org_id: str) -> Cut | None:
+    async def cut_of(org_id: str) -> WalletSnapshot | None:
         async with room:
             try:
                 return await wallet.read(org_id)
@@ -314,9 +314,9 @@ async def _differences(one: _Compared, ledger: Ledger) -> list[Difference]:
     return found
 
 
-async def _gaps(one: _Compared, cut: Cut, ledger: Ledger) -> str:
+async def _gaps(one: _Compared, cut: WalletSnapshot, ledger: Ledger) -> str:
     """Which of its events the ledger lacks, by their numbers."""
-    gaps = await ledger.missing_numbers(one.org.org_id, cut.number, MOST_GAPS)
+    gaps = await ledger.missing_numbers(one.org.org_id, cut.number, MAX_GAPS)
     texts = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
     return f"the ledger has no events {', '.join(texts)}" if texts else ""
 
@@ -383,8 +383,8 @@ class _Proofs:
             for look in looks:
                 look.cancel()
         for kind, count in self._named.items():
-            if count > MOST_NAMED:
-                self._found.append(Difference("", "images", "in the store", f"{count - MOST_NAMED} more", kind))
+            if count > MAX_NAMED:
+                self._found.append(Difference("", "images", "in the store", f"{count - MAX_NAMED} more", kind))
         return self._found
 
     def _prove(
@@ -431,7 +431,7 @@ class _Proofs:
 
     def _name(self, difference: Difference) -> None:
         self._named[difference.kind] += 1
-        if self._named[difference.kind] <= MOST_NAMED:
+        if self._named[difference.kind] <= MAX_NAMED:
             self._found.append(difference)
 
 

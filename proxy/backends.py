@@ -25,7 +25,7 @@ from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
 from metering.money import MICRO
 from metering.pages import pages
-from metering.ports import Ledger, Once
+from metering.ports import IdempotentWrite, Ledger
 from metering.wallet.connection import open_redis
 from metering.wallet.login import Login
 from metering.wallet.projection import Projector
@@ -42,7 +42,7 @@ def wallet_limits() -> WalletLimits:
     """The numbers of `config.settings` that bound a wallet."""
     return WalletLimits(
         decision_s=REDIS_DECISION_S,
-        most_open_holds=MAX_OPEN_HOLDS,
+        max_open_holds=MAX_OPEN_HOLDS,
         stream_backlog=STREAM_BACKLOG,
         remember_s=CLOSED_S,
     )
@@ -86,7 +86,7 @@ def _redis_url(settings: Settings) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class Backends:
     """Ledger and Redis, as commands and the consumer need them."""
 
     settings: Settings
@@ -107,7 +107,7 @@ class Back:
         """What whoever runs this process may do to organisations."""
         return self.accounts_of(self.actor)
 
-    def accounts_of(self, actor: str, once: Once | None = None) -> Accounts:
+    def accounts_of(self, actor: str, once: IdempotentWrite | None = None) -> Accounts:
         """What an actor may do to organisations, and with `once` the one write that may be repeated."""
         return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, actor, once)
 
@@ -150,12 +150,12 @@ class Back:
 
 
 @asynccontextmanager
-async def open_back(settings: Settings, who: str | None = None) -> AsyncIterator[Back]:
+async def open_back(settings: Settings, who: str | None = None) -> AsyncIterator[Backends]:
     """Ledger, and Redis where its address is set; closed at the end. `who` acts, and without it `operator` says."""
     ledger = open_ledger(settings)
     redis = open_background_redis(settings) if settings.redis_url is not None else None
     try:
-        yield Back(
+        yield Backends(
             settings,
             ledger,
             redis,

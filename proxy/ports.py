@@ -96,10 +96,10 @@ class Provider(Protocol):
     def generate(self, call: Call) -> AsyncGenerator[Picture]: ...
 
 
-class CallsOff(Protocol):
+class Cancels(Protocol):
     """An upstream whose jobs go on without us. Never raises: calling off is best effort by its nature."""
 
-    async def call_off(self, handle: str) -> None: ...
+    async def cancel_job(self, handle: str) -> None: ...
 
 
 class StoreFailed(Exception):

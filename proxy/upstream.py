@@ -42,7 +42,7 @@ async def post_for_pictures(
     try:
         async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
             if response.status_code != 200:
-                raise refusal(response, await read_document(response, document.most_document_bytes))
+                raise refusal(response, await read_document(response, document.max_document_bytes))
             async for place, chunks in inline_pictures(response.aiter_raw(), document):
                 brought = len(call.report.numbers)
                 if brought < call.images:
@@ -110,12 +110,12 @@ def short(text: Any) -> str | None:
     return text[:WORD_CHARS] if isinstance(text, str) else None
 
 
-async def read_document(response: httpx2.Response, most_bytes: int) -> bytes:
-    """A reply that holds no pictures, whole. Raises Failure past `most_bytes`."""
+async def read_document(response: httpx2.Response, max_bytes: int) -> bytes:
+    """A reply that holds no pictures, whole. Raises Failure past `max_bytes`."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > most_bytes:
+        if len(body) > max_bytes:
             raise Failure(Outcome.BAD_REPLY, "the reply is too large")
     return bytes(body)
 

@@ -39,18 +39,18 @@ from config.settings import (
 )
 from metering.background import Background, Part, told
 from metering.clock import utc_now
-from metering.fx import Rates, seed
-from metering.journal.answers import Answers, Unproven
+from metering.fx import FxTable, seed
 from metering.journal.file import Journal, JournalFailed, Keep
-from metering.journal.frames import Folder, JournalError, Past
+from metering.journal.frames import Folder, JournalError, OldJournal
+from metering.journal.open_orders import OpenOrders, Unproven
 from metering.journal.recovery import Recovery
 from metering.journal.salvage import check_versions
 from metering.orders import Orders
 from metering.ports import Ledger, LedgerAway, ListPrice
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
-from metering.wallet.jobs import Jobs
+from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.login import Login
 from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
@@ -71,7 +71,7 @@ from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
 from proxy.api.usage import UsageEndpoint
 from proxy.app import STORAGE_PATH, build_app, build_full_app
-from proxy.backends import LOGIN_REFUSED, Back, open_back, open_redis_of, wallet_limits
+from proxy.backends import LOGIN_REFUSED, Backends, open_back, open_redis_of, wallet_limits
 from proxy.errors import wallet_away
 from proxy.messages import (
     DISK_FAILS,
@@ -83,7 +83,7 @@ from proxy.messages import (
     Text,
 )
 from proxy.orders.admission import Admissions
-from proxy.orders.calls import Maker
+from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
@@ -94,7 +94,7 @@ from proxy.orders.replay import Replay
 from proxy.orders.sandbox import Sandbox
 from proxy.orders.settlement import Settlement
 from proxy.orders.tasks import Tasks
-from proxy.orders.upload import ImageLimits, Keeper
+from proxy.orders.upload import ImageLimits, Uploader
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
 from proxy.ports import Provider
@@ -111,7 +111,7 @@ PROVIDERS = (openai, google, xai, fal)
 
 
 @asynccontextmanager
-async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tuple[Journal, list[Past]]]:
+async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tuple[Journal, list[OldJournal]]]:
     """A new journal, and what is left of earlier ones in its folder. Raises JournalError."""
     folder = Folder(settings.journal_dir)
     try:
@@ -129,12 +129,12 @@ async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tup
         folder.close()
 
 
-async def _book(answers: Answers) -> None:
+async def _book(open_orders: OpenOrders) -> None:
     """Wait a moment for the consumer: a gateway whose every answer is booked leaves no journal behind."""
     with suppress(TimeoutError, WalletAway, LedgerAway, Unproven):
         async with asyncio.timeout(JOURNAL_STOP_S):
-            while answers.waiting:
-                await answers.round()
+            while open_orders.waiting:
+                await open_orders.round()
                 await asyncio.sleep(JOURNAL_POLL_S / 10)
 
 
@@ -142,10 +142,10 @@ def _kept(settings: Settings) -> Keep:
     return Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES)
 
 
-async def _end_incarnation(answers: Answers) -> None:
+async def _end_incarnation(open_orders: OpenOrders) -> None:
     """Tell the ledger that it has all that our journal says. Where that is not so, or not heard, the next one does."""
     try:
-        await answers.end(utc_now())
+        await open_orders.end(utc_now())
     except (WalletAway, LedgerAway, JournalFailed, OSError) as error:
         log.warning("journal_not_closed", **told(error))
 
@@ -204,7 +204,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await back.ledger.check_schema()
         await _register(back.ledger, catalogue, settings)
         await back.ledger.register_plans(back.plans, utc_now())
-        rates = Rates(back.ledger, settings.fx_grace_h)
+        rates = FxTable(back.ledger, settings.fx_grace_h)
         await rates.refresh()
         origins = Origins(back.ledger, settings.any_key_from)
         await origins.refresh()
@@ -221,19 +221,19 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
         journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
-        answers = Answers(journal, wallet, back.ledger, Presence(back.redis))
+        open_orders = OpenOrders(journal, wallet, back.ledger, Presence(back.redis))
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))
-        await answers.begin(utc_now())
-        stack.push_async_callback(_end_incarnation, answers)  # also where the start fails below
-        keeper = Keeper(
+        await open_orders.begin(utc_now())
+        stack.push_async_callback(_end_incarnation, open_orders)  # also where the start fails below
+        uploader = Uploader(
             store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Bound(STREAMS, SPARE_STREAMS)), watch
         )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
-        jobs = Jobs(back.redis)
-        tasks, calls = Tasks(), Maker(keeper, providers)
-        settlement = Settlement(wallet, answers, calls, lifecycle, tasks)
+        jobs = UpstreamJobs(back.redis)
+        tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
+        settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks)
         generations = Generations(wallet, calls, settlement, tasks, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE, settings.any_key_from)
@@ -247,7 +247,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
                 Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
-                Part("answers", lambda: answers.run(JOURNAL_POLL_S)),
+                Part("answers", lambda: open_orders.run(JOURNAL_POLL_S)),
                 Part("origins", lambda: origins.run(ORIGINS_POLL_S), needed=False),
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
@@ -280,7 +280,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             background.begin()
             yield
             await tasks.drain()
-            await _book(answers)
+            await _book(open_orders)
             await background.end()
 
         app = build_app(
@@ -291,7 +291,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 admissions,
                 Replay(wallet, back.ledger),
                 generations,
-                Sandbox(wallet, places, keeper, settings.deadline_s),
+                Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
             ),
@@ -331,7 +331,7 @@ def _conditions(
     )
 
 
-def _admin(settings: Settings, back: Back, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
+def _admin(settings: Settings, back: Backends, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
     """Nobody may be an administrator where nothing says how to tell one."""
     if settings.jwt_secret is not None:
         keys: Secret | Jwks = Secret(settings.jwt_secret.get_secret_value())
@@ -376,5 +376,5 @@ async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) ->
         for variant, usd in model.prices().items()
     ]
     await ledger.register_prices(catalogue.price_book_version, catalogue.markup, prices, utc_now())
-    rates = [Rate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)]
+    rates = [FxRate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)]
     await seed(ledger, rates)

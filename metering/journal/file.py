@@ -31,8 +31,8 @@ from prometheus_client import Counter, Gauge, Histogram
 from metering.journal.frames import (
     HEAD,
     LENGTH,
-    MOST_ENTRY_BYTES,
-    MOST_FRAME_BYTES,
+    MAX_ENTRY_BYTES,
+    MAX_FRAME_BYTES,
     PAGE_BYTES,
     Folder,
     encode_frame,
@@ -72,7 +72,7 @@ class Keep:
     """How long files stay that nobody needs any more, and how many bytes of them at most."""
 
     age_s: float = 0.0
-    most_bytes: int = 0
+    max_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -115,7 +115,7 @@ class Journal:
         self.failed = False
         self._folder = folder.path
         self._segment_bytes = segment_bytes
-        self._frame_bytes = min(MOST_FRAME_BYTES, segment_bytes // 4)
+        self._frame_bytes = min(MAX_FRAME_BYTES, segment_bytes // 4)
         self._keep = keep or Keep()
         self._count = 0
         self._next_number = 1
@@ -167,9 +167,9 @@ class Journal:
     async def append(self, data: bytes) -> int:
         """On the disk when it returns, under the number that it returns. Raises JournalFailed.
 
-        A caller that is cancelled does not know whether it is. Raises ValueError above `MOST_ENTRY_BYTES`, at once.
+        A caller that is cancelled does not know whether it is. Raises ValueError above `MAX_ENTRY_BYTES`, at once.
         """
-        if not 0 < len(data) <= min(MOST_ENTRY_BYTES, self._segment_bytes // 2):
+        if not 0 < len(data) <= min(MAX_ENTRY_BYTES, self._segment_bytes // 2):
             raise ValueError(f"an entry of {len(data)} bytes")
         waiting = _Waiting(data, asyncio.get_running_loop().create_future())
         self._pending.append(waiting)
@@ -191,7 +191,7 @@ class Journal:
         """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
         kept_bytes = sum(segment.at for segment in list(self._segments) if segment is not self._current)
         while self._segments and (first := self._segments[0]) is not self._current and not first.live:
-            if kept_bytes <= self._keep.most_bytes and time.time() - first.written_s < self._keep.age_s:
+            if kept_bytes <= self._keep.max_bytes and time.time() - first.written_s < self._keep.age_s:
                 return
             kept_bytes -= first.at
             self._delete(self._segments.popleft())

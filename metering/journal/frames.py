@@ -20,10 +20,10 @@ from pathlib import Path
 from uuid import UUID
 
 PAGE_BYTES = 4096
-MOST_ENTRY_BYTES = 256 * 1024
-"""An order of eight images whose prompts were all rewritten at the greatest length (`answered.most_bytes`)."""
+MAX_ENTRY_BYTES = 256 * 1024
+"""An order of eight images whose prompts were all rewritten at the greatest length (`answered.max_bytes`)."""
 
-MOST_FRAME_BYTES = 512 * 1024
+MAX_FRAME_BYTES = 512 * 1024
 """What one commit writes at most; who waits beyond it waits for the next."""
 
 SUFFIX = ".journal"
@@ -89,7 +89,7 @@ Numbers = tuple[int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class OldJournal:
     """What an incarnation has left: its entries in order, and its files.
 
     `missing` are numbers, from and to, of entries that must have been there. Where the first file is damaged, some of
@@ -123,7 +123,7 @@ class Past:
 class Survey:
     """A folder as it was found, whatever its state. `strangers` end like files of a journal, and are none."""
 
-    incarnations: tuple[Past, ...]
+    incarnations: tuple[OldJournal, ...]
     strangers: tuple[str, ...]
     in_use: bool
 
@@ -149,7 +149,7 @@ class Folder:
             raise JournalError(f"another process uses the journal in {path}; each gateway needs its own") from None
         self.path = path
 
-    def past(self) -> list[Past]:
+    def past(self) -> list[OldJournal]:
         """Everything that earlier incarnations have left here. Raises JournalError where it is damaged."""
         found = self.survey()
         for one in found:
@@ -157,7 +157,7 @@ class Folder:
                 raise JournalError(f"{why}: `ghub journal salvage {self.path}` saves what is good of it")
         return found
 
-    def survey(self) -> list[Past]:
+    def survey(self) -> list[OldJournal]:
         """The same, with what is good of what is damaged. Raises JournalError for a file that is none of ours."""
         found = survey(self.path)
         for name in found.strangers:
@@ -255,7 +255,7 @@ def _incarnation_of(file: Path) -> UUID | None:
         return None
 
 
-def _read(incarnation: UUID, files: Sequence[Path]) -> Past:
+def _read(incarnation: UUID, files: Sequence[Path]) -> OldJournal:
     scans = [scan for file in files if (scan := _scan(file, incarnation)) is not None]
     entries: list[Entry] = []
     damage = _unreadable(scans)
@@ -276,7 +276,7 @@ def _read(incarnation: UUID, files: Sequence[Path]) -> Past:
     missing = tuple(_missing(first, entries, number))
     if damage and not any(scan.frames for scan in scans):
         missing = ((1, None),)  # what was in use and cannot be read at all tells no number
-    return Past(incarnation, tuple(entries), tuple(files), tuple(damage), missing, tuple(read))
+    return OldJournal(incarnation, tuple(entries), tuple(files), tuple(damage), missing, tuple(read))
 
 
 def _missing(first: int, entries: Sequence[Entry], end: int) -> Iterator[Numbers]:
@@ -339,7 +339,7 @@ def _frame_at(data: bytes, at: int, incarnation: UUID) -> _Frame | None:
     _, crc, length, first, count, owner = HEAD.unpack_from(data, at)
     end = at + HEAD.size + length
     if (
-        length > MOST_FRAME_BYTES
+        length > MAX_FRAME_BYTES
         or end > len(data)
         or zlib.crc32(data[at + 8 : end]) != crc
         or owner != incarnation.bytes

@@ -8,9 +8,11 @@ from contextlib import suppress
 
 import structlog
 
-from metering.answered import Answered, Withdrawn, decode
+from metering.answered import AnsweredOrder, Withdrawn, decode
 from metering.clock import utc_now
-from metering.journal.answers import (
+from metering.journal.file import Keep
+from metering.journal.frames import WRITTEN, Entry, OldJournal
+from metering.journal.open_orders import (
     BATCH,
     PROOFS,
     Gaps,
@@ -21,8 +23,6 @@ from metering.journal.answers import (
     decode_order,
     doubt,
 )
-from metering.journal.file import Keep
-from metering.journal.frames import WRITTEN, Entry, Past
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
@@ -42,7 +42,7 @@ class _Order(Waiting):
 
     __slots__ = ("entry",)
 
-    def __init__(self, order: Answered, entry: Entry) -> None:
+    def __init__(self, order: AnsweredOrder, entry: Entry) -> None:
         super().__init__(order.org_id, order.request_id, 0.0)
         self.entry = entry
 
@@ -53,7 +53,7 @@ class _Journal:
     `charged`: some of those that were found in the ledger; where one is gone again, it was restored meanwhile.
     """
 
-    def __init__(self, past: Past) -> None:
+    def __init__(self, past: OldJournal) -> None:
         self.past = past
         self.orders: list[_Order] | None = None
         self.charged: deque[str] = deque(maxlen=PROOFS)
@@ -87,7 +87,7 @@ class Recovery:
     those that are closed are kept for a while: a ledger that is restored is fed from them (rule 30).
     """
 
-    def __init__(self, past: Sequence[Past], wallet: Wallet, ledger: Ledger, keep: Keep | None = None) -> None:
+    def __init__(self, past: Sequence[OldJournal], wallet: Wallet, ledger: Ledger, keep: Keep | None = None) -> None:
         self._wallet = wallet
         self._ledger = ledger
         self._keep = keep or Keep()
@@ -158,19 +158,19 @@ class Recovery:
         files = {path: path.stat() for one in self._kept for path in one.past.files if path.exists()}
         kept_bytes = sum(stat.st_size for stat in files.values())
         for path, stat in sorted(files.items(), key=lambda one: one[1].st_mtime):
-            if kept_bytes > self._keep.most_bytes or time.time() - stat.st_mtime >= self._keep.age_s:
+            if kept_bytes > self._keep.max_bytes or time.time() - stat.st_mtime >= self._keep.age_s:
                 path.unlink(missing_ok=True)
                 kept_bytes -= stat.st_size
         self._kept = [one for one in self._kept if any(path.exists() for path in one.past.files)]
 
-    async def _is_blank(self, past: Past) -> bool:
+    async def _is_blank(self, past: OldJournal) -> bool:
         """Was it in use, and is nothing there? Before it is registered its first file begins with a frame."""
         if any(file.frames for file in past.read) or not any(WRITTEN in path.name for path in past.files):
             return False
         known = await self._ledger.incarnation(past.incarnation)
         return known.opened_at is not None and known.closed_at is None
 
-    async def _is_done(self, past: Past) -> bool:
+    async def _is_done(self, past: OldJournal) -> bool:
         """Is it closed? Then the ledger had all of it: it is only kept, and is not read again."""
         return (await self._ledger.incarnation(past.incarnation)).closed_at is not None
 

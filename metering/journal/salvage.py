@@ -8,10 +8,10 @@ from uuid import UUID
 
 import structlog
 
-from metering.answered import Answered, AnsweredError, decode
+from metering.answered import AnsweredError, AnsweredOrder, decode
 from metering.clock import utc_now
-from metering.journal.answers import BATCH, Gaps, Unproven, charge
-from metering.journal.frames import Entry, JournalError, Past
+from metering.journal.frames import Entry, JournalError, OldJournal
+from metering.journal.open_orders import BATCH, Gaps, Unproven, charge
 from metering.ports import Act, Ended, Ledger, LedgerAway, LedgerError, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import PRESENT_S, Presence
@@ -30,7 +30,7 @@ class Noted:
     """An order in a journal, under the number of its latest entry. `withdrawn`: it was not answered 200 after all."""
 
     number: int
-    order: Answered
+    order: AnsweredOrder
     withdrawn: bool = False
 
 
@@ -42,7 +42,7 @@ class Unreadable:
     why: str
 
 
-def read_orders(past: Past) -> tuple[list[Noted], list[Unreadable]]:
+def read_orders(past: OldJournal) -> tuple[list[Noted], list[Unreadable]]:
     """Its orders, the oldest first, and what cannot be read."""
     orders: dict[str, Noted] = {}
     unreadable: list[Unreadable] = []
@@ -52,14 +52,14 @@ def read_orders(past: Past) -> tuple[list[Noted], list[Unreadable]]:
         except AnsweredError as error:
             unreadable.append(Unreadable(entry, str(error)))
             continue
-        if isinstance(found, Answered):
+        if isinstance(found, AnsweredOrder):
             orders[found.request_id] = Noted(entry.number, found)
         elif (before := orders.get(found.request_id)) is not None:
             orders[found.request_id] = Noted(entry.number, before.order, withdrawn=True)
     return [*orders.values()], unreadable
 
 
-def check_versions(past: Iterable[Past]) -> None:
+def check_versions(past: Iterable[OldJournal]) -> None:
     """Raises JournalError with what to do, where another version wrote what this one does not understand (rule 13).
 
     All that a journal says was written by one process, so its first entry tells.
@@ -75,7 +75,7 @@ def check_versions(past: Iterable[Past]) -> None:
                 ) from None
 
 
-async def ends_of(orders: Sequence[Answered], ledger: Ledger) -> dict[str, Ended]:
+async def ends_of(orders: Sequence[AnsweredOrder], ledger: Ledger) -> dict[str, Ended]:
     """How the ledger has them, by request id. Raises LedgerAway."""
     ends: dict[str, Ended] = {}
     for start in range(0, len(orders), BATCH):
@@ -90,7 +90,7 @@ class Salvage:
     after its order, and entries after it are missing.
     """
 
-    def __init__(self, past: Past, wallet: Wallet, ledger: Ledger) -> None:
+    def __init__(self, past: OldJournal, wallet: Wallet, ledger: Ledger) -> None:
         noted, _ = read_orders(past)
         self._numbers = {one.order.request_id: one.number for one in noted if not one.withdrawn}
         self._left = [one.order for one in noted if not one.withdrawn]

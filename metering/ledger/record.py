@@ -53,7 +53,7 @@ from metering.ports import (
     Used,
     WrongField,
 )
-from metering.pricing import Rate
+from metering.pricing import FxRate
 
 T = TypeVar("T")
 Steps = Generator[tuple[str, Mapping[str, Any]], Any, T]
@@ -402,7 +402,7 @@ class SqlLedger(ABC):
 
     # --- rates and prices ---
 
-    async def add_rate(self, rate: Rate, at: datetime, act: Act | None = None) -> bool:
+    async def add_rate(self, rate: FxRate, at: datetime, act: Act | None = None) -> bool:
         """Add a month's rate; False when it is there already. Without `act` it is the seed of an empty table.
 
         Raises LedgerError when the month has begun with another rate.
@@ -428,10 +428,10 @@ class SqlLedger(ABC):
 
         return await self._run("write", steps)
 
-    async def rates(self) -> list[Rate]:
+    async def rates(self) -> list[FxRate]:
         """The rate in force of each month, oldest month first."""
         rows = await self._rows("rates")
-        return [Rate(month=month, mxn_per_usd=Decimal(rate), source=source) for month, rate, source in rows]
+        return [FxRate(month=month, mxn_per_usd=Decimal(rate), source=source) for month, rate, source in rows]
 
     async def rate_rows(self) -> set[tuple[str, Decimal]]:
         """Every rate that was ever in force, as (month, MXN for one USD)."""

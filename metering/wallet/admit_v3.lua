@@ -24,7 +24,7 @@ local now, latest = clock(whole(1, 0)), whole(2, 0)
 local period_start, period_end = whole(3, 0), whole(4, 0)
 local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
 local images, amount, life = whole(8, 1), whole(9, 1), whole(10, 1)
-local most_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
+local max_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
 local opened, fingerprint, keyed, once_s = ARGV[14], ARGV[15], whole(16, 0), whole(17, 1)
 local tries, recent_us, owner = whole(18, -1), whole(19, 1), ARGV[20]
 local model, day, month = ARGV[21], ARGV[22], ARGV[23]
@@ -46,7 +46,7 @@ local kind = kind_of(key_id, fingerprint)
 -- The first whose clients have all left without their answer. An SDK's retry is given one that none of its count was;
 -- any other order, which does not say that it repeats one, only what certainly nobody was given.
 local function abandoned()
-  local left = redis.call('ZRANGEBYSCORE', gone_of(kind), now - recent_us, '+inf', 'LIMIT', 0, MOST_PASSED_OVER)
+  local left = redis.call('ZRANGEBYSCORE', gone_of(kind), now - recent_us, '+inf', 'LIMIT', 0, MAX_PASSED_OVER)
   local run = left[1] and tries <= 0 and server_run()
   for _, earlier in ipairs(left) do
     local stands = givable(org, earlier, now)
@@ -61,7 +61,7 @@ end
 -- order: up to the first that is missing both are equal, place by place, so that it is found by halving.
 local function unclaimed()
   local recent, claimed = KEYS[10], claimed_of(kind, tries)
-  for _ = 1, MOST_PASSED_OVER do
+  for _ = 1, MAX_PASSED_OVER do
     local from = redis.call('ZCOUNT', recent, '-inf', string.format('(%.0f', now - recent_us))
     local oldest = redis.call('ZRANGE', recent, from, from, 'WITHSCORES')[2]
     if not oldest then return end
@@ -206,7 +206,7 @@ elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
 -- What refuses for longest goes first, so that the wait that is told is enough.
 elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
 elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
-elseif redis.call('ZCARD', KEYS[4]) - #expired >= most_holds then code = HOLDS
+elseif redis.call('ZCARD', KEYS[4]) - #expired >= max_holds then code = HOLDS
 elseif requests.over > 0 and pictures.over < NEVER then by_rate(REQUESTS, requests, requests_of, wait)
 elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, wait)
 else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end

@@ -9,7 +9,7 @@
 -- reply 1 where an event was new to the ledger and not in the stream: nobody else has booked it, so Redis was wiped
 --       meanwhile, and a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from
 --       the ledger; a rebuild that is under way loses its fence, and begins again.
-local NEW, EVENT, REMEMBER_S, OVERHEAD, MOST_DROPPED, TAKEN_S = 2, 1, 86400, 100, 500, 600
+local NEW, EVENT, REMEMBER_S, OVERHEAD, MAX_DROPPED, TAKEN_S = 2, 1, 86400, 100, 500, 600
 local taken = P .. ':taken'
 
 if #ARGV < 6 or #ARGV % 2 ~= 0 then error('an entry without what it is') end
@@ -52,7 +52,7 @@ else
   local t = redis.call('TIME')
   local now_ms = t[1] * 1000 + math.floor(t[2] / 1000)
   redis.call('XTRIM', KEYS[4], 'MINID', string.format('%.0f', now_ms - keep_ms))
-  for _ = 1, MOST_DROPPED do
+  for _ = 1, MAX_DROPPED do
     local first = redis.call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1]
     if not first or sum - sum_of(first) < most then break end
     redis.call('XDEL', KEYS[4], first[1])

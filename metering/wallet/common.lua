@@ -31,7 +31,7 @@ local function access_of(key_id) return P .. ':access:' .. key_id end
 
 -- The tries of an SDK that are awaited because the one before was refused or failed, so that they repeat no order which
 -- was placed before: how many there are of the same order and count, and since when. A hash for each API key.
-local MOST_AWAITED = 1000
+local MAX_AWAITED = 1000
 local function awaited_of(key_id) return P .. ':awaited:' .. key_id end
 
 local function awaited(key_id, count, fingerprint, now_us, recent_us)
@@ -50,7 +50,7 @@ end
 -- One more. Of a key with very many different orders the earlier are forgotten.
 local function await_try(key_id, count, fingerprint, now_us, recent_us)
   local n = awaited(key_id, count, fingerprint, now_us, recent_us)
-  if redis.call('HLEN', awaited_of(key_id)) >= MOST_AWAITED then redis.call('DEL', awaited_of(key_id)) end
+  if redis.call('HLEN', awaited_of(key_id)) >= MAX_AWAITED then redis.call('DEL', awaited_of(key_id)) end
   set_awaited(key_id, count, fingerprint, n + 1, now_us)
   redis.call('PEXPIRE', awaited_of(key_id), math.ceil(recent_us / 1000))
 end
@@ -62,7 +62,7 @@ end
 -- and `gone`: those whose clients have all left without their answer, by the moment at which the last one did.
 -- Of each order, `claims` keeps the counts that it was given to (0: to an order that is no retry), and under `gone` that
 -- it is there: run of the server, tries and moment. `asking`: who waits for it, or has it, once it was given again.
-local MOST_PASSED_OVER = 32
+local MAX_PASSED_OVER = 32
 
 local function kind_of(key_id, fingerprint) return key_id .. ':' .. fingerprint end
 local function recent_of(kind) return P .. ':recent:' .. kind end

@@ -33,7 +33,7 @@ class UpstreamJob:
     handle: str
 
 
-class Jobs:
+class UpstreamJobs:
     """The jobs of all gateways. `redis` is the background connection; every method may raise RedisError."""
 
     def __init__(self, redis: Redis) -> None:
@@ -73,7 +73,7 @@ class Jobs:
                 pipe.exists(keys.alive(owner))
             alive = await pipe.execute(raise_on_error=False)
         # Where a server of the cluster is away, its jobs are not seen, and nobody whose sign it keeps is dead.
-        missed = {owner for owner, lives in zip(owners, alive, strict=True) if lives == 0}
+        missed = {owner for owner, is_alive in zip(owners, alive, strict=True) if is_alive == 0}
         dead, self._missed = missed & self._missed, missed
         return [job for job in jobs if job.owner in dead]
 

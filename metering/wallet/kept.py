@@ -64,7 +64,7 @@ class Commits:
         self._group = group
         self._consumer = consumer
         self._keep_ms = round(keep_s * 1000)
-        self._most_bytes = self._allowed
+        self._max_bytes = self._allowed
         self._commit = load_script(redis, "commit_v1")
 
     async def tell(self, commit: Commit) -> None:
@@ -76,7 +76,7 @@ class Commits:
 
     async def trim(self, partitions: Collection[int]) -> None:
         """Let go of what is too old, or of everything where Redis has little memory left. Raises RedisError."""
-        self._most_bytes = 0 if await self._short_of_memory(partitions) else self._allowed
+        self._max_bytes = 0 if await self._short_of_memory(partitions) else self._allowed
         await self._commit.each([self._call(partition, "", []) for partition in partitions])
 
     @property
@@ -85,7 +85,7 @@ class Commits:
 
     def _call(self, partition: int, name: str, done: Sequence[Done]) -> tuple[list[str], list[str | int | bytes]]:
         proofs = [one.proof for one in done if one.proof]
-        args: list[str | int | bytes] = [self._group, name, self._keep_ms, self._most_bytes]
+        args: list[str | int | bytes] = [self._group, name, self._keep_ms, self._max_bytes]
         args += [proofs[-1] if proofs else "", PROOFS]
         for one in done:
             args += [one.entry_id, one.what]

@@ -19,13 +19,13 @@ local keyed, once_s = whole(7, 0), whole(8, 1)
 local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us', 'models', 'requests_per_minute', 'images_per_minute',
   'sandbox_tat_requests', 'sandbox_tat_images')
 local of_org = redis.call('HMGET', KEYS[2], 'available', 'requests_per_minute', 'images_per_minute', 'suspended')
-local most_requests, most_images = tonumber(key[4] or of_org[2]), tonumber(key[5] or of_org[3])
-if redis.call('EXISTS', KEYS[1]) == 0 or not of_org[1] or not key[1] or not most_requests or not most_images then
+local max_requests, max_images = tonumber(key[4] or of_org[2]), tonumber(key[5] or of_org[3])
+if redis.call('EXISTS', KEYS[1]) == 0 or not of_org[1] or not key[1] or not max_requests or not max_images then
   return { AWAY, now, 0, 0, 0, 0, 0, 0, 0, 0, '', 0 }
 end
 
-local requests = rate(now, tat(key[6], now), most_requests, 1)
-local pictures = rate(now, tat(key[7], now), most_images, images)
+local requests = rate(now, tat(key[6], now), max_requests, 1)
+local pictures = rate(now, tat(key[7], now), max_images, images)
 local earlier, admitted_s, other
 if keyed == 1 then
   earlier, admitted_s, other = string.match(redis.call('GET', KEYS[4]) or '', '^(%S+) (%d+) (%S+)$')

@@ -107,7 +107,7 @@ async def _open(redis: Redis, partition: int, request_id: str, hold: Mapping[byt
     org_id = None if opened is None else opened.org_id
     expires = None if org_id is None else await redis.zscore(keys.OrgKeys(org_id).open, request_id)
     owner = hold.get(b"owner", b"").decode()
-    lives = bool(owner) and bool(await redis.exists(keys.alive(owner)))
+    is_alive = bool(owner) and bool(await redis.exists(keys.alive(owner)))
     ran_out = expires is None or expires <= await now_us(redis, partition)
     return Trace(
         partition=partition,
@@ -122,7 +122,7 @@ async def _open(redis: Redis, partition: int, request_id: str, hold: Mapping[byt
             admitted_us=_number(hold, b"admitted_us"),
             expires_us=None if expires is None else int(expires),
             owner=owner,
-            owner_lives=lives,
+            owner_lives=is_alive,
         ),
         result_kept=False,
     )

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.clock import period_at
 from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
 from metering.ports import Delivered
@@ -50,14 +50,14 @@ class Verdict(IntEnum):
     HOLDS = 8
     REQUESTS = 9
     IMAGES = 10
-    EARLIER = 11
+    DUPLICATE = 11
     REUSED = 12
     EXPIRED = 13
     MODEL = 14
     BUDGET = 15
     DAY = 16
     MONTH = 17
-    FLIGHT = 18
+    IN_FLIGHT = 18
     SUSPENDED = 19
 
 
@@ -125,7 +125,7 @@ class RateState:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class OrderIdentity:
     """How an order was placed: what makes it the same as another, and what says that it may be one again.
 
     `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count, and
@@ -138,7 +138,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Stands:
+class OrderStatus:
     """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open.
 
     `key_id` is the key that placed it; empty where that is not known, or was not asked.
@@ -168,7 +168,7 @@ class Admission:
     requests: RateState
     images: RateState
     retry_us: int
-    earlier: Stands | None = None
+    earlier: OrderStatus | None = None
     whose: str = ""
     limit: int = 0
     used: int = 0
@@ -193,7 +193,7 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class WalletSnapshot:
     """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available.
 
     `number` is its last event's; `lost_events` of those up to it went with a Redis that was wiped: voids and expiries,
@@ -221,7 +221,7 @@ class WalletLimits:
     """What bounds one wallet's work and memory; the numbers and their reasons are in settings."""
 
     decision_s: float
-    most_open_holds: int
+    max_open_holds: int
     stream_backlog: int
     remember_s: int
 
@@ -309,7 +309,15 @@ class Wallet:
         )
 
     async def admit(
-        self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
+        self,
+        caller: Caller,
+        request_id: str,
+        quote: Quote,
+        opened: bytes,
+        identity: OrderIdentity,
+        *,
+        life_s: float,
+        owner: str,
     ) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial takes nothing.
 
@@ -331,8 +339,11 @@ class Wallet:
                     names.hold(request_id),
                     names.events,
                 ]
-                + [names.busy, names.closed(request_id), names.once(placed.key_hash or "-")]
-                + [names.recent(caller.key_id, placed.fingerprint), names.retried(caller.key_id, placed.fingerprint)],
+                + [names.busy, names.closed(request_id), names.once(identity.key_hash or "-")]
+                + [
+                    names.recent(caller.key_id, identity.fingerprint),
+                    names.retried(caller.key_id, identity.fingerprint),
+                ],
                 args=[
                     self._scripted_us,
                     self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
@@ -344,14 +355,14 @@ class Wallet:
                     quote.images,
                     quote.total_micro_mxn,
                     int(life_s * 1_000_000),
-                    self._limits.most_open_holds,
+                    self._limits.max_open_holds,
                     self._limits.stream_backlog,
                     self._limits.remember_s,
                     opened,
-                    placed.fingerprint,
-                    int(placed.key_hash is not None),
+                    identity.fingerprint,
+                    int(identity.key_hash is not None),
                     self._limits.remember_s,
-                    -1 if placed.tries is None else placed.tries,
+                    -1 if identity.tries is None else identity.tries,
                     int(RECENT_S * 1_000_000),
                     owner,
                     quote.price.model,
@@ -370,13 +381,15 @@ class Wallet:
             requests=RateState(*reply[3:6]),
             images=RateState(*reply[6:9]),
             retry_us=reply[9],
-            earlier=_stands(reply[10], reply[11], reply[12]) if reply[0] == Verdict.EARLIER else None,
+            earlier=_stands(reply[10], reply[11], reply[12]) if reply[0] == Verdict.DUPLICATE else None,
             whose=reply[13].decode(),
             limit=reply[14],
             used=reply[15],
         )
 
-    async def admit_test(self, caller: Caller, model: str, images: int, placed: Placed, request_id: str) -> Rehearsal:
+    async def admit_test(
+        self, caller: Caller, model: str, images: int, identity: OrderIdentity, request_id: str
+    ) -> Rehearsal:
         """Let an order of the sandbox pass, or say why not. It moves no money, and counts for no live order.
 
         EARLIER: it is the order that was placed before under the same idempotency key, and counts as a request only.
@@ -386,15 +399,15 @@ class Wallet:
             names,
             self._sandbox(
                 keys=[names.mark, names.wallet, names.access(caller.key_id)]
-                + [names.sandbox_once(placed.key_hash or "-")],
+                + [names.sandbox_once(identity.key_hash or "-")],
                 args=[
                     self._scripted_us,
                     caller.org_id,
                     request_id,
                     images,
                     model,
-                    placed.fingerprint,
-                    int(placed.key_hash is not None),
+                    identity.fingerprint,
+                    int(identity.key_hash is not None),
                     self._limits.remember_s,
                 ],
             ),
@@ -413,7 +426,7 @@ class Wallet:
         )
         return Rehearsal(admission, reply[10].decode(), reply[11])
 
-    async def stands(self, org_id: str, request_id: str) -> Stands | None:
+    async def status_of(self, org_id: str, request_id: str) -> OrderStatus | None:
         """How an order of this organisation stands; None for one that is not known here."""
         names = keys.OrgKeys(org_id)
         found = self._find(keys=[names.mark], args=[self._scripted_us, org_id, request_id])
@@ -422,11 +435,11 @@ class Wallet:
             raise NotProjected
         return _stands(request_id.encode(), *reply[1:]) if reply[1] else None
 
-    async def lives(self, org_id: str, owner: str) -> bool:
+    async def is_alive(self, org_id: str, owner: str) -> bool:
         """Has this gateway said lately that it is alive?"""
         return bool(await self._ask(keys.OrgKeys(org_id), self._redis.exists(keys.alive(owner))))
 
-    async def under_key(self, org_id: str, key_hash: str) -> str | None:
+    async def order_of_key(self, org_id: str, key_hash: str) -> str | None:
         """The order that an idempotency key stands for."""
         names = keys.OrgKeys(org_id)
         record = await self._ask(names, self._redis.get(names.once(key_hash)))
@@ -442,26 +455,26 @@ class Wallet:
         return Delivered(request_id, decode_images(images), document, (key_id or b"").decode())
 
     async def client_gone(
-        self, caller: Caller, request_id: str, placed: Placed, *, asked_by: str | None = None
+        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
         """A client left this order without its answer: who placed it, or the request `asked_by` that joined it.
 
         Where all have left, the next that places the same is given it, once, within `RECENT_S` (rule 38). One with an
         idempotency key is found by that alone.
         """
-        if placed.key_hash is not None:
+        if identity.key_hash is not None:
             return
         names = keys.OrgKeys(caller.org_id)
         written = self._gone(
             keys=[names.mark, names.claims(request_id), names.asking(request_id)]
-            + [names.gone(caller.key_id, placed.fingerprint)],
+            + [names.gone(caller.key_id, identity.fingerprint)],
             args=[
                 self._scripted_us,
                 int(RECENT_S * 1_000_000),
                 caller.org_id,
                 request_id,
                 asked_by or request_id,
-                -1 if placed.tries is None else placed.tries,
+                -1 if identity.tries is None else identity.tries,
             ],
         )
         await self._ask(names, written)
@@ -526,7 +539,7 @@ class Wallet:
         )
         return self._closing(names.partition, _VOIDED, reply)
 
-    async def replay(self, answered: Answered, *, lost_up_to: int = -1) -> Replay:
+    async def replay(self, answered: AnsweredOrder, *, lost_up_to: int = -1) -> Replay:
         """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
 
         What was charged longer than a day ago may be forgotten here: the ledger is to be asked first. `lost_up_to`: it
@@ -594,7 +607,7 @@ class Wallet:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def read(self, org_id: str, key_id: str = "") -> Cut:
+    async def read(self, org_id: str, key_id: str = "") -> WalletSnapshot:
         """One organisation at one moment, and the state of one of its keys. Raises NotProjected for an unknown one."""
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
@@ -608,7 +621,9 @@ class Wallet:
             raise NotProjected
         self._learn(names.partition, reply[1])
         now_us, available, held, charged, total, credit_number, number, state, lost = reply[1:]
-        return Cut(now_us, available, held, charged, total, credit_number, number, lost, key_state=state.decode())
+        return WalletSnapshot(
+            now_us, available, held, charged, total, credit_number, number, lost, key_state=state.decode()
+        )
 
     async def last_used(self, org_id: str, key_ids: Sequence[str]) -> dict[str, int]:
         """Key id → Unix µs of the last order that it placed; without those of which Redis knows nothing."""
@@ -655,7 +670,7 @@ class Wallet:
         return known
 
 
-def _stands(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> Stands:
+def _stands(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> OrderStatus:
     """From `open`, or `ending:amount:reason`."""
     end, amount, reason = (standing.decode().split(":") + ["0", ""])[:3]
-    return Stands(request_id.decode(), end, reason, int(amount), (owner or b"").decode(), key_id.decode())
+    return OrderStatus(request_id.decode(), end, reason, int(amount), (owner or b"").decode(), key_id.decode())

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from proxy.messages import BASE_URL, DID_YOU_MEAN, IMAGES_ONLY, NO_EDITS, NO_VARIATIONS, NOTHING_HERE, Text
 
-MOST_TOLD_CHARACTERS = 128
+MAX_TOLD_CHARACTERS = 128
 """Of an address that is named to a client: ours are shorter."""
 
 _NOT_OFFERED: Mapping[str, Text] = {
@@ -36,6 +36,6 @@ def nothing_at(path: str, known: Callable[[str], bool]) -> Text:
     if rest in _NOT_OFFERED:
         return _NOT_OFFERED[rest]
     for meant in ("/" + "/".join(parts), f"/v1/{rest}"):
-        if meant != path and len(meant) <= MOST_TOLD_CHARACTERS and meant.isprintable() and known(meant):
+        if meant != path and len(meant) <= MAX_TOLD_CHARACTERS and meant.isprintable() and known(meant):
             return NOTHING_HERE.then(DID_YOU_MEAN.of(it=meant))
     return NOTHING_HERE

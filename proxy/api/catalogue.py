@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from config.catalogue import Catalogue, Model
 from metering.clock import period_at, unix_us_at, utc_now
-from metering.fx import FxRateMissing, Rates
+from metering.fx import FxRateMissing, FxTable
 from metering.money import format_mxn, format_rate, unit_price_micro_mxn
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet.wallet import Caller, Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
@@ -25,7 +25,7 @@ class ModelsEndpoint:
     """The catalogue for a caller: a model without a price is not in it, nor one that its key may not use."""
 
     def __init__(
-        self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: Rates, reads: ReadRates
+        self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: FxTable, reads: ReadRates
     ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
@@ -51,14 +51,14 @@ class ModelsEndpoint:
             raise no_model(name, self._catalogue)
         return _json(self._row(name, model, self._rate()))
 
-    def _rate(self) -> Rate | None:
+    def _rate(self) -> FxRate | None:
         now_us = unix_us_at(utc_now())
         try:
             return self._rates.rate_for(period_at(now_us).month, now_us)
         except FxRateMissing:
             return None
 
-    def _row(self, name: str, model: Model, rate: Rate | None) -> dict[str, Any]:
+    def _row(self, name: str, model: Model, rate: FxRate | None) -> dict[str, Any]:
         listed = model.listed(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
         assert listed is not None, "a model for sale has a price for every size"
         return {
@@ -75,7 +75,7 @@ class ModelsEndpoint:
             "successor": model.successor,
         }
 
-    def _price(self, usd: Decimal, rate: Rate | None) -> dict[str, Any]:
+    def _price(self, usd: Decimal, rate: FxRate | None) -> dict[str, Any]:
         mxn = None
         if rate:
             mxn = format_mxn(unit_price_micro_mxn(usd, self._catalogue.markup, rate.mxn_per_usd))

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, Cut, Wallet
+from metering.wallet.wallet import Caller, Wallet, WalletSnapshot
 from proxy.api.auth import Authenticator, check_state
 from proxy.api.middleware import context_of
 from proxy.api.reads import Read, ReadRates
@@ -17,7 +17,7 @@ from proxy.errors import wallet_away
 
 async def checked(
     request: Request, authenticator: Authenticator, wallet: Wallet, rates: ReadRates, read: Read
-) -> tuple[Caller, Cut]:
+) -> tuple[Caller, WalletSnapshot]:
     """The caller and its wallet, its key checked at this moment, and the read counted. Raises ApiError 401, 403, 429
     or 503."""
     try:
@@ -51,7 +51,7 @@ class CreditsEndpoint:
         )
 
 
-def balance_fields(cut: Cut) -> dict[str, str]:
+def balance_fields(cut: WalletSnapshot) -> dict[str, str]:
     """What can be spent, what open orders hold, and their sum."""
     return {
         "available_mxn": format_mxn(cut.available_micro_mxn),

@@ -41,7 +41,7 @@ BOOKED_RETRY_S = 1.0
 USUAL, MOST = 20, 100
 """Of a list."""
 
-MOST_CURSOR = 128
+MAX_CURSOR = 128
 """Characters; ours have some 80."""
 
 
@@ -52,7 +52,7 @@ class HistoryQuery(BaseModel):
 
     idempotency_key: Annotated[str | None, Field(description="The one that was placed under it.")] = None
     limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description="At most so many.")
-    after: Annotated[str | None, Field(max_length=MOST_CURSOR, description="`next_cursor` of the page before.")] = None
+    after: Annotated[str | None, Field(max_length=MAX_CURSOR, description="`next_cursor` of the page before.")] = None
 
 
 class HistoryEndpoint:
@@ -82,7 +82,7 @@ class HistoryEndpoint:
             query = _query(request)
             if query.idempotency_key is not None:
                 asked = key_hash(query.idempotency_key, caller.scope)
-                request_id = await self._wallet.under_key(caller.org_id, asked)
+                request_id = await self._wallet.order_of_key(caller.org_id, asked)
                 if request_id is None:
                     raise _unknown()
                 return await self._generation(request, caller, UUID(request_id))
@@ -106,18 +106,18 @@ class HistoryEndpoint:
         for _ in range(2):  # it may end between the two questions
             if (delivered := await self._delivered(caller, str(request_id))) is not None:
                 return _json(self._completed(delivered))
-            stands = await self._wallet.stands(caller.org_id, str(request_id))
-            if stands is None or not caller.may_read(stands.key_id):
+            status = await self._wallet.status_of(caller.org_id, str(request_id))
+            if status is None or not caller.may_read(status.key_id):
                 raise _unknown()
-            if stands.end != "charge":
+            if status.end != "charge":
                 break
         else:
             raise ApiError(Kind.UNAVAILABLE, CHARGED_NOT_BOOKED, retry_after_s=BOOKED_RETRY_S)
         public_id = f"req_{request_id.hex}"
         row = {"id": public_id, "object": "list", "data": []}
-        if stands.end == "open":
+        if status.end == "open":
             return _json(row | {"status": "in_progress"})
-        error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if stands.end == "expiry" else reason_as_error(stands.reason)
+        error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if status.end == "expiry" else reason_as_error(status.reason)
         wanted = language_of(request.headers)
         envelope = orjson.loads(error.body(public_id, wanted))
         return _json(row | {"status": "failed"} | envelope, told(error.message, wanted)[1])

@@ -16,7 +16,7 @@ else:
 ZSTD_WINDOW_LOG = 23
 """8 MiB, the most that a sender may ask of everybody (RFC 9659); it is touched no further than what comes out."""
 
-MOST_FRAMES = 16
+MAX_FRAMES = 16
 """Of one body, one after another. Nobody writes an order in more, and each costs a fresh decoder."""
 
 
@@ -40,15 +40,15 @@ class _Frame(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-def _by_frames(begin: Callable[[], _Frame], body: bytes, most_bytes: int) -> bytes:
+def _by_frames(begin: Callable[[], _Frame], body: bytes, max_bytes: int) -> bytes:
     unpacked, rest = b"", body
-    for _ in range(MOST_FRAMES):
+    for _ in range(MAX_FRAMES):
         frame = begin()
         try:
-            unpacked += frame.decompress(rest, most_bytes - len(unpacked) + 1)
+            unpacked += frame.decompress(rest, max_bytes - len(unpacked) + 1)
         except (zlib.error, zstd.ZstdError) as error:
             raise Damaged from error
-        if len(unpacked) > most_bytes:
+        if len(unpacked) > max_bytes:
             raise TooLarge
         if not frame.eof:
             raise Damaged
@@ -58,13 +58,13 @@ def _by_frames(begin: Callable[[], _Frame], body: bytes, most_bytes: int) -> byt
     raise Damaged
 
 
-def _brotli(body: bytes, most_bytes: int) -> bytes:
+def _brotli(body: bytes, max_bytes: int) -> bytes:
     decoder = brotli.Decompressor()
     try:
-        unpacked: bytes = decoder.process(body, output_buffer_limit=most_bytes + 1)
+        unpacked: bytes = decoder.process(body, output_buffer_limit=max_bytes + 1)
     except brotli.error as error:
         raise Damaged from error
-    if len(unpacked) > most_bytes:
+    if len(unpacked) > max_bytes:
         raise TooLarge
     if not decoder.is_finished():
         raise Damaged

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from config.catalogue import Catalogue
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, Placed
+from metering.wallet.wallet import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
 from proxy.api.middleware import context_of
-from proxy.api.operation import MOST_KEY_CHARACTERS
+from proxy.api.operation import MAX_KEY_CHARACTERS
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits, idempotency_key, read_body
 from proxy.errors import ApiError, wallet_away
@@ -41,7 +41,7 @@ class OrderHeaders(BaseModel):
         Field(
             alias="Idempotency-Key",
             min_length=1,
-            max_length=MOST_KEY_CHARACTERS,
+            max_length=MAX_KEY_CHARACTERS,
             description="The same order under the same key is made and charged once within 24 hours.",
         ),
     ] = None
@@ -81,7 +81,7 @@ class ImagesEndpoint:
             order = parse_order(await read_body(request, self._limits), self._catalogue, caller.response_format)
             context.facts |= {"model": order.model_id, "n": order.n}
             self._lifecycle.check(order.model_id, order.model)
-            asked = placed(request.headers, order, caller.scope)
+            asked = identity_of(request.headers, order, caller.scope)
             if caller.test:
                 delivery = await self._sandbox.deliver(context, caller, order, asked)
                 return self._reply(context, caller, order, delivery)
@@ -115,7 +115,7 @@ class ImagesEndpoint:
         return self._replies.with_urls(result, headers)
 
 
-def placed(headers: Headers, order: Order, scope: str) -> Placed:
+def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:
     """How the order was placed. Raises ApiError 400 for an idempotency key that is none; `scope` is where it holds.
 
     An SDK counts its own retries; a key that its user gave goes before that count.
@@ -124,8 +124,8 @@ def placed(headers: Headers, order: Order, scope: str) -> Placed:
     if key_hash is None:
         tries = headers.get("x-stainless-retry-count", "")
         counted = tries.isascii() and tries.isdigit() and len(tries) < 3
-        return Placed(fingerprint(order), tries=int(tries) if counted else None)
-    return Placed(fingerprint(order), key_hash=key_hash)
+        return OrderIdentity(fingerprint(order), tries=int(tries) if counted else None)
+    return OrderIdentity(fingerprint(order), key_hash=key_hash)
 
 
 async def joined(replay: Replay, request: Request, duplicate: Duplicate) -> Delivery:

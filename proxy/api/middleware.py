@@ -17,7 +17,7 @@ SECONDS = Histogram(
     "ghub_request_seconds", "Time to the reply's end", ["route"], buckets=(0.01, 0.1, 1, 5, 10, 20, 40, 60)
 )
 
-MOST_CLIENT_ID_CHARACTERS = 128
+MAX_CLIENT_ID_CHARACTERS = 128
 """Of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -33,7 +33,7 @@ def context_of(scope: Scope) -> RequestContext:
 def _client_request_id(scope: Scope) -> str | None:
     """By which the client, or what stands before us, knows this request; one that is none is passed over."""
     sent = Headers(scope=scope).get("x-request-id", "")
-    plain = 0 < len(sent) <= MOST_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
+    plain = 0 < len(sent) <= MAX_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
     return sent if plain else None
 
 

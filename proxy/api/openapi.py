@@ -14,7 +14,7 @@ from starlette.responses import Response
 from proxy.api.cors import ANY_PAGE
 from proxy.api.deliveries import HistoryQuery
 from proxy.api.images import OrderHeaders
-from proxy.api.middleware import MOST_CLIENT_ID_CHARACTERS
+from proxy.api.middleware import MAX_CLIENT_ID_CHARACTERS
 from proxy.api.operation import Operation
 from proxy.api.schemas import (
     Alive,
@@ -40,7 +40,7 @@ VERSION = "1"
 
 OPENAPI_PATH = "/openapi.json"
 
-MOST_DOCUMENTS = 64
+MAX_DOCUMENTS = 64
 """That are being sent at a time, to all together: it is the one large reply that nobody needs a key for."""
 
 
@@ -172,7 +172,7 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "x-ratelimit-reset-images": ("Until all of them are there again", _WAIT),
     "x-client-request-id": (
         "The request's own `X-Request-ID`, where it sent one of at most 128 visible ASCII characters",
-        {"maxLength": MOST_CLIENT_ID_CHARACTERS} | _TEXTS,
+        {"maxLength": MAX_CLIENT_ID_CHARACTERS} | _TEXTS,
     ),
     "content-language": ("Of the message, as `Accept-Language` prefers", {"enum": list(LANGUAGES)} | _TEXTS),
     "accept-encoding": ("How a body may be compressed", _TEXTS),
@@ -416,10 +416,10 @@ class OpenApiEndpoint:
         self._body = orjson.dumps(document(operations))
         self._headers = {"etag": f'"{hashlib.sha256(self._body).hexdigest()[:32]}"', "cache-control": KEPT}
         self._headers |= ANY_PAGE
-        self._documents = Sending(MOST_DOCUMENTS, DOCUMENTS_AT_ONCE)
+        self._documents = Sending(MAX_DOCUMENTS, DOCUMENTS_AT_ONCE)
 
     async def read(self, request: Request) -> Response:
-        """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MOST_DOCUMENTS."""
+        """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MAX_DOCUMENTS."""
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if known & {self._headers["etag"], "*"}:
             return Response(status_code=304, headers=self._headers)

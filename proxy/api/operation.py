@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from proxy.errors import Kind
 
-MOST_KEY_CHARACTERS = 255
+MAX_KEY_CHARACTERS = 255
 """Of an `Idempotency-Key`."""
 
 

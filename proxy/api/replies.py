@@ -13,7 +13,7 @@ from proxy.orders.result import Result
 from proxy.orders.upload import read_until
 from proxy.ports import ImageStore
 
-MOST_REPLAYS = 64
+MAX_REPLAYS = 64
 """Replays in base64 that one organisation is being sent at a time. Nothing is paid for them, and each that its client
 does not read holds a file and some 100 KiB until it is cut off."""
 
@@ -24,7 +24,7 @@ class Replies:
     def __init__(self, store: ImageStore, public_url: str) -> None:
         self._store = store
         self._public_url = public_url
-        self._replays = Sending(MOST_REPLAYS, REPLAYS_AT_ONCE)
+        self._replays = Sending(MAX_REPLAYS, REPLAYS_AT_ONCE)
 
     def with_urls(self, result: Result, headers: Mapping[str, str]) -> Response:
         """Each image by its address, which never changes."""
@@ -38,7 +38,7 @@ class Replies:
         ]
 
     def replay_with_images(self, org_id: str, result: Result, headers: Mapping[str, str], until_s: float) -> Response:
-        """The same as `with_images` for an order that was answered before. Raises ApiError 429 above MOST_REPLAYS."""
+        """The same as `with_images` for an order that was answered before. Raises ApiError 429 above MAX_REPLAYS."""
         return self._replays.bounded(org_id, self.with_images(result, headers, until_s))
 
     def with_images(self, result: Result, headers: Mapping[str, str], until_s: float) -> Response:

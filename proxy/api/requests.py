@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from proxy.api.encodings import DECODERS, TOLD, Damaged, TooLarge
-from proxy.api.operation import MOST_KEY_CHARACTERS
+from proxy.api.operation import MAX_KEY_CHARACTERS
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
     BODY_BROKE_OFF,
@@ -68,11 +68,11 @@ def _encoding(headers: Headers) -> str | None:
     return encoding
 
 
-def _unpacked(body: bytes, encoding: str, most_bytes: int) -> bytes:
+def _unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
     try:
-        return DECODERS[encoding](body, most_bytes)
+        return DECODERS[encoding](body, max_bytes)
     except TooLarge:
-        raise ApiError(Kind.TOO_LARGE, UNPACKED_TOO_LARGE.of(most=most_bytes)) from None
+        raise ApiError(Kind.TOO_LARGE, UNPACKED_TOO_LARGE.of(most=max_bytes)) from None
     except Damaged:
         raise ApiError(Kind.INVALID_REQUEST, BODY_DAMAGED.of(encoding=encoding)) from None
 
@@ -110,6 +110,6 @@ def idempotency_key(headers: Headers, scope: str = "") -> str | None:
         key = sent.encode("latin-1").decode()
     except UnicodeDecodeError:
         key = sent
-    if not 0 < len(key) <= MOST_KEY_CHARACTERS:
-        raise ApiError(Kind.INVALID_REQUEST, KEY_LENGTH.of(count=len(key), most=MOST_KEY_CHARACTERS))
+    if not 0 < len(key) <= MAX_KEY_CHARACTERS:
+        raise ApiError(Kind.INVALID_REQUEST, KEY_LENGTH.of(count=len(key), most=MAX_KEY_CHARACTERS))
     return key_hash(key, scope)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 
 PublicId = Annotated[str, Field(pattern="^req_[0-9a-f]{32}$", description="Of one request, for support and logs.")]
 Mxn = Annotated[str, Field(pattern=r"^-?[0-9]+\.[0-9]{2,6}$", description="MXN, a decimal string.")]
-Rate = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", description="A decimal string.")]
+FxRate = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$", description="A decimal string.")]
 UnixSeconds = Annotated[int, Field(ge=0, description="Unix time in seconds.")]
 Month = Annotated[str, Field(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description="A month of Mexico City.")]
 
@@ -109,9 +109,9 @@ class Found(RootModel[Generations | Generation]):
 class Price(Document):
     """Of one image: USD × markup × rate; without a rate for this month there is no price in MXN."""
 
-    usd_per_image: Rate
-    markup: Rate
-    mxn_per_usd: Rate | None
+    usd_per_image: FxRate
+    markup: FxRate
+    mxn_per_usd: FxRate | None
     fx_month: Month | None
     mxn_per_image: Mxn | None
 

@@ -50,7 +50,7 @@ from proxy.messages import (
     Text,
 )
 
-MOST_DAYS = 366
+MAX_DAYS = 366
 """A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
 
 PIECE_BYTES = 64 * 1024
@@ -105,8 +105,8 @@ class UsageQuery(BaseModel):
     def _a_span(self) -> "UsageQuery":
         if self.last < self.first:
             raise ValueError(BEFORE_FROM.of(name="to"))
-        if (self.last - self.first).days >= MOST_DAYS:
-            raise ValueError(TOO_MANY_DAYS.of(name="to", most=MOST_DAYS))
+        if (self.last - self.first).days >= MAX_DAYS:
+            raise ValueError(TOO_MANY_DAYS.of(name="to", most=MAX_DAYS))
         return self
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from metering.money import AmountError, format_mxn, parse_mxn
-from metering.wallet.wallet import Cut
+from metering.wallet.wallet import WalletSnapshot
 from proxy.api.credits import balance_fields
 from proxy.cli.output import AsJson, OrgRef, misuse, say
 from proxy.cli.running import As, back, run
@@ -42,7 +42,7 @@ def add(
 def balance(ref: OrgRef, as_json: AsJson = False) -> None:
     """What an organisation can spend, what open orders hold, and their sum."""
 
-    async def work() -> Cut:
+    async def work() -> WalletSnapshot:
         async with back() as opened:
             org = await opened.ledger.org(ref)
             return await opened.wallet().read(org.org_id)

@@ -30,7 +30,7 @@ from config.settings import SettingsError, graceful_stop_s, read_settings
 from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import seed
 from metering.ports import LedgerError
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from proxy.api.admin.tokens import Issuer, mint
 from proxy.backends import open_back
 from proxy.cli.output import fail, say
@@ -285,10 +285,10 @@ async def _accounts(data: Path) -> tuple[str, str]:
     """Schema, a rate for this month, the organisation with its bonus, and its key: made once, found again later."""
     async with open_back(read_settings()) as back:
         await back.ledger.migrate()
-        await seed(back.ledger, [Rate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(None)])
+        await seed(back.ledger, [FxRate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(None)])
         month = period_at(unix_us_at(utc_now())).month
         if month not in {rate.month for rate in await back.ledger.rates()}:
-            await back.ledger.add_rate(Rate(month, DEMO_RATE, "demo"), utc_now())
+            await back.ledger.add_rate(FxRate(month, DEMO_RATE, "demo"), utc_now())
         try:
             org = await back.ledger.org(ORG)
         except LedgerError:

@@ -6,7 +6,7 @@ import typer
 
 from metering.clock import is_month
 from metering.money import AmountError, format_rate, parse_rate
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from proxy.cli.output import AsJson, misuse, say
 from proxy.cli.running import As, back, run
 
@@ -33,7 +33,7 @@ def set_(
 
     async def work() -> bool:
         async with back(who) as opened:
-            return await opened.accounts.add_rate(Rate(month, number, source.strip()))
+            return await opened.accounts.add_rate(FxRate(month, number, source.strip()))
 
     added = run(work())
     say({"month": month, "mxn_per_usd": format_rate(number), "source": source.strip(), "added": added}, as_json)
@@ -43,7 +43,7 @@ def set_(
 def list_(as_json: AsJson = False) -> None:
     """The rate of every month that has one."""
 
-    async def work() -> list[Rate]:
+    async def work() -> list[FxRate]:
         async with back() as opened:
             return await opened.ledger.rates()
 

@@ -12,13 +12,13 @@ import typer
 
 from config.settings import SettingsError
 from metering.clock import utc_now
-from metering.journal.frames import Folder, Past, Survey, survey
+from metering.journal.frames import Folder, OldJournal, Survey, survey
 from metering.journal.recovery import PAUSE_S, Recovery
 from metering.journal.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
 from metering.wallet.presence import Presence
-from proxy.backends import Back
+from proxy.backends import Backends
 from proxy.cli.output import AsJson, fail, misuse, say
 from proxy.cli.running import As, back, run
 
@@ -140,7 +140,7 @@ async def _until_none(left: Callable[[], int], look: Callable[[], Awaitable[str]
             await asyncio.sleep(PAUSE_S)
 
 
-async def _note(opened: Back, action: str, folder: Path, past: list[Past]) -> None:
+async def _note(opened: Backends, action: str, folder: Path, past: list[OldJournal]) -> None:
     for one in past:
         details = {"folder": str(folder), "entries": len(one.entries), "damaged": one.why_not_whole is not None}
         await opened.ledger.note(Act(opened.actor, action, str(one.incarnation), details=details), utc_now())
@@ -157,7 +157,7 @@ def _saved(one: Salvage) -> dict[str, Any]:
     }
 
 
-def _rest(past: Past) -> dict[str, Any]:
+def _rest(past: OldJournal) -> dict[str, Any]:
     """What is not good of it."""
     return {
         "damage": [{"file": one.file, "from_byte": one.start, "to_byte": one.end} for one in past.damage],
@@ -175,7 +175,7 @@ async def _inspected(folder: Path, found: Survey, ledger: Ledger | None, why_not
     }
 
 
-async def _incarnation(past: Past, ledger: Ledger | None) -> dict[str, Any]:
+async def _incarnation(past: OldJournal, ledger: Ledger | None) -> dict[str, Any]:
     orders, unreadable = read_orders(past)
     known = None if ledger is None else await ledger.incarnation(past.incarnation)
     ends = None if ledger is None else await ends_of([one.order for one in orders], ledger)

@@ -10,7 +10,7 @@ from metering.limits import NONE, Limits
 from metering.pages import pages
 from metering.ports import Org
 from proxy.api.admin.rows import org_fields
-from proxy.backends import Back
+from proxy.backends import Backends
 from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
 from proxy.cli.output import AsJson, OrgRef, say
 from proxy.cli.running import As, back, run
@@ -33,7 +33,7 @@ def _say(found: dict[str, Any], as_json: bool) -> None:
     say(found if as_json else _rows([found])[0], as_json)
 
 
-async def _plans(opened: Back) -> Mapping[str, Limits]:
+async def _plans(opened: Backends) -> Mapping[str, Limits]:
     """Those that a gateway has registered; before the first one starts, those of the file."""
     return await opened.ledger.plans() or opened.plans
 

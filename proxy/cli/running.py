@@ -20,7 +20,7 @@ from metering.orders import CannotKnow
 from metering.ports import LedgerAway, LedgerError, LedgerMisconfigured, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.pressure import WrongPolicy
-from proxy.backends import Back, open_back
+from proxy.backends import Backends, open_back
 from proxy.cli.output import fail, misuse
 from proxy.ports import StoreFailed, StoreMisconfigured
 
@@ -89,7 +89,7 @@ def settings() -> Settings:
 
 
 @asynccontextmanager
-async def back(who: str | None = None, logs: str = "warning") -> AsyncIterator[Back]:
+async def back(who: str | None = None, logs: str = "warning") -> AsyncIterator[Backends]:
     """Ledger and Redis from the environment, the ledger's schema checked; logs go to standard error.
 
     `who` does it, as `--as` says; without it GHUB_ACTOR, or whoever runs the command. `logs` is the level of

@@ -20,7 +20,7 @@ from proxy.storage.sweep import Finding, Found, Sweep
 
 app = typer.Typer(no_args_is_help=True)
 
-MOST_LISTED = 100
+MAX_LISTED = 100
 """Orphans that are named one by one; all are counted."""
 
 Age = Annotated[
@@ -59,7 +59,7 @@ class Report:
         self._bytes[found.finding] += found.object.size_bytes
         if found.why:
             self._refused[found.why] += 1
-        if found.finding.orphan and len(self._paths) < MOST_LISTED:
+        if found.finding.orphan and len(self._paths) < MAX_LISTED:
             self._paths.append({"path": found.object.path, "why": found.finding.value})
 
     def summary(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from proxy.api.admin.rows import (
     notice_cursor,
     notice_fields,
 )
-from proxy.backends import Back
+from proxy.backends import Backends
 from proxy.cli.output import AsJson, in_one_line, misuse, say
 from proxy.cli.running import back, run
 
@@ -100,5 +100,5 @@ def _no_cursor() -> None:
     misuse("--cursor: must be what the page before has told")
 
 
-async def _org_id(opened: Back, ref: str | None) -> str | None:
+async def _org_id(opened: Backends, ref: str | None) -> str | None:
     return None if ref is None else (await opened.ledger.org(ref)).org_id

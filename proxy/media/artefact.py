@@ -18,10 +18,10 @@ class Artefact:
     whatever `chunks` raises. Afterwards the facts are known.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], most_bytes: int, most_side_px: int) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], max_bytes: int, max_side_px: int) -> None:
         self._chunks = _pieces(chunks)
-        self._most_bytes = most_bytes
-        self._most_side_px = most_side_px
+        self._max_bytes = max_bytes
+        self._max_side_px = max_side_px
         self._hash = hashlib.sha256()
         self._proof: Proof | None = None
         self._held = b""
@@ -50,7 +50,7 @@ class Artefact:
             if len(head) >= HEAD_BYTES:
                 break
         kind = sniff(bytes(head[:HEAD_BYTES]))
-        self._proof = Proof(kind, self._most_side_px)
+        self._proof = Proof(kind, self._max_side_px)
         self._held = self._take(bytes(head))
         return kind
 
@@ -64,8 +64,8 @@ class Artefact:
 
     def _take(self, piece: bytes) -> bytes:
         self.size_bytes += len(piece)
-        if self.size_bytes > self._most_bytes:
-            raise NotAnImage(f"more than {self._most_bytes} bytes")
+        if self.size_bytes > self._max_bytes:
+            raise NotAnImage(f"more than {self._max_bytes} bytes")
         self._hash.update(piece)
         assert self._proof is not None
         self._proof.feed(piece)

@@ -40,7 +40,7 @@ class Piece:
     last: bool = False
 
 
-MOST_LABEL_BYTES = 128
+MAX_LABEL_BYTES = 128
 _LABEL = re.compile(rb"data:[!-~]*;base64")
 
 
@@ -60,7 +60,7 @@ class _Base64:
                 return b""
             if text.startswith(b"data:"):
                 label, comma, after = text.partition(b",")
-                if len(label) > MOST_LABEL_BYTES or (comma and not _LABEL.fullmatch(label)):
+                if len(label) > MAX_LABEL_BYTES or (comma and not _LABEL.fullmatch(label)):
                     raise BadDocument("a data URI without base64")
                 if not comma:
                     self._rest = text
@@ -112,12 +112,12 @@ _RUN = re.compile(_PLAIN + rb"(?:" + _ESCAPE.pattern + _PLAIN + rb")*")
 possessive repeats: Python before 3.11.5 takes a part of a cut escape along with them."""
 _SIMPLE = {b"\\/": b"/", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t", b"\\b": b"\b", b"\\f": b"\f"}
 _SIMPLE |= {b"\\\\": b"\\", b'\\"': b'"'}
-MOST_NESTING = 32
-MOST_KEY_BYTES = 256
-MOST_MARKS = 10_000
+MAX_NESTING = 32
+MAX_KEY_BYTES = 256
+MAX_MARKS = 10_000
 """Brackets, commas, colons and strings of a document: a real one has a few hundred, and each costs a microsecond."""
 
-MOST_PICTURE_BYTES = 80 * 1024 * 1024
+MAX_PICTURE_BYTES = 80 * 1024 * 1024
 """Above every cap on an image: what is passed over of one that was refused ends here, not at the deadline."""
 
 
@@ -126,12 +126,12 @@ class JsonPictures:
     """Finds the base64 strings at `.LIST[i].FIELD` of a JSON document while it arrives, and decodes them.
 
     Everything else is kept, with `null` in the pictures' places, and parsed at the end: `finish` returns it. So memory
-    is what one chunk takes and at most `most_document_bytes`. Raises BadDocument.
+    is what one chunk takes and at most `max_document_bytes`. Raises BadDocument.
     """
 
     list_key: str
     field_key: str
-    most_document_bytes: int
+    max_document_bytes: int
     _document: bytearray = field(default_factory=bytearray, init=False)
     _frames: list[_Frame] = field(default_factory=list, init=False)
     _in: str = field(default="structure", init=False)
@@ -160,7 +160,7 @@ class JsonPictures:
         at = 0
         while at < len(chunk):
             at = self._structure(chunk, at) if self._in == "structure" else self._string(chunk, at, pieces)
-            if len(self._document) > self.most_document_bytes:
+            if len(self._document) > self.max_document_bytes:
                 raise BadDocument("the document is too large")
 
     def finish(self) -> Any:
@@ -178,7 +178,7 @@ class JsonPictures:
             self._document += chunk[at:]
             return len(chunk)
         self._marks += 1
-        if self._marks > MOST_MARKS:
+        if self._marks > MAX_MARKS:
             raise BadDocument("too many parts")
         mark, end = found.group(), found.end()
         if mark == b'"':
@@ -188,7 +188,7 @@ class JsonPictures:
         self._document += chunk[at:end]
         frame = self._frames[-1] if self._frames else None
         if mark in b"{[":
-            if len(self._frames) == MOST_NESTING:
+            if len(self._frames) == MAX_NESTING:
                 raise BadDocument("nested too deeply")
             self._frames.append(_Frame(is_object=mark == b"{", at_key=mark == b"{"))
         elif frame is None:
@@ -261,12 +261,12 @@ class JsonPictures:
         self._document += raw
         if self._in == "key":
             self._key += _unescape(raw)
-            if len(self._key) > MOST_KEY_BYTES:
+            if len(self._key) > MAX_KEY_BYTES:
                 raise BadDocument("a key is too long")
 
     def _give(self, data: bytes, pieces: list[Piece]) -> None:
         self._picture_bytes += len(data)
-        if self._picture_bytes > MOST_PICTURE_BYTES:
+        if self._picture_bytes > MAX_PICTURE_BYTES:
             raise BadDocument("a picture is too large")
         if data:
             pieces.append(Piece(self._frames[1].place, data))

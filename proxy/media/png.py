@@ -5,7 +5,7 @@ import zlib
 from proxy.media.formats import NotAnImage
 from proxy.media.reader import Reader, Reading
 
-MOST_CHUNK_BYTES = 2**31 - 1
+MAX_CHUNK_BYTES = 2**31 - 1
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -43,6 +43,6 @@ def _chunk(image: Reader) -> Reading[tuple[int, bytes]]:
     image.part()
     head = yield from image.take(8)
     length, kind = int.from_bytes(head[:4], "big"), head[4:]
-    if length > MOST_CHUNK_BYTES or not kind.isalpha():
+    if length > MAX_CHUNK_BYTES or not kind.isalpha():
         raise NotAnImage("PNG: a broken chunk")
     return length, kind

@@ -14,8 +14,8 @@ class Proof:
     kept between chunks, and a chunk of 64 KiB takes 50 ms where its bytes are made to take long.
     """
 
-    def __init__(self, kind: Format, most_side_px: int) -> None:
-        self._reader = Reader(most_side_px)
+    def __init__(self, kind: Format, max_side_px: int) -> None:
+        self._reader = Reader(max_side_px)
         self._walk = _whole(kind, self._reader)
 
     @property

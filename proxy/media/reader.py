@@ -10,20 +10,20 @@ T = TypeVar("T")
 Reading = Generator[None, None, T]
 """A result that takes reading: it yields where it needs the next chunk. Used with `yield from`."""
 
-MOST_PARTS = 65_536
+MAX_PARTS = 65_536
 """Chunks, segments, blocks or boxes of one image: many times what encoders write, and 0.2 s of work."""
 
-MOST_TAKE_BYTES = 32
+MAX_TAKE_BYTES = 32
 
 
 class Reader:
     """One image's bytes and what is known of its sides, in pixels, 0 until then.
 
-    It holds the chunk that is being read, and of the one before at most MOST_TAKE_BYTES, whatever an image claims.
+    It holds the chunk that is being read, and of the one before at most MAX_TAKE_BYTES, whatever an image claims.
     """
 
-    def __init__(self, most_side_px: int) -> None:
-        self._most_side_px = most_side_px
+    def __init__(self, max_side_px: int) -> None:
+        self._max_side_px = max_side_px
         self._data = b""
         self._at = 0  # beyond the data where more is to be passed over
         self._over = False
@@ -42,8 +42,8 @@ class Reader:
         self._over = True
 
     def take(self, count: int) -> Reading[bytes]:
-        """Exactly so many bytes, at most MOST_TAKE_BYTES."""
-        assert count <= MOST_TAKE_BYTES
+        """Exactly so many bytes, at most MAX_TAKE_BYTES."""
+        assert count <= MAX_TAKE_BYTES
         while self._at + count > len(self._data):
             yield from self._more()
         self._at += count
@@ -91,8 +91,8 @@ class Reader:
     def part(self) -> None:
         """Count one more part. Raises NotAnImage where there are too many."""
         self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise NotAnImage(f"more than {MOST_PARTS} parts")
+        if self._parts > MAX_PARTS:
+            raise NotAnImage(f"more than {MAX_PARTS} parts")
 
     def sides(self, width_px: int, height_px: int) -> None:
         """The image's sides are known."""
@@ -103,8 +103,8 @@ class Reader:
         """May anything in the image be of that size? Raises NotAnImage."""
         if not width_px or not height_px:
             raise NotAnImage("a side of 0 pixels")
-        if max(width_px, height_px) > self._most_side_px:
-            raise NotAnImage(f"a side of more than {self._most_side_px} pixels")
+        if max(width_px, height_px) > self._max_side_px:
+            raise NotAnImage(f"a side of more than {self._max_side_px} pixels")
 
     def _more(self) -> Reading[None]:
         if self._over:

@@ -9,7 +9,7 @@ from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.wallet.connection import NotProjected, WalletAway
-from metering.wallet.wallet import Admission, Caller, Placed, Stands, Verdict, Wallet
+from metering.wallet.wallet import Admission, Caller, OrderIdentity, OrderStatus, Verdict, Wallet
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import BACKLOG, BALANCE, HOLDS, IMAGES, REQUESTS, Text
 from proxy.orders.admitted import AdmittedOrder
@@ -37,9 +37,9 @@ class Duplicate:
     """
 
     caller: Caller
-    placed: Placed
+    identity: OrderIdentity
     asked_by: str
-    status: Stands
+    status: OrderStatus
     available_micro_mxn: int
     until_s: float
     headers: dict[str, str]
@@ -82,27 +82,27 @@ class Admissions:
         self._top_up = top_up
 
     async def admit(
-        self, context: RequestContext, caller: Caller, order: Order, placed: Placed
+        self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity
     ) -> AdmittedOrder | Duplicate:
         """Price an order and set its price aside. Raises ApiError for every denial, which took nothing; WalletAway."""
         deadline_s = order.model.deadline_s or self._deadline_s
         with await self._places.take(caller.org_id, order.n) as place:
-            admission, hold = await self._hold(context, caller, order, placed, hold_life_s(deadline_s))
-            if admission.verdict is Verdict.EARLIER:
-                return _duplicate(context, caller, placed, admission, deadline_s)
+            admission, hold = await self._hold(context, caller, order, identity, hold_life_s(deadline_s))
+            if admission.verdict is Verdict.DUPLICATE:
+                return _duplicate(context, caller, identity, admission, deadline_s)
             if admission.verdict is not Verdict.ADMITTED:
                 raise self._denial(admission, hold.quote)
-            return _admitted(context, caller, order, placed, admission, hold, place.hand_over(), deadline_s)
+            return _admitted(context, caller, order, identity, admission, hold, place.hand_over(), deadline_s)
 
     async def _hold(
-        self, context: RequestContext, caller: Caller, order: Order, placed: Placed, life_s: float
+        self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity, life_s: float
     ) -> tuple[Admission, _Hold]:
         order_id = str(context.request_id)
         try:
-            admission, hold = await self._ask(order_id, caller, order, placed, life_s)
+            admission, hold = await self._ask(order_id, caller, order, identity, life_s)
             if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
                 # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
-                admission, hold = await self._ask(order_id, caller, order, placed, life_s)
+                admission, hold = await self._ask(order_id, caller, order, identity, life_s)
         except NotProjected:
             raise
         except (WalletAway, asyncio.CancelledError):
@@ -112,7 +112,7 @@ class Admissions:
         return admission, hold
 
     async def _ask(
-        self, order_id: str, caller: Caller, order: Order, placed: Placed, life_s: float
+        self, order_id: str, caller: Caller, order: Order, identity: OrderIdentity, life_s: float
     ) -> tuple[Admission, _Hold]:
         quote = self._quotes.quote(order, self._wallet.now_us(caller.org_id))
         facts = {
@@ -122,11 +122,13 @@ class Admissions:
             "size": order.size,
             "quality": order.quality,
             "region": self._region,
-            "once": f"{placed.key_hash} {placed.fingerprint}" if placed.key_hash else None,
+            "once": f"{identity.key_hash} {identity.fingerprint}" if identity.key_hash else None,
         }
         opened = encode_opened(order_id, caller.org_id, caller.key_id, quote, facts)
         hold = _Hold(quote, opened, boottime_s())
-        return await self._wallet.admit(caller, order_id, quote, opened, placed, life_s=life_s, owner=self._owner), hold
+        return await self._wallet.admit(
+            caller, order_id, quote, opened, identity, life_s=life_s, owner=self._owner
+        ), hold
 
     def _denial(self, admission: Admission, quote: Quote) -> ApiError:
         if refused := key_refused(admission.verdict, quote.price.model):
@@ -137,7 +139,7 @@ class Admissions:
                 available = format_mxn(admission.available_micro_mxn)
                 message = BALANCE.of(cost=format_mxn(quote.total_micro_mxn), available=available)
                 return ApiError(Kind.BALANCE, message.then(self._top_up), headers=headers)
-            case Verdict.BUDGET | Verdict.DAY | Verdict.MONTH | Verdict.FLIGHT:
+            case Verdict.BUDGET | Verdict.DAY | Verdict.MONTH | Verdict.IN_FLIGHT:
                 return exceeded(admission, quote, headers)
             case Verdict.REQUESTS:
                 return rate_limited(REQUESTS, admission, admission.requests, 1, headers)
@@ -152,12 +154,12 @@ class Admissions:
 
 
 def _duplicate(
-    context: RequestContext, caller: Caller, placed: Placed, admission: Admission, deadline_s: float
+    context: RequestContext, caller: Caller, identity: OrderIdentity, admission: Admission, deadline_s: float
 ) -> Duplicate:
     assert admission.earlier is not None, "the verdict says so"
     return Duplicate(
         caller=caller,
-        placed=placed,
+        identity=identity,
         asked_by=str(context.request_id),
         status=admission.earlier,
         available_micro_mxn=admission.available_micro_mxn,
@@ -170,7 +172,7 @@ def _admitted(
     context: RequestContext,
     caller: Caller,
     order: Order,
-    placed: Placed,
+    identity: OrderIdentity,
     admission: Admission,
     hold: _Hold,
     place: Place,
@@ -182,7 +184,7 @@ def _admitted(
         request_id=context.request_id,
         caller=caller,
         order=order,
-        placed=placed,
+        identity=identity,
         quote=hold.quote,
         generate_until_s=ends_s - margin_s,
         reply_until_s=ends_s - margin_s / 4,

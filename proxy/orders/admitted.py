@@ -6,7 +6,7 @@ from uuid import UUID
 
 from metering.clock import boottime_s
 from metering.pricing import Quote
-from metering.wallet.wallet import Caller, Placed
+from metering.wallet.wallet import Caller, OrderIdentity
 from proxy.orders.ending import Ending
 from proxy.orders.places import Place
 from proxy.ports import Order
@@ -23,7 +23,7 @@ class AdmittedOrder:
     request_id: UUID
     caller: Caller
     order: Order
-    placed: Placed
+    identity: OrderIdentity
     quote: Quote
     generate_until_s: float
     reply_until_s: float

@@ -12,13 +12,13 @@ from prometheus_client import Counter
 
 from metering.events import StoredImage
 from proxy.media.formats import NotAnImage
-from proxy.orders.upload import Keeper
+from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
 
 log = structlog.get_logger(__name__)
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 """Of one call, the first one included."""
 
 FIRST_PAUSE_S = 0.5
@@ -29,7 +29,7 @@ AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the ups
 
 
 @dataclass(slots=True)
-class Made:
+class Progress:
     """What has come of an order so far: stored images by number, failures, and what each call reported."""
 
     stored: dict[int, StoredImage] = field(default_factory=dict)
@@ -42,56 +42,60 @@ class Made:
         return [self.stored.pop(number) for number in sorted(refused & self.stored.keys())]
 
 
-class Maker:
+class UpstreamCalls:
     """Asks the providers and fills the store. `folder` is where an order's images go: `<org>/<request>`."""
 
-    def __init__(self, keeper: Keeper, providers: Mapping[str, Provider]) -> None:
-        self._keeper = keeper
+    def __init__(self, uploader: Uploader, providers: Mapping[str, Provider]) -> None:
+        self._uploader = uploader
         self._providers = providers
 
-    async def make(self, order: Order, folder: str, until_s: float, made: Made, note: Note = note_nothing) -> None:
+    async def make(
+        self, order: Order, folder: str, until_s: float, progress: Progress, note: Note = note_nothing
+    ) -> None:
         """Fill `made` until all is done or until `until_s` of `time.monotonic`; what is stored by then counts."""
         try:
             async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
                 await asyncio.sleep(0)  # a deadline that has passed ends it here, before anything is bought
                 for call in split(order, note):
-                    calls.create_task(self._call(call, folder, until_s, made))
+                    calls.create_task(self._call(call, folder, until_s, progress))
         except TimeoutError:
-            made.failures.append(Failure(Outcome.DEADLINE))
+            progress.failures.append(Failure(Outcome.DEADLINE))
         except Exception as error:  # noqa: BLE001  # an adapter that fails while it is closed: the order needs its end
-            made.failures.append(fault(order, error))
+            progress.failures.append(fault(order, error))
 
     async def remove(self, images: list[StoredImage]) -> None:
         """Take back what this order stored and nobody is charged for."""
         for image in images:
-            await self._keeper.remove(image.path)
+            await self._uploader.remove(image.path)
 
-    async def _call(self, call: Call, folder: str, until_s: float, made: Made) -> None:
+    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
         """One upstream call, made again only while it is certain that the upstream has not taken it."""
-        for tries in range(1, MOST_TRIES + 1):
-            failure = await self._try(call, folder, until_s, made)
+        for tries in range(1, MAX_TRIES + 1):
+            failure = await self._try(call, folder, until_s, progress)
             if failure is None:
                 return
             pause_s = _pause_s(failure, tries)
             if pause_s is None or pause_s > (until_s - time.monotonic()) / 2:
-                made.failures.append(failure)
+                progress.failures.append(failure)
                 return
             AGAIN.labels(call.order.model_id).inc()
             await asyncio.sleep(pause_s)
             call = replace(call, report=Report())
 
-    async def _try(self, call: Call, folder: str, until_s: float, made: Made) -> Failure | None:
+    async def _try(self, call: Call, folder: str, until_s: float, progress: Progress) -> Failure | None:
         """Every picture of one call into the store; returns why the call, or the rest of it, brought none."""
         failure: Failure | None = None
         brought = 0
-        made.reports.append(call.report)  # at once: a deadline may cut the call off, and what it said by then counts
+        progress.reports.append(
+            call.report
+        )  # at once: a deadline may cut the call off, and what it said by then counts
         pictures = self._providers[call.order.model.provider].generate(call)
         async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
             try:
                 async for picture in pictures:
                     brought += 1
                     read = asyncio.Event()
-                    beside.create_task(self._keep(call.order, picture, folder, until_s, made, read))
+                    beside.create_task(self._keep(call.order, picture, folder, until_s, progress, read))
                     if picture.inline:
                         await read.wait()
                 if brought < call.images:
@@ -103,30 +107,30 @@ class Maker:
         return failure
 
     async def _keep(
-        self, order: Order, picture: Picture, folder: str, until_s: float, made: Made, read: asyncio.Event
+        self, order: Order, picture: Picture, folder: str, until_s: float, progress: Progress, read: asyncio.Event
     ) -> None:
         """One picture into the store. `read` is set when the upstream may go on to the next."""
 
         def publish(image: StoredImage) -> None:
-            made.stored[picture.index] = image
+            progress.stored[picture.index] = image
 
         try:
-            await self._keeper.keep(picture, folder, until_s, publish, read.set)
+            await self._uploader.upload(picture, folder, until_s, publish, read.set)
         except NotAnImage as error:
-            made.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
+            progress.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
         except StoreFailed as error:
             place = f"{folder}/{picture.index}"
             log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
-            made.failures.append(Failure(Outcome.STORE_FAILED))
+            progress.failures.append(Failure(Outcome.STORE_FAILED))
         except Failure as failure:
-            made.failures.append(failure)
+            progress.failures.append(failure)
         except Exception as error:  # noqa: BLE001  # as above
-            made.failures.append(fault(order, error))
+            progress.failures.append(fault(order, error))
 
 
 def _pause_s(failure: Failure, tries: int) -> float | None:
     """Seconds until the call may be made again; None where it must not be."""
-    if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MOST_TRIES:
+    if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MAX_TRIES:
         return None
     backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1)
     asked_s = max(backoff_s * 0.75, failure.retry_after_s or 0.0)

@@ -6,10 +6,10 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
-from metering.wallet.jobs import Jobs
+from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import Made, Maker
+from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.result import Delivery
 from proxy.orders.settlement import Settlement
 from proxy.orders.tasks import Tasks
@@ -22,7 +22,12 @@ class Generations:
     """All generations of this process. A client that hangs up does not stop one; its deadline does."""
 
     def __init__(
-        self, wallet: Wallet, calls: Maker, settlement: Settlement, tasks: Tasks, jobs: Jobs | None = None
+        self,
+        wallet: Wallet,
+        calls: UpstreamCalls,
+        settlement: Settlement,
+        tasks: Tasks,
+        jobs: UpstreamJobs | None = None,
     ) -> None:
         self._wallet = wallet
         self._calls = calls
@@ -39,18 +44,18 @@ class Generations:
     async def client_left(self, admitted: AdmittedOrder) -> None:
         """Nobody waits for it: its SDK's retry, or who places the same next, is given it. Raises WalletAway."""
         admitted.ending.client_gone = True
-        await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.placed)
+        await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
 
     async def _run(self, admitted: AdmittedOrder) -> Delivery:
-        made = Made()
+        progress = Progress()
         try:
             note = partial(self._note, admitted)
-            await self._calls.make(admitted.order, admitted.folder, admitted.generate_until_s, made, note)
+            await self._calls.make(admitted.order, admitted.folder, admitted.generate_until_s, progress, note)
         except asyncio.CancelledError:
             self._tasks.detach(self._settlement.void(admitted, Failure(Outcome.FAULT, "cancelled")))
             raise
         # The end is a task of its own: once it has begun, no cancellation turns it into another end (rule 9).
-        return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, made)))
+        return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 
     async def _note(self, admitted: AdmittedOrder, handle: str) -> None:
         if self._jobs is None:

@@ -9,9 +9,9 @@ from redis.exceptions import RedisError
 
 from metering.background import every
 from metering.wallet.connection import WalletAway
-from metering.wallet.jobs import Jobs, UpstreamJob
+from metering.wallet.jobs import UpstreamJob, UpstreamJobs
 from metering.wallet.wallet import Close, Wallet
-from proxy.ports import CallsOff
+from proxy.ports import Cancels
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 5
 class Orphans:
     """Says that this gateway is alive, and looks after those that are not."""
 
-    def __init__(self, jobs: Jobs, wallet: Wallet, providers: Mapping[str, CallsOff]) -> None:
+    def __init__(self, jobs: UpstreamJobs, wallet: Wallet, providers: Mapping[str, Cancels]) -> None:
         self._jobs = jobs
         self._wallet = wallet
         self._providers = providers
@@ -51,7 +51,7 @@ class Orphans:
             return
         for job in jobs:
             if provider := self._providers.get(job.provider):
-                await provider.call_off(job.handle)
+                await provider.cancel_job(job.handle)
         closing = await self._wallet.void(first.org_id, first.request_id, "owner_died")
         if closing.close is Close.UNKNOWN:
             await self._jobs.forget(first)

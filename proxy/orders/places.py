@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from metering.answered import most_bytes
+from metering.answered import max_bytes
 from metering.journal.file import Journal, JournalFull
 from metering.journal.frames import PAGE_BYTES
 from proxy.orders.capacity import Capacity, Refusal
@@ -54,7 +54,7 @@ class Places:
         if (refusal := self._capacity.refusal(org_id, images, now_s)) is not None:
             self._capacity.want(org_id, now_s)
             raise refusal
-        size_bytes = most_bytes(images) + _ROUNDING_BYTES
+        size_bytes = max_bytes(images) + _ROUNDING_BYTES
         pictures.take(org_id, images)
         try:
             await self._journal.reserve(size_bytes)

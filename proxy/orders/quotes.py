@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 from metering.clock import period_at
-from metering.fx import FxRateMissing, Rates
+from metering.fx import FxRateMissing, FxTable
 from metering.pricing import Price, Quote, quote
 from proxy.errors import ApiError, Kind
 from proxy.messages import FX_MISSING
@@ -13,7 +13,7 @@ from proxy.ports import Order
 class Quotes:
     """`price_book` is the version that a quote names."""
 
-    def __init__(self, rates: Rates, *, markup: Decimal, price_book: str) -> None:
+    def __init__(self, rates: FxTable, *, markup: Decimal, price_book: str) -> None:
         self._rates = rates
         self._markup = markup
         self._price_book = price_book

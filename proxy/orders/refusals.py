@@ -109,7 +109,7 @@ def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
 def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> ApiError:
     """402 for a month's budget, 429 for a quota of images or for images at once."""
     whose, limit, used, images = _whose(admission), admission.limit, admission.used, order.images
-    if admission.verdict is Verdict.FLIGHT:
+    if admission.verdict is Verdict.IN_FLIGHT:
         message = AT_ONCE.of(whose=whose, limit=limit, used=used, images=images)
         if images > limit:
             return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)

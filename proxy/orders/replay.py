@@ -50,23 +50,23 @@ class Replay:
         Raises WalletAway.
         """
         order_id, asked_by = duplicate.status.request_id, duplicate.asked_by
-        await self._wallet.client_gone(duplicate.caller, order_id, duplicate.placed, asked_by=asked_by)
+        await self._wallet.client_gone(duplicate.caller, order_id, duplicate.identity, asked_by=asked_by)
 
     async def _result_of(self, duplicate: Duplicate) -> Delivery:
         org_id, status, until_s = duplicate.caller.org_id, duplicate.status, duplicate.until_s
         while status.end == "open":
             if time.monotonic() > until_s:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
-            if not await self._wallet.lives(org_id, status.owner):
+            if not await self._wallet.is_alive(org_id, status.owner):
                 raise Orphaned(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
             await asyncio.sleep(JOIN_POLL_S)
-            later = await self._wallet.stands(org_id, status.request_id)
+            later = await self._wallet.status_of(org_id, status.request_id)
             if later is None:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=AWAY_RETRY_S)
             status = later
         if status.end != "charge":
             raise reason_as_error(status.reason)
-        keyed = duplicate.placed.key_hash is not None
+        keyed = duplicate.identity.key_hash is not None
         stored = await self._wallet.result(org_id, status.request_id) if keyed else None
         while stored is None:
             stored = await self._ledger.result(org_id, status.request_id)

@@ -12,14 +12,14 @@ import structlog
 
 from config.settings import reply_margin_s
 from metering.events import StoredImage
-from metering.wallet.wallet import Admission, Caller, Placed, Rehearsal, Verdict, Wallet
+from metering.wallet.wallet import Admission, Caller, OrderIdentity, Rehearsal, Verdict, Wallet
 from proxy.errors import ApiError, Kind
 from proxy.messages import IMAGES, REQUESTS, SANDBOX_NOT_STORED
 from proxy.orders.context import RequestContext
 from proxy.orders.places import Places
 from proxy.orders.refusals import balance_header, key_refused, rate_headers, rate_limited, with_headers
 from proxy.orders.result import Delivery, Result
-from proxy.orders.upload import Keeper
+from proxy.orders.upload import Uploader
 from proxy.ports import Order, StoreFailed
 from proxy.providers.sandbox import SERVED, pictures
 
@@ -29,36 +29,36 @@ log = structlog.get_logger(__name__)
 class Sandbox:
     """`deadline_s` is a request's, where its model has none of its own."""
 
-    def __init__(self, wallet: Wallet, places: Places, keeper: Keeper, deadline_s: float) -> None:
+    def __init__(self, wallet: Wallet, places: Places, uploader: Uploader, deadline_s: float) -> None:
         self._wallet = wallet
         self._places = places
-        self._keeper = keeper
+        self._uploader = uploader
         self._deadline_s = deadline_s
 
-    async def deliver(self, context: RequestContext, caller: Caller, order: Order, placed: Placed) -> Delivery:
+    async def deliver(self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity) -> Delivery:
         """Answer one order. Raises ApiError, or WalletAway where Redis gave no verdict.
 
         An order that is placed again is drawn again: it is the same picture at the same address.
         """
         with await self._places.take(caller.org_id, order.n):
             request_id = str(context.request_id)
-            rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, placed, request_id)
+            rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, identity, request_id)
             admission = rehearsal.admission
             headers = rate_headers(admission)
-            if admission.verdict not in (Verdict.ADMITTED, Verdict.EARLIER):
+            if admission.verdict not in (Verdict.ADMITTED, Verdict.DUPLICATE):
                 raise _denial(admission, order, headers | balance_header(0))
             deadline_s = order.model.deadline_s or self._deadline_s
             until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
             with with_headers(headers):
                 images = await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s)
-        replayed = admission.verdict is Verdict.EARLIER
+        replayed = admission.verdict is Verdict.DUPLICATE
         # A test key is told of no balance but the sandbox's own.
         return Delivery(_result(rehearsal, order, images), 0, headers, replayed)
 
     async def _keep(self, order: Order, folder: str, until_s: float) -> tuple[StoredImage, ...]:
         stored: dict[int, StoredImage] = {}
         keeping = (
-            self._keeper.keep(
+            self._uploader.upload(
                 picture, folder, until_s, partial(stored.__setitem__, picture.index), lambda: None, again=True
             )
             for picture in pictures(order)

@@ -8,15 +8,15 @@ from decimal import Decimal
 import structlog
 from prometheus_client import Counter
 
-from metering.answered import Answered, most_bytes
+from metering.answered import AnsweredOrder, max_bytes
 from metering.answered import encode as encode_entry
 from metering.events import StoredImage
-from metering.journal.answers import Answers
 from metering.journal.file import JournalFailed
+from metering.journal.open_orders import OpenOrders
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Close, Closing, Wallet
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import Made, Maker, fault
+from proxy.orders.calls import Progress, UpstreamCalls, fault
 from proxy.orders.ending import Charge
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.result import Delivery, Result
@@ -45,9 +45,11 @@ ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 w
 class Settlement:
     """Ends orders. What is stored is charged; everything else is a void."""
 
-    def __init__(self, wallet: Wallet, answers: Answers, calls: Maker, lifecycle: Lifecycle, tasks: Tasks) -> None:
+    def __init__(
+        self, wallet: Wallet, open_orders: OpenOrders, calls: UpstreamCalls, lifecycle: Lifecycle, tasks: Tasks
+    ) -> None:
         self._wallet = wallet
-        self._answers = answers
+        self._open_orders = open_orders
         self._calls = calls
         self._lifecycle = lifecycle
         self._tasks = tasks
@@ -56,30 +58,30 @@ class Settlement:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
         self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us))
 
-    async def close(self, admitted: AdmittedOrder, made: Made) -> Delivery:
+    async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """What was made of an order is charged and delivered. Raises ApiError where nothing was: it is void."""
-        for failure in made.failures:
+        for failure in progress.failures:
             model_id = admitted.order.model_id
             log.warning("upstream_failure", request_id=admitted.order_id, model=model_id, failure=str(failure))
-        if refused := made.take_refused():
+        if refused := progress.take_refused():
             self._tasks.detach(self._calls.remove(refused))
-        if made.stored:
-            return await self._settle(admitted, made)
-        failure = worst(made.failures or [Failure(Outcome.CONTENT_POLICY, "all were refused")])
+        if progress.stored:
+            return await self._settle(admitted, progress)
+        failure = worst(progress.failures or [Failure(Outcome.CONTENT_POLICY, "all were refused")])
         await self.void(admitted, failure)
         if failure.outcome is Outcome.RETIRED:
             raise self._lifecycle.retire(admitted.order.model_id, admitted.order.model)
         raise failure.as_error()
 
-    async def _settle(self, admitted: AdmittedOrder, made: Made) -> Delivery:
+    async def _settle(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """Charge for what is stored, write down that it is answered 200, and only then answer (rule 8).
 
         Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later. What
         can fail on data, an upstream's texts and figures, is checked before the settlement.
         """
         try:
-            usd = _measured_usd(admitted, made)
-            result = _result(admitted, made, usd)
+            usd = _measured_usd(admitted, progress)
+            result = _result(admitted, progress, usd)
             answered, entry = self._answered(admitted, result, usd)
         except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
             failure = fault(admitted.order, error)
@@ -99,17 +101,17 @@ class Settlement:
         available_micro_mxn = closing.available_micro_mxn if closing is not None else None
         return Delivery(result, available_micro_mxn, admitted.headers)
 
-    def _answered(self, admitted: AdmittedOrder, result: Result, usd: Decimal | None) -> tuple[Answered, bytes]:
+    def _answered(self, admitted: AdmittedOrder, result: Result, usd: Decimal | None) -> tuple[AnsweredOrder, bytes]:
         """What the journal is to say, and its bytes; raises ValueError where those are more than were set aside."""
         if excess := admitted.quote.excess_usd(len(result.images), usd):
             EXCESS.labels(admitted.order.model_id).inc()
             model_id = admitted.order.model_id
             log.error("cost_above_quote", request_id=admitted.order_id, model=model_id, excess_usd=str(excess))
-        answered = Answered(
+        answered = AnsweredOrder(
             org_id=admitted.caller.org_id,
             key_id=admitted.caller.key_id,
-            fingerprint=admitted.placed.fingerprint,
-            key_hash=admitted.placed.key_hash,
+            fingerprint=admitted.identity.fingerprint,
+            key_hash=admitted.identity.key_hash,
             client_gone=admitted.ending.client_gone,
             request_id=admitted.order_id,
             amount_micro_mxn=result.cost_micro_mxn,
@@ -121,11 +123,11 @@ class Settlement:
             ended_us=self._wallet.now_us(admitted.caller.org_id),
         )
         entry = encode_entry(answered)
-        if len(entry) > most_bytes(admitted.order.n):
+        if len(entry) > max_bytes(admitted.order.n):
             raise ValueError(f"an entry of {len(entry)} bytes for {admitted.order.n} images")
         return answered, entry
 
-    async def _charge(self, admitted: AdmittedOrder, answered: Answered) -> Closing | None:
+    async def _charge(self, admitted: AdmittedOrder, answered: AnsweredOrder) -> Closing | None:
         """Redis' verdict, asked for again for a while; None where it gives none."""
         latest_us = self._wallet.now_us(answered.org_id) + int((admitted.reply_until_s - time.monotonic()) * 1_000_000)
         now_s = time.monotonic()
@@ -146,13 +148,13 @@ class Settlement:
                 await asyncio.sleep(SETTLE_PAUSE_S)
         return None
 
-    async def _write_down(self, admitted: AdmittedOrder, answered: Answered, entry: bytes, charged: bool) -> None:
+    async def _write_down(self, admitted: AdmittedOrder, answered: AnsweredOrder, entry: bytes, charged: bool) -> None:
         """The order is answered 200 when this returns. Raises ApiError where it must not be."""
-        writing = self._tasks.detach(self._answers.note(entry))
+        writing = self._tasks.detach(self._open_orders.note(entry))
         await asyncio.wait({writing}, timeout=max(0.0, admitted.reply_until_s - time.monotonic()))
         written = writing.done() and writing.exception() is None
         if written and (charged or admitted.hold_is_open()):
-            self._answers.stand(writing.result(), answered.org_id, answered.request_id, charged=charged)
+            self._open_orders.confirm(writing.result(), answered.org_id, answered.request_id, charged=charged)
             if not charged:
                 ANSWERED_AWAY.inc()
             return
@@ -160,19 +162,19 @@ class Settlement:
         if charged:
             # Its client is told to try again, and has no answer: whatever try that is, it is given this order.
             with suppress(WalletAway):
-                await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.placed)
+                await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
         raise Failure(Outcome.DEADLINE, "not written down").as_error()
 
     async def _unanswered(
-        self, admitted: AdmittedOrder, answered: Answered, writing: asyncio.Task[int], charged: bool
+        self, admitted: AdmittedOrder, answered: AnsweredOrder, writing: asyncio.Task[int], charged: bool
     ) -> None:
         """The client got an error for an order whose record is on its way to the disk, or perhaps there already."""
         try:
             number = await writing
             if charged:
-                self._answers.stand(number, answered.org_id, answered.request_id, charged=True)
+                self._open_orders.confirm(number, answered.org_id, answered.request_id, charged=True)
             else:
-                await self._answers.withdraw(number, answered.request_id)
+                await self._open_orders.withdraw(number, answered.request_id)
         except JournalFailed:
             # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
             # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.
@@ -211,12 +213,12 @@ class Settlement:
             self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us)
 
 
-def _result(admitted: AdmittedOrder, made: Made, usd: Decimal | None) -> Result:
+def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) -> Result:
     """What is delivered: the stored pictures in the order of their numbers."""
-    numbers = sorted(made.stored)
-    images = tuple(made.stored[number] for number in numbers)
-    prompts = {n: text for report in made.reports for n, text in report.revised_prompts.items()}
-    report = _merged(made.reports)
+    numbers = sorted(progress.stored)
+    images = tuple(progress.stored[number] for number in numbers)
+    prompts = {n: text for report in progress.reports for n, text in report.revised_prompts.items()}
+    report = _merged(progress.reports)
     return Result(
         request_id=admitted.request_id,
         created_s=int(time.time()),
@@ -240,10 +242,10 @@ def _merged(reports: list[Report]) -> Report:
     return merged
 
 
-def _measured_usd(admitted: AdmittedOrder, made: Made) -> Decimal | None:
+def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
     """The provider's own figure for the order, where its price depends on it and every call gave one."""
     listed = admitted.order.model.listed(admitted.order.size, admitted.order.quality)
-    reports = [report for report in made.reports if report.numbers]
+    reports = [report for report in progress.reports if report.numbers]
     if listed is None or not listed.measured or not reports:
         return None
     usd = Decimal(0)
@@ -251,6 +253,6 @@ def _measured_usd(admitted: AdmittedOrder, made: Made) -> Decimal | None:
         if report.usd is None:
             return None
         # A picture of this call that was not stored is not the customer's to pay for.
-        stored = len(made.stored.keys() & set(report.numbers.values()))
+        stored = len(progress.stored.keys() & set(report.numbers.values()))
         usd += report.usd * stored / len(report.numbers)
     return usd.quantize(USD_STEP).normalize()

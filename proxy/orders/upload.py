@@ -34,8 +34,8 @@ Publish = Callable[[StoredImage], None]
 class ImageLimits:
     """What one picture may be, and how many of them are read at a time."""
 
-    most_bytes: int
-    most_side_px: int
+    max_bytes: int
+    max_side_px: int
     streams: Bound
 
 
@@ -63,7 +63,7 @@ class _Source:
         self._given_s = time.monotonic()
 
 
-class Keeper:
+class Uploader:
     """Stores pictures, and tells `uploads` how that goes. `folder` is where an order's images go: `<org>/<request>`."""
 
     def __init__(self, store: ImageStore, spool: Spool, limits: ImageLimits, uploads: Uploads) -> None:
@@ -73,7 +73,7 @@ class Keeper:
         self._uploads = uploads
         self._streams = Turns(limits.streams)
 
-    async def keep(
+    async def upload(
         self,
         picture: Picture,
         folder: str,
@@ -189,9 +189,9 @@ class Keeper:
         self._uploads.stored()
 
     def _artefact(self, source: Source) -> Artefact:
-        if (source.size_bytes or 0) > self._limits.most_bytes:
-            raise NotAnImage(f"more than {self._limits.most_bytes} bytes")
-        return Artefact(source.chunks, self._limits.most_bytes, self._limits.most_side_px)
+        if (source.size_bytes or 0) > self._limits.max_bytes:
+            raise NotAnImage(f"more than {self._limits.max_bytes} bytes")
+        return Artefact(source.chunks, self._limits.max_bytes, self._limits.max_side_px)
 
 
 async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncIterator[bytes]:

@@ -23,10 +23,10 @@ LONGEST_POLL_S = 1.5
 CANCEL_S = 0.5
 """At the deadline the job is called off; the reply does not wait longer than this for it."""
 
-MOST_POLL_FAILURES = 5
+MAX_POLL_FAILURES = 5
 """Polling is free and safe to repeat; a status that fails this often in a row is given up."""
 
-MOST_RESULT_TRIES = 3
+MAX_RESULT_TRIES = 3
 
 _MODERATED = "content_policy_violation"
 
@@ -78,7 +78,7 @@ class Fal:
             await call.note(cancel_url)
             await self._wait(status_url)
         except (asyncio.CancelledError, Failure):
-            await self.call_off(cancel_url)
+            await self.cancel_job(cancel_url)
             raise
         return await self._result(result_url)
 
@@ -90,7 +90,7 @@ class Fal:
         except asyncio.CancelledError:
             await asyncio.wait({asking}, timeout=CANCEL_S)
             if asking.done() and not asking.cancelled() and asking.exception() is None:
-                await self.call_off(_pinned(asking.result(), "cancel_url", queue_url))
+                await self.cancel_job(_pinned(asking.result(), "cancel_url", queue_url))
             asking.cancel()
             raise
 
@@ -106,14 +106,14 @@ class Fal:
                     return
             except (httpx2.HTTPError, Failure) as error:
                 failures += 1
-                if failures == MOST_POLL_FAILURES:
+                if failures == MAX_POLL_FAILURES:
                     raise Failure(Outcome.NO_ANSWER, "status unknown") from error
             pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
 
     async def _result(self, result_url: str) -> Any:
         """A finished job is paid for: reading its result is safe to repeat, and never a reason to buy it again."""
         failure = Failure(Outcome.NO_ANSWER)
-        for tries in range(MOST_RESULT_TRIES):
+        for tries in range(MAX_RESULT_TRIES):
             await asyncio.sleep(FIRST_POLL_S if tries else 0)
             try:
                 return await self._ask("GET", result_url)
@@ -125,7 +125,7 @@ class Fal:
                 failure = answer if answer.outcome.value.accepted else Failure(Outcome.NO_ANSWER, f"result: {answer}")
         raise failure
 
-    async def call_off(self, handle: str) -> None:
+    async def cancel_job(self, handle: str) -> None:
         """Cancel a queued job by the URL that fal gave for it."""
         try:
             async with asyncio.timeout(CANCEL_S):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from config.settings import MAX_PICTURES, STREAMS, SettingsError
 
-MOST_CONNECTIONS = 4096
+MAX_CONNECTIONS = 4096
 """Of clients: twice as many as there may be pictures under way. A silent one costs 11 KiB, so all of them 45 MiB."""
 
 RESERVED_FILES = MAX_PICTURES + 2 * STREAMS + 400
@@ -36,13 +36,13 @@ class Files:
     @property
     def connections(self) -> int:
         """So many of them may be clients'."""
-        return min(MOST_CONNECTIONS, (self.now - RESERVED_FILES) // FILES_EACH)
+        return min(MAX_CONNECTIONS, (self.now - RESERVED_FILES) // FILES_EACH)
 
 
 def raise_limit() -> Files:
     """Let this process open as many files as it may. Raises TooFewFiles with one sentence."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = RESERVED_FILES + FILES_EACH * MOST_CONNECTIONS
+    wanted = RESERVED_FILES + FILES_EACH * MAX_CONNECTIONS
     now = max(soft, wanted) if hard == resource.RLIM_INFINITY else hard
     if now < LEAST_FILES:
         raise TooFewFiles(

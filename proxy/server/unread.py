@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_REST_BYTES = 8 * 1024 * 1024
+MAX_REST_BYTES = 8 * 1024 * 1024
 """Read and thrown away: a picture that was sent to be edited, or a prompt with one inside."""
 
-MOST_REST_S = 2.0
+MAX_REST_S = 2.0
 """Whoever has not sent the rest by then loses the connection, and perhaps the answer."""
 
 _ANNOUNCING = frozenset({b"content-length", b"transfer-encoding"})
@@ -46,14 +46,14 @@ class UnreadBody:
         await self._app(scope, receive_counting, send_but_the_end)
         if answered:
             with suppress(TimeoutError):
-                async with asyncio.timeout(MOST_REST_S):
+                async with asyncio.timeout(MAX_REST_S):
                     await _read_off(receive_counting)
             await send({"type": "http.response.body", "body": b""})
 
 
 async def _read_off(receive: Receive) -> None:
     size_bytes = 0
-    while size_bytes <= MOST_REST_BYTES:
+    while size_bytes <= MAX_REST_BYTES:
         message = await receive()
         if not message.get("more_body", False):  # the end of the body, or of the client
             return

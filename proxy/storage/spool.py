@@ -37,11 +37,11 @@ class Spool:
     that cannot do so at once a crash may leave a name behind: `clean` removes those at start.
     """
 
-    def __init__(self, folder: Path, most_bytes: int, *, wait_s: float = SPOOL_WAIT_S) -> None:
+    def __init__(self, folder: Path, max_bytes: int, *, wait_s: float = SPOOL_WAIT_S) -> None:
         self.folder = folder
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._wait_s = wait_s
-        self._turns = Turns(Bound(most_bytes))
+        self._turns = Turns(Bound(max_bytes))
 
     def clean(self) -> None:
         """Make the folder, and remove what a crash left. Raises OSError where the folder cannot be used."""
@@ -58,7 +58,7 @@ class Spool:
 
     def part(self, of: float) -> int:
         """So much of all of it, in bytes; `of` is from 0 to 1."""
-        return int(of * self._most_bytes)
+        return int(of * self._max_bytes)
 
     async def take(self, org_id: str, size_bytes: int) -> None:
         """Room for so many more bytes; a full spool is waited for, in turns. Raises PictureLost."""

@@ -87,14 +87,14 @@ async def upload(chunks: Chunks, size_bytes: int | None, send: Callable[[Chunks]
         raise StoreFailed("the store answered before it had the picture", again=True)
 
 
-async def document(response: httpx2.Response, most_bytes: int) -> bytes:
-    """An answer that is no picture, as far as `most_bytes`."""
+async def document(response: httpx2.Response, max_bytes: int) -> bytes:
+    """An answer that is no picture, as far as `max_bytes`."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) >= most_bytes:
+        if len(body) >= max_bytes:
             break
-    return bytes(body[:most_bytes])
+    return bytes(body[:max_bytes])
 
 
 def away(error: httpx2.HTTPError, asked: str) -> StoreFailed:

@@ -11,7 +11,7 @@ from proxy.storage.probe import probe
 
 log = structlog.get_logger(__name__)
 
-MOST_FAILURES = 2
+MAX_FAILURES = 2
 """Looks and uploads in a row that fail before orders are refused: one may be a hiccup, which uploads outlive by
 themselves."""
 
@@ -26,7 +26,7 @@ class StoreWatch:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
-        self._failures = MOST_FAILURES  # nothing is known of it yet
+        self._failures = MAX_FAILURES  # nothing is known of it yet
         self._doubted = True
         self._look_now = asyncio.Event()
         self.reason: str | None = None
@@ -84,5 +84,5 @@ class StoreWatch:
     def _count(self) -> None:
         self._doubt()
         self._failures += 1
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MAX_FAILURES:
             self.reason = STORE_AWAY

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from metering.journal.answers import Answers
 from metering.journal.file import Journal, JournalFailed, Keep, _Segment, _Waiting
+from metering.journal.open_orders import OpenOrders
 from metering.journal.recovery import Recovery
 from metering.ledger import postgres, queries
 from metering.ports import LedgerAway
@@ -62,9 +62,9 @@ def prepare(without: str | None, control: Path | None = None) -> None:
 
 
 def _rounds_at_once() -> None:
-    honest = Answers.run
+    honest = OpenOrders.run
 
-    async def run(self: Answers, every_s: float) -> None:
+    async def run(self: OpenOrders, every_s: float) -> None:
         under_way: set[asyncio.Task[None]] = set()
 
         async def looks() -> None:
@@ -78,7 +78,7 @@ def _rounds_at_once() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, many)
         await honest(self, every_s)
 
-    Answers.run = run  # type: ignore[method-assign]
+    OpenOrders.run = run  # type: ignore[method-assign]
 
 
 def switch_off(protection: str) -> None:
@@ -94,7 +94,7 @@ def switch_off(protection: str) -> None:
     elif protection == "feed":
         for module in (kept, projection):
             module.feed_again = _feed_nothing  # type: ignore[attr-defined]
-        Answers._look_back = _nothing  # type: ignore[method-assign]
+        OpenOrders._look_back = _nothing  # type: ignore[method-assign]
         Recovery.look_back = _nothing  # type: ignore[method-assign]
     elif protection == "mark":
         marks._is_of_another = lambda *_: False
@@ -103,7 +103,7 @@ def switch_off(protection: str) -> None:
     else:
         assert protection == "replay", protection
         Recovery.run = _never  # type: ignore[method-assign]  # the files of the dead stay as they are
-        Answers.round = _nothing  # type: ignore[method-assign]  # and what Redis lost stays lost
+        OpenOrders.round = _nothing  # type: ignore[method-assign]  # and what Redis lost stays lost
 
 
 def _lua(name: str, text: str, instead: str) -> None:

@@ -21,8 +21,8 @@ from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Cut
-from proxy.backends import Back
+from metering.wallet.wallet import WalletSnapshot
+from proxy.backends import Backends
 from proxy.errors import Kind
 from proxy.storage.opening import open_store
 from proxy.storage.sweep import Finding, Sweep
@@ -37,7 +37,7 @@ SETTLES_S = 45.0
 CLOCKS_US = 100_000
 """By how much two looks at one machine's clock may differ here."""
 
-MOST_LISTED = 12
+MAX_LISTED = 12
 """Findings of one sort that are told one by one."""
 
 ASKS = 20
@@ -60,9 +60,9 @@ class Report:
     def find(self, findings: Iterable[str]) -> None:
         """Take them down, the first ones by name."""
         found = list(findings)
-        self.findings += found[:MOST_LISTED]
-        if len(found) > MOST_LISTED:
-            self.findings.append(f"… and {len(found) - MOST_LISTED} more of this sort")
+        self.findings += found[:MAX_LISTED]
+        if len(found) > MAX_LISTED:
+            self.findings.append(f"… and {len(found) - MAX_LISTED} more of this sort")
 
 
 @dataclass
@@ -87,14 +87,14 @@ class Log:
             for attempt in call.attempts:
                 yield call, attempt
 
-    def under_key(self, call: Call) -> list[Event]:
+    def order_of_key(self, call: Call) -> list[Event]:
         """What is charged for its idempotency key, by the hash of it that the charge itself carries."""
         return self.by_key[call.customer.org_id, hashlib.sha256(call.key.encode()).hexdigest()] if call.key else []
 
     def charged_to(self, call: Call) -> set[str]:
         """Charged orders that are this call's: by its key, or else by a result's id, or by an error's request id."""
         if call.key:
-            return {charge.event_id for charge in self.under_key(call)}
+            return {charge.event_id for charge in self.order_of_key(call)}
         named = {_uuid(text) for attempt in call.attempts for text in (attempt.result, attempt.request) if text}
         return named & self.by_id.keys()
 
@@ -157,14 +157,14 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
             report.find([f"(g) after {within_s:g} s of peace it is not so that {what}"])
 
 
-async def _events(back: Back) -> list[Event]:
+async def _events(back: Backends) -> list[Event]:
     return [event async for event in back.ledger.events()]
 
 
-async def _cuts(back: Back, customers: list[Customer]) -> dict[str, Cut]:
+async def _cuts(back: Backends, customers: list[Customer]) -> dict[str, WalletSnapshot]:
     wallet = back.wallet()
 
-    async def read(org_id: str) -> Cut:
+    async def read(org_id: str) -> WalletSnapshot:
         for _ in range(100):
             with suppress(WalletAway):
                 return await wallet.read(org_id)
@@ -205,7 +205,7 @@ def _answered(log: Log, lost_orders: set[str], lost: Counter[str], figures: Coun
         if attempt.status != 200:
             continue
         charges = log.by_id[_uuid(attempt.result)]
-        if not charges and len(log.under_key(call)) == 1:
+        if not charges and len(log.order_of_key(call)) == 1:
             figures["200s to a key that pays for another order of its own"] += 1
             continue
         if not charges and _uuid(attempt.result) in lost_orders:
@@ -374,7 +374,7 @@ async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     return found
 
 
-def _balances(log: Log, customers: list[Customer], cuts: dict[str, Cut]) -> Iterator[str]:
+def _balances(log: Log, customers: list[Customer], cuts: dict[str, WalletSnapshot]) -> Iterator[str]:
     """(g) credits − charges = available, and nothing is held."""
     for customer in customers:
         cut = cuts[customer.org_id]
@@ -386,7 +386,7 @@ def _balances(log: Log, customers: list[Customer], cuts: dict[str, Cut]) -> Iter
             yield f"(g) {customer.org_id}: {expected} MXN are left by the ledger, and the wallet says {found}"
 
 
-async def _shown(world: World, cuts: dict[str, Cut]) -> list[str]:
+async def _shown(world: World, cuts: dict[str, WalletSnapshot]) -> list[str]:
     """(g) What a gateway tells each customer is what the wallet says to us."""
     found: list[str] = []
     async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
@@ -411,7 +411,7 @@ async def _books(world: World, log: Log, report: Report) -> None:
         named = {row["path"] for row in json.loads(dry.stdout)["paths"]}
         report.find(f"(h) the sweep would delete {path}, which is charged" for path in named & charged)
 
-    async def really(back: Back) -> Counter[Finding]:
+    async def really(back: Backends) -> Counter[Finding]:
         async with open_store(back.settings) as opened:
             assert back.redis is not None
             sweep = Sweep(

@@ -12,7 +12,7 @@ import psycopg
 
 from metering.ports import LedgerAway
 from metering.wallet import keys
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.chaos.clients import Call, Clients
 from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge
@@ -141,7 +141,7 @@ async def revoked_after_a_restore(world: World, clients: Clients) -> None:
     customer = await world.customer(f"revoked {len(world.customers)}")
     copy = await asyncio.to_thread(world.back_up)
 
-    async def change(back: Back) -> None:
+    async def change(back: Backends) -> None:
         for number in range(20):
             await back.accounts.set_limits(customer.org_id, {"images_per_minute": 1_000 + number})
 
@@ -149,7 +149,7 @@ async def revoked_after_a_restore(world: World, clients: Clients) -> None:
     await asyncio.sleep(2.0)  # all of it is projected: once a second
     await asyncio.to_thread(world.restore, copy)
 
-    async def revoke(back: Back) -> None:
+    async def revoke(back: Backends) -> None:
         for key in await back.ledger.keys(customer.org_id):
             await back.accounts.revoke_key(key.key_id)
 
@@ -161,7 +161,7 @@ async def revoked_after_a_restore(world: World, clients: Clients) -> None:
     await clients.post(call, LOST_S)
 
 
-async def _done(world: World, work: Callable[[Back], Awaitable[None]]) -> bool:
+async def _done(world: World, work: Callable[[Backends], Awaitable[None]]) -> bool:
     """Unless the ledger is not there yet."""
     try:
         await world.back(work)

@@ -58,7 +58,7 @@ async def chaos(
     longest_s: float = LONGEST_S,
     deadline_s: float = DEADLINE_S,
     waits_s: float = WAITS_S,
-    most_faults: int | None = None,
+    max_faults: int | None = None,
     places: int = PLACES,
     folder: Path | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
@@ -69,7 +69,7 @@ async def chaos(
         supervising = asyncio.create_task(world.supervise())
         try:
             await world.start(random.Random(f"{seed} upstreams"))
-            planned = islice(plan(seed, pace_s, longest_s), most_faults)
+            planned = islice(plan(seed, pace_s, longest_s), max_faults)
             return await _under_fire(world, supervising, seed, seconds, planned, places, waits_s, watch)
         finally:
             supervising.cancel()

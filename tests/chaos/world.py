@@ -31,9 +31,9 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.journal.frames import survey
 from metering.journal.salvage import read_orders
 from metering.money import parse_mxn
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet import keys
-from proxy.backends import Back, open_back
+from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.chaos.ghub import prepare
 from tests.conftest import LOOPBACK, ValkeyServer
@@ -378,7 +378,7 @@ class World:
             {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
         )
 
-    async def back(self, work: Callable[[Back], Awaitable[Any]]) -> Any:
+    async def back(self, work: Callable[[Backends], Awaitable[Any]]) -> Any:
         """Do something with ledger and Redis in this process."""
         async with open_back(self.settings()) as back:
             return await work(back)
@@ -386,7 +386,7 @@ class World:
     async def customer(self, name: str) -> Customer:
         """A new one with a lot of credit, whom no rate limit holds up."""
 
-        async def make(back: Back) -> Customer:
+        async def make(back: Backends) -> Customer:
             org = await back.accounts.create_org(name, "default")
             await back.accounts.add_credit(org.org_id, f"pay-{org.org_id}", "recharge", parse_mxn(CREDIT_MXN))
             await back.accounts.set_limits(org.org_id, {"requests_per_minute": 100_000, "images_per_minute": 100_000})
@@ -443,9 +443,9 @@ class World:
         assert self.relays is not None and self.relays.stdout is not None
         return json.loads(await asyncio.to_thread(self.relays.stdout.readline))
 
-    async def _migrate(self, back: Back) -> None:
+    async def _migrate(self, back: Backends) -> None:
         await back.ledger.migrate()
-        await back.ledger.add_rate(Rate(period_at(unix_us_at(utc_now())).month, Decimal(20), "test"), utc_now())
+        await back.ledger.add_rate(FxRate(period_at(unix_us_at(utc_now())).month, Decimal(20), "test"), utc_now())
 
     async def _decide(self, random_: random.Random) -> None:
         for model in MODELS:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from config.catalogue import read_catalogue
 from proxy.orders import calls as making
-from proxy.orders.calls import Made, Maker
+from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.order import parse_order
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
@@ -30,7 +30,7 @@ from proxy.providers.xai import XAI
 from proxy.storage.local import LocalStore
 from simulator.server import serve
 from tests.conftest import TRUST
-from tests.integration.edge_kit import keeper
+from tests.integration.edge_kit import uploader
 
 CATALOGUE = read_catalogue(None)
 KEY = "provider-secret"
@@ -68,7 +68,7 @@ class Bench:
     providers: dict[str, Provider]
     control: httpx2.AsyncClient
     sent: list[Sent] = field(default_factory=list)
-    made: int = 0
+    orders_made: int = 0
 
     @property
     def store(self) -> LocalStore:
@@ -100,29 +100,30 @@ class Bench:
         assert reply.status_code in (200, 204), reply.text
         return reply.json() if reply.content else None
 
-    async def make(self, asked: Order, within_s: float = 30.0) -> Made:
+    async def make(self, asked: Order, within_s: float = 30.0) -> Progress:
         """The order's pictures in the store, as far as they come."""
-        made = Made()
-        maker = Maker(keeper(self.store), self.providers)
-        self.made += 1  # each order has a folder of its own: a path is written once
-        await maker.make(asked, f"org/{self.made}", asyncio.get_running_loop().time() + within_s, made)
-        await maker.remove(made.take_refused())
-        return made
+        progress = Progress()
+        upstream_calls = UpstreamCalls(uploader(self.store), self.providers)
+        self.orders_made += 1  # each order has a folder of its own: a path is written once
+        until_s = asyncio.get_running_loop().time() + within_s
+        await upstream_calls.make(asked, f"org/{self.orders_made}", until_s, progress)
+        await upstream_calls.remove(progress.take_refused())
+        return progress
 
     def orders(self) -> list[Sent]:
         """The requests that ask for pictures."""
         return [one for one in self.sent if one.method == "POST" and "/token" not in one.url]
 
-    def picture(self, made: Made, number: int) -> Image.Image:
+    def picture(self, progress: Progress, number: int) -> Image.Image:
         """A stored picture, decoded to its last pixel."""
-        image = Image.open(io.BytesIO((self.root / made.stored[number].path).read_bytes()))
+        image = Image.open(io.BytesIO((self.root / progress.stored[number].path).read_bytes()))
         image.load()
         return image
 
 
-def end_of(made: Made) -> str:
+def end_of(progress: Progress) -> str:
     """The reason of what went wrong, if anything did."""
-    return worst(made.failures).outcome.reason if made.failures else "delivered"
+    return worst(progress.failures).outcome.reason if progress.failures else "delivered"
 
 
 def adapters(outbound: Outbound, url: str, *, queue: bool = True) -> dict[str, Provider]:

@@ -47,8 +47,8 @@ def test_a_refusal_before_acceptance_is_tried_again_and_then_delivered(
     async def work() -> None:
         async with simulated(tmp_path) as bench:
             await bench.in_turn(model, scenario, scenario, "ok", retry_after=0)
-            made = await bench.make(order(model))
-            assert (end_of(made), len(made.stored)) == ("delivered", 1)
+            progress = await bench.make(order(model))
+            assert (end_of(progress), len(progress.stored)) == ("delivered", 1)
             assert (len(bench.orders()), len(await bench.jobs(model))) == (3, 1)
 
     run(work())
@@ -61,8 +61,8 @@ def test_three_tries_are_the_most(tmp_path: Path, model: str) -> None:
     async def work() -> None:
         async with simulated(tmp_path) as bench:
             await bench.in_turn(model, *["busy_503"] * 3, "ok", retry_after=0)
-            made = await bench.make(order(model))
-            assert (end_of(made), made.stored, len(bench.orders())) == ("busy", {}, 3)
+            progress = await bench.make(order(model))
+            assert (end_of(progress), progress.stored, len(bench.orders())) == ("busy", {}, 3)
             assert await bench.jobs(model) == []
 
     run(work())
@@ -74,8 +74,8 @@ def test_of_eight_calls_only_the_refused_one_is_made_again(tmp_path: Path) -> No
     async def work() -> None:
         async with simulated(tmp_path) as bench:
             await bench.behave(DALL_E, "one_of_eight_429", retry_after=0, same=True)
-            made = await bench.make(order(DALL_E, 8))
-            assert (end_of(made), sorted(made.stored)) == ("delivered", list(range(8)))
+            progress = await bench.make(order(DALL_E, 8))
+            assert (end_of(progress), sorted(progress.stored)) == ("delivered", list(range(8)))
             assert (len(bench.orders()), len(await bench.jobs(DALL_E))) == (9, 8)
 
     run(work())
@@ -93,8 +93,8 @@ def test_a_refused_connection_is_tried_again(tmp_path: Path) -> None:
         async with upstream(url, tmp_path) as bench:
             for model in FOUR:
                 bench.sent.clear()
-                made = await bench.make(order(model))
-                failure = worst(made.failures)
+                progress = await bench.make(order(model))
+                failure = worst(progress.failures)
                 assert failure.outcome is Outcome.REFUSED_CONNECTION and failure.as_error().retry
                 assert len(bench.orders()) == 3
 
@@ -109,8 +109,8 @@ def test_the_upstreams_own_wish_is_waited_for(tmp_path: Path, model: str) -> Non
         async with simulated(tmp_path) as bench:
             await bench.in_turn(model, "rate_limited_429", "ok", retry_after=1)
             began_s = time.monotonic()
-            made = await bench.make(order(model))
-            assert (end_of(made), len(bench.orders())) == ("delivered", 2)
+            progress = await bench.make(order(model))
+            assert (end_of(progress), len(bench.orders())) == ("delivered", 2)
             assert time.monotonic() - began_s >= 1
 
     run(work())
@@ -149,8 +149,8 @@ def test_a_pause_takes_half_of_what_remains_at_most(tmp_path: Path) -> None:
             for within_s, requests in ((1.9, 1), (4.0, 2)):
                 await bench.forget()
                 await bench.in_turn(GPT, "busy_503", "ok", retry_after=1)
-                made = await bench.make(order(GPT), within_s)
-                assert (len(bench.orders()), len(made.stored)) == (requests, requests - 1)
+                progress = await bench.make(order(GPT), within_s)
+                assert (len(bench.orders()), len(progress.stored)) == (requests, requests - 1)
 
     run(work())
 
@@ -164,7 +164,7 @@ def test_pauses_grow_differ_and_are_never_shorter_than_the_upstreams_wish() -> N
         for wish_s in (3.0, 61.0, 121.0):
             wished = [making._pause_s(Failure(Outcome.RATE_LIMITED, retry_after_s=wish_s), tries) for _ in range(50)]
             assert all(pause is not None and wish_s <= pause <= wish_s + 1.25 * base_s for pause in wished)
-    assert making._pause_s(Failure(Outcome.BUSY), making.MOST_TRIES) is None
+    assert making._pause_s(Failure(Outcome.BUSY), making.MAX_TRIES) is None
 
 
 def test_only_these_outcomes_are_tried_again() -> None:
@@ -211,8 +211,8 @@ async def through_queue(root: Path, steps: Steps) -> tuple[str, int, list[str]]:
     """How an order of one image ends, its pictures, and what the queue was asked."""
     asked: list[str] = []
     async with raw_server(queue_script(steps, asked)) as server, upstream(server.url, root) as bench:
-        made = await bench.make(order(FLUX), 20.0)
-    return end_of(made), len(made.stored), asked
+        progress = await bench.make(order(FLUX), 20.0)
+    return end_of(progress), len(progress.stored), asked
 
 
 AFTER_ACCEPTANCE: list[tuple[bytes | None, str]] = [
@@ -235,7 +235,7 @@ def test_a_result_that_cannot_be_read_is_asked_for_again_and_its_job_never(
     """The job is done and paid for: one submit, whatever its result's address answers, and no retry by the customer."""
     found, images, asked = run(through_queue(tmp_path, {"result": [answer]}))
     assert (found, images, asked.count("submit")) == (end, 0, 1)
-    assert 1 <= asked.count("result") <= fal.MOST_RESULT_TRIES
+    assert 1 <= asked.count("result") <= fal.MAX_RESULT_TRIES
     assert not Outcome[end.upper()].value.error.value.retry or Outcome[end.upper()].value.accepted
 
 
@@ -273,8 +273,8 @@ def test_a_queue_that_is_gone_after_it_took_the_job_is_not_asked_to_take_it_agai
             assert isinstance(provider, fal.Fal)
             read = provider._result
             with patch.object(provider, "_result", lambda _: read(f"{gone}/result")):
-                made = await bench.make(order(FLUX))
-        assert (end_of(made), asked) == ("no_answer", ["submit", "status"])
+                progress = await bench.make(order(FLUX))
+        assert (end_of(progress), asked) == ("no_answer", ["submit", "status"])
 
     run(work())
 

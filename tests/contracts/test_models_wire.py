@@ -14,7 +14,7 @@ from config.catalogue import Model
 from metering.answered import USAGE_BYTES
 from metering.events import StoredImage
 from proxy.errors import ApiError
-from proxy.orders.calls import Made
+from proxy.orders.calls import Progress
 from proxy.ports import Order, Report
 from tests.conftest import run
 from tests.contracts.models_kit import (
@@ -409,7 +409,7 @@ def test_a_row_may_name_an_address_of_its_own(tmp_path: Path) -> None:
 # --- what a reply says beside its pictures ----------------------------------------------------------------------------
 
 
-def merged(made: Made) -> tuple[dict[int, str], list[Report]]:
+def merged(made: Progress) -> tuple[dict[int, str], list[Report]]:
     """Revised prompts by number, and the reports of calls that brought something."""
     prompts = {number: text for report in made.reports for number, text in report.revised_prompts.items()}
     return prompts, [report for report in made.reports if report.numbers]

@@ -2,8 +2,8 @@
 
 import httpx2
 
-from proxy.api.openapi import MOST_DOCUMENTS
-from proxy.api.replies import MOST_REPLAYS
+from proxy.api.openapi import MAX_DOCUMENTS
+from proxy.api.replies import MAX_REPLAYS
 from tests.conftest import LOOPBACK, run
 from tests.doors.crowds import Crowd, openings, place_large, replay, replayed
 from tests.doors.test_storms import LARGE_BYTES
@@ -25,14 +25,14 @@ def test_replays_that_nobody_reads_are_bounded_for_their_organisation_alone(prep
     (_, key), (_, other) = system.customer("replays", "50.00"), system.customer("other", "50.00")
     for one in (key, other):
         run(place_large(system, one, LARGE_BYTES))
-    with Crowd(system.port, replay(key), 2 * MOST_REPLAYS):
-        wait_until(lambda: open_images(system) == MOST_REPLAYS, "as many as may be are being sent")
+    with Crowd(system.port, replay(key), 2 * MAX_REPLAYS):
+        wait_until(lambda: open_images(system) == MAX_REPLAYS, "as many as may be are being sent")
         refused = run(replayed(system, key))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert refused.headers["x-should-retry"] == "true" and int(refused.headers["retry-after"]) == 1
-        assert f"{MOST_REPLAYS} earlier orders" in refused.json()["error"]["message"]
+        assert f"{MAX_REPLAYS} earlier orders" in refused.json()["error"]["message"]
         assert run(replayed(system, other)).status_code == 200
-        assert open_images(system) <= MOST_REPLAYS
+        assert open_images(system) <= MAX_REPLAYS
     wait_until(lambda: open_images(system) == 0, "they are gone")
     reply = run(replayed(system, key))
     assert reply.status_code == 200 and reply.headers["idempotent-replayed"] == "true"
@@ -49,7 +49,7 @@ def test_descriptions_that_nobody_reads_are_bounded(prepared: Prepared) -> None:
         return httpx2.get(address, **LOOPBACK).status_code
 
     assert status() == 200
-    with Crowd(system.port, openings("")["pipelined"], 2 * MOST_DOCUMENTS):
+    with Crowd(system.port, openings("")["pipelined"], 2 * MAX_DOCUMENTS):
         wait_until(lambda: status() == 429, "as many as may be are being sent")
         refused = httpx2.get(address, **LOOPBACK)
         assert refused.json()["error"]["code"] == "rate_limit_exceeded" and refused.headers["retry-after"] == "1"

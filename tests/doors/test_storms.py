@@ -36,7 +36,7 @@ ended; honest customers."""
 
 LARGE_BYTES = 8_000_000
 MB = 1_000_000
-MOST_GROWN_BYTES = 20 * MB
+MAX_GROWN_BYTES = 20 * MB
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Place:
         found = descriptors(self.pid)
         return sum(count for path, count in found.items() if "/images/" in path), found["socket:"]
 
-    def wait_until_idle(self, most_sockets: int) -> None:
+    def wait_until_idle(self, max_sockets: int) -> None:
         """No client is connected, in the kernel or in the gateway, and no more sockets are open than that."""
         wait_until(lambda: not connections(self.system.port), "every connection is gone", within_s=60)
-        wait_until(lambda: self.files() <= (0, most_sockets), f"no image and at most {most_sockets} sockets are open")
+        wait_until(lambda: self.files() <= (0, max_sockets), f"no image and at most {max_sockets} sockets are open")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def storm(
 def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tuple[str, ...]) -> None:
     """Each hostile connection is ended in its time; orders beside them are all answered; memory and files are back."""
     storm(place, (), 0, WARM_S, ended=0)
-    before_bytes, most_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
+    before_bytes, max_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
     crowds, statuses = storm(place, kinds, COUNT, STORM_S, ended=COUNT)
     peak_bytes = resident_bytes(place.pid, "VmRSS") - before_bytes
     kernel_bytes = sum(map(sum, connections(place.system.port)))
@@ -119,12 +119,12 @@ def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tup
         assert lasted_s[-1] < LONGEST_S[kind] + BUSY_S, kind
     print(f"honest: {dict(statuses)}; {peak_bytes / MB:.1f} MB more, {kernel_bytes / MB:.1f} in sockets")
     assert statuses.keys() == {200} and statuses[200] >= CUSTOMERS
-    place.wait_until_idle(most_sockets)
+    place.wait_until_idle(max_sockets)
 
     def grown_bytes() -> int:
         return resident_bytes(place.pid, "VmRSS") - before_bytes
 
     try:
-        wait_until(lambda: grown_bytes() < MOST_GROWN_BYTES, "memory is back")
+        wait_until(lambda: grown_bytes() < MAX_GROWN_BYTES, "memory is back")
     finally:
         print(f"after it {grown_bytes() / MB:.1f} MB more than {before_bytes / MB:.0f}")

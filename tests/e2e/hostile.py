@@ -590,7 +590,7 @@ ATTACKS = WRONG_BYTES + WRONG_FRAMES + WRONG_STATUS + REDIRECTS + FAL_REPLIES + 
 
 @dataclass
 class Upstream:
-    """It runs in a thread. `fetches` are the requests to the image host, `most_sent_bytes` the longest
+    """It runs in a thread. `fetches` are the requests to the image host, `max_sent_bytes` the longest
     answer of each attack, `connections` how many there are at this moment.
     """
 
@@ -599,7 +599,7 @@ class Upstream:
     calls: list[bytes] = field(default_factory=list)
     fetches: list[bytes] = field(default_factory=list)
     inside: list[bytes] = field(default_factory=list)
-    most_sent_bytes: Counter[str] = field(default_factory=Counter)
+    max_sent_bytes: Counter[str] = field(default_factory=Counter)
     connections: int = 0
 
     @property
@@ -629,7 +629,7 @@ class Upstream:
         self.inside.append(await peer.read_head())
 
     def _count(self, name: str, visit: Visit) -> None:
-        self.most_sent_bytes[name] = max(self.most_sent_bytes[name], visit.sent_bytes)
+        self.max_sent_bytes[name] = max(self.max_sent_bytes[name], visit.sent_bytes)
 
     def _answer(self, request: bytes) -> tuple[str, Answer]:
         method, path, _ = request.split(b" ", 2)

@@ -18,10 +18,10 @@ from metering.accounts import IssuedKey
 from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Event
 from metering.money import parse_mxn
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Cut
-from proxy.backends import Back, open_back
+from metering.wallet.wallet import WalletSnapshot
+from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.conftest import LOOPBACK, ValkeyServer, run
 from tests.ports import free_port
@@ -145,7 +145,7 @@ class System:
         names = {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
         return Settings.model_validate(names)
 
-    def back(self, work: Callable[[Back], Coroutine[Any, Any, T]]) -> T:
+    def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
         """Do something with ledger and Redis, in this process."""
 
         async def opened() -> T:
@@ -157,7 +157,7 @@ class System:
     def customer(self, name: str, mxn: str = "0.00", **limits: int) -> tuple[str, str]:
         """A new organisation with credit and a key; returns (org id, key)."""
 
-        async def make(back: Back) -> tuple[str, IssuedKey]:
+        async def make(back: Backends) -> tuple[str, IssuedKey]:
             org = await back.accounts.create_org(name, "default")
             if parse_mxn(mxn):
                 await back.accounts.add_credit(org.org_id, f"pay-{org.org_id}", "recharge", parse_mxn(mxn))
@@ -169,10 +169,10 @@ class System:
         self.keys.append(key.secret)
         return org_id, key.secret
 
-    def cut(self, org_id: str) -> Cut:
+    def cut(self, org_id: str) -> WalletSnapshot:
         """The wallet at this moment. A busy machine may miss the 100 ms that a customer would wait: asked again."""
 
-        async def read(back: Back) -> Cut:
+        async def read(back: Backends) -> WalletSnapshot:
             for _ in range(20):
                 with suppress(WalletAway):
                     return await back.wallet().read(org_id)
@@ -189,7 +189,7 @@ class System:
     def events(self, org_id: str, count: int) -> list[Event]:
         """An organisation's events in the ledger, once there are `count` of them; more are a failure."""
 
-        async def read(back: Back) -> list[Event]:
+        async def read(back: Backends) -> list[Event]:
             return [event async for event in back.ledger.events(org_id=org_id)]
 
         wait_until(lambda: len(self.back(read)) >= count, f"{count} events in the ledger")
@@ -252,9 +252,9 @@ def prepare(folder: Path, **more: str) -> System:
     system = System(folder, valkey, environment, port, simulator_port)
     month = period_at(unix_us_at(utc_now())).month
 
-    async def set_up(back: Back) -> None:
+    async def set_up(back: Backends) -> None:
         await back.ledger.migrate()
-        await back.ledger.add_rate(Rate(month, Decimal(20), "test"), utc_now())
+        await back.ledger.add_rate(FxRate(month, Decimal(20), "test"), utc_now())
 
     system.back(set_up)
     return system

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from metering import background, consumer
-from metering.fx import Rates
-from metering.journal.answers import Answers
+from metering.fx import FxTable
+from metering.journal.open_orders import OpenOrders
 from metering.journal.recovery import Recovery
 from metering.wallet.login import Login
 from metering.wallet.pressure import Pressure
@@ -63,11 +63,11 @@ def faulty_consumer() -> None:
 
 PARTS: dict[str, Any] = {
     "projection": Projector,
-    "rates": Rates,
+    "rates": FxTable,
     "pressure": Pressure,
     "login": Login,
     "store watch": StoreWatch,
-    "answers": Answers,
+    "answers": OpenOrders,
     "origins": Origins,
     "orphans": Orphans,
     "recovery": Recovery,
@@ -167,7 +167,7 @@ def test_a_process_whose_work_cannot_go_on_ends_for_the_platform_to_begin_anothe
     assert system.processes.pop(command).wait(timeout=60) == 1
     *_, stopped, last = system.log(command).splitlines()
     assert '"event":"stopped"' in stopped
-    assert last.startswith(f"ghub: {part} failed {background.MOST_FAULTS} times in a row")
+    assert last.startswith(f"ghub: {part} failed {background.MAX_FAULTS} times in a row")
     switch.unlink()
     system.start("consumer", "consume")
     system.start_gateway()

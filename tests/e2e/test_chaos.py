@@ -35,7 +35,7 @@ SHOWS = {
 @pytest.mark.parametrize("seed", [7])
 def test_nothing_is_lost_doubled_or_stuck(seed: int) -> None:
     """Clients of all kinds while every part is killed, frozen, restarted and cut off."""
-    outcome = run(chaos(seed, SHORT_S, pace_s=0.4, longest_s=2.0, waits_s=0.5, most_faults=ROUND, deadline_s=4.0))
+    outcome = run(chaos(seed, SHORT_S, pace_s=0.4, longest_s=2.0, waits_s=0.5, max_faults=ROUND, deadline_s=4.0))
     assert outcome.report.findings == []
     assert len({(one.fault.component, one.fault.kind) for one in outcome.struck}) > ROUND / 2
     assert outcome.report.figures["answered 200"] > 50

@@ -8,7 +8,7 @@ import pytest
 
 from config.settings import SettingsError, read_settings
 from metering.accounts import IssuedKey
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until
@@ -20,7 +20,7 @@ PATHS = ("/images/generations", "/models", "/credits", "/usage", "/images/genera
 
 
 def issue(system: System, org_id: str, *origins: str) -> IssuedKey:
-    async def make(back: Back) -> IssuedKey:
+    async def make(back: Backends) -> IssuedKey:
         return await back.accounts.create_key(org_id, "page", origins=origins)
 
     issued = system.back(make)

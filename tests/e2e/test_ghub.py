@@ -29,7 +29,7 @@ from redis import Redis
 
 from metering.clock import utc_now
 from metering.wallet import keys
-from proxy.backends import Back
+from proxy.backends import Backends
 from proxy.cli.root import commands
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until
@@ -138,7 +138,7 @@ def desk() -> Iterator[Desk]:
 def _prepare(desk: Desk, turn: int) -> None:
     """What a command uses up is made anew: a key to revoke, a loss to accept, journals of a gateway that died."""
 
-    async def make(back: Back) -> tuple[str, str]:
+    async def make(back: Backends) -> tuple[str, str]:
         issued = [(await back.accounts.create_key("acme", f"turn {turn}")).key_id for _ in range(2)]
         return issued[0], issued[1]
 

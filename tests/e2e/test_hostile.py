@@ -18,13 +18,13 @@ from bench.memory import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.app import STORAGE_PATH
-from proxy.backends import BACKGROUND_CONNECTIONS, Back
+from proxy.backends import BACKGROUND_CONNECTIONS, Backends
 from proxy.outcomes import Outcome
 from tests.conftest import LOOPBACK, run
 from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
 from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
 from tests.e2e.test_errors import assert_error
-from tests.e2e.test_memory import MOST_PER_IMAGE_BYTES
+from tests.e2e.test_memory import MAX_PER_IMAGE_BYTES
 from tests.long import LONG
 from tests.ports import free_port
 from tests.processes import executed
@@ -35,7 +35,7 @@ ROUNDS = 3 if LONG else 1
 """Of each attack, beside as many good orders; one more of each before it is measured what the gateway holds."""
 
 MIB = 1024 * 1024
-MOST_GROWN_BYTES = 30 * MIB
+MAX_GROWN_BYTES = 30 * MIB
 UNDER_WAY_BYTES = 40 * MIB
 """What may be in the sockets' buffers when the gateway has read its last byte."""
 
@@ -211,7 +211,7 @@ def test_no_other_address_is_called(storm: Storm) -> None:
 
 def test_no_image_is_read_beyond_the_largest(storm: Storm) -> None:
     """An endless one is left at the cap: what was sent is that and what lay in the sockets."""
-    sent = {attack.name: storm.upstream.most_sent_bytes[attack.name] for attack in ATTACKS if attack.reply is None}
+    sent = {attack.name: storm.upstream.max_sent_bytes[attack.name] for attack in ATTACKS if attack.reply is None}
     assert max(sent.values()) < MAX_IMAGE_BYTES + UNDER_WAY_BYTES, sent
 
 
@@ -223,7 +223,7 @@ def test_memory_sockets_and_files_are_where_they_were(storm: Storm) -> None:
     print(
         f"{more_bytes / MIB:.1f} MiB more than {storm.resident_bytes_before / MIB:.0f}, {peak_bytes / MIB:.1f} at most"
     )
-    assert more_bytes < MOST_GROWN_BYTES and peak_bytes < AT_ONCE * MOST_PER_IMAGE_BYTES
+    assert more_bytes < MAX_GROWN_BYTES and peak_bytes < AT_ONCE * MAX_PER_IMAGE_BYTES
 
     def as_before() -> bool:
         more, gone = descriptors(storm.pid), storm.descriptors_before
@@ -255,7 +255,7 @@ def events_of(system: System, org_id: str, replies: list[httpx2.Response]) -> di
     wanted = {id_of(reply) for reply in replies}
     found: dict[UUID, Event] = {}
 
-    async def read(back: Back) -> None:
+    async def read(back: Backends) -> None:
         found.update({UUID(event.event_id): event async for event in back.ledger.events(org_id=org_id)})
 
     def all_there() -> bool:

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from metering.wallet.keys import partition_of
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
@@ -272,7 +272,7 @@ def test_three_orders_that_were_left_are_given_to_the_next_three_on_other_gatewa
 def gone(system: System, org_id: str) -> int:
     """How many of an organisation's orders are known to have been left by their clients."""
 
-    async def count(back: Back) -> int:
+    async def count(back: Backends) -> int:
         assert back.redis is not None
         names = [name async for name in back.redis.scan_iter(f"{{p{partition_of(org_id)}}}:gone:*")]
         return sum([await back.redis.zcard(name) for name in names])

@@ -11,7 +11,7 @@ import httpx2
 import orjson
 import pytest
 
-from metering.journal.frames import Folder, Past, encode_frame, survey
+from metering.journal.frames import Folder, OldJournal, encode_frame, survey
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, System, bearer, wait_until
@@ -42,12 +42,12 @@ def forgotten(system: System, key: str, count: int) -> Path:
     return system.folder / "journal"
 
 
-def only(folder: Path) -> Past:
+def only(folder: Path) -> OldJournal:
     (past,) = survey(folder).incarnations
     return past
 
 
-def overwrite(past: Past, number: int, frame: bytes) -> None:
+def overwrite(past: OldJournal, number: int, frame: bytes) -> None:
     """Put something else where the frame of this entry lies, which is alone in it."""
     (entry,) = (one for one in past.entries if one.number == number)
     path = past.files[0].parent / entry.file

@@ -8,7 +8,7 @@ import pytest
 
 from metering.accounts import IssuedKey
 from metering.wallet.keys import OrgKeys
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 
@@ -19,7 +19,7 @@ ZERO = {"available_mxn": "0.00", "held_mxn": "0.00", "balance_mxn": "0.00"}
 def issue(system: System, org_id: str, **more: Any) -> IssuedKey:
     """A key of this organisation."""
 
-    async def make(back: Back) -> IssuedKey:
+    async def make(back: Backends) -> IssuedKey:
         return await back.accounts.create_key(org_id, "scope", **more)
 
     issued = system.back(make)
@@ -99,7 +99,7 @@ def with_redis_forgetting(system: System, org_id: str, *public_ids: str) -> None
     """What Redis keeps of these orders for a day is over: the ledger alone knows them."""
     names = OrgKeys(org_id)
 
-    async def forget(back: Back) -> None:
+    async def forget(back: Backends) -> None:
         assert back.redis is not None
         for digits in (one.removeprefix("req_") for one in public_ids):
             request_id = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
@@ -198,7 +198,7 @@ def test_verify_names_a_key_that_redis_has_otherwise(system: System) -> None:
     issued = issue(system, org_id, read="own", response_format="b64_json", origins=("https://a.mx",))
     names = OrgKeys(org_id)
 
-    async def tamper(back: Back, reads: str, origins: str) -> None:
+    async def tamper(back: Backends, reads: str, origins: str) -> None:
         assert back.redis is not None
         await back.redis.hset(names.access(issued.key_id), mapping={"reads": reads, "origins": origins})
 

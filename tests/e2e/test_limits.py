@@ -14,7 +14,7 @@ from metering.accounts import IssuedKey
 from metering.clock import month_start_us, next_month, period_at, unix_us_at, utc_at, utc_now
 from metering.limits import NONE
 from metering.money import parse_mxn
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.conftest import run
 from tests.e2e.kit import FLUX, FLUX_MXN, GPT, System, bearer, wait_until
 
@@ -26,7 +26,7 @@ SLACK_S = 5
 def customer(system: System, name: str, mxn: str, limits: dict[str, int] | None = None) -> tuple[str, IssuedKey]:
     """An organisation with credit, limits, and a key of which the id is known, too."""
 
-    async def make(back: Back) -> tuple[str, IssuedKey]:
+    async def make(back: Backends) -> tuple[str, IssuedKey]:
         org = await back.accounts.create_org(name, "default")
         await back.accounts.add_credit(org.org_id, f"pay-{org.org_id}", "recharge", parse_mxn(mxn))
         await back.accounts.set_limits(org.org_id, limits or {})

@@ -9,7 +9,7 @@ from tests.processes import executed
 
 IMAGE_BYTES = 8_000_000
 IN_FLIGHT = 16
-MOST_PER_IMAGE_BYTES = 1024 * 1024
+MAX_PER_IMAGE_BYTES = 1024 * 1024
 
 
 @pytest.mark.parametrize("model", [FLUX, GPT])
@@ -30,4 +30,4 @@ def test_an_image_of_8_mb_in_flight_costs_less_than_1_mib(prepared: Prepared, mo
     sizes = {path.stat().st_size for path in (system.folder / "images").rglob("*.*") if path.is_file()}
     assert len(system.images()) == 3 * IN_FLIGHT and min(sizes) >= IMAGE_BYTES
     print(f"{model}: {grown / IN_FLIGHT / 1024:.0f} KiB for each image in flight")
-    assert grown / IN_FLIGHT < MOST_PER_IMAGE_BYTES
+    assert grown / IN_FLIGHT < MAX_PER_IMAGE_BYTES

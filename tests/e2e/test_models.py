@@ -25,7 +25,7 @@ from config.catalogue import read_catalogue
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, prepare, wait_until
-from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MOST_PER_IMAGE_BYTES
+from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MAX_PER_IMAGE_BYTES
 from tests.long import LONG
 from tests.ports import free_port
 from tests.processes import executed
@@ -166,7 +166,7 @@ def test_base64_of_8_mb_costs_less_than_1_mib_of_memory(prepared: Prepared, mode
     run(storm())
     grown = resident_bytes(pid, "VmHWM") - before
     print(f"{model}: {grown / IN_FLIGHT / 1024:.0f} KiB for each image in flight")
-    assert grown / IN_FLIGHT < MOST_PER_IMAGE_BYTES
+    assert grown / IN_FLIGHT < MAX_PER_IMAGE_BYTES
 
 
 def test_the_list_of_models_says_which_end_and_what_follows(system: System) -> None:

@@ -8,7 +8,7 @@ import openai
 from PIL import Image
 
 from metering.accounts import IssuedKey
-from proxy.backends import Back
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, GPT, System, bearer
 
@@ -72,7 +72,7 @@ def test_a_format_that_is_none_is_refused_by_command_and_over_http(system: Syste
     done = system.ghub("key", "create", org_id, "--name", "x", "--response-format", "png")
     assert done.returncode == 2 and "b64_json" in done.stderr
 
-    async def made(back: Back) -> IssuedKey:
+    async def made(back: Backends) -> IssuedKey:
         return await back.accounts.create_key(org_id, "rotates", response_format="b64_json")
 
     key = system.back(made)

@@ -19,7 +19,7 @@ from config.catalogue import read_catalogue
 from metering.accounts import IssuedKey
 from metering.clock import utc_now
 from metering.wallet.keys import OrgKeys
-from proxy.backends import Back
+from proxy.backends import Backends
 from proxy.ports import Order
 from proxy.providers.sandbox import draw
 from tests.conftest import run
@@ -39,7 +39,7 @@ def drawn(number: int = 0, *, model: str = FLUX, n: int = 1, size: str = "1024x1
 def sandbox_key(system: System, org_id: str, **more: Any) -> IssuedKey:
     """A test key of this organisation."""
 
-    async def make(back: Back) -> IssuedKey:
+    async def make(back: Backends) -> IssuedKey:
         return await back.accounts.create_key(org_id, "tests", test=True, **more)
 
     issued = system.back(make)
@@ -76,7 +76,7 @@ def error(reply: httpx2.Response) -> tuple[int, str, str]:
 def books(system: System, org_id: str) -> tuple[Any, ...]:
     """All that an organisation has in Redis and in the ledger, but for its keys' own use; and the upstreams' jobs."""
 
-    async def recorded(back: Back) -> int:
+    async def recorded(back: Backends) -> int:
         return len([event async for event in back.ledger.events(org_id=org_id)])
 
     names = OrgKeys(org_id)
@@ -151,7 +151,7 @@ def test_a_key_that_may_not_is_refused_from_the_next_request_on(system: System) 
     ending = sandbox_key(system, org_id, expires=utc_now() + timedelta(seconds=1)).secret
     assert post(system, revoked.secret).status_code == 200
 
-    async def revoke(back: Back) -> None:
+    async def revoke(back: Backends) -> None:
         await back.accounts.revoke_key(revoked.key_id)
 
     system.back(revoke)
@@ -171,7 +171,7 @@ def test_its_rates_are_its_own_and_the_official_client_gets_through_when_they_al
     org_id, live = system.customer("sandbox rates", "50.00")
     issued = sandbox_key(system, org_id)
 
-    async def limit(back: Back) -> None:
+    async def limit(back: Backends) -> None:
         await back.accounts.set_key_limits(issued.key_id, {"images_per_minute": 16})
 
     system.back(limit)
@@ -194,7 +194,7 @@ def test_its_rates_are_its_own_and_the_official_client_gets_through_when_they_al
     assert time.monotonic() - began_s >= 60 / 16
     too_many = sandbox_key(system, org_id)
 
-    async def lower(back: Back) -> None:
+    async def lower(back: Backends) -> None:
         await back.accounts.set_key_limits(too_many.key_id, {"images_per_minute": 4})
 
     system.back(lower)

@@ -27,8 +27,8 @@ from metering.events import Event
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.projection import FENCE_S
-from metering.wallet.wallet import Cut
-from proxy.backends import Back
+from metering.wallet.wallet import WalletSnapshot
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
 from tests.e2e.steps import Stop, arm
@@ -115,20 +115,20 @@ class Stage(System):
         self.names = keys.OrgKeys(self.org_id)
 
     def booked(self) -> list[Event]:
-        async def read(back: Back) -> list[Event]:
+        async def read(back: Backends) -> list[Event]:
             return [event async for event in back.ledger.events(org_id=self.org_id)]
 
         return self.back(read)
 
-    def cut_now(self) -> Cut | None:
+    def cut_now(self) -> WalletSnapshot | None:
         """None while the wallet is made anew."""
         with suppress(WalletAway):
             return self.cut(self.org_id)
         return None
 
-    def patient_cut(self) -> Cut:
+    def patient_cut(self) -> WalletSnapshot:
         """A consumer that thaws finds its entries gone, takes that for a lost stream, and has the wallet made anew."""
-        cuts: list[Cut] = []
+        cuts: list[WalletSnapshot] = []
 
         def there() -> bool:
             cuts.extend(filter(None, [self.cut_now()]))

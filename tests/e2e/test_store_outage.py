@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from config.settings import STORE_ANSWER_S, STORE_WATCH_S
-from proxy.storage.watch import MOST_FAILURES
+from proxy.storage.watch import MAX_FAILURES
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
@@ -28,7 +28,7 @@ UPSTREAM_S = 3
 IMAGE_BYTES = 600_000
 """More than an upload's way to the store holds, and than the spool keeps in memory."""
 
-NOTICED_S = MOST_FAILURES * STORE_WATCH_S + 5
+NOTICED_S = MAX_FAILURES * STORE_WATCH_S + 5
 
 Away = Callable[[SupabaseProcess], AbstractContextManager[None]]
 
@@ -114,7 +114,7 @@ def test_a_store_that_stays_away_ends_the_taking_of_orders(
     system.start_all()
     org_id, key = system.customer("refused", "100.00")
     with dead(store):
-        wait_until(lambda: system.log().count("store_away") >= MOST_FAILURES, "it is noticed", within_s=NOTICED_S)
+        wait_until(lambda: system.log().count("store_away") >= MAX_FAILURES, "it is noticed", within_s=NOTICED_S)
         for model in (FLUX, GPT):
             reply = post(system, key, model)
             assert_error(reply, 503, "temporarily_unavailable", retry=True)
@@ -152,7 +152,7 @@ def test_a_store_that_can_be_read_but_not_written_ends_the_taking_of_orders(
     while (reply := post(system, key, FLUX)).status_code != 503:
         assert reply.status_code in (502, 504), reply.text  # a store that may recover is tried until the deadline
         lost += 1
-        assert lost <= MOST_FAILURES
+        assert lost <= MAX_FAILURES
     assert_error(reply, 503, "temporarily_unavailable", retry=True)
     bought = len(system.jobs())
     assert bought == 1 + lost

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Found = tuple[dict[int, bytes], Any]
 """The pictures by their place, and the rest of the document with None where they were."""
 
-MOST_DOCUMENT_BYTES = 64 * 1024
+MAX_DOCUMENT_BYTES = 64 * 1024
 BATCH = 2_000
 SHOWN = 20
 
@@ -40,7 +40,7 @@ def streamed(chunks: Iterable[bytes], shape: Shape) -> Found | None:
             yield chunk
 
     async def read() -> Found:
-        document = JsonPictures(shape.list_key, shape.field_key, MOST_DOCUMENT_BYTES)
+        document = JsonPictures(shape.list_key, shape.field_key, MAX_DOCUMENT_BYTES)
         pictures = {}
         async for place, pieces in inline_pictures(source(), document):
             assert place not in pictures

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.background import cancel_all
 from metering.events import encode_opened
 from metering.money import parse_mxn
@@ -62,7 +62,7 @@ class Load:
     wallet: Wallet
     callers: list[Caller]
     decisions: list[Decision] = field(default_factory=list)
-    answered: list[Answered] = field(default_factory=list)
+    answered: list[AnsweredOrder] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _loose: set[asyncio.Task[None]] = field(default_factory=set)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Load:
         self.decisions.append(Decision(partition, began_s, time.monotonic() - began_s, bool(admitted_us)))
         if not admitted_us:
             return
-        order = Answered(
+        order = AnsweredOrder(
             org_id=caller.org_id,
             key_id=caller.key_id,
             fingerprint=request_id,
@@ -137,7 +137,7 @@ class Load:
         else:
             self._give_up(caller, request_id)
 
-    async def _settle(self, order: Answered) -> bool:
+    async def _settle(self, order: AnsweredOrder) -> bool:
         """Acknowledged by Redis?"""
         latest_us = order.ended_us + 60 * SECOND_US
         for _ in range(3):

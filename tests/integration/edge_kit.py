@@ -16,20 +16,20 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from config.catalogue import read_catalogue
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.clock import boottime_s, period_at
 from metering.events import StoredImage
-from metering.journal.answers import Answers
 from metering.journal.file import Journal
 from metering.journal.frames import Folder
+from metering.journal.open_orders import OpenOrders
 from metering.ledger.sqlite import open_sqlite
-from metering.pricing import Price, Rate, quote
+from metering.pricing import FxRate, Price, quote
 from metering.shares import Bound, Shares
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Closing, Placed, Replay, Wallet, WalletLimits
+from metering.wallet.wallet import Caller, Close, Closing, OrderIdentity, Replay, Wallet, WalletLimits
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import Maker
+from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
@@ -37,7 +37,7 @@ from proxy.orders.places import Place
 from proxy.orders.result import Delivery
 from proxy.orders.settlement import Settlement
 from proxy.orders.tasks import Tasks
-from proxy.orders.upload import ImageLimits, Keeper
+from proxy.orders.upload import ImageLimits, Uploader
 from proxy.outcomes import Failure
 from proxy.ports import Call, ImageStore, Order, Picture, Provider, Source
 from proxy.storage.spool import Spool
@@ -62,7 +62,7 @@ class Running:
     generations: Generations
     settlement: Settlement
     tasks: Tasks
-    answers: Answers
+    open_orders: OpenOrders
     journal: Journal
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
@@ -79,7 +79,7 @@ async def generations(
     wallet: Wallet,
     store: ImageStore,
     providers: Mapping[str, Provider],
-    most_bytes: int = 10**8,
+    max_bytes: int = 10**8,
     lifecycle: Lifecycle | None = None,
 ) -> AsyncIterator[Running]:
     """Generations with a journal of their own; they are over at the end."""
@@ -88,10 +88,10 @@ async def generations(
         journal = Journal(folder, 64 * 1024)
         ledger = open_sqlite(f"sqlite:///{name}/ledger.db")
         await ledger.migrate()
-        answers = Answers(journal, wallet, ledger, Presence(Redis()))
-        tasks, calls = Tasks(), Maker(keeper(store, most_bytes), providers)
-        settlement = Settlement(wallet, answers, calls, lifecycle or Lifecycle(), tasks)
-        running = Running(Generations(wallet, calls, settlement, tasks), settlement, tasks, answers, journal)
+        open_orders = OpenOrders(journal, wallet, ledger, Presence(Redis()))
+        tasks, calls = Tasks(), UpstreamCalls(uploader(store, max_bytes), providers)
+        settlement = Settlement(wallet, open_orders, calls, lifecycle or Lifecycle(), tasks)
+        running = Running(Generations(wallet, calls, settlement, tasks), settlement, tasks, open_orders, journal)
         try:
             yield running
         finally:
@@ -108,10 +108,10 @@ def noise_png(side_px: int) -> bytes:
     return out.getvalue()
 
 
-def keeper(store: ImageStore, most_bytes: int = 10**8) -> Keeper:
+def uploader(store: ImageStore, max_bytes: int = 10**8) -> Uploader:
     """Keeps pictures in this store; its spool is the system's folder for temporary files."""
-    return Keeper(
-        store, Spool(Path(gettempdir()), 10**9), ImageLimits(most_bytes, 16_384, Bound(100)), StoreWatch(store)
+    return Uploader(
+        store, Spool(Path(gettempdir()), 10**9), ImageLimits(max_bytes, 16_384, Bound(100)), StoreWatch(store)
     )
 
 
@@ -133,13 +133,13 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
     assert usd is not None
     period = period_at(now_us)
     price = Price(asked.model_id, usd, CATALOGUE.markup, CATALOGUE.price_book_version)
-    pinned = quote(price, Rate(period.month, Decimal(20), "test"), period, asked.n)
+    pinned = quote(price, FxRate(period.month, Decimal(20), "test"), period, asked.n)
     ends_us = now_us + int(hold_s * 1_000_000)
     return AdmittedOrder(
         request_id=uuid4(),
         caller=CALLER,
         order=asked,
-        placed=Placed("fingerprint"),
+        identity=OrderIdentity("fingerprint"),
         quote=pinned,
         generate_until_s=now_s + generate_s,
         reply_until_s=now_s + reply_s,
@@ -206,14 +206,14 @@ class ScriptedWallet(Wallet):
             raise WalletAway
         return Closing(Close.CHARGED, self.now_us(), 7)
 
-    async def replay(self, answered: Answered, *, lost_up_to: int = -1) -> Replay:
+    async def replay(self, answered: AnsweredOrder, *, lost_up_to: int = -1) -> Replay:
         if not self.charges:
             self.charges.append((answered.amount_micro_mxn, answered.images))
             return Replay.NOW
         return Replay.CHARGED
 
     async def client_gone(
-        self, caller: Caller, request_id: str, placed: Placed, *, asked_by: str | None = None
+        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
         self.gone.append(request_id)
 

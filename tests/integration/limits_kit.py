@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.clock import unix_us_at
 from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.wallet import keys
-from metering.wallet.wallet import Admission, Caller, Placed, Verdict
+from metering.wallet.wallet import Admission, Caller, OrderIdentity, Verdict
 from proxy.orders.refusals import exceeded
 from tests.integration.money_kit import FACTS, UNIT, Books, pictures, pinned
 
@@ -56,7 +56,7 @@ class Shop:
         """An admission of this many images now."""
         now_us = self.books.wallet.now_us()
         admission = await self.books.admit(
-            self.callers[name[0]], self.id(name), pinned(images, now_us=now_us), Placed(name)
+            self.callers[name[0]], self.id(name), pinned(images, now_us=now_us), OrderIdentity(name)
         )
         if admission.verdict is Verdict.ADMITTED:
             self.orders[name] = (images, now_us)
@@ -65,11 +65,11 @@ class Shop:
     def id(self, name: str) -> str:
         return f"{self.org_id}-{name}"
 
-    def answered(self, name: str, images: int) -> Answered:
+    def answered(self, name: str, images: int) -> AnsweredOrder:
         """As a gateway's journal has it."""
         asked, admitted_us = self.orders[name]
         caller, price = self.callers[name[0]], pinned(asked, now_us=admitted_us)
-        return Answered(
+        return AnsweredOrder(
             org_id=caller.org_id,
             key_id=caller.key_id,
             fingerprint=name,
@@ -95,7 +95,7 @@ async def open_shop(books: Books, mxn: str = "100000.00", name: str = "acme") ->
 
 def said(admission: Admission, images: int, now_us: int) -> str:
     """`DAY org 8/10 12:00:00`: the verdict, whose limit, what is used of it, and how long to wait as customers read."""
-    if admission.verdict not in (Verdict.BUDGET, Verdict.DAY, Verdict.MONTH, Verdict.FLIGHT):
+    if admission.verdict not in (Verdict.BUDGET, Verdict.DAY, Verdict.MONTH, Verdict.IN_FLIGHT):
         return admission.verdict.name
     error = exceeded(admission, pinned(images, now_us=now_us), {})
     wait = "never" if error.retry_after_s is None else str(timedelta(seconds=error.retry_after_s))

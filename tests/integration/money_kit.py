@@ -27,11 +27,21 @@ from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
 from metering.money import parse_mxn
 from metering.ports import Act, ListPrice, Snapshot
-from metering.pricing import Price, Quote, Rate, quote
+from metering.pricing import FxRate, Price, Quote, quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Admission, Caller, Close, Closing, Cut, Placed, Verdict, Wallet, WalletLimits
+from metering.wallet.wallet import (
+    Admission,
+    Caller,
+    Close,
+    Closing,
+    OrderIdentity,
+    Verdict,
+    Wallet,
+    WalletLimits,
+    WalletSnapshot,
+)
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -47,7 +57,7 @@ BOOK = "2026-11-22+test"
 PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
 MODELS = ("a/b", "fal/flux-1.1-pro")
 ACT = Act("test", "test", "test")
-LIMITS = WalletLimits(decision_s=10.0, most_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
+LIMITS = WalletLimits(decision_s=10.0, max_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
 FACTS = {
     "model": "fal/flux-1.1-pro",
     "provider": "fal",
@@ -61,7 +71,7 @@ FACTS = {
 def pinned(images: int = 1, *, unit: int = UNIT, now_us: int = NOW_US) -> Quote:
     """A quote of `unit` micro-MXN an image; at the usual 0.84 MXN its proof is right, too."""
     price = Price("fal/flux-1.1-pro", Decimal("0.04"), Decimal("1.05"), BOOK)
-    fixed = quote(price, Rate("2036-11", Decimal("20.00"), "test"), period_at(now_us), images)
+    fixed = quote(price, FxRate("2036-11", Decimal("20.00"), "test"), period_at(now_us), images)
     return Quote(fixed.price, fixed.rate, fixed.period, images, unit)
 
 
@@ -125,12 +135,12 @@ class Books:
         caller: Caller,
         request_id: str,
         price: Quote | None = None,
-        placed: Placed | None = None,
+        identity: OrderIdentity | None = None,
         *,
         life_s: float = LIFE_S,
     ) -> Admission:
         """One admission, of one image at 0.84 MXN where nothing else is said."""
-        return await admit(self.wallet, caller, request_id, price, placed, life_s=life_s)
+        return await admit(self.wallet, caller, request_id, price, identity, life_s=life_s)
 
     async def settle(self, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
         """Charge `images` of an order."""
@@ -147,7 +157,7 @@ class Books:
         decoded = [decode(fields) for _, fields in entries if b"notice" not in fields]
         return [one for one in decoded if one.opened.org_id == caller.org_id]
 
-    async def cut(self, caller: Caller) -> Cut:
+    async def cut(self, caller: Caller) -> WalletSnapshot:
         """The wallet now; its money must add up."""
         cut = await self.wallet.read(caller.org_id, caller.key_id)
         assert cut.credits_micro_mxn == cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
@@ -163,15 +173,15 @@ async def admit(
     caller: Caller,
     request_id: str,
     price: Quote | None = None,
-    placed: Placed | None = None,
+    identity: OrderIdentity | None = None,
     *,
     life_s: float = LIFE_S,
 ) -> Admission:
     """Admit over any wallet."""
     price = price or pinned(now_us=wallet.now_us())
     opened = encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS)
-    placed = placed or Placed(fingerprint=request_id)
-    return await wallet.admit(caller, request_id, price, opened, placed, life_s=life_s, owner="test")
+    identity = identity or OrderIdentity(fingerprint=request_id)
+    return await wallet.admit(caller, request_id, price, opened, identity, life_s=life_s, owner="test")
 
 
 async def settle(wallet: Wallet, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
@@ -214,7 +224,7 @@ async def open_books(
     try:
         await ledger.migrate()
         await ledger.register_prices(BOOK, Decimal("1.05"), [ListPrice("fal/flux-1.1-pro", Decimal("0.04"))], NOON)
-        await ledger.add_rate(Rate("2036-11", Decimal("20.00"), "test"), NOON)
+        await ledger.add_rate(FxRate("2036-11", Decimal("20.00"), "test"), NOON)
         await ledger.register_plans(PLANS, NOON)
         if projected:
             await projector.round()

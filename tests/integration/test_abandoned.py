@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from metering.wallet import keys
-from metering.wallet.wallet import RECENT_S, Admission, Caller, Placed, Replay, Verdict
+from metering.wallet.wallet import RECENT_S, Admission, Caller, OrderIdentity, Replay, Verdict
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import (
     NOW_US,
@@ -25,7 +25,7 @@ from tests.integration.money_kit import (
 )
 from tests.integration.test_replay import answered
 
-ORDER = Placed("order")
+ORDER = OrderIdentity("order")
 RECENT_US = int(RECENT_S * SECOND_US)
 
 
@@ -41,16 +41,16 @@ def check(redis_url: str, path: Path, work: Callable[[Books, Caller], Awaitable[
 
 def given(answer: Admission) -> str | None:
     """Which earlier order it is; where there is none it must have been admitted."""
-    assert answer.verdict is (Verdict.EARLIER if answer.earlier else Verdict.ADMITTED)
+    assert answer.verdict is (Verdict.DUPLICATE if answer.earlier else Verdict.ADMITTED)
     return answer.earlier.request_id if answer.earlier else None
 
 
-async def abandon(books: Books, caller: Caller, *requests: str, placed: Placed = ORDER) -> None:
+async def abandon(books: Books, caller: Caller, *requests: str, identity: OrderIdentity = ORDER) -> None:
     """The same order several times; each of their clients hangs up."""
     for request in requests:
-        assert given(await books.admit(caller, request, placed=placed)) is None
+        assert given(await books.admit(caller, request, identity=identity)) is None
     for request in requests:
-        await books.wallet.client_gone(caller, request, placed)
+        await books.wallet.client_gone(caller, request, identity)
 
 
 # --- to whom it is given ----------------------------------------------------------------------------------------------
@@ -58,21 +58,21 @@ async def abandon(books: Books, caller: Caller, *requests: str, placed: Placed =
 
 @pytest.mark.rule(38)
 @pytest.mark.parametrize("charged", [False, True])
-@pytest.mark.parametrize("first", [ORDER, Placed("order", tries=0)])
-@pytest.mark.parametrize("then", [ORDER, Placed("order", tries=0)])
+@pytest.mark.parametrize("first", [ORDER, OrderIdentity("order", tries=0)])
+@pytest.mark.parametrize("then", [ORDER, OrderIdentity("order", tries=0)])
 def test_an_order_that_nobody_was_given_goes_to_the_next_that_is_the_same(
-    first: Placed, then: Placed, charged: bool, redis_url: str, tmp_path: Path
+    first: OrderIdentity, then: OrderIdentity, charged: bool, redis_url: str, tmp_path: Path
 ) -> None:
     """While it is made and when it is charged, whether or not an SDK counts; once; and it is charged once (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await abandon(books, caller, "left", placed=first)
+        await abandon(books, caller, "left", identity=first)
         if charged:
             await books.settle(caller, "left")
-        answer = await books.admit(caller, "next", placed=then)
+        answer = await books.admit(caller, "next", identity=then)
         assert given(answer) == "left" and answer.earlier is not None
         assert answer.earlier.end == ("charge" if charged else "open")
-        assert given(await books.admit(caller, "after", placed=then)) is None
+        assert given(await books.admit(caller, "after", identity=then)) is None
         await books.wallet.void(caller.org_id, "after", "test")
         await books.settle(caller, "left")
         cut = await books.cut(caller)
@@ -87,7 +87,7 @@ def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path:
 
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "a", "b", "c")
-        answers = [given(await books.admit(caller, f"next-{i}", placed=ORDER)) for i in range(4)]
+        answers = [given(await books.admit(caller, f"next-{i}", identity=ORDER)) for i in range(4)]
         assert answers == ["a", "b", "c", None]
 
     check(redis_url, tmp_path, work)
@@ -97,13 +97,13 @@ def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path:
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (Placed("order", key_hash="key"), ORDER),
-        (ORDER, Placed("order", key_hash="key")),
-        (Placed("order", key_hash="key"), Placed("order", tries=0)),
-        (ORDER, Placed("another-order")),
+        (OrderIdentity("order", key_hash="key"), ORDER),
+        (ORDER, OrderIdentity("order", key_hash="key")),
+        (OrderIdentity("order", key_hash="key"), OrderIdentity("order", tries=0)),
+        (ORDER, OrderIdentity("another-order")),
     ],
 )
-def test_whose_order_it_is(first: Placed, then: Placed, redis_url: str, tmp_path: Path) -> None:
+def test_whose_order_it_is(first: OrderIdentity, then: OrderIdentity, redis_url: str, tmp_path: Path) -> None:
     """Of the same order, with no idempotency key on either side (38)."""
     check(redis_url, tmp_path, lambda books, caller: _made_anew(books, caller, caller, first, then))
 
@@ -119,9 +119,9 @@ def test_another_key_of_the_organisation_is_another_program(redis_url: str, tmp_
     check(redis_url, tmp_path, work)
 
 
-async def _made_anew(books: Books, caller: Caller, other: Caller, first: Placed, then: Placed) -> None:
-    await abandon(books, caller, "left", placed=first)
-    assert given(await books.admit(other, "next", placed=then)) is None
+async def _made_anew(books: Books, caller: Caller, other: Caller, first: OrderIdentity, then: OrderIdentity) -> None:
+    await abandon(books, caller, "left", identity=first)
+    assert given(await books.admit(other, "next", identity=then)) is None
 
 
 @pytest.mark.rule(38)
@@ -129,9 +129,9 @@ def test_who_has_its_answer_and_orders_the_same_again_gets_a_new_picture(redis_u
     """Nobody left it (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await books.admit(caller, "first", placed=ORDER)
+        await books.admit(caller, "first", identity=ORDER)
         await books.settle(caller, "first")
-        assert given(await books.admit(caller, "second", placed=ORDER)) is None
+        assert given(await books.admit(caller, "second", identity=ORDER)) is None
 
     check(redis_url, tmp_path, work)
 
@@ -149,7 +149,7 @@ def test_one_that_failed_leads_to_a_new_order(how: str, redis_url: str, tmp_path
             books.wallet.at(NOW_US + 70 * SECOND_US)
         if how == "expiry, written down":
             await books.charge(caller, "another")
-        assert given(await books.admit(caller, "next", placed=ORDER)) is None
+        assert given(await books.admit(caller, "next", identity=ORDER)) is None
 
     check(redis_url, tmp_path, work)
 
@@ -163,12 +163,12 @@ def test_it_is_given_for_three_minutes_after_its_client_left(
     """To the microsecond, however long it had been waited for before; to an SDK's own retry, too (18, 38)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await books.admit(caller, "left", placed=ORDER, life_s=400)
+        await books.admit(caller, "left", identity=ORDER, life_s=400)
         books.wallet.at(NOW_US + 100 * SECOND_US)
         await books.wallet.client_gone(caller, "left", ORDER)
         await books.settle(caller, "left")
         books.wallet.at(NOW_US + 100 * SECOND_US + after_us)
-        answer = await books.admit(caller, "next", placed=Placed("order", tries=tries))
+        answer = await books.admit(caller, "next", identity=OrderIdentity("order", tries=tries))
         assert given(answer) == ("left" if found else None)
 
     check(redis_url, tmp_path, work)
@@ -181,10 +181,10 @@ def test_who_was_given_it_and_leaves_too_leaves_it_to_the_next(redis_url: str, t
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "left")
         for turn in range(3):
-            assert given(await books.admit(caller, f"next-{turn}", placed=ORDER)) == "left"
+            assert given(await books.admit(caller, f"next-{turn}", identity=ORDER)) == "left"
             if turn < 2:
                 await books.wallet.client_gone(caller, "left", ORDER, asked_by=f"next-{turn}")
-        assert given(await books.admit(caller, "another", placed=ORDER)) is None
+        assert given(await books.admit(caller, "another", identity=ORDER)) is None
 
     check(redis_url, tmp_path, work)
 
@@ -195,13 +195,13 @@ def test_a_note_that_comes_late_takes_it_from_nobody(retry: int | None, redis_ur
     """The first client is seen to leave, once more or only now, when another waits for the order (18, 38)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await books.admit(caller, "left", placed=ORDER)
+        await books.admit(caller, "left", identity=ORDER)
         if retry is None:
             await books.wallet.client_gone(caller, "left", ORDER)
-        assert given(await books.admit(caller, "next", placed=Placed("order", tries=retry))) == "left"
+        assert given(await books.admit(caller, "next", identity=OrderIdentity("order", tries=retry))) == "left"
         for late in ("left", "never heard of"):
             await books.wallet.client_gone(caller, "left", ORDER, asked_by=late)
-        assert given(await books.admit(caller, "after", placed=ORDER)) is None
+        assert given(await books.admit(caller, "after", identity=ORDER)) is None
 
     check(redis_url, tmp_path, work)
 
@@ -213,11 +213,13 @@ def test_while_one_of_two_waits_for_it_it_is_given_to_no_new_order(redis_url: st
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "left")
         for tries in (2, 1):
-            assert given(await books.admit(caller, f"try {tries}", placed=Placed("order", tries=tries))) == "left"
-        await books.wallet.client_gone(caller, "left", Placed("order", tries=1), asked_by="try 1")
-        assert given(await books.admit(caller, "next", placed=ORDER)) is None
-        await books.wallet.client_gone(caller, "left", Placed("order", tries=2), asked_by="try 2")
-        assert given(await books.admit(caller, "after", placed=ORDER)) == "left"
+            assert (
+                given(await books.admit(caller, f"try {tries}", identity=OrderIdentity("order", tries=tries))) == "left"
+            )
+        await books.wallet.client_gone(caller, "left", OrderIdentity("order", tries=1), asked_by="try 1")
+        assert given(await books.admit(caller, "next", identity=ORDER)) is None
+        await books.wallet.client_gone(caller, "left", OrderIdentity("order", tries=2), asked_by="try 2")
+        assert given(await books.admit(caller, "after", identity=ORDER)) == "left"
 
     check(redis_url, tmp_path, work)
 
@@ -227,10 +229,12 @@ def test_what_a_new_order_was_given_is_no_sdks_any_more(redis_url: str, tmp_path
     """Its SDK comes back for it, and is made a picture of its own: never are two given one (18, 38)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await abandon(books, caller, "left", placed=Placed("order", tries=0))
-        assert given(await books.admit(caller, "next", placed=ORDER)) == "left"
-        assert given(await books.admit(caller, "twin", placed=Placed("order", tries=0))) is None
-        retries = [given(await books.admit(caller, f"retry {i}", placed=Placed("order", tries=1))) for i in range(2)]
+        await abandon(books, caller, "left", identity=OrderIdentity("order", tries=0))
+        assert given(await books.admit(caller, "next", identity=ORDER)) == "left"
+        assert given(await books.admit(caller, "twin", identity=OrderIdentity("order", tries=0))) is None
+        retries = [
+            given(await books.admit(caller, f"retry {i}", identity=OrderIdentity("order", tries=1))) for i in range(2)
+        ]
         assert retries == [None, "twin"]
 
     check(redis_url, tmp_path, work)
@@ -244,12 +248,12 @@ def test_it_needs_no_balance_and_counts_as_a_request(redis_url: str, tmp_path: P
         await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 2, "images_per_minute": 1})
         await abandon(books, caller, "a")
         await books.settle(caller, "a")
-        assert given(await books.admit(caller, "next", placed=ORDER)) == "a"
+        assert given(await books.admit(caller, "next", identity=ORDER)) == "a"
         await books.wallet.client_gone(caller, "a", ORDER, asked_by="next")
-        refused = await books.admit(caller, "too many", placed=ORDER)
+        refused = await books.admit(caller, "too many", identity=ORDER)
         assert (refused.verdict, refused.retry_us) == (Verdict.REQUESTS, 30 * SECOND_US)
         books.wallet.at(NOW_US + 30 * SECOND_US)
-        assert given(await books.admit(caller, "later", placed=ORDER)) == "a"
+        assert given(await books.admit(caller, "later", identity=ORDER)) == "a"
 
     check(redis_url, tmp_path, work, mxn="0.84")
 
@@ -262,7 +266,7 @@ def test_a_revoked_key_is_given_nothing(redis_url: str, tmp_path: Path) -> None:
         await abandon(books, caller, "left")
         await books.accounts.revoke_key(caller.key_id)
         before = dump(redis_url)
-        assert (await books.admit(caller, "next", placed=ORDER)).verdict is Verdict.REVOKED
+        assert (await books.admit(caller, "next", identity=ORDER)).verdict is Verdict.REVOKED
         assert dump(redis_url) == before
 
     check(redis_url, tmp_path, work)
@@ -277,7 +281,7 @@ def test_an_order_that_ran_out_and_was_answered_all_the_same_is_given(redis_url:
         books.wallet.at(NOW_US + 70 * SECOND_US)
         await books.charge(caller, "writes the expiry")
         assert await books.wallet.replay(answered(caller, "left", 1, ORDER, client_gone=True)) is Replay.NOW
-        assert given(await books.admit(caller, "next", placed=ORDER)) == "left"
+        assert given(await books.admit(caller, "next", identity=ORDER)) == "left"
 
     check(redis_url, tmp_path, work)
 
@@ -293,7 +297,9 @@ def test_a_crowd_takes_each_of_twenty_once(redis_url: str, tmp_path: Path) -> No
         left = [f"left-{i}" for i in range(20)]
         await abandon(books, caller, *left)
         async with open_wallets(redis_url, 10, now_us=NOW_US) as wallets:
-            answers = await asyncio.gather(*(admit(wallets[i % 10], caller, f"r{i}", placed=ORDER) for i in range(200)))
+            answers = await asyncio.gather(
+                *(admit(wallets[i % 10], caller, f"r{i}", identity=ORDER) for i in range(200))
+            )
         assert Counter(given(answer) for answer in answers) == dict.fromkeys(left, 1) | {None: 180}
         assert (await books.cut(caller)).held_micro_mxn == 200 * UNIT
 
@@ -310,7 +316,7 @@ def test_a_crowd_of_which_each_leaves_again_never_shares_one(redis_url: str, tmp
 
         async def one(wallet_: object, name: str) -> None:
             async with open_wallets(redis_url, 1, now_us=NOW_US) as (wallet,):
-                if given(await admit(wallet, caller, name, placed=ORDER)) is None:
+                if given(await admit(wallet, caller, name, identity=ORDER)) is None:
                     return
                 waits.add(name)
                 assert waits == {name}
@@ -343,7 +349,7 @@ def test_what_a_restart_may_have_forgotten_is_given_to_nobody(how: str, tmp_path
         async with open_books(server.url, tmp_path / "l.db") as books:
             noted = await books.redis.hexists(keys.OrgKeys(caller.org_id).claims("left"), "gone")
             assert noted == (how == "restarted")
-            assert given(await books.admit(caller, "next", placed=ORDER)) is None
+            assert given(await books.admit(caller, "next", identity=ORDER)) is None
 
     server.start()
     try:
@@ -369,8 +375,8 @@ async def commands(redis: Redis) -> int:
 @pytest.mark.parametrize(
     ("limits", "verdict", "most"),
     [
-        ({}, Verdict.EARLIER, 60),
-        ({"in_flight": 1}, Verdict.FLIGHT, 60),
+        ({}, Verdict.DUPLICATE, 60),
+        ({"in_flight": 1}, Verdict.IN_FLIGHT, 60),
         ({"requests_per_minute": 1}, Verdict.REQUESTS, 10),
         (None, Verdict.REVOKED, 10),
     ],
@@ -384,18 +390,18 @@ def test_the_look_for_an_earlier_order_is_bounded(
     async def work(books: Books, caller: Caller) -> None:
         for i in range(500):
             books.wallet.at(NOW_US + i)
-            await books.admit(caller, f"same-{i:03}", placed=Placed("order", tries=0))
+            await books.admit(caller, f"same-{i:03}", identity=OrderIdentity("order", tries=0))
             await books.settle(caller, f"same-{i:03}")
-        for i in range(499 if verdict is Verdict.EARLIER else 500):
-            answer = await books.admit(caller, f"again-{i}", placed=Placed("order", tries=1))
+        for i in range(499 if verdict is Verdict.DUPLICATE else 500):
+            answer = await books.admit(caller, f"again-{i}", identity=OrderIdentity("order", tries=1))
             assert given(answer) == f"same-{i:03}"
-        await books.admit(caller, "other", placed=Placed("other"))
+        await books.admit(caller, "other", identity=OrderIdentity("other"))
         if limits is None:
             await books.accounts.revoke_key(caller.key_id)
         else:
             await books.accounts.set_limits(caller.org_id, limits)
         before = await commands(books.redis)
-        answer = await books.admit(caller, "last", pinned(), Placed("order", tries=1))
+        answer = await books.admit(caller, "last", pinned(), OrderIdentity("order", tries=1))
         assert (answer.verdict, await commands(books.redis) - before <= most) == (verdict, True)
         if answer.earlier:
             assert answer.earlier.request_id == "same-499"
@@ -409,10 +415,10 @@ def test_orders_that_failed_hide_none_behind_them(redis_url: str, tmp_path: Path
 
     async def work(books: Books, caller: Caller) -> None:
         for i in range(100):
-            await books.admit(caller, f"failed-{i}", placed=ORDER)
+            await books.admit(caller, f"failed-{i}", identity=ORDER)
             await books.wallet.void(caller.org_id, f"failed-{i}", "busy")
-        await books.admit(caller, "lost", placed=ORDER)
-        assert given(await books.admit(caller, "retry", placed=Placed("order", tries=1))) == "lost"
+        await books.admit(caller, "lost", identity=ORDER)
+        assert given(await books.admit(caller, "retry", identity=OrderIdentity("order", tries=1))) == "lost"
 
     check(redis_url, tmp_path, work)
 
@@ -423,11 +429,11 @@ def test_a_retry_above_the_rate_is_given_its_order_once_it_may(redis_url: str, t
 
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 1})
-        await books.admit(caller, "lost", placed=Placed("order", tries=0))
+        await books.admit(caller, "lost", identity=OrderIdentity("order", tries=0))
         await books.settle(caller, "lost")
-        refused = await books.admit(caller, "try 1", placed=Placed("order", tries=1))
+        refused = await books.admit(caller, "try 1", identity=OrderIdentity("order", tries=1))
         assert (refused.verdict, refused.retry_us) == (Verdict.REQUESTS, 60 * SECOND_US)
         books.wallet.at(NOW_US + 60 * SECOND_US)
-        assert given(await books.admit(caller, "try 2", placed=Placed("order", tries=2))) == "lost"
+        assert given(await books.admit(caller, "try 2", identity=OrderIdentity("order", tries=2))) == "lost"
 
     check(redis_url, tmp_path, work, mxn="0.84")

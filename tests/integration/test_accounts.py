@@ -11,7 +11,7 @@ import pytest
 from metering.accounts import KEY, Accounts, hash_key
 from metering.ledger.sqlite import SqliteLedger
 from metering.ports import LedgerError, WrongField
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
@@ -192,9 +192,9 @@ def test_a_bad_source_of_a_rate_is_refused(redis_url: str, tmp_path: Path, sourc
         async with open_books(redis_url, tmp_path / "l.db") as books:
             before = await books.ledger.rates()
             with pytest.raises(WrongField, match="source: must be 1 to 200"):
-                await books.accounts.add_rate(Rate("2041-01", Decimal("18.5"), source))
+                await books.accounts.add_rate(FxRate("2041-01", Decimal("18.5"), source))
             assert await books.ledger.rates() == before
-            assert await books.accounts.add_rate(Rate("2041-01", Decimal("18.5"), "DOF 2040-12-31, ñ"))
+            assert await books.accounts.add_rate(FxRate("2041-01", Decimal("18.5"), "DOF 2040-12-31, ñ"))
 
     run(work())
 

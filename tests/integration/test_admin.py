@@ -20,7 +20,7 @@ from metering.clock import utc_now
 from metering.events import Notice
 from metering.money import format_mxn
 from metering.orders import Orders
-from metering.ports import DatabaseRefused, Once, WrongField
+from metering.ports import DatabaseRefused, IdempotentWrite, WrongField
 from metering.wallet.wallet import Caller, Close, Verdict
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.schemas import ACTIONS
@@ -69,7 +69,7 @@ class Desk:
 async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
     async with open_books(redis_url, ledger_url, now_us=0) as books:
 
-        def accounts_of(actor: str, once: Once | None) -> Accounts:
+        def accounts_of(actor: str, once: IdempotentWrite | None) -> Accounts:
             return Accounts(books.ledger, books.projector, [*PLANS, "big"], MODELS, actor, once)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
@@ -246,8 +246,8 @@ def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
                 if life_d is None:
                     assert row["expires_at"] is None
                 else:
-                    lives = datetime.fromisoformat(row["expires_at"]) - datetime.fromisoformat(row["created_at"])
-                    assert round(lives / timedelta(minutes=1)) == life_d * 24 * 60
+                    is_alive = datetime.fromisoformat(row["expires_at"]) - datetime.fromisoformat(row["created_at"])
+                    assert round(is_alive / timedelta(minutes=1)) == life_d * 24 * 60
 
     run(work())
 
@@ -503,7 +503,7 @@ def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: str, l
 
     async def work() -> None:
         async with open_books(redis_url, ledger_url) as books:
-            once = Once("k", "f")
+            once = IdempotentWrite("k", "f")
             accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, "ana", once)
             org = await accounts.create_org("a", "default")
             with pytest.raises(DatabaseRefused):

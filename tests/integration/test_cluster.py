@@ -12,7 +12,7 @@ from metering.consumer import GROUP
 from metering.wallet import cluster as module
 from metering.wallet import keys
 from metering.wallet.connection import open_redis, server_of, servers, warm_up
-from metering.wallet.jobs import Jobs
+from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.pressure import Pressure, WrongPolicy
 from metering.wallet.wallet import Verdict
 from tests.cluster import MASTERS, Cluster
@@ -231,7 +231,7 @@ def test_a_heartbeat_lies_in_its_owners_partition(cluster: Cluster) -> None:
     async def work() -> None:
         redis = open_redis(cluster.url, connections=4, call_timeout_s=2.0)
         for _ in range(8):
-            owner = Jobs(redis)
+            owner = UpstreamJobs(redis)
             await owner.beat()
             assert await redis.exists(keys.alive(owner.owner)) == 1
         await redis.aclose()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metering import consumer as module
-from metering.consumer import BATCH, BOOKED_BYTES, FIRST, GROUP, LARGEST_BYTES, MOST_BYTES
+from metering.consumer import BATCH, BOOKED_BYTES, FIRST, GROUP, LARGEST_BYTES, MAX_BYTES
 from metering.events import Event
 from metering.ports import SetAside
 from metering.wallet import keys
@@ -21,7 +21,7 @@ from tests.long import LONG
 
 EVENTS = 20_000 if LONG else 3_000
 LEAST_PER_S = 400
-MOST_MIB = 200
+MAX_MIB = 200
 PROMPTS = {"ASCII": "x" * 4_000, "four bytes": "🖼" * 4_000, "escaped": '"' * 4_000, "mixed": "x" * 3_999 + "🖼"}
 
 
@@ -123,7 +123,7 @@ def test_the_largest_events_take_little_memory(redis_url: str, ledger_url: str, 
                 await drained_s(books.redis, 120.0)
                 took_s, peak = time.monotonic() - began_s, peak_mib(process.pid)
             print(f"{prompt}: {peak:.0f} MiB at most, {each * len(callers) / took_s:.0f} events/s with the start")
-            assert peak < MOST_MIB
+            assert peak < MAX_MIB
             assert await books.ledger.count_set_aside() == 0
             assert (await books.ledger.charged_up_to(callers[0].org_id)).events == each
 
@@ -151,7 +151,7 @@ def test_a_batch_is_bound_in_bytes(redis_url: str, ledger_url: str, monkeypatch:
             while ledger.refused < 2:
                 await asyncio.sleep(0.01)
             in_hand = (await books.redis.xpending(keys.OrgKeys(caller.org_id).events, GROUP))["pending"]
-            assert 0 < in_hand * 8 * 16_000 <= MOST_BYTES + FIRST * LARGEST_BYTES
+            assert 0 < in_hand * 8 * 16_000 <= MAX_BYTES + FIRST * LARGEST_BYTES
             ledger.away = False
             await drained_s(books.redis, 60.0)
             stop.set()

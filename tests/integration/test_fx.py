@@ -7,25 +7,25 @@ from pathlib import Path
 import pytest
 
 from metering.clock import month_start_us, unix_us_at
-from metering.fx import WARN_US, FxRateMissing, Rates, seed
+from metering.fx import WARN_US, FxRateMissing, FxTable, seed
 from metering.ledger.sqlite import SqliteLedger
 from metering.ports import LedgerAway
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from tests.conftest import run
 
 HOUR_US = 3_600_000_000
-NOVEMBER = Rate("2036-11", Decimal(20), "test")
+NOVEMBER = FxRate("2036-11", Decimal(20), "test")
 DECEMBER_US = month_start_us("2036-12")
 EARLY = datetime(2036, 1, 1, tzinfo=UTC)
 
 
-def rates_of(path: Path, *known: Rate, grace_h: float = 48) -> Rates:
-    async def work() -> Rates:
+def rates_of(path: Path, *known: FxRate, grace_h: float = 48) -> FxTable:
+    async def work() -> FxTable:
         ledger = SqliteLedger(path / "l.db")
         await ledger.migrate()
         for rate in known:
             await ledger.add_rate(rate, EARLY)
-        rates = Rates(ledger, grace_h)
+        rates = FxTable(ledger, grace_h)
         await rates.refresh()
         await ledger.aclose()
         return rates
@@ -45,7 +45,7 @@ def test_last_months_rate_goes_on_for_its_grace_and_no_longer(tmp_path: Path) ->
 
 def test_a_rate_of_the_month_needs_no_grace(tmp_path: Path) -> None:
     """It holds for the whole month, and not for the month after next."""
-    december = Rate("2036-12", Decimal("21.5"), "test")
+    december = FxRate("2036-12", Decimal("21.5"), "test")
     rates = rates_of(tmp_path, NOVEMBER, december)
     assert rates.rate_for("2036-12", DECEMBER_US + 100 * HOUR_US) == december
     with pytest.raises(FxRateMissing):
@@ -66,11 +66,11 @@ def test_without_grace_a_missing_rate_is_missing_at_once(tmp_path: Path) -> None
         ([NOVEMBER], DECEMBER_US - 1, ["2036-12"]),
         ([NOVEMBER], DECEMBER_US, ["2036-12"]),
         ([], DECEMBER_US - 1, ["2036-11", "2036-12"]),
-        ([NOVEMBER, Rate("2036-12", Decimal(1), "x")], DECEMBER_US - 1, []),
+        ([NOVEMBER, FxRate("2036-12", Decimal(1), "x")], DECEMBER_US - 1, []),
     ],
 )
 def test_a_missing_rate_is_alarmed_three_days_before(
-    tmp_path: Path, known: list[Rate], at_us: int, missing: list[str]
+    tmp_path: Path, known: list[FxRate], at_us: int, missing: list[str]
 ) -> None:
     """This month's at once, the next one's from three days before it begins."""
     assert rates_of(tmp_path, *known).missing(at_us) == missing
@@ -82,7 +82,7 @@ def test_a_new_rate_is_seen_and_an_absent_table_leaves_the_last_reading(tmp_path
     async def work() -> None:
         ledger = SqliteLedger(tmp_path / "l.db")
         await ledger.migrate()
-        rates = Rates(ledger, 48)
+        rates = FxTable(ledger, 48)
         await rates.refresh()
         with pytest.raises(FxRateMissing):
             rates.rate_for("2036-11", unix_us_at(EARLY))
@@ -108,7 +108,7 @@ def test_the_seed_fills_an_empty_table_and_nothing_else(tmp_path: Path) -> None:
         ledger = SqliteLedger(tmp_path / "l.db")
         await ledger.migrate()
         await seed(ledger, [NOVEMBER])
-        await seed(ledger, [Rate("2036-11", Decimal(99), "other"), Rate("2099-12", Decimal(99), "other")])
+        await seed(ledger, [FxRate("2036-11", Decimal(99), "other"), FxRate("2099-12", Decimal(99), "other")])
         assert await ledger.rates() == [NOVEMBER]
         await ledger.aclose()
 

@@ -18,13 +18,13 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from metering.accounts import KEY_PREFIX
-from metering.answered import most_bytes
+from metering.answered import max_bytes
 from metering.clock import period_at, utc_now
-from metering.fx import Rates
+from metering.fx import FxTable
 from metering.ledger.sqlite import open_sqlite
-from metering.pricing import Quote, Rate
+from metering.pricing import FxRate, Quote
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Admission, Caller, Placed, RateState, Verdict
+from metering.wallet.wallet import Admission, Caller, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
 from proxy.api.images import ImagesEndpoint
 from proxy.api.replies import Replies
@@ -57,11 +57,11 @@ from tests.integration.edge_kit import (
     generations,
     hanging,
     job,
-    keeper,
     order,
     picture,
     png,
     room_for,
+    uploader,
     whole,
 )
 
@@ -71,7 +71,7 @@ STORED_S = 3.0
 """Until a deadline by which what comes at once is stored, also on a machine that is busy with something else."""
 """flux-1.1-pro at FX 20, micro-MXN."""
 
-MOST_IMAGE_BYTES = 100_000
+MAX_IMAGE_BYTES = 100_000
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Ended:
 
 async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked: AdmittedOrder) -> Ended:
     delivery, error = None, None
-    async with generations(wallet, LocalStore(root), {"fal": provider}, MOST_IMAGE_BYTES) as running:
+    async with generations(wallet, LocalStore(root), {"fal": provider}, MAX_IMAGE_BYTES) as running:
         began_s = time.monotonic()
         try:
             delivery = await running.start(asked)
@@ -277,8 +277,8 @@ def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: 
             delivery = await running.start(asked)
             assert delivery.available_micro_mxn is None and delivery.result.cost_micro_mxn == UNIT
             assert wallet.charges == [] and wallet.settlements > 1
-            await running.answers.round()
-            await running.answers.round()
+            await running.open_orders.round()
+            await running.open_orders.round()
         assert wallet.charges == [(UNIT, delivery.result.images)]
         assert (wallet.voids, files(tmp_path)) == ([], paths(asked, 0))
 
@@ -318,8 +318,8 @@ def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
                 await running.start(job(order(), reply_s=1.5, hold_s=0.9))
             assert caught.value.kind is Kind.DEADLINE
             await running.drain()
-            await running.answers.round()
-            assert running.answers.waiting == 0
+            await running.open_orders.round()
+            assert running.open_orders.waiting == 0
         assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
 
     run(work())
@@ -479,7 +479,7 @@ def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path)
         (b"", "bad_image"),
         (b"<html>", "bad_image"),
         (b"\x89PN", "bad_image"),
-        (b"\x89PNG\r\n\x1a\n" + b"x" * MOST_IMAGE_BYTES, "bad_image"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * MAX_IMAGE_BYTES, "bad_image"),
     ],
 )
 def test_what_is_no_image_or_too_large_is_not_stored(tmp_path: Path, data: bytes, reason: str) -> None:
@@ -577,7 +577,15 @@ class Door(ScriptedWallet):
         return CALLER
 
     async def admit(
-        self, caller: Caller, request_id: str, quote: Quote, opened: bytes, placed: Placed, *, life_s: float, owner: str
+        self,
+        caller: Caller,
+        request_id: str,
+        quote: Quote,
+        opened: bytes,
+        identity: OrderIdentity,
+        *,
+        life_s: float,
+        owner: str,
     ) -> Admission:
         self.asked.set()
         await self.opening.wait()
@@ -592,8 +600,8 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     """The hot path over this wallet and this provider; its generations are over at the end."""
     ledger = open_sqlite(f"sqlite:///{root / 'ledger.db'}")
     await ledger.migrate()
-    await ledger.add_rate(Rate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
-    rates = Rates(ledger, grace_h=0)
+    await ledger.add_rate(FxRate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
+    rates = FxTable(ledger, grace_h=0)
     await rates.refresh()
     store = LocalStore(root / "images")
     replies = Replies(store, "https://images.test")
@@ -611,7 +619,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 admissions,
                 Replay(wallet, ledger),
                 running.generations,
-                Sandbox(wallet, places, keeper(store), 5),
+                Sandbox(wallet, places, uploader(store), 5),
                 replies,
                 RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
             ),
@@ -761,7 +769,7 @@ def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_
         async def generate(self, call: Call) -> AsyncGenerator[Picture]:
             async for one in super().generate(call):
                 yield one
-            call.report.revised_prompts[0] = "x" * most_bytes(1)
+            call.report.revised_prompts[0] = "x" * max_bytes(1)
 
     async def work() -> None:
         wallet, asked = ScriptedWallet(), job(order())

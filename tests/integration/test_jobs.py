@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metering.wallet import keys
-from metering.wallet.jobs import Jobs
+from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.wallet import Caller, Close
 from proxy.orders.orphans import Orphans
 from tests.conftest import run
@@ -23,22 +23,22 @@ class Called:
     def __init__(self) -> None:
         self.handles: list[str] = []
 
-    async def call_off(self, handle: str) -> None:
+    async def cancel_job(self, handle: str) -> None:
         """Remember it."""
         self.handles.append(handle)
 
 
-async def die(books: Books, jobs: Jobs) -> None:
+async def die(books: Books, jobs: UpstreamJobs) -> None:
     """What ten seconds without a beat come to."""
     await books.redis.delete(keys.alive(jobs.owner))
 
 
-def seen_from(books: Books) -> Jobs:
+def seen_from(books: Books) -> UpstreamJobs:
     """The jobs as another gateway sees them, which has missed the dead ones once already."""
-    return Jobs(books.redis)
+    return UpstreamJobs(books.redis)
 
 
-async def found(jobs: Jobs) -> list[str]:
+async def found(jobs: UpstreamJobs) -> list[str]:
     """Handles of the orphans after two looks, as a gateway makes them, sorted."""
     await jobs.orphans()
     return sorted(job.handle for job in await jobs.orphans())
@@ -51,7 +51,7 @@ def test_a_job_is_an_orphan_from_its_owners_death_until_its_order_ends(redis_url
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner, other = Jobs(books.redis), seen_from(books)
+            owner, other = UpstreamJobs(books.redis), seen_from(books)
             await books.admit(caller, "r", pinned(8))
             await owner.note(caller.org_id, "r", "fal", "https://fal/1/cancel")
             await owner.note(caller.org_id, "r", "fal", "https://fal/2/cancel\nwith a line break")
@@ -70,7 +70,7 @@ def test_a_job_without_an_open_hold_is_not_kept(redis_url: str, tmp_path: Path) 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner = Jobs(books.redis)
+            owner = UpstreamJobs(books.redis)
             await owner.note(caller.org_id, "never admitted", "fal", "h")
             await books.charge(caller, "r")
             await owner.note(caller.org_id, "r", "fal", "h")
@@ -100,7 +100,7 @@ def test_closing_an_order_forgets_its_jobs(redis_url: str, tmp_path: Path, end: 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller, neighbour = await books.org(), await books.org("neighbour")
-            owner = Jobs(books.redis)
+            owner = UpstreamJobs(books.redis)
             for one, name in ((caller, "r"), (neighbour, "theirs")):
                 await books.admit(one, name)
                 await owner.note(one.org_id, name, "fal", name)
@@ -117,7 +117,7 @@ def test_forget_takes_one_order_off_the_list(redis_url: str, tmp_path: Path) -> 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner, other = Jobs(books.redis), seen_from(books)
+            owner, other = UpstreamJobs(books.redis), seen_from(books)
             for name in ("a", "b"):
                 await books.admit(caller, name)
                 await owner.note(caller.org_id, name, "fal", name)
@@ -137,7 +137,7 @@ def test_one_of_many_claims_a_dead_owners_order(redis_url: str, tmp_path: Path) 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner = Jobs(books.redis)
+            owner = UpstreamJobs(books.redis)
             await books.admit(caller, "r")
             await owner.note(caller.org_id, "r", "fal", "h")
             await die(books, owner)
@@ -156,7 +156,7 @@ def test_flushall_is_harmless(redis_url: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner, other = Jobs(books.redis), seen_from(books)
+            owner, other = UpstreamJobs(books.redis), seen_from(books)
             await owner.beat()
             await books.admit(caller, "r")
             await owner.note(caller.org_id, "r", "fal", "lost")
@@ -178,7 +178,7 @@ def test_a_redis_that_was_away_longer_than_a_life_kills_nobody(redis_url: str, t
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner, other = Jobs(books.redis), seen_from(books)
+            owner, other = UpstreamJobs(books.redis), seen_from(books)
             await books.admit(caller, "r")
             await owner.note(caller.org_id, "r", "fal", "h")
             await die(books, owner)
@@ -214,7 +214,7 @@ def test_a_malformed_record_does_not_stop_the_others(redis_url: str, tmp_path: P
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner, upstream = Jobs(books.redis), Called()
+            owner, upstream = UpstreamJobs(books.redis), Called()
             names = keys.OrgKeys(caller.org_id)
             for name in ("mixed", "whole"):
                 await books.admit(caller, name)
@@ -239,7 +239,7 @@ def test_jobs_of_a_provider_that_is_not_set_up_here_end_as_voids_too(redis_url: 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            owner = Jobs(books.redis)
+            owner = UpstreamJobs(books.redis)
             await books.admit(caller, "r")
             await owner.note(caller.org_id, "r", "elsewhere", "h")
             await die(books, owner)

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from metering.journal.file import SYNC_S, Journal, JournalFailed, JournalFull, Keep
-from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, Past
+from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, OldJournal
 from tests.conftest import run
 
 SEGMENT = 64 * 1024
 
 
-def past_of(path: Path) -> list[Past]:
+def past_of(path: Path) -> list[OldJournal]:
     folder = Folder(path)
     try:
         return folder.past()
@@ -33,7 +33,7 @@ def told(entries: Sequence[Entry]) -> list[tuple[int, bytes]]:
     return [(entry.number, entry.data) for entry in entries]
 
 
-def only(path: Path) -> Past:
+def only(path: Path) -> OldJournal:
     (past,) = past_of(path)
     return past
 
@@ -68,7 +68,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails = 0
         self.full = self.no_files = False
-        self.most_files = 1_000_000
+        self.max_files = 1_000_000
         self._lost: list[tuple[int, int, int, int]] = []
         self._writes: dict[int, list[tuple[int, int]]] = {}
         self._sync, self._write, self._allocate = os.fdatasync, os.pwrite, os.posix_fallocate
@@ -101,7 +101,7 @@ class Disk:
 
     def _fallocate(self, descriptor: int, at: int, length: int) -> None:
         folder = Path(f"/proc/self/fd/{descriptor}").readlink().parent
-        if self.full or self.no_files or len(journals(folder)) > self.most_files:
+        if self.full or self.no_files or len(journals(folder)) > self.max_files:
             raise OSError(errno.ENOSPC, "No space left on device")
         self._allocate(descriptor, at, length)
 
@@ -403,7 +403,7 @@ def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.M
         for number in range(1, 201):
             journal.release(await journal.append(data(number)))
         kept = len(journals(tmp_path))
-        disk.most_files = kept
+        disk.max_files = kept
         await journal.reserve(3 * SEGMENT)
         assert len(journals(tmp_path)) <= kept
         await dead(journal, folder)
@@ -465,7 +465,7 @@ def test_what_is_released_is_kept_for_a_while(tmp_path: Path) -> None:
 
     async def work() -> None:
         folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT, Keep(age_s=3600, most_bytes=4 * SEGMENT))
+        journal = Journal(folder, SEGMENT, Keep(age_s=3600, max_bytes=4 * SEGMENT))
         for number in range(1, 201):
             await journal.append(data(number))
             if number != 150:

@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 
 from metering.wallet.connection import WalletAway
-from metering.wallet.jobs import Jobs, UpstreamJob
+from metering.wallet.jobs import UpstreamJob, UpstreamJobs
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Placed
+from metering.wallet.wallet import OrderIdentity
 from tests.conftest import run
 from tests.integration.money_kit import NOW_US, SECOND_US, drain, dump, hash_of, make_groups, open_books, pinned
 from tests.integration.test_replay import answered
@@ -71,25 +71,25 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
             test = await books.accounts.create_key("acme", "test", test=True)
             sandbox = await books.wallet.key(hash_of(test.secret))
             assert sandbox is not None
-            await books.wallet.admit_test(sandbox, "a/b", 1, Placed("f", key_hash="k"), "sandbox")
+            await books.wallet.admit_test(sandbox, "a/b", 1, OrderIdentity("f", key_hash="k"), "sandbox")
             for tries in range(3):
-                await books.admit(caller, f"sdk-{tries}", placed=Placed("same", tries=tries))
+                await books.admit(caller, f"sdk-{tries}", identity=OrderIdentity("same", tries=tries))
             await books.wallet.void(caller.org_id, "sdk-0", "test", comes_again=True)
-            await books.admit(caller, "keyed", pinned(2), Placed("keyed", key_hash="key"))
+            await books.admit(caller, "keyed", pinned(2), OrderIdentity("keyed", key_hash="key"))
             await books.settle(caller, "keyed", 2)
             await books.admit(caller, "gone")
-            await books.wallet.client_gone(caller, "gone", Placed("gone"))
+            await books.wallet.client_gone(caller, "gone", OrderIdentity("gone"))
             await books.settle(caller, "gone")
             await books.charge(caller, "claimed")
-            await books.admit(caller, "claims it", placed=Placed("claimed", tries=1))
-            await books.wallet.client_gone(caller, "never heard of", Placed("never heard of"))
+            await books.admit(caller, "claims it", identity=OrderIdentity("claimed", tries=1))
+            await books.wallet.client_gone(caller, "never heard of", OrderIdentity("never heard of"))
             for name in ("left", "given", "given again"):
-                await books.admit(caller, name, placed=Placed("left"))
-                await books.wallet.client_gone(caller, "left", Placed("left"))
+                await books.admit(caller, name, identity=OrderIdentity("left"))
+                await books.wallet.client_gone(caller, "left", OrderIdentity("left"))
             await books.wallet.replay(answered(caller, "replayed"))
             for i in range(80):
-                await books.admit(caller, f"refused-{i}", placed=Placed("many", tries=1))
-            jobs = Jobs(books.redis)
+                await books.admit(caller, f"refused-{i}", identity=OrderIdentity("many", tries=1))
+            jobs = UpstreamJobs(books.redis)
             await jobs.note(caller.org_id, "sdk-1", "fal", "handle")
             assert await jobs.claim(UpstreamJob("sdk-1", caller.org_id, jobs.owner, "fal", "handle"))
             await Presence(books.redis).beat(uuid4(), 0)
@@ -132,7 +132,7 @@ def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path)
             books.redis.expire = dies  # type: ignore[method-assign, assignment]
             with suppress(WalletAway):
                 await books.admit(caller, "r")
-                await books.wallet.client_gone(caller, "r", Placed("r"))
+                await books.wallet.client_gone(caller, "r", OrderIdentity("r"))
             names = OrgKeys(caller.org_id)
             assert await books.redis.hget(names.claims("r"), "gone") is not None
             for name in (names.claims("r"), names.gone(caller.key_id, "r"), names.recent(caller.key_id, "r")):

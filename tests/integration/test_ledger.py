@@ -14,7 +14,7 @@ import pytest
 from metering.ledger.record import SqlLedger
 from metering.money import MAX_MICRO_MXN
 from metering.ports import Charged, Ended, LedgerError, ListPrice, Org, SetAside
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from tests.conftest import run
 from tests.integration.money_kit import (
     ACT,
@@ -53,7 +53,7 @@ def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table:
     async def work() -> None:
         async with aclosing(await opened(ledger_url)) as ledger:
             await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
-            await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
+            await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
             await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
             await ledger.book([event(ORG, 1)], [], NOON)
 
@@ -299,7 +299,7 @@ def test_a_month_that_has_begun_keeps_its_rate(ledger_url: str) -> None:
 
     async def work() -> None:
         async with aclosing(await opened(ledger_url)) as ledger:
-            first, second = (Rate("2036-11", Decimal(number), "test") for number in ("20", "21.5"))
+            first, second = (FxRate("2036-11", Decimal(number), "test") for number in ("20", "21.5"))
             assert await ledger.add_rate(first, BEFORE)
             assert not await ledger.add_rate(first, BEFORE)
             assert await ledger.add_rate(second, BEFORE)
@@ -309,8 +309,8 @@ def test_a_month_that_has_begun_keeps_its_rate(ledger_url: str) -> None:
             with pytest.raises(LedgerError, match=r"2036-11 has begun at 21\.50 MXN"):
                 await ledger.add_rate(first, begun)
             assert not await ledger.add_rate(second, begun)
-            assert await ledger.add_rate(Rate("2036-10", Decimal(19), "late"), begun)
-            assert await ledger.add_rate(Rate("2036-12", Decimal(19), "early"), begun)
+            assert await ledger.add_rate(FxRate("2036-10", Decimal(19), "late"), begun)
+            assert await ledger.add_rate(FxRate("2036-12", Decimal(19), "early"), begun)
 
     run(work())
 

@@ -28,7 +28,7 @@ def key(number: int, **more: object) -> ApiKey:
     return replace(ApiKey(f"key_{number}", ORG, "web", f"{number:064x}", NOON.isoformat()), **more)  # type: ignore[arg-type]
 
 
-def placed(org_id: str, key_id: str, number: int) -> Event:
+def identity_of(org_id: str, key_id: str, number: int) -> Event:
     """A charge of this key, one second after the one before, with a result."""
     made = event(org_id, number)
     ended_us = made.ended_us + number * 1_000_000
@@ -41,8 +41,8 @@ def test_what_some_keys_were_charged_is_found_among_all_the_others(ledger_url: s
     async def work() -> None:
         ledger = await opened(ledger_url)
         names = ["a", "b", "c"]
-        booked = [placed(ORG, names[number % 3], number) for number in range(1, 31)]
-        foreign = [placed(OTHER, "a", number) for number in range(1, 4)]
+        booked = [identity_of(ORG, names[number % 3], number) for number in range(1, 31)]
+        foreign = [identity_of(OTHER, "a", number) for number in range(1, 4)]
         await ledger.book([*booked, *foreign], [], NOON)
         latest = booked[::-1]
         for asked in ((), ("a",), ("b", "c"), ("c", "a", "b"), ("unknown",), None):

@@ -11,7 +11,7 @@ import pytest
 
 from metering.ledger.sqlite import open_sqlite
 from metering.ports import LedgerAway, ListPrice
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from tests.conftest import run
 from tests.integration.money_kit import ACT, NOON, ROOT, event, sql
 from tests.integration.test_ledger import ORG, migrate_many, opened
@@ -34,7 +34,7 @@ def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
     async def work() -> None:
         async with aclosing(await opened(tmp_path / "l.db")) as ledger:
             await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
-            await ledger.add_rate(Rate("2036-11", Decimal(20), "test"), NOON)
+            await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
             await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
             await ledger.book([event(ORG, 1)], [], NOON)
 

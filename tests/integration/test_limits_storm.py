@@ -37,7 +37,7 @@ from tests.long import LONG
 LIMITS = [
     ("requests_per_minute", 20, 1, Verdict.REQUESTS),
     ("images_per_minute", 100, 5, Verdict.IMAGES),
-    ("in_flight", 100, 5, Verdict.FLIGHT),
+    ("in_flight", 100, 5, Verdict.IN_FLIGHT),
     ("images_per_day", 100, 5, Verdict.DAY),
     ("images_per_month", 100, 5, Verdict.MONTH),
     ("micro_mxn_per_month", 100 * UNIT, 5, Verdict.BUDGET),
@@ -128,7 +128,7 @@ QUOTAS = {
     "micro_mxn_per_month": Verdict.BUDGET,
     "images_per_month": Verdict.MONTH,
     "images_per_day": Verdict.DAY,
-    "in_flight": Verdict.FLIGHT,
+    "in_flight": Verdict.IN_FLIGHT,
 }
 """In the order in which they are looked at."""
 

@@ -94,23 +94,23 @@ def test_a_put_that_is_cancelled_at_any_moment_leaves_all_or_nothing(tmp_path: P
 
 
 @contextlib.contextmanager
-def disk_takes(most_bytes: int) -> Iterator[None]:
+def disk_takes(max_bytes: int) -> Iterator[None]:
     """Files of this process cannot grow beyond this: the kernel refuses the write that would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("most_bytes", [0, 100, WRITE_BYTES - 1, WRITE_BYTES, 300_000, 399_999])
+@pytest.mark.parametrize("max_bytes", [0, 100, WRITE_BYTES - 1, WRITE_BYTES, 300_000, 399_999])
 @pytest.mark.parametrize("chunk", [10, 65_536])
-def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, most_bytes: int, chunk: int) -> None:
+def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, max_bytes: int, chunk: int) -> None:
     """StoreFailed, and nothing is left of the picture, wherever the disk gave up."""
 
     async def work() -> None:
-        with disk_takes(most_bytes), pytest.raises(StoreFailed, match="File too large"):
+        with disk_takes(max_bytes), pytest.raises(StoreFailed, match="File too large"):
             await LocalStore(tmp_path).put(PATH, stream(b"x" * 400_000, chunk), "image/png")
 
     run(work())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.events import encode_opened
 from metering.wallet import keys
-from metering.wallet.wallet import RECENT_S, Admission, Caller, Placed, Replay, Verdict
+from metering.wallet.wallet import RECENT_S, Admission, Caller, OrderIdentity, Replay, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
     DAY_US,
@@ -29,15 +29,15 @@ from tests.integration.money_kit import (
     pinned,
 )
 
-KEYED = Placed("order", key_hash="key")
+KEYED = OrderIdentity("order", key_hash="key")
 LIFE_US, RECENT_US = int(LIFE_S * SECOND_US), int(RECENT_S * SECOND_US)
 
 Step = Callable[[Books, Caller], Awaitable[object]]
 
 
-def again(tries: int = 1, fingerprint: str = "order") -> Placed:
+def again(tries: int = 1, fingerprint: str = "order") -> OrderIdentity:
     """As an SDK repeats an order by itself."""
-    return Placed(fingerprint, tries=tries)
+    return OrderIdentity(fingerprint, tries=tries)
 
 
 def check(redis_url: str, path: Path, work: Callable[[Books, Caller], Awaitable[None]], mxn: str = "84.00") -> None:
@@ -120,14 +120,14 @@ def test_the_same_order_under_the_same_key(became: Step, end: str | None, redis_
         after = await books.cut(caller)
         if end is None:
             assert (answer.verdict, given(answer)) == (Verdict.ADMITTED, None)
-            assert await books.wallet.under_key(caller.org_id, "key") == "second"
+            assert await books.wallet.order_of_key(caller.org_id, "key") == "second"
             return
-        assert (answer.verdict, given(answer)) == (Verdict.EARLIER, "first") and answer.earlier is not None
+        assert (answer.verdict, given(answer)) == (Verdict.DUPLICATE, "first") and answer.earlier is not None
         assert (answer.earlier.end, answer.earlier.amount_micro_mxn) == (end, UNIT if end == "charge" else 0)
         assert answer.earlier.owner == ("pod-1" if end == "open" else "")
         assert answer.available_micro_mxn == before.available_micro_mxn
         assert (after.available_micro_mxn, after.number) == (before.available_micro_mxn, before.number)
-        assert await books.wallet.stands(caller.org_id, "second") is None
+        assert await books.wallet.status_of(caller.org_id, "second") is None
 
     check(redis_url, tmp_path, work)
 
@@ -160,7 +160,7 @@ def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_
         await unknown(books, caller)
         await back()
         answer = await books.admit(caller, "second", pinned(), KEYED)
-        assert answer.verdict is Verdict.EARLIER and answer.earlier is not None
+        assert answer.verdict is Verdict.DUPLICATE and answer.earlier is not None
         assert (answer.earlier.request_id, answer.earlier.end, answer.earlier.reason) == ("first", "void", "no_answer")
         assert (await books.cut(caller)).held_micro_mxn == 0
 
@@ -214,7 +214,7 @@ def test_another_order_under_the_same_key_is_refused(became: Step, redis_url: st
         await books.admit(caller, "first", pinned(), KEYED)
         await became(books, caller)
         before = dump(redis_url)
-        answer = await books.admit(caller, "second", pinned(), Placed("another-order", key_hash="key"))
+        answer = await books.admit(caller, "second", pinned(), OrderIdentity("another-order", key_hash="key"))
         assert (answer.verdict, given(answer)) == (Verdict.REUSED, None)
         assert dump(redis_url) == before
 
@@ -228,7 +228,7 @@ def test_a_free_key_takes_another_order(redis_url: str, tmp_path: Path) -> None:
     async def work(books: Books, caller: Caller) -> None:
         await books.admit(caller, "first", pinned(), KEYED)
         await failed(books, caller)
-        answer = await books.admit(caller, "second", pinned(), Placed("another-order", key_hash="key"))
+        answer = await books.admit(caller, "second", pinned(), OrderIdentity("another-order", key_hash="key"))
         assert answer.verdict is Verdict.ADMITTED
         assert (await books.admit(caller, "third", pinned(), KEYED)).verdict is Verdict.REUSED
 
@@ -244,7 +244,7 @@ def test_a_key_belongs_to_its_organisation(redis_url: str, tmp_path: Path) -> No
         for request, who, verdict in (
             ("a", caller, Verdict.ADMITTED),
             ("b", other, Verdict.ADMITTED),
-            ("c", Caller(caller.org_id, second.key_id), Verdict.EARLIER),
+            ("c", Caller(caller.org_id, second.key_id), Verdict.DUPLICATE),
         ):
             assert (await books.admit(who, request, pinned(), KEYED)).verdict is verdict
         assert await books.wallet.result(other.org_id, "a") is None
@@ -272,22 +272,22 @@ def test_a_key_counts_for_a_day(redis_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.rule(18)
-@pytest.mark.parametrize("placed", [KEYED, again()])
-def test_a_replay_is_a_request_and_no_image(placed: Placed, redis_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("identity", [KEYED, again()])
+def test_a_replay_is_a_request_and_no_image(identity: OrderIdentity, redis_url: str, tmp_path: Path) -> None:
     """Three a minute: the fourth of the same order is told to wait, whatever it would have been given (18)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"requests_per_minute": 3, "images_per_minute": 1})
-        await books.admit(caller, "first", pinned(), KEYED if placed is KEYED else Placed("order"))
+        await books.admit(caller, "first", pinned(), KEYED if identity is KEYED else OrderIdentity("order"))
         answers = []
         for tries in (1, 2, 3):
-            placing = KEYED if placed is KEYED else again(tries)
+            placing = KEYED if identity is KEYED else again(tries)
             answers.append(await books.admit(caller, f"again {tries}", pinned(), placing))
-        assert [answer.verdict for answer in answers] == [Verdict.EARLIER, Verdict.EARLIER, Verdict.REQUESTS]
+        assert [answer.verdict for answer in answers] == [Verdict.DUPLICATE, Verdict.DUPLICATE, Verdict.REQUESTS]
         assert [answer.requests.remaining for answer in answers] == [1, 0, 0]
         assert answers[2].retry_us == 20 * SECOND_US
         books.wallet.at(NOW_US + 20 * SECOND_US)
-        placing = KEYED if placed is KEYED else again(3)
+        placing = KEYED if identity is KEYED else again(3)
         assert given(await books.admit(caller, "later", pinned(), placing)) == "first"
 
     check(redis_url, tmp_path, work)
@@ -307,16 +307,18 @@ def test_a_replay_needs_no_balance(redis_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.rule(20)
-@pytest.mark.parametrize("placed", [KEYED, again()])
-def test_a_revoked_key_gets_neither_a_replay_nor_a_claim(placed: Placed, redis_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("identity", [KEYED, again()])
+def test_a_revoked_key_gets_neither_a_replay_nor_a_claim(
+    identity: OrderIdentity, redis_url: str, tmp_path: Path
+) -> None:
     """It is looked at at this moment, and nothing is written (20)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        await books.admit(caller, "first", pinned(), KEYED if placed is KEYED else Placed("order"))
+        await books.admit(caller, "first", pinned(), KEYED if identity is KEYED else OrderIdentity("order"))
         await charged(books, caller)
         await books.accounts.revoke_key(caller.key_id)
         before = dump(redis_url)
-        answer = await books.admit(caller, "second", pinned(), placed)
+        answer = await books.admit(caller, "second", pinned(), identity)
         assert (answer.verdict, given(answer)) == (Verdict.REVOKED, None)
         assert dump(redis_url) == before
 
@@ -330,7 +332,7 @@ async def place(books: Books, caller: Caller, *requests: str) -> None:
     """The same order several times, a second between them, without a key."""
     for at, request in enumerate(requests):
         books.wallet.at(NOW_US + at * SECOND_US)
-        await books.admit(caller, request, pinned(), Placed("order"))
+        await books.admit(caller, request, pinned(), OrderIdentity("order"))
 
 
 @pytest.mark.rule(18)
@@ -354,7 +356,7 @@ def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: 
 
     async def work(books: Books, caller: Caller) -> None:
         await place(books, caller, "a", "b", "c")
-        await books.wallet.client_gone(caller, "c", Placed("order"))
+        await books.wallet.client_gone(caller, "c", OrderIdentity("order"))
         answers = [await books.admit(caller, f"again-{i}", pinned(), again()) for i in range(3)]
         assert [given(answer) for answer in answers] == ["c", "a", "b"]
 
@@ -373,7 +375,9 @@ def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp
         await place(books, caller, "first")
         await became(books, caller)
         answer = await books.admit(caller, "again", pinned(), again())
-        assert (answer.verdict, given(answer)) == ((Verdict.EARLIER, "first") if claimed else (Verdict.ADMITTED, None))
+        assert (answer.verdict, given(answer)) == (
+            (Verdict.DUPLICATE, "first") if claimed else (Verdict.ADMITTED, None)
+        )
 
     check(redis_url, tmp_path, work)
 
@@ -382,23 +386,27 @@ def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp
 @pytest.mark.parametrize(
     ("first", "retry", "claimed"),
     [
-        (Placed("order"), again(), True),
-        (Placed("order"), Placed("order"), False),
-        (Placed("order"), again(fingerprint="another-order"), False),
-        (Placed("order"), Placed("order", key_hash="key", tries=1), False),
+        (OrderIdentity("order"), again(), True),
+        (OrderIdentity("order"), OrderIdentity("order"), False),
+        (OrderIdentity("order"), again(fingerprint="another-order"), False),
+        (OrderIdentity("order"), OrderIdentity("order", key_hash="key", tries=1), False),
         (KEYED, again(), False),
         (again(1), again(1), False),
         (again(1), again(2), True),
         (again(2), again(1), False),
     ],
 )
-def test_whose_retry_it_is(first: Placed, retry: Placed, claimed: bool, redis_url: str, tmp_path: Path) -> None:
+def test_whose_retry_it_is(
+    first: OrderIdentity, retry: OrderIdentity, claimed: bool, redis_url: str, tmp_path: Path
+) -> None:
     """Of the same order, with no key on either side; what ran as new at one count is repeated by later ones (18)."""
 
     async def work(books: Books, caller: Caller) -> None:
         assert (await books.admit(caller, "first", pinned(), first)).verdict is Verdict.ADMITTED
         answer = await books.admit(caller, "again", pinned(), retry)
-        assert (answer.verdict, given(answer)) == ((Verdict.EARLIER, "first") if claimed else (Verdict.ADMITTED, None))
+        assert (answer.verdict, given(answer)) == (
+            (Verdict.DUPLICATE, "first") if claimed else (Verdict.ADMITTED, None)
+        )
 
     check(redis_url, tmp_path, work)
 
@@ -420,7 +428,7 @@ def test_a_retry_claims_only_what_its_own_api_key_placed(redis_url: str, tmp_pat
 
 
 REFUSALS: list[tuple[dict[str, int | None], Verdict]] = [
-    ({"in_flight": 1}, Verdict.FLIGHT),
+    ({"in_flight": 1}, Verdict.IN_FLIGHT),
     ({"requests_per_minute": 1}, Verdict.REQUESTS),
     ({"images_per_minute": 1}, Verdict.IMAGES),
 ]
@@ -454,7 +462,7 @@ def test_a_lost_order_is_found_among_refused_ones(redis_url: str, tmp_path: Path
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
         await books.admit(caller, "lost", pinned(), again(0))
-        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.FLIGHT
+        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.IN_FLIGHT
         await books.wallet.client_gone(caller, "lost", again(0))
         await books.accounts.set_limits(caller.org_id, {"in_flight": 2})
         answers = [await books.admit(caller, name, pinned(), again()) for name in "ab"]
@@ -504,11 +512,11 @@ def test_the_try_that_is_awaited_of_what_failed_is_the_one_after_the_last(
 
 
 @pytest.mark.parametrize(
-    ("limits", "images", "placed", "denial"),
+    ("limits", "images", "identity", "denial"),
     [
-        ({"in_flight": 1}, 1, Placed("order"), Verdict.FLIGHT),
-        ({"in_flight": 1}, 1, Placed("order", key_hash="other", tries=0), Verdict.FLIGHT),
-        ({"in_flight": 1}, 2, again(0), Verdict.FLIGHT),
+        ({"in_flight": 1}, 1, OrderIdentity("order"), Verdict.IN_FLIGHT),
+        ({"in_flight": 1}, 1, OrderIdentity("order", key_hash="other", tries=0), Verdict.IN_FLIGHT),
+        ({"in_flight": 1}, 2, again(0), Verdict.IN_FLIGHT),
         ({"images_per_minute": 1}, 2, again(0), Verdict.IMAGES),
         ({"images_per_day": 1}, 1, again(0), Verdict.DAY),
         ({"images_per_month": 1}, 1, again(0), Verdict.MONTH),
@@ -517,7 +525,7 @@ def test_the_try_that_is_awaited_of_what_failed_is_the_one_after_the_last(
     ],
 )
 def test_a_refusal_after_which_no_sdk_comes_again_writes_nothing(
-    limits: dict[str, int | None], images: int, placed: Placed, denial: Verdict, redis_url: str, tmp_path: Path
+    limits: dict[str, int | None], images: int, identity: OrderIdentity, denial: Verdict, redis_url: str, tmp_path: Path
 ) -> None:
     """None that counts, a key of its own, an order that never fits, a quota, the balance."""
 
@@ -525,7 +533,7 @@ def test_a_refusal_after_which_no_sdk_comes_again_writes_nothing(
         await books.accounts.set_limits(caller.org_id, limits)
         await books.admit(caller, "made", pinned(), again(0))
         before = dump(redis_url)
-        assert (await books.admit(caller, "refused", pinned(images), placed)).verdict is denial
+        assert (await books.admit(caller, "refused", pinned(images), identity)).verdict is denial
         assert dump(redis_url) == before
 
     check(redis_url, tmp_path, work)
@@ -538,7 +546,7 @@ def test_a_refusal_is_remembered_for_three_minutes(after_us: int, made: bool, re
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
         await books.admit(caller, "a", pinned(), again(0), life_s=100)
-        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.FLIGHT
+        assert (await books.admit(caller, "refused", pinned(), again(0))).verdict is Verdict.IN_FLIGHT
         books.wallet.at(NOW_US + 150 * SECOND_US)
         await books.admit(caller, "b", pinned(), again(0))
         await books.settle(caller, "b")
@@ -555,8 +563,8 @@ def test_refusals_are_remembered_within_bounds(redis_url: str, tmp_path: Path) -
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
         await books.admit(caller, "made", pinned(), again(0))
         for number in range(1500):
-            placed = again(0, fingerprint=f"order-{number}")
-            assert (await books.admit(caller, "refused", pinned(), placed)).verdict is Verdict.FLIGHT
+            identity = again(0, fingerprint=f"order-{number}")
+            assert (await books.admit(caller, "refused", pinned(), identity)).verdict is Verdict.IN_FLIGHT
             if number in (999, 1000):
                 kept = int(await books.redis.hlen(f"{{p{keys.partition_of(caller.org_id)}}}:awaited:{caller.key_id}"))
                 assert kept == (1000 if number == 999 else 1)
@@ -582,14 +590,14 @@ def test_the_window_of_a_claim(after_us: int, claimed: bool, redis_url: str, tmp
 
 
 @pytest.mark.rule(13, 19)
-@pytest.mark.parametrize("first", [KEYED, Placed("order")])
+@pytest.mark.parametrize("first", [KEYED, OrderIdentity("order")])
 @pytest.mark.parametrize("became", [run_out, run_out_and_written, forgotten])
-def test_a_replay_of_what_was_served_again(first: Placed, became: Step, redis_url: str, tmp_path: Path) -> None:
+def test_a_replay_of_what_was_served_again(first: OrderIdentity, became: Step, redis_url: str, tmp_path: Path) -> None:
     """Recorded at zero, however often it is replayed; one lost order for each that was given for it (13, 19)."""
 
     async def work(books: Books, caller: Caller) -> None:
-        def answered(request: str) -> Answered:
-            return Answered(
+        def answered(request: str) -> AnsweredOrder:
+            return AnsweredOrder(
                 org_id=caller.org_id,
                 key_id=caller.key_id,
                 fingerprint="order",
@@ -637,9 +645,9 @@ def test_fifty_at_once_under_one_key_are_one_order(redis_url: str, tmp_path: Pat
             answers = await asyncio.gather(
                 *(admit(wallets[i % 10], caller, f"r{i}", pinned(), KEYED) for i in range(50))
             )
-        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 1, Verdict.EARLIER: 49}
+        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 1, Verdict.DUPLICATE: 49}
         (order,) = {given(answer) for answer in answers if answer.earlier}
-        assert order == await books.wallet.under_key(caller.org_id, "key")
+        assert order == await books.wallet.order_of_key(caller.org_id, "key")
         assert (await books.cut(caller)).held_micro_mxn == UNIT
 
     check(redis_url, tmp_path, work)
@@ -655,7 +663,7 @@ def test_twenty_retries_at_once_over_ten_orders(redis_url: str, tmp_path: Path) 
             answers = await asyncio.gather(
                 *(admit(wallets[i % 10], caller, f"r{i}", pinned(), again()) for i in range(20))
             )
-        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 10, Verdict.EARLIER: 10}
+        assert Counter(answer.verdict for answer in answers) == {Verdict.ADMITTED: 10, Verdict.DUPLICATE: 10}
         assert {given(answer) for answer in answers} - {None} == {f"lost-{i}" for i in range(10)}
         assert (await books.cut(caller)).held_micro_mxn == 20 * UNIT
 

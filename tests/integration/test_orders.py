@@ -15,7 +15,7 @@ from metering.orders import CannotKnow, Orders
 from metering.ports import NotThere
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Placed, Verdict
+from metering.wallet.wallet import Caller, OrderIdentity, Verdict
 from proxy.api.admin.orders import order_fields, public_id
 from tests.cluster import Cluster
 from tests.conftest import run
@@ -28,7 +28,9 @@ OWNER = uuid4().hex
 async def hold(books: Books, caller: Caller, order: str, life_s: float = 70.0) -> None:
     """Open a hold of a gateway that has a name."""
     opened = encode_opened(order, caller.org_id, caller.key_id, pinned(2), FACTS)
-    admitted = await books.wallet.admit(caller, order, pinned(2), opened, Placed("f"), life_s=life_s, owner=OWNER)
+    admitted = await books.wallet.admit(
+        caller, order, pinned(2), opened, OrderIdentity("f"), life_s=life_s, owner=OWNER
+    )
     assert admitted.verdict is Verdict.ADMITTED
 
 

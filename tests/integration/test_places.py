@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import MAX_PICTURES, SPARE_PICTURES
-from metering.answered import most_bytes
+from metering.answered import max_bytes
 from metering.journal.file import Journal
 from metering.journal.frames import PAGE_BYTES, Folder
 from metering.shares import Shares
@@ -82,7 +82,7 @@ def test_an_order_has_room_for_its_one_entry_and_a_few_files_are_enough_for_all(
     async def work() -> None:
         async with open_places(tmp_path) as (places, _):
             taken = await asyncio.gather(*(places.take("org", 8) for _ in range(MAX_PICTURES // 8)))
-            assert places._journal._reserved_bytes == len(taken) * (most_bytes(8) + 2 * PAGE_BYTES)
+            assert places._journal._reserved_bytes == len(taken) * (max_bytes(8) + 2 * PAGE_BYTES)
             assert len(places._journal._spares) < 7
             for place in taken:
                 place.give_back()

@@ -20,7 +20,7 @@ from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Order, Provider
-from proxy.providers.fal import MOST_POLL_FAILURES, Fal
+from proxy.providers.fal import MAX_POLL_FAILURES, Fal
 from proxy.providers.openai import OpenAI
 from proxy.storage.local import LocalStore
 from simulator.server import serve
@@ -431,7 +431,7 @@ def test_a_job_whose_state_cannot_be_known_is_called_off() -> None:
 
     failure = run(work())
     assert failure is not None and failure.outcome is Outcome.NO_ANSWER
-    assert [request.split()[0] for request in asked] == [b"POST", *[b"GET"] * MOST_POLL_FAILURES, b"PUT"]
+    assert [request.split()[0] for request in asked] == [b"POST", *[b"GET"] * MAX_POLL_FAILURES, b"PUT"]
 
 
 def test_pictures_that_were_whole_count_although_the_reply_breaks_off() -> None:

@@ -6,23 +6,28 @@ from pathlib import Path
 
 import pytest
 
-from metering.answered import Answered, AnsweredError, Withdrawn, decode, encode
+from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
 from metering.events import encode_opened
-from metering.wallet.wallet import Caller, Close, Placed, Replay, Verdict
+from metering.wallet.wallet import Caller, Close, OrderIdentity, Replay, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
 
 
 def answered(
-    caller: Caller, request: str = "r", images: int = 2, placed: Placed | None = None, *, client_gone: bool = False
-) -> Answered:
+    caller: Caller,
+    request: str = "r",
+    images: int = 2,
+    identity: OrderIdentity | None = None,
+    *,
+    client_gone: bool = False,
+) -> AnsweredOrder:
     """The journal's record of an order."""
-    placed = placed or Placed(request)
-    return Answered(
+    identity = identity or OrderIdentity(request)
+    return AnsweredOrder(
         org_id=caller.org_id,
         key_id=caller.key_id,
-        fingerprint=placed.fingerprint,
-        key_hash=placed.key_hash,
+        fingerprint=identity.fingerprint,
+        key_hash=identity.key_hash,
         client_gone=client_gone,
         request_id=request,
         amount_micro_mxn=images * UNIT,
@@ -103,13 +108,13 @@ def test_a_key_that_another_order_served_is_recorded_at_zero(redis_url: str, tmp
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "ledger.db") as books:
             caller = await books.org(mxn="50.00")
-            placed = Placed("same", key_hash="k")
+            identity = OrderIdentity("same", key_hash="k")
             if hold == "run out":
-                await books.admit(caller, "first", placed=placed)
+                await books.admit(caller, "first", identity=identity)
                 books.wallet.at(NOW_US + 3600 * SECOND_US)
-            assert (await books.admit(caller, "second", placed=placed)).verdict is Verdict.ADMITTED
+            assert (await books.admit(caller, "second", identity=identity)).verdict is Verdict.ADMITTED
             await books.settle(caller, "second")
-            first = answered(caller, "first", 1, placed)
+            first = answered(caller, "first", 1, identity)
             assert [await books.wallet.replay(first) for _ in range(2)] == [Replay.SERVED] * 2
             assert (await books.cut(caller)).charged_micro_mxn == UNIT
             ends = [(one.event_id, one.end, one.reason, one.amount_micro_mxn) for one in await books.events(caller)]
@@ -127,10 +132,12 @@ def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two(redis
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "ledger.db") as books:
             caller = await books.org(mxn="50.00")
-            assert (await books.admit(caller, "retry", placed=Placed("same", tries=1))).verdict is Verdict.ADMITTED
+            assert (
+                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
+            ).verdict is Verdict.ADMITTED
             await books.settle(caller, "retry")
             done = [
-                await books.wallet.replay(answered(caller, name, 1, Placed("same"), client_gone=True))
+                await books.wallet.replay(answered(caller, name, 1, OrderIdentity("same"), client_gone=True))
                 for name in ("a", "b", "a")
             ]
             assert done == [Replay.SERVED, Replay.NOW, Replay.SERVED]
@@ -147,12 +154,14 @@ def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tm
             caller = await books.org(mxn="50.00")
             await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
             await books.admit(caller, "other")
-            refused = await books.admit(caller, "refused", placed=Placed("same", tries=0))
-            assert refused.verdict is Verdict.FLIGHT
+            refused = await books.admit(caller, "refused", identity=OrderIdentity("same", tries=0))
+            assert refused.verdict is Verdict.IN_FLIGHT
             await books.settle(caller, "other")
-            assert (await books.admit(caller, "retry", placed=Placed("same", tries=1))).verdict is Verdict.ADMITTED
+            assert (
+                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
+            ).verdict is Verdict.ADMITTED
             await books.settle(caller, "retry")
-            lost = answered(caller, "lost", 1, Placed("same"), client_gone=True)
+            lost = answered(caller, "lost", 1, OrderIdentity("same"), client_gone=True)
             assert await books.wallet.replay(lost) is Replay.NOW
             assert (await books.cut(caller)).charged_micro_mxn == 3 * UNIT
 
@@ -166,9 +175,11 @@ def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "ledger.db") as books:
             caller = await books.org(mxn="50.00")
-            assert (await books.admit(caller, "retry", placed=Placed("same", tries=1))).verdict is Verdict.ADMITTED
+            assert (
+                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
+            ).verdict is Verdict.ADMITTED
             await books.settle(caller, "retry")
-            assert await books.wallet.replay(answered(caller, "a", 1, Placed("same"))) is Replay.NOW
+            assert await books.wallet.replay(answered(caller, "a", 1, OrderIdentity("same"))) is Replay.NOW
             assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT
 
     run(work())

@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
-from metering.answered import Answered, encode
+from metering.answered import AnsweredOrder, encode
 from metering.events import StoredImage
 from metering.journal.file import Journal
-from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, Past, encode_frame, file_name, survey
+from metering.journal.frames import PAGE_BYTES, Entry, Folder, JournalError, OldJournal, encode_frame, file_name, survey
 from metering.journal.salvage import check_versions, read_orders
 from tests.conftest import run
 from tests.integration.test_journal import SEGMENT, data, journals, only, written
@@ -20,7 +20,7 @@ from tests.integration.test_journal import SEGMENT, data, journals, only, writte
 INCARNATION = UUID("11111111-1111-4111-8111-111111111111")
 
 
-def found(path: Path) -> Past:
+def found(path: Path) -> OldJournal:
     """The one journal of a folder, whatever its state."""
     (past,) = survey(path).incarnations
     return past
@@ -41,7 +41,7 @@ def new(count: int) -> str:
     return file_name(INCARNATION, count)
 
 
-def numbers(past: Past) -> list[int]:
+def numbers(past: OldJournal) -> list[int]:
     return [entry.number for entry in past.entries]
 
 
@@ -176,11 +176,11 @@ FRAME_OF_THE_FIRST_VERSION = (
 """Magic, checksum, length, first number and count, whose it is; and the entry behind its length."""
 
 
-def answered(request_id: str) -> Answered:
+def answered(request_id: str) -> AnsweredOrder:
     """An order of one image."""
     image = orjson.loads(OF_THE_FIRST_VERSION)["answered"]["images"][0]
     images = (StoredImage(**image),)
-    return Answered("o", "k", "f", None, False, request_id, 840_000, images, None, b"{}", b"{}", 1, 2)
+    return AnsweredOrder("o", "k", "f", None, False, request_id, 840_000, images, None, b"{}", b"{}", 1, 2)
 
 
 @pytest.mark.rule(13)

@@ -9,7 +9,7 @@ import pytest
 from proxy.ports import Chunks, StoreFailed, StoreMisconfigured
 from proxy.storage.local import LocalStore
 from proxy.storage.probe import PREFIX
-from proxy.storage.watch import MOST_FAILURES, StoreWatch
+from proxy.storage.watch import MAX_FAILURES, StoreWatch
 from tests.conftest import run
 
 AWAY = "The store for images is away; nothing was charged."
@@ -88,11 +88,11 @@ def test_uploads_that_fail_in_a_row_shut_it_and_only_a_probe_opens_it(tmp_path: 
         watch = StoreWatch(store)
         await watch.look()
         for _ in range(3):
-            for _ in range(MOST_FAILURES - 1):
+            for _ in range(MAX_FAILURES - 1):
                 watch.failed()
             assert watch.reason is None
             watch.stored()
-        for _ in range(MOST_FAILURES):
+        for _ in range(MAX_FAILURES):
             watch.failed()
         assert watch.reason == AWAY
         watch.stored()
@@ -165,7 +165,7 @@ def test_one_bad_picture_shuts_it_for_no_longer_than_a_probe_takes(tmp_path: Pat
         watch = StoreWatch(Moody(tmp_path))
         await watch.look()
         running = asyncio.create_task(watch.run(every_s=3600))
-        for _ in range(MOST_FAILURES):
+        for _ in range(MAX_FAILURES):
             watch.failed()
         assert watch.reason == AWAY
         async with asyncio.timeout(10):

@@ -8,7 +8,7 @@ from metering.ports import WrongField
 from metering.verify import Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Close, Placed, Verdict
+from metering.wallet.wallet import Close, OrderIdentity, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import MODELS, PLANS, open_books
 from tests.long import LONG
@@ -31,7 +31,7 @@ def test_orders_of_all_its_keys_are_refused_and_reads_go_on(redis_url: str, ledg
             assert second.suspended_at == org.suspended_at, "it is suspended since then"
             denied = await books.admit(caller, "after")
             assert denied.verdict is Verdict.SUSPENDED and denied.retry_us == 0
-            tested = await books.wallet.admit_test(caller, "m", 1, Placed("f"), "test")
+            tested = await books.wallet.admit_test(caller, "m", 1, OrderIdentity("f"), "test")
             assert tested.admission.verdict is Verdict.SUSPENDED
             assert (await books.settle(caller, "before", 1)).close is Close.CHARGED
             cut = await books.wallet.read(caller.org_id, caller.key_id)
@@ -51,13 +51,13 @@ def test_an_order_that_was_placed_before_is_given_again(redis_url: str, ledger_u
     async def work() -> None:
         async with open_books(redis_url, ledger_url) as books:
             caller = await books.org("acme")
-            placed = Placed("f", key_hash="k")
-            assert (await books.admit(caller, "r1", placed=placed)).verdict is Verdict.ADMITTED
+            identity = OrderIdentity("f", key_hash="k")
+            assert (await books.admit(caller, "r1", identity=identity)).verdict is Verdict.ADMITTED
             await books.accounts.suspend_org(caller.org_id)
-            again = await books.admit(caller, "r2", placed=placed)
-            assert again.verdict is Verdict.EARLIER
+            again = await books.admit(caller, "r2", identity=identity)
+            assert again.verdict is Verdict.DUPLICATE
             assert again.earlier is not None and again.earlier.request_id == "r1"
-            new = await books.admit(caller, "r3", placed=Placed("f", key_hash="k2"))
+            new = await books.admit(caller, "r3", identity=OrderIdentity("f", key_hash="k2"))
             assert new.verdict is Verdict.SUSPENDED
 
     run(work())

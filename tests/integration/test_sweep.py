@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.clock import utc_now
 from metering.events import StoredImage
 from metering.ports import Ended, Ledger
@@ -45,7 +45,7 @@ def place(root: Path, path: str) -> Path:
     return file
 
 
-def order_of(caller: Caller, path: str) -> Answered:
+def order_of(caller: Caller, path: str) -> AnsweredOrder:
     """The journal's record of the order whose image that is."""
     image = StoredImage(path, "image/png", 1, "0" * 64, 1024, 1024)
     return replace(answered(caller, path.split("/")[1], 1), images=(image,))

@@ -25,7 +25,7 @@ from proxy.api import usage
 from proxy.api.auth import Authenticator
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.reads import ReadRates, Reports
-from proxy.api.usage import MOST_DAYS, Group, UsageEndpoint, csv_lines
+from proxy.api.usage import MAX_DAYS, Group, UsageEndpoint, csv_lines
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import run
@@ -203,7 +203,7 @@ BAD = [
     ({"from": "1782412958", "to": "2036-11-01"}, "from", "YYYY-MM-DD"),
     ({"from": "2036-1-1", "to": "2036-11-01"}, "from", "YYYY-MM-DD"),
     ({"from": "2036-11-02", "to": "2036-11-01"}, "to", "before"),
-    ({"from": "2035-11-01", "to": "2036-11-01"}, "to", f"makes more than {MOST_DAYS} days"),
+    ({"from": "2035-11-01", "to": "2036-11-01"}, "to", f"makes more than {MAX_DAYS} days"),
     ({"group_by": "day,colour"}, "group_by", "colour"),
     ({"group_by": "day,day"}, "group_by", "twice"),
     ({"group_by": "day,"}, "group_by", "none of"),

@@ -269,7 +269,7 @@ def test_a_store_that_is_away_is_said_in_bounds(
 ) -> None:
     """It is not asked for every image, and not every image is named."""
     monkeypatch.setattr(module, "GIVE_UP", 50)
-    monkeypatch.setattr(module, "MOST_NAMED", 10)
+    monkeypatch.setattr(module, "MAX_NAMED", 10)
 
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:

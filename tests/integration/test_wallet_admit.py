@@ -33,7 +33,7 @@ from tests.integration.money_kit import (
     start_worker,
 )
 
-TIGHT = WalletLimits(decision_s=10.0, most_open_holds=3, stream_backlog=4, remember_s=60)
+TIGHT = WalletLimits(decision_s=10.0, max_open_holds=3, stream_backlog=4, remember_s=60)
 
 
 Arrange = Callable[[Books, Caller], Awaitable[Quote]]
@@ -62,7 +62,7 @@ async def day_to_come(books: Books, caller: Caller) -> Quote:
 
 
 async def too_many_holds(books: Books, caller: Caller) -> Quote:
-    for i in range(TIGHT.most_open_holds):
+    for i in range(TIGHT.max_open_holds):
         assert (await books.admit(caller, f"open-{i}")).verdict is Verdict.ADMITTED
     return pinned()
 

@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from metering.answered import Answered
+from metering.answered import AnsweredOrder
 from metering.clock import period_at
 from metering.consumer import Consumer
 from metering.events import encode_opened
-from metering.journal.answers import booked_of
+from metering.journal.open_orders import booked_of
 from metering.ports import CreditType, Delivered, Snapshot
 from metering.wallet import keys, projection
 from metering.wallet.connection import load_script
-from metering.wallet.wallet import RECENT_S, Caller, Close, Placed, Replay, Verdict
+from metering.wallet.wallet import RECENT_S, Caller, Close, OrderIdentity, Replay, Verdict
 from tests.integration.money_kit import (
     ACT,
     FACTS,
@@ -73,7 +73,7 @@ REFUSING = {
     "micro_mxn_per_month": Verdict.BUDGET,
     "images_per_month": Verdict.MONTH,
     "images_per_day": Verdict.DAY,
-    "in_flight": Verdict.FLIGHT,
+    "in_flight": Verdict.IN_FLIGHT,
 }
 """In the order in which they are looked at."""
 
@@ -103,7 +103,7 @@ class Order:
 
     placing: Placing
     expires_us: int
-    stands: str = "open"
+    status: str = "open"
     delivered: int = 0
     asking: set[str] = field(default_factory=set)
     gone_us: int | None = None
@@ -128,7 +128,7 @@ class Model:
     orders: dict[str, Order] = field(default_factory=dict)
     events: list[tuple[str, str, int]] = field(default_factory=list)
     booked: int = 0
-    under_key: dict[str, str] = field(default_factory=dict)
+    order_of_key: dict[str, str] = field(default_factory=dict)
     ran_as_new: dict[tuple[int, str], str] = field(default_factory=dict)
     awaited: Counter[tuple[int, str, int]] = field(default_factory=Counter)
     awaited_us: dict[tuple[int, str, int], int] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class Model:
         open_ = sum(
             order.placing.images
             for order in self.orders.values()
-            if order.stands == "open" and scope in ("org", order.placing.api_key)
+            if order.status == "open" and scope in ("org", order.placing.api_key)
         )
         images = open_ + (0 if what == "in_flight" else self.delivered(scope))
         return images * UNIT if what == "micro_mxn_per_month" else images
@@ -179,7 +179,7 @@ class Model:
     @property
     def held(self) -> int:
         """An order that ran out holds nothing, whether or not somebody wrote that down (rule 7)."""
-        return sum(order.placing.images for order in self.orders.values() if order.stands == "open") * UNIT
+        return sum(order.placing.images for order in self.orders.values() if order.status == "open") * UNIT
 
     @property
     def charged(self) -> int:
@@ -192,29 +192,29 @@ class Model:
     def known(self, request: str | None) -> str | None:
         """How an order stands for whoever asks; one that has run out, or was lost, is not there."""
         order = self.orders.get(request or "")
-        return None if order is None or order.stands == "run out" else order.stands
+        return None if order is None or order.status == "run out" else order.status
 
     def pass_time(self, seconds: int) -> None:
         self.now_us += seconds * SECOND_US
         self.requests = self.images = 0
         for order in self.orders.values():
-            if order.stands == "open" and order.expires_us <= self.now_us:
-                order.stands = "run out"
+            if order.status == "open" and order.expires_us <= self.now_us:
+                order.status = "run out"
 
     def end(self, request: str, end: str, images: int = 0) -> None:
         """An order ends, and that is told."""
-        self.orders[request].stands, self.orders[request].delivered = end, images
+        self.orders[request].status, self.orders[request].delivered = end, images
         self.events.append((request, end, images * UNIT))
         self.tell()
 
     def write_expiries(self) -> None:
         for request, order in self.orders.items():
-            if order.stands == "run out":
+            if order.status == "run out":
                 self.end(request, "expiry")
 
     def placed_before(self, key: str) -> str | None:
         """The order under an idempotency key; one that ran out left it free (rule 17)."""
-        request = self.under_key.get(key)
+        request = self.order_of_key.get(key)
         return request if self.known(request) not in (None, "expiry") else None
 
     def claimable(self, api_key: int, fingerprint: str, tries: int) -> set[str]:
@@ -228,7 +228,7 @@ class Model:
             for request, order in self.orders.items()
             if (order.placing.api_key, order.placing.fingerprint) == (api_key, fingerprint)
             and order.placing.key is None
-            and order.stands in ("open", "charge")
+            and order.status in ("open", "charge")
             and tries not in order.claims
             and not order.lost
         }
@@ -254,7 +254,7 @@ class Model:
         """One of those who asked for it is seen to leave. What failed is of no use to another."""
         order = self.orders[request]
         order.asking.discard(who)
-        if not order.asking and order.placing.key is None and order.stands in ("open", "charge"):
+        if not order.asking and order.placing.key is None and order.status in ("open", "charge"):
             order.gone_us, order.left_tries = self.now_us, tries
 
     def still_awaited(self, tried: tuple[int, str, int]) -> int:
@@ -270,10 +270,10 @@ class Model:
     def replay(self, request: str, placing: Placing, images: int) -> Replay:
         """A journal says that it was answered 200: charged once, or never where another was for it (8, 13, 19)."""
         order = self.orders.get(request)
-        if order is not None and order.stands == "charge":
+        if order is not None and order.status == "charge":
             return Replay.CHARGED
         kind = (placing.api_key, placing.fingerprint)
-        other = self.under_key.get(placing.key) if placing.key else self.ran_as_new.get(kind)
+        other = self.order_of_key.get(placing.key) if placing.key else self.ran_as_new.get(kind)
         served = other not in (None, request) and self.known(other) == "charge"
         forgotten = order is None
         if order is None:
@@ -287,14 +287,14 @@ class Model:
             del self.ran_as_new[kind]
         order.served = True
         if forgotten:
-            order.stands = "void"  # what had become of it is the ledger's to know
-        elif order.stands in ("open", "run out"):
+            order.status = "void"  # what had become of it is the ledger's to know
+        elif order.status in ("open", "run out"):
             self.end(request, "void")
         return Replay.SERVED
 
     def take_the_key_back(self, key: str, request: str) -> None:
         """What is being made under it once more, as Redis had forgotten this one, is not charged."""
-        other, self.under_key[key] = self.under_key.get(key), request
+        other, self.order_of_key[key] = self.order_of_key.get(key), request
         if other is not None and other != request and self.known(other) == "open":
             self.end(other, "void")
             self.orders[other].served = True
@@ -302,7 +302,7 @@ class Model:
     def lose_everything(self) -> None:
         """Redis forgets. What the ledger has stays true, and nothing else is known."""
         del self.events[self.booked :]
-        self.orders, self.under_key, self.ran_as_new, self.awaited = {}, {}, {}, Counter()
+        self.orders, self.order_of_key, self.ran_as_new, self.awaited = {}, {}, {}, Counter()
         self.look_us = None
         self.requests = self.images = 0
         self.told = set(self.told_for_good)
@@ -347,7 +347,7 @@ class WalletMachine(RuleBasedStateMachine):
         self.model = Model()
         self.placings = self.model.placings
         self.snapshots: list[Snapshot] = []
-        self.given: list[tuple[str, str, Placed]] = []
+        self.given: list[tuple[str, str, OrderIdentity]] = []
         self.books.wallet.at(NOW_US)
         first: Caller = self.do(self.books.org(self.name, "0.00"))
         second = self.do(self.books.accounts.create_key(first.org_id, "second"))
@@ -407,112 +407,112 @@ class WalletMachine(RuleBasedStateMachine):
 
     @rule(images=IMAGES, life_s=st.integers(1, 60), api_key=API_KEYS, fingerprint=FINGERPRINTS)
     def admit(self, images: int, life_s: int, api_key: int, fingerprint: str) -> None:
-        self.place(images, life_s, api_key, Placed(fingerprint))
+        self.place(images, life_s, api_key, OrderIdentity(fingerprint))
 
     @rule(images=IMAGES, life_s=st.integers(1, 60), key=KEYS, fingerprint=FINGERPRINTS)
     def admit_under_a_key(self, images: int, life_s: int, key: str, fingerprint: str) -> None:
-        self.place(images, life_s, 0, Placed(fingerprint, key_hash=key))
+        self.place(images, life_s, 0, OrderIdentity(fingerprint, key_hash=key))
 
     @rule(images=IMAGES, tries=st.integers(0, 2), api_key=API_KEYS, fingerprint=FINGERPRINTS)
     def admit_again(self, images: int, tries: int, api_key: int, fingerprint: str) -> None:
-        self.place(images, 30, api_key, Placed(fingerprint, tries=tries))
+        self.place(images, 30, api_key, OrderIdentity(fingerprint, tries=tries))
 
     def opened(self, request: str, placing: Placing) -> bytes:
         once = f"{placing.key} {placing.fingerprint}" if placing.key else None
         key_id = self.callers[placing.api_key].key_id
         return encode_opened(self.id(request), self.org_id, key_id, pinned(placing.images), FACTS | {"once": once})
 
-    def place(self, images: int, life_s: int, api_key: int, placed: Placed) -> None:
+    def place(self, images: int, life_s: int, api_key: int, identity: OrderIdentity) -> None:
         model, request = self.model, f"r{len(self.placings)}"
-        if placed.key_hash:
-            before = model.placed_before(placed.key_hash)
+        if identity.key_hash:
+            before = model.placed_before(identity.key_hash)
             earlier = {before} if before else set()
         else:
-            earlier = model.claimable(api_key, placed.fingerprint, placed.tries or 0)
+            earlier = model.claimable(api_key, identity.fingerprint, identity.tries or 0)
         came_again = 0
-        if placed.tries and not earlier:
-            came_again = model.still_awaited((api_key, placed.fingerprint, placed.tries))
-            model.awaited[api_key, placed.fingerprint, placed.tries] -= bool(came_again)
+        if identity.tries and not earlier:
+            came_again = model.still_awaited((api_key, identity.fingerprint, identity.tries))
+            model.awaited[api_key, identity.fingerprint, identity.tries] -= bool(came_again)
         caller, price, hold = self.callers[api_key], pinned(images), self.id(request)
-        opened = self.opened(request, Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us))
-        answer = self.do(self.books.wallet.admit(caller, hold, price, opened, placed, life_s=life_s, owner="test"))
-        if placed.key_hash and before and model.orders[before].placing.fingerprint != placed.fingerprint:
+        opened = self.opened(request, Placing(images, api_key, identity.fingerprint, identity.key_hash, model.now_us))
+        answer = self.do(self.books.wallet.admit(caller, hold, price, opened, identity, life_s=life_s, owner="test"))
+        if identity.key_hash and before and model.orders[before].placing.fingerprint != identity.fingerprint:
             assert answer.verdict is Verdict.REUSED
         elif earlier:
-            assert answer.verdict is Verdict.EARLIER
+            assert answer.verdict is Verdict.DUPLICATE
             given = answer.earlier.request_id.removeprefix(f"{self.name}-")
             assert given in earlier and answer.earlier.end == model.known(given)
             assert answer.earlier.amount_micro_mxn == model.orders[given].delivered * UNIT
             model.requests += 1
-            if not placed.key_hash:
-                model.give(given, request, placed.tries or 0)
-                self.given.append((given, request, placed))
+            if not identity.key_hash:
+                model.give(given, request, identity.tries or 0)
+                self.given.append((given, request, identity))
         elif images * UNIT > model.available:
             assert answer.verdict is Verdict.BALANCE
         elif (refusal := model.refusal(images, api_key)) is not None:
             assert (answer.verdict, answer.whose, answer.limit, answer.used) == refusal
-            if placed.tries is not None and answer.verdict is Verdict.FLIGHT and images <= answer.limit:
-                model.await_try(api_key, placed.fingerprint, placed.tries)
+            if identity.tries is not None and answer.verdict is Verdict.IN_FLIGHT and images <= answer.limit:
+                model.await_try(api_key, identity.fingerprint, identity.tries)
         else:
             assert answer.verdict is Verdict.ADMITTED
             model.write_expiries()
             expires_us = model.now_us + life_s * SECOND_US
-            placing = Placing(images, api_key, placed.fingerprint, placed.key_hash, model.now_us)
-            order = Order(placing, expires_us, tries=None if placed.key_hash else placed.tries, asking={request})
+            placing = Placing(images, api_key, identity.fingerprint, identity.key_hash, model.now_us)
+            order = Order(placing, expires_us, tries=None if identity.key_hash else identity.tries, asking={request})
             self.placings[request], model.orders[request] = placing, order
             model.look_us = min(model.look_us or expires_us, expires_us)
             model.requests, model.images = model.requests + 1, model.images + images
-            if placed.key_hash:
-                model.under_key[placed.key_hash] = request
-            elif placed.tries:
+            if identity.key_hash:
+                model.order_of_key[identity.key_hash] = request
+            elif identity.tries:
                 if not came_again:
-                    model.ran_as_new[api_key, placed.fingerprint] = request
+                    model.ran_as_new[api_key, identity.fingerprint] = request
                 # A retry of the same count belongs to another order that was lost.
-                model.orders[request].claims.update(range(1, placed.tries + 1))
+                model.orders[request].claims.update(range(1, identity.tries + 1))
         assert answer.available_micro_mxn == model.available
         limits = PLANS["default"]
         assert limits.requests_per_minute - answer.requests.remaining == model.requests
-        assert answer.verdict is Verdict.EARLIER or limits.images_per_minute - answer.images.remaining == model.images
+        assert answer.verdict is Verdict.DUPLICATE or limits.images_per_minute - answer.images.remaining == model.images
 
     @rule(latest=LATEST)
     def client_gone(self, latest: int) -> None:
         """Who placed it is seen to leave."""
         request = self.request(latest)
         if (order := self.model.orders.get(request)) is not None and not order.lost:
-            placed = Placed(order.placing.fingerprint, order.placing.key, order.tries)
-            self.leave(request, request, order.placing.api_key, placed)
+            identity = OrderIdentity(order.placing.fingerprint, order.placing.key, order.tries)
+            self.leave(request, request, order.placing.api_key, identity)
 
     @rule(latest=LATEST)
     def joiner_gone(self, latest: int) -> None:
         """One that it was given to is seen to leave."""
         if self.given:
-            request, who, placed = self.given[-1 - latest % len(self.given)]
+            request, who, identity = self.given[-1 - latest % len(self.given)]
             order = self.model.orders.get(request)
             if order is not None and not order.lost and who in order.asking:
-                self.leave(request, who, order.placing.api_key, placed)
+                self.leave(request, who, order.placing.api_key, identity)
 
-    def leave(self, request: str, who: str, api_key: int, placed: Placed) -> None:
+    def leave(self, request: str, who: str, api_key: int, identity: OrderIdentity) -> None:
         caller = self.callers[api_key]
-        gone = self.books.wallet.client_gone(caller, self.id(request), placed, asked_by=self.id(who))
+        gone = self.books.wallet.client_gone(caller, self.id(request), identity, asked_by=self.id(who))
         self.do(gone)
-        self.model.leave(request, who, placed.tries)
+        self.model.leave(request, who, identity.tries)
 
     @rule(images=IMAGES, joins=st.integers(0, 2), again=st.sampled_from([None, 0, 1]), fingerprint=FINGERPRINTS)
     def left_and_placed_anew(self, images: int, joins: int, again: int | None, fingerprint: str) -> None:
         """A client without an SDK's count hangs up and tries again, now and then several times."""
-        self.place(images, 60, 0, Placed(fingerprint))
+        self.place(images, 60, 0, OrderIdentity(fingerprint))
         self.client_gone(0)
         for _ in range(joins):
-            self.place(images, 60, 0, Placed(fingerprint))
+            self.place(images, 60, 0, OrderIdentity(fingerprint))
             self.joiner_gone(0)
-        self.place(images, 60, 0, Placed(fingerprint, tries=again))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=again))
 
     @rule(latest=LATEST, images=IMAGES, in_time=st.sampled_from([True, True, False]))
     def settle(self, latest: int, images: int, in_time: bool) -> None:
         request = self.request(latest)
         model = self.model
-        stands = model.orders[request].stands if request in model.orders else None
-        images = min(images, self.placings[request].images) if stands == "open" else images
+        status = model.orders[request].status if request in model.orders else None
+        images = min(images, self.placings[request].images) if status == "open" else images
         latest_us = model.now_us if in_time else model.now_us - 1
         closing = self.do(
             self.books.wallet.settle(
@@ -524,11 +524,11 @@ class WalletMachine(RuleBasedStateMachine):
                 result=DOCUMENT,
             )
         )
-        if stands in ("charge", "void", "expiry"):
-            wanted = Close.CHARGED if stands == "charge" else Close.REFUSED
+        if status in ("charge", "void", "expiry"):
+            wanted = Close.CHARGED if status == "charge" else Close.REFUSED
         elif not in_time:
             wanted = Close.LATE
-        elif stands == "open":
+        elif status == "open":
             wanted = Close.CHARGED
             model.end(request, "charge", images)
         else:
@@ -539,12 +539,12 @@ class WalletMachine(RuleBasedStateMachine):
     def void(self, latest: int, frees: bool, again: bool) -> None:
         request = self.request(latest)
         model = self.model
-        stands = model.orders[request].stands if request in model.orders else None
+        status = model.orders[request].status if request in model.orders else None
         reason = "model" if frees else "fault"
         closing = self.do(self.books.wallet.void(self.org_id, self.id(request), reason, comes_again=again))
-        if stands in ("charge", "void", "expiry"):
-            wanted = Close.CHARGED if stands == "charge" else Close.VOIDED
-        elif stands is None:
+        if status in ("charge", "void", "expiry"):
+            wanted = Close.CHARGED if status == "charge" else Close.VOIDED
+        elif status is None:
             wanted = Close.UNKNOWN
         else:
             wanted = Close.VOIDED
@@ -553,8 +553,8 @@ class WalletMachine(RuleBasedStateMachine):
             key, last = order.placing.key, max(order.claims | {order.tries or 0})
             if order.tries is not None and (again or order.gone_us is not None):
                 model.await_try(order.placing.api_key, order.placing.fingerprint, last)
-            if frees and key and model.under_key.get(key) == request:
-                del model.under_key[key]
+            if frees and key and model.order_of_key.get(key) == request:
+                del model.order_of_key[key]
         assert (closing.close, closing.available_micro_mxn) == (wanted, model.available)
 
     @rule(latest=LATEST, images=IMAGES, twice=st.booleans())
@@ -564,7 +564,7 @@ class WalletMachine(RuleBasedStateMachine):
         if (placing := self.placings.get(request)) is None:
             return
         images = min(images, placing.images)
-        answered = Answered(
+        answered = AnsweredOrder(
             org_id=self.org_id,
             key_id=self.callers[placing.api_key].key_id,
             fingerprint=placing.fingerprint,
@@ -588,40 +588,40 @@ class WalletMachine(RuleBasedStateMachine):
     @rule(images=IMAGES, key=st.sampled_from([None, "k"]), fingerprint=FINGERPRINTS)
     def run_out_and_repeated(self, images: int, key: str | None, fingerprint: str) -> None:
         """A gateway dies with an answer in its journal; its client gets another; then the journal is found."""
-        self.place(images, 30, 0, Placed(fingerprint, key))
+        self.place(images, 30, 0, OrderIdentity(fingerprint, key))
         self.pass_time(40)
-        self.place(images, 30, 0, Placed(fingerprint, key, tries=None if key else 1))
+        self.place(images, 30, 0, OrderIdentity(fingerprint, key, tries=None if key else 1))
         self.settle(0, images, in_time=True)
         self.replay(1, images, twice=True)
 
     @rule(images=IMAGES, gone=st.booleans(), again=st.booleans(), fingerprint=FINGERPRINTS)
     def joined_and_failed(self, images: int, gone: bool, again: bool, fingerprint: str) -> None:
         """A try waits for an order that fails, beside one of the same that does not; and comes again."""
-        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=0))
         if gone:
             self.client_gone(0)
-        self.place(images, 60, 0, Placed(fingerprint, tries=1))
-        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=1))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=0))
         self.void(1, frees=True, again=again)
-        self.place(images, 60, 0, Placed(fingerprint, tries=2))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=2))
 
     @rule(images=IMAGES, gone=st.integers(0, 1), fingerprint=FINGERPRINTS)
     def two_are_lost(self, images: int, gone: int, fingerprint: str) -> None:
         """The same order twice; the gateway has seen one of the clients leave; both are repeated."""
         for _ in range(2):
-            self.place(images, 60, 0, Placed(fingerprint))
+            self.place(images, 60, 0, OrderIdentity(fingerprint))
         self.client_gone(gone)
         for _ in range(2):
-            self.place(images, 60, 0, Placed(fingerprint, tries=1))
+            self.place(images, 60, 0, OrderIdentity(fingerprint, tries=1))
 
     @rule(scope=st.sampled_from(["org", 0]), images=st.integers(1, 2), gone=st.booleans(), fingerprint=FINGERPRINTS)
     def refused_and_repeated(self, scope: Scope, images: int, gone: bool, fingerprint: str) -> None:
         """The same order twice, of which the second has no room yet; now and then the first is lost."""
         self.limit(scope, "in_flight", images, lifted=False)
-        self.place(images, 30, 0, Placed(fingerprint, tries=0))
+        self.place(images, 30, 0, OrderIdentity(fingerprint, tries=0))
         if gone:
             self.client_gone(0)
-        self.place(images, 60, 0, Placed(fingerprint, tries=0))
+        self.place(images, 60, 0, OrderIdentity(fingerprint, tries=0))
         self.limit(scope, "in_flight", 0, lifted=True)
         self.repeat(images, fingerprint)
 
@@ -629,7 +629,7 @@ class WalletMachine(RuleBasedStateMachine):
     def failed_and_repeated(self, images: int, fails: int, gone: bool, again: bool, fingerprint: str) -> None:
         """The same order twice, of which one fails; now and then its client is gone."""
         for _ in range(2):
-            self.place(images, 60, 0, Placed(fingerprint, tries=0))
+            self.place(images, 60, 0, OrderIdentity(fingerprint, tries=0))
         if gone:
             self.client_gone(fails)
         self.void(fails, frees=True, again=again)
@@ -638,18 +638,18 @@ class WalletMachine(RuleBasedStateMachine):
     def repeat(self, images: int, fingerprint: str) -> None:
         """Both are asked for again."""
         for _ in range(2):
-            self.place(images, 60, 0, Placed(fingerprint, tries=1))
+            self.place(images, 60, 0, OrderIdentity(fingerprint, tries=1))
 
     @rule(latest=LATEST)
     def ask(self, latest: int) -> None:
         """How it stands, and what it delivered."""
         request = self.request(latest)
         model, wallet = self.model, self.books.wallet
-        stands = self.do(wallet.stands(self.org_id, self.id(request)))
-        assert (stands and stands.end) == model.known(request)
+        status = self.do(wallet.status_of(self.org_id, self.id(request)))
+        assert (status and status.end) == model.known(request)
         delivered: Delivered | None = self.do(wallet.result(self.org_id, self.id(request)))
         order = model.orders.get(request)
-        if order is None or order.stands != "charge" or not order.remembered:
+        if order is None or order.status != "charge" or not order.remembered:
             assert delivered is None
         else:
             assert delivered is not None and delivered.document == DOCUMENT
@@ -670,7 +670,7 @@ class WalletMachine(RuleBasedStateMachine):
         self.do(script(keys=[names.mark, names.busy], args=[self.model.now_us, 1000, LIMITS.remember_s]))
         if (look_us := self.model.look_us) is not None and look_us <= self.model.now_us:
             self.model.write_expiries()
-            still = [one.expires_us for one in self.model.orders.values() if one.stands == "open"]
+            still = [one.expires_us for one in self.model.orders.values() if one.status == "open"]
             self.model.look_us = min(still, default=None)
 
     @rule()
@@ -705,13 +705,13 @@ class WalletMachine(RuleBasedStateMachine):
             if end == "charge":
                 again = Order(self.placings[request], 0, "charge", amount // UNIT, remembered=False, lost=True)
                 model.orders.setdefault(request, again)
-        for key in {"k", "l"} - model.under_key.keys():
+        for key in {"k", "l"} - model.order_of_key.keys():
             charged = model.charged_under(key, self.placings)
-            found = self.do(self.books.wallet.under_key(self.org_id, key))
+            found = self.do(self.books.wallet.order_of_key(self.org_id, key))
             assert (found is None) == (not charged)
             if found is not None:
-                model.under_key[key] = found.removeprefix(f"{self.name}-")
-                assert model.under_key[key] in charged
+                model.order_of_key[key] = found.removeprefix(f"{self.name}-")
+                assert model.order_of_key[key] in charged
 
     @invariant()
     def every_figure_agrees(self) -> None:
@@ -727,8 +727,8 @@ class WalletMachine(RuleBasedStateMachine):
     def every_key_agrees(self) -> None:
         if hasattr(self, "callers"):
             for key in ("k", "l"):
-                request = self.model.under_key.get(key)
-                found = self.do(self.books.wallet.under_key(self.org_id, key))
+                request = self.model.order_of_key.get(key)
+                found = self.do(self.books.wallet.order_of_key(self.org_id, key))
                 assert found == (None if request is None else self.id(request))
 
     def teardown(self) -> None:

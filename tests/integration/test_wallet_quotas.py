@@ -181,7 +181,7 @@ BUDGET: Table = [
     ("2036-12-01 06:00:00", "a7 1", OK),
     ("2036-12-01 06:00:00", "a8 1", "BUDGET org 0.84/0.84 31 days, 0:00:00"),
 ]
-FLIGHT: Table = [
+IN_FLIGHT: Table = [
     (f"{D} 18:00:00", "org in_flight 10", ""),
     (f"{D} 18:00:00", "key b in_flight 4", ""),
     (f"{D} 18:00:00", "b1 5", "FLIGHT key 0/4 never"),
@@ -245,7 +245,7 @@ TABLES = {
     "never at all": NEVER_AT_ALL,
     "rate over midnight": RATE_OVER_MIDNIGHT,
     "budget": BUDGET,
-    "in flight": FLIGHT,
+    "in flight": IN_FLIGHT,
     "replayed": REPLAYED,
     "changed": CHANGED,
 }
@@ -276,9 +276,9 @@ async def end_all(shop: Shop) -> None:
 
 
 # at_s, order, verdict, limit, remaining, reset_s, retry_s
-Rate = tuple[int, str, Verdict, int, int, float, float]
+FxRate = tuple[int, str, Verdict, int, int, float, float]
 ADMITTED, REQUESTS, IMAGES = Verdict.ADMITTED, Verdict.REQUESTS, Verdict.IMAGES
-REQUESTS_OF_A_KEY: list[Rate] = [
+REQUESTS_OF_A_KEY: list[FxRate] = [
     # The organisation has 6 a minute, key a 2.
     (0, "a1 1", ADMITTED, 2, 1, 30, 0),
     (0, "a2 1", ADMITTED, 2, 0, 60, 0),
@@ -293,7 +293,7 @@ REQUESTS_OF_A_KEY: list[Rate] = [
     (10, "b6 1", ADMITTED, 6, 0, 60, 0),
     (30, "a5 1", ADMITTED, 2, 0, 60, 0),
 ]
-IMAGES_OF_A_KEY: list[Rate] = [
+IMAGES_OF_A_KEY: list[FxRate] = [
     # The organisation has 6 a minute, key a 4.
     (0, "a1 2", ADMITTED, 4, 2, 30, 0),
     (0, "a2 5", IMAGES, 4, 2, 30, 0),  # never
@@ -306,7 +306,7 @@ IMAGES_OF_A_KEY: list[Rate] = [
 
 
 @pytest.mark.parametrize(("what", "table"), [("requests", REQUESTS_OF_A_KEY), ("images", IMAGES_OF_A_KEY)])
-def test_of_two_rates_the_tighter_one_is_told(redis_url: str, tmp_path: Path, what: str, table: list[Rate]) -> None:
+def test_of_two_rates_the_tighter_one_is_told(redis_url: str, tmp_path: Path, what: str, table: list[FxRate]) -> None:
     """Limit, rest, reset and wait are those of the key or of its organisation, whichever has less left or refuses."""
 
     async def work() -> None:

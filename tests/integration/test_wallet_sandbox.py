@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from metering.clock import utc_at
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected
-from metering.wallet.wallet import Caller, Placed, Rehearsal, Verdict
+from metering.wallet.wallet import Caller, OrderIdentity, Rehearsal, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import DAY_US, NOW_US, SECOND_US, Books, dump, open_books, open_wallets, pinned, wipe
 
@@ -32,10 +32,10 @@ async def rehearse(
     caller: Caller,
     request_id: str = "r",
     images: int = 1,
-    placed: Placed | None = None,
+    identity: OrderIdentity | None = None,
     model: str = MODEL,
 ) -> Rehearsal:
-    return await books.wallet.admit_test(caller, model, images, placed or Placed("f"), request_id)
+    return await books.wallet.admit_test(caller, model, images, identity or OrderIdentity("f"), request_id)
 
 
 def verdict(rehearsal: Rehearsal) -> Verdict:
@@ -52,7 +52,7 @@ def test_it_writes_its_keys_rates_and_its_last_use_and_nothing_else(redis_url: s
             access, once = names.access(caller.key_id).encode(), names.sandbox_once("k").encode()
             before = dump(redis_url)
             assert verdict(await rehearse(books, caller, "r1", 8)) is Verdict.ADMITTED
-            assert verdict(await rehearse(books, caller, "r2", 2, Placed("f", key_hash="k"))) is Verdict.ADMITTED
+            assert verdict(await rehearse(books, caller, "r2", 2, OrderIdentity("f", key_hash="k"))) is Verdict.ADMITTED
             after = dump(redis_url)
             (record, expires_s), (fields, _) = after.pop(once), after.pop(access)
             kept, _ = before.pop(access)
@@ -156,13 +156,13 @@ def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await sandbox_key(books, await books.org("acme", requests_per_minute=2, images_per_minute=4))
-            await rehearse(books, caller, "r1", 4, Placed("f", key_hash="k"))
-            await rehearse(books, caller, "r2", 4, Placed("f", key_hash="k"))
+            await rehearse(books, caller, "r1", 4, OrderIdentity("f", key_hash="k"))
+            await rehearse(books, caller, "r2", 4, OrderIdentity("f", key_hash="k"))
             told = (await rehearse(books, caller, "r3", 4)).admission
             assert (told.verdict, told.retry_us) == (Verdict.REQUESTS, 60 * S)
             told = (await rehearse(books, caller, "r3", 5)).admission
             assert (told.verdict, told.retry_us) == (Verdict.IMAGES, 0)
-            again = (await rehearse(books, caller, "r3", 4, Placed("f", key_hash="k"))).admission
+            again = (await rehearse(books, caller, "r3", 4, OrderIdentity("f", key_hash="k"))).admission
             assert (again.verdict, again.retry_us) == (Verdict.REQUESTS, 30 * S)
             books.wallet.at(NOW_US + 60 * S)
             assert verdict(await rehearse(books, caller, "r3", 4)) is Verdict.ADMITTED
@@ -176,7 +176,7 @@ def test_race_fifty_takers_of_five_on_a_hundred_admit_twenty(redis_url: str, tmp
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books, open_wallets(redis_url, 10) as wallets:
             caller = await sandbox_key(books, await books.org(images_per_minute=100))
-            takers = (wallets[i % 10].admit_test(caller, MODEL, 5, Placed("f"), f"r{i}") for i in range(50))
+            takers = (wallets[i % 10].admit_test(caller, MODEL, 5, OrderIdentity("f"), f"r{i}") for i in range(50))
             verdicts = [verdict(found) for found in await asyncio.gather(*takers)]
             assert (verdicts.count(Verdict.ADMITTED), verdicts.count(Verdict.IMAGES)) == (20, 30)
 
@@ -211,18 +211,18 @@ def test_an_order_under_an_idempotency_key_is_one_order(redis_url: str, tmp_path
         async with open_books(redis_url, tmp_path / "l.db") as books:
             live = await books.org(requests_per_minute=4, images_per_minute=3)
             caller, colleague = await sandbox_key(books, live), await sandbox_key(books, live)
-            assert verdict(await rehearse(books, caller, "r1", 2, Placed("f", key_hash="k"))) is Verdict.ADMITTED
+            assert verdict(await rehearse(books, caller, "r1", 2, OrderIdentity("f", key_hash="k"))) is Verdict.ADMITTED
             books.wallet.at(NOW_US + S)
-            again = await rehearse(books, caller, "r2", 2, Placed("f", key_hash="k"))
-            assert (verdict(again), again.request_id, again.admitted_s) == (Verdict.EARLIER, "r1", NOW_US // S)
+            again = await rehearse(books, caller, "r2", 2, OrderIdentity("f", key_hash="k"))
+            assert (verdict(again), again.request_id, again.admitted_s) == (Verdict.DUPLICATE, "r1", NOW_US // S)
             assert (again.admission.requests.remaining, again.admission.images.remaining) == (2, 1)
-            assert (await rehearse(books, colleague, "r3", 2, Placed("f", key_hash="k"))).request_id == "r1"
+            assert (await rehearse(books, colleague, "r3", 2, OrderIdentity("f", key_hash="k"))).request_id == "r1"
             before = dump(redis_url)
-            assert verdict(await rehearse(books, caller, "r4", 1, Placed("g", key_hash="k"))) is Verdict.REUSED
+            assert verdict(await rehearse(books, caller, "r4", 1, OrderIdentity("g", key_hash="k"))) is Verdict.REUSED
             assert dump(redis_url) == before
-            assert verdict(await rehearse(books, caller, "r5", 1, Placed("g", key_hash="l"))) is Verdict.ADMITTED
+            assert verdict(await rehearse(books, caller, "r5", 1, OrderIdentity("g", key_hash="l"))) is Verdict.ADMITTED
             other = await sandbox_key(books, await books.org("other"))
-            assert (await rehearse(books, other, "r6", 1, Placed("g", key_hash="k"))).request_id == "r6"
+            assert (await rehearse(books, other, "r6", 1, OrderIdentity("g", key_hash="k"))).request_id == "r6"
 
     run(work())
 
@@ -233,13 +233,13 @@ def test_a_live_order_and_one_of_the_sandbox_never_meet_under_a_key(redis_url: s
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             live = await books.org()
-            caller, placed = await sandbox_key(books, live), Placed("f", key_hash="k")
-            assert verdict(await rehearse(books, caller, "test", 1, placed)) is Verdict.ADMITTED
-            assert await books.wallet.under_key(live.org_id, "k") is None
-            assert (await books.admit(live, "live", pinned(), placed)).verdict is Verdict.ADMITTED
-            assert await books.wallet.under_key(live.org_id, "k") == "live"
-            assert (await rehearse(books, caller, "again", 1, placed)).request_id == "test"
-            assert await books.wallet.stands(live.org_id, "test") is None
+            caller, identity = await sandbox_key(books, live), OrderIdentity("f", key_hash="k")
+            assert verdict(await rehearse(books, caller, "test", 1, identity)) is Verdict.ADMITTED
+            assert await books.wallet.order_of_key(live.org_id, "k") is None
+            assert (await books.admit(live, "live", pinned(), identity)).verdict is Verdict.ADMITTED
+            assert await books.wallet.order_of_key(live.org_id, "k") == "live"
+            assert (await rehearse(books, caller, "again", 1, identity)).request_id == "test"
+            assert await books.wallet.status_of(live.org_id, "test") is None
 
     run(work())
 
@@ -250,7 +250,7 @@ def test_a_record_of_an_idempotency_key_lives_a_day(redis_url: str, tmp_path: Pa
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await sandbox_key(books, await books.org())
-            await rehearse(books, caller, placed=Placed("f", key_hash="k"))
+            await rehearse(books, caller, identity=OrderIdentity("f", key_hash="k"))
             left_s = await books.redis.ttl(keys.OrgKeys(caller.org_id).sandbox_once("k"))
             assert DAY_US // S - 60 < left_s <= DAY_US // S
 

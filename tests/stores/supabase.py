@@ -34,7 +34,7 @@ import jwt
 
 BASE = "/storage/v1"
 READ_BYTES = 64 * 1024
-MOST_LISTED = 1_000  # of the flat list at a time
+MAX_LISTED = 1_000  # of the flat list at a time
 _RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)")
 RECEIVE_BUFFER_BYTES = 256 * 1024
 DISCARD_BYTES = 1_500_000  # of a body that was refused at its beginning; measured: 1.3 MB is fine, 13 MB is not read
@@ -453,7 +453,7 @@ class Server:
         """By name, after the cursor, each with its whole name."""
         after = base64.b64decode(query["cursor"]).decode().removeprefix("l:") if "cursor" in query else ""
         names = sorted([*self._objects.names(), *_generated(self.behaviour.listed)])
-        begin, most = bisect.bisect_right(names, after), min(query.get("limit", 100), MOST_LISTED)
+        begin, most = bisect.bisect_right(names, after), min(query.get("limit", 100), MAX_LISTED)
         page, more = names[begin : begin + most], len(names) > begin + most
         found = [self._objects.flat(name) if self._objects.has(name) else _listed(name) for name in page]
         cursor = {"nextCursor": base64.b64encode(f"l:{page[-1]}".encode()).decode()} if more else {}

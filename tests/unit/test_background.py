@@ -108,13 +108,13 @@ def test_what_nobody_can_begin_anew_ends_the_process() -> None:
     """After a stated number of faults in a row it is given up, once, and the reason names the part."""
 
     async def work() -> None:
-        stop, part = asyncio.Event(), Scripted(*[fails] * background.MOST_FAULTS)
+        stop, part = asyncio.Event(), Scripted(*[fails] * background.MAX_FAULTS)
         kept = Background([Part("projection", part.run)], stop.set)
         with capture_logs() as lines:
             kept.begin()
             async with asyncio.timeout(SOON_S):
                 await stop.wait()
-        assert part.begun == len(lines) == background.MOST_FAULTS and kept.fails("projection")
+        assert part.begun == len(lines) == background.MAX_FAULTS and kept.fails("projection")
         await kept.end()
         with pytest.raises(BeyondHelp, match=r"^projection failed 8 times in a row"):
             kept.check()
@@ -126,7 +126,7 @@ def test_what_no_order_needs_is_begun_anew_for_ever() -> None:
     """It neither stops orders nor ends the process, however often it fails."""
 
     async def work() -> None:
-        part = Scripted(*[fails] * (2 * background.MOST_FAULTS))
+        part = Scripted(*[fails] * (2 * background.MAX_FAULTS))
         kept = Background([Part("orphans", part.run, needed=False)], nobody_gives_up)
         with capture_logs():
             kept.begin()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from config.catalogue import Catalogue, CatalogueError, Listed, Model, read_catalogue
 from metering.clock import period_at
-from metering.pricing import Price, Quote, Rate, quote
+from metering.pricing import FxRate, Price, Quote, quote
 
 BOOK = """
 price_book = "test"
@@ -151,7 +151,7 @@ def test_a_reported_price_is_bounded_by_the_most(tmp_path: Path) -> None:
 def quoted(row: Model, size: str, quality: str | None, n: int) -> Quote:
     found = listed(row, size, quality)
     price = Price("a/b", found.usd_per_image, Decimal("1.05"), "book", found.variant)
-    return quote(price, Rate("2026-11", Decimal("18.4321"), "test"), period_at(0), n)
+    return quote(price, FxRate("2026-11", Decimal("18.4321"), "test"), period_at(0), n)
 
 
 AMOUNTS = st.decimals(min_value=0, max_value=50, places=8, allow_nan=False, allow_infinity=False)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.api.encodings import DECODERS, MOST_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
+from proxy.api.encodings import DECODERS, MAX_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
 from tests.packing import PACK, zstd
 
 MOST = 64 * 1024
@@ -82,7 +82,7 @@ def test_several_members_are_one_body_and_a_thousand_are_none(encoding: str) -> 
     with pytest.raises(TooLarge):
         unpack(pack(b"x" * MOST) + pack(b"x"), MOST)
     with pytest.raises(Damaged):
-        unpack(pack(b"x") * (MOST_FRAMES + 1), MOST)
+        unpack(pack(b"x") * (MAX_FRAMES + 1), MOST)
 
 
 def test_a_window_of_eight_megabytes_is_taken_and_a_larger_one_is_not() -> None:

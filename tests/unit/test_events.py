@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from metering.clock import period_at
 from metering.events import EventError, Opened, Proof, StoredImage, decode, encode_images, encode_opened
-from metering.pricing import Price, Rate, quote
+from metering.pricing import FxRate, Price, quote
 
 NOON_US = 1_795_370_400_000_000
 ORG = "11111111-1111-4111-8111-111111111111"
@@ -22,7 +22,7 @@ FACTS = {"model": "m", "provider": "fal", "upstream": "u", "size": "1x1", "quali
 def entry(**changes: bytes) -> dict[bytes, bytes]:
     """A stream entry of one charged image."""
     price = Price("m", Decimal("0.040"), Decimal("1.05"), "book")
-    pinned = quote(price, Rate("2026-11", Decimal(20), "test"), period_at(NOON_US), 2)
+    pinned = quote(price, FxRate("2026-11", Decimal(20), "test"), period_at(NOON_US), 2)
     usual = {
         b"number": b"7",
         b"end": b"charge",

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message
 
-from metering.wallet.wallet import Caller, Placed, Stands, Wallet, WalletLimits
+from metering.wallet.wallet import Caller, OrderIdentity, OrderStatus, Wallet, WalletLimits
 from proxy.api.images import joined
 from proxy.errors import ApiError
 from proxy.orders.admission import Duplicate
@@ -25,22 +25,22 @@ class Open(Wallet):
         super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
         self.left: list[tuple[str, str | None]] = []
 
-    async def lives(self, org_id: str, owner: str) -> bool:
+    async def is_alive(self, org_id: str, owner: str) -> bool:
         return True
 
     async def client_gone(
-        self, caller: Caller, request_id: str, placed: Placed, *, asked_by: str | None = None
+        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
         self.left.append((request_id, asked_by))
 
-    async def stands(self, org_id: str, request_id: str) -> Stands:
-        return Stands(request_id, "open", "", 0, "owner")
+    async def status_of(self, org_id: str, request_id: str) -> OrderStatus:
+        return OrderStatus(request_id, "open", "", 0, "owner")
 
 
 class Dead(Open):
     """Its gateway is gone."""
 
-    async def lives(self, org_id: str, owner: str) -> bool:
+    async def is_alive(self, org_id: str, owner: str) -> bool:
         return False
 
 
@@ -49,8 +49,8 @@ NOTHING: Any = None
 
 def duplicate(deadline_s: float) -> Duplicate:
     """Of an order that is being made, due in so many seconds."""
-    status = Stands("r", "open", "", 0, "owner")
-    return Duplicate(Caller("org", "key"), Placed("f"), "asker", status, 0, time.monotonic() + deadline_s, {})
+    status = OrderStatus("r", "open", "", 0, "owner")
+    return Duplicate(Caller("org", "key"), OrderIdentity("f"), "asker", status, 0, time.monotonic() + deadline_s, {})
 
 
 def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

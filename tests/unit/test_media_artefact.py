@@ -19,7 +19,7 @@ from tests.fuzz.inline import at_once
 from tests.fuzz.replies import cut
 
 MIB = 1024 * 1024
-MOST_SIDE_PX = 8192
+MAX_SIDE_PX = 8192
 SMALL = small_images()
 CATALOGUE_SIZES = sorted({size for model in read_catalogue(None).models.values() for size in model.sizes})
 VIEWS = "jpg with two views"
@@ -28,11 +28,11 @@ VIEWS = "jpg with two views"
 class Taken:
     """What a store is given of an image, and what is known of it then. `refused` tells why it got no more."""
 
-    def __init__(self, chunks: Iterable[bytes], most_bytes: int = 64 * MIB, most_side_px: int = MOST_SIDE_PX) -> None:
+    def __init__(self, chunks: Iterable[bytes], max_bytes: int = 64 * MIB, max_side_px: int = MAX_SIDE_PX) -> None:
         self.format: Format | None = None
         self.pieces: list[bytes] = []
         self.refused = ""
-        self.artefact = Artefact(source(chunks), most_bytes, most_side_px)
+        self.artefact = Artefact(source(chunks), max_bytes, max_side_px)
         at_once(self._take())
 
     async def _take(self) -> None:
@@ -168,7 +168,7 @@ def test_a_hostile_image_needs_no_memory(name: str) -> None:
                 yield chunk
 
         async def read(chunks: AsyncIterator[bytes]) -> None:
-            artefact = Artefact(chunks, 64 * MIB, MOST_SIDE_PX)
+            artefact = Artefact(chunks, 64 * MIB, MAX_SIDE_PX)
             await artefact.begin()
             async for _ in artefact:
                 pass
@@ -196,19 +196,19 @@ def test_the_cap_is_the_most_that_is_passed_on() -> None:
     """Exactly so many bytes pass; with one less allowed, the last piece does not."""
     data = encoded(noise("RGB", (200, 200)), "PNG")
     chunks = [data[at : at + 1000] for at in range(0, len(data), 1000)]
-    assert Taken(chunks, most_bytes=len(data)).data == data
-    taken = Taken(chunks, most_bytes=len(data) - 1)
+    assert Taken(chunks, max_bytes=len(data)).data == data
+    taken = Taken(chunks, max_bytes=len(data) - 1)
     assert taken.refused == f"more than {len(data) - 1} bytes"
     assert len(taken.data) < len(data) - 1
-    assert Taken([data], most_bytes=HEAD_BYTES).pieces == []
+    assert Taken([data], max_bytes=HEAD_BYTES).pieces == []
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_side_too_long_is_refused_before_a_byte_is_passed_on(name: str) -> None:
     """The header is in the head; the longest side that is allowed passes."""
     data = SMALL[name][1]
-    assert not Taken([data], most_side_px=max(SIDES_PX)).refused
-    taken = Taken([data], most_side_px=max(SIDES_PX) - 1)
+    assert not Taken([data], max_side_px=max(SIDES_PX)).refused
+    taken = Taken([data], max_side_px=max(SIDES_PX) - 1)
     assert taken.refused == f"a side of more than {max(SIDES_PX) - 1} pixels"
     assert (taken.format, taken.pieces) == (None, [])
 
@@ -224,7 +224,7 @@ def test_a_long_head_in_small_chunks_is_read_once() -> None:
             yield data[read - 1 : read]
 
     async def begin() -> Format:
-        return await Artefact(bytewise(), MIB, MOST_SIDE_PX).begin()
+        return await Artefact(bytewise(), MIB, MAX_SIDE_PX).begin()
 
     assert run(begin()) == PNG
     assert read == HEAD_BYTES
@@ -248,7 +248,7 @@ def test_what_the_source_raises_goes_through() -> None:
     taken = []
 
     async def read() -> None:
-        artefact = Artefact(breaking(), MIB, MOST_SIDE_PX)
+        artefact = Artefact(breaking(), MIB, MAX_SIDE_PX)
         await artefact.begin()
         async for piece in artefact:
             taken.append(piece)
@@ -277,7 +277,7 @@ def test_images_are_read_beside_each_other() -> None:
                 await asyncio.sleep(0)
                 yield data[at : at + 100]
 
-        artefact = Artefact(slowly(), MIB, MOST_SIDE_PX)
+        artefact = Artefact(slowly(), MIB, MAX_SIDE_PX)
         await artefact.begin()
         return b"".join([piece async for piece in artefact])
 

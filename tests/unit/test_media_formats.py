@@ -8,9 +8,9 @@ import pytest
 
 from proxy.media.formats import AVIF, GIF, HEAD_BYTES, JPEG, PNG, WEBP, Format, NotAnImage, sniff
 from proxy.media.proof import Proof
-from proxy.media.reader import MOST_PARTS
+from proxy.media.reader import MAX_PARTS
 
-MOST_SIDE_PX = 4000
+MAX_SIDE_PX = 4000
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 
@@ -213,7 +213,7 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
     "PNG, a type of digits": (PNG, SIGNATURE + header(40, 30) + chunk(b"ID4T") + IDAT + IEND, "broken chunk"),
     "PNG, no width": (PNG, SIGNATURE + header(0, 30) + IDAT + IEND, "0 pixels"),
     "PNG, no height": (PNG, SIGNATURE + header(40, 0) + IDAT + IEND, "0 pixels"),
-    "PNG, too wide": (PNG, SIGNATURE + header(MOST_SIDE_PX + 1, 30), "4000 pixels"),
+    "PNG, too wide": (PNG, SIGNATURE + header(MAX_SIDE_PX + 1, 30), "4000 pixels"),
     "PNG, too high": (PNG, SIGNATURE + header(40, 2**32 - 1), "4000 pixels"),
     "JPEG, no frame": (JPEG, SOI + APP0 + SCAN + EOI, "out of place"),
     "JPEG, no scan": (JPEG, SOI + APP0 + frame(40, 30) + EOI, "no pixels"),
@@ -231,8 +231,8 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
     "JPEG, no width": (JPEG, SOI + frame(0, 30) + SCAN + EOI, "0 pixels"),
     "JPEG, no height": (JPEG, SOI + frame(40, 0) + SCAN + EOI, "0 pixels"),
     "JPEG, a height that comes later": (JPEG, GREY[:-2] + segment(0xDC, b"\x00\x1e") + EOI, "comes later"),
-    "JPEG, too wide": (JPEG, SOI + frame(MOST_SIDE_PX + 1, 30), "4000 pixels"),
-    "JPEG, a second one too high": (JPEG, GREY + SOI + frame(40, MOST_SIDE_PX + 1), "4000 pixels"),
+    "JPEG, too wide": (JPEG, SOI + frame(MAX_SIDE_PX + 1, 30), "4000 pixels"),
+    "JPEG, a second one too high": (JPEG, GREY + SOI + frame(40, MAX_SIDE_PX + 1), "4000 pixels"),
     "JPEG, a second one broken off": (JPEG, GREY + GREY[:-2], "breaks off"),
     "JPEG, half a second one": (JPEG, GREY + b"\xff", "breaks off"),
     "JPEG, junk": (JPEG, GREY + b"junk", "bytes after its end"),
@@ -253,7 +253,7 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
     "WebP, a short picture": (WEBP, riff(part(b"VP8 ", b"\x10\x00\x00\x9d\x01\x2a")), "broken header"),
     "WebP, no lossless signature": (WEBP, riff(part(b"VP8L", bytes(5))), "broken header"),
     "WebP, no width": (WEBP, riff(lossy(0, 30)), "0 pixels"),
-    "WebP, too wide": (WEBP, riff(canvas(MOST_SIDE_PX + 1, 30)), "4000 pixels"),
+    "WebP, too wide": (WEBP, riff(canvas(MAX_SIDE_PX + 1, 30)), "4000 pixels"),
     "GIF, no picture": (GIF, screen(40, 30) + b"\x21\xfe\x01x\x00\x3b", "no pixels"),
     "GIF, an empty picture": (GIF, screen(40, 30) + picture(40, 30, b"\x00") + b"\x3b", "no pixels"),
     "GIF, no trailer": (GIF, screen(40, 30) + picture(40, 30), "breaks off"),
@@ -261,8 +261,8 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
     "GIF, junk": (GIF, screen(40, 30) + picture(40, 30) + b"\x3b\x3b", "after its end"),
     "GIF, an unknown block": (GIF, screen(40, 30) + b"\x00" + picture(40, 30) + b"\x3b", "no known kind"),
     "GIF, no width": (GIF, screen(0, 30) + picture(40, 30) + b"\x3b", "0 pixels"),
-    "GIF, too high": (GIF, screen(40, MOST_SIDE_PX + 1), "4000 pixels"),
-    "GIF, a picture too wide": (GIF, screen(40, 30) + picture(MOST_SIDE_PX + 1, 30) + b"\x3b", "4000 pixels"),
+    "GIF, too high": (GIF, screen(40, MAX_SIDE_PX + 1), "4000 pixels"),
+    "GIF, a picture too wide": (GIF, screen(40, 30) + picture(MAX_SIDE_PX + 1, 30) + b"\x3b", "4000 pixels"),
     "AVIF, no meta": (AVIF, FTYP + MDAT, "no pixels"),
     "AVIF, no sides": (AVIF, FTYP + meta() + MDAT, "no pixels"),
     "AVIF, no mdat": (AVIF, FTYP + meta((40, 30)), "no pixels"),
@@ -282,13 +282,13 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
     "AVIF, two files": (AVIF, 2 * (FTYP + meta((40, 30)) + MDAT), "two files"),
     "AVIF, no width": (AVIF, FTYP + meta((0, 30)) + MDAT, "0 pixels"),
     "AVIF, too high": (AVIF, FTYP + meta((40, 2**32 - 1)), "4000 pixels"),
-    "AVIF, a thumbnail too wide": (AVIF, FTYP + meta((MOST_SIDE_PX, 30), (MOST_SIDE_PX + 1, 1)), "4000 pixels"),
+    "AVIF, a thumbnail too wide": (AVIF, FTYP + meta((MAX_SIDE_PX, 30), (MAX_SIDE_PX + 1, 1)), "4000 pixels"),
 }
 
 
 def sides_px(kind: Format, data: bytes, size: int) -> tuple[int, int]:
     """What the proof finds in chunks of `size` bytes. Raises NotAnImage."""
-    proof = Proof(kind, MOST_SIDE_PX)
+    proof = Proof(kind, MAX_SIDE_PX)
     for at in range(0, len(data), size):
         proof.feed(data[at : at + size])
     proof.finish()
@@ -326,12 +326,12 @@ def test_a_broken_structure_is_refused_for_its_reason_at_any_chunk_borders(name:
 )
 def test_parts_without_end_are_refused(kind: Format, beginning: bytes, part_: bytes) -> None:
     """However small they are: each takes time, and their number has a limit."""
-    proof = Proof(kind, MOST_SIDE_PX)
+    proof = Proof(kind, MAX_SIDE_PX)
     proof.feed(beginning)
 
     def feed_on() -> None:
-        for _ in range(MOST_PARTS // 1000 + 1):
+        for _ in range(MAX_PARTS // 1000 + 1):
             proof.feed(part_ * 1000)
 
-    with pytest.raises(NotAnImage, match=f"more than {MOST_PARTS} parts"):
+    with pytest.raises(NotAnImage, match=f"more than {MAX_PARTS} parts"):
         feed_on()

@@ -21,8 +21,8 @@ from tests.fuzz.replies import GOOGLE, OPENAI, Writer
 MIB = 1024 * 1024
 
 
-def reader(most_document_bytes: int = 64 * 1024) -> JsonPictures:
-    return JsonPictures("data", "b64_json", most_document_bytes)
+def reader(max_document_bytes: int = 64 * 1024) -> JsonPictures:
+    return JsonPictures("data", "b64_json", max_document_bytes)
 
 
 def or_none(chunks: Iterable[bytes]) -> Found | None:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message
 
-from proxy.api.operation import MOST_KEY_CHARACTERS
+from proxy.api.operation import MAX_KEY_CHARACTERS
 from proxy.api.requests import RequestLimits, idempotency_key, read_body
 from proxy.errors import ApiError, Kind
 from proxy.orders.order import key_hash
@@ -73,7 +73,7 @@ def test_a_body_that_is_sent_too_slowly_is_refused() -> None:
 
 def test_an_idempotency_key_is_the_same_text_however_a_client_sends_it() -> None:
     """In UTF-8, or in Latin-1 as `fetch` does, and as long as it is read; the history is asked for it by that text."""
-    for text in ("pedido-1", "pedido-año-1", "ñ" * MOST_KEY_CHARACTERS):
+    for text in ("pedido-1", "pedido-año-1", "ñ" * MAX_KEY_CHARACTERS):
         for sent in (text.encode(), text.encode("latin-1")):
             assert idempotency_key(Headers(raw=[(b"idempotency-key", sent)])) == key_hash(text)
     with pytest.raises(ApiError, match="256 characters"):

@@ -24,15 +24,15 @@ from metering.ports import (
     LAST,
     ApiKey,
     DatabaseRefused,
+    IdempotentWrite,
     Ledger,
     LedgerAway,
     LedgerError,
     NotThere,
-    Once,
     Org,
     WrongField,
 )
-from metering.pricing import Rate
+from metering.pricing import FxRate
 from metering.wallet.connection import WalletAway
 from metering.wallet.wallet import Wallet
 from proxy.api.admin.orders import order_fields, refund_fields
@@ -66,7 +66,7 @@ _REF = re.compile(r"[\w .@-]{1,64}")
 
 _NO_BODY = (b"", b"{}")
 
-AccountsOf = Callable[[str, Once | None], Accounts]
+AccountsOf = Callable[[str, IdempotentWrite | None], Accounts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Call:
     at: dict[str, str]
     body: Any
     query: Any
-    once: Once | None
+    once: IdempotentWrite | None
 
     @property
     def ref(self) -> str:
@@ -211,7 +211,7 @@ class AdminEndpoint:
             elif sent.strip() not in _NO_BODY:
                 raise ApiError(Kind.INVALID_REQUEST, "This address takes no body.")
             if key is not None:
-                once = Once(key, _fingerprint(action, at, body))
+                once = IdempotentWrite(key, _fingerprint(action, at, body))
         return Call(actor, action, at, body, query, once)
 
     # --- writes ---
@@ -386,7 +386,7 @@ async def _refund(call: Call, accounts: Accounts) -> Written:
 async def _add_rate(call: Call, accounts: Accounts) -> Written:
     body = call.body
     try:
-        rate = Rate(body.month, parse_rate(body.mxn_per_usd), body.source)
+        rate = FxRate(body.month, parse_rate(body.mxn_per_usd), body.source)
     except AmountError as error:
         raise WrongField("mxn_per_usd", str(error)) from None
     return Written(body.month, {"added": await accounts.add_rate(rate)})
@@ -439,7 +439,7 @@ def _key_fields(key: ApiKey, used_us: int | None) -> Fields:
     }
 
 
-def _rate_fields(rate: Rate) -> Fields:
+def _rate_fields(rate: FxRate) -> Fields:
     return {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MOST_A_MONTH, MOST_ORIGINS, REASON, SOURCE
+from metering.accounts import LONGEST_OVERLAP, MAX_A_MONTH, MAX_ORIGINS, REASON, SOURCE
 from metering.events import End
-from metering.limits import MOST_PER_MINUTE
+from metering.limits import MAX_PER_MINUTE
 from metering.ports import CreditType, Reading, ResponseFormat
-from proxy.api.operation import MOST_KEY_CHARACTERS, Operation, WholeNumber
+from proxy.api.operation import MAX_KEY_CHARACTERS, Operation, WholeNumber
 from proxy.errors import Kind
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ T = TypeVar("T")
 USUAL, MOST = 20, 100
 """Rows of a page."""
 
-MOST_MODELS = 100
+MAX_MODELS = 100
 """That one key may name."""
 
 _NAME = "a name: up to 64 letters, digits, spaces, or . _ @ -"
@@ -32,8 +32,8 @@ Mxn = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,10}(\.[0-9]{1,6})?$"
 Budget = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(\.[0-9]{1,6})?$")]
 Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
 Reason = Annotated[str, StringConstraints(pattern=REASON)]
-PerMinute = Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)]
-Quota = Annotated[int, Field(ge=1, le=MOST_A_MONTH)]
+PerMinute = Annotated[int, Field(ge=1, le=MAX_PER_MINUTE)]
+Quota = Annotated[int, Field(ge=1, le=MAX_A_MONTH)]
 Lifted = Literal["none"]
 
 
@@ -60,9 +60,9 @@ class NewOrg(Asked):
     plan: str = Field("default", max_length=64, description="the name of a plan")
 
 
-_PER_MINUTE = f"a whole number from 1 to {MOST_PER_MINUTE}, or null"
-_QUOTA = f'a whole number from 1 to {MOST_A_MONTH}, "none", or null for the plan\'s'
-_KEY_QUOTA = f"a whole number from 1 to {MOST_A_MONTH}, or null"
+_PER_MINUTE = f"a whole number from 1 to {MAX_PER_MINUTE}, or null"
+_QUOTA = f'a whole number from 1 to {MAX_A_MONTH}, "none", or null for the plan\'s'
+_KEY_QUOTA = f"a whole number from 1 to {MAX_A_MONTH}, or null"
 
 
 class Suspension(Asked):
@@ -114,14 +114,14 @@ class NewKey(Asked):
     expires: Moment | None = Field(
         None, description="a moment with its zone, such as 2027-01-31T00:00:00-06:00, or null"
     )
-    models: list[str] = Field([], max_length=MOST_MODELS, description="a list of model ids; empty for all")
+    models: list[str] = Field([], max_length=MAX_MODELS, description="a list of model ids; empty for all")
     test: bool = Field(False, description="true for a key of the sandbox, else false")
     read: Reading | None = Field(
         None, description='"org", "own", or null: its own orders where models are named, else all of its organisation'
     )
     response_format: ResponseFormat = Field("url", description='"url" or "b64_json"')
     origins: list[str] = Field(
-        [], max_length=MOST_ORIGINS, description="a list of origins such as https://app.example.mx; empty for no page"
+        [], max_length=MAX_ORIGINS, description="a list of origins such as https://app.example.mx; empty for no page"
     )
 
 
@@ -191,7 +191,7 @@ class WriteHeaders(BaseModel):
         None,
         alias="Idempotency-Key",
         min_length=1,
-        max_length=MOST_KEY_CHARACTERS,
+        max_length=MAX_KEY_CHARACTERS,
         description="The same write under the same key is done once.",
     )
 

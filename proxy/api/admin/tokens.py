@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jwt
 from starlette.datastructures import Headers
 
-from config.settings import JWT_LEEWAY_S, JWT_MOST_BYTES
+from config.settings import JWT_LEEWAY_S, JWT_MAX_BYTES
 from proxy.api.admin.jwks import Jwks, JwksAway
 from proxy.errors import ApiError, Kind
 
@@ -74,7 +74,7 @@ class Tokens:
 
     async def _claims(self, token: str) -> dict[str, Any]:
         wrong = _refusal("This is not a token of this gateway's administrators.")
-        if len(token) > JWT_MOST_BYTES:
+        if len(token) > JWT_MAX_BYTES:
             raise wrong
         try:
             found = await self._keys.key(jwt.get_unverified_header(token).get("kid"))

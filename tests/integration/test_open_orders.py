@@ -12,17 +12,17 @@ from uuid import uuid4
 
 import pytest
 
-from metering.answered import Answered, encode
+from metering.answered import AnsweredOrder, encode
 from metering.clock import utc_now
-from metering.journal import answers as answers_module
-from metering.journal.answers import Answers
+from metering.journal import open_orders as answers_module
 from metering.journal.file import Journal, JournalFailed, Keep
 from metering.journal.frames import Folder
+from metering.journal.open_orders import OpenOrders
 from metering.journal.recovery import Recovery
 from metering.ports import Act, LedgerAway, SetAside
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Placed, Replay
+from metering.wallet.wallet import OrderIdentity, Replay
 from tests.backups import backup
 from tests.conftest import run
 from tests.integration.money_kit import (
@@ -43,24 +43,24 @@ LATE_US = NOW_US + 13 * 3600 * SECOND_US
 
 
 @asynccontextmanager
-async def open_answers(books: Books, path: Path) -> AsyncIterator[Answers]:
+async def open_answers(books: Books, path: Path) -> AsyncIterator[OpenOrders]:
     """Answers over a journal of their own, registered in the ledger."""
     folder = Folder(path)
     journal = Journal(folder, SEGMENT)
-    answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
-    await answers.begin(utc_now())
+    open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+    await open_orders.begin(utc_now())
     try:
-        yield answers
+        yield open_orders
     finally:
         await journal.close()
         folder.close()
 
 
-async def stand(answers: Answers, order: Answered, *, charged: bool) -> None:
-    answers.stand(await answers.note(encode(order)), order.org_id, order.request_id, charged=charged)
+async def confirm(open_orders: OpenOrders, order: AnsweredOrder, *, charged: bool) -> None:
+    open_orders.confirm(await open_orders.note(encode(order)), order.org_id, order.request_id, charged=charged)
 
 
-async def unproven(books: Books, name: str) -> Answered:
+async def unproven(books: Books, name: str) -> AnsweredOrder:
     """A charged order, half a day later, whose event nobody has booked: nothing can be said of it."""
     caller = await books.org(name, mxn="8.40")
     await books.charge(caller, f"{name}-r", 2)
@@ -72,14 +72,17 @@ def test_an_order_that_cannot_be_proven_holds_up_no_other(redis_url: str, tmp_pa
     """Its event waits or was set aside; another organisation's answered order is charged all the same (rule 30)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             stuck, other = await unproven(books, "a"), await books.org("b")
             books.wallet.at(LATE_US)
-            await stand(answers, stuck, charged=False)
-            await stand(answers, replace(answered(other, "b-r"), ended_us=LATE_US), charged=False)
-            await answers.round()
+            await confirm(open_orders, stuck, charged=False)
+            await confirm(open_orders, replace(answered(other, "b-r"), ended_us=LATE_US), charged=False)
+            await open_orders.round()
             assert (await books.cut(other)).charged_micro_mxn == 2 * UNIT
-            assert answers.waiting == 2
+            assert open_orders.waiting == 2
 
     run(work())
 
@@ -90,12 +93,15 @@ def test_an_order_whose_event_was_set_aside_is_let_go(redis_url: str, tmp_path: 
     """A person has it in hand now: it keeps no file of the journal, and no gateway from closing it (rule 30)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             order = await unproven(books, "a")
-            await stand(answers, order, charged=charged)
+            await confirm(open_orders, order, charged=charged)
             await books.ledger.book([], [SetAside(1, "1-0", "x", b"{}", order.request_id, order.org_id)], utc_now())
-            await answers.round()
-            assert answers.waiting == 0
+            await open_orders.round()
+            assert open_orders.waiting == 0
 
     run(work())
 
@@ -142,20 +148,23 @@ def test_an_uncharged_order_goes_before_all_that_are_charged(
     monkeypatch.setattr(answers_module, "BATCH", 20)
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             caller = await books.org(mxn="100.00")
             for number in range(60):
                 await books.charge(caller, f"r{number}")
-                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
-            await stand(answers, answered(caller, "uncharged", 1), charged=False)
-            await answers.round()
+                await confirm(open_orders, answered(caller, f"r{number}", 1), charged=True)
+            await confirm(open_orders, answered(caller, "uncharged", 1), charged=False)
+            await open_orders.round()
             assert (await books.cut(caller)).charged_micro_mxn == 61 * UNIT
             await make_groups(books.redis)
             consumer = books.consumer()
             while await consumer.round():
                 pass
-            await answers.round()
-            assert answers.waiting == 0
+            await open_orders.round()
+            assert open_orders.waiting == 0
 
     run(work())
 
@@ -169,14 +178,17 @@ def test_a_charge_that_redis_has_lost_is_not_hidden_by_older_ones(
     monkeypatch.setattr(answers_module, "SETTLED_S", 0.0)
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             caller = await books.org(mxn="100.00")
             for number in range(40):
                 await books.charge(caller, f"r{number}")
-                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
-            await stand(answers, answered(caller, "lost", 1), charged=True)
+                await confirm(open_orders, answered(caller, f"r{number}", 1), charged=True)
+            await confirm(open_orders, answered(caller, "lost", 1), charged=True)
             for _ in range(3):  # a page each
-                await answers.round()
+                await open_orders.round()
             assert (await books.cut(caller)).charged_micro_mxn == 41 * UNIT
 
     run(work())
@@ -186,18 +198,21 @@ def test_race_rounds_at_once(redis_url: str, tmp_path: Path) -> None:
     """At a stop two look at the same orders: one after the other, and none is let go twice."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             caller = await books.org(mxn="100.00")
             await make_groups(books.redis)
             consumer = books.consumer()
             for turn in range(10):
                 for number in range(5):
                     await books.charge(caller, f"r{turn}-{number}")
-                    await stand(answers, answered(caller, f"r{turn}-{number}", 1), charged=True)
+                    await confirm(open_orders, answered(caller, f"r{turn}-{number}", 1), charged=True)
                 while await consumer.round():
                     pass
-                await asyncio.gather(*(answers.round() for _ in range(4)))
-                assert answers.waiting == 0
+                await asyncio.gather(*(open_orders.round() for _ in range(4)))
+                assert open_orders.waiting == 0
 
     run(work())
 
@@ -207,20 +222,23 @@ def test_an_old_order_that_waits_does_not_keep_every_later_file(redis_url: str, 
     """It is written again at the end, and what lies behind it goes (rule 30)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             stuck, caller = await unproven(books, "a"), await books.org("b", mxn="900.00")
             books.wallet.at(LATE_US)
-            await stand(answers, stuck, charged=True)
+            await confirm(open_orders, stuck, charged=True)
             late = books.wallet.now_us()
             for number in range(400):
                 order = replace(answered(caller, f"r{number}", 8), admitted_us=late, ended_us=late)
-                await stand(answers, order, charged=False)
-            await answers.round()
+                await confirm(open_orders, order, charged=False)
+            await open_orders.round()
             files = len(list((tmp_path / "j").glob("*.journal")))
             await books.ledger.book([one for one in await books.events(caller)], [], utc_now())
-            await answers.round()
-            await answers.round()
-            assert answers.waiting == 1
+            await open_orders.round()
+            await open_orders.round()
+            assert open_orders.waiting == 1
             assert len(list((tmp_path / "j").glob("*.journal"))) <= 3 < files
 
     run(work())
@@ -235,12 +253,12 @@ def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str, tmp_p
             await books.org()
             folder = Folder(tmp_path / "j")
             journal = Journal(folder, SEGMENT)
-            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
-            await answers.begin(utc_now())
+            open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+            await open_orders.begin(utc_now())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(books.ledger, "close_incarnation", busy)
                 with pytest.raises(LedgerAway):
-                    await answers.end(utc_now())
+                    await open_orders.end(utc_now())
             await journal.close()
             folder.close()
             assert await books.ledger.open_incarnations() == [journal.incarnation]
@@ -288,26 +306,26 @@ def test_a_restored_ledger_is_brought_what_a_journal_keeps(
             copy = backup(ledger_url)
             folder = Folder(tmp_path / "j")
             journal = Journal(folder, SEGMENT, keep)
-            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
-            await answers.begin(utc_now())
+            open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+            await open_orders.begin(utc_now())
             for number in range(3):
                 await books.charge(caller, f"r{number}")
-                await stand(answers, answered(caller, f"r{number}", 1), charged=True)
+                await confirm(open_orders, answered(caller, f"r{number}", 1), charged=True)
             await drain(books)
-            await answers.round()
-            assert answers.waiting == 0
+            await open_orders.round()
+            assert open_orders.waiting == 0
             if gateway == "is gone":
-                await answers.end(utc_now())
+                await open_orders.end(utc_now())
                 await journal.close()
             await forget_kept(books.redis)
         async with open_books(redis_url, copy, projected=False) as books:
             await books.projector.round()
             assert (await books.cut(caller)).charged_micro_mxn == 0
             recovery = Recovery(folder.past() if gateway == "is gone" else [], books.wallet, books.ledger, keep)
-            answers._wallet, answers._ledger = books.wallet, books.ledger
+            open_orders._wallet, open_orders._ledger = books.wallet, books.ledger
             for _ in range(5):
                 if gateway == "lives":
-                    await answers.round()
+                    await open_orders.round()
                 await recovery.round()
                 await books.projector.round()
                 await drain(books)
@@ -317,7 +335,7 @@ def test_a_restored_ledger_is_brought_what_a_journal_keeps(
             charges = [event.event_id async for event in books.ledger.events(org_id=caller.org_id)]
             assert sorted(charges) == ["r0", "r1", "r2"]
             gone = await books.redis.hget(OrgKeys(caller.org_id).wallet, "gone_charged")
-            assert int(gone or 0) == 0 and answers.waiting == recovery.left == 0
+            assert int(gone or 0) == 0 and open_orders.waiting == recovery.left == 0
             if gateway == "lives":
                 await journal.close()
             folder.close()
@@ -334,9 +352,9 @@ def test_a_journal_of_which_nothing_is_left_is_not_closed_in_silence(redis_url: 
             for registered in (True, False):
                 folder = Folder(tmp_path / str(registered))
                 journal = Journal(folder, SEGMENT)
-                answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
+                open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
                 if registered:
-                    await answers.begin(utc_now())
+                    await open_orders.begin(utc_now())
                     await journal.append(b"an order")
                 journal.registered = True
                 await journal.close()
@@ -381,19 +399,19 @@ def test_an_order_that_was_served_again_is_never_charged(redis_url: str, tmp_pat
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             await make_groups(books.redis)
-            caller, placed = await books.org(mxn="8.40"), Placed("f", key_hash="k")
-            await books.admit(caller, "other", placed=placed)
+            caller, identity = await books.org(mxn="8.40"), OrderIdentity("f", key_hash="k")
+            await books.admit(caller, "other", identity=identity)
             await books.settle(caller, "other")
             await drain(books)
             if late:
                 books.wallet.at(LATE_US)
             folder = Folder(tmp_path / "j")
             journal = Journal(folder, SEGMENT)
-            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
-            await answers.begin(utc_now())
-            await stand(answers, answered(caller, "first", 1, placed), charged=False)
-            await answers.round()
-            assert answers.waiting == 0
+            open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+            await open_orders.begin(utc_now())
+            await confirm(open_orders, answered(caller, "first", 1, identity), charged=False)
+            await open_orders.round()
+            assert open_orders.waiting == 0
             await journal.close()  # as if it were killed: the ledger has it as open
             await books.redis.delete(*await books.redis.keys("*:closed:*"), *await books.redis.keys("*:once:*"))
             recovery = Recovery(folder.past(), books.wallet, books.ledger)
@@ -409,17 +427,20 @@ def test_a_withdrawal_that_the_disk_refuses_is_made_again(redis_url: str, tmp_pa
     """Until the disk takes it: or a replay would charge what was answered with an error (rule 8)."""
 
     async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_answers(books, tmp_path / "j") as answers:
+        async with (
+            open_books(redis_url, tmp_path / "l.db") as books,
+            open_answers(books, tmp_path / "j") as open_orders,
+        ):
             caller = await books.org()
-            number = await answers.note(encode(answered(caller, "r", 1)))
+            number = await open_orders.note(encode(answered(caller, "r", 1)))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(os, "fdatasync", broken)
                 with pytest.raises(JournalFailed):
-                    await answers.withdraw(number, "r")
+                    await open_orders.withdraw(number, "r")
                 with pytest.raises(JournalFailed):
-                    await answers.round()
-            await answers.round()
-            await answers.end(utc_now())
+                    await open_orders.round()
+            await open_orders.round()
+            await open_orders.end(utc_now())
             assert await books.ledger.open_incarnations() == []
 
     run(work())
@@ -437,10 +458,10 @@ def test_journals_that_are_kept_are_let_alone(redis_url: str, tmp_path: Path) ->
             caller, keep = await books.org(), Keep(3600.0, 2**20)
             folder = Folder(tmp_path / "j")
             journal = Journal(folder, SEGMENT, keep)
-            answers = Answers(journal, books.wallet, books.ledger, Presence(books.redis))
-            await answers.begin(utc_now())
-            await answers.withdraw(await answers.note(encode(answered(caller, "withdrawn", 1))), "withdrawn")
-            await answers.end(utc_now())
+            open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+            await open_orders.begin(utc_now())
+            await open_orders.withdraw(await open_orders.note(encode(answered(caller, "withdrawn", 1))), "withdrawn")
+            await open_orders.end(utc_now())
             await journal.close()
             recovery = Recovery(folder.past(), books.wallet, books.ledger, keep)
             for _ in range(3):
@@ -462,7 +483,7 @@ MEASURE = """
 import asyncio, resource, sys, time
 from pathlib import Path
 from metering.answered import encode
-from metering.journal.answers import Answers
+from metering.journal.open_orders import OpenOrders
 from metering.journal.frames import Folder
 from metering.journal.file import Journal, JournalFailed, Keep
 from metering.wallet.wallet import Caller
@@ -475,13 +496,13 @@ def rss():
 
 async def main():
     folder = Folder(Path(sys.argv[1]))
-    answers = Answers(Journal(folder), None, None, None)
+    open_orders = OpenOrders(Journal(folder), None, None, None)
     caller = Caller(str(uuid4()), "key_1")
     order = replace(answered(caller, "r", 8), result=b'"%s"' % (b"x" * 1_500))
 
     async def one():
         entry = replace(order, request_id=str(uuid4()))
-        answers.stand(await answers.note(encode(entry)), caller.org_id, entry.request_id, charged=True)
+        open_orders.confirm(await open_orders.note(encode(entry)), caller.org_id, entry.request_id, charged=True)
 
     count = int(sys.argv[2])
     await asyncio.gather(*(one() for _ in range(200)))

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S
-from metering.answered import Answered, AnsweredError, Withdrawn, decode, encode
+from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
 from metering.journal.file import Journal, JournalFailed
 from metering.journal.frames import JournalError
 from metering.ports import Ledger, LedgerAway
@@ -60,7 +60,7 @@ class Gaps:
         self._ledger = ledger
         self._looks: dict[str, tuple[int, int]] = {}
 
-    async def lacks(self, order: Answered) -> int | None:
+    async def lacks(self, order: AnsweredOrder) -> int | None:
         """Up to which of its organisation's events this order's charge is missing; None where it is not.
 
         Raises Unproven where the ledger does not have every event yet.
@@ -97,7 +97,7 @@ class Waiting:
         self.pause_s = min(2 * self.pause_s, LONGEST_S)
 
 
-class Answers:
+class OpenOrders:
     """Writes them down, and looks after them until they are booked: `run` beside the requests."""
 
     def __init__(self, journal: Journal, wallet: Wallet, ledger: Ledger, presence: Presence) -> None:
@@ -144,7 +144,7 @@ class Answers:
             self._writing -= 1
             raise
 
-    def stand(self, number: int, org_id: str, request_id: str, *, charged: bool) -> None:
+    def confirm(self, number: int, org_id: str, request_id: str, *, charged: bool) -> None:
         """It is answered 200. `charged`: Redis has said so; otherwise it is brought there as soon as Redis is back."""
         self._writing -= 1
         self._watch(number, Waiting(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
@@ -270,13 +270,13 @@ class Answers:
             async for entries in self._journal.kept():
                 found = [decode(data) for data in entries]
                 passed |= {entry.request_id for entry in found if isinstance(entry, Withdrawn)}
-                orders = [one for one in found if isinstance(one, Answered) and one.request_id not in passed]
+                orders = [one for one in found if isinstance(one, AnsweredOrder) and one.request_id not in passed]
                 for start in range(0, len(orders), BATCH):
                     await self._watch_again(orders[start : start + BATCH])
         except (JournalError, AnsweredError) as error:
             log.error("journal_entry_unreadable", error=str(error))
 
-    async def _watch_again(self, orders: Sequence[Answered]) -> None:
+    async def _watch_again(self, orders: Sequence[AnsweredOrder]) -> None:
         booked = await booked_of([order.request_id for order in orders], self._ledger)
         lost = [order for order in orders if order.request_id not in booked]
         await doubt({order.org_id for order in lost}, self._wallet, self._ledger)
@@ -308,7 +308,7 @@ def _pages(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
         yield numbers[start : start + BATCH]
 
 
-def decode_order(data: bytes) -> Answered:
+def decode_order(data: bytes) -> AnsweredOrder:
     """Raises AnsweredError for an entry that is no order."""
     entry = decode(data)
     if isinstance(entry, Withdrawn):
@@ -332,7 +332,7 @@ async def doubt(org_ids: Collection[str], wallet: Wallet, ledger: Ledger) -> Non
     await wallet.doubt(ahead)
 
 
-async def charge(order: Answered, wallet: Wallet, gaps: Gaps) -> Replay:
+async def charge(order: AnsweredOrder, wallet: Wallet, gaps: Gaps) -> Replay:
     """Bring one order to its wallet, where it is charged at most once.
 
     Raises WalletAway, LedgerAway, Unproven.

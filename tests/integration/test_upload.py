@@ -16,7 +16,7 @@ from metering.shares import Bound
 from proxy.media import png
 from proxy.media.formats import NotAnImage
 from proxy.orders import upload as keeping
-from proxy.orders.upload import ImageLimits, Keeper, read_until
+from proxy.orders.upload import ImageLimits, Uploader, read_until
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Chunks, Picture, PictureLost, Source, StoreFailed
 from proxy.storage.local import LocalStore
@@ -101,15 +101,17 @@ class Upstream:
         yield Source(chunks(), len(self._data) if self._told else None)
 
 
-def keeper(store: LocalStore, spool: Spool, told: Told | None = None) -> Keeper:
-    return Keeper(store, spool, ImageLimits(10**7, 16_384, Bound(2)), told or Told())
+def uploader(store: LocalStore, spool: Spool, told: Told | None = None) -> Uploader:
+    return Uploader(store, spool, ImageLimits(10**7, 16_384, Bound(2)), told or Told())
 
 
 async def keep(
     store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10, told: Told | None = None
 ) -> list[StoredImage]:
     published: list[StoredImage] = []
-    await keeper(store, spool, told).keep(picture, FOLDER, time.monotonic() + within_s, published.append, lambda: None)
+    await uploader(store, spool, told).upload(
+        picture, FOLDER, time.monotonic() + within_s, published.append, lambda: None
+    )
     return published
 
 
@@ -294,14 +296,14 @@ def test_an_inline_picture_lets_the_next_be_read_while_its_upload_goes_on(tmp_pa
 
     async def work() -> None:
         store, spool = Hiccups(tmp_path / "images", *["early"] * 12), Spool(tmp_path, 10**8)
-        one = keeper(store, spool)
+        one = uploader(store, spool)
         published: list[StoredImage] = []
         async with asyncio.TaskGroup() as uploads:
             for number in range(4):
                 upstream, read = Upstream(PICTURE, inline=True), asyncio.Event()
                 picture = Picture(number, upstream.picture.open, inline=True)
                 until_s = time.monotonic() + 10
-                uploads.create_task(one.keep(picture, FOLDER, until_s, published.append, read.set))
+                uploads.create_task(one.upload(picture, FOLDER, until_s, published.append, read.set))
                 async with asyncio.timeout(3):
                     await read.wait()
                 assert upstream.read_bytes == len(PICTURE)
@@ -376,13 +378,13 @@ def test_no_more_pictures_are_read_at_a_time_than_is_allowed(tmp_path: Path) -> 
             yield Source(chunks())
             reading -= 1
 
-        one = keeper(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
+        one = uploader(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
         published: list[StoredImage] = []
         async with asyncio.TaskGroup() as all_:
             for number in range(10):
                 picture = Picture(number, open_, inline=number % 2 == 0)
                 until_s = time.monotonic() + 10
-                all_.create_task(one.keep(picture, FOLDER, until_s, published.append, lambda: None))
+                all_.create_task(one.upload(picture, FOLDER, until_s, published.append, lambda: None))
         assert (most, len(published)) == (2, 10)
 
     run(work())
@@ -405,7 +407,7 @@ def test_pictures_of_one_organisation_do_not_queue_behind_another_s(tmp_path: Pa
     """Both streams are one organisation's, and twenty of its pictures wait: the next that is read is the other's."""
 
     async def work() -> None:
-        one = keeper(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
+        one = uploader(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
         go_on, opened = asyncio.Event(), list[str]()
 
         def keeping(org_id: str, number: int) -> asyncio.Task[None]:
@@ -418,7 +420,7 @@ def test_pictures_of_one_organisation_do_not_queue_behind_another_s(tmp_path: Pa
 
             picture, until_s = Picture(number, slow, False), time.monotonic() + 30
             folder = f"{org_id}/{UUID(int=number)}"
-            return asyncio.create_task(one.keep(picture, folder, until_s, lambda _: None, lambda: None))
+            return asyncio.create_task(one.upload(picture, folder, until_s, lambda _: None, lambda: None))
 
         tasks = [keeping("a", number) for number in range(20)]
         await asyncio.sleep(0)
