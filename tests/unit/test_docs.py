@@ -79,6 +79,19 @@ def test_every_setting_is_documented() -> None:
     assert [name for name in Settings.model_fields if f"`GHUB_{name.upper()}`" not in page] == []
 
 
+def test_every_metric_and_every_alarm_is_documented() -> None:
+    """What an operator may see on the metrics port, and every log line above `info`, is told in docs/operations.md."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    told: set[str] = set()
+    for path in (one for folder in ("proxy", "metering", "config") for one in (ROOT / folder).rglob("*.py")):
+        code = path.read_text()
+        told |= set(re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"(ghub_\w+)"', code))
+        told |= set(re.findall(r'log\.(?:warning|error|exception|critical)\(\s*"(\w+)"', code))
+        told |= set(re.findall(r'name="(\w+_waits?)"', code))
+    assert len(told) > 80
+    assert sorted(name for name in told if not re.search(rf"`{name}(?:`|\{{)", page)) == []
+
+
 def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
     """Every block of docs/models.md parses; its first example is the catalogue's own."""
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
