@@ -92,6 +92,14 @@ def test_every_metric_and_every_alarm_is_documented() -> None:
     assert sorted(name for name in told if not re.search(rf"`{name}(?:`|\{{)", page)) == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.es.md"])
+def test_the_readme_says_which_models_have_been_shut_down(name: str) -> None:
+    """With the day; what the catalogue says of a day that has come."""
+    text = " ".join((ROOT / name).read_text().split())
+    over = {model_id: model.shutdown_date for model_id, model in read_catalogue(None).models.items()}
+    assert {found for found in over if over[found] and f"`{found}` ({over[found]})" not in text} == set()
+
+
 def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
     """Every block of docs/models.md parses; its first example is the catalogue's own."""
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
