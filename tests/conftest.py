@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import ssl
 import subprocess
 import tempfile
@@ -20,11 +21,21 @@ from tests.postgres import FAST, PostgresServer
 
 T = TypeVar("T")
 
+MAX_FILES = 20_000
+"""Of a process that runs tests: the largest crowd has 2,000 clients, and each its sockets."""
+
 TRUST = ssl.create_default_context()
 """Read once: it takes 20 ms of CPU, which every client and every `httpx2.get` would spend anew."""
 
 LOOPBACK: dict[str, Any] = {"trust_env": False, "verify": TRUST}
 """For clients of servers on this machine."""
+
+
+def pytest_configure() -> None:
+    """A crowd of clients needs a file each, and a shell gives an ordinary user 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from proxy.outcomes import Failure, Outcome, worst
-from proxy.providers import google
+from proxy.providers import google_token
 from proxy.providers.google import Google
 from proxy.providers.google_token import BadServiceAccount, ServiceAccount
 from tests.conftest import run
@@ -81,7 +81,7 @@ class Clock:
         self.later_s = 0.0
 
     def patched(self) -> Any:
-        return patch.object(google, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic))
+        return patch.object(google_token, "time", SimpleNamespace(time=time.time, monotonic=self.monotonic))
 
     def monotonic(self) -> float:
         return time.monotonic() + self.later_s
@@ -304,7 +304,7 @@ def test_a_token_endpoint_that_never_answers_is_given_up_in_time(tmp_path: Path)
     async def work() -> None:
         async with raw_server(silent) as server, upstream(server.url, tmp_path / "store") as bench:
             account = use_vertex(bench, tmp_path)
-            with patch.object(google, "TOKEN_TIMEOUT_S", 0.3):
+            with patch.object(google_token, "TOKEN_TIMEOUT_S", 0.3):
                 began_s = time.monotonic()
                 ends = await asyncio.gather(*(account.headers() for _ in range(50)), return_exceptions=True)
                 assert 0.3 <= time.monotonic() - began_s < 10, "one after the other it would be fifteen seconds"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from config.catalogue import Catalogue, CatalogueError, Listed, Model, read_catalogue
 from metering.clock import period_at
 from metering.pricing import FxRate, Price, Quote, quote
+from tests.long import examples
 
 BOOK = """
 price_book = "test"
@@ -162,7 +163,7 @@ def test_no_charge_is_above_its_quote(tmp_path: Path, price: str) -> None:
     """Whatever the provider reports, for every size, quality, order and number of pictures that came."""
     row = model(tmp_path, price)
 
-    @settings(max_examples=200, deadline=None, derandomize=True)
+    @settings(max_examples=examples(200), deadline=None, derandomize=True)
     @given(
         st.sampled_from(SIZES), st.sampled_from(QUALITIES), st.integers(1, 8), st.integers(1, 8), st.none() | AMOUNTS
     )

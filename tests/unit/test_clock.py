@@ -16,6 +16,7 @@ from metering.clock import (
     utc_at,
     utc_now,
 )
+from tests.long import examples
 
 HOUR_US = 3_600_000_000
 
@@ -68,7 +69,7 @@ def test_a_day_is_as_long_as_it_was(day: str, hours: int) -> None:
 
 
 @given(st.integers(us("1997-01-01"), us("2100-01-01")))
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=examples(300), derandomize=True)
 def test_days_tile_the_time(at: int) -> None:
     """The start is inclusive, the end exclusive: every moment is in exactly one day."""
     period = period_at(at)

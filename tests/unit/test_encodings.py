@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.api.encodings import DECODERS, MAX_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
+from tests.long import examples
 from tests.packing import PACK, zstd
 
 MOST = 64 * 1024
@@ -95,7 +96,7 @@ def test_a_window_of_eight_megabytes_is_taken_and_a_larger_one_is_not() -> None:
         DECODERS["zstd"](packer.compress(b"un faro") + packer.flush(), MOST)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.sampled_from(sorted(DECODERS)), st.binary(max_size=200))
 def test_noise_is_damaged_or_something_small(encoding: str, noise: bytes) -> None:
     """Nothing else comes out of it."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import LONGEST_RETRY_S, ApiError, Kind, wallet_away
 from proxy.messages import EMPTY, Language
+from tests.long import examples
 
 
 def test_the_envelope_is_openais_with_our_request_id() -> None:
@@ -77,7 +78,7 @@ def test_waits_are_rounded_up(wait_s: float, milliseconds: str, seconds: str) ->
     assert headers["x-should-retry"] == "true"
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=examples(500), derandomize=True)
 @given(st.floats(0, 10**9))
 def test_no_header_is_zero_or_less_than_the_true_wait(wait_s: float) -> None:
     """And no more than one unit above it."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from metering.clock import period_at
 from metering.events import EventError, Opened, Proof, StoredImage, decode, encode_images, encode_opened
 from metering.pricing import FxRate, Price, quote
+from tests.long import examples
 
 NOON_US = 1_795_370_400_000_000
 ORG = "11111111-1111-4111-8111-111111111111"
@@ -137,7 +138,7 @@ def test_a_damaged_entry_is_an_event_error(damaged: dict[bytes, bytes]) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(sorted(entry())), st.binary(max_size=40), min_size=1))
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=examples(300), derandomize=True)
 def test_garbage_is_an_event_error_or_an_event(changes: dict[bytes, bytes]) -> None:
     """Whatever bytes a field holds, no other exception comes out."""
     try:

@@ -11,6 +11,7 @@ from metering.wallet.wallet import Admission, RateState, Verdict
 from proxy.errors import Kind
 from proxy.messages import IMAGES
 from proxy.orders.refusals import _duration, rate_headers, rate_limited
+from tests.long import examples
 
 S = 1_000_000
 
@@ -40,7 +41,7 @@ def test_a_duration_is_written_as_openai_writes_it(microseconds: int, text: str)
     assert _duration(microseconds) == text
 
 
-@settings(max_examples=500, derandomize=True)
+@settings(max_examples=examples(500), derandomize=True)
 @given(st.integers(0, 10**11))
 def test_a_duration_is_never_less_than_the_truth(microseconds: int) -> None:
     """And less than a second more; below a second, less than a millisecond."""

@@ -17,6 +17,7 @@ from tests.conftest import run
 from tests.fuzz import inline as fuzz
 from tests.fuzz.inline import Found, disagreement, disagreements, plain, streamed
 from tests.fuzz.replies import GOOGLE, OPENAI, Writer
+from tests.long import examples
 
 MIB = 1024 * 1024
 
@@ -37,8 +38,8 @@ def bytewise(text: bytes) -> list[bytes]:
 
 
 def test_random_replies_give_the_same_as_the_plain_way() -> None:
-    """10,000 of the cases of which `make fuzz` runs a million: on each both agree, or both refuse."""
-    assert disagreements(0, 10_000) == []
+    """10,000 of the cases of which `make fuzz` runs a million (50 in `make quick`): on each both agree or both refuse."""
+    assert disagreements(0, examples(10_000)) == []
 
 
 def test_the_random_replies_are_of_every_kind() -> None:
@@ -272,7 +273,7 @@ def test_a_document_cut_off_anywhere_is_refused() -> None:
         assert or_none([text[:end]]) is None
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(st.lists(st.binary(max_size=20) | st.text(' {}[]",:\\u0dATab64_json=', max_size=30).map(str.encode), max_size=8))
 def test_random_bytes_are_a_document_or_refused(chunks: list[bytes]) -> None:
     """Nothing but BadDocument comes out of noise."""
@@ -381,7 +382,7 @@ def test_a_whole_picture_before_a_broken_one_is_given_out() -> None:
 # --- base64 out -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=examples(200), deadline=None, derandomize=True)
 @given(st.lists(st.binary(max_size=9), max_size=8))
 def test_base64_of_chunks_is_that_of_the_whole(chunks: list[bytes]) -> None:
     """At any borders, and as long as was said before."""

@@ -14,6 +14,7 @@ from metering.money import (
     parse_mxn,
     unit_price_micro_mxn,
 )
+from tests.long import examples
 
 CANONICAL = [
     (0, "0.00"),
@@ -43,7 +44,7 @@ def test_money_has_one_canonical_form(micro: int, text: str) -> None:
 
 
 @given(st.integers(-MAX_MICRO_MXN, MAX_MICRO_MXN))
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=examples(300), derandomize=True)
 def test_every_amount_survives_its_text(micro: int) -> None:
     """What is printed reads back as the same number, and its text is plain digits."""
     text = format_mxn(micro)
@@ -112,7 +113,7 @@ def test_the_price_is_rounded_half_up_once_after_the_whole_product(usd: str, mar
 
 
 @given(*[st.decimals("0.000001", "1000", places=6)] * 3)
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=examples(300), derandomize=True)
 def test_the_price_is_within_half_a_micro_of_the_exact_product(usd: Decimal, markup: Decimal, fx: Decimal) -> None:
     """Checked in whole numbers, with no decimal arithmetic."""
     price = unit_price_micro_mxn(usd, markup, fx)

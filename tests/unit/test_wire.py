@@ -17,6 +17,7 @@ from proxy.messages import Text
 from proxy.orders.order import MAX_IMAGES, PROMPT_CHARACTERS, fingerprint, no_model, parse_order, result_reply
 from proxy.orders.result import Result
 from proxy.ports import Order
+from tests.long import examples
 
 CATALOGUE = read_catalogue(None)
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-1"
@@ -299,7 +300,7 @@ def order_or_error(body: bytes) -> Order | ApiError:
         return error
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(1500), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(body=BODIES, base=st.sampled_from([{}, {"model": FLUX, "prompt": "x"}, {"model": GPT, "prompt": "x"}]))
 def test_any_json_is_an_order_or_names_a_field(body: dict[str, Any], base: dict[str, Any]) -> None:
     """An order keeps its promises to everything behind it; an error is a 400 or 404 with a field that the body lacks or
@@ -318,7 +319,7 @@ def test_any_json_is_an_order_or_names_a_field(body: dict[str, Any], base: dict[
     assert isinstance(order.model.usd_per_image, Decimal)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=examples(300), deadline=None, derandomize=True)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_any_bytes_are_refused_with_an_error_of_ours(body: bytes) -> None:
     """Nothing but ApiError comes out of noise."""
