@@ -38,7 +38,7 @@ def bytewise(text: bytes) -> list[bytes]:
 
 
 def test_random_replies_give_the_same_as_the_plain_way() -> None:
-    """10,000 of the cases of which `make fuzz` runs a million (50 in `make quick`): on each both agree or both refuse."""
+    """10,000 of the cases of which `make fuzz` runs a million, or 50 in `make quick`: both agree, or both refuse."""
     assert disagreements(0, examples(10_000)) == []
 
 
