@@ -19,8 +19,9 @@ from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from metering.ledger.queries import named_queries, pending
-from metering.ledger.record import Mode, SqlLedger, Steps
+from metering.ledger.record import SqlLedger
 from metering.ledger.rows import Row
+from metering.ledger.transactions import Mode, Steps
 from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
 
 T = TypeVar("T")

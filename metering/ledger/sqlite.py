@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from metering.ledger.queries import named_queries, pending
-from metering.ledger.record import Mode, SqlLedger, Steps
+from metering.ledger.record import SqlLedger
+from metering.ledger.transactions import Mode, Steps
 from metering.ports import DatabaseRefused, LedgerAway, LedgerError, LedgerMisconfigured
 
 T = TypeVar("T")

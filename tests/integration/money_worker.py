@@ -17,7 +17,8 @@ from metering.accounts import Accounts
 from metering.consumer import Consumer
 from metering.events import Event
 from metering.ledger import postgres
-from metering.ledger.record import Mode, SqlLedger, Steps
+from metering.ledger.record import SqlLedger
+from metering.ledger.transactions import Mode, Steps
 from metering.ports import LedgerError, SetAside
 from metering.wallet.wallet import Caller, Verdict
 from tests.conftest import run

@@ -20,8 +20,9 @@ from metering import consumer as consumer_module
 from metering.ledger import postgres
 from metering.ledger.postgres import CONNECTIONS, open_postgres
 from metering.ledger.queries import named_queries
-from metering.ledger.record import SqlLedger, Steps
+from metering.ledger.record import SqlLedger
 from metering.ledger.rows import event_row
+from metering.ledger.transactions import Steps
 from metering.ports import Charged, LedgerAway, LedgerError, Org, SetAside
 from metering.verify import verify
 from metering.wallet.presence import Presence

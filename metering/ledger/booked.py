@@ -1,0 +1,209 @@
+"""Events that are booked, and what is summed, found and delivered from them."""
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from metering.clock import DAY_US, period_at
+from metering.events import End, Event, Notice, decode_images
+from metering.ledger.rows import Row, event_of, event_row, fields
+from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json
+from metering.ports import LAST, PAGE, Charged, Delivered, Ended, Keyed, Listed, ResultKey, SetAside, UsageRow
+
+
+class EventRecords(Transactions):
+    """Each event once, in one transaction with what follows from it (rule 30)."""
+
+    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+        """Write events and their consumption in one transaction; returns the ids of those that were new."""
+        booked_at = at.isoformat()
+
+        def steps() -> Steps[set[str]]:
+            new = yield from self._book([event_row(event, booked_at) for event in events])
+            if results := [_result_row(event) for event in events if event.result]:
+                yield "add_results", {"results": orjson.dumps(results).decode()}
+            for entry in set_aside:
+                # Whatever came over the stream can be kept: PostgreSQL knows no text with a NUL in it.
+                error = entry.error.replace("\0", "\\0")
+                yield "set_aside", {**fields(entry), "error": error, "at": booked_at}
+            return new
+
+        return await self._run("book", steps)
+
+    async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]:
+        """Write down what organisations are to be told; returns those that are new."""
+
+        def steps() -> Steps[list[Notice]]:
+            new = []
+            for notice in sorted(notices, key=lambda one: (one.org_id, one.key_id, one.what, one.percent, one.period)):
+                if (yield "add_notice", fields(notice)):
+                    new.append(notice)
+            return new
+
+        return await self._run("book", steps) if notices else []
+
+    async def notices(
+        self,
+        org_id: str | None,
+        before: str,
+        most: int,
+        *,
+        what: str | None = None,
+        after: tuple[str, int, str, str, str] | None = None,
+    ) -> list[Notice]:
+        """What an organisation, or any, was told before a moment, the latest first; of one kind where `what` names it.
+
+        `after`, the last one's what, percent, key id, period and organisation, goes on within that moment.
+        """
+        names = ("what", "percent", "key_id", "period", "last_org_id")
+        last = dict(zip(names, after or ("", 0, "", "", ""), strict=True))
+        rows = await self._rows("notices", org_id=org_id, kind=what, before=before, page=most, **last)
+        return [Notice(*row) for row in rows]
+
+    async def usage(
+        self,
+        org_id: str,
+        first: str,
+        last: str,
+        by: Collection[str],
+        most: int,
+        key_ids: Collection[str] | None = None,
+    ) -> list[UsageRow]:
+        """What was charged from one day to another, both of Mexico City and included, by any of day, model and key.
+
+        At most so many rows, of no certain order. With `key_ids` it is what was charged to those.
+        """
+
+        def steps() -> Steps[list[UsageRow]]:
+            asked: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
+            asked |= {"org_id": org_id, "first": first, "last": last, "most": most}
+            rows = yield "usage", {**asked, "ids": None if key_ids is None else as_json([*key_ids])}
+            return [UsageRow(*row) for row in rows]
+
+        return await self._run("report", steps)
+
+    async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
+        """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""
+        rows = await self._rows("ended", ids=as_json(request_ids))
+        rows.sort(key=lambda row: row[1] == "charge")
+        return {
+            event_id: Ended(end, reason, frozenset(image["path"] for image in orjson.loads(images)))
+            for event_id, end, reason, images in rows
+        }
+
+    async def ends(self, request_ids: Sequence[str]) -> set[tuple[str, End]]:
+        """Every end that the ledger has of these orders, by request id: some hundreds at a time."""
+        return {(event_id, end) for event_id, end in await self._rows("ends", ids=as_json(request_ids))}
+
+    async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]:
+        """Charged orders of these organisations that came with an idempotency key, since then."""
+        return [Keyed(*row) for row in await self._rows("keyed", ids=as_json(org_ids), since_us=since_us)]
+
+    async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]:
+        """Charged orders of these organisations that ended since then: organisation, request, amount."""
+        rows = await self._rows("charged_since", ids=as_json(org_ids), since_us=since_us)
+        return [(org_id, request_id, amount) for org_id, request_id, amount in rows]
+
+    async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]:
+        """What the ledger has of those of these organisations of which it has anything."""
+        rows = await self._rows("charged", ids=as_json(org_ids))
+        return {org_id: Charged(*figures) for org_id, *figures in rows}
+
+    async def result(self, org_id: str, request_id: str) -> Delivered | None:
+        """What a charged order of this organisation delivered, as long as it is kept."""
+        rows = await self._rows("result", org_id=org_id, request_id=request_id)
+        return _delivered(rows[0]) if rows else None
+
+    async def results(
+        self, org_id: str, after: ResultKey | None = None, most: int = PAGE, key_ids: Collection[str] | None = None
+    ) -> list[Listed]:
+        """A page of an organisation's, the latest first; the next one begins `after` the last of this.
+
+        With `key_ids` of those that these keys placed.
+        """
+        until_us, after_id = (after.ended_us, after.request_id) if after is not None else (LAST, "")
+        page = {"org_id": org_id, "until_us": until_us, "after_id": after_id, "page": most}
+
+        def steps() -> Steps[list[Row]]:
+            if key_ids is None:
+                every: list[Row] = yield "results", page
+                return every
+            found: list[Row] = []
+            for key_id in key_ids:
+                found += yield "results_of_key", {**page, "key_id": key_id}
+            found.sort(key=lambda row: (-row[4], row[0]))
+            return found[:most]
+
+        rows = await self._run("read", steps)
+        return [Listed(_delivered(row[:4]), ResultKey(row[4], row[0])) for row in rows]
+
+    async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
+        """What the ledger has of one organisation up to its event `number`, from its running total."""
+        rows = await self._rows("charged_up_to", org_id=org_id, number=number)
+        return Charged(*rows[0]) if rows else Charged(events=0, last_event=0, charged_micro_mxn=0)
+
+    async def recount(self, org_id: str, number: int = LAST) -> Charged:
+        """The same from the events themselves. It reads an organisation's whole history: for `verify`."""
+
+        def steps() -> Steps[Charged]:
+            (row,) = yield "recount", {"org_id": org_id, "number": number}
+            return Charged(*row)
+
+        return await self._run("scan", steps)
+
+    async def missing_numbers(self, org_id: str, number: int, most: int) -> list[tuple[int, int]]:
+        """Numbers up to this one of which the ledger has no event, as the first and the last of each gap."""
+
+        def steps() -> Steps[list[tuple[int, int]]]:
+            rows = yield "missing_numbers", {"org_id": org_id, "number": number, "most": most}
+            return [(first, last) for first, last in rows]
+
+        return await self._run("scan", steps)
+
+    async def refunded_above(self) -> list[tuple[str, str, int, int]]:
+        """Orders whose refunds together are above their charge: organisation, order, refunded, charged (rule 33)."""
+
+        def steps() -> Steps[list[tuple[str, str, int, int]]]:
+            rows = yield "refunded_above", {}
+            return [(org_id, order_id, refunded, charged) for org_id, order_id, refunded, charged in rows]
+
+        return await self._run("scan", steps)
+
+    async def events(
+        self, *, org_id: str | None = None, month: str | None = None, since_us: int = 0
+    ) -> AsyncIterator[Event]:
+        """Booked events that ended since then, by month, organisation and number, a page at a time."""
+        # An event's month is that of its admission, which may be the one before its end's.
+        first = period_at(since_us - DAY_US).month if since_us else ""
+        after: dict[str, Any] = {"after_month": first, "after_org_id": "", "after_number": 0, "after_event_id": ""}
+        since = {"org_id": org_id, "month": month, "since_us": since_us}
+        while True:
+            page = [event_of(row) for row in await self._rows("events", page=EVENTS, **since, **after)]
+            for event in page:
+                yield event
+            if len(page) < EVENTS:
+                return
+            last = page[-1]
+            after = {
+                "after_month": last.opened.month,
+                "after_org_id": last.opened.org_id,
+                "after_number": last.number,
+                "after_event_id": last.event_id,
+            }
+
+
+def _result_row(event: Event) -> dict[str, Any]:
+    opened = event.opened
+    return {
+        "request_id": opened.request_id,
+        "org_id": opened.org_id,
+        "ended_us": event.ended_us,
+        "document": event.result,
+    }
+
+
+def _delivered(row: Row) -> Delivered:
+    request_id, images, document, key_id = row
+    return Delivered(request_id, decode_images(images), document.encode(), key_id)
