@@ -32,7 +32,8 @@ from metering.ports import ApiKey, Org, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import load_script, open_redis
 from metering.wallet.projection import BOOKED_NOTHING, call_of
-from metering.wallet.wallet import Caller, Verdict, Wallet, WalletLimits
+from metering.wallet.values import Caller, Verdict, WalletLimits
+from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer
 from tests.integration.money_kit import admit, pinned
 

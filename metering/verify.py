@@ -19,7 +19,8 @@ from metering.ports import Charged, Ledger, Org, Snapshot
 from metering.wallet.connection import WalletAway
 from metering.wallet.inspection import Access, Inspection, Projected, Stranger, expected
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Wallet, WalletSnapshot
+from metering.wallet.values import WalletSnapshot
+from metering.wallet.wallet import Wallet
 
 CATCH_UP_S = 15.0
 """How long a page of organisations is given until Redis knows of every change, and again until the ledger has reached

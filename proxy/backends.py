@@ -29,7 +29,8 @@ from metering.ports import IdempotentWrite, Ledger
 from metering.wallet.connection import open_redis
 from metering.wallet.login import Login
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Wallet, WalletLimits
+from metering.wallet.values import WalletLimits
+from metering.wallet.wallet import Wallet
 
 BACKGROUND_CONNECTIONS = 40
 """At most, of each server: on a cluster the consumer waits on each of 32 partitions; the others need a few."""

@@ -20,7 +20,8 @@ from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Replay, Wallet
+from metering.wallet.values import Replay
+from metering.wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,8 @@ from metering.journal.open_orders import (
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Replay, Wallet
+from metering.wallet.values import Replay
+from metering.wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,8 @@ from metering.journal.open_orders import BATCH, Gaps, Unproven, charge
 from metering.ports import Act, Ended, Ledger, LedgerAway, LedgerError, WrongField
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import PRESENT_S, Presence
-from metering.wallet.wallet import Replay, Wallet
+from metering.wallet.values import Replay
+from metering.wallet.wallet import Wallet
 
 log = structlog.get_logger(__name__)
 

@@ -3,8 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Collection, Coroutine, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +19,20 @@ from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
 from metering.wallet.inspection import Inspection
+from metering.wallet.values import (
+    Admission,
+    Caller,
+    Close,
+    Closing,
+    OrderIdentity,
+    OrderStatus,
+    RateState,
+    Rehearsal,
+    Replay,
+    Verdict,
+    WalletLimits,
+    WalletSnapshot,
+)
 
 _LATEST_S = 1.0
 """An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
@@ -37,193 +49,8 @@ And for so long after its clients have left without their answer an order is giv
 """
 
 
-class Verdict(IntEnum):
-    """What the admit script says."""
-
-    ADMITTED = 1
-    AWAY = 2
-    LATE = 3
-    OTHER_PERIOD = 4
-    REVOKED = 5
-    BALANCE = 6
-    BACKLOG = 7
-    HOLDS = 8
-    REQUESTS = 9
-    IMAGES = 10
-    DUPLICATE = 11
-    REUSED = 12
-    EXPIRED = 13
-    MODEL = 14
-    BUDGET = 15
-    DAY = 16
-    MONTH = 17
-    IN_FLIGHT = 18
-    SUSPENDED = 19
-
-
-class Close(IntEnum):
-    """What the settle and void scripts say; UNKNOWN and LATE wrote nothing."""
-
-    CHARGED = 1
-    REFUSED = 2
-    VOIDED = 3
-    UNKNOWN = 4
-    LATE = 5
-
-
-class Replay(IntEnum):
-    """What became of a journal's order: charged before, charged now, or served by another in its place, at zero."""
-
-    CHARGED = 1
-    NOW = 2
-    SERVED = 5
-
-
 _SETTLED = {1: Close.CHARGED, 2: Close.REFUSED, 4: Close.LATE}
 _VOIDED = {1: Close.VOIDED, 2: Close.CHARGED, 3: Close.UNKNOWN}
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: an organisation by one of its keys, and what never changes about that key.
-
-    `test`: it is of the sandbox, is answered without a provider, and costs nothing. `models` are those that it may use,
-    empty for all. `line`, of one that reads its own orders only: itself, and the keys that it was rotated from, the
-    first one last. `response_format` holds where an order does not say; `origins` are pages it may be used from.
-    """
-
-    org_id: str
-    key_id: str
-    test: bool = False
-    models: tuple[str, ...] = ()
-    line: tuple[str, ...] = ()
-    response_format: str = "url"
-    origins: tuple[str, ...] = ()
-
-    @property
-    def reads(self) -> tuple[str, ...] | None:
-        """The keys whose orders it may read; None for all of its organisation. The sandbox's are in no books."""
-        return () if self.test else self.line or None
-
-    def may_read(self, key_id: str) -> bool:
-        """An order that this key has placed."""
-        return self.reads is None or key_id in self.reads
-
-    @property
-    def scope(self) -> str:
-        """Within which its idempotency keys stand for an order: empty for its whole organisation."""
-        return self.line[-1] if self.line else ""
-
-
-@dataclass(frozen=True, slots=True)
-class RateState:
-    """One rate limit after this request: per minute, what is left, and when all of it is back."""
-
-    limit: int
-    remaining: int
-    reset_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class OrderIdentity:
-    """How an order was placed: what makes it the same as another, and what says that it may be one again.
-
-    `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count, and
-    None where no SDK counts.
-    """
-
-    fingerprint: str
-    key_hash: str | None = None
-    tries: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OrderStatus:
-    """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open.
-
-    `key_id` is the key that placed it; empty where that is not known, or was not asked.
-    """
-
-    request_id: str
-    end: str
-    reason: str
-    amount_micro_mxn: int
-    owner: str
-    key_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """The admit script's verdict. `earlier` goes with EARLIER.
-
-    `retry_us` is 0 where waiting does not help. Of quotas it is what the rates ask for: the period's end comes on top.
-
-    Of two rates, the organisation's and the key's, the tighter one is told. Where a limit refuses, `whose` is `org` or
-    `key`, and of quotas, budgets (in micro-MXN) and images in flight `used` counts open orders, too.
-    """
-
-    verdict: Verdict
-    now_us: int
-    available_micro_mxn: int
-    requests: RateState
-    images: RateState
-    retry_us: int
-    earlier: OrderStatus | None = None
-    whose: str = ""
-    limit: int = 0
-    used: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
-    """The sandbox script's verdict; with ADMITTED and EARLIER, which order it is, and when that was admitted."""
-
-    admission: Admission
-    request_id: str
-    admitted_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """How an order ended, as far as the wallet knows."""
-
-    close: Close
-    now_us: int
-    available_micro_mxn: int
-
-
-@dataclass(frozen=True, slots=True)
-class WalletSnapshot:
-    """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available.
-
-    `number` is its last event's; `lost_events` of those up to it went with a Redis that was wiped: voids and expiries,
-    since charges come back from journals.
-    """
-
-    now_us: int
-    available_micro_mxn: int
-    held_micro_mxn: int
-    charged_micro_mxn: int
-    credits_micro_mxn: int
-    credit_number: int
-    number: int
-    lost_events: int
-    key_state: str
-
-    @property
-    def events(self) -> int:
-        """How many the ledger has, or will have."""
-        return self.number - self.lost_events
-
-
-@dataclass(frozen=True, slots=True)
-class WalletLimits:
-    """What bounds one wallet's work and memory; the numbers and their reasons are in settings."""
-
-    decision_s: float
-    max_open_holds: int
-    stream_backlog: int
-    remember_s: int
 
 
 class _Server:
@@ -381,7 +208,7 @@ class Wallet:
             requests=RateState(*reply[3:6]),
             images=RateState(*reply[6:9]),
             retry_us=reply[9],
-            earlier=_stands(reply[10], reply[11], reply[12]) if reply[0] == Verdict.DUPLICATE else None,
+            earlier=_status(reply[10], reply[11], reply[12]) if reply[0] == Verdict.DUPLICATE else None,
             whose=reply[13].decode(),
             limit=reply[14],
             used=reply[15],
@@ -433,7 +260,7 @@ class Wallet:
         reply = await self._ask(names, found)
         if reply[0] == 0:
             raise NotProjected
-        return _stands(request_id.encode(), *reply[1:]) if reply[1] else None
+        return _status(request_id.encode(), *reply[1:]) if reply[1] else None
 
     async def is_alive(self, org_id: str, owner: str) -> bool:
         """Has this gateway said lately that it is alive?"""
@@ -670,7 +497,7 @@ class Wallet:
         return known
 
 
-def _stands(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> OrderStatus:
+def _status(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> OrderStatus:
     """From `open`, or `ending:amount:reason`."""
     end, amount, reason = (standing.decode().split(":") + ["0", ""])[:3]
     return OrderStatus(request_id.decode(), end, reason, int(amount), (owner or b"").decode(), key_id.decode())

@@ -7,7 +7,8 @@ from dataclasses import replace
 from starlette.datastructures import Headers
 
 from metering.accounts import KEY, TEST_PREFIX, hash_key
-from metering.wallet.wallet import Caller, Wallet
+from metering.wallet.values import Caller
+from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError, Kind
 from proxy.messages import EXPIRED, NO_KEY, ORIGIN, REVOKED, UNKNOWN_KEY
 

@@ -14,7 +14,8 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.fx import FxRateMissing, FxTable
 from metering.money import format_mxn, format_rate, unit_price_micro_mxn
 from metering.pricing import FxRate
-from metering.wallet.wallet import Caller, Wallet
+from metering.wallet.values import Caller
+from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.reads import Read, ReadRates

@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, Wallet, WalletSnapshot
+from metering.wallet.values import Caller, WalletSnapshot
+from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator, check_state
 from proxy.api.middleware import context_of
 from proxy.api.reads import Read, ReadRates

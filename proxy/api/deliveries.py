@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from metering.ports import LAST, Delivered, Ledger, LedgerAway, ResultKey
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, Wallet
+from metering.wallet.values import Caller
+from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.operation import WholeNumber

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from config.catalogue import Catalogue
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, OrderIdentity
+from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
 from proxy.api.middleware import context_of
 from proxy.api.operation import MAX_KEY_CHARACTERS

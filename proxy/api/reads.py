@@ -18,7 +18,7 @@ from config.settings import (
 )
 from metering.shares import Bound
 from metering.turns import Turns
-from metering.wallet.wallet import RateState
+from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
 from proxy.messages import ONE_REPORT, READS_OF_CREDITS, READS_OF_HISTORY, READS_OF_MODELS, READS_OF_USAGE
 from proxy.orders.refusals import reads_limited

@@ -30,7 +30,8 @@ from metering.clock import next_month, period_at
 from metering.export import text_cell
 from metering.money import format_mxn
 from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
-from metering.wallet.wallet import Caller, Wallet
+from metering.wallet.values import Caller
+from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.reads import Read, ReadRates, Reports

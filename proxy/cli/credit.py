@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from metering.money import AmountError, format_mxn, parse_mxn
-from metering.wallet.wallet import WalletSnapshot
+from metering.wallet.values import WalletSnapshot
 from proxy.api.credits import balance_fields
 from proxy.cli.output import AsJson, OrgRef, misuse, say
 from proxy.cli.running import As, back, run

@@ -9,7 +9,8 @@ from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.wallet.connection import NotProjected, WalletAway
-from metering.wallet.wallet import Admission, Caller, OrderIdentity, OrderStatus, Verdict, Wallet
+from metering.wallet.values import Admission, Caller, OrderIdentity, OrderStatus, Verdict
+from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import BACKLOG, BALANCE, HOLDS, IMAGES, REQUESTS, Text
 from proxy.orders.admitted import AdmittedOrder

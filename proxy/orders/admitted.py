@@ -6,7 +6,7 @@ from uuid import UUID
 
 from metering.clock import boottime_s
 from metering.pricing import Quote
-from metering.wallet.wallet import Caller, OrderIdentity
+from metering.wallet.values import Caller, OrderIdentity
 from proxy.orders.ending import Ending
 from proxy.orders.places import Place
 from proxy.ports import Order

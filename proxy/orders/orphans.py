@@ -10,7 +10,8 @@ from redis.exceptions import RedisError
 from metering.background import every
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJob, UpstreamJobs
-from metering.wallet.wallet import Close, Wallet
+from metering.wallet.values import Close
+from metering.wallet.wallet import Wallet
 from proxy.ports import Cancels
 
 log = structlog.get_logger(__name__)

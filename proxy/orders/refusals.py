@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from metering.clock import MEXICO, Period, month_start_us, next_month, utc_at
 from metering.money import format_mxn
 from metering.pricing import Quote
-from metering.wallet.wallet import Admission, RateState, Verdict
+from metering.wallet.values import Admission, RateState, Verdict
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
     AT_ONCE,

@@ -12,7 +12,8 @@ import structlog
 
 from config.settings import reply_margin_s
 from metering.events import StoredImage
-from metering.wallet.wallet import Admission, Caller, OrderIdentity, Rehearsal, Verdict, Wallet
+from metering.wallet.values import Admission, Caller, OrderIdentity, Rehearsal, Verdict
+from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError, Kind
 from proxy.messages import IMAGES, REQUESTS, SANDBOX_NOT_STORED
 from proxy.orders.context import RequestContext

@@ -14,7 +14,8 @@ from metering.events import StoredImage
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Close, Closing, Wallet
+from metering.wallet.values import Close, Closing
+from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import Progress, UpstreamCalls, fault
 from proxy.orders.ending import Charge

@@ -21,7 +21,7 @@ from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import WalletSnapshot
+from metering.wallet.values import WalletSnapshot
 from proxy.backends import Backends
 from proxy.errors import Kind
 from proxy.storage.opening import open_store

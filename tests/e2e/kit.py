@@ -20,7 +20,7 @@ from metering.events import Event
 from metering.money import parse_mxn
 from metering.pricing import FxRate
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import WalletSnapshot
+from metering.wallet.values import WalletSnapshot
 from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.conftest import LOOPBACK, ValkeyServer, run

@@ -8,7 +8,7 @@ from typing import Any
 from redis import Redis
 
 from metering.wallet import keys
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from tests.e2e.conftest import Prepared
 from tests.e2e.kit import System, wait_until
 from tests.integration.consumer_kit import entry_of

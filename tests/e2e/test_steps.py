@@ -27,7 +27,7 @@ from metering.events import Event
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.projection import FENCE_S
-from metering.wallet.wallet import WalletSnapshot
+from metering.wallet.values import WalletSnapshot
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until

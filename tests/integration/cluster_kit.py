@@ -14,7 +14,8 @@ from metering.verify import Difference, verify
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Verdict, Wallet
+from metering.wallet.values import Caller, Close, Verdict
+from metering.wallet.wallet import Wallet
 from tests.integration.money_kit import ACT, FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
 LIFE_S = 70.0

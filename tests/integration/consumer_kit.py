@@ -20,7 +20,7 @@ from metering.events import Event, encode_images, encode_opened
 from metering.ledger.record import SqlLedger
 from metering.ports import LedgerAway, SetAside
 from metering.wallet import keys
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from tests.integration.money_kit import FACTS, NOW_US, ROOT, SECOND_US, UNIT, pictures, pinned, waiting
 
 PIPELINE = 200

@@ -27,7 +27,8 @@ from metering.pricing import FxRate, Price, quote
 from metering.shares import Bound, Shares
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Closing, OrderIdentity, Replay, Wallet, WalletLimits
+from metering.wallet.values import Caller, Close, Closing, OrderIdentity, Replay, WalletLimits
+from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity

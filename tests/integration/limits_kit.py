@@ -9,7 +9,7 @@ from metering.clock import unix_us_at
 from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.wallet import keys
-from metering.wallet.wallet import Admission, Caller, OrderIdentity, Verdict
+from metering.wallet.values import Admission, Caller, OrderIdentity, Verdict
 from proxy.orders.refusals import exceeded
 from tests.integration.money_kit import FACTS, UNIT, Books, pictures, pinned
 

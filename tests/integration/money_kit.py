@@ -31,17 +31,17 @@ from metering.pricing import FxRate, Price, Quote, quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import (
+from metering.wallet.values import (
     Admission,
     Caller,
     Close,
     Closing,
     OrderIdentity,
     Verdict,
-    Wallet,
     WalletLimits,
     WalletSnapshot,
 )
+from metering.wallet.wallet import Wallet
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from metering.ledger import postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.transactions import Mode, Steps
 from metering.ports import LedgerError, SetAside
-from metering.wallet.wallet import Caller, Verdict
+from metering.wallet.values import Caller, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
 

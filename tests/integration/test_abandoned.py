@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from metering.wallet import keys
-from metering.wallet.wallet import RECENT_S, Admission, Caller, OrderIdentity, Replay, Verdict
+from metering.wallet.values import Admission, Caller, OrderIdentity, Replay, Verdict
+from metering.wallet.wallet import RECENT_S
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import (
     NOW_US,

@@ -15,7 +15,7 @@ from metering.pricing import FxRate
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Verdict
+from metering.wallet.values import Verdict
 from tests.conftest import run
 from tests.integration.money_kit import MODELS, PLANS, UNIT, dump, open_books
 

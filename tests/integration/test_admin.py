@@ -21,7 +21,7 @@ from metering.events import Notice
 from metering.money import format_mxn
 from metering.orders import Orders
 from metering.ports import DatabaseRefused, IdempotentWrite, WrongField
-from metering.wallet.wallet import Caller, Close, Verdict
+from metering.wallet.values import Caller, Close, Verdict
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.schemas import ACTIONS
 from proxy.api.admin.tokens import Issuer, Secret, Tokens, mint

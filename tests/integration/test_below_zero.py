@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from metering.wallet import keys
-from metering.wallet.wallet import Close, Replay
+from metering.wallet.values import Close, Replay
 from tests.conftest import run
 from tests.integration.money_kit import UNIT, drain, open_books
 from tests.integration.test_replay import answered

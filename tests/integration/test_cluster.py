@@ -14,7 +14,7 @@ from metering.wallet import keys
 from metering.wallet.connection import open_redis, server_of, servers, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.pressure import Pressure, WrongPolicy
-from metering.wallet.wallet import Verdict
+from metering.wallet.values import Verdict
 from tests.cluster import MASTERS, Cluster
 from tests.conftest import run
 from tests.integration import test_consumer as consumer

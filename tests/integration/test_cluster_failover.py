@@ -16,7 +16,8 @@ from metering.background import cancel_all
 from metering.wallet import keys
 from metering.wallet.connection import BUSY_FACTOR, open_redis, warm_up
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Close, Verdict, Wallet
+from metering.wallet.values import Close, Verdict
+from metering.wallet.wallet import Wallet
 from tests.cluster import Cluster, Node, wait_for
 from tests.conftest import run
 from tests.integration.cluster_kit import Load, differences, everywhere

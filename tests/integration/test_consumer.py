@@ -18,7 +18,7 @@ from metering.ports import SetAside
 from metering.verify import verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Verdict
+from metering.wallet.values import Caller, Close, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
     LIMITS,

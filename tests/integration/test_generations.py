@@ -24,7 +24,7 @@ from metering.fx import FxTable
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import FxRate, Quote
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Admission, Caller, OrderIdentity, RateState, Verdict
+from metering.wallet.values import Admission, Caller, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
 from proxy.api.images import ImagesEndpoint
 from proxy.api.replies import Replies

@@ -9,7 +9,7 @@ import pytest
 
 from metering.wallet import keys
 from metering.wallet.jobs import UpstreamJobs
-from metering.wallet.wallet import Caller, Close
+from metering.wallet.values import Caller, Close
 from proxy.orders.orphans import Orphans
 from tests.conftest import run
 from tests.integration.money_kit import NOW_US, SECOND_US, Books, open_books, pinned, wipe

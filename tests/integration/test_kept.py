@@ -20,7 +20,7 @@ from metering.wallet import keys
 from metering.wallet.connection import NotProjected, Script
 from metering.wallet.kept import feed_again, heal
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from tests.conftest import run
 from tests.integration.consumer_kit import fill
 from tests.integration.money_kit import LIMITS, UNIT, Books, drain, make_groups, open_books, open_ledger, waiting

@@ -12,7 +12,7 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJob, UpstreamJobs
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import OrderIdentity
+from metering.wallet.values import OrderIdentity
 from tests.conftest import run
 from tests.integration.money_kit import NOW_US, SECOND_US, drain, dump, hash_of, make_groups, open_books, pinned
 from tests.integration.test_replay import answered

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from metering.money import parse_mxn
 from metering.wallet import keys
 from metering.wallet.connection import load_script
-from metering.wallet.wallet import Caller, Verdict
+from metering.wallet.values import Caller, Verdict
 from tests.cluster import Cluster
 from tests.conftest import ValkeyServer, run
 from tests.integration.limits_kit import counters, nothing_open, open_shop

@@ -10,7 +10,8 @@ import pytest
 from metering.answered import AnsweredOrder
 from metering.events import encode_opened
 from metering.wallet import keys
-from metering.wallet.wallet import RECENT_S, Admission, Caller, OrderIdentity, Replay, Verdict
+from metering.wallet.values import Admission, Caller, OrderIdentity, Replay, Verdict
+from metering.wallet.wallet import RECENT_S
 from tests.conftest import run
 from tests.integration.money_kit import (
     DAY_US,

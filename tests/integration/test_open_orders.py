@@ -22,7 +22,7 @@ from metering.journal.recovery import Recovery
 from metering.ports import Act, LedgerAway, SetAside
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import OrderIdentity, Replay
+from metering.wallet.values import OrderIdentity, Replay
 from tests.backups import backup
 from tests.conftest import run
 from tests.integration.money_kit import (
@@ -486,7 +486,7 @@ from metering.answered import encode
 from metering.journal.open_orders import OpenOrders
 from metering.journal.frames import Folder
 from metering.journal.file import Journal, JournalFailed, Keep
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from tests.integration.test_replay import answered
 from dataclasses import replace
 from uuid import uuid4

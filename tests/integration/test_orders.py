@@ -15,7 +15,7 @@ from metering.orders import CannotKnow, Orders
 from metering.ports import NotThere
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, OrderIdentity, Verdict
+from metering.wallet.values import Caller, OrderIdentity, Verdict
 from proxy.api.admin.orders import order_fields, public_id
 from tests.cluster import Cluster
 from tests.conftest import run

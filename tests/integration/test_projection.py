@@ -15,7 +15,7 @@ from metering.ports import Charged, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected
 from metering.wallet.projection import Projector
-from metering.wallet.wallet import Caller, Close, Verdict
+from metering.wallet.values import Caller, Close, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
     MODELS,

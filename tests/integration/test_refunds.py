@@ -15,7 +15,7 @@ from metering.accounts import Accounts
 from metering.money import parse_mxn
 from metering.orders import Orders
 from metering.ports import LedgerError, NotThere, WrongField
-from metering.wallet.wallet import Caller, Close
+from metering.wallet.values import Caller, Close
 from tests.conftest import run
 from tests.integration.money_kit import NOON, UNIT, Books, drain, open_books, race, sql
 

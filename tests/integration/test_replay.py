@@ -8,7 +8,7 @@ import pytest
 
 from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
 from metering.events import encode_opened
-from metering.wallet.wallet import Caller, Close, OrderIdentity, Replay, Verdict
+from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from metering.wallet import keys
-from metering.wallet.wallet import Caller, Verdict
+from metering.wallet.values import Caller, Verdict
 from tests.backups import backup
 from tests.conftest import run
 from tests.integration.money_kit import (

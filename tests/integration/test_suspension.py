@@ -8,7 +8,7 @@ from metering.ports import WrongField
 from metering.verify import Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Close, OrderIdentity, Verdict
+from metering.wallet.values import Close, OrderIdentity, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import MODELS, PLANS, open_books
 from tests.long import LONG

@@ -16,7 +16,7 @@ from metering.clock import utc_now
 from metering.events import StoredImage
 from metering.ports import Ended, Ledger
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Replay, Verdict
+from metering.wallet.values import Caller, Replay, Verdict
 from proxy.ports import ImageStore, StoredObject, StoreFailed, StoreMisconfigured
 from proxy.storage.local import LocalStore
 from proxy.storage.sweep import Finding, Sweep

@@ -17,7 +17,7 @@ from metering.unbooked import LATE_S, doubts
 from metering.wallet import keys
 from metering.wallet.connection import open_redis
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller, Close, Verdict
+from metering.wallet.values import Caller, Close, Verdict
 from tests.cluster import Cluster
 from tests.conftest import run
 from tests.integration.money_kit import NOON, SECOND_US, Books, drain, open_books, pinned

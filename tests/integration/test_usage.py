@@ -20,7 +20,7 @@ from starlette.routing import Route
 from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.ports import ApiKey
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from proxy.api import usage
 from proxy.api.auth import Authenticator
 from proxy.api.middleware import RequestMiddleware

@@ -14,7 +14,7 @@ from metering.ports import ListPrice
 from metering.verify import Difference, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from metering.wallet.wallet import Caller
+from metering.wallet.values import Caller
 from tests.conftest import run
 from tests.integration.money_kit import (
     ACT,

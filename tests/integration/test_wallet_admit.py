@@ -13,7 +13,7 @@ from metering.money import parse_mxn
 from metering.pricing import Quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, WalletAway, load_script
-from metering.wallet.wallet import Caller, Close, Verdict, WalletLimits
+from metering.wallet.values import Caller, Close, Verdict, WalletLimits
 from tests.conftest import run
 from tests.integration.money_kit import (
     DAY_US,

@@ -13,7 +13,8 @@ from redis import Redis as SyncRedis
 
 from metering.wallet.connection import NotProjected, WalletAway, open_redis
 from metering.wallet.pressure import Pressure, WrongPolicy
-from metering.wallet.wallet import Caller, Close, Verdict, Wallet
+from metering.wallet.values import Caller, Close, Verdict
+from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer, run
 from tests.integration.money_kit import LIMITS, NOW_US, Books, dump, open_books, pinned
 

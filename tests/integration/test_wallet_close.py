@@ -9,7 +9,8 @@ from metering.events import Opened, Proof
 from metering.money import MAX_MICRO_MXN, parse_mxn
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, WalletAway
-from metering.wallet.wallet import Close, Verdict, Wallet
+from metering.wallet.values import Close, Verdict
+from metering.wallet.wallet import Wallet
 from tests.conftest import run
 from tests.integration.money_kit import (
     BOOK,

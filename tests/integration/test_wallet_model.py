@@ -28,7 +28,8 @@ from metering.journal.open_orders import booked_of
 from metering.ports import CreditType, Delivered, Snapshot
 from metering.wallet import keys, projection
 from metering.wallet.connection import load_script
-from metering.wallet.wallet import RECENT_S, Caller, Close, OrderIdentity, Replay, Verdict
+from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
+from metering.wallet.wallet import RECENT_S
 from tests.integration.money_kit import (
     ACT,
     FACTS,

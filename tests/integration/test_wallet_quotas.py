@@ -13,7 +13,7 @@ from metering.clock import month_start_us, next_month, unix_us_at, utc_at
 from metering.limits import Limits
 from metering.ports import Charged
 from metering.wallet import keys, projection
-from metering.wallet.wallet import Verdict
+from metering.wallet.values import Verdict
 from tests.conftest import run
 from tests.integration.limits_kit import DONE, OPEN, Shop, counters, nothing_open, open_shop
 from tests.integration.money_kit import NOON, NOW_US, PLANS, SECOND_US, UNIT, Books, drain, open_books, pinned, wipe

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from metering.wallet.wallet import Verdict
+from metering.wallet.values import Verdict
 from tests.conftest import run
 from tests.integration.money_kit import (
     DAY_US,

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from metering.clock import utc_at
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected
-from metering.wallet.wallet import Caller, OrderIdentity, Rehearsal, Verdict
+from metering.wallet.values import Caller, OrderIdentity, Rehearsal, Verdict
 from tests.conftest import run
 from tests.integration.money_kit import DAY_US, NOW_US, SECOND_US, Books, dump, open_books, open_wallets, pinned, wipe
 

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers
 
 from metering.accounts import KEY_PREFIX, TEST_PREFIX, hash_key
 from metering.wallet.connection import WalletAway
-from metering.wallet.wallet import Caller, Wallet, WalletLimits
+from metering.wallet.values import Caller, WalletLimits
+from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator, check_state
 from proxy.errors import ApiError, Kind
 from tests.conftest import run

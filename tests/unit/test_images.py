@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message
 
-from metering.wallet.wallet import Caller, OrderIdentity, OrderStatus, Wallet, WalletLimits
+from metering.wallet.values import Caller, OrderIdentity, OrderStatus, WalletLimits
+from metering.wallet.wallet import Wallet
 from proxy.api.images import joined
 from proxy.errors import ApiError
 from proxy.orders.admission import Duplicate

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metering.wallet.wallet import Admission, RateState, Verdict
+from metering.wallet.values import Admission, RateState, Verdict
 from proxy.errors import Kind
 from proxy.messages import IMAGES
 from proxy.orders.refusals import _duration, rate_headers, rate_limited
