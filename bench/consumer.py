@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conftest import ValkeyServer
-from tests.integration.cluster_kit import everywhere
-from tests.integration.consumer_kit import consuming, drained_s, fill, peak_mib
-from tests.integration.money_kit import open_books, waiting
-from tests.postgres import PostgresServer
+from tests.kits.books import open_books, waiting
+from tests.kits.cluster_orgs import everywhere
+from tests.kits.consumer import consuming, drained_s, fill, peak_mib
+from tests.kits.postgres import PostgresServer
 
 T = TypeVar("T")
 

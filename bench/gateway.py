@@ -22,9 +22,9 @@ from rich.table import Table
 
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
-from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until
-from tests.ports import free_port
-from tests.processes import executed
+from tests.kits.ports import free_port
+from tests.kits.processes import executed
+from tests.kits.system import FLUX, System, bearer, prepare, wait_until
 
 IN_FLIGHT = 64
 SIZES = {"16 KB": 16_000, "1.5 MB": 1_500_000}

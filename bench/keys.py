@@ -35,7 +35,7 @@ from metering.wallet.projection import BOOKED_NOTHING, call_of
 from metering.wallet.values import Caller, Verdict, WalletLimits
 from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer
-from tests.integration.money_kit import admit, pinned
+from tests.kits.books import admit, pinned
 
 MAX_RATIO = 1.10
 PAGE = 500

@@ -27,8 +27,8 @@ from metering.ledger.postgres import open_postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.sqlite import open_sqlite
 from metering.ports import Act, Org
-from tests.integration.money_kit import FACTS, UNIT, pictures, pinned
-from tests.postgres import PostgresServer
+from tests.kits.books import FACTS, UNIT, pictures, pinned
+from tests.kits.postgres import PostgresServer
 
 ORGS = 50
 GATEWAY_PER_S = 250

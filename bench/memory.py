@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.e2e.kit import FLUX, GPT, System, prepare
-from tests.processes import executed
+from tests.kits.processes import executed
+from tests.kits.system import FLUX, GPT, System, prepare
 
 SIZES_MB = (1, 8, 40)
 WAYS = {"URL": FLUX, "base64": GPT}

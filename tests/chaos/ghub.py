@@ -19,7 +19,7 @@ from metering.ledger import postgres, queries
 from metering.ports import LedgerAway
 from metering.wallet import connection, kept, marks, projection
 from metering.wallet.connection import WalletAway
-from tests.disks import failing
+from tests.kits.disks import failing
 
 LUA: Mapping[str, tuple[str, str, str]] = {
     # A hold never runs out.

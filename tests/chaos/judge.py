@@ -29,7 +29,7 @@ from proxy.storage.sweep import Finding, Sweep
 from tests.chaos.clients import Attempt, Call
 from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import bearer
+from tests.kits.system import bearer
 
 SETTLES_S = 45.0
 """A dead consumer's events are taken over after 10 s, and a lost charge is brought back after 10 s."""

@@ -17,7 +17,7 @@ from tests.chaos.clients import Call, Clients
 from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge
 from tests.chaos.world import CONSUMERS, GATEWAYS, GROK, World
-from tests.e2e.kit import GPT
+from tests.kits.system import GPT
 
 DEADLINE_S = 3.0
 SETTLES_S = 12.0

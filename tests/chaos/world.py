@@ -37,10 +37,10 @@ from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.chaos.ghub import prepare
 from tests.conftest import LOOPBACK, ValkeyServer
-from tests.e2e.kit import FLUX, GPT
-from tests.ports import free_port
-from tests.postgres import FAST, PostgresServer
-from tests.processes import Forked, Process, finished
+from tests.kits.ports import free_port
+from tests.kits.postgres import FAST, PostgresServer
+from tests.kits.processes import Forked, Process, finished
+from tests.kits.system import FLUX, GPT
 from tests.stores.running import BUCKET, KEY, SupabaseProcess
 
 GROK = "xai/grok-2-image"

@@ -8,7 +8,9 @@ import pytest
 
 from proxy.errors import ApiError, Kind
 from tests.conftest import run
-from tests.contracts.models_kit import (
+from tests.contracts.test_models_wire import base64_png, replying
+from tests.kits.orders import ScriptedWallet, files, generations, job, png
+from tests.kits.providers import (
     DALL_E,
     FAL,
     FLUX,
@@ -23,9 +25,7 @@ from tests.contracts.models_kit import (
     simulated,
     upstream,
 )
-from tests.contracts.raw_server import Peer, raw_server
-from tests.contracts.test_models_wire import base64_png, replying
-from tests.integration.edge_kit import ScriptedWallet, files, generations, job, png
+from tests.kits.raw_server import Peer, raw_server
 
 ALL = {"all": True}
 

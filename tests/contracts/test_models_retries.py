@@ -14,7 +14,8 @@ from proxy.orders import calls as making
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.providers import fal
 from tests.conftest import run
-from tests.contracts.models_kit import (
+from tests.kits.orders import ScriptedWallet, generations, job, png
+from tests.kits.providers import (
     DALL_E,
     FLUX,
     GPT,
@@ -25,8 +26,7 @@ from tests.contracts.models_kit import (
     simulated,
     upstream,
 )
-from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import ScriptedWallet, generations, job, png
+from tests.kits.raw_server import Peer, raw_server
 
 FOUR = (GPT, IMAGEN, GROK, FLUX)
 """A model of each provider."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import run
-from tests.contracts.models_kit import (
+from tests.kits.providers import (
     DALL_E,
     FAL,
     FLUX,

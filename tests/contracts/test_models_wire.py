@@ -17,7 +17,8 @@ from proxy.errors import ApiError
 from proxy.orders.calls import Progress
 from proxy.ports import Order, Report
 from tests.conftest import run
-from tests.contracts.models_kit import (
+from tests.kits.orders import png
+from tests.kits.providers import (
     CATALOGUE,
     DALL_E,
     FAL,
@@ -36,8 +37,7 @@ from tests.contracts.models_kit import (
     simulated,
     upstream,
 )
-from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import png
+from tests.kits.raw_server import Peer, raw_server
 
 # --- fan-out ----------------------------------------------------------------------------------------------------------
 

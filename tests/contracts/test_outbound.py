@@ -23,7 +23,7 @@ from proxy.outbound.clients import MAX_REDIRECTS, USER_AGENT, ImageFetchFailed, 
 from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicResolver
 from proxy.outbound.transport import CHUNK_BYTES, AiohttpTransport
 from tests.conftest import TRUST
-from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
+from tests.kits.raw_server import OK, Peer, RawServer, Script, raw_server
 
 PATIENCE_S = 20.0  # what must happen is given this long, on a noisy machine too
 SHORT_S = 0.3  # a time-out that is meant to run out

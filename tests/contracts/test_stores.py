@@ -44,8 +44,8 @@ from proxy.storage.streams import CACHE_CONTROL
 from proxy.storage.supabase import IMAGE_TYPES, Auth, Key, MintedTokens, Supabase
 from tests.conftest import LOOPBACK, TRUST
 from tests.conftest import run as on_uvloop
-from tests.contracts.raw_server import OK, Peer, RawServer, Script, raw_server
-from tests.ports import free_port
+from tests.kits.ports import free_port
+from tests.kits.raw_server import OK, Peer, RawServer, Script, raw_server
 from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, MotoProcess, SupabaseProcess, frozen
 from tests.stores.supabase import Bucket, Server
 

@@ -16,7 +16,7 @@ from proxy.app import build_full_app
 from proxy.server import connections as limits
 from proxy.server.serving import UNSENT_BYTES, bind, serve_http
 from tests.conftest import run
-from tests.doors.crowds import connections, h2c
+from tests.kits.crowds import connections, h2c
 
 HOST = "127.0.0.1"
 WITHIN_S = 20.0

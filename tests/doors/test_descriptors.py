@@ -9,11 +9,11 @@ import httpx2
 
 from proxy.server.descriptors import FILES_EACH, LEAST_FILES, RESERVED_FILES
 from tests.conftest import LOOPBACK, run
-from tests.doors.crowds import connections, ordered
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import wait_until
-from tests.ports import free_port
-from tests.processes import Forked
+from tests.kits.crowds import connections, ordered
+from tests.kits.ports import free_port
+from tests.kits.processes import Forked
+from tests.kits.system import wait_until
 
 SILENT = 1_100
 """So many switched a gateway off that could open 1,024 files."""

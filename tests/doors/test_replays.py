@@ -5,11 +5,11 @@ import httpx2
 from proxy.api.openapi import MAX_DOCUMENTS
 from proxy.api.replies import MAX_REPLAYS
 from tests.conftest import LOOPBACK, run
-from tests.doors.crowds import Crowd, openings, place_large, replay, replayed
 from tests.doors.test_storms import LARGE_BYTES
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import System, wait_until
 from tests.e2e.test_hostile import descriptors
+from tests.kits.crowds import Crowd, openings, place_large, replay, replayed
+from tests.kits.system import System, wait_until
 
 
 def open_images(system: System) -> int:

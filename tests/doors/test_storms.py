@@ -14,11 +14,11 @@ import pytest
 from bench.memory import resident_bytes
 from proxy.backends import BACKGROUND_CONNECTIONS
 from tests.conftest import run
-from tests.doors.crowds import Crowd, connections, honest, openings, place_large
-from tests.e2e.kit import System, assert_no_key, prepare, wait_until
 from tests.e2e.test_hostile import descriptors
+from tests.kits.crowds import Crowd, connections, honest, openings, place_large
+from tests.kits.processes import executed
+from tests.kits.system import System, assert_no_key, prepare, wait_until
 from tests.long import LONG
-from tests.processes import executed
 
 LONGEST_S = {"silent": 10, "half a head": 10, "h2c": 0, "pipelined": 75, "replays": 75}
 """How long a hostile connection of each kind may last, in seconds of an idle machine. What is refused in few words has

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.kit import System, assert_no_key, prepare
+from tests.kits.system import System, assert_no_key, prepare
 
 Prepared = Callable[..., System]
 

@@ -13,7 +13,7 @@ import pytest
 from proxy.errors import Kind
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
+from tests.kits.system import FLUX, System, assert_no_key, bearer, prepare, wait_until
 
 SECRET = "only for these tests: an administrator's secret"
 

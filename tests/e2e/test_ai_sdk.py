@@ -14,9 +14,9 @@ import pytest
 from docs.errors import AI_SDK_TRIES, ai_sdk_tries
 from proxy.errors import ApiError, Kind
 from tests.conftest import run
-from tests.contracts.raw_server import Peer, raw_server
-from tests.e2e.kit import FLUX, GPT, System, wait_until
-from tests.e2e.node_kit import install, tell
+from tests.kits.node import install, tell
+from tests.kits.raw_server import Peer, raw_server
+from tests.kits.system import FLUX, GPT, System, wait_until
 
 PROVIDERS = ["openai", "compatible"]
 

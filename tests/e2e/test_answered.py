@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, wait_until
+from tests.kits.system import FLUX, GPT, System, wait_until
 
 UNIT = 840_000
 CREDIT = 50_000_000

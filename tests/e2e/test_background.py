@@ -22,9 +22,9 @@ from proxy.orders.orphans import Orphans
 from proxy.storage.watch import StoreWatch
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, bearer, wait_until
-from tests.ports import free_port
-from tests.processes import Forked
+from tests.kits.ports import free_port
+from tests.kits.processes import Forked
+from tests.kits.system import FLUX, bearer, wait_until
 
 SWITCH = "fault"
 """A file in the system's folder: while it is there, the work fails."""

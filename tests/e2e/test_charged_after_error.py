@@ -10,11 +10,11 @@ import pytest
 
 from metering.money import parse_mxn
 from tests.conftest import LOOPBACK, run
-from tests.disks import FAULTS, failing
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, wait_until
 from tests.e2e.test_answered import CLEAN, books
-from tests.processes import Forked
+from tests.kits.disks import FAULTS, failing
+from tests.kits.processes import Forked
+from tests.kits.system import FLUX, System, wait_until
 
 DALL_E, GROK = "openai/dall-e-3", "xai/grok-2-image"
 LONG = "🌵" * 4_000

@@ -13,9 +13,9 @@ from redis import Redis
 from metering.wallet import keys
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
-from tests.ports import free_port
-from tests.processes import Forked, executed, finished
+from tests.kits.ports import free_port
+from tests.kits.processes import Forked, executed, finished
+from tests.kits.system import FLUX, System, bearer, wait_until
 
 
 def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepared) -> None:

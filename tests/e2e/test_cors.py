@@ -11,7 +11,7 @@ from metering.accounts import IssuedKey
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
+from tests.kits.system import FLUX, System, bearer, wait_until
 
 OURS, APP, OTHER = "https://console.example.mx", "https://app.example.mx", "http://localhost:3000"
 STRANGER = "https://evil.example"

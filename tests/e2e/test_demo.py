@@ -23,9 +23,9 @@ from PIL import Image
 from redis import Redis
 
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, bearer, wait_until
-from tests.ports import free_port
-from tests.processes import Begin, Forked, Process, executed, finished
+from tests.kits.ports import free_port
+from tests.kits.processes import Begin, Forked, Process, executed, finished
+from tests.kits.system import FLUX, bearer, wait_until
 
 ROOT = Path(__file__).parents[2]
 WORK_S = 12.0

@@ -15,7 +15,7 @@ from metering.wallet.keys import key_record
 from proxy.errors import Kind
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "x"}
 

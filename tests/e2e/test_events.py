@@ -10,8 +10,8 @@ from redis import Redis
 from metering.wallet import keys
 from metering.wallet.values import Caller
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import System, wait_until
-from tests.integration.consumer_kit import entry_of
+from tests.kits.consumer import entry_of
+from tests.kits.system import System, wait_until
 
 
 def ghub(system: System, *arguments: str, code: int = 0) -> tuple[Any, str]:

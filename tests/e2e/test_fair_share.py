@@ -10,8 +10,8 @@ import httpx2
 from proxy import wiring
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System
-from tests.processes import Forked
+from tests.kits.processes import Forked
+from tests.kits.system import FLUX, GPT, System
 
 PICTURES, SPARE = 80, 16
 OTHER = "fal/recraft-v3"

@@ -12,7 +12,7 @@ from redis import Redis
 from config.settings import HOLD_MARGIN_S
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "x"}
 

@@ -15,9 +15,9 @@ from config.settings import CONSUMER_METRICS_PORT, GATEWAY_METRICS_PORT, Setting
 from metering.clock import period_at, unix_us_at, utc_now
 from proxy.cli.process import bind_metrics
 from proxy.cli.root import ENTRIES
-from tests.e2e.kit import System
-from tests.ports import free_port
-from tests.processes import Forked, finished
+from tests.kits.ports import free_port
+from tests.kits.processes import Forked, finished
+from tests.kits.system import System
 
 ROOT = Path(__file__).parents[2]
 BARE = {name: value for name, value in os.environ.items() if not name.startswith("GHUB_")}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.errors import Kind
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, GPT, System, bearer
+from tests.kits.system import FLUX, GPT, System, bearer
 from tests.long import LONG
 
 BATCH = 10

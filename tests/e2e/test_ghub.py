@@ -32,11 +32,11 @@ from metering.wallet import keys
 from proxy.backends import Backends
 from proxy.cli.root import commands
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, System, bearer, prepare, wait_until
+from tests.kits.ports import free_port
+from tests.kits.processes import Forked, finished
+from tests.kits.system import FLUX, System, bearer, prepare, wait_until
+from tests.kits.users import become_nobody, give_to_nobody
 from tests.long import LONG
-from tests.ports import free_port
-from tests.processes import Forked, finished
-from tests.users import become_nobody, give_to_nobody
 
 SECRETS = {("key", "create"), ("key", "rotate"), ("token", "create")}
 """What they print once stands alone on standard output."""

@@ -10,10 +10,10 @@ import httpx2
 import pytest
 
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import System, bearer
-from tests.e2e.node_kit import PROGRAM_S, install
+from tests.kits.node import PROGRAM_S, install
+from tests.kits.programs import program
+from tests.kits.system import System, bearer
 from tests.long import LONG
-from tests.programs import program
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ("guide.md", "guia.md")

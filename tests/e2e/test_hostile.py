@@ -21,13 +21,13 @@ from proxy.app import STORAGE_PATH
 from proxy.backends import BACKGROUND_CONNECTIONS, Backends
 from proxy.outcomes import Outcome
 from tests.conftest import LOOPBACK, run
-from tests.e2e.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
-from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_memory import MAX_PER_IMAGE_BYTES
+from tests.kits.hostile import ATTACKS, FAL_KEY, HONEST, LATE, OPENAI_KEY, PNG, WORDS, Attack, Upstream, upstream
+from tests.kits.ports import free_port
+from tests.kits.processes import executed
+from tests.kits.system import FLUX, GPT, System, assert_no_key, prepare, wait_until
 from tests.long import LONG
-from tests.ports import free_port
-from tests.processes import executed
 
 DEADLINE_S = 4
 AT_ONCE = 24

@@ -13,8 +13,8 @@ from metering.wallet.keys import partition_of
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
-from tests.ports import free_port
+from tests.kits.ports import free_port
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "un faro"}
 CLEAN = {"ok": True, "differences": []}

@@ -14,8 +14,8 @@ import pytest
 from metering.journal.frames import Folder, OldJournal, encode_frame, survey
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
 from tests.e2e.test_answered import CLEAN, CREDIT, UNIT, books, start
+from tests.kits.system import FLUX, System, bearer, wait_until
 
 NEVER = "00000000-0000-4000-8000-000000000000"
 

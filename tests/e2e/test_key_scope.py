@@ -10,7 +10,7 @@ from metering.accounts import IssuedKey
 from metering.wallet.keys import OrgKeys
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "Un faro, de noche"}
 ZERO = {"available_mxn": "0.00", "held_mxn": "0.00", "balance_mxn": "0.00"}

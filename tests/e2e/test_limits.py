@@ -16,7 +16,7 @@ from metering.limits import NONE
 from metering.money import parse_mxn
 from proxy.backends import Backends
 from tests.conftest import run
-from tests.e2e.kit import FLUX, FLUX_MXN, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, FLUX_MXN, GPT, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "x"}
 SLACK_S = 5

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import LOOPBACK, run
-from tests.e2e.kit import FLUX, FLUX_MXN, GPT, NINE, SUCCESSORS, System, bearer
+from tests.kits.system import FLUX, FLUX_MXN, GPT, NINE, SUCCESSORS, System, bearer
 
 
 def sdk(system: System, key: str) -> openai.OpenAI:

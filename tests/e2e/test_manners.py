@@ -13,9 +13,9 @@ import pytest
 from proxy.api.schemas import Delivered, Generation, Generations
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, FLUX_MXN, System, bearer, wait_until
-from tests.e2e.node_kit import install, tell
-from tests.packing import PACK
+from tests.kits.node import install, tell
+from tests.kits.packing import PACK
+from tests.kits.system import FLUX, FLUX_MXN, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "un faro"}
 PACKED = PACK | {"identity": bytes}
@@ -92,7 +92,7 @@ def test_values_that_ask_for_nothing_are_passed_over_and_user_is_not(system: Sys
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
-    """Runs tests/e2e/node/unread.mjs beside `openai` for Node, as its lock file says."""
+    """Runs tests/kits/node_programs/unread.mjs beside `openai` for Node, as its lock file says."""
     folder = install(tmp_path_factory.mktemp("node") / "client")
     return partial(tell, folder, "unread.mjs")
 

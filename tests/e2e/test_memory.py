@@ -4,8 +4,8 @@ import pytest
 
 from bench.memory import forget_peak, order, resident_bytes
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT
-from tests.processes import executed
+from tests.kits.processes import executed
+from tests.kits.system import FLUX, GPT
 
 IMAGE_BYTES = 8_000_000
 IN_FLIGHT = 16

@@ -22,7 +22,7 @@ from config.catalogue import read_catalogue
 from simulator.answers import INTERNAL_URL
 from simulator.app import make_world
 from tests.conftest import LOOPBACK, run
-from tests.e2e.kit import NINE, System, assert_no_key, prepare
+from tests.kits.system import NINE, System, assert_no_key, prepare
 from tests.long import LONG
 
 MIXTURES = {model: 68 if model.startswith("fal/") else 165 for model in NINE}

@@ -24,11 +24,11 @@ from bench.memory import resident_bytes
 from config.catalogue import read_catalogue
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, prepare, wait_until
 from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MAX_PER_IMAGE_BYTES
+from tests.kits.ports import free_port
+from tests.kits.processes import executed
+from tests.kits.system import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, prepare, wait_until
 from tests.long import LONG
-from tests.ports import free_port
-from tests.processes import executed
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
 IMAGEN, DALL_E, IDEOGRAM, ULTRA = "google/imagen-4", "openai/dall-e-3", "fal/ideogram-v2", "fal/flux-1.1-pro-ultra"

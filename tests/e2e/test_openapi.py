@@ -16,7 +16,7 @@ from metering.clock import utc_now
 from proxy.api.admin.tokens import Issuer, mint
 from proxy.api.schemas import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, NINE, System, bearer
+from tests.kits.system import FLUX, GPT, NINE, System, bearer
 from tests.long import long
 
 PLENTY = 1_000_000

@@ -11,8 +11,8 @@ from redis import Redis
 from metering.wallet import keys
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, wait_until
-from tests.ports import free_port
+from tests.kits.ports import free_port
+from tests.kits.system import FLUX, System, wait_until
 
 FOUND_WITHIN_S = 25.0
 """10 s without a beat, and two looks of a living gateway, which come every 5 s; the hold lives 70 s."""

@@ -14,7 +14,7 @@ import httpx2
 from config.settings import REPORTS_WAITING, USAGE_PER_MINUTE
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System
+from tests.kits.system import FLUX, System
 
 FIRST = date(2025, 1, 1)
 ROWS = 366 * 10 * 9

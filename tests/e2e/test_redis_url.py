@@ -6,8 +6,8 @@ from redis import Redis
 
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import wait_until
-from tests.ports import free_port
+from tests.kits.ports import free_port
+from tests.kits.system import wait_until
 
 
 @pytest.mark.parametrize("command", [["serve"], ["consume"], ["org", "list"]])

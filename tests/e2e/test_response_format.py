@@ -10,7 +10,7 @@ from PIL import Image
 from metering.accounts import IssuedKey
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, GPT, System, bearer
+from tests.kits.system import FLUX, GPT, System, bearer
 
 
 def issued(system: System, org_id: str, *options: str) -> str:

@@ -7,10 +7,10 @@ import httpx2
 import pytest
 
 from metering.money import parse_mxn
-from tests.backups import backup, restore
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
+from tests.kits.backups import backup, restore
+from tests.kits.system import FLUX, System, bearer, wait_until
 
 UNIT = parse_mxn("0.84")
 

@@ -24,7 +24,7 @@ from proxy.ports import Order
 from proxy.providers.sandbox import draw
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 
 PROMPT = "Un faro, de noche"
 ORDER = {"model": FLUX, "prompt": PROMPT}

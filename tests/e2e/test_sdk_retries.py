@@ -15,8 +15,8 @@ import openai
 import pytest
 
 from tests.conftest import run
-from tests.e2e.kit import FLUX, GPT, System, assert_no_key, prepare, wait_until
-from tests.e2e.node_kit import install, tell
+from tests.kits.node import install, tell
+from tests.kits.system import FLUX, GPT, System, assert_no_key, prepare, wait_until
 
 DEADLINE_S = 3.0
 MODELS = [GPT, "openai/dall-e-3", "google/imagen-4", "xai/grok-2-image", FLUX]

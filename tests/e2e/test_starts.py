@@ -11,8 +11,8 @@ import pytest
 import proxy.wiring
 from proxy.server.serving import bind
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import System
-from tests.processes import Forked
+from tests.kits.processes import Forked
+from tests.kits.system import System
 
 
 def fails_late() -> None:

@@ -30,10 +30,10 @@ from metering.wallet.projection import FENCE_S
 from metering.wallet.values import WalletSnapshot
 from proxy.backends import Backends
 from tests.conftest import LOOPBACK
-from tests.e2e.kit import FLUX, System, assert_no_key, bearer, prepare, wait_until
-from tests.e2e.steps import Stop, arm
+from tests.kits.processes import Forked
+from tests.kits.steps import Stop, arm
+from tests.kits.system import FLUX, System, assert_no_key, bearer, prepare, wait_until
 from tests.long import LONG
-from tests.processes import Forked
 
 AT_ONCE = 10
 SHORT_S = 0.3

@@ -18,9 +18,9 @@ from config.settings import STORE_ANSWER_S, STORE_WATCH_S
 from proxy.storage.watch import MAX_FAILURES
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, GPT, System, bearer, wait_until
 from tests.e2e.test_errors import assert_error
 from tests.e2e.test_hostile import descriptors
+from tests.kits.system import FLUX, GPT, System, bearer, wait_until
 from tests.long import LONG, long
 from tests.stores.running import BUCKET, KEY, SupabaseProcess, frozen
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.e2e.kit import FLUX, System, bearer, wait_until
 from tests.e2e.test_store_outage import storing_in
+from tests.kits.system import FLUX, System, bearer, wait_until
 from tests.stores.running import BUCKET, SECRET, SupabaseProcess
 
 DAY_S = 24 * 3600

@@ -12,7 +12,8 @@ from metering.wallet import keys
 from metering.wallet.values import Admission, Caller, OrderIdentity, Replay, Verdict
 from metering.wallet.wallet import RECENT_S
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import (
+from tests.integration.test_replay import answered
+from tests.kits.books import (
     NOW_US,
     SECOND_US,
     UNIT,
@@ -24,7 +25,6 @@ from tests.integration.money_kit import (
     open_wallets,
     pinned,
 )
-from tests.integration.test_replay import answered
 
 ORDER = OrderIdentity("order")
 RECENT_US = int(RECENT_S * SECOND_US)

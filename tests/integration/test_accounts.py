@@ -17,7 +17,7 @@ from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
 from metering.wallet.values import Verdict
 from tests.conftest import run
-from tests.integration.money_kit import MODELS, PLANS, UNIT, dump, open_books
+from tests.kits.books import MODELS, PLANS, UNIT, dump, open_books
 
 
 def test_an_account_is_usable_at_once(redis_url: str, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from proxy.api.requests import RequestLimits
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
+from tests.kits.books import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
 
 SECRET = "a secret of the tests, " * 2
 ISSUER = Issuer("authenticated", None)

@@ -20,7 +20,7 @@ from metering.verify import verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
 from tests.conftest import run
-from tests.integration.money_kit import NOON, UNIT, Books, drain, make_groups, open_books, sql
+from tests.kits.books import NOON, UNIT, Books, drain, make_groups, open_books, sql
 
 
 class Refusal:

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from metering.wallet import keys
 from metering.wallet.values import Close, Replay
 from tests.conftest import run
-from tests.integration.money_kit import UNIT, drain, open_books
 from tests.integration.test_replay import answered
+from tests.kits.books import UNIT, drain, open_books
 
 
 def counted() -> float:

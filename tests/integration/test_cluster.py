@@ -15,7 +15,6 @@ from metering.wallet.connection import open_redis, server_of, servers, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.pressure import Pressure, WrongPolicy
 from metering.wallet.values import Verdict
-from tests.cluster import MASTERS, Cluster
 from tests.conftest import run
 from tests.integration import test_consumer as consumer
 from tests.integration import test_consumer_backlog as backlog
@@ -25,8 +24,9 @@ from tests.integration import test_projection as projection
 from tests.integration import test_wallet_admit as admit
 from tests.integration import test_wallet_close as close
 from tests.integration import test_wallet_sandbox as sandbox
-from tests.integration.cluster_kit import differences, everywhere
-from tests.integration.money_kit import UNIT, drain, open_books, pinned, result_of, start_worker, waiting
+from tests.kits.books import UNIT, drain, open_books, pinned, result_of, start_worker, waiting
+from tests.kits.cluster import MASTERS, Cluster
+from tests.kits.cluster_orgs import differences, everywhere
 
 Test = Callable[..., None]
 

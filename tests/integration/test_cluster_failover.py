@@ -18,10 +18,9 @@ from metering.wallet.connection import BUSY_FACTOR, open_redis, warm_up
 from metering.wallet.projection import Projector
 from metering.wallet.values import Close, Verdict
 from metering.wallet.wallet import Wallet
-from tests.cluster import Cluster, Node, wait_for
 from tests.conftest import run
-from tests.integration.cluster_kit import Load, differences, everywhere
-from tests.integration.money_kit import (
+from tests.integration.test_wallet_away import QUICK
+from tests.kits.books import (
     UNIT,
     Books,
     drain,
@@ -31,7 +30,8 @@ from tests.integration.money_kit import (
     start_worker,
     waiting,
 )
-from tests.integration.test_wallet_away import QUICK
+from tests.kits.cluster import Cluster, Node, wait_for
+from tests.kits.cluster_orgs import Load, differences, everywhere
 from tests.long import long
 
 MAX_REFUSED = 0.3

@@ -14,9 +14,9 @@ from metering.events import Event
 from metering.ports import SetAside
 from metering.wallet import keys
 from tests.conftest import run
-from tests.integration.cluster_kit import everywhere
-from tests.integration.consumer_kit import Away, consuming, drained_s, fill, peak_mib
-from tests.integration.money_kit import make_groups, open_books, waiting
+from tests.kits.books import make_groups, open_books, waiting
+from tests.kits.cluster_orgs import everywhere
+from tests.kits.consumer import Away, consuming, drained_s, fill, peak_mib
 from tests.long import LONG
 
 EVENTS = 20_000 if LONG else 3_000

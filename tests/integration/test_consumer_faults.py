@@ -16,9 +16,9 @@ from metering.wallet import keys
 from metering.wallet.connection import Script
 from metering.wallet.kept import KNOWN, NEW, Commit, Commits, Done
 from tests.conftest import run
-from tests.integration.cluster_kit import everywhere
-from tests.integration.consumer_kit import drained_s, entry_of, fill
-from tests.integration.money_kit import UNIT, drain, make_groups, open_books, waiting, wipe
+from tests.kits.books import UNIT, drain, make_groups, open_books, waiting, wipe
+from tests.kits.cluster_orgs import everywhere
+from tests.kits.consumer import drained_s, entry_of, fill
 
 
 async def marks(books: Any) -> int:

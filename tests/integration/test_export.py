@@ -13,7 +13,7 @@ from metering.export import COLUMNS, Written, row, write_csv
 from metering.money import parse_mxn
 from metering.ports import Refund, Refunded
 from tests.conftest import run
-from tests.integration.money_kit import UNIT, event
+from tests.kits.books import UNIT, event
 
 T = TypeVar("T")
 ORG = "11111111-1111-4111-8111-111111111111"

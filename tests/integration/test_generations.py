@@ -45,7 +45,7 @@ from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.storage.local import LocalStore
 from tests.conftest import run
-from tests.integration.edge_kit import (
+from tests.kits.orders import (
     CALLER,
     CATALOGUE,
     FLUX,

@@ -21,8 +21,8 @@ from proxy.providers import google_token
 from proxy.providers.google import Google
 from proxy.providers.google_token import BadServiceAccount, ServiceAccount
 from tests.conftest import run
-from tests.contracts.models_kit import DOCUMENT_BYTES, IMAGEN, Bench, end_of, order, simulated, upstream
-from tests.contracts.raw_server import Peer, raw_server
+from tests.kits.providers import DOCUMENT_BYTES, IMAGEN, Bench, end_of, order, simulated, upstream
+from tests.kits.raw_server import Peer, raw_server
 
 EMAIL = "gateway@geekhub.iam.gserviceaccount.com"
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)

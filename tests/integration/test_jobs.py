@@ -12,7 +12,7 @@ from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.values import Caller, Close
 from proxy.orders.orphans import Orphans
 from tests.conftest import run
-from tests.integration.money_kit import NOW_US, SECOND_US, Books, open_books, pinned, wipe
+from tests.kits.books import NOW_US, SECOND_US, Books, open_books, pinned, wipe
 
 Ending = Callable[[Books, Caller], Coroutine[Any, Any, None]]
 

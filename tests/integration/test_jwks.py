@@ -29,7 +29,7 @@ from proxy.errors import ApiError, Kind
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
 from tests.conftest import run
-from tests.contracts.raw_server import Peer, RawServer, raw_server
+from tests.kits.raw_server import Peer, RawServer, raw_server
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 

@@ -25,7 +25,7 @@ from config.settings import (
 from proxy.api.admin.schemas import ACTIONS
 from proxy.api.openapi import IMAGES, OPENAPI_PATH, OPERATIONS
 from proxy.app import STORAGE_PATH
-from tests.programs import program
+from tests.kits.programs import program
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "k8s/base"

@@ -22,8 +22,8 @@ from metering.wallet.kept import feed_again, heal
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller
 from tests.conftest import run
-from tests.integration.consumer_kit import fill
-from tests.integration.money_kit import LIMITS, UNIT, Books, drain, make_groups, open_books, open_ledger, waiting
+from tests.kits.books import LIMITS, UNIT, Books, drain, make_groups, open_books, open_ledger, waiting
+from tests.kits.consumer import fill
 
 HOUR_S = 3600
 

@@ -14,8 +14,8 @@ from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
 from metering.wallet.values import OrderIdentity
 from tests.conftest import run
-from tests.integration.money_kit import NOW_US, SECOND_US, drain, dump, hash_of, make_groups, open_books, pinned
 from tests.integration.test_replay import answered
+from tests.kits.books import NOW_US, SECOND_US, drain, dump, hash_of, make_groups, open_books, pinned
 
 STAYS = {
     "mark": "says that the partition is projected",

@@ -16,7 +16,7 @@ from metering.money import MAX_MICRO_MXN
 from metering.ports import Charged, Ended, LedgerError, ListPrice, Org, SetAside
 from metering.pricing import FxRate
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     ACT,
     NOON,
     UNIT,

@@ -10,7 +10,7 @@ from metering.ledger import queries
 from metering.ledger.record import SqlLedger
 from metering.ports import ApiKey, Org
 from tests.conftest import run
-from tests.integration.money_kit import ACT, NOON, event, open_ledger, sql
+from tests.kits.books import ACT, NOON, event, open_ledger, sql
 
 ORG, OTHER = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 

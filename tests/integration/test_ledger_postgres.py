@@ -27,7 +27,8 @@ from metering.ports import Charged, LedgerAway, LedgerError, Org, SetAside
 from metering.verify import verify
 from metering.wallet.presence import Presence
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.integration.test_ledger import ORG, opened
+from tests.kits.books import (
     ACT,
     NOON,
     UNIT,
@@ -40,8 +41,7 @@ from tests.integration.money_kit import (
     start_worker,
     waiting,
 )
-from tests.integration.test_ledger import ORG, opened
-from tests.postgres import PostgresServer
+from tests.kits.postgres import PostgresServer
 
 OTHER = "22222222-2222-4222-8222-222222222222"
 SHORT_S = 0.5

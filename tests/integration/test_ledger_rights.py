@@ -19,10 +19,10 @@ from metering.ledger.record import SqlLedger
 from metering.ledger.sqlite import open_sqlite
 from metering.ports import LedgerAway, LedgerMisconfigured
 from tests.conftest import run
-from tests.integration.money_kit import NOON, event, open_books, sql
 from tests.integration.test_ledger import ORG, opened
-from tests.postgres import FAST, PostgresServer
-from tests.processes import Forked, finished
+from tests.kits.books import NOON, event, open_books, sql
+from tests.kits.postgres import FAST, PostgresServer
+from tests.kits.processes import Forked, finished
 
 SECRET = "s3cr3t-word"
 

@@ -13,8 +13,8 @@ from metering.ledger.sqlite import open_sqlite
 from metering.ports import LedgerAway, ListPrice
 from metering.pricing import FxRate
 from tests.conftest import run
-from tests.integration.money_kit import ACT, NOON, ROOT, event, sql
 from tests.integration.test_ledger import ORG, migrate_many, opened
+from tests.kits.books import ACT, NOON, ROOT, event, sql
 
 KEYS = {
     "credit_transactions": "id",
@@ -81,7 +81,7 @@ import resource, sys
 from pathlib import Path
 from metering.ports import LedgerAway
 from tests.conftest import run
-from tests.integration.money_kit import NOON, event
+from tests.kits.books import NOON, event
 from tests.integration.test_ledger import ORG, opened
 
 async def work():

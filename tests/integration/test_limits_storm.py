@@ -14,10 +14,8 @@ from metering.money import parse_mxn
 from metering.wallet import keys
 from metering.wallet.connection import load_script
 from metering.wallet.values import Caller, Verdict
-from tests.cluster import Cluster
 from tests.conftest import ValkeyServer, run
-from tests.integration.limits_kit import counters, nothing_open, open_shop
-from tests.integration.money_kit import (
+from tests.kits.books import (
     LIFE_S,
     NOW_US,
     SECOND_US,
@@ -32,6 +30,8 @@ from tests.integration.money_kit import (
     settle,
     start_worker,
 )
+from tests.kits.cluster import Cluster
+from tests.kits.limits import counters, nothing_open, open_shop
 from tests.long import LONG
 
 LIMITS = [

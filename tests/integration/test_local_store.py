@@ -19,7 +19,7 @@ from proxy.ports import StoreFailed, StoreMisconfigured
 from proxy.storage.local import WRITE_BYTES, LocalStore
 from proxy.storage.probe import probe
 from tests.conftest import run
-from tests.integration.edge_kit import files
+from tests.kits.orders import files
 
 PATH = "org/request/0.png"
 

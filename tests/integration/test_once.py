@@ -13,7 +13,7 @@ from metering.wallet import keys
 from metering.wallet.values import Admission, Caller, OrderIdentity, Replay, Verdict
 from metering.wallet.wallet import RECENT_S
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     DAY_US,
     FACTS,
     LIFE_S,

@@ -23,9 +23,10 @@ from metering.ports import Act, LedgerAway, SetAside
 from metering.wallet.keys import OrgKeys
 from metering.wallet.presence import Presence
 from metering.wallet.values import OrderIdentity, Replay
-from tests.backups import backup
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.integration.test_replay import answered
+from tests.kits.backups import backup
+from tests.kits.books import (
     NOW_US,
     SECOND_US,
     UNIT,
@@ -35,7 +36,6 @@ from tests.integration.money_kit import (
     make_groups,
     open_books,
 )
-from tests.integration.test_replay import answered
 
 SEGMENT = 64 * 1024
 LATE_US = NOW_US + 13 * 3600 * SECOND_US

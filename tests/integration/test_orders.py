@@ -17,10 +17,10 @@ from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller, OrderIdentity, Verdict
 from proxy.api.admin.orders import order_fields, public_id
-from tests.cluster import Cluster
 from tests.conftest import run
-from tests.integration.money_kit import FACTS, NOON, NOW_US, SECOND_US, Books, drain, event, open_books, pinned, sql
 from tests.integration.test_replay import answered
+from tests.kits.books import FACTS, NOON, NOW_US, SECOND_US, Books, drain, event, open_books, pinned, sql
+from tests.kits.cluster import Cluster
 
 OWNER = uuid4().hex
 

@@ -16,7 +16,7 @@ from metering.shares import Shares
 from proxy.errors import ApiError, Kind
 from proxy.orders.places import Places
 from tests.conftest import run
-from tests.integration.edge_kit import room_for
+from tests.kits.orders import room_for
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from metering.wallet.connection import NotProjected
 from metering.wallet.projection import Projector
 from metering.wallet.values import Caller, Close, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     MODELS,
     PLANS,
     UNIT,

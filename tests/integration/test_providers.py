@@ -25,8 +25,7 @@ from proxy.providers.openai import OpenAI
 from proxy.storage.local import LocalStore
 from simulator.server import serve
 from tests.conftest import TRUST, run
-from tests.contracts.raw_server import Peer, raw_server
-from tests.integration.edge_kit import (
+from tests.kits.orders import (
     CATALOGUE,
     FLUX,
     GPT,
@@ -38,6 +37,7 @@ from tests.integration.edge_kit import (
     order,
     png,
 )
+from tests.kits.raw_server import Peer, raw_server
 
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024

@@ -17,7 +17,7 @@ from metering.orders import Orders
 from metering.ports import LedgerError, NotThere, WrongField
 from metering.wallet.values import Caller, Close
 from tests.conftest import run
-from tests.integration.money_kit import NOON, UNIT, Books, drain, open_books, race, sql
+from tests.kits.books import NOON, UNIT, Books, drain, open_books, race, sql
 
 
 @asynccontextmanager

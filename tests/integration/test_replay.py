@@ -10,7 +10,7 @@ from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, e
 from metering.events import encode_opened
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
+from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
 
 
 def answered(

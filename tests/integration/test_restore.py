@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 
 from metering.wallet import keys
 from metering.wallet.values import Caller, Verdict
-from tests.backups import backup
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.backups import backup
+from tests.kits.books import (
     ACT,
     NOON,
     UNIT,

@@ -10,7 +10,7 @@ from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.values import Close, OrderIdentity, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import MODELS, PLANS, open_books
+from tests.kits.books import MODELS, PLANS, open_books
 from tests.long import LONG
 
 

@@ -21,8 +21,8 @@ from proxy.ports import ImageStore, StoredObject, StoreFailed, StoreMisconfigure
 from proxy.storage.local import LocalStore
 from proxy.storage.sweep import Finding, Sweep
 from tests.conftest import run
-from tests.integration.money_kit import NOW_US, SECOND_US, Books, drain, open_books
 from tests.integration.test_replay import answered
+from tests.kits.books import NOW_US, SECOND_US, Books, drain, open_books
 
 MANY = 60_000
 

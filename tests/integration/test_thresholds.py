@@ -9,9 +9,7 @@ from metering.events import EventError, Notice, decode_notice
 from metering.money import parse_mxn
 from metering.wallet import keys, projection
 from tests.conftest import run
-from tests.integration.cluster_kit import differences
-from tests.integration.limits_kit import Shop, open_shop
-from tests.integration.money_kit import (
+from tests.kits.books import (
     NOON,
     UNIT,
     drain,
@@ -21,6 +19,8 @@ from tests.integration.money_kit import (
     waiting,
     wipe,
 )
+from tests.kits.cluster_orgs import differences
+from tests.kits.limits import Shop, open_shop
 
 ALWAYS = "9999"
 Short = tuple[str, int, str, int, int]

@@ -18,9 +18,9 @@ from metering.wallet import keys
 from metering.wallet.connection import open_redis
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller, Close, Verdict
-from tests.cluster import Cluster
 from tests.conftest import run
-from tests.integration.money_kit import NOON, SECOND_US, Books, drain, open_books, pinned
+from tests.kits.books import NOON, SECOND_US, Books, drain, open_books, pinned
+from tests.kits.cluster import Cluster
 
 
 async def charge(books: Books, caller: Caller, age_s: float) -> str:

@@ -22,7 +22,7 @@ from proxy.ports import Chunks, Picture, PictureLost, Source, StoreFailed
 from proxy.storage.local import LocalStore
 from proxy.storage.spool import Spool
 from tests.conftest import run
-from tests.integration.edge_kit import files, noise_png
+from tests.kits.orders import files, noise_png
 
 FOLDER = "11111111-1111-4111-8111-111111111111/22222222-2222-4222-8222-222222222222"
 PICTURE = noise_png(700)

@@ -29,9 +29,9 @@ from proxy.api.usage import MAX_DAYS, Group, UsageEndpoint, csv_lines
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import run
-from tests.e2e.kit import bearer
-from tests.integration.limits_kit import open_shop
-from tests.integration.money_kit import ACT, NOON, Books, drain, event, hash_of, open_books
+from tests.kits.books import ACT, NOON, Books, drain, event, hash_of, open_books
+from tests.kits.limits import open_shop
+from tests.kits.system import bearer
 
 FORMULA = "=1+1"
 SECRETS = {name: f"ghub_sk_live_{name * 32}" for name in "abz"}

@@ -16,7 +16,7 @@ from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     ACT,
     NOON,
     UNIT,

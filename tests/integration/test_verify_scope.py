@@ -19,9 +19,9 @@ from metering.ports import LedgerError
 from metering.verify import Difference, NotProvable, Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
-from tests.backups import backup
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import (
+from tests.kits.backups import backup
+from tests.kits.books import (
     ACT,
     DAY_US,
     NOON,

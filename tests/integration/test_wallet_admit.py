@@ -15,7 +15,7 @@ from metering.wallet import keys
 from metering.wallet.connection import NotProjected, WalletAway, load_script
 from metering.wallet.values import Caller, Close, Verdict, WalletLimits
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     DAY_US,
     LIFE_S,
     LIMITS,

@@ -16,7 +16,7 @@ from metering.wallet.pressure import Pressure, WrongPolicy
 from metering.wallet.values import Caller, Close, Verdict
 from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer, run
-from tests.integration.money_kit import LIMITS, NOW_US, Books, dump, open_books, pinned
+from tests.kits.books import LIMITS, NOW_US, Books, dump, open_books, pinned
 
 QUICK = replace(LIMITS, decision_s=0.1)
 

@@ -12,7 +12,7 @@ from metering.wallet.connection import NotProjected, WalletAway
 from metering.wallet.values import Close, Verdict
 from metering.wallet.wallet import Wallet
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     BOOK,
     FACTS,
     LIFE_S,

@@ -30,7 +30,7 @@ from metering.wallet import keys, projection
 from metering.wallet.connection import load_script
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from metering.wallet.wallet import RECENT_S
-from tests.integration.money_kit import (
+from tests.kits.books import (
     ACT,
     FACTS,
     LIMITS,

@@ -15,8 +15,8 @@ from metering.ports import Charged
 from metering.wallet import keys, projection
 from metering.wallet.values import Verdict
 from tests.conftest import run
-from tests.integration.limits_kit import DONE, OPEN, Shop, counters, nothing_open, open_shop
-from tests.integration.money_kit import NOON, NOW_US, PLANS, SECOND_US, UNIT, Books, drain, open_books, pinned, wipe
+from tests.kits.books import NOON, NOW_US, PLANS, SECOND_US, UNIT, Books, drain, open_books, pinned, wipe
+from tests.kits.limits import DONE, OPEN, Shop, counters, nothing_open, open_shop
 
 OK = "ADMITTED"
 Table = list[tuple[str, str, str]]

@@ -7,7 +7,7 @@ import pytest
 
 from metering.wallet.values import Verdict
 from tests.conftest import run
-from tests.integration.money_kit import (
+from tests.kits.books import (
     DAY_US,
     NOW_US,
     SECOND_US,

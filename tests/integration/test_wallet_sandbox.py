@@ -13,7 +13,7 @@ from metering.wallet import keys
 from metering.wallet.connection import NotProjected
 from metering.wallet.values import Caller, OrderIdentity, Rehearsal, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import DAY_US, NOW_US, SECOND_US, Books, dump, open_books, open_wallets, pinned, wipe
+from tests.kits.books import DAY_US, NOW_US, SECOND_US, Books, dump, open_books, open_wallets, pinned, wipe
 
 S = SECOND_US
 MODEL = "fal/flux-1.1-pro"

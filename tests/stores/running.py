@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.ports import free_port
+from tests.kits.ports import free_port
 
 SECRET = "a-secret-of-forty-bytes-that-is-only-for-tests"
 KEY = "sb_secret_only_for_tests"

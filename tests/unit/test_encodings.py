@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.api.encodings import DECODERS, MAX_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
+from tests.kits.packing import PACK, zstd
 from tests.long import examples
-from tests.packing import PACK, zstd
 
 MOST = 64 * 1024
 

@@ -10,8 +10,8 @@ from config.catalogue import Model, read_catalogue
 from proxy.errors import ApiError, Kind
 from proxy.orders.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
 from tests.conftest import run
-from tests.contracts.models_kit import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
-from tests.integration.edge_kit import ScriptedWallet, files, generations, job
+from tests.kits.orders import ScriptedWallet, files, generations, job
+from tests.kits.providers import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
 
 MODELS = read_catalogue(None).models
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.ports import free_port
+from tests.kits.ports import free_port
 
 EACH = 50
-OTHERS = f"from tests.ports import free_port\nprint([free_port() for _ in range({EACH})], flush=True)\ninput()"
+OTHERS = f"from tests.kits.ports import free_port\nprint([free_port() for _ in range({EACH})], flush=True)\ninput()"
 
 
 def test_no_two_test_processes_are_given_the_same_port_nor_one_that_the_kernel_gives_away() -> None:

@@ -1,4 +1,4 @@
-"""The other process of a race: `python -m tests.integration.money_worker COMMAND …` prints its result as JSON."""
+"""The other process of a race: `python -m tests.kits.worker COMMAND …` prints its result as JSON."""
 
 import asyncio
 import signal
@@ -22,7 +22,7 @@ from metering.ledger.transactions import Mode, Steps
 from metering.ports import LedgerError, SetAside
 from metering.wallet.values import Caller, Verdict
 from tests.conftest import run
-from tests.integration.money_kit import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
+from tests.kits.books import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
 
 T = TypeVar("T")
 

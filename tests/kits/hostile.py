@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
-from tests.contracts.raw_server import Peer, raw_server
-from tests.e2e.kit import FLUX, GPT
 from tests.fuzz.images import encoded, noise
+from tests.kits.raw_server import Peer, raw_server
+from tests.kits.system import FLUX, GPT
 
 WORDS = "WORDS-OF-AN-ATTACKER"
 FAL_KEY = "fal-key-that-no-image-host-may-see"

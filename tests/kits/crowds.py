@@ -17,7 +17,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
-from tests.e2e.kit import FLUX, GPT, System
+from tests.kits.system import FLUX, GPT, System
 
 PAUSE_S = 0.1
 WAVES = 20

@@ -11,7 +11,7 @@ from metering.money import format_mxn
 from metering.wallet import keys
 from metering.wallet.values import Admission, Caller, OrderIdentity, Verdict
 from proxy.orders.refusals import exceeded
-from tests.integration.money_kit import FACTS, UNIT, Books, pictures, pinned
+from tests.kits.books import FACTS, UNIT, Books, pictures, pinned
 
 OPEN = ("flying", "day_open", "month_open", "spent_open")
 DONE = ("day_done", "month_done", "spent_done")

@@ -30,7 +30,7 @@ from proxy.providers.xai import XAI
 from proxy.storage.local import LocalStore
 from simulator.server import serve
 from tests.conftest import TRUST
-from tests.integration.edge_kit import uploader
+from tests.kits.orders import uploader
 
 CATALOGUE = read_catalogue(None)
 KEY = "provider-secret"
