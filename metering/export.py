@@ -1,7 +1,7 @@
 """What finance takes away, as CSV: one row for each charged order of a month, and one for each refund given in it."""
 
 import csv
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -137,20 +137,12 @@ def refund_row(refunded: Refunded) -> tuple[str | int, ...]:
     return tuple("" if name in _PRICE else told[name] for name in COLUMNS)
 
 
-async def write_csv(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], path: Path) -> Written:
-    """Write the charged ones, then the refunds, to `path`, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            written = await write_rows(events, refunds, file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return written
+Format = Callable[[AsyncIterator[Event], AsyncIterator[Refunded], TextIO], Awaitable[Written]]
+"""Writes the charged ones of these events, then the refunds, to an open file."""
 
 
-async def write_rows(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], file: TextIO) -> Written:
-    """Write the charged ones, then the refunds, to an open file."""
+async def write_csv(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], file: TextIO) -> Written:
+    """A header, and a line each."""
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
     rows = charged = refunded = 0
@@ -162,6 +154,24 @@ async def write_rows(events: AsyncIterator[Event], refunds: AsyncIterator[Refund
         writer.writerow(refund_row(one))
         rows, refunded = rows + 1, refunded + one.refund.amount_micro_mxn
     return Written(rows, charged, refunded)
+
+
+async def write_file(
+    events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], path: Path, write: Format = write_csv
+) -> Written:
+    """Write to `path`, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            written = await write(events, refunds, file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+FORMATS: Mapping[str, Format] = {"csv": write_csv}
+"""By the name that `ghub usage export --format` knows; a new one is a function, and its line here."""
 
 
 def text_cell(value: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metering.clock import is_month, period_at, unix_us_at, utc_now
-from metering.export import Written, write_csv, write_rows
+from metering.export import FORMATS, Written, write_file
 from metering.money import format_mxn
 from metering.unbooked import doubts
 from proxy.cli.output import AsJson, fail, misuse, say
@@ -24,7 +24,7 @@ NOT_EVERYTHING = 3
 def export(
     out: Annotated[Path, typer.Option(help="The file to write; - for standard output.", dir_okay=False)],
     month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="In Mexico City; this one without.")] = None,
-    file_format: Annotated[str, typer.Option("--format", help="csv")] = "csv",
+    file_format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "csv",
     ref: Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation only.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,8 +32,9 @@ def export(
     month = period_at(unix_us_at(utc_now())).month if month is None else month
     if not is_month(month):
         misuse(f"--month: {month!r} is not a month, such as 2026-11")
-    if file_format != "csv":
-        misuse(f"--format: {file_format!r} is not offered; there is: csv")
+    if file_format not in FORMATS:
+        misuse(f"--format: {file_format!r} is not offered; there is: {', '.join(FORMATS)}")
+    write = FORMATS[file_format]
     aside = str(out) == "-"
     if not aside and not out.parent.is_dir():
         misuse(f"--out: there is no folder {str(out.parent)!r}")
@@ -45,9 +46,9 @@ def export(
             why = await doubts(ledger, opened.redis, month, org_id)
             events, refunds = ledger.events(org_id=org_id, month=month), ledger.refunds(month, org_id=org_id)
             if aside:
-                return await write_rows(events, refunds, sys.stdout), why
+                return await write(events, refunds, sys.stdout), why
             try:
-                return await write_csv(events, refunds, out), why
+                return await write_file(events, refunds, out, write), why
             except OSError as error:
                 fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
 

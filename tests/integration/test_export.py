@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from metering.events import Event
-from metering.export import COLUMNS, Written, row, write_csv
+from metering.export import COLUMNS, Written, row, write_file
 from metering.money import parse_mxn
 from metering.ports import Refund, Refunded
 from tests.conftest import run
@@ -32,7 +32,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_only_charges_are_exported_with_their_sum(tmp_path: Path) -> None:
     """Voids and expiries cost nothing and stay out."""
     events = [event(ORG, 1, images=3), event(ORG, 2, end="void"), event(ORG, 3, end="expiry"), event(ORG, 4)]
-    assert run(write_csv(stream(*events), stream(), tmp_path / "out.csv")) == Written(2, 4 * UNIT)
+    assert run(write_file(stream(*events), stream(), tmp_path / "out.csv")) == Written(2, 4 * UNIT)
     rows = read(tmp_path / "out.csv")
     assert [one["number"] for one in rows] == ["1", "4"]
     assert tuple(rows[0]) == COLUMNS
@@ -40,7 +40,7 @@ def test_only_charges_are_exported_with_their_sum(tmp_path: Path) -> None:
 
 def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
     """Money as decimal text, moments in UTC, the day of Mexico City, the whole proof."""
-    run(write_csv(stream(event(ORG, 1, images=2)), stream(), tmp_path / "out.csv"))
+    run(write_file(stream(event(ORG, 1, images=2)), stream(), tmp_path / "out.csv"))
     assert read(tmp_path / "out.csv") == [
         {
             "event_id": f"{ORG}-1",
@@ -82,7 +82,7 @@ def test_free_text_is_no_formula(tmp_path: Path, start: str) -> None:
     """What a person typed never runs in a spreadsheet."""
     one = event(ORG, 1)
     proof = replace(one.opened.proof, fx_source=f'{start}HYPERLINK("http://x")')
-    run(write_csv(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
+    run(write_file(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
     assert read(tmp_path / "out.csv")[0]["fx_source"] == f'\'{start}HYPERLINK("http://x")'
     assert row(one)[COLUMNS.index("fx_source")] == "test"
 
@@ -99,7 +99,7 @@ def test_a_refund_is_a_row_of_its_own(tmp_path: Path) -> None:
     The column sums up to charges less refunds, and quantities to what was delivered.
     """
     given = refunded(f"refund-{ORG}-1-1", UNIT // 2, "2036-12-01T05:59:59.000001+00:00")
-    written = run(write_csv(stream(event(ORG, 1, images=2)), stream(given), tmp_path / "out.csv"))
+    written = run(write_file(stream(event(ORG, 1, images=2)), stream(given), tmp_path / "out.csv"))
     assert written == Written(2, 2 * UNIT, UNIT // 2) and written.amount_micro_mxn == 3 * UNIT // 2
     rows = read(tmp_path / "out.csv")
     assert {name: value for name, value in rows[1].items() if value} == {
@@ -131,7 +131,7 @@ def test_a_refund_is_a_row_of_its_own(tmp_path: Path) -> None:
 def test_what_a_person_typed_of_a_refund_is_no_formula(tmp_path: Path, start: str) -> None:
     """(rule 33) Its reason, and an id of the person's own."""
     given = refunded(f"{start}1", UNIT, "2036-11-22T18:00:00+00:00", f"{start}SUM(A1)")
-    run(write_csv(stream(), stream(given), tmp_path / "out.csv"))
+    run(write_file(stream(), stream(given), tmp_path / "out.csv"))
     (one,) = read(tmp_path / "out.csv")
     assert (one["event_id"], one["reason"]) == (f"'{start}1", f"'{start}SUM(A1)")
 
@@ -140,7 +140,7 @@ def test_separators_and_line_ends_stay_inside_their_cell(tmp_path: Path) -> None
     """Quoted as CSV has it."""
     one = event(ORG, 1)
     proof = replace(one.opened.proof, fx_source='Banxico, "FIX"\nx')
-    run(write_csv(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
+    run(write_file(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
     assert [line["fx_source"] for line in read(tmp_path / "out.csv")] == ['Banxico, "FIX"\nx']
 
 
@@ -154,12 +154,12 @@ def test_an_export_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("former", encoding="utf-8")
     with pytest.raises(OSError, match="gone"):
-        run(write_csv(broken(), stream(), path))
+        run(write_file(broken(), stream(), path))
     assert path.read_text(encoding="utf-8") == "former"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_empty_month_is_a_head_without_rows(tmp_path: Path) -> None:
     """Nothing charged is 0 rows and 0.00 MXN."""
-    assert run(write_csv(stream(), stream(), tmp_path / "out.csv")) == Written()
+    assert run(write_file(stream(), stream(), tmp_path / "out.csv")) == Written()
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").split() == [",".join(COLUMNS)]

@@ -10,7 +10,7 @@ import pytest
 from metering import unbooked
 from metering.clock import period_at
 from metering.events import decode
-from metering.export import write_csv
+from metering.export import write_file
 from metering.ledger import record
 from metering.ports import SetAside
 from metering.unbooked import LATE_S, doubts
@@ -185,9 +185,9 @@ def test_refunds_are_in_the_export_of_the_month_in_which_they_were_given(
             for org_id, rows, micro in ((None, 6, 6 * 840_000), (callers[0].org_id, 3, 3 * 840_000)):
                 out = tmp_path / "out.csv"
                 events, refunds = ledger.events(month=month, org_id=org_id), ledger.refunds(month, org_id=org_id)
-                written = await write_csv(events, refunds, out)
+                written = await write_file(events, refunds, out)
                 assert (written.rows, written.refunded_micro_mxn, written.charged_micro_mxn) == (rows, micro, 0)
-                of_orders = await write_csv(ledger.events(month="2036-11"), ledger.refunds("2036-11"), out)
+                of_orders = await write_file(ledger.events(month="2036-11"), ledger.refunds("2036-11"), out)
                 assert (of_orders.rows, of_orders.refunded_micro_mxn) == (6, 0)
 
     run(work())
