@@ -108,7 +108,7 @@ LONGEST_FIRST: Table = [
     (f"{D} 18:00:00", "a2 1", "DAY org 8/8 12:00:00"),
     (f"{D} 18:00:00", "org images_per_day 9", ""),
     (f"{D} 18:00:00", "a2 1", "REQUESTS"),
-    (f"{D} 18:01:00", "a2 1", "FLIGHT org 8/8 0:00:02"),
+    (f"{D} 18:01:00", "a2 1", "IN_FLIGHT org 8/8 0:00:02"),
     (f"{D} 18:01:10", "a2 1", OK),
 ]
 NEVER_AT_ALL: Table = [
@@ -184,21 +184,21 @@ BUDGET: Table = [
 IN_FLIGHT: Table = [
     (f"{D} 18:00:00", "org in_flight 10", ""),
     (f"{D} 18:00:00", "key b in_flight 4", ""),
-    (f"{D} 18:00:00", "b1 5", "FLIGHT key 0/4 never"),
+    (f"{D} 18:00:00", "b1 5", "IN_FLIGHT key 0/4 never"),
     (f"{D} 18:00:00", "b1 4", OK),
-    (f"{D} 18:00:00", "b2 1", "FLIGHT key 4/4 0:00:02"),
-    (f"{D} 18:00:00", "a1 7", "FLIGHT org 4/10 0:00:02"),
+    (f"{D} 18:00:00", "b2 1", "IN_FLIGHT key 4/4 0:00:02"),
+    (f"{D} 18:00:00", "a1 7", "IN_FLIGHT org 4/10 0:00:02"),
     (f"{D} 18:00:00", "a1 6", OK),
     (f"{D} 18:00:10", "settle b1 2", "CHARGED"),  # two were delivered, none is in flight any more
     (f"{D} 18:00:10", "b3 4", OK),
-    (f"{D} 18:00:10", "a2 1", "FLIGHT org 10/10 0:00:02"),
+    (f"{D} 18:00:10", "a2 1", "IN_FLIGHT org 10/10 0:00:02"),
     (f"{D} 18:00:20", "void a1", "VOIDED"),
-    (f"{D} 18:00:20", "a3 7", "FLIGHT org 4/10 0:00:02"),
+    (f"{D} 18:00:20", "a3 7", "IN_FLIGHT org 4/10 0:00:02"),
     (f"{D} 18:00:20", "a3 6", OK),
-    (f"{D} 18:01:19", "b4 1", "FLIGHT org 10/10 0:00:02"),
+    (f"{D} 18:01:19", "b4 1", "IN_FLIGHT org 10/10 0:00:02"),
     (f"{D} 18:01:20", "b4 4", OK),  # b3 has run out
     ("2036-12-01 05:59:59", "a5 8", OK),
-    ("2036-12-01 06:00:00", "a6 3", "FLIGHT org 8/10 0:00:02"),  # what flies over midnight still flies
+    ("2036-12-01 06:00:00", "a6 3", "IN_FLIGHT org 8/10 0:00:02"),  # what flies over midnight still flies
     ("2036-12-01 06:00:01", "settle a5 8", "CHARGED"),
     ("2036-12-01 06:00:01", "a6 8", OK),
 ]
@@ -458,7 +458,7 @@ def test_a_changed_plan_holds_from_the_next_request_on(redis_url: str, ledger_ur
             for shop in (ours, own):
                 assert await shop.do("a1 3") == OK
             assert await ours.do("a2 3") == "DAY org 3/5 12:00:00"
-            assert await ours.do("a2 2") == "FLIGHT org 3/4 0:00:02"
+            assert await ours.do("a2 2") == "IN_FLIGHT org 3/4 0:00:02"
             assert await own.do("a2 1") == "DAY org 3/3 12:00:00"
             assert not await plan(books, images_per_day=5, in_flight=4)
             assert await plan(books, images_per_day=2)
@@ -537,9 +537,9 @@ def test_an_order_that_the_version_before_admitted_ends_whole(
                     assert await shop.do("replay a1 5") == "NOW"
                 case _:
                     shop.at(f"{D} 18:01:20")
-            assert await shop.do("b1 6") == "FLIGHT org 0/5 never"
+            assert await shop.do("b1 6") == "IN_FLIGHT org 0/5 never"
             assert await shop.do("b1 5") == OK
-            assert await shop.do("a2 1") == "FLIGHT org 5/5 0:00:02"
+            assert await shop.do("a2 1") == "IN_FLIGHT org 5/5 0:00:02"
             await shop.do("void b1")
             assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
             charged = 0 if end in ("void", "run out") else 5 * UNIT
