@@ -11,7 +11,8 @@ from metering import unbooked
 from metering.clock import period_at
 from metering.events import decode
 from metering.export import write_file
-from metering.ledger import record
+from metering.ledger import booked
+from metering.ledger import credits as credit_records
 from metering.ports import SetAside
 from metering.unbooked import LATE_S, doubts
 from metering.wallet import keys
@@ -168,7 +169,8 @@ def test_refunds_are_in_the_export_of_the_month_in_which_they_were_given(
     redis_url: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """(rule 33) By Mexico's clock, whenever the order was; page by page, of one organisation or of all."""
-    monkeypatch.setattr(record, "EVENTS", 2)
+    for part in (booked, credit_records):
+        monkeypatch.setattr(part, "EVENTS", 2)
 
     async def work() -> None:
         async with open_books(redis_url, ledger_url) as books:

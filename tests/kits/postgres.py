@@ -49,20 +49,27 @@ class PostgresServer:
         return f"postgresql://ghub@/{database}?host={self._folder}"
 
     def start(self) -> None:
-        """Start, and return when it answers."""
+        """Start, and return when it answers. Children of one that was killed are waited for: they hold its memory."""
         log = self._folder / "log"
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(self._command, cwd=self._folder, stdout=output, stderr=output, **self._user)
+        before = log.stat().st_size if log.exists() else 0
+        self._begin(log)
         for _ in range(500):
             try:
                 psycopg.connect(self.url("postgres")).close()
                 return
             except psycopg.OperationalError:
-                if self.process.poll() is not None:
-                    break
+                if self.process is not None and self.process.poll() is not None:
+                    if b"is still in use" not in log.read_bytes()[before:]:
+                        break
+                    before = log.stat().st_size
+                    self._begin(log)
                 # Not yet there, or still recovering; there is nothing to wait on but its answer.
                 subprocess.run(["sleep", "0.02"], check=True)
         raise RuntimeError(f"PostgreSQL did not start: {log.read_text()}")
+
+    def _begin(self, log: Path) -> None:
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(self._command, cwd=self._folder, stdout=output, stderr=output, **self._user)
 
     @contextmanager
     def database(self) -> Iterator[str]:
