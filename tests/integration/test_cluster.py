@@ -101,7 +101,9 @@ def test_two_consumers_book_all_partitions_once(cluster: Cluster, tmp_path: Path
                 assert await differences(books) == []
             finally:
                 for worker in workers:
-                    worker.kill()  # one that is left would book what the next tests write to this cluster
+                    if worker.poll() is None:  # one that is left would book what the next tests write to this cluster
+                        worker.kill()
+                        worker.communicate()
 
     run(work())
 
