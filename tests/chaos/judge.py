@@ -262,12 +262,12 @@ async def _stored(world: World, log: Log, figures: Counter[str]) -> list[str]:
 
 
 async def _get(client: httpx2.AsyncClient, url: str, customer: Customer) -> httpx2.Response:
-    """The answer; a gateway that cannot decide at this moment is asked again, as it wishes."""
+    """The answer; a gateway that cannot decide at this moment, or was asked too often, is asked again as it wishes."""
     for _ in range(ASKS):
         reply = await client.get(url, headers=bearer(customer.key))
-        if reply.status_code != 503:
+        if reply.status_code not in (429, 503):
             break
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(max(0.5, float(reply.headers.get("retry-after", 0))))
     return reply
 
 
