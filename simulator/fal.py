@@ -490,9 +490,8 @@ def flux_pro_ultra(given: dict[str, Any]) -> Order:
     return flux(given, prompt, width, height)
 
 
-def flux(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
-    one_of(given, "safety_tolerance", ("2", "1", "3", "4", "5", "6"))
-    flag(given, "enhance_prompt", False)
+def usual(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
+    """The fields that most models have beside their prompt and size."""
     return Order(
         prompt=prompt,
         count=whole(given, "num_images", 1, 4, 1),
@@ -503,6 +502,12 @@ def flux(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
         inline=flag(given, "sync_mode", False),
         checked=flag(given, "enable_safety_checker", True),
     )
+
+
+def flux(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
+    one_of(given, "safety_tolerance", ("2", "1", "3", "4", "5", "6"))
+    flag(given, "enhance_prompt", False)
+    return usual(given, prompt, width, height)
 
 
 def recraft(given: dict[str, Any]) -> Order:
@@ -552,16 +557,7 @@ def ideogram_v4(given: dict[str, Any]) -> Order:
     width, height = image_size(given, 256, 2048)
     one_of(given, "rendering_speed", ("BALANCED", "TURBO", "QUALITY"))
     optional_string(given, "expansion_model")
-    return Order(
-        prompt=prompt,
-        count=whole(given, "num_images", 1, 4, 1),
-        width=width,
-        height=height,
-        image_format=one_of(given, "output_format", ("jpeg", "png")),
-        seed=seed_of(given),
-        inline=flag(given, "sync_mode", False),
-        checked=flag(given, "enable_safety_checker", True),
-    )
+    return usual(given, prompt, width, height)
 
 
 def stable_diffusion(given: dict[str, Any]) -> Order:
@@ -572,16 +568,7 @@ def stable_diffusion(given: dict[str, Any]) -> Order:
     whole(given, "num_inference_steps", 1, 50, 28)
     number(given, "guidance_scale", 0, 20, 3.5)
     listed(given, "loras")
-    return Order(
-        prompt=prompt,
-        count=whole(given, "num_images", 1, 4, 1),
-        width=width,
-        height=height,
-        image_format=one_of(given, "output_format", ("jpeg", "png")),
-        seed=seed_of(given),
-        inline=flag(given, "sync_mode", False),
-        checked=flag(given, "enable_safety_checker", True),
-    )
+    return usual(given, prompt, width, height)
 
 
 def needed_prompt(given: dict[str, Any]) -> str:
