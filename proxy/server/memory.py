@@ -8,7 +8,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 def give_back() -> None:
-    """Holds up the process for some 10 ms for each 100 MB: to be done after a crowd, and not at every request."""
+    """Holds up the process for some 50 ms, most of them for the collection: to be done seldom."""
     gc.collect()
     if _TRIM is not None:
         _TRIM(0)
