@@ -2,8 +2,11 @@
 
 import asyncio
 import copy
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -31,7 +34,7 @@ KEEP_ALIVE_S = 75.0
 
 UNREAD_S = 20.0
 """A reply of which its client takes nothing for so long is cut off, and what it holds (a stored image, a connection to
-the store) is let go. Whoever takes a little, and that in time, is served to the end."""
+the store, memory of the kernel) is let go. Whoever takes a little, and that in time, is served to the end."""
 
 LOOK_S = 1.0
 """How often connections are looked at. Time is counted in looks: one that the process itself slept through is none."""
@@ -197,7 +200,7 @@ class Connection:
 
     def look(self) -> None:
         """Once in LOOK_S: end it where its client let us wait too long for a request, or for taking its reply."""
-        taken_bytes = self._written_bytes - self._writer.transport.get_write_buffer_size()
+        taken_bytes = self._written_bytes - self._untaken_bytes()
         unread = self._taken_bytes == taken_bytes < self._written_bytes
         self._taken_bytes = taken_bytes
         self._unread_s = self._unread_s + LOOK_S if unread else 0.0
@@ -209,6 +212,14 @@ class Connection:
                 if not self._served:
                     self._count("no_head")
                 self._end()
+
+    def _untaken_bytes(self) -> int:
+        """Of what was written: what is here, and what our kernel still has to hand over to the client's."""
+        here_bytes = self._writer.transport.get_write_buffer_size()
+        if self._writer.transport.is_closing():
+            return here_bytes
+        number = self._writer.get_extra_info("socket").fileno()
+        return here_bytes + int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
         """No request comes any more: end it, unless one is worked on."""

@@ -175,6 +175,22 @@ def test_a_reply_that_is_not_read_is_cut_off(behind_it: bytes) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+def test_replies_that_only_the_kernel_holds_are_cut_off_too() -> None:
+    """They are not ours any more, and are held as long as the connection is."""
+
+    async def work(server: Served) -> None:
+        loop, one = asyncio.get_running_loop(), await server.open(receive_bytes=4096)
+        await loop.sock_sendall(one, GET % b"" * 100)
+        await until(lambda: len(server.asked) == 100, "all are answered")
+        began_s = loop.time()
+        await until(lambda: not connections(server.port), "the kernel has nothing of it")
+        assert loop.time() - began_s < limits.KEEP_ALIVE_S
+        one.close()
+
+    against(work)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_who_reads_slowly_is_served_to_the_end() -> None:
     """For several times as long as an unread reply is kept."""
 
