@@ -10,17 +10,17 @@ import termios
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
 import h11
 import prometheus_client
 import structlog
-from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, ConnectionState, Scope
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, ConnectionState, Scope, TaskGroup
+from hypercorn.typing import Event as Waited
 from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
@@ -75,36 +75,41 @@ class Connections:
     """
 
     def __init__(self, app: ASGIApp, full: ASGIApp | None, most: int, config: Config) -> None:
-        self._app = app
-        self._full = full
+        self._usual = _Terms(app, config, FIRST_HEAD_S)
+        self._spare = None if full is None else _Terms(full, _once(config), SPARE_HEAD_S)
         self._most = most
-        self._config = config
-        self._context = WorkerContext(None)
-        self._open: dict[Connection, asyncio.Task[None]] = {}
+        self._open: set[Connection] = set()
+        self._none = asyncio.Event()
         self._cut: Counter[str] = Counter()
+        self.context = _Context(None)
+        self.state = ConnectionState({})
 
-    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a connection until one side ends it."""
-        task = asyncio.current_task()
-        assert task is not None, "a server gives each connection a task"
-        if len(self._open) < self._most:
-            connection = Connection(self._app, self._config, self._context, reader, writer, self._count, FIRST_HEAD_S)
-        elif self._full is not None and len(self._open) < self._most + SPARE:
-            self._count("full")
-            connection = Connection(
-                self._full, _once(self._config), self._context, reader, writer, self._count, SPARE_HEAD_S
-            )
-        else:
-            self._count("full")
-            writer.transport.abort()
-            return
-        self._open[connection] = task
-        OPEN.inc()
-        try:
-            await connection.serve()
-        finally:
-            OPEN.dec()
-            del self._open[connection]
+    def new(self) -> "Connection":
+        """One that is being accepted."""
+        return Connection(self)
+
+    def admit(self, connection: "Connection") -> "_Terms | None":
+        """How it is served until it is `remove`d; None: it is to be closed at once."""
+        terms: _Terms | None = self._usual
+        if len(self._open) >= self._most:
+            self.count("full")
+            terms = self._spare if len(self._open) < self._most + SPARE else None
+        if terms is not None:
+            self._open.add(connection)
+            OPEN.inc()
+        return terms
+
+    def remove(self, connection: "Connection") -> None:
+        """It is over."""
+        self._open.remove(connection)
+        OPEN.dec()
+        if not self._open:
+            self._none.set()
+
+    def count(self, why: str) -> None:
+        """One more that was refused or cut off."""
+        CUT.labels(why).inc()
+        self._cut[why] += 1
 
     async def watch(self) -> NoReturn:
         """Look at all of them, again and again, say what was cut off, and give back what a crowd that went has used."""
@@ -123,80 +128,128 @@ class Connections:
 
     async def finish(self, within_s: float) -> None:
         """End those that wait for a request, and let the others finish theirs; what then goes on is cancelled."""
-        await self._context.terminated.set()
+        await self.context.terminated.set()
         for connection in tuple(self._open):
             connection.finish()
-        if tasks := set(self._open.values()):
-            _, late = await asyncio.wait(tasks, timeout=within_s)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._all_gone(), within_s)
+        for connection in tuple(self._open):
+            connection.cancel()
+        await self._all_gone()
 
-    def _count(self, why: str) -> None:
-        CUT.labels(why).inc()
-        self._cut[why] += 1
+    async def _all_gone(self) -> None:
+        while self._open:
+            self._none.clear()
+            await self._none.wait()
 
 
-class Connection:
-    """One of them. `count` is told why it was cut off; the first head is whole within `first_head_s`."""
+class _Terms(NamedTuple):
+    """Who answers a connection's requests, and how soon its first head must be whole."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        config: Config,
-        context: WorkerContext,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        count: Callable[[str], None],
-        first_head_s: float,
-    ) -> None:
-        self._app = app
-        self._config = config
-        self._context = context
-        self._reader = reader
-        self._writer = writer
-        writer.transport.set_write_buffer_limits(high=UNSENT_BYTES)
-        self._count = count
-        self._head_within_s: float | None = first_head_s  # None while a request is worked on
-        self._served = False
+    app: ASGIApp
+    config: Config
+    first_head_s: float
+
+
+class Connection(asyncio.Protocol):
+    """One of them. While its client says nothing it is this object alone, without a task: a crowd costs little."""
+
+    __slots__ = (
+        "_can_write",
+        "_closing",
+        "_connections",
+        "_head_within_s",
+        "_left_bytes",
+        "_lost",
+        "_protocol",
+        "_read",
+        "_read_all",
+        "_requests",
+        "_served",
+        "_silent_s",
+        "_stirred",
+        "_taken_bytes",
+        "_terms",
+        "_transport",
+        "_unread_s",
+        "_working",
+        "_written_bytes",
+    )
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._terms: _Terms
+        self._transport: asyncio.Transport
+        self._protocol: _Http1 | None = None  # from its first byte on
+        self._requests = _Requests()
+        self._read = b""  # and not taken apart yet
+        self._read_all = self._lost = self._served = False
+        self._working: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._can_write: asyncio.Event | None = None  # while the client takes less than it is sent
+        self._stirred: asyncio.Event | None = None  # while it is closed: its client did something
+        self._left_bytes = LINGER_BYTES
+        self._head_within_s: float | None = None  # None while a request is worked on
         self._silent_s = self._unread_s = 0.0
         self._written_bytes = self._taken_bytes = 0
-        self._reading: asyncio.Task[None] | None = None
 
-    async def serve(self) -> None:
-        """Until one side ends it. A request that is worked on then is finished first."""
-        loop, peer = asyncio.get_running_loop(), self._writer.get_extra_info("socket")
-        try:
-            client = parse_socket_addr(peer.family, peer.getpeername())
-            server = parse_socket_addr(peer.family, peer.getsockname())
-        except OSError:  # it is gone already
-            self._writer.transport.abort()
+    # --- what happens to it ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is accepted; or there are too many."""
+        self._transport = cast(asyncio.Transport, transport)
+        terms = self._connections.admit(self)
+        if terms is None:
+            self._lost = True
+            self._transport.abort()
             return
-        unfinished = False
-        try:
-            async with _Requests(loop) as requests:
-                protocol = _Http1(
-                    cast(AppWrapper, self._app),
-                    self._config,
-                    self._context,
-                    requests,
-                    ConnectionState({}),
-                    False,  # no TLS
-                    client,
-                    server,
-                    self._send,
-                )
-                self._reading = loop.create_task(self._read(protocol))
-                try:
-                    await asyncio.wait({self._reading})
-                    if not self._reading.cancelled():
-                        self._reading.result()
-                finally:
-                    self._reading.cancel()
-                    unfinished = protocol.unfinished
-                    await protocol.handle(Closed())
-        finally:
-            await self._close(unfinished)
+        self._terms = terms
+        self._transport.set_write_buffer_limits(high=UNSENT_BYTES)
+        self._head_within_s = terms.first_head_s
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of a request, or of what nobody is going to read."""
+        if self._closing is not None:
+            self._left_bytes -= len(data)
+            if self._left_bytes <= 0:
+                self._transport.pause_reading()
+                self._stir()
+            return
+        self._read += data
+        if len(self._read) > READ_BYTES:
+            self._transport.pause_reading()
+        self._work()
+
+    def eof_received(self) -> bool:
+        """The client says no more; what it asked for is told so."""
+        self._read_all = True
+        self._stir()
+        if self._read or self._protocol is not None:
+            self._work()
+        else:
+            self._end()
+        return True  # what is under way may still be sent
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Neither side says any more."""
+        if self._closing is None and self._lost:
+            return  # it was never admitted
+        self._lost = True
+        self.resume_writing()
+        self._stir()
+        self._end()
+
+    def pause_writing(self) -> None:
+        """More is unsent than UNSENT_BYTES."""
+        self._can_write = asyncio.Event()
+
+    def resume_writing(self) -> None:
+        """It is not any more, or never will be sent."""
+        if self._can_write is not None:
+            self._can_write.set()
+            self._can_write = None
+
+    # --- what is done with it from outside ---
 
     def look(self) -> None:
         """Once in LOOK_S: end it where its client let us wait too long for a request, or for taking its reply."""
@@ -210,31 +263,66 @@ class Connection:
             self._silent_s += LOOK_S
             if self._silent_s >= self._head_within_s:
                 if not self._served:
-                    self._count("no_head")
+                    self._connections.count("no_head")
                 self._end()
-
-    def _untaken_bytes(self) -> int:
-        """Of what was written: what is here, and what our kernel still has to hand over to the client's."""
-        here_bytes = self._writer.transport.get_write_buffer_size()
-        if self._writer.transport.is_closing():
-            return here_bytes
-        number = self._writer.get_extra_info("socket").fileno()
-        return here_bytes + int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def finish(self) -> None:
         """No request comes any more: end it, unless one is worked on."""
         if self._head_within_s is not None:
             self._end()
 
-    async def _read(self, protocol: "_Http1") -> None:
-        data = None
-        with suppress(OSError):
-            while data != b"":
-                data = await self._reader.read(READ_BYTES)
-                try:
-                    await protocol.handle(RawData(data))
-                except _NotHttp1:
-                    self._abort("http2")
+    def cancel(self) -> None:
+        """End it, and what is worked on."""
+        for task in self._requests.tasks:
+            task.cancel()
+        self._transport.abort()
+        self._end()
+
+    # --- its work ---
+
+    def _work(self) -> None:
+        """Take apart what was read, unless that is being done; or tell that no more comes."""
+        if self._working is None and self._closing is None:
+            self._working = asyncio.create_task(self._take_apart())
+
+    async def _take_apart(self) -> None:
+        protocol = self._protocol
+        try:
+            if protocol is None:
+                protocol = self._protocol = self._begin()
+            while self._read:
+                paused = len(self._read) > READ_BYTES
+                piece, self._read = self._read[:READ_BYTES], self._read[READ_BYTES:]
+                if paused and len(self._read) <= READ_BYTES and not self._transport.is_closing():
+                    self._transport.resume_reading()
+                await protocol.handle(RawData(piece))
+            if self._read_all:
+                await protocol.handle(RawData(b""))
+                self._end()
+        except _NotHttp1:
+            self._abort("http2")
+        except OSError:  # the client is gone
+            self._end()
+        except Exception:
+            log.exception("fault")
+            self._end()
+        finally:
+            self._working = None
+
+    def _begin(self) -> "_Http1":
+        """Raises OSError where the client is gone."""
+        peer = self._transport.get_extra_info("socket")
+        return _Http1(
+            cast(AppWrapper, self._terms.app),
+            self._terms.config,
+            self._connections.context,
+            cast(TaskGroup, self._requests),
+            self._connections.state,
+            False,  # no TLS
+            parse_socket_addr(peer.family, peer.getpeername()),
+            parse_socket_addr(peer.family, peer.getsockname()),
+            self._send,
+        )
 
     async def _send(self, event: Event) -> None:
         """What the protocol wants of the connection."""
@@ -248,49 +336,83 @@ class Connection:
             self._head_within_s = KEEP_ALIVE_S if event.idle else None
 
     async def _write(self, data: bytes) -> None:
-        if self._writer.transport.is_closing():  # the application goes on for a moment
+        if self._transport.is_closing():  # the application goes on for a moment
             self._end()
             return
         self._written_bytes += len(data)
-        self._writer.write(data)
-        try:
-            await self._writer.drain()  # for ever, if nobody looked
-        except OSError:
-            self._end()
+        self._transport.write(data)
+        if self._can_write is not None:
+            await self._can_write.wait()  # for ever, if nobody looked
+
+    def _untaken_bytes(self) -> int:
+        """Of what was written: what is here, and what our kernel still has to hand over to the client's."""
+        here_bytes = self._transport.get_write_buffer_size()
+        if self._transport.is_closing():
+            return here_bytes
+        number = self._transport.get_extra_info("socket").fileno()
+        return here_bytes + int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+    # --- its end ---
 
     def _end(self) -> None:
-        """Read no more of it: `serve` does the rest."""
-        self._head_within_s = None
-        if self._reading is not None:
-            self._reading.cancel()
+        """Take no more of it apart, and close it when what is worked on has ended."""
+        if self._closing is None:
+            self._head_within_s = None
+            self._closing = asyncio.create_task(self._close())
 
     def _abort(self, why: str) -> None:
         """At once, and without what the kernel still holds for the client."""
-        self._count(why)
+        self._connections.count(why)
         with suppress(OSError):
-            peer = self._writer.get_extra_info("socket")
+            peer = self._transport.get_extra_info("socket")
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+        self._transport.abort()
         self._end()
 
-    async def _close(self, unfinished: bool) -> None:
-        with suppress(OSError, RuntimeError):  # it may be gone
-            if unfinished and not self._writer.transport.is_closing():
-                self._writer.write_eof()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LINGER_S):
-                        left_bytes = LINGER_BYTES
-                        while left_bytes > 0 and (data := await self._reader.read(READ_BYTES)):
-                            left_bytes -= len(data)
-            self._writer.close()
-            await self._writer.wait_closed()
+    async def _close(self) -> None:
+        try:
+            unfinished = False
+            if self._working is not None:
+                self._working.cancel()
+                await asyncio.wait({self._working})
+            if self._protocol is not None:
+                unfinished = self._protocol.unfinished
+                await self._protocol.handle(Closed())
+            if self._requests.tasks:
+                await asyncio.wait(self._requests.tasks)
+            self._stirred = asyncio.Event()
+            if unfinished and not self._read_all and not self._transport.is_closing():
+                await self._linger(self._stirred)
+            self._transport.close()
+            while not self._lost:
+                self._stirred.clear()
+                await self._stirred.wait()
+        finally:
+            self._transport.abort()  # where something went wrong
+            self._connections.remove(self)
+
+    async def _linger(self, stirred: asyncio.Event) -> None:
+        """Read what the client still says, and drop it."""
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stirred.wait(), LINGER_S)
+
+    def _stir(self) -> None:
+        if self._stirred is not None:
+            self._stirred.set()
 
 
-class _Requests(TaskGroup):
-    """The application's work on a connection's requests.
+class _Requests:
+    """The application's work on a connection's requests: what Hypercorn asks of a task group.
 
     Hypercorn's own waits for ever to tell that a client is gone where the application has left a long body unread.
     """
+
+    __slots__ = ("tasks",)
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
 
     async def spawn_app(
         self,
@@ -307,7 +429,9 @@ class _Requests(TaskGroup):
                 messages.get_nowait()
             await messages.put(message)
 
-        self.spawn(_answer, cast(ASGIApp, app), scope, messages.get, send)
+        task = asyncio.create_task(_answer(cast(ASGIApp, app), scope, messages.get, send))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         return put
 
 
@@ -318,11 +442,42 @@ async def _answer(
     send: Callable[[ASGISendEvent | None], Awaitable[None]],
 ) -> None:
     try:
-        await app(scope, receive, send)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+        try:
+            await app(scope, receive, send)  # type: ignore[arg-type]  # Hypercorn's own ASGI types
+        finally:
+            await send(None)
     except Exception:
         log.exception("fault")
-    finally:
-        await send(None)
+
+
+class _Gate:
+    """Hypercorn's event, which each connection has and few wait for."""
+
+    __slots__ = ("_event", "_open")
+
+    def __init__(self) -> None:
+        self._open = False
+        self._event: asyncio.Event | None = None
+
+    async def clear(self) -> None:
+        self._open = False
+
+    async def set(self) -> None:
+        self._open = True
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        while not self._open:
+            self._event = asyncio.Event()
+            await self._event.wait()
+
+    def is_set(self) -> bool:
+        return self._open
+
+
+class _Context(WorkerContext):
+    event_class: type[Waited] = _Gate
 
 
 class _NotHttp1(Exception):

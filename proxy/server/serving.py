@@ -15,7 +15,7 @@ from hypercorn.config import Config
 from starlette.types import ASGIApp
 
 from config.settings import SettingsError
-from proxy.server.connections import READ_BYTES, UNREAD_S, Connections
+from proxy.server.connections import UNREAD_S, Connections
 
 BACKLOG = 2048
 """Connections that wait to be accepted: a burst of a thousand clients."""
@@ -86,7 +86,7 @@ async def serve_http(
     connections = Connections(app, full, most, config)
     with listener:
         async with _lifespan(app, config):
-            server = await asyncio.start_server(connections.accept, sock=listener, backlog=BACKLOG, limit=READ_BYTES)
+            server = await asyncio.get_running_loop().create_server(connections.new, sock=listener, backlog=BACKLOG)
             watch = asyncio.create_task(connections.watch())
             try:
                 await stop.wait()
