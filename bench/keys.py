@@ -30,8 +30,9 @@ from metering.clock import period_at, unix_us_at, utc_now
 from metering.limits import Limits
 from metering.ports import ApiKey, Org, Snapshot
 from metering.wallet import keys
-from metering.wallet.connection import load_script, open_redis
-from metering.wallet.projection import BOOKED_NOTHING, call_of
+from metering.wallet.connection import open_redis
+from metering.wallet.projection import BOOKED_NOTHING, Projected, call_of
+from metering.wallet.script import load_script
 from metering.wallet.values import Caller, Verdict, WalletLimits
 from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer
@@ -86,7 +87,7 @@ def snapshots(side: Side) -> Iterator[Snapshot]:
 
 async def fill(side: Side, progress: Progress, task: TaskID) -> None:
     """Wallets, keys' access and key records, as a projection writes them."""
-    project = load_script(side.redis, "project_v4")
+    project = load_script(side.redis, "project_v4", Projected)
     async with side.redis.pipeline(transaction=False) as pipe:
         for partition in range(keys.PARTITIONS):
             pipe.set(keys.mark(partition), 1)
@@ -94,7 +95,7 @@ async def fill(side: Side, progress: Progress, task: TaskID) -> None:
     page: list[Snapshot] = []
 
     async def write() -> None:
-        await project.each([call_of(one, "new", BOOKED_NOTHING, "") for one in page])
+        await project.each([call_of(project, one, BOOKED_NOTHING, "new", "") for one in page])
         async with side.redis.pipeline(transaction=False) as pipe:
             for one in page:
                 names = keys.OrgKeys(one.org.org_id)

@@ -24,8 +24,9 @@ from metering.clock import utc_now
 from metering.events import Event, EventError, Notice, decode, decode_notice
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
 from metering.wallet import keys
-from metering.wallet.connection import lanes, load_script
+from metering.wallet.connection import lanes
 from metering.wallet.kept import KNOWN, NEW, NO_EVENT, Commit, Commits, Done, heal, proof_of
+from metering.wallet.script import load_script
 
 log = structlog.get_logger(__name__)
 
@@ -219,7 +220,12 @@ class _Lane:
         """Holds that ran out are ended, kept events let go; then entries that nobody acknowledges are looked for."""
         await self._expire.each(
             [
-                ([keys.mark(partition), keys.busy(partition)], [0, MAX_ENDED, self._remember_s])
+                self._expire.call(
+                    {"mark": keys.mark(partition), "busy": keys.busy(partition)},
+                    now_us=0,
+                    most=MAX_ENDED,
+                    remember_s=self._remember_s,
+                )
                 for partition in self._streams
             ]
         )

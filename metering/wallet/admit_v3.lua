@@ -4,36 +4,26 @@
 -- (`tries` counts from 1), and one that follows another whose clients have all left without their answer, is told which
 -- earlier order it is, and how that stands. That counts as a request, and no more.
 -- What an SDK tries again because it was refused is none of those: a denial that has it come again says so, and no more.
--- KEYS  1 mark  2 wallet  3 the key's access  4 open holds  5 hold  6 events  7 busy  8 closed
---       9 once: the idempotency key's record  10 recent: orders that may be given again, by admission
---       11 retried: the last retry of an SDK that ran as new
--- ARGV  1 now_us (0: TIME)  2 latest_us  3 period start_us  4 period end_us  5 org  6 key id  7 request
---       8 images  9 amount  10 life_us  11 most open holds  12 stream backlog  13 remember_s  14 opened (JSON)
---       15 fingerprint of the order  16 1 with an idempotency key, else 0  17 once_s: how long the key counts
---       18 tries of the SDK before this one, -1 where none counts them
---       19 recent_us: how long an SDK's retry finds its order  20 owner  21 model  22 day  23 month
--- reply code, now_us, available, requests: limit, remaining, reset_us, images: limit, remaining, reset_us, retry_us (of a
---       quota the rates' part, at least 1; 0: no wait helps), earlier order, its end (`open`, or `ending:amount:reason`), its owner,
---       whose limit refused it (`org`, `key` or empty), that limit, how much of it is used
-local ADMITTED, AWAY, LATE, OTHER_PERIOD, REVOKED, BALANCE = 1, 2, 3, 4, 5, 6
-local BACKLOG, HOLDS, REQUESTS, IMAGES, EARLIER, REUSED = 7, 8, 9, 10, 11, 12
-local EXPIRED, MODEL, BUDGET, DAY, MONTH, FLIGHT, SUSPENDED = 13, 14, 15, 16, 17, 18, 19
-
-arguments(23)
-local now, latest = clock(whole(1, 0)), whole(2, 0)
-local period_start, period_end = whole(3, 0), whole(4, 0)
-local org, key_id, request = ARGV[5], ARGV[6], ARGV[7]
-local images, amount, life = whole(8, 1), whole(9, 1), whole(10, 1)
-local max_holds, backlog, remember = whole(11, 1), whole(12, 1), whole(13, 1)
-local opened, fingerprint, keyed, once_s = ARGV[14], ARGV[15], whole(16, 0), whole(17, 1)
-local tries, recent_us, owner = whole(18, -1), whole(19, 1), ARGV[20]
-local model, day, month = ARGV[21], ARGV[22], ARGV[23]
-
-local function reply(code) return { code, now, 0, 0, 0, 0, 0, 0, 0, 0, '', '', '', '', 0, 0 } end
+-- KEYS  mark wallet access open hold events busy closed once recent retried
+-- ARGV  now_us>=0 latest_us>=0 period_start_us>=0 period_end_us>=0 org key_id request images>=1 amount>=1 life_us>=1
+-- ARGV  max_holds>=1 backlog>=1 remember_s>=1 opened fingerprint keyed>=0 once_s>=1 tries>=-1 recent_us>=1 owner
+-- ARGV  model day month
+-- REPLY code now_us available requests_limit requests_left requests_reset_us images_limit images_left images_reset_us
+-- REPLY retry_us earlier:text ending:text owner:text whose:text limit used
+--
+-- access    what the API key may do           retried   the last retry of an SDK that ran as new
+-- once      the idempotency key's record      recent    orders that may be given again, by admission
+-- opened    JSON, for the event               keyed     1 with an idempotency key, else 0; it counts for once_s
+-- tries     of the SDK before this one, -1 where none counts them
+-- recent_us how long an SDK's retry finds its order
+-- retry_us  of a quota the rates' part, at least 1; 0: no wait helps
+-- ending    of the earlier order: `open`, or `ending:amount:reason:org`; owner: the earlier order's
+-- whose     limit refused it: `org`, `key` or empty; that limit, and how much of it is used
+local now = clock(now_us)
 
 -- The order under the same idempotency key; a key whose order ran out, or was lost, is free.
 local function under_key()
-  local record = redis.call('GET', KEYS[9])
+  local record = redis.call('GET', once_key)
   if not record then return end
   local earlier, other = string.match(record, '^(%S+) (%S+)$')
   local stands = standing(org, earlier, now)
@@ -60,7 +50,7 @@ end
 -- The first of late that no retry of this count was given. What is claimed is a part of what is recent, in the same
 -- order: up to the first that is missing both are equal, place by place, so that it is found by halving.
 local function unclaimed()
-  local recent, claimed = KEYS[10], claimed_of(kind, tries)
+  local recent, claimed = recent_key, claimed_of(kind, tries)
   for _ = 1, MAX_PASSED_OVER do
     local from = redis.call('ZCOUNT', recent, '-inf', string.format('(%.0f', now - recent_us))
     local oldest = redis.call('ZRANGE', recent, from, from, 'WITHSCORES')[2]
@@ -103,7 +93,7 @@ local function claim(earlier)
     if left then await_try(key_id, left + 1, fingerprint, now, recent_us) end
   else
     redis.call('HSET', claims, tries, now)
-    local admitted = redis.call('ZSCORE', KEYS[10], earlier)
+    local admitted = redis.call('ZSCORE', recent_key, earlier)
     if admitted then add_for(recent_us, now, claimed_of(kind, tries), admitted, earlier) end
   end
   redis.call('PEXPIRE', claims, math.ceil(recent_us / 1000))
@@ -120,14 +110,14 @@ local function scope(which, name, today, this_month, ...)
     in_flight = tonumber(v[5]), day = tonumber(v[6]), month = tonumber(v[7]), budget = tonumber(v[8]) }, { unpack(v, 9) }
 end
 
-local of_org, wallet = scope('org', KEYS[2], day, month, 'available', 'held', 'suspended')
+local of_org, wallet = scope('org', wallet_key, day, month, 'available', 'held', 'suspended')
 -- Both count in the same periods: where a clock was set back, in those of the organisation.
-local of_key, key = scope('key', KEYS[3], of_org.use.day, of_org.use.month, 'state', 'expires_us', 'models')
+local of_key, key = scope('key', access_key, of_org.use.day, of_org.use.month, 'state', 'expires_us', 'models')
 local scopes = { of_org, of_key }
-if redis.call('EXISTS', KEYS[1]) == 0 or not wallet[1] or not key[1] then return reply(AWAY) end
-if now > latest then return reply(LATE) end
-if now < period_start or now >= period_end then return reply(OTHER_PERIOD) end
-if redis.call('EXISTS', KEYS[5], KEYS[8]) > 0 then error('request id is in use') end
+if redis.call('EXISTS', mark_key) == 0 or not wallet[1] or not key[1] then return answer({ code = AWAY, now_us = now }) end
+if now > latest_us then return answer({ code = LATE, now_us = now }) end
+if now < period_start_us or now >= period_end_us then return answer({ code = OTHER_PERIOD, now_us = now }) end
+if redis.call('EXISTS', hold_key, closed_key) > 0 then error('request id is in use') end
 
 local expired, freed = expired_holds(org, now)
 local available, held = tonumber(wallet[1]) + freed, tonumber(wallet[2]) - freed
@@ -155,7 +145,7 @@ local function refuses(limit, used, cost)
 end
 
 -- Limits of rates are never absent, unless no gateway has told yet what the plans are.
-if not of_org.requests or not of_org.images then return reply(AWAY) end
+if not of_org.requests or not of_org.images then return answer({ code = AWAY, now_us = now }) end
 
 local requests, requests_of = tighter('requests')
 local pictures, pictures_of = tighter('images')
@@ -197,19 +187,19 @@ end
 if barred then code = barred
 elseif earlier and differs then code = REUSED
 elseif earlier or unlooked then
-  code = EARLIER
+  code = DUPLICATE
   if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
 elseif wallet[3] then code = SUSPENDED  -- what was placed before is paid, and given again all the same
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', function(u) return u.spent_done + u.spent_open end, amount) then
-elseif redis.call('XLEN', KEYS[6]) >= backlog then code = BACKLOG
+elseif redis.call('XLEN', events_key) >= backlog then code = BACKLOG
 -- What refuses for longest goes first, so that the wait that is told is enough.
 elseif by_quota(MONTH, 'month', function(u) return u.month_done + u.month_open end, images) then
 elseif by_quota(DAY, 'day', function(u) return u.day_done + u.day_open end, images) then
-elseif redis.call('ZCARD', KEYS[4]) - #expired >= max_holds then code = HOLDS
+elseif redis.call('ZCARD', open_key) - #expired >= max_holds then code = HOLDS
 elseif requests.over > 0 and pictures.over < NEVER then by_rate(REQUESTS, requests, requests_of, wait)
 elseif pictures.over > 0 then by_rate(IMAGES, pictures, pictures_of, wait)
-else by_quota(FLIGHT, 'in_flight', function(u) return u.flying end, images) end
+else by_quota(IN_FLIGHT, 'in_flight', function(u) return u.flying end, images) end
 
 -- The fields of a scope in which the time of a rate moves on.
 local function moved(s, names)
@@ -224,22 +214,22 @@ end
 
 if code == ADMITTED then
   for _, old in ipairs(expired) do
-    close(org, old.request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember)
+    close(org, old.request, 'expiry', 'hold_expired', 0, 0, '', '[]', '', now, remember_s)
   end
   available = available - amount
-  local expires = now + life
+  local expires = now + life_us
   local rates = { requests = 'tat_requests', images = 'tat_images' }
   for _, s in ipairs(scopes) do hold_counts(s.use, 1, images, amount, s.use.day, s.use.month) end
   keep_usage(of_org.use, 'available', available, 'held', held + amount, unpack(moved(of_org, rates)))
   keep_usage(of_key.use, 'used_us', now, unpack(moved(of_key, rates)))
-  redis.call('HSET', KEYS[5], 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
+  redis.call('HSET', hold_key, 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
     'key', key_id, 'day', of_org.use.day, 'month', of_org.use.month,
-    keyed == 1 and 'once' or 'tried', keyed == 1 and KEYS[9] or tries .. ' ' .. fingerprint)
+    keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint)
   if keyed == 1 then
-    redis.call('SET', KEYS[9], request .. ' ' .. fingerprint, 'EX', once_s)
+    redis.call('SET', once_key, request .. ' ' .. fingerprint, 'EX', once_s)
   else
-    add_for(recent_us, now, KEYS[10], now, request)
-    if tries > 0 and awaited_tries == 0 then redis.call('SET', KEYS[11], request, 'EX', once_s) end
+    add_for(recent_us, now, recent_key, now, request)
+    if tries > 0 and awaited_tries == 0 then redis.call('SET', retried_key, request, 'EX', once_s) end
     -- A retry that runs as new can be repeated by a later try only: one of the same count belongs to another order.
     for count = 1, tries do
       redis.call('HSET', claims_of(request), count, now)
@@ -247,27 +237,29 @@ if code == ADMITTED then
       add_for(recent_us, now, claimed_of(kind, count), now, request)
     end
   end
-  redis.call('ZADD', KEYS[4], expires, request)
+  redis.call('ZADD', open_key, expires, request)
   -- Not moved by one that ends later: where very many organisations order, that would cost more than any other write.
-  redis.call('ZADD', KEYS[7], 'LT', expires, org)
-elseif code == EARLIER then
+  redis.call('ZADD', busy_key, 'LT', expires, org)
+elseif code == DUPLICATE then
   local rates = { requests = 'tat_requests' }
-  redis.call('HSET', KEYS[2], unpack(moved(of_org, rates)))
-  redis.call('HSET', KEYS[3], 'used_us', now, unpack(moved(of_key, rates)))
+  redis.call('HSET', wallet_key, unpack(moved(of_org, rates)))
+  redis.call('HSET', access_key, 'used_us', now, unpack(moved(of_key, rates)))
   if keyed == 0 then claim(earlier) end
 end
 
 if keyed == 0 and not earlier and not unlooked then
   if awaited_tries > 0 then set_awaited(key_id, tries, fingerprint, awaited_tries - 1, since_us) end
   local by_a_rate = (code == REQUESTS or code == IMAGES) and retry > 0
-  local by_room = code == HOLDS or code == BACKLOG or code == FLIGHT and images <= limit
+  local by_room = code == HOLDS or code == BACKLOG or code == IN_FLIGHT and images <= limit
   if tries >= 0 and (by_a_rate or by_room) then await_try(key_id, tries + 1, fingerprint, now, recent_us) end
 end
 
 -- What was not taken is left as before.
-local request_taken, image_taken = code == ADMITTED or code == EARLIER, code == ADMITTED
-local holder = earlier and redis.call('HGET', P .. ':hold:' .. earlier, 'owner') or ''
-return { code, now, available,
-  requests.limit, request_taken and requests.left or requests.kept_left, request_taken and requests.reset or requests.kept_reset,
-  pictures.limit, image_taken and pictures.left or pictures.kept_left, image_taken and pictures.reset or pictures.kept_reset,
-  retry, earlier or '', stands or '', holder, whose or '', limit or 0, used or 0 }
+local request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
+local holder = earlier and redis.call('HGET', P .. ':hold:' .. earlier, 'owner') or nil
+return answer({ code = code, now_us = now, available = available,
+  requests_limit = requests.limit, requests_left = request_taken and requests.left or requests.kept_left,
+  requests_reset_us = request_taken and requests.reset or requests.kept_reset,
+  images_limit = pictures.limit, images_left = image_taken and pictures.left or pictures.kept_left,
+  images_reset_us = image_taken and pictures.reset or pictures.kept_reset,
+  retry_us = retry, earlier = earlier, ending = stands, owner = holder, whose = whose, limit = limit, used = used })

@@ -1,20 +1,17 @@
--- Prepended to every script of this folder. KEYS[1] is always the partition's mark, so that the partition is known;
--- every key of a script carries its hash tag.
+-- Prepended to every script of this folder, and after it what the script declares (`script.py`): `-- KEYS`, the first of
+-- which is always the partition's mark, as locals NAME_key; `-- ARGV` as locals, those with `>=` as whole numbers from
+-- that one on, checked before the first write, for a script that fails half-way keeps what it wrote; REST, where `...`
+-- begins; codes by name; and for `-- REPLY` a function `answer` that takes its fields by name. Every key of a script
+-- carries its hash tag.
 local P = string.match(KEYS[1], '^({p%d+})')
 
 local MAX_EXACT = 9007199254740991
 
--- How many arguments there must be. An absent one would fail a write half-way.
-local function arguments(count)
-  if #ARGV ~= count then error('wants ' .. count .. ' arguments, has ' .. #ARGV) end
-end
-
--- An argument as a whole number. Called for every number before the first write: a script that fails half-way keeps
--- what it wrote.
-local function whole(i, lowest)
+-- An argument as a whole number.
+local function whole(name, i, lowest)
   local n = tonumber(ARGV[i])
   if not n or n ~= math.floor(n) or n < lowest or n > MAX_EXACT then
-    error('argument ' .. i .. ' is not a whole number from ' .. lowest)
+    error(name .. ' is not a whole number from ' .. lowest)
   end
   return n
 end

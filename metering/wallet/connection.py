@@ -1,15 +1,13 @@
 """The connection to Redis: what is waited for, for how long, and what "away" means."""
 
 import asyncio
-import hashlib
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
 from metering.wallet import keys
 from metering.wallet.address import parse_address
@@ -17,8 +15,6 @@ from metering.wallet.cluster import Cluster
 from metering.wallet.pool import Pool
 
 T = TypeVar("T")
-_HERE = Path(__file__).parent
-_COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
 _SLICE_S = 0.02
 
 BUSY_FACTOR = 8
@@ -59,40 +55,6 @@ def open_redis(url: str, *, connections: int, call_timeout_s: float) -> Redis:
     if address.kind == "cluster":
         return Cluster(lambda node: connect(address.url_of(node)), address.nodes)
     return connect(address.url)
-
-
-class Script:
-    """One script: sent by its hash, and in full to a server that does not know it yet, which has then done nothing."""
-
-    def __init__(self, redis: Redis, text: str) -> None:
-        self._redis = redis
-        self._text = text
-        self._hash = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-
-    async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Its answer. All of `keys` lie in one partition."""
-        try:
-            return await self._redis.evalsha(self._hash, len(keys), *keys, *args)
-        except NoScriptError:
-            return await self._redis.eval(self._text, len(keys), *keys, *args)
-
-    async def each(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Many calls in as few round trips as there are servers, and a reply for each."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for names, args in calls:
-                pipe.evalsha(self._hash, len(names), *names, *args)
-            replies = await pipe.execute(raise_on_error=False) if calls else []
-        for place, (names, args) in enumerate(calls):
-            if isinstance(replies[place], NoScriptError):
-                replies[place] = await self(keys=names, args=args)
-            elif isinstance(replies[place], Exception):
-                raise replies[place]
-        return list(replies)
-
-
-def load_script(redis: Redis, name: str) -> Script:
-    """The script `NAME.lua` of this folder, with the common part in front."""
-    return Script(redis, _COMMON + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
 
 
 async def servers(redis: Redis) -> list[tuple[Redis, Sequence[int]]]:

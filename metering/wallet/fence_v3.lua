@@ -4,35 +4,34 @@
 -- A mark counts for nothing that was set on another run of a server, or on another server: after a restart or a failover
 -- Redis may have lost what it had acknowledged, while the ledger has it. Nor does one that was made from another ledger
 -- (rule 34). Whoever raises the fence has seen that, and says what it saw: a mark that is another by now stays.
--- KEYS  1 mark  2 fence  3 events  4 home  5 ledger
--- ARGV  1 who  2 step: 'raise' or 'drop'  3 last change (drop)  4 seconds until a dead holder's fence falls (raise)
---       5 the run of the server on which the rebuild began  6 fingerprint of the last change (drop)
---       7 to 9 the mark, home and ledger that count for nothing, each empty where there was none (raise)
--- reply code
-local DONE, NOT_NOW, UNDRAINED = 1, 2, 3
-
-arguments(9)
-local who, step, run = ARGV[1], ARGV[2], ARGV[5]
-local change, life = whole(3, 0), whole(4, 1)
+-- KEYS  mark fence events home ledger
+-- ARGV  who step change>=0 life_s>=1 run fingerprint seen_mark seen_home seen_ledger
+--
+-- step         'raise' or 'drop'
+-- change       drop: the last one, and its fingerprint
+-- life_s       raise: until a dead holder's fence falls
+-- run          of the server on which the rebuild began
+-- seen_…       raise: the mark, home and ledger that count for nothing, each empty where there was none
+-- Returns a code.
 assert(step == 'raise' or step == 'drop', 'unknown step')
 assert(run ~= '', 'no run')
 
-local projected = redis.call('EXISTS', KEYS[1]) == 1
+local projected = redis.call('EXISTS', mark_key) == 1
 if step == 'drop' then
-  if projected or redis.call('GET', KEYS[2]) ~= who then return NOT_NOW end
-  redis.call('SET', KEYS[4], run)
-  redis.call('SET', KEYS[5], ARGV[3] .. ' ' .. ARGV[6])
-  redis.call('SET', KEYS[1], ARGV[3])
-  redis.call('DEL', KEYS[2])
+  if projected or redis.call('GET', fence_key) ~= who then return NOT_NOW end
+  redis.call('SET', home_key, run)
+  redis.call('SET', ledger_key, string.format('%.0f %s', change, fingerprint))
+  redis.call('SET', mark_key, change)
+  redis.call('DEL', fence_key)
   return DONE
 end
 if projected then
-  for i, name in ipairs({ KEYS[1], KEYS[4], KEYS[5] }) do
-    if (redis.call('GET', name) or '') ~= ARGV[6 + i] then return NOT_NOW end
+  for name, seen in pairs({ [mark_key] = seen_mark, [home_key] = seen_home, [ledger_key] = seen_ledger }) do
+    if (redis.call('GET', name) or '') ~= seen then return NOT_NOW end
   end
 end
 -- Its proof goes with it; what the ledger committed last proves as much of this one as before.
-redis.call('DEL', KEYS[1], KEYS[5])
-if redis.call('XLEN', KEYS[3]) > 0 then return UNDRAINED end
-if redis.call('SET', KEYS[2], who, 'NX', 'EX', life) then return DONE end
+redis.call('DEL', mark_key, ledger_key)
+if redis.call('XLEN', events_key) > 0 then return UNDRAINED end
+if redis.call('SET', fence_key, who, 'NX', 'EX', life_s) then return DONE end
 return NOT_NOW

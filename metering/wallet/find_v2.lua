@@ -1,9 +1,12 @@
 -- How an order stands; writes nothing.
--- KEYS  1 mark
--- ARGV  1 now_us (0: TIME)  2 org  3 request
--- reply known (0 or 1), `open` or `ending:amount:reason` or empty, its owner, the key that placed it (or empty: not known)
-arguments(3)
-local now = clock(whole(1, 0))
-if redis.call('EXISTS', KEYS[1]) == 0 then return { 0, '', '', '' } end
-local hold = redis.call('HMGET', P .. ':hold:' .. ARGV[3], 'owner', 'key')
-return { 1, standing(ARGV[2], ARGV[3], now) or '', hold[1] or '', hold[2] or placed_by(ARGV[3]) }
+-- KEYS  mark
+-- ARGV  now_us>=0 org request
+-- REPLY known ending:text owner:text key_id:text
+--
+-- known   0 or 1; ending: `open`, or `ending:amount:reason:org`, or empty
+-- key_id  the key that placed it, or empty: not known
+local now = clock(now_us)
+if redis.call('EXISTS', mark_key) == 0 then return answer({}) end
+local hold = redis.call('HMGET', P .. ':hold:' .. request, 'owner', 'key')
+return answer({ known = 1, ending = standing(org, request, now), owner = hold[1] or nil,
+  key_id = hold[2] or placed_by(request) })

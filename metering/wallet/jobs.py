@@ -11,7 +11,7 @@ import structlog
 from redis.asyncio import Redis
 
 from metering.wallet import keys
-from metering.wallet.connection import load_script
+from metering.wallet.script import load_script
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,9 @@ class UpstreamJobs:
         names = keys.OrgKeys(org_id)
         job = UpstreamJob(request_id, org_id, self.owner, provider, handle)
         await self._note(
-            keys=[names.mark, names.hold(request_id), names.jobs], args=[request_id, orjson.dumps(asdict(job))]
+            keys={"mark": names.mark, "hold": names.hold(request_id), "jobs": names.jobs},
+            request=request_id,
+            record=orjson.dumps(asdict(job)),
         )
 
     async def orphans(self) -> list[UpstreamJob]:

@@ -13,7 +13,8 @@ from config.settings import KEPT_BYTES, KEPT_MARK
 from metering.events import End
 from metering.ports import Ledger
 from metering.wallet import keys
-from metering.wallet.connection import load_script, servers
+from metering.wallet.connection import servers
+from metering.wallet.script import Call, load_script
 
 log = structlog.get_logger(__name__)
 
@@ -83,13 +84,18 @@ class Commits:
     def _allowed(self) -> int:
         return KEPT_BYTES if self._keep_ms else 0
 
-    def _call(self, partition: int, name: str, done: Sequence[Done]) -> tuple[list[str], list[str | int | bytes]]:
+    def _call(self, partition: int, name: str, done: Sequence[Done]) -> Call:
         proofs = [one.proof for one in done if one.proof]
-        args: list[str | int | bytes] = [self._group, name, self._keep_ms, self._max_bytes]
-        args += [proofs[-1] if proofs else "", PROOFS]
-        for one in done:
-            args += [one.entry_id, one.what]
-        return [*_names(partition), keys.last_commit(partition, self._consumer)], args
+        return self._commit.call(
+            _names(partition) | {"last_commit": keys.last_commit(partition, self._consumer)},
+            [part for one in done for part in (one.entry_id, one.what)],
+            group=self._group,
+            name=name,
+            keep_ms=self._keep_ms,
+            max_bytes=self._max_bytes,
+            proof=proofs[-1] if proofs else "",
+            proofs=PROOFS,
+        )
 
     async def _short_of_memory(self, partitions: Collection[int]) -> bool:
         asked = [server for server, here in await servers(self._redis) if not set(here).isdisjoint(partitions)]
@@ -107,7 +113,7 @@ async def feed_again(redis: Redis, partition: int) -> int:
     until = latest[0][0] if latest else b"-"
     fed = 0
     while True:
-        moved: int = await feed(keys=_names(partition), args=[until, FED_AT_ONCE])
+        moved: int = await feed(_names(partition), until_id=until, most=FED_AT_ONCE)
         fed += moved
         if moved < FED_AT_ONCE:
             FED.inc(fed)
@@ -141,11 +147,11 @@ async def _proofs(redis: Redis, partitions: Collection[int]) -> Mapping[int, lis
     return {partition: [proof.decode() for proof in told] for partition, told in found if told}
 
 
-def _names(partition: int) -> list[str]:
-    return [
-        keys.mark(partition),
-        keys.fence(partition),
-        keys.events(partition),
-        keys.kept(partition),
-        keys.committed(partition),
-    ]
+def _names(partition: int) -> dict[str, str]:
+    return {
+        "mark": keys.mark(partition),
+        "fence": keys.fence(partition),
+        "events": keys.events(partition),
+        "kept": keys.kept(partition),
+        "committed": keys.committed(partition),
+    }

@@ -6,13 +6,13 @@ of that change, and an order's end that was committed. A ledger that was restore
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from redis.asyncio import Redis
 
 from metering.ports import PAGE, Ended, Ledger
 from metering.wallet import keys
-from metering.wallet.connection import load_script, servers
+from metering.wallet.connection import servers
+from metering.wallet.script import Call, load_script
 
 NO_CHANGE = "-"
 """Stands for the fingerprint of a change that is not there."""
@@ -111,11 +111,12 @@ class Marks:
 
     async def move(self, look: Look) -> None:
         """All that is known is projected up to the last change now."""
-        calls: list[tuple[list[str], list[Any]]] = []
+        calls: list[Call] = []
         for partition, change in look.known.items():
             before, proof = look.seen[partition], look.seen[partition].proof(look.last, look.fingerprint)
             if (change, before.ledger) != (look.last, proof):
-                calls.append(([keys.mark(partition), keys.ledger(partition)], [look.last, proof]))
+                names = {"mark": keys.mark(partition), "ledger": keys.ledger(partition)}
+                calls.append(self._move.call(names, change=look.last, proof=proof))
         await self._move.each(calls)
 
 

@@ -1,41 +1,42 @@
 -- Sets what SQL knows of one organisation: limits, keys, and credits as "the sum up to number N". Absolute and
 -- versioned, so it may be repeated, doubled or late; nothing is ever seeded by addition.
--- KEYS  1 mark  2 wallet  3 open holds  4 fence
--- ARGV  1 org  2 revision  3 credit number  4 credits
---       5 mode: 'follow' an existing wallet, open a 'new' one, 'rebuild' a lost one
---       6 charged in the ledger  7 last event in the ledger  8 who holds the fence
---       9 numbers below it that the ledger does not have  10 now_us (0: TIME)
---       11 the balance under which the organisation is told  12 day  13 month: today's
---       14 1 where its orders are refused, else 0
---       15 to 23 limits and use of the organisation; then for each key its id, state, models (between spaces, or empty
---       for all); each empty for what is usual: the moment of its end in Unix µs, the keys whose orders it may read, its
---       response format, its origins; and the same nine: limits (each empty for none) of requests and images per minute,
---       images in flight, images per day and month, micro-MXN per month; and what the ledger has: images of today,
---       images and micro-MXN of the month
--- reply code, how far below zero this call left a balance, credits less charges, that was higher before
-local DONE, AWAY, LOST, FENCED_OFF = 1, 2, 3, 4
-local OWN, NINE, KEY = 15, 9, 16
+-- KEYS  mark wallet open fence
+-- ARGV  org revision>=0 credit_number>=0 credits mode charged>=0 number>=0 who lost>=0 now_us>=0 low>=0 day month
+-- ARGV  suspended>=0 ...
+-- REPLY code below
+--
+-- mode       'follow' an existing wallet, open a 'new' one, 'rebuild' a lost one
+-- charged    in the ledger; number: of its last event; lost: numbers below that which it does not have
+-- who        holds the fence
+-- low        the balance under which the organisation is told
+-- day, month today's
+-- suspended  1 where its orders are refused, else 0
+-- ...        limits and use of the organisation; then for each key its id, state, models (between spaces, or empty for
+--            all); each empty for what is usual: the moment of its end in Unix µs, the keys whose orders it may read, its
+--            response format, its origins; and the same nine: limits (each empty for none) of requests and images per
+--            minute, images in flight, images per day and month, micro-MXN per month; and what the ledger has: images of
+--            today, images and micro-MXN of the month
+-- below      how far below zero this call left a balance, credits less charges, that was higher before
+local NINE, KEY = 9, 16
 local MAY = { 'expires_us', 'reads', 'response_format', 'origins' }
 local LIMITS = { 'requests_per_minute', 'images_per_minute', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month' }
 
-if #ARGV < OWN + NINE - 1 or (#ARGV - OWN - NINE + 1) % KEY ~= 0 then error('a key without its state') end
-local org, mode, day, month = ARGV[1], ARGV[5], ARGV[12], ARGV[13]
-local revision, credit_number, now = whole(2, 0), whole(3, 0), clock(whole(10, 0))
-local credits, low = tonumber(ARGV[4]), whole(11, 0)
-local charged, number, lost, suspended = whole(6, 0), whole(7, 0), whole(9, 0), whole(14, 0)
+if #ARGV < REST + NINE - 1 or (#ARGV - REST - NINE + 1) % KEY ~= 0 then error('a key without its state') end
+local now = clock(now_us)
+credits = tonumber(credits)
 assert(credits and credits == math.floor(credits) and math.abs(credits) <= MAX_EXACT, 'credits is no whole number')
 assert(mode == 'follow' or mode == 'new' or mode == 'rebuild', 'unknown mode')
 local function check(at)
   for i = at, at + #LIMITS - 1 do
-    if ARGV[i] ~= '' then whole(i, 1) end
+    if ARGV[i] ~= '' then whole('argument ' .. i, i, 1) end
   end
-  for i = at + #LIMITS, at + NINE - 1 do whole(i, 0) end
+  for i = at + #LIMITS, at + NINE - 1 do whole('argument ' .. i, i, 0) end
 end
-check(OWN)
-for first = OWN + NINE, #ARGV, KEY do check(first + KEY - NINE) end
+check(REST)
+for first = REST + NINE, #ARGV, KEY do check(first + KEY - NINE) end
 
-local projected = redis.call('EXISTS', KEYS[1]) == 1
-local w = redis.call('HMGET', KEYS[2], 'revision', 'credit_number', 'credits', 'charged')
+local projected = redis.call('EXISTS', mark_key) == 1
+local w = redis.call('HMGET', wallet_key, 'revision', 'credit_number', 'credits', 'charged')
 local opening = mode ~= 'follow'
 local held, open, below = 0, {}, 0
 local function lowered(before, after)
@@ -44,8 +45,8 @@ end
 
 if mode == 'rebuild' then
   -- The fence was raised over an empty stream, so the ledger has every event, and it stays so until the mark is back.
-  if projected or redis.call('GET', KEYS[4]) ~= ARGV[8] then return { FENCED_OFF, 0 } end
-  for _, request in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+  if projected or redis.call('GET', fence_key) ~= who then return answer({ code = FENCED_OFF }) end
+  for _, request in ipairs(redis.call('ZRANGE', open_key, 0, -1)) do
     local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month')
     -- One of a later day was opened by a clock that was ahead: it counts today, as all that begins here.
     if hold[4] and hold[4] > day then
@@ -60,32 +61,32 @@ if mode == 'rebuild' then
   if w[1] then lowered(tonumber(w[3]) - tonumber(w[4]), credits - charged) end
   -- What the wallet had and the ledger has not: a restored backup lost it, or it was set aside. It is named until
   -- somebody has accepted it, and a number that was given out once is given to no other event.
-  local gone = redis.call('HMGET', KEYS[2], 'number', 'gone_charged', 'gone_credits')
+  local gone = redis.call('HMGET', wallet_key, 'number', 'gone_charged', 'gone_credits')
   local function less(had, already, has)
     return math.max(0, tonumber(had or 0) + tonumber(already or 0) - has)
   end
   local last = math.max(number, tonumber(gone[1] or 0))
-  redis.call('HSET', KEYS[2], 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', last,
+  redis.call('HSET', wallet_key, 'available', credits - charged - held, 'held', held, 'charged', charged, 'number', last,
     'lost', lost + last - number, 'credits', credits, 'credit_number', credit_number,
     'gone_charged', less(w[4], gone[2], charged), 'gone_credits', less(w[3], gone[3], credits))
 else
-  if not projected then return { AWAY, 0 } end
+  if not projected then return answer({ code = AWAY }) end
   -- Where there are holds there was a wallet.
-  if not w[1] and (mode == 'follow' or redis.call('EXISTS', KEYS[3]) == 1) then return { LOST, 0 } end
+  if not w[1] and (mode == 'follow' or redis.call('EXISTS', open_key) == 1) then return answer({ code = LOST }) end
   if not w[1] then
-    redis.call('HSET', KEYS[2], 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
+    redis.call('HSET', wallet_key, 'available', credits, 'held', 0, 'charged', 0, 'number', 0, 'credits', credits,
       'credit_number', credit_number)
     lowered(0, credits)
   else
     opening = false
-    redis.call('HSET', KEYS[2], 'low', low)
+    redis.call('HSET', wallet_key, 'low', low)
     if tonumber(w[2]) < credit_number then
-      redis.call('HINCRBY', KEYS[2], 'available', credits - tonumber(w[3]))
-      redis.call('HSET', KEYS[2], 'credits', credits, 'credit_number', credit_number)
+      redis.call('HINCRBY', wallet_key, 'available', credits - tonumber(w[3]))
+      redis.call('HSET', wallet_key, 'credits', credits, 'credit_number', credit_number)
       tell_balance(org, tonumber(w[3]) - tonumber(w[4]), credits - tonumber(w[4]), now)
       lowered(tonumber(w[3]) - tonumber(w[4]), credits - tonumber(w[4]))
     end
-    if tonumber(w[1]) > revision then return { DONE, below } end
+    if tonumber(w[1]) > revision then return answer({ code = DONE, below = below }) end
   end
 end
 
@@ -96,8 +97,8 @@ local function set(name, at, key)
     if value == '' then redis.call('HDEL', name, limit) else redis.call('HSET', name, limit, value) end
   end
   if not opening then return tell_thresholds(usage(name, day, month), org, key or '', now) end
-  local u = { name = name, flying = 0, day = day, day_done = whole(at + 6, 0), day_open = 0, month = month,
-    month_done = whole(at + 7, 0), month_open = 0, spent_done = whole(at + 8, 0), spent_open = 0 }
+  local u = { name = name, flying = 0, day = day, day_done = tonumber(ARGV[at + 6]), day_open = 0, month = month,
+    month_done = tonumber(ARGV[at + 7]), month_open = 0, spent_done = tonumber(ARGV[at + 8]), spent_open = 0 }
   for _, hold in ipairs(open) do
     if not key or hold.key == key then hold_counts(u, 1, hold.images, hold.amount, hold.day, hold.month) end
   end
@@ -105,10 +106,10 @@ local function set(name, at, key)
   tell_thresholds(u, org, key or '', now)
 end
 
-redis.call('HSET', KEYS[2], 'revision', revision, 'low', low)
-if suspended == 1 then redis.call('HSET', KEYS[2], 'suspended', 1) else redis.call('HDEL', KEYS[2], 'suspended') end
-set(KEYS[2], OWN)
-for i = OWN + NINE, #ARGV, KEY do
+redis.call('HSET', wallet_key, 'revision', revision, 'low', low)
+if suspended == 1 then redis.call('HSET', wallet_key, 'suspended', 1) else redis.call('HDEL', wallet_key, 'suspended') end
+set(wallet_key, REST)
+for i = REST + NINE, #ARGV, KEY do
   local access = access_of(ARGV[i])
   local told, usual = { 'state', ARGV[i + 1], 'models', ARGV[i + 2] }, {}
   for j, name in ipairs(MAY) do
@@ -119,4 +120,4 @@ for i = OWN + NINE, #ARGV, KEY do
   if #usual > 0 then redis.call('HDEL', access, unpack(usual)) end
   set(access, i + KEY - NINE, ARGV[i])
 end
-return { DONE, below }
+return answer({ code = DONE, below = below })

@@ -5,6 +5,7 @@ Any number of these may run at once, in gateways, consumers and commands: a proj
 
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from enum import IntEnum
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -22,15 +23,31 @@ from metering.pages import pages
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
-from metering.wallet.connection import load_script, servers
+from metering.wallet.connection import servers
 from metering.wallet.inspection import Inspection, expected
 from metering.wallet.kept import feed_again
 from metering.wallet.marks import Look, Marks, Seen, keys_like
+from metering.wallet.script import Call, Script, load_script
 
 log = structlog.get_logger(__name__)
 
-_LOST, _FENCED_OFF = 3, 4
-_DONE, _STREAM_HOLDS_EVENTS = 1, 3
+
+class Projected(IntEnum):
+    """What the project script says. LOST: there was a wallet, and there is none; FENCED_OFF: another rebuilds."""
+
+    DONE = 1
+    AWAY = 2
+    LOST = 3
+    FENCED_OFF = 4
+
+
+class Fenced(IntEnum):
+    """What the fence script says. UNDRAINED: the stream holds events that the ledger does not have yet."""
+
+    DONE = 1
+    NOT_NOW = 2
+    UNDRAINED = 3
+
 
 FENCE_S = 5
 """A rebuild whose process died, or stood still for so long, is taken over by another."""
@@ -47,8 +64,8 @@ class Projector:
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v4")
-        self._fence = load_script(redis, "fence_v3")
+        self._project = load_script(redis, "project_v4", Projected)
+        self._fence = load_script(redis, "fence_v3", Fenced)
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
 
@@ -85,11 +102,11 @@ class Projector:
         """Bring wallets up to date; key records only to `partitions`."""
         snapshots = await self._ledger.snapshots(org_ids, _today())
         codes = await self._apply(snapshots, "follow", {})
-        lost = [one for one, code in zip(snapshots, codes, strict=True) if code == _LOST]
+        lost = [one for one, code in zip(snapshots, codes, strict=True) if code == Projected.LOST]
         booked = await self._ledger.charged([one.org.org_id for one in lost])
         new = [one for one in lost if one.org.org_id not in booked]
         codes = await self._apply(new, "new", {})
-        holding = [one.org.org_id for one, code in zip(new, codes, strict=True) if code == _LOST]
+        holding = [one.org.org_id for one, code in zip(new, codes, strict=True) if code == Projected.LOST]
         for org_id in [*booked, *holding]:
             # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
             log.error("wallet_lost", org=org_id)
@@ -117,8 +134,8 @@ class Projector:
             log.error("ledger_restored", partitions=foreign, change=look.last, fed_again=sum(fed))
             await self._shut_out(set(foreign))
         codes = {partition: await self._raise(partition, look.seen[partition], who) for partition in look.missing}
-        fenced = {partition for partition, code in codes.items() if code == _DONE}
-        if waiting := sum(code == _STREAM_HOLDS_EVENTS for code in codes.values()):
+        fenced = {partition for partition, code in codes.items() if code == Fenced.DONE}
+        if waiting := sum(code == Fenced.UNDRAINED for code in codes.values()):
             log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
         if not fenced:
             return
@@ -133,7 +150,7 @@ class Projector:
             fenced -= await self._replace(here, who)
             await self._records(snapshots, fenced)
         dropped = [(p, await self._drop(p, look.seen[p], who, last, fingerprint)) for p in sorted(fenced)]
-        if rebuilt := [partition for partition, code in dropped if code == _DONE]:
+        if rebuilt := [partition for partition, code in dropped if code == Fenced.DONE]:
             log.warning("projection_rebuilt", partitions=rebuilt, change=last)
             for entry in await left_out(self._ledger, rebuilt):
                 log.warning("rebuilt_without", entry=entry.name, org=entry.org_id, amount_mxn=amount_of(entry))
@@ -149,18 +166,28 @@ class Projector:
         for request_id, end in (await self._ledger.ended(list(holds))).items():
             names = keys.OrgKeys(holds[request_id])
             await self._end(
-                keys=[
-                    names.mark,
-                    names.fence,
-                    names.open,
-                    names.hold(request_id),
-                    names.closed(request_id),
-                    names.jobs,
-                ],
-                args=[who, names.org_id, request_id, end.end, end.reason, CLOSED_S, int(end.frees)],
+                keys={
+                    "mark": names.mark,
+                    "fence": names.fence,
+                    "open": names.open,
+                    "hold": names.hold(request_id),
+                    "closed": names.closed(request_id),
+                    "jobs": names.jobs,
+                },
+                who=who,
+                org=names.org_id,
+                request=request_id,
+                ending=end.end,
+                reason=end.reason,
+                remember_s=CLOSED_S,
+                frees=int(end.frees),
             )
         codes = await self._apply(snapshots, "rebuild", await self._ledger.charged(org_ids), who)
-        lost = {keys.partition_of(org_id) for org_id, code in zip(org_ids, codes, strict=True) if code == _FENCED_OFF}
+        lost = {
+            keys.partition_of(org_id)
+            for org_id, code in zip(org_ids, codes, strict=True)
+            if code == Projected.FENCED_OFF
+        }
         made = [org_id for org_id in org_ids if keys.partition_of(org_id) not in lost]
         await self._tell_gone(made)
         await self._remember(made)
@@ -201,16 +228,22 @@ class Projector:
 
     async def _raise(self, partition: int, seen: Seen, who: str) -> int:
         """Unless its mark is another by now than the one that was seen, and counts for nothing."""
-        return await self._at_fence(
-            partition, [who, "raise", 0, FENCE_S, seen.run, "", seen.mark, seen.home, seen.ledger]
-        )
+        told = {"seen_mark": seen.mark, "seen_home": seen.home, "seen_ledger": seen.ledger}
+        return await self._at_fence(partition, "raise", who, seen.run, **told)
 
     async def _drop(self, partition: int, seen: Seen, who: str, change: int, fingerprint: str) -> int:
-        return await self._at_fence(partition, [who, "drop", change, FENCE_S, seen.run, fingerprint, "", "", ""])
+        return await self._at_fence(partition, "drop", who, seen.run, change=change, fingerprint=fingerprint)
 
-    async def _at_fence(self, partition: int, args: list[Any]) -> int:
-        names = [keys.mark, keys.fence, keys.events, keys.home, keys.ledger]
-        code: int = await self._fence(keys=[name(partition) for name in names], args=args)
+    async def _at_fence(self, partition: int, step: Literal["raise", "drop"], who: str, run: str, **more: Any) -> int:
+        names = {
+            "mark": keys.mark(partition),
+            "fence": keys.fence(partition),
+            "events": keys.events(partition),
+            "home": keys.home(partition),
+            "ledger": keys.ledger(partition),
+        }
+        usual: dict[str, Any] = {"change": 0, "fingerprint": "", "seen_mark": "", "seen_home": "", "seen_ledger": ""}
+        code: int = await self._fence(names, who=who, step=step, life_s=FENCE_S, run=run, **usual | more)
         return code
 
     async def _shut_out(self, partitions: set[int]) -> None:
@@ -241,11 +274,12 @@ class Projector:
         who: str = "",
     ) -> list[int]:
         """One code for each of them."""
-        calls = [call_of(one, mode, booked.get(one.org.org_id, BOOKED_NOTHING), who) for one in snapshots]
+        booked_of = [booked.get(one.org.org_id, BOOKED_NOTHING) for one in snapshots]
+        calls = [call_of(self._project, *one, mode, who) for one in zip(snapshots, booked_of, strict=True)]
         codes: list[int] = []
-        for snapshot, (code, below) in zip(snapshots, await self._project.each(calls), strict=True):
-            below_zero(snapshot.org.org_id, below, cause="rebuild" if mode == "rebuild" else "adjustment")
-            codes.append(code)
+        for snapshot, reply in zip(snapshots, await self._project.each(calls), strict=True):
+            below_zero(snapshot.org.org_id, reply["below"], cause="rebuild" if mode == "rebuild" else "adjustment")
+            codes.append(reply["code"])
         return codes
 
     async def _records(self, snapshots: Sequence[Snapshot], partitions: Collection[int]) -> None:
@@ -271,37 +305,38 @@ class Projector:
 
 
 def call_of(
-    snapshot: Snapshot, mode: Literal["follow", "new", "rebuild"], booked: Charged, who: str
-) -> tuple[list[str], list[Any]]:
-    """Keys and arguments of the script that sets one wallet."""
+    project: Script, snapshot: Snapshot, booked: Charged, mode: Literal["follow", "new", "rebuild"], who: str
+) -> Call:
+    """A call of the script that sets one wallet."""
     org_id, period = snapshot.org.org_id, snapshot.period
     names, total = keys.OrgKeys(org_id), Used()
     for used in snapshot.used.values():
         total = total.plus(used)
-    args: list[Any] = [
-        org_id,
-        snapshot.revision,
-        snapshot.credit_number,
-        snapshot.credits_micro_mxn,
-        mode,
-        booked.charged_micro_mxn,
-        # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
-        max(booked.last_event, booked.events),
-        who,
-        max(0, booked.last_event - booked.events),
-        0,
-        LOW_BALANCE_MICRO_MXN,
-        period.day,
-        period.month,
-        int(snapshot.org.suspended),
-        *_nine(snapshot.limits, total),
-    ]
+    rest: list[Any] = [*_nine(snapshot.limits, total)]
     for key_id, access in expected(snapshot).accesses.items():
         assert access is not None
-        args += [key_id, access.state, access.models]
-        args += ["" if access.ends_us is None else access.ends_us, access.reads, access.response_format, access.origins]
-        args += _nine(access.limits, snapshot.used.get(key_id, Used()))
-    return [names.mark, names.wallet, names.open, names.fence], args
+        rest += [key_id, access.state, access.models]
+        rest += ["" if access.ends_us is None else access.ends_us, access.reads, access.response_format, access.origins]
+        rest += _nine(access.limits, snapshot.used.get(key_id, Used()))
+    return project.call(
+        {"mark": names.mark, "wallet": names.wallet, "open": names.open, "fence": names.fence},
+        rest,
+        org=org_id,
+        revision=snapshot.revision,
+        credit_number=snapshot.credit_number,
+        credits=snapshot.credits_micro_mxn,
+        mode=mode,
+        charged=booked.charged_micro_mxn,
+        # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
+        number=max(booked.last_event, booked.events),
+        who=who,
+        lost=max(0, booked.last_event - booked.events),
+        now_us=0,
+        low=LOW_BALANCE_MICRO_MXN,
+        day=period.day,
+        month=period.month,
+        suspended=int(snapshot.org.suspended),
+    )
 
 
 def _nine(limits: Limits, used: Used) -> list[Any]:

@@ -1,19 +1,21 @@
 -- One organisation's wallet at one moment; writes nothing. Holds that ran out count as available.
--- KEYS  1 mark  2 wallet  3 the key's access
--- ARGV  1 now_us (0: TIME)  2 org  3 key id (or empty)
--- reply known (0 or 1: the wallet, and the key that is named), now_us, available, held, charged, credits, last credit,
---       last event, key state, lost events
-arguments(3)
-local now = clock(whole(1, 0))
-local w = redis.call('HMGET', KEYS[2], 'available', 'held', 'charged', 'credits', 'credit_number', 'number', 'lost')
-if redis.call('EXISTS', KEYS[1]) == 0 or not w[1] then return { 0, now, 0, 0, 0, 0, 0, 0, '', 0 } end
-local _, freed = expired_holds(ARGV[2], now)
-local state = ''
-if ARGV[3] ~= '' then
-  local key = redis.call('HMGET', KEYS[3], 'state', 'expires_us')
-  if not key[1] then return { 0, now, 0, 0, 0, 0, 0, 0, '', 0 } end
+-- KEYS  mark wallet access
+-- ARGV  now_us>=0 org key_id
+-- REPLY known now_us available held charged credits credit_number number key_state:text lost
+--
+-- key_id  or empty; then access is of no key
+-- known   0 or 1: the wallet, and the key that is named; number: of its last event
+local now = clock(now_us)
+local w = redis.call('HMGET', wallet_key, 'available', 'held', 'charged', 'credits', 'credit_number', 'number', 'lost')
+if redis.call('EXISTS', mark_key) == 0 or not w[1] then return answer({ now_us = now }) end
+local _, freed = expired_holds(org, now)
+local state
+if key_id ~= '' then
+  local key = redis.call('HMGET', access_key, 'state', 'expires_us')
+  if not key[1] then return answer({ now_us = now }) end
   state = key[1]
   if state == 'active' and key[2] and tonumber(key[2]) <= now then state = 'expired' end
 end
-return { 1, now, tonumber(w[1]) + freed, tonumber(w[2]) - freed, tonumber(w[3]), tonumber(w[4]), tonumber(w[5]),
-  tonumber(w[6]), state, tonumber(w[7] or 0) }
+return answer({ known = 1, now_us = now, available = tonumber(w[1]) + freed, held = tonumber(w[2]) - freed,
+  charged = tonumber(w[3]), credits = tonumber(w[4]), credit_number = tonumber(w[5]), number = tonumber(w[6]),
+  key_state = state, lost = tonumber(w[7] or 0) })

@@ -29,13 +29,14 @@ class Verdict(IntEnum):
 
 
 class Close(IntEnum):
-    """What the settle and void scripts say; UNKNOWN and LATE wrote nothing."""
+    """What the settle and void scripts say; UNKNOWN, LATE and AWAY wrote nothing."""
 
     CHARGED = 1
     REFUSED = 2
     VOIDED = 3
     UNKNOWN = 4
     LATE = 5
+    AWAY = 6
 
 
 class Replay(IntEnum):
@@ -43,6 +44,7 @@ class Replay(IntEnum):
 
     CHARGED = 1
     NOW = 2
+    AWAY = 3
     SERVED = 5
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,9 @@ from metering.shares import Bound
 from metering.turns import Turns
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
-from metering.wallet.connection import NotProjected, Pulse, WalletAway, load_script, server_of, servers, verdict
+from metering.wallet.connection import NotProjected, Pulse, WalletAway, server_of, servers, verdict
 from metering.wallet.inspection import Inspection
+from metering.wallet.script import load_script
 from metering.wallet.values import (
     Admission,
     Caller,
@@ -49,10 +51,6 @@ And for so long after its clients have left without their answer an order is giv
 """
 
 
-_SETTLED = {1: Close.CHARGED, 2: Close.REFUSED, 4: Close.LATE}
-_VOIDED = {1: Close.VOIDED, 2: Close.CHARGED, 3: Close.UNKNOWN}
-
-
 class _Server:
     """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own.
 
@@ -76,11 +74,11 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
-        self._admit = load_script(redis, "admit_v3")
-        self._sandbox = load_script(redis, "sandbox_v1")
-        self._settle = load_script(redis, "settle_v2")
-        self._void = load_script(redis, "void_v2")
-        self._replay = load_script(redis, "replay_v4")
+        self._admit = load_script(redis, "admit_v3", Verdict)
+        self._sandbox = load_script(redis, "sandbox_v1", Verdict)
+        self._settle = load_script(redis, "settle_v2", Close)
+        self._void = load_script(redis, "void_v2", Close)
+        self._replay = load_script(redis, "replay_v4", Replay)
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v2")
         self._gone = load_script(redis, "gone_v2")
@@ -158,61 +156,48 @@ class Wallet:
         reply = await self._ask(
             names,
             self._admit(
-                keys=[
-                    names.mark,
-                    names.wallet,
-                    names.access(caller.key_id),
-                    names.open,
-                    names.hold(request_id),
-                    names.events,
-                ]
-                + [names.busy, names.closed(request_id), names.once(identity.key_hash or "-")]
-                + [
-                    names.recent(caller.key_id, identity.fingerprint),
-                    names.retried(caller.key_id, identity.fingerprint),
-                ],
-                args=[
-                    self._scripted_us,
-                    self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
-                    quote.period.start_us,
-                    quote.period.end_us,
-                    caller.org_id,
-                    caller.key_id,
-                    request_id,
-                    quote.images,
-                    quote.total_micro_mxn,
-                    int(life_s * 1_000_000),
-                    self._limits.max_open_holds,
-                    self._limits.stream_backlog,
-                    self._limits.remember_s,
-                    opened,
-                    identity.fingerprint,
-                    int(identity.key_hash is not None),
-                    self._limits.remember_s,
-                    -1 if identity.tries is None else identity.tries,
-                    int(RECENT_S * 1_000_000),
-                    owner,
-                    quote.price.model,
-                    quote.period.day,
-                    quote.period.month,
-                ],
+                keys={
+                    "mark": names.mark,
+                    "wallet": names.wallet,
+                    "access": names.access(caller.key_id),
+                    "open": names.open,
+                    "hold": names.hold(request_id),
+                    "events": names.events,
+                    "busy": names.busy,
+                    "closed": names.closed(request_id),
+                    "once": names.once(identity.key_hash or "-"),
+                    "recent": names.recent(caller.key_id, identity.fingerprint),
+                    "retried": names.retried(caller.key_id, identity.fingerprint),
+                },
+                now_us=self._scripted_us,
+                latest_us=self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
+                period_start_us=quote.period.start_us,
+                period_end_us=quote.period.end_us,
+                org=caller.org_id,
+                key_id=caller.key_id,
+                request=request_id,
+                images=quote.images,
+                amount=quote.total_micro_mxn,
+                life_us=int(life_s * 1_000_000),
+                max_holds=self._limits.max_open_holds,
+                backlog=self._limits.stream_backlog,
+                remember_s=self._limits.remember_s,
+                opened=opened,
+                fingerprint=identity.fingerprint,
+                keyed=int(identity.key_hash is not None),
+                once_s=self._limits.remember_s,
+                tries=-1 if identity.tries is None else identity.tries,
+                recent_us=int(RECENT_S * 1_000_000),
+                owner=owner,
+                model=quote.price.model,
+                day=quote.period.day,
+                month=quote.period.month,
             ),
         )
-        self._learn(names.partition, reply[1])
-        if reply[0] == Verdict.AWAY:
-            raise NotProjected
-        return Admission(
-            verdict=Verdict(reply[0]),
-            now_us=reply[1],
-            available_micro_mxn=reply[2],
-            requests=RateState(*reply[3:6]),
-            images=RateState(*reply[6:9]),
-            retry_us=reply[9],
-            earlier=_status(reply[10], reply[11], reply[12]) if reply[0] == Verdict.DUPLICATE else None,
-            whose=reply[13].decode(),
-            limit=reply[14],
-            used=reply[15],
-        )
+        admission = self._admission(names.partition, reply, whose=reply["whose"])
+        if admission.verdict is not Verdict.DUPLICATE:
+            return admission
+        return replace(admission, earlier=_status(reply["earlier"], reply["ending"], reply["owner"]))
 
     async def admit_test(
         self, caller: Caller, model: str, images: int, identity: OrderIdentity, request_id: str
@@ -225,42 +210,32 @@ class Wallet:
         reply = await self._ask(
             names,
             self._sandbox(
-                keys=[names.mark, names.wallet, names.access(caller.key_id)]
-                + [names.sandbox_once(identity.key_hash or "-")],
-                args=[
-                    self._scripted_us,
-                    caller.org_id,
-                    request_id,
-                    images,
-                    model,
-                    identity.fingerprint,
-                    int(identity.key_hash is not None),
-                    self._limits.remember_s,
-                ],
+                keys={
+                    "mark": names.mark,
+                    "wallet": names.wallet,
+                    "access": names.access(caller.key_id),
+                    "once": names.sandbox_once(identity.key_hash or "-"),
+                },
+                now_us=self._scripted_us,
+                org=caller.org_id,
+                request=request_id,
+                images=images,
+                model=model,
+                fingerprint=identity.fingerprint,
+                keyed=int(identity.key_hash is not None),
+                once_s=self._limits.remember_s,
             ),
         )
-        self._learn(names.partition, reply[1])
-        if reply[0] == Verdict.AWAY:
-            raise NotProjected
-        admission = Admission(
-            verdict=Verdict(reply[0]),
-            now_us=reply[1],
-            available_micro_mxn=reply[2],
-            requests=RateState(*reply[3:6]),
-            images=RateState(*reply[6:9]),
-            retry_us=reply[9],
-            whose="key",
-        )
-        return Rehearsal(admission, reply[10].decode(), reply[11])
+        return Rehearsal(self._admission(names.partition, reply, whose="key"), reply["order"], reply["admitted_s"])
 
     async def status_of(self, org_id: str, request_id: str) -> OrderStatus | None:
         """How an order of this organisation stands; None for one that is not known here."""
         names = keys.OrgKeys(org_id)
-        found = self._find(keys=[names.mark], args=[self._scripted_us, org_id, request_id])
+        found = self._find(keys={"mark": names.mark}, now_us=self._scripted_us, org=org_id, request=request_id)
         reply = await self._ask(names, found)
-        if reply[0] == 0:
+        if not reply["known"]:
             raise NotProjected
-        return _status(request_id.encode(), *reply[1:]) if reply[1] else None
+        return _status(request_id, reply["ending"], reply["owner"], reply["key_id"]) if reply["ending"] else None
 
     async def is_alive(self, org_id: str, owner: str) -> bool:
         """Has this gateway said lately that it is alive?"""
@@ -293,16 +268,18 @@ class Wallet:
             return
         names = keys.OrgKeys(caller.org_id)
         written = self._gone(
-            keys=[names.mark, names.claims(request_id), names.asking(request_id)]
-            + [names.gone(caller.key_id, identity.fingerprint)],
-            args=[
-                self._scripted_us,
-                int(RECENT_S * 1_000_000),
-                caller.org_id,
-                request_id,
-                asked_by or request_id,
-                -1 if identity.tries is None else identity.tries,
-            ],
+            keys={
+                "mark": names.mark,
+                "claims": names.claims(request_id),
+                "asking": names.asking(request_id),
+                "gone": names.gone(caller.key_id, identity.fingerprint),
+            },
+            now_us=self._scripted_us,
+            recent_us=int(RECENT_S * 1_000_000),
+            org=caller.org_id,
+            order=request_id,
+            who=asked_by or request_id,
+            tries=-1 if identity.tries is None else identity.tries,
         )
         await self._ask(names, written)
 
@@ -327,24 +304,21 @@ class Wallet:
         reply = await self._ask(
             names,
             self._settle(
-                keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
-                + [names.closed(request_id)],
-                args=[
-                    self._scripted_us,
-                    latest_us,
-                    org_id,
-                    request_id,
-                    len(images),
-                    amount_micro_mxn,
-                    self._limits.remember_s,
-                    encode_images(images),
-                    usd_measured or "",
-                    result,
-                ],
+                keys=_ending_keys(names, request_id),
+                now_us=self._scripted_us,
+                latest_us=latest_us,
+                org=org_id,
+                request=request_id,
+                quantity=len(images),
+                amount=amount_micro_mxn,
+                remember_s=self._limits.remember_s,
+                images=encode_images(images),
+                usd_measured=usd_measured or "",
+                result=result,
             ),
         )
-        closing = self._closing(names.partition, _SETTLED, reply)
-        below_zero(org_id, reply[4], cause="settlement", request_id=request_id)
+        closing = self._closing(names.partition, reply)
+        below_zero(org_id, reply["below"], cause="settlement", request_id=request_id)
         return closing
 
     async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
@@ -354,17 +328,22 @@ class Wallet:
         waits for it is told to try again. That try of an SDK, or the one of a client that is gone and was not back yet,
         repeats none of the orders that are the same.
         """
-        names, frees = keys.OrgKeys(org_id), int(reason not in UNKNOWN)
+        names = keys.OrgKeys(org_id)
         reply = await self._ask(
             names,
             self._void(
-                keys=[names.mark, names.wallet, names.open, names.hold(request_id), names.events]
-                + [names.closed(request_id)],
-                args=[self._scripted_us, org_id, request_id, reason, self._limits.remember_s, frees]
-                + [int(RECENT_S * 1_000_000), int(comes_again)],
+                keys=_ending_keys(names, request_id),
+                now_us=self._scripted_us,
+                org=org_id,
+                request=request_id,
+                reason=reason,
+                remember_s=self._limits.remember_s,
+                frees=int(reason not in UNKNOWN),
+                recent_us=int(RECENT_S * 1_000_000),
+                comes_again=int(comes_again),
             ),
         )
-        return self._closing(names.partition, _VOIDED, reply)
+        return self._closing(names.partition, reply)
 
     async def replay(self, answered: AnsweredOrder, *, lost_up_to: int = -1) -> Replay:
         """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
@@ -377,37 +356,38 @@ class Wallet:
         reply = await self._ask(
             names,
             self._replay(
-                keys=[names.mark, names.wallet, names.open, names.hold(answered.request_id), names.events]
-                + [names.closed(answered.request_id), names.once(answered.key_hash or "-")]
-                + [names.retried(answered.key_id, answered.fingerprint)],
-                args=[
-                    self._scripted_us,
-                    answered.org_id,
-                    answered.request_id,
-                    len(answered.images),
-                    answered.amount_micro_mxn,
-                    self._limits.remember_s,
-                    encode_images(answered.images),
-                    answered.usd_measured or "",
-                    answered.opened,
-                    answered.admitted_us,
-                    answered.ended_us,
-                    answered.result,
-                    1 if answered.key_hash is not None else 2 * answered.client_gone,
-                    answered.key_id,
-                    period.day,
-                    period.month,
-                    lost_up_to,
-                    answered.fingerprint,
-                    int(RECENT_S * 1_000_000),
-                ],
+                keys=_ending_keys(names, answered.request_id)
+                | {
+                    "once": names.once(answered.key_hash or "-"),
+                    "retried": names.retried(answered.key_id, answered.fingerprint),
+                },
+                now_us=self._scripted_us,
+                org=answered.org_id,
+                request=answered.request_id,
+                quantity=len(answered.images),
+                amount=answered.amount_micro_mxn,
+                remember_s=self._limits.remember_s,
+                images=encode_images(answered.images),
+                usd_measured=answered.usd_measured or "",
+                opened=answered.opened,
+                admitted_us=answered.admitted_us,
+                ended_us=answered.ended_us,
+                result=answered.result,
+                placed=1 if answered.key_hash is not None else 2 * answered.client_gone,
+                key_id=answered.key_id,
+                day=period.day,
+                month=period.month,
+                lost_up_to=lost_up_to,
+                fingerprint=answered.fingerprint,
+                recent_us=int(RECENT_S * 1_000_000),
             ),
         )
-        if reply[0] not in (Replay.CHARGED, Replay.SERVED):
+        replayed = Replay(reply["code"])
+        if replayed is Replay.AWAY:
             raise NotProjected
-        self._learn(names.partition, reply[1])
-        below_zero(answered.org_id, reply[4], cause="replay", request_id=answered.request_id)
-        return Replay.NOW if reply[3] else Replay(reply[0])
+        self._learn(names.partition, reply["now_us"])
+        below_zero(answered.org_id, reply["below"], cause="replay", request_id=answered.request_id)
+        return replayed
 
     async def doubt(self, org_ids: Collection[str]) -> None:
         """The ledger has lost charges of these organisations: their partitions are made anew from it, and until then
@@ -440,16 +420,25 @@ class Wallet:
         reply = await self._ask(
             names,
             self._read(
-                keys=[names.mark, names.wallet, names.access(key_id)],
-                args=[self._scripted_us, org_id, key_id],
+                keys={"mark": names.mark, "wallet": names.wallet, "access": names.access(key_id)},
+                now_us=self._scripted_us,
+                org=org_id,
+                key_id=key_id,
             ),
         )
-        if reply[0] == 0:
+        if not reply["known"]:
             raise NotProjected
-        self._learn(names.partition, reply[1])
-        now_us, available, held, charged, total, credit_number, number, state, lost = reply[1:]
+        self._learn(names.partition, reply["now_us"])
         return WalletSnapshot(
-            now_us, available, held, charged, total, credit_number, number, lost, key_state=state.decode()
+            now_us=reply["now_us"],
+            available_micro_mxn=reply["available"],
+            held_micro_mxn=reply["held"],
+            charged_micro_mxn=reply["charged"],
+            credits_micro_mxn=reply["credits"],
+            credit_number=reply["credit_number"],
+            number=reply["number"],
+            lost_events=reply["lost"],
+            key_state=reply["key_state"],
         )
 
     async def last_used(self, org_id: str, key_ids: Sequence[str]) -> dict[str, int]:
@@ -481,11 +470,27 @@ class Wallet:
 
         return await verdict(answer(), self._limits.decision_s, server.pulse)
 
-    def _closing(self, partition: int, meaning: dict[int, Close], reply: list[int]) -> Closing:
-        self._learn(partition, reply[1])
-        if reply[0] not in meaning:
+    def _admission(self, partition: int, reply: dict[str, Any], whose: str) -> Admission:
+        self._learn(partition, reply["now_us"])
+        if reply["code"] == Verdict.AWAY:
             raise NotProjected
-        return Closing(close=meaning[reply[0]], now_us=reply[1], available_micro_mxn=reply[2])
+        return Admission(
+            verdict=Verdict(reply["code"]),
+            now_us=reply["now_us"],
+            available_micro_mxn=reply["available"],
+            requests=RateState(reply["requests_limit"], reply["requests_left"], reply["requests_reset_us"]),
+            images=RateState(reply["images_limit"], reply["images_left"], reply["images_reset_us"]),
+            retry_us=reply["retry_us"],
+            whose=whose,
+            limit=reply.get("limit", 0),
+            used=reply.get("used", 0),
+        )
+
+    def _closing(self, partition: int, reply: dict[str, Any]) -> Closing:
+        self._learn(partition, reply["now_us"])
+        if reply["code"] == Close.AWAY:
+            raise NotProjected
+        return Closing(Close(reply["code"]), now_us=reply["now_us"], available_micro_mxn=reply["available"])
 
     def _learn(self, partition: int, now_us: int) -> None:
         self._server(partition).offset_us = now_us - time.time_ns() // 1000
@@ -497,7 +502,19 @@ class Wallet:
         return known
 
 
-def _status(request_id: bytes, standing: bytes, owner: bytes | None, key_id: bytes = b"") -> OrderStatus:
+def _ending_keys(names: keys.OrgKeys, request_id: str) -> dict[str, str]:
+    """Of every script that ends an order."""
+    return {
+        "mark": names.mark,
+        "wallet": names.wallet,
+        "open": names.open,
+        "hold": names.hold(request_id),
+        "events": names.events,
+        "closed": names.closed(request_id),
+    }
+
+
+def _status(request_id: str, standing: str, owner: str, key_id: str = "") -> OrderStatus:
     """From `open`, or `ending:amount:reason`."""
-    end, amount, reason = (standing.decode().split(":") + ["0", ""])[:3]
-    return OrderStatus(request_id.decode(), end, reason, int(amount), (owner or b"").decode(), key_id.decode())
+    end, amount, reason = (standing.split(":") + ["0", ""])[:3]
+    return OrderStatus(request_id, end, reason, int(amount), owner, key_id)

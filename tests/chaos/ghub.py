@@ -8,6 +8,7 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from enum import IntEnum
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -17,7 +18,8 @@ from metering.journal.open_orders import OpenOrders
 from metering.journal.recovery import Recovery
 from metering.ledger import postgres, queries
 from metering.ports import LedgerAway
-from metering.wallet import connection, kept, marks, projection
+from metering.wallet import kept, marks, projection
+from metering.wallet import script as scripts
 from metering.wallet.connection import WalletAway
 from tests.kits.disks import failing
 
@@ -31,14 +33,14 @@ LUA: Mapping[str, tuple[str, str, str]] = {
     # A void that comes after a charge gives the money back all the same.
     "first-close": (
         "void_v2",
-        "local before = redis.call('GET', KEYS[6])\n",
-        """local before = redis.call('GET', KEYS[6])
+        "local before = redis.call('GET', closed_key)\n",
+        """local before = redis.call('GET', closed_key)
         if before and string.match(before, '^charge:') then
           local amount = tonumber(string.match(before, ':(%d+)'))
-          redis.call('HINCRBY', KEYS[2], 'available', amount)
-          redis.call('HINCRBY', KEYS[2], 'charged', -amount)
+          redis.call('HINCRBY', wallet_key, 'available', amount)
+          redis.call('HINCRBY', wallet_key, 'charged', -amount)
           before = 'void:0:' .. reason
-          redis.call('SET', KEYS[6], before)
+          redis.call('SET', closed_key, before)
         end
         """,
     ),
@@ -107,14 +109,14 @@ def switch_off(protection: str) -> None:
 
 
 def _lua(name: str, text: str, instead: str) -> None:
-    folder = Path(connection.__file__).parent
+    folder = Path(scripts.__file__).parent
     assert (folder / f"{name}.lua").read_text().count(text) == 1, f"{name}.lua has changed: {text}"
-    honest = connection.Script.__init__
+    honest = scripts.Script.__init__
 
-    def weakened(self: connection.Script, redis: Redis, script: str) -> None:
-        honest(self, redis, script.replace(text, instead))
+    def weakened(self: scripts.Script, redis: Redis, script: str, codes: type[IntEnum] | None = None) -> None:
+        honest(self, redis, script.replace(text, instead), codes)
 
-    connection.Script.__init__ = weakened  # type: ignore[assignment,method-assign]
+    scripts.Script.__init__ = weakened  # type: ignore[assignment,method-assign]
 
 
 def _sql() -> None:

@@ -13,8 +13,8 @@ from metering import consumer as module
 from metering.events import Event, EventError, decode
 from metering.ports import DatabaseRefused, SetAside
 from metering.wallet import keys
-from metering.wallet.connection import Script
 from metering.wallet.kept import KNOWN, NEW, Commit, Commits, Done
+from metering.wallet.script import Call, Script
 from tests.conftest import run
 from tests.kits.books import UNIT, drain, make_groups, open_books, waiting, wipe
 from tests.kits.cluster_orgs import everywhere
@@ -39,9 +39,10 @@ def test_a_lost_reply_of_the_commit_is_no_wiped_stream(
                 await books.charge(caller, caller.org_id)
             consumer, each = books.consumer(), Script.each
 
-            async def lose(script: Script, calls: Sequence[Any]) -> list[Any]:
+            async def lose(script: Script, calls: Sequence[Call]) -> list[Any]:
                 answers = await each(script, calls)
-                if calls[0][0][-1] == keys.last_commit(keys.partition_in(calls[0][0]), "c1") and len(calls[0][1]) > 6:
+                names, args = calls[0]
+                if names[-1] == keys.last_commit(keys.partition_in(names), "c1") and len(args) > 6:
                     monkeypatch.setattr(Script, "each", each)
                     raise NoConnection("the answer was lost")
                 return answers
@@ -70,8 +71,8 @@ def test_a_wipe_between_commit_and_its_repetition_is_noticed(
             await books.charge(caller, "r")
             consumer, each = books.consumer(), Script.each
 
-            async def away(script: Script, calls: Sequence[Any]) -> list[Any]:
-                if calls and len(calls[0][1]) > 6 and str(calls[0][0][-1]).endswith(":commit:c1"):
+            async def away(script: Script, calls: Sequence[Call]) -> list[Any]:
+                if calls and len(calls[0].args) > 6 and calls[0].keys[-1].endswith(":commit:c1"):
                     raise NoConnection("never asked")
                 return await each(script, calls)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -17,9 +17,10 @@ from metering.consumer import Consumer
 from metering.verify import verify
 from metering.wallet import kept as module
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, Script
+from metering.wallet.connection import NotProjected
 from metering.wallet.kept import feed_again, heal
 from metering.wallet.presence import Presence
+from metering.wallet.script import Script
 from metering.wallet.values import Caller
 from tests.conftest import run
 from tests.kits.books import LIMITS, UNIT, Books, drain, make_groups, open_books, open_ledger, waiting
@@ -182,8 +183,8 @@ def test_two_who_notice_at_once_and_one_who_dies_half_way_feed_each_event(
         async with open_books(redis_url, restored, projected=False) as books:
             partition, once = keys.partition_of(caller.org_id), Script.__call__
 
-            async def dies(script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-                await once(script, keys, args)
+            async def dies(script: Script, keys: Mapping[str, str], **args: Any) -> Any:
+                await once(script, keys, **args)
                 raise NoConnection("half-way")
 
             monkeypatch.setattr(Script, "__call__", dies)

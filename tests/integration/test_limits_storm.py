@@ -11,8 +11,6 @@ import pytest
 from redis.asyncio import Redis
 
 from metering.money import parse_mxn
-from metering.wallet import keys
-from metering.wallet.connection import load_script
 from metering.wallet.values import Caller, Verdict
 from tests.conftest import ValkeyServer, run
 from tests.kits.books import (
@@ -23,6 +21,7 @@ from tests.kits.books import (
     Books,
     admit,
     drain,
+    expire,
     open_books,
     open_wallets,
     pinned,
@@ -274,10 +273,8 @@ async def mixed(url: str, servers: list[str], ledger: Path, seed: int, customers
 async def all_is_given_back(books: Books, callers: list[Caller], serial: Serial) -> None:
     """Once all orders have ended: nothing is open, and what is used is what the model and the ledger say."""
     ended_us = NOW_US + 5 * 3600 * SECOND_US
-    expire = load_script(books.redis, "expire_v1")
     for caller in callers:
-        names = keys.OrgKeys(caller.org_id)
-        await expire(keys=[names.mark, names.busy], args=[ended_us, 10_000, 86_400])
+        await expire(books.redis, caller.org_id, ended_us, most=10_000, remember_s=86_400)
     await drain(books)
     for caller in callers:
         found = await counters(books, caller)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from redis.exceptions import ResponseError
 from metering.money import parse_mxn
 from metering.pricing import Quote
 from metering.wallet import keys
-from metering.wallet.connection import NotProjected, WalletAway, load_script
+from metering.wallet.connection import NotProjected, WalletAway
+from metering.wallet.projection import Projected
+from metering.wallet.script import load_script
 from metering.wallet.values import Caller, Close, Verdict, WalletLimits
 from tests.conftest import run
 from tests.kits.books import (
@@ -25,6 +28,7 @@ from tests.kits.books import (
     Books,
     admit,
     dump,
+    expire,
     open_books,
     open_wallets,
     pictures,
@@ -263,64 +267,129 @@ def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_u
             assert (await books.admit(other, "expired")).verdict is Verdict.ADMITTED
             books.wallet.at(NOW_US)
             names = keys.OrgKeys(caller.org_id)
-            close = [names.mark, names.wallet, names.open, names.hold("open"), names.events, names.closed("open")]
+            close = {"mark": names.mark, "wallet": names.wallet, "open": names.open, "hold": names.hold("open")}
+            close |= {"events": names.events, "closed": names.closed("open")}
+            access, there = {"access": names.access(caller.key_id)}, keys.partition_of(other.org_id)
             day = pinned().period
-            calls: dict[str, tuple[list[str], list[Any], range]] = {
+            today: dict[str, Any] = {"day": day.day, "month": day.month}
+            both: dict[str, Any] = {"now_us": NOW_US, "org": caller.org_id}
+            made: dict[str, Any] = {**both, "request": "new", "images": 1, "model": "m", "fingerprint": "f"}
+            made |= {"keyed": 1, "once_s": 60}
+            ended: dict[str, Any] = {**both, "request": "open", "remember_s": 60}
+            limits: list[Any] = [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0]
+            calls: dict[str, tuple[type[IntEnum] | None, dict[str, str], dict[str, Any], list[Any]]] = {
                 "admit_v3": (
-                    [names.mark, names.wallet, names.access(caller.key_id), names.open, names.hold("new"), names.events]
-                    + [names.busy, names.closed("new"), names.once("k"), names.recent("key", "f")]
-                    + [names.retried("key", "f")],
-                    [NOW_US, NOW_US, day.start_us, day.end_us, caller.org_id, caller.key_id, "new", 1, UNIT]
-                    + [70_000_000, 10, 10, 60, "{}", "f", 1, 60, 0, 60_000_000, "owner", "m", day.day, day.month],
-                    range(1, 20),
+                    Verdict,
+                    close
+                    | access
+                    | {"hold": names.hold("new"), "closed": names.closed("new"), "busy": names.busy}
+                    | {"once": names.once("k"), "recent": names.recent("key", "f")}
+                    | {"retried": names.retried("key", "f")},
+                    {
+                        **{**made, "latest_us": NOW_US, "period_start_us": day.start_us, "period_end_us": day.end_us},
+                        **{"key_id": caller.key_id, "amount": UNIT, "life_us": 70_000_000, "max_holds": 10, "tries": 0},
+                        **{"backlog": 10, "remember_s": 60, "opened": "{}", "recent_us": 60_000_000, "owner": "owner"},
+                        **today,
+                    },
+                    [],
                 ),
                 "sandbox_v1": (
-                    [names.mark, names.wallet, names.access(caller.key_id), names.sandbox_once("k")],
-                    [NOW_US, caller.org_id, "new", 1, "m", "f", 1, 60],
-                    range(1, 9),
+                    Verdict,
+                    {"mark": names.mark, "wallet": names.wallet, **access, "once": names.sandbox_once("k")},
+                    made,
+                    [],
                 ),
-                "settle_v2": (close, [NOW_US, NOW_US, caller.org_id, "open", 1, UNIT, 60, "[]", "", "{}"], range(1, 8)),
-                "void_v2": (close, [NOW_US, caller.org_id, "open", "test", 60, 1, 1, 0], range(1, 9)),
+                "settle_v2": (
+                    Close,
+                    close,
+                    {
+                        **{**ended, "latest_us": NOW_US, "quantity": 1, "amount": UNIT, "images": "[]"},
+                        **{"usd_measured": "", "result": "{}"},
+                    },
+                    [],
+                ),
+                "void_v2": (
+                    Close,
+                    close,
+                    {**ended, "reason": "test", "frees": 1, "recent_us": 1, "comes_again": 0},
+                    [],
+                ),
                 "expire_v1": (
-                    [keys.mark(keys.partition_of(other.org_id)), keys.busy(keys.partition_of(other.org_id))],
-                    [NOW_US, 10, 60],
-                    range(1, 4),
+                    None,
+                    {"mark": keys.mark(there), "busy": keys.busy(there)},
+                    {"now_us": NOW_US, "most": 10, "remember_s": 60},
+                    [],
                 ),
                 "project_v4": (
-                    [names.mark, names.wallet, names.open, names.fence],
-                    [caller.org_id, 999, 999, 1, "follow", 0, 0, "who", 0, 0, 0, day.day, day.month, 0]
-                    + [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0],
-                    range(1, 24),
+                    Projected,
+                    {"mark": names.mark, "wallet": names.wallet, "open": names.open, "fence": names.fence},
+                    {
+                        **{**both, **today, "revision": 999, "credit_number": 999, "credits": 1, "mode": "follow"},
+                        **{"charged": 0, "number": 0, "who": "who", "lost": 0, "low": 0, "suspended": 0},
+                    },
+                    limits,
                 ),
             }
             before = dump(redis_url)
             text = {
-                "admit_v3": {5, 6, 7, 14, 15},
-                "sandbox_v1": {2, 3, 5, 6},
-                "settle_v2": {3, 4},
-                "void_v2": {2, 3, 4},
-                "project_v4": {1, 5, 8, 12, 13},
+                "org",
+                "key_id",
+                "request",
+                "opened",
+                "fingerprint",
+                "owner",
+                "model",
+                "day",
+                "month",
+                "mode",
+                "who",
             }
+            text |= {"reason", "usd_measured", "result"}
             refused = 0
-            for name, (script_keys, arguments, positions) in calls.items():
-                script = load_script(books.redis, name)
-                wrong = [arguments[:-1]] if name != "expire_v1" else []
-                for position in positions:
-                    if position not in text.get(name, set()):
-                        wrong += [arguments[: position - 1] + [bad] + arguments[position:] for bad in bad_numbers]
+            for name, (codes, script_keys, arguments, rest) in calls.items():
+                script = load_script(books.redis, name, codes)
+                whole = script.call(script_keys, rest, **arguments)
+                wrong = [whole._replace(args=whole.args[:-1]), whole._replace(keys=whole.keys[:-1])]
+                wrong += [] if rest else [whole._replace(args=[*whole.args, 1])]
+                for argument in arguments.keys() - text - ({"images"} if name == "settle_v2" else set()):
+                    # Credits may be negative, and an SDK that counts no tries says -1.
+                    may = {"-1"} if argument in {"credits", "tries"} else set()
+                    bads = [bad for bad in bad_numbers if bad not in may]
+                    wrong += [script.call(script_keys, rest, **arguments | {argument: bad}) for bad in bads]
+                for place, value in enumerate(rest):
+                    if value in (0, 5):  # what was used, and a limit, which may be absent
+                        rests = [[*rest[:place], bad, *rest[place + 1 :]] for bad in bad_numbers if bad or not value]
+                        wrong += [script.call(script_keys, one, **arguments) for one in rests]
                 for attempt in wrong:
-                    if name == "admit_v3" and attempt[17] == "-1":
-                        continue  # no SDK counts its tries
-                    if name == "project_v4" and (attempt[3] == "-1" or "" in attempt[14:20]):
-                        continue  # credits may be negative, and a limit may be absent
                     with pytest.raises(ResponseError):
-                        await script(keys=script_keys, args=attempt)
+                        await script.each([attempt])
                     assert dump(redis_url) == before, (name, attempt)
                     refused += 1
             assert refused > 200
-            for name, (script_keys, arguments, _) in calls.items():
-                assert await load_script(books.redis, name)(keys=script_keys, args=arguments), name
+            for name, (codes, script_keys, arguments, rest) in calls.items():
+                assert await load_script(books.redis, name, codes)(script_keys, rest, **arguments), name
             assert dump(redis_url) != before
+
+    run(work())
+
+
+def test_a_script_is_called_by_the_names_that_it_declares(redis_url: str, tmp_path: Path) -> None:
+    """One that is missing, and one that it does not know, is told before anything is sent."""
+
+    async def work() -> None:
+        async with open_books(redis_url, tmp_path / "l.db") as books:
+            script = load_script(books.redis, "expire_v1")
+            names = {"mark": keys.mark(0), "busy": keys.busy(0)}
+            arguments: dict[str, Any] = {"now_us": NOW_US, "most": 10, "remember_s": 60}
+            assert await script(names, **arguments) == 0
+            for wrong_names, wrong, told in (
+                (names, {"now_us": NOW_US, "most": 10}, "remember_s"),
+                (names, arguments | {"least": 1}, "least"),
+                ({"mark": keys.mark(0)}, arguments, "busy"),
+                (names | {"open": "x"}, arguments, "open"),
+            ):
+                with pytest.raises(TypeError, match=f"missing or unknown: {told}$"):
+                    await script(wrong_names, **wrong)
 
     run(work())
 
@@ -383,20 +452,46 @@ def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_path: Pa
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
             names = keys.OrgKeys(caller.org_id)
-            script = load_script(books.redis, "admit_v3")
+            script = load_script(books.redis, "admit_v3", Verdict)
             day = pinned().period
 
             async def ask(request: str, latest_us: int) -> int:
+                names_of = {"mark": names.mark, "wallet": names.wallet, "access": names.access(caller.key_id)}
+                names_of |= {
+                    "open": names.open,
+                    "hold": names.hold(request),
+                    "events": names.events,
+                    "busy": names.busy,
+                }
+                names_of |= {"closed": names.closed(request), "once": names.once("k")}
+                names_of |= {"recent": names.recent("key", "f"), "retried": names.retried("key", "f")}
                 reply: Any = await script(
-                    keys=[names.mark, names.wallet, names.access(caller.key_id), names.open, names.hold(request)]
-                    + [names.events, names.busy, names.closed(request), names.once("k"), names.recent("key", "f")]
-                    + [names.retried("key", "f")],
-                    args=[
-                        *(NOW_US, latest_us, day.start_us, day.end_us, caller.org_id, caller.key_id, request),
-                        *(1, UNIT, 1, 10, 10, 60, "{}", "f", 0, 60, 0, 60_000_000, "owner", "m", day.day, day.month),
-                    ],
+                    names_of,
+                    now_us=NOW_US,
+                    latest_us=latest_us,
+                    period_start_us=day.start_us,
+                    period_end_us=day.end_us,
+                    org=caller.org_id,
+                    key_id=caller.key_id,
+                    request=request,
+                    images=1,
+                    amount=UNIT,
+                    life_us=1,
+                    max_holds=10,
+                    backlog=10,
+                    remember_s=60,
+                    opened="{}",
+                    fingerprint="f",
+                    keyed=0,
+                    once_s=60,
+                    tries=0,
+                    recent_us=60_000_000,
+                    owner="owner",
+                    model="m",
+                    day=day.day,
+                    month=day.month,
                 )
-                return int(reply[0])
+                return int(reply["code"])
 
             before = dump(redis_url)
             assert await ask("r1", NOW_US - 1) == Verdict.LATE
@@ -508,12 +603,10 @@ def test_race_the_expiry_of_a_hold_is_written_exactly_once(redis_url: str, tmp_p
                 assert (await books.admit(caller, f"r{i}", life_s=1 + i / 30)).verdict is Verdict.ADMITTED
             for wallet in wallets:
                 wallet.at(NOW_US + 3 * SECOND_US)
-            names = keys.OrgKeys(caller.org_id)
-            expire = load_script(books.redis, "expire_v1")
             await asyncio.gather(
                 *(admit(wallet, caller, f"new-{i}") for i, wallet in enumerate(wallets)),
                 *(wallets[i % 6].void(caller.org_id, f"r{i}", "owner") for i in range(30)),
-                *(expire(keys=[names.mark, names.busy], args=[NOW_US + 3 * SECOND_US, 100, 60]) for _ in range(3)),
+                *(expire(books.redis, caller.org_id, NOW_US + 3 * SECOND_US) for _ in range(3)),
             )
             ended = [event.event_id for event in await books.events(caller)]
             assert sorted(ended) == sorted(f"r{i}" for i in range(30))
@@ -533,10 +626,8 @@ def test_expiry_is_written_down_for_organisations_that_nobody_asks_for(redis_url
             await books.admit(caller, "r1", life_s=10)
             await books.admit(caller, "r2", life_s=30)
             names = keys.OrgKeys(caller.org_id)
-            expire = load_script(books.redis, "expire_v1")
             counts = [
-                await expire(keys=[names.mark, names.busy], args=[NOW_US + second * SECOND_US, 100, 60])
-                for second in (9, 29, 30, 31)
+                await expire(books.redis, caller.org_id, NOW_US + second * SECOND_US) for second in (9, 29, 30, 31)
             ]
             assert counts == [0, 1, 1, 0]
             assert [event.end for event in await books.events(caller)] == ["expiry", "expiry"]
@@ -551,19 +642,17 @@ def test_an_expiry_waits_for_no_later_one(redis_url: str, tmp_path: Path) -> Non
     async def work() -> None:
         async with open_books(redis_url, tmp_path / "l.db") as books:
             caller = await books.org()
-            names, expire = keys.OrgKeys(caller.org_id), load_script(books.redis, "expire_v1")
             await books.admit(caller, "long", life_s=300)
             await books.admit(caller, "short", life_s=10)
             ended = [
-                await expire(keys=[names.mark, names.busy], args=[NOW_US + second * SECOND_US, 100, 60])
-                for second in (9, 10, 299, 300)
+                await expire(books.redis, caller.org_id, NOW_US + second * SECOND_US) for second in (9, 10, 299, 300)
             ]
             assert ended == [0, 1, 0, 1]
             books.wallet.at(NOW_US + DAY_US)
             await books.admit(caller, "ahead", life_s=10)
             books.wallet.at(NOW_US)
             await books.admit(caller, "right", life_s=10)
-            assert await expire(keys=[names.mark, names.busy], args=[NOW_US + 10 * SECOND_US, 100, 60]) == 1
+            assert await expire(books.redis, caller.org_id, NOW_US + 10 * SECOND_US) == 1
 
     run(work())
 
@@ -577,8 +666,7 @@ def test_the_sweep_invents_no_wallet(redis_url: str, tmp_path: Path) -> None:
             await books.admit(caller, "r1", life_s=10)
             names = keys.OrgKeys(caller.org_id)
             await books.redis.delete(names.wallet)
-            expire = load_script(books.redis, "expire_v1")
-            await expire(keys=[names.mark, names.busy], args=[NOW_US + DAY_US, 100, 60])
+            await expire(books.redis, caller.org_id, NOW_US + DAY_US)
             assert await books.redis.exists(names.wallet, names.events) == 0
             with pytest.raises(NotProjected):
                 await books.admit(caller, "r2")
@@ -599,9 +687,7 @@ def test_the_sweep_does_a_bounded_piece_of_work(redis_url: str, tmp_path: Path) 
             for caller in callers:
                 for i in range(10):
                     await books.admit(caller, f"{caller.org_id}-{i}", life_s=10)
-            names = keys.OrgKeys(callers[0].org_id)
-            expire = load_script(books.redis, "expire_v1")
-            counts = [await expire(keys=[names.mark, names.busy], args=[NOW_US + DAY_US, 15, 60]) for _ in range(3)]
+            counts = [await expire(books.redis, caller.org_id, NOW_US + DAY_US, most=15) for _ in range(3)]
             assert counts == [20, 10, 0]
 
     run(work())

@@ -27,7 +27,6 @@ from metering.events import encode_opened
 from metering.journal.open_orders import booked_of
 from metering.ports import CreditType, Delivered, Snapshot
 from metering.wallet import keys, projection
-from metering.wallet.connection import load_script
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from metering.wallet.wallet import RECENT_S
 from tests.kits.books import (
@@ -41,6 +40,7 @@ from tests.kits.books import (
     UNIT,
     Books,
     drain,
+    expire,
     open_books,
     pictures,
     pinned,
@@ -666,9 +666,7 @@ class WalletMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        names = keys.OrgKeys(self.org_id)
-        script = load_script(self.books.redis, "expire_v1")
-        self.do(script(keys=[names.mark, names.busy], args=[self.model.now_us, 1000, LIMITS.remember_s]))
+        self.do(expire(self.books.redis, self.org_id, self.model.now_us, most=1000, remember_s=LIMITS.remember_s))
         if (look_us := self.model.look_us) is not None and look_us <= self.model.now_us:
             self.model.write_expiries()
             still = [one.expires_us for one in self.model.orders.values() if one.status == "open"]

@@ -31,6 +31,7 @@ from metering.pricing import FxRate, Price, Quote, quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
 from metering.wallet.projection import Projector
+from metering.wallet.script import load_script
 from metering.wallet.values import (
     Admission,
     Caller,
@@ -294,6 +295,14 @@ async def waiting(redis: Redis) -> int:
 async def forget_kept(redis: Redis) -> None:
     """As if what was committed had been so for longer than events are kept: nothing can be fed again."""
     await redis.delete(*(keys.kept(partition) for partition in range(keys.PARTITIONS)))
+
+
+async def expire(redis: Redis, org_id: str, now_us: int, most: int = 100, remember_s: int = 60) -> int:
+    """End the holds of an organisation's partition that have run out by then, as a consumer does; how many."""
+    names = keys.OrgKeys(org_id)
+    script = load_script(redis, "expire_v1")
+    ended: int = await script({"mark": names.mark, "busy": names.busy}, now_us=now_us, most=most, remember_s=remember_s)
+    return ended
 
 
 async def drain(books: Books, *consumers: Consumer) -> None:

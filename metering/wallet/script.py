@@ -1,0 +1,105 @@
+"""Scripts in Redis, called by names: what one is given, and gives back, is declared once, in its own first lines."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+_HERE = Path(__file__).parent
+_COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
+
+
+class Call(NamedTuple):
+    """One call of a script: Redis' keys, all of one partition, and arguments, both in the declared order."""
+
+    keys: list[str]
+    args: list[Any]
+
+
+class _Declared:
+    """`-- KEYS a b`, `-- ARGV text number>=LOWEST ...` and `-- REPLY number name:text`, each on one line or more."""
+
+    def __init__(self, text: str) -> None:
+        self.keys = _words(text, "KEYS")
+        args = _words(text, "ARGV")
+        self.varies = args[-1:] == ["..."]
+        self.args = {name: lowest for name, _, lowest in (one.partition(">=") for one in args if one != "...")}
+        self.reply = {name: kind == "text" for name, _, kind in (one.partition(":") for one in _words(text, "REPLY"))}
+
+    def prelude(self, codes: type[IntEnum] | None) -> str:
+        """The same in Lua: a local for each name, and whatever is a number checked."""
+        first = len(self.args) + 1
+        count = f"#ARGV < {first - 1}" if self.varies else f"#ARGV ~= {first - 1}"
+        lines = [f"if #KEYS ~= {len(self.keys)} or {count} then error('another number of arguments') end"]
+        lines += [f"local REST = {first}"] if self.varies else []
+        lines += [f"local {name}_key = KEYS[{place}]" for place, name in enumerate(self.keys, 1)]
+        for place, (name, lowest) in enumerate(self.args.items(), 1):
+            lines.append(f"local {name} = " + (f"whole('{name}', {place}, {lowest})" if lowest else f"ARGV[{place}]"))
+        lines += [f"local {code.name} = {code.value}" for code in codes or ()]
+        if self.reply:
+            # Redis ends an array at its first nil: what a script does not name is 0, or empty.
+            fields = ", ".join(f"r.{name} or {chr(39) * 2 if text else 0}" for name, text in self.reply.items())
+            lines.append(f"local function answer(r) return {{ {fields} }} end")
+        return "\n".join(lines) + "\n"
+
+
+class Script:
+    """One script: sent by its hash, and in full to a server that does not know it yet, which has then done nothing."""
+
+    def __init__(self, redis: Redis, text: str, codes: type[IntEnum] | None = None) -> None:
+        self._redis = redis
+        self._declared = _Declared(text)
+        self._text = _COMMON + self._declared.prelude(codes) + text
+        self._hash = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    def call(self, keys: Mapping[str, str], rest: Sequence[Any] = (), **args: Any) -> Call:
+        """To be sent with others by `each`. Raises TypeError for names that are not the declared ones."""
+        if keys.keys() != set(self._declared.keys) or args.keys() != self._declared.args.keys():
+            wrong = sorted({*keys} ^ {*self._declared.keys} | args.keys() ^ self._declared.args.keys())
+            raise TypeError(f"missing or unknown: {', '.join(wrong)}")
+        return Call(
+            [keys[name] for name in self._declared.keys], [args[name] for name in self._declared.args] + [*rest]
+        )
+
+    async def __call__(self, keys: Mapping[str, str], rest: Sequence[Any] = (), **args: Any) -> Any:
+        """Its answer: by name, with texts as `str`, where it declares a reply; otherwise as it is."""
+        return self._read(await self._send(self.call(keys, rest, **args)))
+
+    async def each(self, calls: Sequence[Call]) -> list[Any]:
+        """Many calls in as few round trips as there are servers, and a reply for each."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for names, args in calls:
+                pipe.evalsha(self._hash, len(names), *names, *args)
+            replies = await pipe.execute(raise_on_error=False) if calls else []
+        for place, call in enumerate(calls):
+            if isinstance(replies[place], NoScriptError):
+                replies[place] = await self._send(call)
+            elif isinstance(replies[place], Exception):
+                raise replies[place]
+        return [self._read(reply) for reply in replies]
+
+    async def _send(self, call: Call) -> Any:
+        try:
+            return await self._redis.evalsha(self._hash, len(call.keys), *call.keys, *call.args)
+        except NoScriptError:
+            return await self._redis.eval(self._text, len(call.keys), *call.keys, *call.args)
+
+    def _read(self, reply: Any) -> Any:
+        if not self._declared.reply:
+            return reply
+        named = zip(self._declared.reply.items(), reply, strict=True)
+        return {name: value.decode() if text else value for (name, text), value in named}
+
+
+def load_script(redis: Redis, name: str, codes: type[IntEnum] | None = None) -> Script:
+    """The script `NAME.lua` of this folder, with the common part in front, and `codes` by their names."""
+    return Script(redis, (_HERE / f"{name}.lua").read_text(encoding="utf-8"), codes)
+
+
+def _words(text: str, tag: str) -> list[str]:
+    return " ".join(re.findall(rf"^-- {tag} +(.+)$", text, re.MULTILINE)).split()
