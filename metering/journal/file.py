@@ -190,11 +190,18 @@ class Journal:
     def tidy(self) -> None:
         """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
         kept_bytes = sum(segment.at for segment in list(self._segments) if segment is not self._current)
-        while self._segments and (first := self._segments[0]) is not self._current and not first.live:
+        while (first := self._unneeded()) is not None:
             if kept_bytes <= self._keep.max_bytes and time.time() - first.written_s < self._keep.age_s:
                 return
             kept_bytes -= first.at
             self._delete(self._segments.popleft())
+
+    def _unneeded(self) -> _Segment | None:
+        """The oldest file, where no entry in it is needed. The last one stays, whatever the disk does: nothing else
+        tells the next start of this journal, which the ledger has as open."""
+        if len(self._segments) < 2 or self._segments[0] is self._current or self._segments[0].live:
+            return None
+        return self._segments[0]
 
     @property
     def stuck(self) -> list[int]:
@@ -314,7 +321,7 @@ class Journal:
             # In the disk's thread, which also takes them: files are written in the order of their numbers.
             await self._on_disk(lambda: self._spares.append(self._new_segment()))
         except OSError as error:
-            if self._segments and (first := self._segments[0]) is not self._current and not first.live:
+            if self._unneeded() is not None:
                 self._delete(self._segments.popleft())
                 return True
             log.error("journal_out_of_room", error=error.strerror)

@@ -100,11 +100,12 @@ class Connections:
         return terms
 
     def remove(self, connection: "Connection") -> None:
-        """It is over."""
-        self._open.remove(connection)
-        OPEN.dec()
-        if not self._open:
-            self._none.set()
+        """It is over; nothing where it was never admitted."""
+        if connection in self._open:
+            self._open.remove(connection)
+            OPEN.dec()
+            if not self._open:
+                self._none.set()
 
     def count(self, why: str) -> None:
         """One more that was refused or cut off."""
@@ -158,6 +159,7 @@ class Connection(asyncio.Protocol):
         "_can_write",
         "_closing",
         "_connections",
+        "_ended",
         "_head_within_s",
         "_left_bytes",
         "_lost",
@@ -183,7 +185,7 @@ class Connection(asyncio.Protocol):
         self._protocol: _Http1 | None = None  # from its first byte on
         self._requests = _Requests()
         self._read = b""  # and not taken apart yet
-        self._read_all = self._lost = self._served = False
+        self._read_all = self._lost = self._ended = self._served = False
         self._working: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._can_write: asyncio.Event | None = None  # while the client takes less than it is sent
@@ -200,7 +202,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         terms = self._connections.admit(self)
         if terms is None:
-            self._lost = True
+            self._ended = True
             self._transport.abort()
             return
         self._terms = terms
@@ -209,7 +211,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """A piece of a request, or of what nobody is going to read."""
-        if self._closing is not None:
+        if self._ended:
             self._left_bytes -= len(data)
             if self._left_bytes <= 0:
                 self._transport.pause_reading()
@@ -224,20 +226,20 @@ class Connection(asyncio.Protocol):
         """The client says no more; what it asked for is told so."""
         self._read_all = True
         self._stir()
-        if self._read or self._protocol is not None:
-            self._work()
-        else:
+        if self._is_idle:
             self._end()
+        else:
+            self._work()
         return True  # what is under way may still be sent
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Neither side says any more."""
-        if self._closing is None and self._lost:
-            return  # it was never admitted
         self._lost = True
         self.resume_writing()
         self._stir()
         self._end()
+        if self._closing is None:
+            self._connections.remove(self)
 
     def pause_writing(self) -> None:
         """More is unsent than UNSENT_BYTES."""
@@ -282,7 +284,7 @@ class Connection(asyncio.Protocol):
 
     def _work(self) -> None:
         """Take apart what was read, unless that is being done; or tell that no more comes."""
-        if self._working is None and self._closing is None:
+        if self._working is None and not self._ended:
             self._working = asyncio.create_task(self._take_apart())
 
     async def _take_apart(self) -> None:
@@ -354,10 +356,19 @@ class Connection(asyncio.Protocol):
 
     # --- its end ---
 
+    @property
+    def _is_idle(self) -> bool:
+        """Is nothing worked on, nor waits to be?"""
+        return self._head_within_s is not None and not (self._read or self._working or self._requests.tasks)
+
     def _end(self) -> None:
-        """Take no more of it apart, and close it when what is worked on has ended."""
-        if self._closing is None:
-            self._head_within_s = None
+        """Take no more of it apart, and close it: at once, or when what is worked on has ended."""
+        if self._ended:
+            return
+        idle, self._ended, self._head_within_s = self._is_idle, True, None
+        if idle:
+            self._transport.close()
+        else:
             self._closing = asyncio.create_task(self._close())
 
     def _abort(self, why: str) -> None:

@@ -412,6 +412,30 @@ def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.rule(14)
+@pytest.mark.parametrize("keep", [Keep(), Keep(3600, 100 * SEGMENT)], ids=["nothing is kept", "kept"])
+def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep) -> None:
+    """Nobody else says that this journal ever was: without a file its end would be told by nobody (rule 14)."""
+    disk = Disk(monkeypatch)
+
+    async def work() -> None:
+        folder = Folder(tmp_path)
+        journal = Journal(folder, SEGMENT, keep)
+        journal.release(await journal.append(b"first"))
+        disk.full = True
+        for _ in range(3):
+            with pytest.raises(JournalFailed):
+                await journal.append(b"lost")
+            with pytest.raises(JournalFull):
+                await journal.reserve(2 * SEGMENT)
+            journal.tidy()
+        await dead(journal, folder)
+        assert only(tmp_path).incarnation == journal.incarnation
+        assert only(tmp_path).why_not_whole is None
+
+    run(work())
+
+
+@pytest.mark.rule(14)
 def test_without_room_an_order_is_refused_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full: who has room set aside writes, who has none is told before anything is bought (rule 14)."""
     disk = Disk(monkeypatch)
