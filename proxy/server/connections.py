@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
         self._stir()
         self._end()
         if self._closing is None:
-            self._connections.remove(self)
+            self._let_go()
 
     def pause_writing(self) -> None:
         """More is unsent than UNSENT_BYTES."""
@@ -400,7 +400,11 @@ class Connection(asyncio.Protocol):
                 await self._stirred.wait()
         finally:
             self._transport.abort()  # where something went wrong
-            self._connections.remove(self)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._connections.remove(self)
+        self._protocol = self._closing = None  # which hold this: a crowd is freed when it goes, by no collection later
 
     async def _linger(self, stirred: asyncio.Event) -> None:
         """Read what the client still says, and drop it."""

@@ -1,12 +1,15 @@
 """One connection after the other: which protocol is spoken, what is held for a client, and for how long."""
 
 import asyncio
+import gc
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
+from hypercorn.protocol.h11 import H11Protocol
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -204,6 +207,36 @@ def test_who_reads_slowly_is_served_to_the_end() -> None:
         one.close()
         assert loop.time() - began_s > 2 * limits.UNREAD_S
         assert read_bytes > LONG_BYTES and server.held == 0
+
+    against(work)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", GET % b"", GET % b"long", b"GET / HT"], ids=["nothing", "served", "unread", "half"]
+)
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_connection_that_is_over_is_freed_at_once(said: bytes, resets: bool) -> None:
+    """Not by a collection, which comes when a crowd has come again."""
+
+    def alive() -> int:
+        return sum(isinstance(one, limits.Connection | H11Protocol) for one in gc.get_objects())
+
+    async def work(server: Served) -> None:
+        before, crowd = alive(), [await server.open(receive_bytes=4096) for _ in range(6)]
+        for one in crowd:
+            await asyncio.get_running_loop().sock_sendall(one, said)
+        await until(lambda: alive() >= before + 6, "they are there")
+        await asyncio.sleep(0.2)
+        gc.collect()
+        gc.disable()
+        try:
+            for one in crowd:
+                if resets:
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.close()
+            await until(lambda: alive() == before, "they are freed")
+        finally:
+            gc.enable()
 
     against(work)
 
