@@ -113,14 +113,18 @@ class Connections:
         self._cut[why] += 1
 
     async def watch(self) -> NoReturn:
-        """Look at all of them, again and again, say what was cut off, and give back what a crowd that went has used."""
-        most = looks = 0
+        """Look at all of them, again and again, say what was cut off, and give back what a crowd that went has used.
+
+        Once more a while later: what it had asked for may be worked on for some seconds without it.
+        """
+        most, looks, again = 0, 0, False
         while True:
             await asyncio.sleep(LOOK_S)
             most, looks = max(most, len(self._open)), looks + 1
-            if looks >= GIVE_BACK_LOOKS and most >= CROWD and len(self._open) <= most // 2:
+            gone = most >= CROWD and len(self._open) <= most // 2
+            if looks >= GIVE_BACK_LOOKS and (gone or again):
                 give_back()
-                most, looks = len(self._open), 0
+                most, looks, again = len(self._open), 0, gone
             for connection in tuple(self._open):
                 connection.look()
             if self._cut:
