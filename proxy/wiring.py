@@ -64,13 +64,15 @@ from proxy.api.catalogue import ModelsEndpoint
 from proxy.api.cors import Origins
 from proxy.api.credits import CreditsEndpoint
 from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.health import Condition, Conditions, NotReady, running, when
 from proxy.api.images import ImagesEndpoint
+from proxy.api.operation import Endpoint
 from proxy.api.reads import ReadRates, Reports
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
 from proxy.api.usage import UsageEndpoint
-from proxy.app import STORAGE_PATH, build_app, build_full_app
+from proxy.app import build_app, build_full_app
 from proxy.backends import LOGIN_REFUSED, Backends, open_back, open_redis_of, wallet_limits
 from proxy.errors import wallet_away
 from proxy.messages import (
@@ -283,7 +285,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await _book(open_orders)
             await background.end()
 
-        app = build_app(
+        endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
                 offered,
@@ -299,12 +301,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             CreditsEndpoint(authenticator, wallet, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
             UsageEndpoint(authenticator, wallet, back.ledger, reads, Reports()),
-            _admin(settings, back, outbound, public_url),
-            origins,
-            conditions.not_ready,
-            lifespan,
-            opened_store.folder,
-        )
+        ]
+        if (admin := _admin(settings, back, outbound, public_url)) is not None:
+            endpoints.append(admin)
+        if opened_store.folder is not None:
+            endpoints.append(FilesEndpoint(opened_store.folder))
+        app = build_app(endpoints, origins, conditions.not_ready, lifespan)
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         longest_s = max(settings.deadline_s, *deadlines)
         yield Gateway(app, build_full_app(conditions.not_ready), longest_s, conditions.not_ready, background)

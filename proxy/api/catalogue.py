@@ -1,5 +1,6 @@
 """GET /v1/models: what can be ordered, and what an image costs this month in MXN."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -18,7 +19,11 @@ from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
+from proxy.api.operation import Operation, Tag
 from proxy.api.reads import Read, ReadRates
+from proxy.api.schemas import Model as ModelReply
+from proxy.api.schemas import Models
+from proxy.errors import Kind
 from proxy.orders.order import DEFAULT_SIZE, no_model
 
 
@@ -33,6 +38,33 @@ class ModelsEndpoint:
         self._catalogue = catalogue
         self._rates = rates
         self._reads = reads
+
+    def operations(self) -> Sequence[Operation]:
+        """All models, and one."""
+        return [
+            Operation(
+                id="list_models",
+                tag=Tag.MODELS,
+                method="GET",
+                path="/v1/models",
+                handler=self.list,
+                summary="What can be ordered, with this month's price",
+                reply=Models,
+                errors=(Kind.RATE_LIMIT,),
+            ),
+            Operation(
+                id="get_model",
+                tag=Tag.MODELS,
+                method="GET",
+                path="/v1/models/{model_id:path}",
+                handler=self.one,
+                summary="One model",
+                description="The slash in its id may be written as %2F.",
+                reply=ModelReply,
+                examples={"model_id": "fal/flux-1.1-pro"},
+                errors=(Kind.MODEL_NOT_FOUND, Kind.RATE_LIMIT),
+            ),
+        ]
 
     async def list(self, request: Request) -> Response:
         """All of them."""

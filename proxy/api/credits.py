@@ -1,5 +1,6 @@
 """What an organisation may read about itself: GET /v1/credits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import orjson
@@ -12,8 +13,10 @@ from metering.wallet.values import Caller, WalletSnapshot
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator, check_state
 from proxy.api.middleware import context_of
+from proxy.api.operation import BALANCE, Operation, Tag
 from proxy.api.reads import Read, ReadRates
-from proxy.errors import wallet_away
+from proxy.api.schemas import Credits
+from proxy.errors import Kind, wallet_away
 
 
 async def checked(
@@ -39,6 +42,22 @@ class CreditsEndpoint:
         self._authenticator = authenticator
         self._wallet = wallet
         self._rates = rates
+
+    def operations(self) -> Sequence[Operation]:
+        """The balance."""
+        return [
+            Operation(
+                id="get_credits",
+                tag=Tag.ACCOUNT,
+                method="GET",
+                path="/v1/credits",
+                handler=self.read,
+                summary="The prepaid balance",
+                reply=Credits,
+                reply_headers=BALANCE,
+                errors=(Kind.RATE_LIMIT,),
+            )
+        ]
 
     async def read(self, request: Request) -> Response:
         """GET /v1/credits."""

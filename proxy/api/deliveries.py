@@ -1,6 +1,7 @@
 """What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,10 +16,11 @@ from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
-from proxy.api.operation import WholeNumber
+from proxy.api.operation import ORDER_EXAMPLE, Operation, Tag, WholeNumber
 from proxy.api.reads import Read, ReadRates
 from proxy.api.replies import Replies
 from proxy.api.requests import language_of
+from proxy.api.schemas import Found, Generation
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import (
     CHARGED_NOT_BOOKED,
@@ -67,6 +69,35 @@ class HistoryEndpoint:
         self._ledger = ledger
         self._replies = replies
         self._rates = rates
+
+    def operations(self) -> Sequence[Operation]:
+        """The list, and one."""
+        return [
+            Operation(
+                id="list_generations",
+                tag=Tag.IMAGES,
+                method="GET",
+                path="/v1/images/generations",
+                handler=self.list,
+                summary="What was delivered, the latest first",
+                reply=Found,
+                query=HistoryQuery,
+                reply_headers=("vary", "content-language"),
+                errors=(Kind.INVALID_REQUEST, Kind.NO_GENERATION, Kind.RATE_LIMIT),
+            ),
+            Operation(
+                id="get_generation",
+                tag=Tag.IMAGES,
+                method="GET",
+                path="/v1/images/generations/{id}",
+                handler=self.one,
+                summary="How an order stands",
+                reply=Generation,
+                examples={"id": ORDER_EXAMPLE},
+                reply_headers=("vary", "content-language"),
+                errors=(Kind.NO_GENERATION, Kind.RATE_LIMIT),
+            ),
+        ]
 
     async def one(self, request: Request) -> Response:
         """By the id that its reply had, or would have had."""

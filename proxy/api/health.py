@@ -11,6 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from metering.background import Background
+from proxy.api.operation import TEXT, Operation, Tag, routes
+from proxy.api.schemas import Alive, Ready
 from proxy.messages import FAULTY
 
 
@@ -56,17 +58,53 @@ NotReady = Callable[[], str | None]
 """What keeps a process from being ready, in a word or a few; None where nothing does."""
 
 
-def probe_routes(not_ready: NotReady) -> list[Route]:
+class ProbesEndpoint:
     """`/healthz`: this process turns its loop. `/readyz`: it can do its work and wants it; else why it is not so."""
 
-    async def healthz(request: Request) -> Response:
+    def __init__(self, not_ready: NotReady) -> None:
+        self._not_ready = not_ready
+
+    def operations(self) -> Sequence[Operation]:
+        """Both."""
+        return [
+            Operation(
+                id="get_healthz",
+                tag=Tag.SERVICE,
+                method="GET",
+                path="/healthz",
+                handler=self.healthz,
+                summary="Is the process alive?",
+                reply=Alive,
+                security="none",
+                media=("text/plain",),
+            ),
+            Operation(
+                id="get_readyz",
+                tag=Tag.SERVICE,
+                method="GET",
+                path="/readyz",
+                handler=self.readyz,
+                summary="Does the process take work?",
+                reply=Ready,
+                security="none",
+                media=("text/plain",),
+                answers={503: {"description": "it drains, starts, or cannot work: the text says why", "content": TEXT}},
+            ),
+        ]
+
+    async def healthz(self, request: Request) -> Response:
+        """Always 200."""
         return PlainTextResponse("ok\n")
 
-    async def readyz(request: Request) -> Response:
-        why = not_ready()
+    async def readyz(self, request: Request) -> Response:
+        """200, or 503 with the first condition that does not hold."""
+        why = self._not_ready()
         return PlainTextResponse("ready\n" if why is None else f"not ready: {why}\n", 200 if why is None else 503)
 
-    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+def probe_routes(not_ready: NotReady) -> list[Route]:
+    """The probes alone."""
+    return routes(ProbesEndpoint(not_ready).operations())
 
 
 def metrics_app(not_ready: NotReady) -> Starlette:

@@ -1,7 +1,7 @@
 """THE HOT PATH: POST /v1/images/generations, top to bottom."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Annotated
@@ -17,20 +17,23 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
 from proxy.api.middleware import context_of
-from proxy.api.operation import MAX_KEY_CHARACTERS
+from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits, idempotency_key, read_body
-from proxy.errors import ApiError, wallet_away
+from proxy.api.schemas import Delivered
+from proxy.errors import ApiError, Kind, wallet_away
 from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle, lifecycle_headers
-from proxy.orders.order import fingerprint, parse_order
+from proxy.orders.order import OrderBody, fingerprint, parse_order
 from proxy.orders.refusals import balance_header, with_headers
 from proxy.orders.replay import Orphaned, Replay
 from proxy.orders.result import Delivery
 from proxy.orders.sandbox import Sandbox
 from proxy.ports import Order
+
+RATES = (*REQUEST_RATES, *IMAGE_RATES)
 
 
 class OrderHeaders(BaseModel):
@@ -71,6 +74,53 @@ class ImagesEndpoint:
         self._sandbox = sandbox
         self._replies = replies
         self._limits = limits
+
+    def operations(self) -> Sequence[Operation]:
+        """An order."""
+        return [
+            Operation(
+                id="create_images",
+                tag=Tag.IMAGES,
+                method="POST",
+                path="/v1/images/generations",
+                handler=self.create,
+                summary="Make images",
+                description="What is delivered is charged, and nothing else. The order goes on if its client hangs up:"
+                " its result is found by its id or its `Idempotency-Key`.",
+                reply=Delivered,
+                body=OrderBody,
+                headers=OrderHeaders,
+                reply_headers=(
+                    *BALANCE,
+                    *RATES,
+                    "x-geekhub-cost-mxn",
+                    "idempotent-replayed",
+                    "deprecation",
+                    "sunset",
+                    "link",
+                ),
+                # Its limits may have been asked before it was refused or failed.
+                error_headers=dict.fromkeys((400, 404, 500, 502, 503, 504), RATES)
+                | dict.fromkeys((402, 429), (*BALANCE, *RATES)),
+                errors=(
+                    Kind.CONTENT_POLICY,
+                    Kind.BALANCE,
+                    Kind.BUDGET,
+                    Kind.MODEL_NOT_ALLOWED,
+                    Kind.SUSPENDED,
+                    Kind.MODEL_NOT_FOUND,
+                    Kind.KEY_REUSED,
+                    Kind.RATE_LIMIT,
+                    Kind.QUOTA,
+                    Kind.PROVIDER,
+                    Kind.FX_MISSING,
+                    Kind.BUSY,
+                    Kind.CHARGED,
+                    Kind.DEADLINE,
+                    Kind.END_UNKNOWN,
+                ),
+            )
+        ]
 
     async def create(self, request: Request) -> Response:
         """The whole job of one request."""

@@ -12,28 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.api.cors import ANY_PAGE
-from proxy.api.deliveries import HistoryQuery
-from proxy.api.images import OrderHeaders
 from proxy.api.middleware import MAX_CLIENT_ID_CHARACTERS
-from proxy.api.operation import Operation
-from proxy.api.schemas import (
-    Alive,
-    Credits,
-    Delivered,
-    Error,
-    Found,
-    Generation,
-    Model,
-    Models,
-    OpenApi,
-    Ready,
-)
+from proxy.api.operation import REQUEST_RATES, Operation, Tag
+from proxy.api.schemas import Error, OpenApi
 from proxy.api.sending import Sending
-from proxy.api.usage import UsageQuery, UsageReply
 from proxy.errors import Kind
-from proxy.media.formats import FORMATS
 from proxy.messages import DOCUMENTS_AT_ONCE, LANGUAGES
-from proxy.orders.order import OrderBody
 
 VERSION = "1"
 """Of the API: what stands in its paths."""
@@ -43,75 +27,8 @@ OPENAPI_PATH = "/openapi.json"
 MAX_DOCUMENTS = 64
 """That are being sent at a time, to all together: it is the one large reply that nobody needs a key for."""
 
-
-IMAGE_PATH = "/storage/v1/object/public/generated-images/{org}/{request}/{file}"
-
 KEPT = "public, max-age=300"
 """A client asks again after five minutes, and is told by ETag that nothing has changed."""
-
-OPERATIONS = (
-    Operation(
-        "POST",
-        "/v1/images/generations",
-        "Make images",
-        Delivered,
-        body=OrderBody,
-        headers=OrderHeaders,
-        errors=(
-            Kind.CONTENT_POLICY,
-            Kind.BALANCE,
-            Kind.BUDGET,
-            Kind.MODEL_NOT_ALLOWED,
-            Kind.SUSPENDED,
-            Kind.MODEL_NOT_FOUND,
-            Kind.KEY_REUSED,
-            Kind.RATE_LIMIT,
-            Kind.QUOTA,
-            Kind.PROVIDER,
-            Kind.FX_MISSING,
-            Kind.BUSY,
-            Kind.CHARGED,
-            Kind.DEADLINE,
-            Kind.END_UNKNOWN,
-        ),
-    ),
-    Operation(
-        "GET",
-        "/v1/images/generations",
-        "What was delivered, the latest first",
-        Found,
-        query=HistoryQuery,
-        errors=(Kind.INVALID_REQUEST, Kind.NO_GENERATION, Kind.RATE_LIMIT),
-    ),
-    Operation(
-        "GET",
-        "/v1/images/generations/{id}",
-        "How an order stands",
-        Generation,
-        errors=(Kind.NO_GENERATION, Kind.RATE_LIMIT),
-    ),
-    Operation("GET", "/v1/models", "What can be ordered, with this month's price", Models, errors=(Kind.RATE_LIMIT,)),
-    Operation("GET", "/v1/models/{model_id}", "One model", Model, errors=(Kind.MODEL_NOT_FOUND, Kind.RATE_LIMIT)),
-    Operation("GET", "/v1/credits", "The prepaid balance", Credits, errors=(Kind.RATE_LIMIT,)),
-    Operation(
-        "GET",
-        "/v1/usage",
-        "What was charged, by day, model and key",
-        UsageReply,
-        query=UsageQuery,
-        errors=(Kind.INVALID_REQUEST, Kind.RATE_LIMIT),
-        media=("application/json", "text/csv"),
-    ),
-    Operation("GET", "/healthz", "Is the process alive?", Alive, security="none", media=("text/plain",)),
-    Operation("GET", "/readyz", "Does the process take work?", Ready, security="none", media=("text/plain",)),
-    Operation("GET", OPENAPI_PATH, "This document", OpenApi, errors=(Kind.RATE_LIMIT,), security="none"),
-)
-"""What every gateway answers."""
-
-IMAGES = Operation(
-    "GET", IMAGE_PATH, "An image", None, security="none", media=tuple(kind.content_type for kind in FORMATS)
-)
-"""Where the gateway itself serves what lies in a local folder."""
 
 _COMMON = {
     "key": (
@@ -128,29 +45,6 @@ _COMMON = {
 """What an operation of a security may answer whatever it does."""
 
 _SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "admin": [{"admin": []}], "none": []}
-
-_TEXT = {"text/plain": {"schema": {"type": "string"}}}
-
-_BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "/readyz": {"503": {"description": "it drains, starts, or cannot work: the text says why", "content": _TEXT}},
-    OPENAPI_PATH: {"304": {"description": "unchanged: `If-None-Match` names its ETag"}},
-    IMAGE_PATH: {
-        "206": {
-            "description": "the part that `Range` asks for",
-            "content": {kind.content_type: {} for kind in FORMATS} | {"multipart/byteranges": {}},
-        },
-        "304": {"description": "unchanged: `If-None-Match` names its ETag"},
-        "400": {"description": "a `Range` that is none", "content": _TEXT},
-        "416": {"description": "a `Range` that the image does not have", "content": _TEXT},
-    },
-}
-"""Answers that are neither an operation's own nor an error of the table, by path and status."""
-
-_EXAMPLES: Mapping[str, str] = {
-    "id": "req_7d2f1f0e0c5b4a35a1f8f6f1f0b1c2d3",
-    "model_id": "fal/flux-1.1-pro",
-}
-"""Of what stands in a path. A model's id has a slash, which may be written as %2F."""
 
 _TEXTS: dict[str, str] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -204,29 +98,6 @@ _ALWAYS = frozenset(
 )
 """Never absent from a reply that may have them."""
 
-_BALANCE = ("x-geekhub-balance-mxn",)
-_RATES = tuple(name for name in HEADERS if name.startswith("x-ratelimit-"))
-_TELLING_RATES = (400, 402, 404, 429, 500, 502, 503, 504)
-"""Of an order: where its limits may have been asked before it was refused or failed."""
-
-_OF_REPLY: Mapping[type[BaseModel], tuple[str, ...]] = {
-    Delivered: (
-        *_BALANCE,
-        *_RATES,
-        "x-geekhub-cost-mxn",
-        "idempotent-replayed",
-        "deprecation",
-        "sunset",
-        "link",
-    ),
-    Credits: _BALANCE,
-    OpenApi: ("etag", "cache-control"),
-    UsageReply: ("content-disposition", "vary"),
-    Generation: ("vary", "content-language"),
-    Found: ("vary", "content-language"),
-}
-"""Headers of a 200, by its model."""
-
 
 class _Schemas(GenerateJsonSchema):
     """Without titles that repeat a field's name, and without `default: null` where a field may be absent."""
@@ -242,16 +113,13 @@ class _Schemas(GenerateJsonSchema):
 
 
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
-    """OpenAPI 3.1 of these operations; each GET is also a HEAD, without a body."""
+    """OpenAPI 3.1 of these operations."""
     rows = list(operations)
     schemas, references = _components(rows)
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
-        told = _operation(row, references)
-        path = paths.setdefault(row.path, {})
-        path[row.method.lower()] = told
-        if row.method == "GET":
-            path["head"] = _head(told)
+        paths.setdefault(row.told_path, {})[row.method.lower()] = _operation(row, references)
+    tags = [tag.value for tag in Tag if any(row.tag is tag for row in rows)]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -259,11 +127,13 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
             "version": VERSION,
             "description": "OpenAI's Images API for many providers' models, charged in MXN. Any other address is 404"
             " `not_found`, and names the one that is meant where that can be seen; any other method of an address"
-            " here is 405; both in the form of `Error`. Messages to customers are Spanish where `Accept-Language`"
+            " here is 405; both in the form of `Error`. Every GET is also a HEAD, which is answered with the headers of"
+            " the GET alone. Messages to customers are Spanish where `Accept-Language`"
             " prefers it. A body may be compressed: `Content-Encoding` gzip, deflate, br or zstd. `X-Request-ID` is"
             " logged and given back as `x-client-request-id`.",
         },
         "servers": [{"url": "/"}],
+        "tags": [{"name": name, "description": description} for name, description in tags],
         "paths": paths,
         "components": {
             "schemas": schemas,
@@ -297,9 +167,13 @@ def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]
 
 
 def _operation(row: Operation, references: _References) -> dict[str, Any]:
-    told: dict[str, Any] = {"summary": row.summary, "security": _SECURITY[row.security]}
+    told: dict[str, Any] = {"operationId": row.id, "tags": [row.tag.value[0]], "summary": row.summary}
+    if row.description is not None:
+        told["description"] = row.description
+    told["security"] = _SECURITY[row.security]
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": _in_path(name)} for name in _names(row.path)
+        {"name": name, "in": "path", "required": True, "schema": _in_path(row.examples.get(name))}
+        for name in _names(row)
     ]
     for place, model in (("query", row.query), ("header", row.headers)):
         if model is not None:
@@ -313,13 +187,12 @@ def _operation(row: Operation, references: _References) -> dict[str, Any]:
     return told
 
 
-def _names(path: str) -> list[str]:
-    return [part[1:-1] for part in path.split("/") if part.startswith("{")]
+def _names(row: Operation) -> list[str]:
+    return [part[1:-1] for part in row.told_path.split("/") if part.startswith("{")]
 
 
-def _in_path(name: str) -> dict[str, Any]:
-    examples = {"examples": [_EXAMPLES[name]]} if name in _EXAMPLES else {}
-    return {"type": "string", "minLength": 1} | examples
+def _in_path(example: str | None) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1} | ({} if example is None else {"examples": [example]})
 
 
 def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -336,12 +209,9 @@ def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _answer(row: Operation, references: _References) -> dict[str, Any]:
     schema = references[row.reply, "serialization"] if row.reply is not None else None
-    names = ["x-request-id", "x-client-request-id", *(_OF_REPLY.get(row.reply, ()) if row.reply is not None else ())]
-    if row.security == "admin":
-        names += ["cache-control"] if row.headers is None else ["cache-control", "idempotent-replayed"]
     answer: dict[str, Any] = {
         "description": (row.reply.__doc__ if row.reply is not None else None) or row.summary,
-        "headers": _references(*names),
+        "headers": _references("x-request-id", "x-client-request-id", *row.reply_headers),
     }
     if row.reply is not None or row.media != ("application/json",):
         answer["content"] = {media: _content(row, media, schema) for media in row.media}
@@ -357,7 +227,7 @@ def _content(row: Operation, media: str, schema: dict[str, Any] | None) -> dict[
 
 def _errors(row: Operation) -> dict[str, Any]:
     kinds = {*row.errors, *_COMMON[row.security], Kind.METHOD, Kind.INTERNAL}
-    if _names(row.path):
+    if _names(row):
         kinds.add(Kind.NOT_FOUND)
     if row.body is not None:
         kinds |= {Kind.INVALID_REQUEST, Kind.TOO_LARGE, Kind.ENCODING}
@@ -369,11 +239,8 @@ def _errors(row: Operation) -> dict[str, Any]:
         names += ["accept-encoding"] if status == Kind.ENCODING.value.status else []
         names += ["www-authenticate"] if Kind.INVALID_TOKEN in kinds and status == 401 else []
         names += ["retry-after", "retry-after-ms"] if status in (402, 429, 502, 503) else []
-        if Kind.QUOTA in kinds:  # an order
-            names += _BALANCE if status in (402, 429) else []
-            names += _RATES if status in _TELLING_RATES else []
-        elif status == Kind.RATE_LIMIT.value.status:
-            names += [name for name in _RATES if name.endswith("-requests")]
+        names += REQUEST_RATES if status == Kind.RATE_LIMIT.value.status else ()
+        names += row.error_headers.get(status, ())
         codes = {
             "type": {"enum": list(dict.fromkeys(one.type for one in of_status))},
             "code": {"enum": [one.code for one in of_status]},
@@ -387,17 +254,9 @@ def _errors(row: Operation) -> dict[str, Any]:
             "headers": _references(*names),
             "content": {"application/json": {"schema": schema}},
         }
-    for number, answer in _BESIDE.get(row.path, {}).items():
-        answers[number] = {**answer, "headers": _references("x-request-id", "x-client-request-id")}
+    for status, answer in row.answers.items():
+        answers[str(status)] = {**answer, "headers": _references("x-request-id", "x-client-request-id")}
     return dict(sorted(answers.items()))
-
-
-def _head(told: Mapping[str, Any]) -> dict[str, Any]:
-    answers = {
-        status: {key: value for key, value in answer.items() if key != "content"}
-        for status, answer in told["responses"].items()
-    }
-    return {**told, "summary": f"{told['summary']}: the headers alone", "responses": answers}
 
 
 def _references(*names: str) -> dict[str, Any]:
@@ -410,13 +269,31 @@ def _header(name: str) -> dict[str, Any]:
 
 
 class OpenApiEndpoint:
-    """The document, made once."""
+    """The document, made once: of these operations, and of its own."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        self._body = orjson.dumps(document(operations))
+        self._body = orjson.dumps(document([*operations, *self.operations()]))
         self._headers = {"etag": f'"{hashlib.sha256(self._body).hexdigest()[:32]}"', "cache-control": KEPT}
         self._headers |= ANY_PAGE
         self._documents = Sending(MAX_DOCUMENTS, DOCUMENTS_AT_ONCE)
+
+    def operations(self) -> Sequence[Operation]:
+        """The document."""
+        return [
+            Operation(
+                id="get_openapi",
+                tag=Tag.SERVICE,
+                method="GET",
+                path=OPENAPI_PATH,
+                handler=self.read,
+                summary="This document",
+                reply=OpenApi,
+                security="none",
+                reply_headers=("etag", "cache-control"),
+                errors=(Kind.RATE_LIMIT,),
+                answers={304: {"description": "unchanged: `If-None-Match` names its ETag"}},
+            )
+        ]
 
     async def read(self, request: Request) -> Response:
         """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MAX_DOCUMENTS."""

@@ -1,14 +1,31 @@
-"""One operation of the HTTP surface, as the OpenAPI document tells it."""
+"""One operation of the HTTP surface: its route and its place in the OpenAPI document come from the same row."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from proxy.errors import Kind
 
 MAX_KEY_CHARACTERS = 255
 """Of an `Idempotency-Key`."""
+
+TEXT: Mapping[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+"""The content of an answer that is a sentence."""
+
+ORDER_EXAMPLE = "req_7d2f1f0e0c5b4a35a1f8f6f1f0b1c2d3"
+"""Of an order's id."""
+
+BALANCE = ("x-geekhub-balance-mxn",)
+REQUEST_RATES = tuple(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))
+IMAGE_RATES = tuple(f"x-ratelimit-{what}-images" for what in ("limit", "remaining", "reset"))
+"""Names of headers that several operations send."""
 
 
 def _digits(value: object) -> object:
@@ -21,22 +38,86 @@ def _digits(value: object) -> object:
 WholeNumber = Annotated[int, BeforeValidator(_digits)]
 """Of a query."""
 
+Handler = Callable[[Request], Awaitable[Response]]
 
-@dataclass(frozen=True, slots=True)
+
+class Tag(Enum):
+    """What operations are about, and what the document says of it. Clients that are generated are divided by it."""
+
+    IMAGES = "images", "Orders and what they delivered"
+    MODELS = "models", "What can be ordered"
+    ACCOUNT = "account", "What the organisation has and used"
+    SERVICE = "service", "The gateway itself; no key is needed"
+    ADMIN = "admin", "What operators do, with an administrator's token"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A method on a path (OpenAPI style, `{org}`): the models that check what it takes and describe what it answers.
+    """A method on a path: what answers it, and the models that check what it takes and describe what it answers.
 
+    `id` is unique and never changes: clients that are generated name their functions after it. `path` is Starlette's,
+    `{org}` or `{model_id:path}`. A GET is also answered as HEAD. `status` is that of success, and `reply` its model.
     `errors` are its own; what every operation of its `security` may answer is added by the document.
     """
 
-    method: str
+    id: str
+    tag: Tag
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
+    handler: Handler
     summary: str
+    description: str | None = None
     reply: type[BaseModel] | None
     status: int = 200
+    media: tuple[str, ...] = ("application/json",)
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     headers: type[BaseModel] | None = None
     errors: tuple[Kind, ...] = ()
     security: Literal["key", "admin", "none"] = "key"
-    media: tuple[str, ...] = ("application/json",)
+    examples: Mapping[str, str] = field(default_factory=dict)
+    """Of what stands in its path, by name."""
+    reply_headers: tuple[str, ...] = ()
+    """Of a success, beside the ids that every answer has."""
+    error_headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Of an error, by status, beside those that every such error has."""
+    answers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Those that are neither its success nor an error of the table, by status."""
+
+    @property
+    def writes(self) -> bool:
+        """It may change something."""
+        return self.method != "GET"
+
+    @property
+    def told_path(self) -> str:
+        """As OpenAPI writes it."""
+        return re.sub(r":\w+}", "}", self.path)
+
+
+class Endpoint(Protocol):
+    """What answers some operations, and tells which."""
+
+    def operations(self) -> Sequence[Operation]:
+        """Its rows, each with the method of this object that answers it."""
+        ...
+
+
+def routes(operations: Iterable[Operation]) -> list[Route]:
+    """One for each path, with all its methods, so that a 405 names them all."""
+    by_path: dict[str, dict[str, Handler]] = {}
+    for one in operations:
+        handlers = by_path.setdefault(one.path, {})
+        assert one.method not in handlers, f"two operations are {one.method} {one.path}"
+        handlers[one.method] = one.handler
+    return [Route(path, _handler(handlers), methods=list(handlers)) for path, handlers in by_path.items()]
+
+
+def _handler(handlers: Mapping[str, Handler]) -> Handler:
+    if len(handlers) == 1:
+        return next(iter(handlers.values()))
+
+    async def one_of(request: Request) -> Response:
+        return await handlers["GET" if request.method == "HEAD" else request.method](request)
+
+    return one_of

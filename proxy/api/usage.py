@@ -34,6 +34,7 @@ from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
+from proxy.api.operation import Operation, Tag
 from proxy.api.reads import Read, ReadRates, Reports
 from proxy.api.requests import weighed
 from proxy.api.schemas import absent
@@ -151,6 +152,25 @@ class UsageEndpoint:
         self._ledger = ledger
         self._rates = rates
         self._reports = reports
+
+    def operations(self) -> Sequence[Operation]:
+        """The report."""
+        return [
+            Operation(
+                id="get_usage",
+                tag=Tag.ACCOUNT,
+                method="GET",
+                path="/v1/usage",
+                handler=self.read,
+                summary="What was charged, by day, model and key",
+                description="As CSV if `Accept` prefers `text/csv`.",
+                reply=UsageReply,
+                media=("application/json", "text/csv"),
+                query=UsageQuery,
+                reply_headers=("content-disposition", "vary"),
+                errors=(Kind.INVALID_REQUEST, Kind.RATE_LIMIT),
+            )
+        ]
 
     async def read(self, request: Request) -> Response:
         """GET /v1/usage."""

@@ -17,7 +17,7 @@ import pytest
 from bench.memory import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
-from proxy.app import STORAGE_PATH
+from proxy.api.files import STORAGE_PATH
 from proxy.backends import BACKGROUND_CONNECTIONS, Backends
 from proxy.outcomes import Outcome
 from tests.conftest import LOOPBACK, run

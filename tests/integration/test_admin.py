@@ -23,15 +23,16 @@ from metering.orders import Orders
 from metering.ports import DatabaseRefused, IdempotentWrite, WrongField
 from metering.wallet.values import Caller, Close, Verdict
 from proxy.api.admin.endpoint import AdminEndpoint
-from proxy.api.admin.schemas import ACTIONS
 from proxy.api.admin.tokens import Issuer, Secret, Tokens, mint
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.openapi import document
+from proxy.api.operation import routes
 from proxy.api.requests import RequestLimits
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import ValkeyServer, run
 from tests.kits.books import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
+from tests.kits.surface import operations
 
 SECRET = "a secret of the tests, " * 2
 ISSUER = Issuer("authenticated", None)
@@ -76,7 +77,7 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
         orders = Orders(books.ledger, books.redis)
         tokens = Tokens(Secret(SECRET), ISSUER)
         admin = AdminEndpoint(tokens, books.ledger, books.wallet, orders, accounts_of, limits, "https://images")
-        app = RequestMiddleware(Starlette(routes=admin.routes(), exception_handlers={ApiError: _api_error}))
+        app = RequestMiddleware(Starlette(routes=routes(admin.operations()), exception_handlers={ApiError: _api_error}))
         token = mint(SECRET, ISSUER, "ana", "admin", utc_now(), timedelta(hours=1))
         transport = httpx2.ASGITransport(app)
         headers = {"authorization": f"Bearer {token}"}
@@ -118,7 +119,7 @@ WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
 
 def test_every_write_is_here() -> None:
     """The table of the next tests has what the API's own has."""
-    assert len(WRITES) == sum(action.writes for action in ACTIONS)
+    assert len(WRITES) == sum(row.writes for row in operations() if row.security == "admin")
 
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write[0])
@@ -254,7 +255,7 @@ def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
 
 def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path: Path) -> None:
     """Of a list, a write, the same once more, and refusals; and those that are always there, are."""
-    told = document([action.operation for action in ACTIONS])
+    told = document([row for row in operations() if row.security == "admin"])
 
     async def work() -> None:
         async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:

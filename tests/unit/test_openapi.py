@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Any, cast
 
 import orjson
@@ -10,57 +9,40 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Message
 
-from proxy.api.admin.endpoint import AdminEndpoint
-from proxy.api.admin.schemas import ACTIONS
-from proxy.api.catalogue import ModelsEndpoint
 from proxy.api.cors import CorsMiddleware
-from proxy.api.credits import CreditsEndpoint
-from proxy.api.deliveries import HistoryEndpoint
-from proxy.api.images import ImagesEndpoint
 from proxy.api.middleware import RequestMiddleware
-from proxy.api.openapi import IMAGES, OPERATIONS, document
-from proxy.api.operation import Operation
-from proxy.api.usage import UsageEndpoint
-from proxy.app import STORAGE_PATH, build_app
+from proxy.api.openapi import document
+from proxy.api.operation import Operation, Tag
+from proxy.api.operation import routes as routes_of
+from proxy.app import build_app
 from proxy.errors import Kind
 from proxy.orders.order import OrderBody
 from proxy.outcomes import Outcome
 from proxy.server.unread import UnreadBody
+from tests.kits.surface import given, operations
 
-ALL = [*OPERATIONS, *(action.operation for action in ACTIONS), IMAGES]
+ALL = operations()
+PUBLIC = [row for row in ALL if row.security != "admin" and row.id != "get_image"]
 NOTHING = cast(Any, None)
 """Routes are looked at and never taken, so that no endpoint needs its parts."""
 
 
-def routes(folder: Path | None) -> list[BaseRoute]:
+def routes(local: bool) -> list[BaseRoute]:
     """Those of the application that the gateway serves."""
-    app = build_app(
-        ImagesEndpoint(*(NOTHING,) * 9),
-        ModelsEndpoint(*(NOTHING,) * 5),
-        CreditsEndpoint(*(NOTHING,) * 3),
-        HistoryEndpoint(*(NOTHING,) * 5),
-        UsageEndpoint(*(NOTHING,) * 5),
-        AdminEndpoint(*(NOTHING,) * 7),
-        NOTHING,
-        NOTHING,
-        NOTHING,
-        folder,
-    )
+    app = build_app(given(local), NOTHING, NOTHING, NOTHING)
     assert isinstance(app, UnreadBody) and isinstance(app._app, RequestMiddleware)
     assert isinstance(app._app._app, CorsMiddleware)
     return cast(Starlette, app._app._app._app).routes
 
 
 def methods(route: BaseRoute) -> set[tuple[str, str]]:
-    """(method, path) of a route, the path as OpenAPI writes it; a folder is GET and HEAD of what lies in it."""
-    if isinstance(route, Mount):
-        assert route.path == STORAGE_PATH
-        return {(method, IMAGES.path) for method in ("get", "head")}
-    assert isinstance(route, Route)
-    return {(method.lower(), re.sub(r":\w+}", "}", route.path)) for method in route.methods or ()}
+    """(method, path) of a route, the path as OpenAPI writes it. A HEAD is told of in a sentence."""
+    assert isinstance(route, Route) and route.methods
+    assert ("HEAD" in route.methods) == ("GET" in route.methods)
+    return {(method.lower(), re.sub(r":\w+}", "}", route.path)) for method in route.methods - {"HEAD"}}
 
 
 async def nobody() -> Message:
@@ -74,9 +56,9 @@ def described(told: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_every_route_is_described_and_every_operation_has_a_route(local: bool, tmp_path: Path) -> None:
+def test_every_route_is_described_and_every_operation_has_a_route(local: bool) -> None:
     """With images in a local folder and without; by the document that this application serves itself."""
-    served = routes(tmp_path if local else None)
+    served = routes(local)
     (route,) = [route for route in served if isinstance(route, Route) and route.path == "/openapi.json"]
     scope = {"type": "http", "method": "GET", "path": "/openapi.json", "headers": []}
     sent: list[Message] = []
@@ -91,7 +73,57 @@ def test_every_route_is_described_and_every_operation_has_a_route(local: bool, t
     asyncio.run(read())
     told = orjson.loads(b"".join(message.get("body", b"") for message in sent))
     assert described(told) == set().union(*map(methods, served))
-    assert (IMAGES.path in told["paths"]) is local
+    assert any(path.startswith("/storage/v1/") for path in told["paths"]) is local
+    assert [path for path in told["paths"] if "head" in told["paths"][path]] == []
+
+
+def test_every_operation_has_a_name_of_its_own_and_a_tag() -> None:
+    """Names are those of functions in clients that are generated: a change here breaks them."""
+    told = document(ALL)
+    rows = [row for path in told["paths"].values() for row in path.values()]
+    ids = [row["operationId"] for row in rows]
+    assert len(ids) == len(set(ids)) == len(ALL)
+    assert [one for one in ids if not re.fullmatch("[a-z]+(_[a-z]+)*", one)] == []
+    assert {tag for row in rows for tag in row["tags"]} == {tag["name"] for tag in told["tags"]}
+    assert all(len(row["tags"]) == 1 for row in rows)
+    assert {row.id for row in ALL} >= {
+        "create_images",
+        "get_credits",
+        "get_generation",
+        "get_healthz",
+        "get_image",
+        "get_model",
+        "get_openapi",
+        "get_readyz",
+        "get_usage",
+        "list_generations",
+        "list_models",
+    }
+
+
+def test_the_names_of_writes_stay() -> None:
+    """Each is a part of what an `Idempotency-Key` of the admin API stands for, and the ledger keeps that."""
+    assert {row.id for row in ALL if row.security == "admin" and row.writes} >= {
+        "create_org",
+        "suspend_org",
+        "resume_org",
+        "rename_org",
+        "org_plan",
+        "org_limits",
+        "create_key",
+        "key_limits",
+        "rotate_key",
+        "revoke_key",
+        "add_credit",
+        "refund",
+        "add_rate",
+    }
+
+
+def test_two_operations_at_one_place_are_refused() -> None:
+    """The second would answer nothing, and the document would tell of it alone."""
+    with pytest.raises(AssertionError, match="two operations are GET /healthz"):
+        routes_of([*ALL, *(row for row in ALL if row.path == "/healthz")])
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -104,7 +136,7 @@ def test_the_document_is_openapi_3_1() -> None:
 
 def test_every_error_of_the_table_is_described_where_orders_are_placed() -> None:
     """By its status and code; what only other addresses answer is described there."""
-    told = document(ALL[:-1])
+    told = document([row for row in ALL if row.id != "get_image"])
     seen = {
         code
         for operations in told["paths"].values()
@@ -131,7 +163,7 @@ def test_bounds_are_written_in_the_words_of_json_schema() -> None:
 
 def test_what_a_reply_leaves_out_is_not_null() -> None:
     """A group of GET /v1/usage has the fields by which it was asked for, and no others."""
-    row = document(OPERATIONS)["components"]["schemas"]["UsageItem"]
+    row = document(PUBLIC)["components"]["schemas"]["UsageItem"]
     assert row["required"] == ["orders", "images", "cost_mxn"]
     for name in ("day", "model", "key_id", "key_name"):
         assert row["properties"][name]["type"] == "string"
@@ -139,7 +171,7 @@ def test_what_a_reply_leaves_out_is_not_null() -> None:
 
 def test_headers_of_an_order_that_failed_are_described() -> None:
     """Its rates; and the wait that an upstream asks for, where the order may be placed again."""
-    answers = document(OPERATIONS)["paths"]["/v1/images/generations"]["post"]["responses"]
+    answers = document(PUBLIC)["paths"]["/v1/images/generations"]["post"]["responses"]
     for rule in (outcome.value for outcome in Outcome):
         headers = answers[str(rule.error.value.status)]["headers"]
         assert "x-ratelimit-remaining-images" in headers
@@ -148,7 +180,7 @@ def test_headers_of_an_order_that_failed_are_described() -> None:
 
 def test_an_order_is_described_by_the_model_that_checks_it() -> None:
     """Every field with its bounds, and no other field."""
-    schema = document(OPERATIONS)["components"]["schemas"]["OrderBody"]
+    schema = document(PUBLIC)["components"]["schemas"]["OrderBody"]
     assert set(schema["properties"]) == set(OrderBody.model_fields)
     assert (schema["required"], schema["additionalProperties"]) == (["model", "prompt"], False)
     assert {"type": "integer", "minimum": 1, "maximum": 8}.items() <= schema["properties"]["n"]["anyOf"][0].items()
@@ -157,10 +189,13 @@ def test_an_order_is_described_by_the_model_that_checks_it() -> None:
 def test_further_operations_are_described_with_their_own_models() -> None:
     """A path with a parameter, an administrator's token, JSON and CSV, 201: what other tables bring."""
     row = Operation(
-        "PUT",
-        "/admin/v1/things/{thing}",
-        "Change a thing",
-        OrderBody,
+        id="change_thing",
+        tag=Tag.ADMIN,
+        method="PUT",
+        path="/admin/v1/things/{thing}",
+        handler=NOTHING,
+        summary="Change a thing",
+        reply=OrderBody,
         status=201,
         body=OrderBody,
         errors=(Kind.KEY_REUSED,),

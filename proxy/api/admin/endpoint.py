@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import groupby
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from metering.accounts import KEY, Accounts
 from metering.clock import utc_at, utc_now
@@ -49,14 +48,51 @@ from proxy.api.admin.rows import (
     org_fields,
     parts_of,
 )
-from proxy.api.admin.schemas import ACTIONS, Action, KeyLimits, OrgLimits
+from proxy.api.admin.schemas import (
+    AuditQuery,
+    AuditRow,
+    BalanceRow,
+    CreditRow,
+    IssuedKeyRow,
+    KeyLimits,
+    KeyRow,
+    NewCredit,
+    NewKey,
+    NewOrg,
+    NewRate,
+    NewRateRow,
+    NewRefund,
+    NoticeRow,
+    OrderRow,
+    OrgLimits,
+    OrgRow,
+    Page,
+    PageQuery,
+    PlanChange,
+    RateRow,
+    RefundRow,
+    Renaming,
+    Rotation,
+    Suspension,
+    WriteHeaders,
+)
 from proxy.api.admin.tokens import Actor, Role, Tokens, check_role
 from proxy.api.credits import balance_fields
 from proxy.api.middleware import context_of
+from proxy.api.operation import ORDER_EXAMPLE, Operation, Tag
 from proxy.api.requests import RequestLimits, idempotency_key, read_body
 from proxy.errors import ApiError, Kind, wallet_away
 
 ROLES: tuple[Role, ...] = ("admin",)
+
+ORGS = "/admin/v1/orgs"
+ORG = f"{ORGS}/{{org}}"
+A_KEY = "/admin/v1/keys/{key_id}"
+ORDER = "/admin/v1/orders/{id}"
+RATES = "/admin/v1/fx"
+
+ERRORS = (Kind.INVALID_TOKEN, Kind.NOT_ALLOWED, Kind.UNAVAILABLE)
+"""Of every operation."""
 
 LEDGER_RETRY_S = 1.0
 """A hint: a database that fails over is back within seconds."""
@@ -74,7 +110,7 @@ class Call:
     """One request, read and checked; `at` are the parts of its path. `body` and `query` are the operation's models."""
 
     actor: Actor
-    action: Action
+    operation: Operation
     at: dict[str, str]
     body: Any
     query: Any
@@ -100,6 +136,16 @@ Write = Callable[[Call, Accounts], Awaitable[Written]]
 Show = Callable[[Call, str], Awaitable[Fields]]
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A write, and how its target is shown. What it tells only once has its other value in `untold`, for a request
+    that is repeated."""
+
+    write: Write
+    show: Show
+    untold: Fields = field(default_factory=dict)
+
+
 class AdminEndpoint:
     """`accounts_of` gives what an actor may do, and the one write that may be repeated; the ledger is for reading.
 
@@ -123,61 +169,161 @@ class AdminEndpoint:
         self._public_url = public_url
         self._accounts_of = accounts_of
         self._limits = limits
-        self._reads: dict[str, Read] = {
-            "orgs": self._orgs,
-            "org": self._org,
-            "keys": self._keys,
-            "order": self._order,
-            "balance": self._balance,
-            "notices": self._notices,
-            "rates": self._rates,
-            "audit": self._audit,
-        }
-        # Each with how its target is shown; what it tells only once has its other value here, for a repeated request.
-        self._writes: dict[str, tuple[Write, Show, Fields]] = {
-            "create_org": (_create_org, self._show_org, {}),
-            "suspend_org": (_suspend_org, self._show_org, {}),
-            "resume_org": (_resume_org, self._show_org, {}),
-            "rename_org": (_rename_org, self._show_org, {}),
-            "org_plan": (_org_plan, self._show_org, {}),
-            "org_limits": (_org_limits, self._show_org, {}),
-            "create_key": (_create_key, self._show_key, {"key": None}),
-            "key_limits": (_key_limits, self._show_key, {}),
-            "rotate_key": (_rotate_key, self._show_key, {"key": None}),
-            "revoke_key": (_revoke_key, self._show_key, {}),
-            "add_credit": (_add_credit, self._show_credit, {"added": False}),
-            "refund": (_refund, self._show_refund, {}),
-            "add_rate": (_add_rate, self._show_rate, {"added": False}),
-        }
 
-    def routes(self) -> list[Route]:
-        """One for each address, with all its methods, so that a 405 names them all."""
-        by_path = groupby(sorted(ACTIONS, key=lambda one: one.path), key=lambda one: one.path)
-        return [self._route(path, {one.method: one for one in group}) for path, group in by_path]
+    def operations(self) -> Sequence[Operation]:
+        """All that it does. The id of a write is a part of its fingerprint: with another one, a write that is repeated
+        after an update would be refused."""
+        read, write = self._read_row, self._write_row
+        org, key = partial(Writing, show=self._show_org), partial(Writing, show=self._show_key)
+        new_key = partial(key, untold={"key": None})
+        credit = Writing(_add_credit, self._show_credit, {"added": False})
+        refund = Writing(_refund, self._show_refund)
+        rate = Writing(_add_rate, self._show_rate, {"added": False})
+        return [
+            write(
+                "create_org", "POST", ORGS, "Open an organisation at 0.00 MXN", OrgRow, org(_create_org), NewOrg, 201
+            ),
+            read("list_orgs", ORGS, "All organisations, oldest first", Page[OrgRow], self._orgs, PageQuery),
+            read("get_org", ORG, "One organisation, by id or name", OrgRow, self._org),
+            write(
+                "org_limits",
+                "PATCH",
+                f"{ORG}/limits",
+                "Set an organisation's own limits",
+                OrgRow,
+                org(_org_limits),
+                OrgLimits,
+            ),
+            write("suspend_org", "POST", f"{ORG}/suspend", "Refuse its orders", OrgRow, org(_suspend_org), Suspension),
+            write("resume_org", "POST", f"{ORG}/resume", "Take its orders again", OrgRow, org(_resume_org)),
+            write("rename_org", "POST", f"{ORG}/rename", "Call it otherwise", OrgRow, org(_rename_org), Renaming),
+            write("org_plan", "POST", f"{ORG}/plan", "Give it another plan", OrgRow, org(_org_plan), PlanChange),
+            write(
+                "create_key",
+                "POST",
+                f"{ORG}/keys",
+                "Issue a key, and show it once",
+                IssuedKeyRow,
+                new_key(_create_key),
+                NewKey,
+                201,
+            ),
+            read("list_keys", f"{ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], self._keys, PageQuery),
+            write(
+                "key_limits", "PATCH", f"{A_KEY}/limits", "Set a key's own limits", KeyRow, key(_key_limits), KeyLimits
+            ),
+            write(
+                "rotate_key",
+                "POST",
+                f"{A_KEY}/rotate",
+                "Issue a key in place of this one",
+                IssuedKeyRow,
+                new_key(_rotate_key),
+                Rotation,
+                201,
+            ),
+            write("revoke_key", "POST", f"{A_KEY}/revoke", "Revoke a key for good", KeyRow, key(_revoke_key)),
+            write("add_credit", "POST", f"{ORG}/credits", "Add credit, once per id", CreditRow, credit, NewCredit, 201),
+            read("get_order", ORDER, "All that is known of an order", OrderRow, self._order),
+            write(
+                "refund", "POST", f"{ORDER}/refund", "Give back what it was charged", RefundRow, refund, NewRefund, 201
+            ),
+            read("get_balance", f"{ORG}/balance", "What it can spend", BalanceRow, self._balance),
+            read(
+                "list_notices",
+                f"{ORG}/notices",
+                "What it was told, latest first",
+                Page[NoticeRow],
+                self._notices,
+                PageQuery,
+            ),
+            read("list_rates", RATES, "The rate of every month", Page[RateRow], self._rates, PageQuery),
+            write("add_rate", "POST", RATES, "Add a month's exchange rate", NewRateRow, rate, NewRate, 201),
+            read(
+                "list_audit", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], self._audit, AuditQuery
+            ),
+        ]
 
-    def _route(self, path: str, actions: dict[str, Action]) -> Route:
-        async def endpoint(request: Request) -> Response:
-            method = "GET" if request.method == "HEAD" else request.method
-            return await self._answer(request, actions[method])
+    def _read_row(
+        self,
+        id_: str,
+        path: str,
+        summary: str,
+        reply: type[BaseModel],
+        read: Read,
+        query: type[PageQuery] | None = None,
+    ) -> Operation:
+        async def handler(request: Request) -> Response:
+            return await self._answer(request, row, read)
 
-        return Route(path, endpoint, methods=list(actions))
+        errors = [*ERRORS]
+        if query is not None:
+            errors.append(Kind.INVALID_REQUEST)
+        if query is AuditQuery:
+            errors.append(Kind.NOT_FOUND)  # of the organisation that is named there
+        row = Operation(
+            id=id_,
+            tag=Tag.ADMIN,
+            method="GET",
+            path=path,
+            handler=handler,
+            summary=summary,
+            reply=reply,
+            query=query,
+            errors=tuple(errors),
+            security="admin",
+            examples={"id": ORDER_EXAMPLE},
+            reply_headers=("cache-control",),
+        )
+        return row
 
-    async def _answer(self, request: Request, action: Action) -> Response:
+    def _write_row(
+        self,
+        id_: str,
+        method: Literal["POST", "PATCH"],
+        path: str,
+        summary: str,
+        reply: type[BaseModel],
+        writing: Writing,
+        body: type[BaseModel] | None = None,
+        status: int = 200,
+    ) -> Operation:
+        async def handler(request: Request) -> Response:
+            return await self._answer(request, row, writing)
+
+        row = Operation(
+            id=id_,
+            tag=Tag.ADMIN,
+            method=method,
+            path=path,
+            handler=handler,
+            summary=summary,
+            reply=reply,
+            status=status,
+            body=body,
+            headers=WriteHeaders,
+            errors=(*ERRORS, Kind.INVALID_REQUEST, Kind.KEY_REUSED, Kind.TOO_LARGE),
+            security="admin",
+            examples={"id": ORDER_EXAMPLE},
+            reply_headers=("cache-control", "idempotent-replayed"),
+        )
+        return row
+
+    async def _answer(self, request: Request, row: Operation, how: Read | Writing) -> Response:
         actor = await self._tokens.actor(request.headers)
         facts = context_of(request.scope).facts
         facts["actor"] = actor.name
         check_role(actor, ROLES)
-        call = await self._call(request, action, actor)
+        call = await self._call(request, row, actor)
         headers = {"cache-control": "no-store"}
         try:
-            if action.writes:
-                written, replayed = await self._write(call)
+            if isinstance(how, Writing):
+                written, replayed = await self._write(call, how.write)
                 facts["target"] = written.target
-                _, show, untold = self._writes[action.name]
-                fields = await show(call, written.target) | untold | written.told
+                fields = await how.show(call, written.target) | how.untold | written.told
                 headers |= {"idempotent-replayed": "true"} if replayed else {}
             else:
-                fields = await self._reads[action.name](call)
+                fields = await how(call)
         except BadCursor:
             message = "`cursor` must be `next_cursor` of the page before."
             raise ApiError(Kind.INVALID_REQUEST, message, param="cursor") from None
@@ -194,31 +340,31 @@ class AdminEndpoint:
             raise _ledger_away(call) from None
         except WalletAway:
             raise wallet_away() from None
-        content = action.reply.model_validate(fields).model_dump_json()
-        return Response(content, action.status, headers, "application/json")
+        assert row.reply is not None
+        content = row.reply.model_validate(fields).model_dump_json()
+        return Response(content, row.status, headers, "application/json")
 
-    async def _call(self, request: Request, action: Action, actor: Actor) -> Call:
+    async def _call(self, request: Request, row: Operation, actor: Actor) -> Call:
         """Raises ApiError 400 or 413."""
         at = {name: str(value) for name, value in request.path_params.items()}
         body = query = once = None
-        if action.query is not None:
-            query = _parsed(action.query, lambda model: model.model_validate(dict(request.query_params)))
-        if action.writes:
+        if row.query is not None:
+            query = _parsed(row.query, lambda model: model.model_validate(dict(request.query_params)))
+        if row.writes:
             key = idempotency_key(request.headers)
             sent = await read_body(request, self._limits)
-            if action.body is not None:
-                body = _parsed(action.body, lambda model: model.model_validate_json(sent))
+            if row.body is not None:
+                body = _parsed(row.body, lambda model: model.model_validate_json(sent))
             elif sent.strip() not in _NO_BODY:
                 raise ApiError(Kind.INVALID_REQUEST, "This address takes no body.")
             if key is not None:
-                once = IdempotentWrite(key, _fingerprint(action, at, body))
-        return Call(actor, action, at, body, query, once)
+                once = IdempotentWrite(key, _fingerprint(row, at, body))
+        return Call(actor, row, at, body, query, once)
 
     # --- writes ---
 
-    async def _write(self, call: Call) -> tuple[Written, bool]:
+    async def _write(self, call: Call, write: Write) -> tuple[Written, bool]:
         """Do it, or find what it did before; whether it was done before."""
-        write, *_ = self._writes[call.action.name]
         earlier = await self._earlier(call)
         if earlier is not None:
             return earlier, True
@@ -494,15 +640,15 @@ def _sentence(error: Exception) -> str:
 
 def _ledger_away(call: Call) -> ApiError:
     """A write may have reached the ledger: only one with an idempotency key may be sent again without a look."""
-    safe = not call.action.writes or call.once is not None
+    safe = not call.operation.writes or call.once is not None
     message = "The gateway cannot reach its records right now."
     if not safe:
         message += " Look whether it was written before you send it again, or use an `Idempotency-Key`."
     return ApiError(Kind.UNAVAILABLE, message, retry=safe, retry_after_s=LEDGER_RETRY_S)
 
 
-def _fingerprint(action: Action, at: dict[str, str], body: BaseModel | None) -> str:
+def _fingerprint(row: Operation, at: dict[str, str], body: BaseModel | None) -> str:
     """Of what is asked for, however its JSON is written."""
     asked = body.model_dump(mode="json", exclude_unset=True) if body is not None else None
-    text = orjson.dumps([action.name, at, asked], option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps([row.id, at, asked], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()

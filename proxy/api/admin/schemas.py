@@ -1,10 +1,8 @@
-"""The admin API as data: its bodies, its queries, its replies, and the table of what it does.
+"""The admin API as data: its bodies, its queries and its replies.
 
-The routes are built from `ACTIONS`, and so can its documentation be. A field's description says how it must be: it
-completes "`field` must be …" in the message for one that is not.
+A field's description says how it must be: it completes "`field` must be …" in the message for one that is not.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -13,8 +11,7 @@ from metering.accounts import LONGEST_OVERLAP, MAX_A_MONTH, MAX_ORIGINS, REASON,
 from metering.events import End
 from metering.limits import MAX_PER_MINUTE
 from metering.ports import CreditType, Reading, ResponseFormat
-from proxy.api.operation import MAX_KEY_CHARACTERS, Operation, WholeNumber
-from proxy.errors import Kind
+from proxy.api.operation import MAX_KEY_CHARACTERS, WholeNumber
 
 T = TypeVar("T")
 
@@ -478,81 +475,3 @@ class AuditRow(Told):
     org: str | None
     target: str
     details: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One thing that the admin API does, for tokens of the role `admin`. `status` is that of success."""
-
-    name: str
-    method: Literal["GET", "POST", "PATCH"]
-    path: str
-    summary: str
-    reply: type[BaseModel]
-    status: int = 200
-    body: type[Asked] | None = None
-    query: type[PageQuery] | None = None
-
-    @property
-    def writes(self) -> bool:
-        """It takes an `Idempotency-Key`, and stands in the audit log."""
-        return self.method != "GET"
-
-    @property
-    def errors(self) -> tuple[Kind, ...]:
-        """What it may be refused with."""
-        found = [Kind.INVALID_TOKEN, Kind.NOT_ALLOWED, Kind.UNAVAILABLE, Kind.INTERNAL]
-        if self.body is not None or self.query is not None or self.writes:
-            found.append(Kind.INVALID_REQUEST)
-        if "{" in self.path or self.query is AuditQuery:
-            found.append(Kind.NOT_FOUND)
-        if self.writes:
-            found += [Kind.KEY_REUSED, Kind.TOO_LARGE]
-        return tuple(found)
-
-    @property
-    def operation(self) -> Operation:
-        """As the OpenAPI document tells it."""
-        return Operation(
-            self.method,
-            self.path,
-            self.summary,
-            self.reply,
-            status=self.status,
-            body=self.body,
-            query=self.query,
-            headers=WriteHeaders if self.writes else None,
-            errors=self.errors,
-            security="admin",
-        )
-
-
-_ORG = "/admin/v1/orgs/{org}"
-_KEY = "/admin/v1/keys/{key_id}"
-_ORDER = "/admin/v1/orders/{id}"
-
-ACTIONS = (
-    Action("create_org", "POST", "/admin/v1/orgs", "Open an organisation at 0.00 MXN", OrgRow, 201, NewOrg),
-    Action("orgs", "GET", "/admin/v1/orgs", "All organisations, oldest first", Page[OrgRow], query=PageQuery),
-    Action("org", "GET", _ORG, "One organisation, by id or name", OrgRow),
-    Action("org_limits", "PATCH", f"{_ORG}/limits", "Set an organisation's own limits", OrgRow, body=OrgLimits),
-    Action("suspend_org", "POST", f"{_ORG}/suspend", "Refuse its orders", OrgRow, body=Suspension),
-    Action("resume_org", "POST", f"{_ORG}/resume", "Take its orders again", OrgRow),
-    Action("rename_org", "POST", f"{_ORG}/rename", "Call it otherwise", OrgRow, body=Renaming),
-    Action("org_plan", "POST", f"{_ORG}/plan", "Give it another plan", OrgRow, body=PlanChange),
-    Action("create_key", "POST", f"{_ORG}/keys", "Issue a key, and show it once", IssuedKeyRow, 201, NewKey),
-    Action("keys", "GET", f"{_ORG}/keys", "Its keys, revoked ones too", Page[KeyRow], query=PageQuery),
-    Action("key_limits", "PATCH", f"{_KEY}/limits", "Set a key's own limits", KeyRow, body=KeyLimits),
-    Action(
-        "rotate_key", "POST", f"{_KEY}/rotate", "Issue a key in place of this one", IssuedKeyRow, 201, body=Rotation
-    ),
-    Action("revoke_key", "POST", f"{_KEY}/revoke", "Revoke a key for good", KeyRow),
-    Action("add_credit", "POST", f"{_ORG}/credits", "Add credit, once per id", CreditRow, 201, body=NewCredit),
-    Action("order", "GET", _ORDER, "All that is known of an order", OrderRow),
-    Action("refund", "POST", f"{_ORDER}/refund", "Give back what it was charged", RefundRow, 201, body=NewRefund),
-    Action("balance", "GET", f"{_ORG}/balance", "What it can spend", BalanceRow),
-    Action("notices", "GET", f"{_ORG}/notices", "What it was told, latest first", Page[NoticeRow], query=PageQuery),
-    Action("rates", "GET", "/admin/v1/fx", "The rate of every month", Page[RateRow], query=PageQuery),
-    Action("add_rate", "POST", "/admin/v1/fx", "Add a month's exchange rate", NewRateRow, 201, body=NewRate),
-    Action("audit", "GET", "/admin/v1/audit", "Who did what, latest first", Page[AuditRow], query=AuditQuery),
-)
