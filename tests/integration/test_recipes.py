@@ -1,0 +1,199 @@
+"""The recipes of docs/development.md, followed in a copy of the tree: each works, and touches what it names."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINT = Path(sysconfig.get_path("scripts")) / "lint-imports"
+
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".ghub", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+WITHIN_S = 240.0
+"""Of one command: a test of a whole system starts it first, on a machine that runs other tests."""
+
+
+class Tree:
+    """A copy of the tree, in which a recipe is followed. `changed` are the files that were added or edited since."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        shutil.copytree(ROOT, root, ignore=LEFT_OUT)
+        self._before = self._files()
+
+    def add(self, name: str, text: str) -> None:
+        """A new file."""
+        path = self.root / name
+        assert not path.exists(), f"{name} is there already"
+        path.write_text(text, encoding="utf-8")
+
+    def edit(self, name: str, *changes: tuple[str, str]) -> None:
+        """Put text in place of other text that stands there once."""
+        path = self.root / name
+        text = path.read_text(encoding="utf-8")
+        for old, new in changes:
+            assert text.count(old) == 1, f"{name} has {text.count(old)} of {old!r}"
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+    def run(self, *command: str) -> str:
+        """What a command says, which ends well; it is run in the copy, and imports the copy."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment = {**ours, "PYTHONPATH": str(self.root), "COLUMNS": "300"}
+        result = subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=WITHIN_S
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def python(self, *lines: str) -> str:
+        """What these lines print."""
+        return self.run(sys.executable, "-c", "\n".join(lines))
+
+    def tests(self, *names: str) -> None:
+        """These test files pass."""
+        self.run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
+
+    def lint(self) -> None:
+        """What `make lint` runs, but for the types of the whole tree, which take a minute."""
+        ruff = (sys.executable, "-m", "ruff")
+        self.run(*ruff, "check", "--no-cache", *self.changed(".py"))
+        self.run(*ruff, "format", "--check", "--no-cache", *self.changed(".py"))
+        self.run(str(LINT), "--no-cache")
+
+    def changed(self, ending: str = "") -> list[str]:
+        """Names of files that were added or edited."""
+        now = self._files()
+        assert self._before.keys() <= now.keys(), "a recipe takes nothing away"
+        return sorted(name for name in now if now[name] != self._before.get(name) and name.endswith(ending))
+
+    def _files(self) -> dict[str, str]:
+        left_out = {"__pycache__", ".hypothesis"}
+        paths = [path for path in self.root.rglob("*") if path.is_file() and not left_out & set(path.parts)]
+        return {str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """A copy of a test's own."""
+    return Tree(tmp_path / "tree")
+
+
+PING = '''\
+"""GET /v1/ping: whose key this is."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from metering.wallet.connection import WalletAway
+from proxy.api.auth import Authenticator
+from proxy.api.operation import Operation, Tag
+from proxy.api.schemas import Document
+from proxy.errors import wallet_away
+
+
+class Ping(Document):
+    """The organisation that the key belongs to."""
+
+    object: Literal["ping"]
+    org: str
+
+
+class PingEndpoint:
+    """Asks nothing but whether the key is known."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    def operations(self) -> Sequence[Operation]:
+        """The only one."""
+        return [
+            Operation(
+                id="get_ping",
+                tag=Tag.ACCOUNT,
+                method="GET",
+                path="/v1/ping",
+                handler=self.read,
+                summary="Whose key this is",
+                reply=Ping,
+            )
+        ]
+
+    async def read(self, request: Request) -> Response:
+        """GET /v1/ping. Raises ApiError 401, 403 or 503."""
+        try:
+            caller = await self._authenticator.caller(request.headers)
+        except WalletAway:
+            raise wallet_away() from None
+        return Response(orjson.dumps({"object": "ping", "org": caller.org_id}), media_type="application/json")
+'''
+
+PING_TEST = '''\
+"""GET /v1/ping on a running gateway."""
+
+import httpx2
+
+from proxy.api.ping import Ping
+from tests.conftest import LOOPBACK
+from tests.kits.system import System, bearer
+
+
+def test_a_key_is_told_whose_it_is(system: System) -> None:
+    """By GET and HEAD; nobody is told without one, and another method is refused with those that there are."""
+    org_id, key = system.customer("pinged")
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
+        reply = client.get("/ping")
+        assert (reply.status_code, reply.json()) == (200, {"object": "ping", "org": org_id})
+        Ping.model_validate_json(reply.content)
+        head = client.head("/ping")
+        assert (head.status_code, head.content) == (200, b"")
+        assert client.post("/ping").headers["allow"] == "GET, HEAD"
+        told = client.get(system.url.removesuffix("v1") + "openapi.json").json()["paths"]["/v1/ping"]
+    assert httpx2.get(f"{system.url}/ping", **LOOPBACK).status_code == 401
+    assert list(told) == ["get"]
+    assert (told["get"]["operationId"], told["get"]["tags"]) == ("get_ping", ["account"])
+'''
+
+
+def test_a_public_endpoint_is_two_files_of_code_and_three_beside_them(tree: Tree) -> None:
+    """`GET /v1/ping`: its file with its row, its place in the wiring; its room, its line on the map, its test."""
+    tree.add("proxy/api/ping.py", PING)
+    tree.edit(
+        "proxy/wiring.py",
+        ("from proxy.api.reads import", "from proxy.api.ping import PingEndpoint\nfrom proxy.api.reads import"),
+        (
+            "            CreditsEndpoint(authenticator, wallet, reads),\n",
+            "            CreditsEndpoint(authenticator, wallet, reads),\n            PingEndpoint(authenticator),\n",
+        ),
+    )
+    tree.edit("pyproject.toml", ('"images | deliveries |', '"images | ping | deliveries |'))
+    tree.add("tests/e2e/test_ping.py", PING_TEST)
+    tree.run(sys.executable, "-m", "docs.map")
+    assert tree.changed() == [
+        "docs/map.md",
+        "proxy/api/ping.py",
+        "proxy/wiring.py",
+        "pyproject.toml",
+        "tests/e2e/test_ping.py",
+    ]
+    tree.lint()
+    tree.tests("tests/e2e/test_ping.py", "tests/unit/test_openapi.py", "tests/unit/test_docs.py")
+    described = tree.python(
+        "import json",
+        "from proxy.api.openapi import document",
+        "from tests.kits.surface import operations",
+        "print(json.dumps(document(operations())['paths']['/v1/ping']))",
+    )
+    (told,) = json.loads(described).values()
+    assert (told["operationId"], told["tags"], told["security"]) == ("get_ping", ["account"], [{"ghub_sk": []}])
+    assert {"200", "401", "405", "503"} <= told["responses"].keys()
