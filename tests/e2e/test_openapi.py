@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from config.settings import REDIS_DECISION_S
 from metering.clock import utc_now
 from proxy.api.admin.tokens import Issuer, mint
+from proxy.api.openapi import document
 from proxy.api.schemas import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
+from tests.kits.surface import operations
 from tests.kits.system import FLUX, GPT, NINE, System, bearer
 from tests.long import long
 
@@ -80,6 +82,28 @@ def test_the_document_is_kept_until_it_changes(system: System) -> None:
         again = httpx2.get(url, headers={"if-none-match": known}, trust_env=False)
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
     assert httpx2.get(url, headers={"if-none-match": '"x"'}, trust_env=False).status_code == 200
+
+
+def test_the_gateway_serves_every_endpoint_that_there_is(system: System) -> None:
+    """Each has its place in the wiring; this gateway has a local folder, and no administrators."""
+    served = httpx2.get(system.url.removesuffix("v1") + "openapi.json", trust_env=False).json()
+    assert served == document(row for row in operations() if row.security != "admin")
+
+
+def test_every_get_is_also_a_head(system: System) -> None:
+    """With the status and the headers of the GET, and no body; also where the GET is refused."""
+    _, key = spending(system, "heads")
+    with httpx2.Client(base_url=system.url.removesuffix("v1"), headers=bearer(key), trust_env=False) as client:
+        made = held(Delivered, client.post("/v1/images/generations", json=ORDERS[0]))
+        at = {"id": made["id"], "model_id": FLUX}
+        at |= zip(("org", "request", "file"), made["data"][0]["url"].split("/")[-3:], strict=True)
+        rows = [row for row in operations() if row.method == "GET" and row.security != "admin"]
+        assert len(rows) >= 10
+        for path in (row.told_path.format(**at) for row in rows):
+            for more in ({}, {"authorization": "Bearer none"}):
+                get, head = client.get(path, headers=more), client.head(path, headers=more)
+                assert (head.status_code, head.content) == (get.status_code, b""), path
+                assert set(head.headers) == set(get.headers), path
 
 
 def test_a_refused_method_is_told_every_method_of_the_address(system: System) -> None:
