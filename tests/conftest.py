@@ -1,6 +1,7 @@
 """Real parts for all tests: a Valkey and a PostgreSQL per test session, a ledger per test. No test talks to a mock."""
 
 import asyncio
+import inspect
 import os
 import resource
 import ssl
@@ -42,6 +43,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run one coroutine on a fresh uvloop, as the commands do."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """A test that is a coroutine is run as everything is; the values of its parameters are those of fixtures."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    run(test(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}))
+    return True
 
 
 class ValkeyServer:

@@ -7,7 +7,6 @@ import orjson
 import pytest
 
 from proxy.errors import ApiError, Kind
-from tests.conftest import run
 from tests.contracts.test_models_wire import base64_png, replying
 from tests.kits.orders import ScriptedWallet, files, generations, job, png
 from tests.kits.providers import (
@@ -50,26 +49,22 @@ REFUSED: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("model", "scenario", "more"), REFUSED)
-def test_a_refusal_of_everything_is_400_and_void(
+async def test_a_refusal_of_everything_is_400_and_void(
     tmp_path: Path, model: str, scenario: str, more: dict[str, Any]
 ) -> None:
     """`content_policy_violation`, not to be retried; nothing charged, nothing stored, nothing asked for twice."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            wallet = ScriptedWallet()
-            async with generations(wallet, bench.store, bench.providers) as making:
-                await bench.behave(model, scenario, same=True, **more)
-                with pytest.raises(ApiError) as told:
-                    await making.start(job(order(model, 3)))
-                await making.drain()
-                assert told.value.kind is Kind.CONTENT_POLICY and told.value.kind.value.status == 400
-                assert told.value.reply_headers()["x-should-retry"] == "false"
-                assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["content_policy"], set())
-                calls = -(-3 // order(model).model.images_per_call)
-                assert len(bench.orders()) == len(await bench.jobs(model)) == calls
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        wallet = ScriptedWallet()
+        async with generations(wallet, bench.store, bench.providers) as making:
+            await bench.behave(model, scenario, same=True, **more)
+            with pytest.raises(ApiError) as told:
+                await making.start(job(order(model, 3)))
+            await making.drain()
+            assert told.value.kind is Kind.CONTENT_POLICY and told.value.kind.value.status == 400
+            assert told.value.reply_headers()["x-should-retry"] == "false"
+            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["content_policy"], set())
+            calls = -(-3 // order(model).model.images_per_call)
+            assert len(bench.orders()) == len(await bench.jobs(model)) == calls
 
 
 PARTLY: list[tuple[str, str, int, dict[str, Any], list[int]]] = [
@@ -89,71 +84,57 @@ PARTLY: list[tuple[str, str, int, dict[str, Any], list[int]]] = [
     ("model", "scenario", "n", "more", "good", "queue"),
     [*((*row, True) for row in PARTLY), *((*row, False) for row in PARTLY if row[0] in FAL)],
 )
-def test_of_an_order_that_is_refused_in_part_the_good_pictures_come_and_are_charged(
+async def test_of_an_order_that_is_refused_in_part_the_good_pictures_come_and_are_charged(
     tmp_path: Path, model: str, scenario: str, n: int, more: dict[str, Any], good: list[int], queue: bool
 ) -> None:
     """Exactly those: by number, in the store and on the customer's bill."""
+    async with simulated(tmp_path, queue=queue) as bench:
+        wallet = ScriptedWallet()
+        async with generations(wallet, bench.store, bench.providers) as making:
+            await bench.behave(model, scenario, same=True, **more)
+            asked = job(order(model, n))
+            delivery = await making.start(asked)
+            await making.drain()
+            names = [path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.result.images)]
+            assert names == [str(number) for number in good]
+            assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.result.images)]
+            assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.result.images}
 
-    async def work() -> None:
-        async with simulated(tmp_path, queue=queue) as bench:
+
+async def test_of_several_calls_the_refused_ones_are_missing_and_the_others_come(tmp_path: Path) -> None:
+    """dall-e-3, ideogram and recraft make one image per call: of three calls, one is refused."""
+    async with simulated(tmp_path) as bench:
+        for model, refusal in (
+            (DALL_E, "content_policy_violation"),
+            (IDEOGRAM, "content_policy_422"),
+            (RECRAFT, "content_policy_422"),
+        ):
             wallet = ScriptedWallet()
             async with generations(wallet, bench.store, bench.providers) as making:
-                await bench.behave(model, scenario, same=True, **more)
-                asked = job(order(model, n))
-                delivery = await making.start(asked)
+                await bench.in_turn(model, "ok", refusal, "ok")
+                delivery = await making.start(job(order(model, 3)))
                 await making.drain()
-                names = [
-                    path.rpartition("/")[2].partition(".")[0] for path in (one.path for one in delivery.result.images)
-                ]
-                assert names == [str(number) for number in good]
-                assert wallet.charges == [(asked.quote.unit_micro_mxn * len(good), delivery.result.images)]
-                assert wallet.voids == [] and files(tmp_path) == {image.path for image in delivery.result.images}
-
-    run(work())
+                assert len(delivery.result.images) == 2
+                assert [images for _, images in wallet.charges] == [delivery.result.images]
 
 
-def test_of_several_calls_the_refused_ones_are_missing_and_the_others_come(tmp_path: Path) -> None:
-    """dall-e-3, ideogram and recraft make one image per call: of three calls, one is refused."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            for model, refusal in (
-                (DALL_E, "content_policy_violation"),
-                (IDEOGRAM, "content_policy_422"),
-                (RECRAFT, "content_policy_422"),
-            ):
-                wallet = ScriptedWallet()
-                async with generations(wallet, bench.store, bench.providers) as making:
-                    await bench.in_turn(model, "ok", refusal, "ok")
-                    delivery = await making.start(job(order(model, 3)))
-                    await making.drain()
-                    assert len(delivery.result.images) == 2
-                    assert [images for _, images in wallet.charges] == [delivery.result.images]
-
-    run(work())
-
-
-def test_a_flagged_picture_that_came_with_its_bytes_is_taken_back(tmp_path: Path) -> None:
+async def test_a_flagged_picture_that_came_with_its_bytes_is_taken_back(tmp_path: Path) -> None:
     """xAI: stored while the reply arrived, and removed as soon as its flag was read; the customer never sees it."""
     items = [
         {"b64_json": base64_png(0), "respect_moderation": False},
         {"b64_json": base64_png(1), "respect_moderation": True},
     ]
-
-    async def work() -> None:
-        async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
-            wallet = ScriptedWallet()
-            async with generations(wallet, bench.store, bench.providers) as making:
-                delivery = await making.start(job(order(GROK, 2)))
-                await making.drain()
-                assert [(tmp_path / image.path).read_bytes() for image in delivery.result.images] == [png(1)]
-                assert files(tmp_path) == {delivery.result.images[0].path} and len(wallet.charges) == 1
-
-    run(work())
+    async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
+        wallet = ScriptedWallet()
+        async with generations(wallet, bench.store, bench.providers) as making:
+            delivery = await making.start(job(order(GROK, 2)))
+            await making.drain()
+            assert [(tmp_path / image.path).read_bytes() for image in delivery.result.images] == [png(1)]
+            assert files(tmp_path) == {delivery.result.images[0].path} and len(wallet.charges) == 1
 
 
 @pytest.mark.parametrize("flags", [[True], [True, True, True], None, []])
-def test_flags_of_fal_that_do_not_fit_its_pictures_are_read_as_far_as_they_do(
+async def test_flags_of_fal_that_do_not_fit_its_pictures_are_read_as_far_as_they_do(
     tmp_path: Path, flags: list[bool] | None
 ) -> None:
     """A flag counts for the picture at its place; a picture without a flag is good."""
@@ -166,11 +147,8 @@ def test_flags_of_fal_that_do_not_fit_its_pictures_are_read_as_far_as_they_do(
             content = orjson.dumps(body) if request.startswith(b"POST") else png()
             await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content) + content)
 
-    async def work() -> None:
-        async with raw_server(script) as server, upstream(server.url, tmp_path, queue=False) as bench:
-            made = await bench.make(order(FLUX, 2))
-        struck = len(flags or [])
-        assert len(made.stored) == 2 - min(struck, 2)
-        assert [failure.outcome.reason for failure in made.failures] == (["content_policy"] if struck else [])
-
-    run(work())
+    async with raw_server(script) as server, upstream(server.url, tmp_path, queue=False) as bench:
+        made = await bench.make(order(FLUX, 2))
+    struck = len(flags or [])
+    assert len(made.stored) == 2 - min(struck, 2)
+    assert [failure.outcome.reason for failure in made.failures] == (["content_policy"] if struck else [])

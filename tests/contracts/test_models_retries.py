@@ -39,120 +39,93 @@ def reply(status: int, body: Any = None, *headers: str) -> bytes:
 
 @pytest.mark.parametrize("model", FOUR)
 @pytest.mark.parametrize("scenario", ["rate_limited_429", "busy_503"])
-def test_a_refusal_before_acceptance_is_tried_again_and_then_delivered(
+async def test_a_refusal_before_acceptance_is_tried_again_and_then_delivered(
     tmp_path: Path, model: str, scenario: str
 ) -> None:
     """Twice refused, then taken: three requests, one job, one picture, and no failure is left over."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.in_turn(model, scenario, scenario, "ok", retry_after=0)
-            progress = await bench.make(order(model))
-            assert (end_of(progress), len(progress.stored)) == ("delivered", 1)
-            assert (len(bench.orders()), len(await bench.jobs(model))) == (3, 1)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.in_turn(model, scenario, scenario, "ok", retry_after=0)
+        progress = await bench.make(order(model))
+        assert (end_of(progress), len(progress.stored)) == ("delivered", 1)
+        assert (len(bench.orders()), len(await bench.jobs(model))) == (3, 1)
 
 
 @pytest.mark.parametrize("model", FOUR)
-def test_three_tries_are_the_most(tmp_path: Path, model: str) -> None:
+async def test_three_tries_are_the_most(tmp_path: Path, model: str) -> None:
     """Although a fourth would succeed."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.in_turn(model, *["busy_503"] * 3, "ok", retry_after=0)
-            progress = await bench.make(order(model))
-            assert (end_of(progress), progress.stored, len(bench.orders())) == ("busy", {}, 3)
-            assert await bench.jobs(model) == []
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.in_turn(model, *["busy_503"] * 3, "ok", retry_after=0)
+        progress = await bench.make(order(model))
+        assert (end_of(progress), progress.stored, len(bench.orders())) == ("busy", {}, 3)
+        assert await bench.jobs(model) == []
 
 
-def test_of_eight_calls_only_the_refused_one_is_made_again(tmp_path: Path) -> None:
+async def test_of_eight_calls_only_the_refused_one_is_made_again(tmp_path: Path) -> None:
     """dall-e-3, n=8: one of eight answers 429; nine requests, eight jobs, eight pictures."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.behave(DALL_E, "one_of_eight_429", retry_after=0, same=True)
-            progress = await bench.make(order(DALL_E, 8))
-            assert (end_of(progress), sorted(progress.stored)) == ("delivered", list(range(8)))
-            assert (len(bench.orders()), len(await bench.jobs(DALL_E))) == (9, 8)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.behave(DALL_E, "one_of_eight_429", retry_after=0, same=True)
+        progress = await bench.make(order(DALL_E, 8))
+        assert (end_of(progress), sorted(progress.stored)) == ("delivered", list(range(8)))
+        assert (len(bench.orders()), len(await bench.jobs(DALL_E))) == (9, 8)
 
 
-def test_a_refused_connection_is_tried_again(tmp_path: Path) -> None:
+async def test_a_refused_connection_is_tried_again(tmp_path: Path) -> None:
     """Nobody listens: three tries for each provider, and nothing was bought; the customer may ask again."""
 
     async def nothing(peer: Peer) -> None:
         raise AssertionError("nobody listens")
 
-    async def work() -> None:
-        async with raw_server(nothing) as server:
-            url = server.url
-        async with upstream(url, tmp_path) as bench:
-            for model in FOUR:
-                bench.sent.clear()
-                progress = await bench.make(order(model))
-                failure = worst(progress.failures)
-                assert failure.outcome is Outcome.REFUSED_CONNECTION and failure.as_error().retry
-                assert len(bench.orders()) == 3
-
-    run(work())
+    async with raw_server(nothing) as server:
+        url = server.url
+    async with upstream(url, tmp_path) as bench:
+        for model in FOUR:
+            bench.sent.clear()
+            progress = await bench.make(order(model))
+            failure = worst(progress.failures)
+            assert failure.outcome is Outcome.REFUSED_CONNECTION and failure.as_error().retry
+            assert len(bench.orders()) == 3
 
 
 @pytest.mark.parametrize("model", FOUR)
-def test_the_upstreams_own_wish_is_waited_for(tmp_path: Path, model: str) -> None:
+async def test_the_upstreams_own_wish_is_waited_for(tmp_path: Path, model: str) -> None:
     """`retry-after: 1`: the second request comes no earlier than a second later."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.in_turn(model, "rate_limited_429", "ok", retry_after=1)
-            began_s = time.monotonic()
-            progress = await bench.make(order(model))
-            assert (end_of(progress), len(bench.orders())) == ("delivered", 2)
-            assert time.monotonic() - began_s >= 1
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.in_turn(model, "rate_limited_429", "ok", retry_after=1)
+        began_s = time.monotonic()
+        progress = await bench.make(order(model))
+        assert (end_of(progress), len(bench.orders())) == ("delivered", 2)
+        assert time.monotonic() - began_s >= 1
 
 
 @pytest.mark.parametrize("model", FOUR)
 @pytest.mark.parametrize("wish_s", [61, 121])
-def test_a_wish_beyond_the_deadline_is_not_waited_for_and_forbids_the_sdks_to_retry(
+async def test_a_wish_beyond_the_deadline_is_not_waited_for_and_forbids_the_sdks_to_retry(
     tmp_path: Path, model: str, wish_s: int
 ) -> None:
     """One request; the customer is told at once, with the upstream's figure and `x-should-retry: false`."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.behave(model, "rate_limited_429", retry_after=wish_s)
-            wallet = ScriptedWallet()
-            async with generations(wallet, bench.store, bench.providers) as making:
-                began_s = time.monotonic()
-                with pytest.raises(ApiError) as told:
-                    await making.start(job(order(model), generate_s=100, reply_s=105))
-                await making.drain()
-                assert time.monotonic() - began_s < 5
-                assert told.value.kind.value.status == 502
-                waits = {"retry-after": str(wish_s), "retry-after-ms": str(wish_s * 1000)}
-                assert {"x-should-retry": "false", **waits}.items() <= told.value.reply_headers().items()
-                assert (wallet.voids, len(bench.orders())) == (["rate_limited"], 1)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.behave(model, "rate_limited_429", retry_after=wish_s)
+        wallet = ScriptedWallet()
+        async with generations(wallet, bench.store, bench.providers) as making:
+            began_s = time.monotonic()
+            with pytest.raises(ApiError) as told:
+                await making.start(job(order(model), generate_s=100, reply_s=105))
+            await making.drain()
+            assert time.monotonic() - began_s < 5
+            assert told.value.kind.value.status == 502
+            waits = {"retry-after": str(wish_s), "retry-after-ms": str(wish_s * 1000)}
+            assert {"x-should-retry": "false", **waits}.items() <= told.value.reply_headers().items()
+            assert (wallet.voids, len(bench.orders())) == (["rate_limited"], 1)
 
 
-def test_a_pause_takes_half_of_what_remains_at_most(tmp_path: Path) -> None:
+async def test_a_pause_takes_half_of_what_remains_at_most(tmp_path: Path) -> None:
     """A wish of one second with less than two left is one request; with more than two left it is waited for."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            for within_s, requests in ((1.9, 1), (4.0, 2)):
-                await bench.forget()
-                await bench.in_turn(GPT, "busy_503", "ok", retry_after=1)
-                progress = await bench.make(order(GPT), within_s)
-                assert (len(bench.orders()), len(progress.stored)) == (requests, requests - 1)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        for within_s, requests in ((1.9, 1), (4.0, 2)):
+            await bench.forget()
+            await bench.in_turn(GPT, "busy_503", "ok", retry_after=1)
+            progress = await bench.make(order(GPT), within_s)
+            assert (len(bench.orders()), len(progress.stored)) == (requests, requests - 1)
 
 
 def test_pauses_grow_differ_and_are_never_shorter_than_the_upstreams_wish() -> None:
@@ -258,25 +231,22 @@ def test_a_status_that_cannot_be_read_buys_nothing_again(tmp_path: Path, answer:
     assert (found, images, asked.count("submit"), asked[-1]) == ("no_answer", 0, 1, "cancel")
 
 
-def test_a_queue_that_is_gone_after_it_took_the_job_is_not_asked_to_take_it_again(tmp_path: Path) -> None:
+async def test_a_queue_that_is_gone_after_it_took_the_job_is_not_asked_to_take_it_again(tmp_path: Path) -> None:
     """The connection for the result is refused: the job is paid for, so that this is no refusal of the job."""
 
     async def nobody(peer: Peer) -> None:
         raise AssertionError("nobody listens")
 
-    async def work() -> None:
-        asked: list[str] = []
-        async with raw_server(nobody) as server:
-            gone = server.url
-        async with raw_server(queue_script({}, asked)) as server, upstream(server.url, tmp_path) as bench:
-            provider = bench.providers["fal"]
-            assert isinstance(provider, fal.Fal)
-            read = provider._result
-            with patch.object(provider, "_result", lambda _: read(f"{gone}/result")):
-                progress = await bench.make(order(FLUX))
-        assert (end_of(progress), asked) == ("no_answer", ["submit", "status"])
-
-    run(work())
+    asked: list[str] = []
+    async with raw_server(nobody) as server:
+        gone = server.url
+    async with raw_server(queue_script({}, asked)) as server, upstream(server.url, tmp_path) as bench:
+        provider = bench.providers["fal"]
+        assert isinstance(provider, fal.Fal)
+        read = provider._result
+        with patch.object(provider, "_result", lambda _: read(f"{gone}/result")):
+            progress = await bench.make(order(FLUX))
+    assert (end_of(progress), asked) == ("no_answer", ["submit", "status"])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import run
 from tests.kits.providers import (
     DALL_E,
     FAL,
@@ -151,30 +150,26 @@ HANGING = ("silent", "stuck_in_queue")
     [*((model, True) for model in NINE), *((model, False) for model in FAL)],
     ids=lambda value: value if isinstance(value, str) else ("" if value else "direct"),
 )
-def test_every_scenario_of_the_simulator_ends_as_the_table_says(tmp_path: Path, model: str, queue: bool) -> None:
+async def test_every_scenario_of_the_simulator_ends_as_the_table_says(tmp_path: Path, model: str, queue: bool) -> None:
     """None is missing. What came is stored and decodable, and a call is made again only where none was accepted."""
-
-    async def work() -> None:
-        found: Table = {}
-        async with simulated(tmp_path, queue=queue) as bench:
-            listing = (await bench.tell("GET", "behaviour"))["models"]
-            assert set(listing[model]["scenarios"]) == set(TABLES[model])
-            assert set(NINE) <= set(listing)
-            calls = -(-2 // order(model).model.images_per_call)
-            for scenario in TABLES[model]:
-                await bench.behave(model, scenario, same=True, **WISHES.get(scenario, {}))
-                await bench.forget()
-                made = await bench.make(order(model, 2), 0.3 if scenario in HANGING else 30.0)
-                for number in made.stored:
-                    bench.picture(made, number).close()
-                asked = len(bench.orders())
-                assert asked % calls == 0, scenario
-                found[scenario] = (end_of(made), len(made.stored), asked // calls)
-                if asked > calls:
-                    live = [job for job in await bench.jobs(model) if job["state"] != "failed"]
-                    assert len(live) <= calls, scenario
-                for image in made.stored.values():
-                    await bench.store.delete(image.path)
-        assert found == TABLES[model]
-
-    run(work())
+    found: Table = {}
+    async with simulated(tmp_path, queue=queue) as bench:
+        listing = (await bench.tell("GET", "behaviour"))["models"]
+        assert set(listing[model]["scenarios"]) == set(TABLES[model])
+        assert set(NINE) <= set(listing)
+        calls = -(-2 // order(model).model.images_per_call)
+        for scenario in TABLES[model]:
+            await bench.behave(model, scenario, same=True, **WISHES.get(scenario, {}))
+            await bench.forget()
+            made = await bench.make(order(model, 2), 0.3 if scenario in HANGING else 30.0)
+            for number in made.stored:
+                bench.picture(made, number).close()
+            asked = len(bench.orders())
+            assert asked % calls == 0, scenario
+            found[scenario] = (end_of(made), len(made.stored), asked // calls)
+            if asked > calls:
+                live = [job for job in await bench.jobs(model) if job["state"] != "failed"]
+                assert len(live) <= calls, scenario
+            for image in made.stored.values():
+                await bench.store.delete(image.path)
+    assert found == TABLES[model]

@@ -16,7 +16,6 @@ from metering.events import StoredImage
 from proxy.errors import ApiError
 from proxy.orders.calls import Progress
 from proxy.ports import Order, Report
-from tests.conftest import run
 from tests.kits.orders import png
 from tests.kits.providers import (
     CATALOGUE,
@@ -58,34 +57,26 @@ def count_of(body: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("model", NINE)
-def test_an_order_is_made_in_the_calls_that_the_model_takes(tmp_path: Path, model: str) -> None:
+async def test_an_order_is_made_in_the_calls_that_the_model_takes(tmp_path: Path, model: str) -> None:
     """For n from 1 to 8: the split of the table, and n pictures, numbered without a gap, all on the upstream's bill."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.behave(model, "ok", same=True)
-            for n in range(1, 9):
-                await bench.forget()
-                made = await bench.make(order(model, n))
-                assert made.failures == [] and sorted(made.stored) == list(range(n))
-                assert len({image.path for image in made.stored.values()}) == n
-                assert sorted(count_of(one.body) for one in bench.orders()) == SPLITS[AT_ONCE[model]][n]
-                assert sum(job["images_billed"] for job in await bench.jobs(model)) == n
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.behave(model, "ok", same=True)
+        for n in range(1, 9):
+            await bench.forget()
+            made = await bench.make(order(model, n))
+            assert made.failures == [] and sorted(made.stored) == list(range(n))
+            assert len({image.path for image in made.stored.values()}) == n
+            assert sorted(count_of(one.body) for one in bench.orders()) == SPLITS[AT_ONCE[model]][n]
+            assert sum(job["images_billed"] for job in await bench.jobs(model)) == n
 
 
 @pytest.mark.parametrize("model", [IMAGEN, *FAL])
-def test_calls_of_one_order_do_not_repeat_each_others_pictures(tmp_path: Path, model: str) -> None:
+async def test_calls_of_one_order_do_not_repeat_each_others_pictures(tmp_path: Path, model: str) -> None:
     """No seed is ever sent, so that each call draws its own: eight different pictures."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            made = await bench.make(order(model, 8))
-            assert len({image.sha256 for image in made.stored.values()}) == 8
-            assert all(b'"seed"' not in orjson.dumps(one.body) for one in bench.orders())
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        made = await bench.make(order(model, 8))
+        assert len({image.sha256 for image in made.stored.values()}) == 8
+        assert all(b'"seed"' not in orjson.dumps(one.body) for one in bench.orders())
 
 
 # --- sizes and formats ------------------------------------------------------------------------------------------------
@@ -177,24 +168,20 @@ def size_in(body: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("model", NINE)
-def test_every_size_is_sent_as_the_table_says_and_comes_out_as_a_picture(tmp_path: Path, model: str) -> None:
+async def test_every_size_is_sent_as_the_table_says_and_comes_out_as_a_picture(tmp_path: Path, model: str) -> None:
     """No size of the catalogue is missing here; `auto` and no size are 1024x1024."""
     assert set(SIZES[model]) == set(CATALOGUE.models[model].sizes)
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.behave(model, "ok", same=True)
-            for asked in (*SIZES[model], "auto", None):
-                sent, true_pixels = SIZES[model]["1024x1024" if asked in ("auto", None) else asked]
-                await bench.forget()
-                made = await bench.make(order(model, size=asked))
-                assert made.failures == [], asked
-                assert size_in(bench.orders()[0].body) == sent
-                with bench.picture(made, 0) as image:
-                    assert image.size == true_pixels, asked
-                await bench.store.delete(made.stored[0].path)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.behave(model, "ok", same=True)
+        for asked in (*SIZES[model], "auto", None):
+            sent, true_pixels = SIZES[model]["1024x1024" if asked in ("auto", None) else asked]
+            await bench.forget()
+            made = await bench.make(order(model, size=asked))
+            assert made.failures == [], asked
+            assert size_in(bench.orders()[0].body) == sent
+            with bench.picture(made, 0) as image:
+                assert image.size == true_pixels, asked
+            await bench.store.delete(made.stored[0].path)
 
 
 FORMATS: dict[str, dict[str | None, str]] = {
@@ -214,26 +201,24 @@ STORED_AS = {"PNG": ("png", "image/png"), "JPEG": ("jpg", "image/jpeg"), "WEBP":
 
 
 @pytest.mark.parametrize("model", NINE)
-def test_every_format_that_a_model_offers_is_what_comes_and_every_other_is_refused(tmp_path: Path, model: str) -> None:
+async def test_every_format_that_a_model_offers_is_what_comes_and_every_other_is_refused(
+    tmp_path: Path, model: str
+) -> None:
     """The picture's own bytes decide on its extension and content type."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.behave(model, "ok", same=True)
-            for asked in (None, "png", "jpeg", "webp", "gif"):
-                if asked not in FORMATS[model]:
-                    with pytest.raises(ApiError) as refused:
-                        order(model, output_format=asked)
-                    assert refused.value.param == "output_format" and "`output_format`" in refused.value.message
-                    continue
-                made = await bench.make(order(model, output_format=asked))
-                expected = FORMATS[model][asked]
-                with bench.picture(made, 0) as image:
-                    assert image.format == expected
-                stored = made.stored[0]
-                assert (stored.path.rpartition(".")[2], stored.content_type) == STORED_AS[expected]
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.behave(model, "ok", same=True)
+        for asked in (None, "png", "jpeg", "webp", "gif"):
+            if asked not in FORMATS[model]:
+                with pytest.raises(ApiError) as refused:
+                    order(model, output_format=asked)
+                assert refused.value.param == "output_format" and "`output_format`" in refused.value.message
+                continue
+            made = await bench.make(order(model, output_format=asked))
+            expected = FORMATS[model][asked]
+            with bench.picture(made, 0) as image:
+                assert image.format == expected
+            stored = made.stored[0]
+            assert (stored.path.rpartition(".")[2], stored.content_type) == STORED_AS[expected]
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -299,19 +284,15 @@ BODIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 """Model, the customer's fields, the whole body that its upstream is sent: nothing more, and nothing less."""
 
 
-def test_an_upstream_is_sent_exactly_what_the_table_says(tmp_path: Path) -> None:
+async def test_an_upstream_is_sent_exactly_what_the_table_says(tmp_path: Path) -> None:
     """And the upstream takes it: a picture comes. `response_format` is our own affair, whatever the customer wants."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            for model, fields, body in BODIES:
-                await bench.behave(model, "ok", same=True)
-                await bench.forget()
-                made = await bench.make(order(model, **fields))
-                assert [one.body for one in bench.orders()] == [body]
-                assert end_of(made) == "delivered", (model, fields)
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        for model, fields, body in BODIES:
+            await bench.behave(model, "ok", same=True)
+            await bench.forget()
+            made = await bench.make(order(model, **fields))
+            assert [one.body for one in bench.orders()] == [body]
+            assert end_of(made) == "delivered", (model, fields)
 
 
 OPTIONAL: dict[str, Any] = {
@@ -348,57 +329,43 @@ def test_a_field_that_a_model_does_not_know_is_refused_by_name(model: str) -> No
     assert ("user" in order(model, user="u").fields) is ("user" in TAKES[model])  # it changes no picture
 
 
-def test_each_provider_is_shown_its_key_in_its_own_way(tmp_path: Path) -> None:
+async def test_each_provider_is_shown_its_key_in_its_own_way(tmp_path: Path) -> None:
     """And fal is told not to try again by itself."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            heads = {}
-            for model in (GPT, GROK, IMAGEN, FLUX):
-                await bench.forget()
-                await bench.make(order(model))
-                heads[model] = [one.headers for one in bench.sent]
-        assert {head["authorization"] for head in heads[GPT] + heads[GROK]} == {"Bearer provider-secret"}
-        assert [head["x-goog-api-key"] for head in heads[IMAGEN]] == ["provider-secret"]
-        assert "authorization" not in heads[IMAGEN][0]
-        assert len(heads[FLUX]) >= 3
-        assert {(head["authorization"], head["x-fal-no-retry"]) for head in heads[FLUX]} == {
-            ("Key provider-secret", "1")
-        }
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        heads = {}
+        for model in (GPT, GROK, IMAGEN, FLUX):
+            await bench.forget()
+            await bench.make(order(model))
+            heads[model] = [one.headers for one in bench.sent]
+    assert {head["authorization"] for head in heads[GPT] + heads[GROK]} == {"Bearer provider-secret"}
+    assert [head["x-goog-api-key"] for head in heads[IMAGEN]] == ["provider-secret"]
+    assert "authorization" not in heads[IMAGEN][0]
+    assert len(heads[FLUX]) >= 3
+    assert {(head["authorization"], head["x-fal-no-retry"]) for head in heads[FLUX]} == {("Key provider-secret", "1")}
 
 
-def test_a_successor_of_grok_is_told_the_ratio_that_its_row_names(tmp_path: Path) -> None:
+async def test_a_successor_of_grok_is_told_the_ratio_that_its_row_names(tmp_path: Path) -> None:
     """A row with another upstream id and with ratios is all that it takes; the reply says which model served."""
     sizes = {"1024x1024": "1:1", "1536x1024": "3:2", "1024x1792": "9:16"}
     row: Model = CATALOGUE.models[GROK].model_copy(update={"upstream": "grok-imagine-image", "sizes": sizes})
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            for size, ratio in sizes.items():
-                await bench.forget()
-                made = await bench.make(Order("xai/grok-imagine-image", row, "un faro", 2, size, None))
-                assert bench.orders()[0].body["aspect_ratio"] == ratio and len(made.stored) == 2
-                with bench.picture(made, 1) as image:
-                    across, down = map(int, ratio.split(":"))
-                    assert abs(image.width / image.height - across / down) < 0.03
-                assert (made.reports[0].served, made.reports[0].usd) == ("grok-imagine-image", Decimal("0.04"))
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        for size, ratio in sizes.items():
+            await bench.forget()
+            made = await bench.make(Order("xai/grok-imagine-image", row, "un faro", 2, size, None))
+            assert bench.orders()[0].body["aspect_ratio"] == ratio and len(made.stored) == 2
+            with bench.picture(made, 1) as image:
+                across, down = map(int, ratio.split(":"))
+                assert abs(image.width / image.height - across / down) < 0.03
+            assert (made.reports[0].served, made.reports[0].usd) == ("grok-imagine-image", Decimal("0.04"))
 
 
-def test_a_row_may_name_an_address_of_its_own(tmp_path: Path) -> None:
+async def test_a_row_may_name_an_address_of_its_own(tmp_path: Path) -> None:
     """`url` in the catalogue goes before the provider's, for every provider that is asked at one address."""
     asked: list[bytes] = []
-
-    async def work() -> None:
-        async with raw_server(replying(asked, {})) as other, upstream("http://127.0.0.1:9", tmp_path) as bench:
-            for model in (GPT, GROK, IMAGEN):
-                row = CATALOGUE.models[model].model_copy(update={"url": f"{other.url}/elsewhere"})
-                await bench.make(Order(model, row, "un faro", 1, "1024x1024", None))
-
-    run(work())
+    async with raw_server(replying(asked, {})) as other, upstream("http://127.0.0.1:9", tmp_path) as bench:
+        for model in (GPT, GROK, IMAGEN):
+            row = CATALOGUE.models[model].model_copy(update={"url": f"{other.url}/elsewhere"})
+            await bench.make(Order(model, row, "un faro", 1, "1024x1024", None))
     assert [request.split(b" ")[1] for request in asked] == [
         b"/elsewhere/images/generations",
         b"/elsewhere/images/generations",
@@ -415,70 +382,54 @@ def merged(made: Progress) -> tuple[dict[int, str], list[Report]]:
     return prompts, [report for report in made.reports if report.numbers]
 
 
-def test_gpt_image_says_what_it_used_and_how_it_drew(tmp_path: Path) -> None:
+async def test_gpt_image_says_what_it_used_and_how_it_drew(tmp_path: Path) -> None:
     """Usage whole, and the four things that it echoes."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            asked = order(GPT, 3, quality="low", output_format="webp", background="opaque", size="1536x1024")
-            made = await bench.make(asked)
-        prompts, (report,) = merged(made)
-        assert prompts == {}
-        assert report.usage == {
-            "input_tokens": 2,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": 2},
-            "output_tokens": 3 * 408,
-            "output_tokens_details": {"image_tokens": 3 * 408, "text_tokens": 0},
-            "total_tokens": 2 + 3 * 408,
-        }
-        assert report.echo == {"size": "1536x1024", "quality": "low", "background": "opaque", "output_format": "webp"}
-        assert (report.usd, report.served) == (None, None)  # its price is flat
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        asked = order(GPT, 3, quality="low", output_format="webp", background="opaque", size="1536x1024")
+        made = await bench.make(asked)
+    prompts, (report,) = merged(made)
+    assert prompts == {}
+    assert report.usage == {
+        "input_tokens": 2,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 2},
+        "output_tokens": 3 * 408,
+        "output_tokens_details": {"image_tokens": 3 * 408, "text_tokens": 0},
+        "total_tokens": 2 + 3 * 408,
+    }
+    assert report.echo == {"size": "1536x1024", "quality": "low", "background": "opaque", "output_format": "webp"}
+    assert (report.usd, report.served) == (None, None)  # its price is flat
 
 
-def test_a_price_by_token_is_taken_from_the_usage(tmp_path: Path) -> None:
+async def test_a_price_by_token_is_taken_from_the_usage(tmp_path: Path) -> None:
     """2 tokens in at 5 USD and 816 out at 40 USD, of a million each."""
     prices = {"text_input": "5", "image_output": "40", "most_input_tokens": 4000, "most_output_tokens": {"*/*": 6240}}
     row = Model.model_validate(
         CATALOGUE.models[GPT].model_dump() | {"usd_per_image": None, "usd_per_million_tokens": prices}
     )
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            made = await bench.make(Order(GPT, row, "un faro", 2, "1536x1024", "low"))
-        assert [report.usd for report in made.reports] == [Decimal("0.03265")]
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        made = await bench.make(Order(GPT, row, "un faro", 2, "1536x1024", "low"))
+    assert [report.usd for report in made.reports] == [Decimal("0.03265")]
 
 
-def test_every_picture_of_dall_e_has_its_own_revised_prompt(tmp_path: Path) -> None:
+async def test_every_picture_of_dall_e_has_its_own_revised_prompt(tmp_path: Path) -> None:
     """Three calls, three numbers, no usage."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            made = await bench.make(order(DALL_E, 3, style="natural"))
-        prompts, reports = merged(made)
-        assert prompts == dict.fromkeys(range(3), "A natural picture, told in more detail: un faro")
-        assert [report.usage for report in reports] == [None] * 3
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        made = await bench.make(order(DALL_E, 3, style="natural"))
+    prompts, reports = merged(made)
+    assert prompts == dict.fromkeys(range(3), "A natural picture, told in more detail: un faro")
+    assert [report.usage for report in reports] == [None] * 3
 
 
-def test_grok_says_who_served_and_what_it_cost(tmp_path: Path) -> None:
+async def test_grok_says_who_served_and_what_it_cost(tmp_path: Path) -> None:
     """To the tick, also where another model than the one asked for served at another price."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            made = await bench.make(order(GROK, 3))
-            prompts, (report,) = merged(made)
-            assert prompts == dict.fromkeys(range(3), "A picture, told in more detail: un faro")
-            assert (report.served, report.usd, report.usage) == ("grok-2-image-1212", Decimal("0.21"), None)
-            await bench.behave(GROK, "served_by_another")
-            _, (report,) = merged(await bench.make(order(GROK, 3)))
-            assert (report.served, report.usd) == ("grok-imagine-image-2.0", Decimal("0.12"))
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        made = await bench.make(order(GROK, 3))
+        prompts, (report,) = merged(made)
+        assert prompts == dict.fromkeys(range(3), "A picture, told in more detail: un faro")
+        assert (report.served, report.usd, report.usage) == ("grok-2-image-1212", Decimal("0.21"), None)
+        await bench.behave(GROK, "served_by_another")
+        _, (report,) = merged(await bench.make(order(GROK, 3)))
+        assert (report.served, report.usd) == ("grok-imagine-image-2.0", Decimal("0.12"))
 
 
 def replying(asked: list[bytes], *bodies: Any) -> Callable[[Peer], Any]:
@@ -501,7 +452,7 @@ def stored_bytes(bench: Bench, image: StoredImage) -> bytes:
     return (bench.root / image.path).read_bytes()
 
 
-def test_prompts_stay_with_their_pictures_where_items_are_missing_in_between(tmp_path: Path) -> None:
+async def test_prompts_stay_with_their_pictures_where_items_are_missing_in_between(tmp_path: Path) -> None:
     """Imagen: of four, the first and the third hold no picture. xAI: a flagged one is dropped although it has bytes."""
     one, two, three = (base64_png(seed) for seed in range(3))
     filtered = {"raiFilteredReason": "usage guidelines"}
@@ -521,60 +472,44 @@ def test_prompts_stay_with_their_pictures_where_items_are_missing_in_between(tmp
             {"b64_json": three, "revised_prompt": "last"},
         ]
     }
-
-    async def work() -> None:
-        async with raw_server(replying([], google)) as server, upstream(server.url, tmp_path) as bench:
-            made = await bench.make(order(IMAGEN, 4))
-            assert end_of(made) == "content_policy" and merged(made)[0] == {0: "first", 1: "second"}
-            assert [stored_bytes(bench, made.stored[number]) for number in (0, 1)] == [png(0), png(1)]
-        async with raw_server(replying([], grok)) as server, upstream(server.url, tmp_path / "grok") as bench:
-            made = await bench.make(order(GROK, 4))
-            assert end_of(made) == "content_policy" and sorted(made.stored) == [0, 2]
-            assert [stored_bytes(bench, made.stored[number]) for number in (0, 2)] == [png(0), png(2)]
-            prompts = merged(made)[0]
-            assert (prompts[0], prompts[2]) == ("first", "last")
-            assert not list(bench.root.glob("org/*/1.png"))
-
-    run(work())
+    async with raw_server(replying([], google)) as server, upstream(server.url, tmp_path) as bench:
+        made = await bench.make(order(IMAGEN, 4))
+        assert end_of(made) == "content_policy" and merged(made)[0] == {0: "first", 1: "second"}
+        assert [stored_bytes(bench, made.stored[number]) for number in (0, 1)] == [png(0), png(1)]
+    async with raw_server(replying([], grok)) as server, upstream(server.url, tmp_path / "grok") as bench:
+        made = await bench.make(order(GROK, 4))
+        assert end_of(made) == "content_policy" and sorted(made.stored) == [0, 2]
+        assert [stored_bytes(bench, made.stored[number]) for number in (0, 2)] == [png(0), png(2)]
+        prompts = merged(made)[0]
+        assert (prompts[0], prompts[2]) == ("first", "last")
+        assert not list(bench.root.glob("org/*/1.png"))
 
 
-def test_numbers_go_on_from_call_to_call_where_one_came_short(tmp_path: Path) -> None:
+async def test_numbers_go_on_from_call_to_call_where_one_came_short(tmp_path: Path) -> None:
     """Imagen, 4 + 4: the first reply lacks two; its numbers stay free, and the second's are 4 to 7."""
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            await bench.in_turn(IMAGEN, "rai_filtered", "ok", last=2)
-            made = await bench.make(order(IMAGEN, 8))
-            assert sorted(made.stored) in ([0, 1, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5])
-            assert end_of(made) == "content_policy"
-
-    run(work())
+    async with simulated(tmp_path) as bench:
+        await bench.in_turn(IMAGEN, "rai_filtered", "ok", last=2)
+        made = await bench.make(order(IMAGEN, 8))
+        assert sorted(made.stored) in ([0, 1, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5])
+        assert end_of(made) == "content_policy"
 
 
-def test_pictures_beyond_those_ordered_are_not_taken(tmp_path: Path) -> None:
+async def test_pictures_beyond_those_ordered_are_not_taken(tmp_path: Path) -> None:
     """Nobody pays for what nobody ordered."""
     items = [{"b64_json": base64_png(seed)} for seed in range(3)]
-
-    async def work() -> None:
-        async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
-            made = await bench.make(order(GPT, 2))
-            assert (sorted(made.stored), made.failures) == ([0, 1], [])
-
-    run(work())
+    async with raw_server(replying([], {"data": items})) as server, upstream(server.url, tmp_path) as bench:
+        made = await bench.make(order(GPT, 2))
+        assert (sorted(made.stored), made.failures) == ([0, 1], [])
 
 
-def test_a_usage_out_of_all_bounds_is_left_out_and_logged(tmp_path: Path) -> None:
+async def test_a_usage_out_of_all_bounds_is_left_out_and_logged(tmp_path: Path) -> None:
     """What an upstream says is written down with its order: the picture is delivered, and not what nobody can keep."""
     usage = {"total_tokens": 7, "note": "x" * USAGE_BYTES}
     reply = {"data": [{"b64_json": base64_png(0)}], "usage": usage}
-
-    async def work() -> None:
-        async with raw_server(replying([], reply)) as server, upstream(server.url, tmp_path) as bench:
-            with capture_logs() as lines:
-                made = await bench.make(order(GPT))
-        _, (report,) = merged(made)
-        assert (end_of(made), report.usage) == ("delivered", None)
-        (line,) = lines
-        assert line["event"] == "usage_left_out" and line["size_bytes"] > USAGE_BYTES
-
-    run(work())
+    async with raw_server(replying([], reply)) as server, upstream(server.url, tmp_path) as bench:
+        with capture_logs() as lines:
+            made = await bench.make(order(GPT))
+    _, (report,) = merged(made)
+    assert (end_of(made), report.usage) == ("delivered", None)
+    (line,) = lines
+    assert line["event"] == "usage_left_out" and line["size_bytes"] > USAGE_BYTES

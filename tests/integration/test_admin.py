@@ -124,7 +124,7 @@ def test_every_write_is_here() -> None:
 
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write[0])
 @pytest.mark.parametrize("times", [2, 20])
-def test_a_write_that_comes_again_is_done_once(
+async def test_a_write_that_comes_again_is_done_once(
     redis_url: str, ledger_url: str, write: tuple[str, str, str, dict[str, Any] | None, int], times: int
 ) -> None:
     """Twenty at once, and then one after the other: one row in the audit log, one status, one answer, one key shown.
@@ -132,192 +132,162 @@ def test_a_write_that_comes_again_is_done_once(
     Another request under the same idempotency key is 422 and changes nothing.
     """
     action, method, path, body, status = write
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            org = await desk.books.accounts.create_org("acme", "default")
-            issued = await desk.books.accounts.create_key("acme", "first")
-            if action == "org.resume":
-                await desk.books.accounts.suspend_org("acme")
-            before = len(await desk.audit(action))
-            where = path.replace("KEY", issued.key_id)
-            if "ORDER" in path:
-                where = path.replace("ORDER", await charged(desk, Caller(org.org_id, issued.key_id)))
-            replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
-            replies.append(await desk.ask(method, where, body, "once"))
-            assert [reply.status_code for reply in replies] == [status] * (times + 1)
-            fresh = [reply for reply in replies if "idempotent-replayed" not in reply.headers]
-            assert len(fresh) == 1
-            rows = [reply.json() for reply in replies]
-            told_once = ("key", "added")
-            assert all(without(row, *told_once) == without(rows[0], *told_once) for row in rows)
-            if "key" in rows[0]:
-                assert [row["key"] for row in rows if row["key"] is not None] == [fresh[0].json()["key"]]
-            if "added" in rows[0]:
-                assert [row["added"] for row in rows].count(True) == 1 and fresh[0].json()["added"]
-            assert len(await desk.audit(action)) == before + 1
-            other = await desk.ask("POST", "/orgs", {"name": "other"}, "once")
-            assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
-            assert (await desk.ask("GET", "/orgs/other")).status_code == 404
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        org = await desk.books.accounts.create_org("acme", "default")
+        issued = await desk.books.accounts.create_key("acme", "first")
+        if action == "org.resume":
+            await desk.books.accounts.suspend_org("acme")
+        before = len(await desk.audit(action))
+        where = path.replace("KEY", issued.key_id)
+        if "ORDER" in path:
+            where = path.replace("ORDER", await charged(desk, Caller(org.org_id, issued.key_id)))
+        replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
+        replies.append(await desk.ask(method, where, body, "once"))
+        assert [reply.status_code for reply in replies] == [status] * (times + 1)
+        fresh = [reply for reply in replies if "idempotent-replayed" not in reply.headers]
+        assert len(fresh) == 1
+        rows = [reply.json() for reply in replies]
+        told_once = ("key", "added")
+        assert all(without(row, *told_once) == without(rows[0], *told_once) for row in rows)
+        if "key" in rows[0]:
+            assert [row["key"] for row in rows if row["key"] is not None] == [fresh[0].json()["key"]]
+        if "added" in rows[0]:
+            assert [row["added"] for row in rows].count(True) == 1 and fresh[0].json()["added"]
+        assert len(await desk.audit(action)) == before + 1
+        other = await desk.ask("POST", "/orgs", {"name": "other"}, "once")
+        assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+        assert (await desk.ask("GET", "/orgs/other")).status_code == 404
 
 
-def test_a_write_that_changed_nothing_has_used_its_idempotency_key_too(redis_url: str, ledger_url: str) -> None:
+async def test_a_write_that_changed_nothing_has_used_its_idempotency_key_too(redis_url: str, ledger_url: str) -> None:
     """A credit and a rate that were there already: the key stands for that request, and no audit row is written."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            await desk.books.accounts.create_org("acme", "default")
-            for path, body, other in (
-                ("/orgs/acme/credits", {"id": "p", "type": "bonus", "mxn": "1.00"}, {"id": "q"}),
-                ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": "x"}, {"month": "2041-02"}),
-            ):
-                assert (await desk.ask("POST", path, body)).json()["added"] is True
-                first = await desk.ask("POST", path, body, f"k{path}")
-                assert first.json()["added"] is False and "idempotent-replayed" not in first.headers
-                again = await desk.ask("POST", path, body, f"k{path}")
-                assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
-                assert (await desk.ask("POST", path, {**body, **other}, f"k{path}")).status_code == 422
-            assert len(await desk.audit("credit.add")) == len(await desk.audit("fx.set")) == 1
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        await desk.books.accounts.create_org("acme", "default")
+        for path, body, other in (
+            ("/orgs/acme/credits", {"id": "p", "type": "bonus", "mxn": "1.00"}, {"id": "q"}),
+            ("/fx", {"month": "2041-01", "mxn_per_usd": "18", "source": "x"}, {"month": "2041-02"}),
+        ):
+            assert (await desk.ask("POST", path, body)).json()["added"] is True
+            first = await desk.ask("POST", path, body, f"k{path}")
+            assert first.json()["added"] is False and "idempotent-replayed" not in first.headers
+            again = await desk.ask("POST", path, body, f"k{path}")
+            assert again.json() == first.json() and again.headers["idempotent-replayed"] == "true"
+            assert (await desk.ask("POST", path, {**body, **other}, f"k{path}")).status_code == 422
+        assert len(await desk.audit("credit.add")) == len(await desk.audit("fx.set")) == 1
 
 
-def test_what_changed_nothing_is_no_row_of_the_audit_log(redis_url: str, ledger_url: str) -> None:
+async def test_what_changed_nothing_is_no_row_of_the_audit_log(redis_url: str, ledger_url: str) -> None:
     """A key that is revoked already, limits that are as they were: 200, and the idempotency key is used, too."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            await desk.books.accounts.create_org("acme", "default")
-            issued = await desk.books.accounts.create_key("acme", "web")
-            for action, method, path, body in (
-                ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}),
-                ("org.resume", "POST", "/orgs/acme/resume", None),
-                ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}),
-                ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "in_flight": None}),
-                ("key.limits", "PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "5.00"}),
-                ("key.revoke", "POST", f"/keys/{issued.key_id}/revoke", None),
-            ):
-                first = await desk.ask(method, path, body)
-                second = await desk.ask(method, path, body, action)
-                assert (second.status_code, second.json()) == (200, first.json())
-                assert (await desk.ask(method, path, body, action)).headers["idempotent-replayed"] == "true"
-                assert len(await desk.audit(action)) == 1
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        await desk.books.accounts.create_org("acme", "default")
+        issued = await desk.books.accounts.create_key("acme", "web")
+        for action, method, path, body in (
+            ("org.suspend", "POST", "/orgs/acme/suspend", {"reason": "chargeback"}),
+            ("org.resume", "POST", "/orgs/acme/resume", None),
+            ("org.plan", "POST", "/orgs/acme/plan", {"plan": "big"}),
+            ("org.limits", "PATCH", "/orgs/acme/limits", {"images_per_day": 5, "in_flight": None}),
+            ("key.limits", "PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "5.00"}),
+            ("key.revoke", "POST", f"/keys/{issued.key_id}/revoke", None),
+        ):
+            first = await desk.ask(method, path, body)
+            second = await desk.ask(method, path, body, action)
+            assert (second.status_code, second.json()) == (200, first.json())
+            assert (await desk.ask(method, path, body, action)).headers["idempotent-replayed"] == "true"
+            assert len(await desk.audit(action)) == 1
 
 
-def test_the_audit_log_spells_limits_as_the_api_does(redis_url: str, ledger_url: str) -> None:
+async def test_the_audit_log_spells_limits_as_the_api_does(redis_url: str, ledger_url: str) -> None:
     """Money is a decimal string, "none" lifts and null is the plan's, of an organisation and of a key."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            await desk.books.accounts.create_org("acme", "default")
-            issued = await desk.books.accounts.create_key("acme", "web")
-            sent: list[dict[str, Any]] = [
-                {"mxn_per_month": "5000.00", "images_per_day": "none"},
-                {"mxn_per_month": "none", "images_per_day": None},
-                {"mxn_per_month": None, "in_flight": 7},
-            ]
-            for body in sent:
-                assert (await desk.ask("PATCH", "/orgs/acme/limits", body)).status_code == 200
-            assert [row["details"] for row in reversed(await desk.audit("org.limits"))] == sent
-            await desk.ask("PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "0.84"})
-            assert [row["details"] for row in await desk.audit("key.limits")] == [{"mxn_per_month": "0.84"}]
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        await desk.books.accounts.create_org("acme", "default")
+        issued = await desk.books.accounts.create_key("acme", "web")
+        sent: list[dict[str, Any]] = [
+            {"mxn_per_month": "5000.00", "images_per_day": "none"},
+            {"mxn_per_month": "none", "images_per_day": None},
+            {"mxn_per_month": None, "in_flight": 7},
+        ]
+        for body in sent:
+            assert (await desk.ask("PATCH", "/orgs/acme/limits", body)).status_code == 200
+        assert [row["details"] for row in reversed(await desk.audit("org.limits"))] == sent
+        await desk.ask("PATCH", f"/keys/{issued.key_id}/limits", {"mxn_per_month": "0.84"})
+        assert [row["details"] for row in await desk.audit("key.limits")] == [{"mxn_per_month": "0.84"}]
 
 
 @pytest.mark.parametrize("life_d", [None, 90])
-def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
+async def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
     redis_url: str, ledger_url: str, life_d: int | None
 ) -> None:
     """The first new key may be lost with its answer: the second has not the short end that the overlap gave the old."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            await desk.books.accounts.create_org("acme", "default")
-            expires = None if life_d is None else utc_now() + timedelta(days=life_d)
-            key_id = (await desk.books.accounts.create_key("acme", "web", expires=expires)).key_id
-            lost, kept = [(await desk.ask("POST", f"/keys/{key_id}/rotate", {"overlap_h": 1})).json() for _ in range(2)]
-            last = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 1})).json()
-            again = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 0})).json()
-            for row in (lost, kept, last, again):
-                if life_d is None:
-                    assert row["expires_at"] is None
-                else:
-                    is_alive = datetime.fromisoformat(row["expires_at"]) - datetime.fromisoformat(row["created_at"])
-                    assert round(is_alive / timedelta(minutes=1)) == life_d * 24 * 60
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        await desk.books.accounts.create_org("acme", "default")
+        expires = None if life_d is None else utc_now() + timedelta(days=life_d)
+        key_id = (await desk.books.accounts.create_key("acme", "web", expires=expires)).key_id
+        lost, kept = [(await desk.ask("POST", f"/keys/{key_id}/rotate", {"overlap_h": 1})).json() for _ in range(2)]
+        last = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 1})).json()
+        again = (await desk.ask("POST", f"/keys/{lost['key_id']}/rotate", {"overlap_h": 0})).json()
+        for row in (lost, kept, last, again):
+            if life_d is None:
+                assert row["expires_at"] is None
+            else:
+                is_alive = datetime.fromisoformat(row["expires_at"]) - datetime.fromisoformat(row["created_at"])
+                assert round(is_alive / timedelta(minutes=1)) == life_d * 24 * 60
 
 
-def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path: Path) -> None:
+async def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path: Path) -> None:
     """Of a list, a write, the same once more, and refusals; and those that are always there, are."""
     told = document([row for row in operations() if row.security == "admin"])
-
-    async def work() -> None:
-        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
-            for method, name, key in (
-                ("POST", "a", "k"),
-                ("POST", "a", "k"),
-                ("POST", "b", "k"),
-                ("POST", "/", None),
-                ("GET", None, None),
-                ("GET", None, None),
-            ):
-                reply = await desk.ask(method, "/orgs", None if name is None else {"name": name}, key)
-                answer = told["paths"]["/admin/v1/orgs"][method.lower()]["responses"][str(reply.status_code)]
-                sent = set(reply.headers) - {"content-length", "content-type"}
-                always = {one for one in answer["headers"] if told["components"]["headers"][one]["required"]}
-                assert always <= sent <= set(answer["headers"])
-                desk.client.headers["authorization"] = desk.client.headers["authorization"] + (
-                    "x" if name is None else ""
-                )
-
-    run(work())
+    async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+        for method, name, key in (
+            ("POST", "a", "k"),
+            ("POST", "a", "k"),
+            ("POST", "b", "k"),
+            ("POST", "/", None),
+            ("GET", None, None),
+            ("GET", None, None),
+        ):
+            reply = await desk.ask(method, "/orgs", None if name is None else {"name": name}, key)
+            answer = told["paths"]["/admin/v1/orgs"][method.lower()]["responses"][str(reply.status_code)]
+            sent = set(reply.headers) - {"content-length", "content-type"}
+            always = {one for one in answer["headers"] if told["components"]["headers"][one]["required"]}
+            assert always <= sent <= set(answer["headers"])
+            desk.client.headers["authorization"] = desk.client.headers["authorization"] + ("x" if name is None else "")
 
 
 @pytest.mark.rule(33)
 @pytest.mark.parametrize("images", [1, 8])
-def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images: int) -> None:
+async def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images: int) -> None:
     """(rule 33) By both forms of its id; all refunds together are its charge, whichever address they came by."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            caller = await desk.books.org()
-            order = await charged(desk, caller, images)
-            public = f"req_{order.replace('-', '')}"
-            shown = (await desk.ask("GET", f"/orders/{public}")).json()
-            assert shown == (await desk.ask("GET", f"/orders/{order}")).json()
-            price = format_mxn(images * UNIT)
-            assert (shown["id"], shown["status"], shown["booked"]) == (public, "charged", True)
-            assert (shown["amount_mxn"], shown["refundable_mxn"], shown["refunds"]) == (price, price, [])
-            assert shown["images"][0]["url"] == f"https://images/{shown['images'][0]['path']}"
-            body = {"id": "r1", "type": "refund", "mxn": "0.04", "order": public, "reason": "x"}
-            credit = (await desk.ask("POST", "/orgs/acme/credits", body)).json()
-            assert credit == {**body, "org": caller.org_id, "added": True}
-            assert (await desk.ask("POST", "/orgs/acme/credits", body)).json()["added"] is False
-            refund = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
-            assert refund.status_code == 201
-            assert without(refund.json(), "at") == {
-                "id": f"refund-{order}-2",
-                "order": public,
-                "org": caller.org_id,
-                "mxn": format_mxn(images * UNIT - 40_000),
-                "reason": "blurred",
-                "charged_mxn": price,
-                "refunded_mxn": price,
-                "refundable_mxn": "0.00",
-            }
-            again = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
-            assert again.status_code == 400 and "refunded whole already" in again.json()["error"]["message"]
-            shown = (await desk.ask("GET", f"/orders/{order}")).json()
-            assert [one["mxn"] for one in shown["refunds"]] == ["0.04", refund.json()["mxn"]]
-            assert (shown["refunded_mxn"], shown["refundable_mxn"]) == (price, "0.00")
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        caller = await desk.books.org()
+        order = await charged(desk, caller, images)
+        public = f"req_{order.replace('-', '')}"
+        shown = (await desk.ask("GET", f"/orders/{public}")).json()
+        assert shown == (await desk.ask("GET", f"/orders/{order}")).json()
+        price = format_mxn(images * UNIT)
+        assert (shown["id"], shown["status"], shown["booked"]) == (public, "charged", True)
+        assert (shown["amount_mxn"], shown["refundable_mxn"], shown["refunds"]) == (price, price, [])
+        assert shown["images"][0]["url"] == f"https://images/{shown['images'][0]['path']}"
+        body = {"id": "r1", "type": "refund", "mxn": "0.04", "order": public, "reason": "x"}
+        credit = (await desk.ask("POST", "/orgs/acme/credits", body)).json()
+        assert credit == {**body, "org": caller.org_id, "added": True}
+        assert (await desk.ask("POST", "/orgs/acme/credits", body)).json()["added"] is False
+        refund = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
+        assert refund.status_code == 201
+        assert without(refund.json(), "at") == {
+            "id": f"refund-{order}-2",
+            "order": public,
+            "org": caller.org_id,
+            "mxn": format_mxn(images * UNIT - 40_000),
+            "reason": "blurred",
+            "charged_mxn": price,
+            "refunded_mxn": price,
+            "refundable_mxn": "0.00",
+        }
+        again = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
+        assert again.status_code == 400 and "refunded whole already" in again.json()["error"]["message"]
+        shown = (await desk.ask("GET", f"/orders/{order}")).json()
+        assert [one["mxn"] for one in shown["refunds"]] == ["0.04", refund.json()["mxn"]]
+        assert (shown["refunded_mxn"], shown["refundable_mxn"]) == (price, "0.00")
 
 
 @pytest.mark.rule(33)
@@ -347,129 +317,105 @@ def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, images:
         ("/orders/ghub_sk_live_nothing", None, 404, None),
     ],
 )
-def test_a_wrong_refund_names_its_field(
+async def test_a_wrong_refund_names_its_field(
     redis_url: str, tmp_path: Path, path: str, body: dict[str, str] | None, status: int, param: str | None
 ) -> None:
     """(rule 33) And gives nothing."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
-            caller = await desk.books.org()
-            order = await charged(desk, caller)
-            sent = body and {name: text.replace("ORDER", order) for name, text in body.items()}
-            reply = await desk.ask("POST" if body is not None else "GET", path.replace("ORDER", order), sent)
-            assert (reply.status_code, reply.json()["error"]["param"]) == (status, param), reply.text
-            assert (await desk.books.ledger.order(order)).refunds == ()
-
-    run(work())
+    async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+        caller = await desk.books.org()
+        order = await charged(desk, caller)
+        sent = body and {name: text.replace("ORDER", order) for name, text in body.items()}
+        reply = await desk.ask("POST" if body is not None else "GET", path.replace("ORDER", order), sent)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (status, param), reply.text
+        assert (await desk.books.ledger.order(order)).refunds == ()
 
 
 @pytest.mark.rule(2)
-def test_an_order_that_only_redis_could_know_is_503(redis_url: str, tmp_path: Path) -> None:
+async def test_an_order_that_only_redis_could_know_is_503(redis_url: str, tmp_path: Path) -> None:
     """(rule 2) While Redis is not projected nobody can say that there is none; what the ledger has is shown."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
-            order = await charged(desk, await desk.books.org())
-            await desk.books.redis.flushall()
-            assert (await desk.ask("GET", f"/orders/{uuid4()}")).status_code == 503
-            shown = (await desk.ask("GET", f"/orders/{order}")).json()
-            assert (shown["status"], shown["redis"]) == ("charged", None)
-            assert shown["redis_away"] == "Redis is not projected yet"
-
-    run(work())
+    async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+        order = await charged(desk, await desk.books.org())
+        await desk.books.redis.flushall()
+        assert (await desk.ask("GET", f"/orders/{uuid4()}")).status_code == 503
+        shown = (await desk.ask("GET", f"/orders/{order}")).json()
+        assert (shown["status"], shown["redis"]) == ("charged", None)
+        assert shown["redis_away"] == "Redis is not projected yet"
 
 
-def test_idempotency_keys_are_an_actors_own(redis_url: str, ledger_url: str) -> None:
+async def test_idempotency_keys_are_an_actors_own(redis_url: str, ledger_url: str) -> None:
     """The same key of another administrator is another request."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
-            token = mint(SECRET, ISSUER, "eva", "admin", utc_now(), timedelta(hours=1))
-            desk.client.headers["authorization"] = f"Bearer {token}"
-            assert (await desk.ask("POST", "/orgs", {"name": "b"}, "k")).status_code == 201
-            assert [row["actor"] for row in await desk.audit("org.create")] == ["jwt:eva", "jwt:ana"]
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
+        token = mint(SECRET, ISSUER, "eva", "admin", utc_now(), timedelta(hours=1))
+        desk.client.headers["authorization"] = f"Bearer {token}"
+        assert (await desk.ask("POST", "/orgs", {"name": "b"}, "k")).status_code == 201
+        assert [row["actor"] for row in await desk.audit("org.create")] == ["jwt:eva", "jwt:ana"]
 
 
-def test_a_refused_write_leaves_its_key_free(redis_url: str, ledger_url: str) -> None:
+async def test_a_refused_write_leaves_its_key_free(redis_url: str, ledger_url: str) -> None:
     """What was refused was not done: the corrected request may use the same key."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            assert (await desk.ask("POST", "/orgs", {"name": "a", "plan": "gold"}, "k")).status_code == 400
-            assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        assert (await desk.ask("POST", "/orgs", {"name": "a", "plan": "gold"}, "k")).status_code == 400
+        assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])
-def test_pages_show_every_row_once_while_rows_are_added(redis_url: str, ledger_url: str, most: int) -> None:
+async def test_pages_show_every_row_once_while_rows_are_added(redis_url: str, ledger_url: str, most: int) -> None:
     """Organisations, keys and the audit log: whatever was there when the first page was asked for, in its order."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            accounts = desk.books.accounts
-            org = await accounts.create_org("org 0", "default")
-            for number in range(1, 8):
-                await accounts.create_org(f"org {number}", "default")
-                await accounts.create_key("org 0", f"key {number}")
-            lists = [
-                ("/orgs", "name"),
-                (f"/orgs/{org.org_id}/keys", "name"),
-                ("/audit", "id"),
-                ("/audit?org=org 0", "id"),
-            ]
-            added = 0
-            for path, name in lists:
-                expected = [row[name] for row in await desk.pages(path, 100)]
-                sign = "&" if "?" in path else "?"
-                found, cursor = [], ""
-                while True:
-                    more = f"&cursor={cursor}" if cursor else ""
-                    page = (await desk.ask("GET", f"{path}{sign}limit={most}{more}")).json()
-                    found += [row[name] for row in page["data"]]
-                    cursor = page["next_cursor"]
-                    if cursor is None:
-                        break
-                    if len(found) < len(expected):  # else a list that grows by a row for each page never ends
-                        added += 1
-                        await accounts.create_org(f"late {added}", "default")
-                        await accounts.create_key("org 0", f"late {added}")
-                assert [one for one in found if one in expected] == expected
-                assert len(found) == len(set(found))
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        accounts = desk.books.accounts
+        org = await accounts.create_org("org 0", "default")
+        for number in range(1, 8):
+            await accounts.create_org(f"org {number}", "default")
+            await accounts.create_key("org 0", f"key {number}")
+        lists = [
+            ("/orgs", "name"),
+            (f"/orgs/{org.org_id}/keys", "name"),
+            ("/audit", "id"),
+            ("/audit?org=org 0", "id"),
+        ]
+        added = 0
+        for path, name in lists:
+            expected = [row[name] for row in await desk.pages(path, 100)]
+            sign = "&" if "?" in path else "?"
+            found, cursor = [], ""
+            while True:
+                more = f"&cursor={cursor}" if cursor else ""
+                page = (await desk.ask("GET", f"{path}{sign}limit={most}{more}")).json()
+                found += [row[name] for row in page["data"]]
+                cursor = page["next_cursor"]
+                if cursor is None:
+                    break
+                if len(found) < len(expected):  # else a list that grows by a row for each page never ends
+                    added += 1
+                    await accounts.create_org(f"late {added}", "default")
+                    await accounts.create_key("org 0", f"late {added}")
+            assert [one for one in found if one in expected] == expected
+            assert len(found) == len(set(found))
 
 
-def test_notices_of_one_moment_are_paged_without_a_gap(redis_url: str, ledger_url: str) -> None:
+async def test_notices_of_one_moment_are_paged_without_a_gap(redis_url: str, ledger_url: str) -> None:
     """One order may reach several thresholds at once; money is printed, images are counted."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, ledger_url) as desk:
-            org = await desk.books.accounts.create_org("acme", "default")
-            at = "2036-11-22T18:00:00.000001+00:00"
-            told = [
-                Notice(org.org_id, key_id, what, percent, "2036-11", 10_000_000, 8_000_000, moment)
-                for key_id in ("", "key_a", "key_b")
-                for what in ("images_per_day", "mxn_per_month")
-                for percent in (80, 100)
-                for moment in (at, at.replace("000001", "000002") if percent == 100 else at)
-            ]
-            await desk.books.ledger.book_notices(told)
-            whole = await desk.pages("/orgs/acme/notices", 100)
-            assert len(whole) == 12
-            assert [row["at"] for row in whole] == sorted((row["at"] for row in whole), reverse=True)
-            for most in (1, 2, 5):
-                assert await desk.pages("/orgs/acme/notices", most) == whole
-            money = next(row for row in whole if row["what"] == "mxn_per_month" and row["percent"] == 80)
-            assert (money["limit"], money["used"]) == ("10.00", "8.00")
-            images = next(row for row in whole if row["what"] == "images_per_day" and row["key_id"] is None)
-            assert (images["limit"], images["used"]) == (10_000_000, 8_000_000)
-
-    run(work())
+    async with open_desk(redis_url, ledger_url) as desk:
+        org = await desk.books.accounts.create_org("acme", "default")
+        at = "2036-11-22T18:00:00.000001+00:00"
+        told = [
+            Notice(org.org_id, key_id, what, percent, "2036-11", 10_000_000, 8_000_000, moment)
+            for key_id in ("", "key_a", "key_b")
+            for what in ("images_per_day", "mxn_per_month")
+            for percent in (80, 100)
+            for moment in (at, at.replace("000001", "000002") if percent == 100 else at)
+        ]
+        await desk.books.ledger.book_notices(told)
+        whole = await desk.pages("/orgs/acme/notices", 100)
+        assert len(whole) == 12
+        assert [row["at"] for row in whole] == sorted((row["at"] for row in whole), reverse=True)
+        for most in (1, 2, 5):
+            assert await desk.pages("/orgs/acme/notices", most) == whole
+        money = next(row for row in whole if row["what"] == "mxn_per_month" and row["percent"] == 80)
+        assert (money["limit"], money["used"]) == ("10.00", "8.00")
+        images = next(row for row in whole if row["what"] == "images_per_day" and row["key_id"] is None)
+        assert (images["limit"], images["used"]) == (10_000_000, 8_000_000)
 
 
 @pytest.mark.parametrize(
@@ -487,48 +433,36 @@ def test_notices_of_one_moment_are_paged_without_a_gap(redis_url: str, ledger_ur
     ],
 )
 @pytest.mark.parametrize("path", ["/orgs", "/orgs/acme/keys", "/orgs/acme/notices", "/audit"])
-def test_a_cursor_that_is_none_of_ours_is_400(redis_url: str, tmp_path: Any, path: str, cursor: str) -> None:
+async def test_a_cursor_that_is_none_of_ours_is_400(redis_url: str, tmp_path: Any, path: str, cursor: str) -> None:
     """It names `cursor`, whatever is in it."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
-            await desk.books.accounts.create_org("acme", "default")
-            reply = await desk.ask("GET", f"{path}?cursor={cursor}")
-            assert reply.status_code == 400 and reply.json()["error"]["param"] == "cursor", reply.text
-
-    run(work())
+    async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+        await desk.books.accounts.create_org("acme", "default")
+        reply = await desk.ask("GET", f"{path}?cursor={cursor}")
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == "cursor", reply.text
 
 
-def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: str, ledger_url: str) -> None:
+async def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: str, ledger_url: str) -> None:
     """The row of the idempotency key and what it did are one transaction: the second leaves nothing behind."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            once = IdempotentWrite("k", "f")
-            accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, "ana", once)
-            org = await accounts.create_org("a", "default")
-            with pytest.raises(DatabaseRefused):
-                await accounts.create_org("b", "default")
-            assert [one.name for one in await books.ledger.orgs()] == ["a"]
-            assert await books.ledger.written("ana", "k") == ("f", org.org_id)
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        once = IdempotentWrite("k", "f")
+        accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, "ana", once)
+        org = await accounts.create_org("a", "default")
+        with pytest.raises(DatabaseRefused):
+            await accounts.create_org("b", "default")
+        assert [one.name for one in await books.ledger.orgs()] == ["a"]
+        assert await books.ledger.written("ana", "k") == ("f", org.org_id)
 
 
 @pytest.mark.parametrize(
     ("field", "kind", "micro"), [("type", "gift", 1), ("mxn", "refund", -1), ("mxn", "adjustment", 0)]
 )
-def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, kind: str, micro: int) -> None:
+async def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, kind: str, micro: int) -> None:
     """As JSON spells it; a command puts its dashes before it."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            await books.accounts.create_org("acme", "default")
-            with pytest.raises(WrongField) as caught:
-                await books.accounts.add_credit("acme", "p", kind, micro)
-            assert caught.value.field == field and "--" not in caught.value.why
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        await books.accounts.create_org("acme", "default")
+        with pytest.raises(WrongField) as caught:
+            await books.accounts.add_credit("acme", "p", kind, micro)
+        assert caught.value.field == field and "--" not in caught.value.why
 
 
 def test_a_key_is_written_down_nowhere(redis_url: str, tmp_path: Path) -> None:
@@ -582,56 +516,50 @@ def test_without_redis_the_record_is_still_written_and_read(tmp_path: Path) -> N
             valkey.stop()
 
 
-def test_while_the_ledger_is_away_only_a_safe_write_is_to_be_sent_again(redis_url: str, tmp_path: Path) -> None:
+async def test_while_the_ledger_is_away_only_a_safe_write_is_to_be_sent_again(redis_url: str, tmp_path: Path) -> None:
     """503; `x-should-retry` is true for a read, and for a write with an idempotency key, which then is done once."""
-
-    async def work() -> None:
-        async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
-            holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
-            holder.execute("BEGIN EXCLUSIVE")
-            body = {"name": "acme"}
-            bare, keyed = await asyncio.gather(desk.ask("POST", "/orgs", body), desk.ask("POST", "/orgs", body, "k"))
-            holder.close()
-            for reply, retry in ((bare, "false"), (keyed, "true")):
-                assert (reply.status_code, reply.headers["x-should-retry"]) == (503, retry), reply.text
-                assert "locked" not in reply.text
-            assert (await desk.ask("POST", "/orgs", body, "k")).status_code == 201
-            assert len(await desk.audit("org.create")) == 1
-
-    run(work())
+    async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
+        holder = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        body = {"name": "acme"}
+        bare, keyed = await asyncio.gather(desk.ask("POST", "/orgs", body), desk.ask("POST", "/orgs", body, "k"))
+        holder.close()
+        for reply, retry in ((bare, "false"), (keyed, "true")):
+            assert (reply.status_code, reply.headers["x-should-retry"]) == (503, retry), reply.text
+            assert "locked" not in reply.text
+        assert (await desk.ask("POST", "/orgs", body, "k")).status_code == 201
+        assert len(await desk.audit("org.create")) == 1
 
 
-def test_a_keys_reading_format_and_pages_are_set_shown_and_kept_by_a_rotation(redis_url: str, tmp_path: Path) -> None:
+async def test_a_keys_reading_format_and_pages_are_set_shown_and_kept_by_a_rotation(
+    redis_url: str, tmp_path: Path
+) -> None:
     """With their defaults, as in the audit log; what is wrong is a sentence that names the field."""
+    async with open_desk(redis_url, str(tmp_path / "l.db")) as desk:
+        await desk.books.accounts.create_org("acme", "default")
 
-    async def work() -> None:
-        async with open_desk(redis_url, str(tmp_path / "l.db")) as desk:
-            await desk.books.accounts.create_org("acme", "default")
+        async def made(**body: Any) -> tuple[Any, ...]:
+            row = (await desk.ask("POST", "/orgs/acme/keys", {"name": "web", **body})).json()
+            rotated = (await desk.ask("POST", f"/keys/{row['key_id']}/rotate", {"overlap_h": 1})).json()
+            names = ("read", "response_format", "origins")
+            rows = {one["key_id"]: one for one in await desk.pages("/orgs/acme/keys", 100)}
+            told = {tuple(str(one[name]) for name in names) for one in (row, rotated, rows[rotated["key_id"]])}
+            assert len(told) == 1
+            return tuple(row[name] for name in names)
 
-            async def made(**body: Any) -> tuple[Any, ...]:
-                row = (await desk.ask("POST", "/orgs/acme/keys", {"name": "web", **body})).json()
-                rotated = (await desk.ask("POST", f"/keys/{row['key_id']}/rotate", {"overlap_h": 1})).json()
-                names = ("read", "response_format", "origins")
-                rows = {one["key_id"]: one for one in await desk.pages("/orgs/acme/keys", 100)}
-                told = {tuple(str(one[name]) for name in names) for one in (row, rotated, rows[rotated["key_id"]])}
-                assert len(told) == 1
-                return tuple(row[name] for name in names)
-
-            assert await made() == ("org", "url", [])
-            assert await made(models=["fal/flux-1.1-pro"]) == ("own", "url", [])
-            assert await made(models=["fal/flux-1.1-pro"], read="org") == ("org", "url", [])
-            asked: dict[str, Any] = {"read": "own", "response_format": "b64_json", "origins": ["https://a.mx"]}
-            assert await made(**asked) == ("own", "b64_json", ["https://a.mx"])
-            assert (await desk.audit("key.create"))[0]["details"].items() >= asked.items()
-            for field, value in (
-                ("read", "all"),
-                ("response_format", "png"),
-                ("origins", "https://a.mx"),
-                ("origins", ["https://a.mx/"]),
-                ("origins", [f"https://{number}.mx" for number in range(21)]),
-            ):
-                refused = await desk.ask("POST", "/orgs/acme/keys", {"name": "web", field: value})
-                error = refused.json()["error"]
-                assert (refused.status_code, error["param"]) == (400, field) and f"`{field}`" in error["message"]
-
-    run(work())
+        assert await made() == ("org", "url", [])
+        assert await made(models=["fal/flux-1.1-pro"]) == ("own", "url", [])
+        assert await made(models=["fal/flux-1.1-pro"], read="org") == ("org", "url", [])
+        asked: dict[str, Any] = {"read": "own", "response_format": "b64_json", "origins": ["https://a.mx"]}
+        assert await made(**asked) == ("own", "b64_json", ["https://a.mx"])
+        assert (await desk.audit("key.create"))[0]["details"].items() >= asked.items()
+        for field, value in (
+            ("read", "all"),
+            ("response_format", "png"),
+            ("origins", "https://a.mx"),
+            ("origins", ["https://a.mx/"]),
+            ("origins", [f"https://{number}.mx" for number in range(21)]),
+        ):
+            refused = await desk.ask("POST", "/orgs/acme/keys", {"name": "web", field: value})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"]) == (400, field) and f"`{field}`" in error["message"]

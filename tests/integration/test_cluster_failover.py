@@ -18,7 +18,6 @@ from metering.wallet.connection import BUSY_FACTOR, open_redis, warm_up
 from metering.wallet.projection import Projector
 from metering.wallet.values import Close, Verdict
 from metering.wallet.wallet import Wallet
-from tests.conftest import run
 from tests.integration.test_wallet_away import QUICK
 from tests.kits.books import (
     UNIT,
@@ -136,150 +135,132 @@ def freeze(node: Node) -> None:
 
 
 @pytest.mark.parametrize("lose", [kill, pytest.param(freeze, marks=long)])
-def test_a_lost_master_is_replaced_under_load(cluster: Cluster, tmp_path: Path, lose: Callable[[Node], None]) -> None:
+async def test_a_lost_master_is_replaced_under_load(
+    cluster: Cluster, tmp_path: Path, lose: Callable[[Node], None]
+) -> None:
     """Its partitions are refused at once and come back by themselves; the others go on; the books are right."""
-
-    async def work() -> None:
-        async with company(cluster, f"sqlite:///{tmp_path}/l.db") as load:
-            lost = cluster.masters[0]
-            mine, replica = cluster.partitions_of(lost), cluster.replica_of(lost)
-            from_s = time.monotonic()
-            lose(lost)
-            back_s = await load.admitted_since(mine, from_s + 0.5)
-            p99_s, share = report(lose.__name__, load, mine, from_s, back_s)
-            assert replica.role == "master"
-            assert p99_s < BUSY_FACTOR * QUICK.decision_s + 0.1
-            assert share < MAX_REFUSED
-            if lost.process is None:
-                lost.start()
-            else:
-                lost.thaw()
-            await asyncio.to_thread(cluster.settle)
-            assert lost.role == "slave"
-            with pytest.raises(MovedError):
-                lost.ask("SET", keys.mark(min(mine)), "stale")
-            await load.admitted_since(set(range(keys.PARTITIONS)), time.monotonic())
-
-    run(work())
+    async with company(cluster, f"sqlite:///{tmp_path}/l.db") as load:
+        lost = cluster.masters[0]
+        mine, replica = cluster.partitions_of(lost), cluster.replica_of(lost)
+        from_s = time.monotonic()
+        lose(lost)
+        back_s = await load.admitted_since(mine, from_s + 0.5)
+        p99_s, share = report(lose.__name__, load, mine, from_s, back_s)
+        assert replica.role == "master"
+        assert p99_s < BUSY_FACTOR * QUICK.decision_s + 0.1
+        assert share < MAX_REFUSED
+        if lost.process is None:
+            lost.start()
+        else:
+            lost.thaw()
+        await asyncio.to_thread(cluster.settle)
+        assert lost.role == "slave"
+        with pytest.raises(MovedError):
+            lost.ask("SET", keys.mark(min(mine)), "stale")
+        await load.admitted_since(set(range(keys.PARTITIONS)), time.monotonic())
 
 
 @long
-def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -> None:
     """CLUSTER FAILOVER, to the replica and back: nothing is lost, and no customer of another partition notices."""
-
-    async def work() -> None:
-        async with company(cluster, f"sqlite:///{tmp_path}/l.db") as load:
-            master = cluster.masters[1]
-            mine, replica = cluster.partitions_of(master), cluster.replica_of(master)
-            for successor in (replica, master):
-                from_s = time.monotonic()
-                await asyncio.to_thread(cluster.switch, successor)
-                back_s = await load.admitted_since(mine, time.monotonic())
-                _, share = report("planned", load, mine, from_s, back_s)
-                assert share < MAX_REFUSED
-                await asyncio.to_thread(cluster.settle)
-
-    run(work())
+    async with company(cluster, f"sqlite:///{tmp_path}/l.db") as load:
+        master = cluster.masters[1]
+        mine, replica = cluster.partitions_of(master), cluster.replica_of(master)
+        for successor in (replica, master):
+            from_s = time.monotonic()
+            await asyncio.to_thread(cluster.switch, successor)
+            back_s = await load.admitted_since(mine, time.monotonic())
+            _, share = report("planned", load, mine, from_s, back_s)
+            assert share < MAX_REFUSED
+            await asyncio.to_thread(cluster.settle)
 
 
-def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Cluster, tmp_path: Path) -> None:
+async def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Cluster, tmp_path: Path) -> None:
     """The replica had not heard of them: those that are booked stay charged, those that are not a journal brings back.
 
     Until its wallets are made anew from the ledger, the partition is away: no number is given twice, and an order whose
     end the ledger has cannot be settled again.
     """
+    async with open_books(cluster.url, tmp_path / "l.db", now_us=0) as books:
+        callers = await everywhere(books)
+        caller = callers[0]
+        master = cluster.master_of(keys.partition_of(caller.org_id))
+        replica = cluster.replica_of(master)
+        load = Load(books.wallet, [])
+        await load.order(caller, "known")
+        await books.admit(caller, "replicated")
+        await books.admit(caller, "voided")
+        master.ask("WAIT", 1, 1_000)
+        replica.freeze()
+        master.ask("CLIENT KILL TYPE replica")
+        await books.settle(caller, "replicated")
+        await books.wallet.void(caller.org_id, "voided", "test")
+        await load.order(caller, "booked")
+        await drain(books)
+        await load.order(caller, "not booked")
+        assert (await books.cut(caller)).number == 5
+        master.kill()
+        replica.thaw()
+        await asyncio.to_thread(wait_for, lambda: replica.role == "master", "the replica was not promoted")
+        assert int(replica.redis.hget(keys.OrgKeys(caller.org_id).wallet, "number") or 0) == 1
 
-    async def work() -> None:
-        async with open_books(cluster.url, tmp_path / "l.db", now_us=0) as books:
-            callers = await everywhere(books)
-            caller = callers[0]
-            master = cluster.master_of(keys.partition_of(caller.org_id))
-            replica = cluster.replica_of(master)
-            load = Load(books.wallet, [])
-            await load.order(caller, "known")
-            await books.admit(caller, "replicated")
-            await books.admit(caller, "voided")
-            master.ask("WAIT", 1, 1_000)
-            replica.freeze()
-            master.ask("CLIENT KILL TYPE replica")
-            await books.settle(caller, "replicated")
-            await books.wallet.void(caller.org_id, "voided", "test")
-            await load.order(caller, "booked")
-            await drain(books)
-            await load.order(caller, "not booked")
-            assert (await books.cut(caller)).number == 5
-            master.kill()
-            replica.thaw()
-            await asyncio.to_thread(wait_for, lambda: replica.role == "master", "the replica was not promoted")
-            assert int(replica.redis.hget(keys.OrgKeys(caller.org_id).wallet, "number") or 0) == 1
+        await until_found(books)
+        assert await books.projector.missing(None) == len(cluster.partitions_of(replica))
+        await drain(books)
+        await books.projector.round()
+        cut = await patiently(lambda: books.cut(caller))
+        assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (4, 3 * UNIT, 0)
+        again = await books.settle(caller, "replicated")
+        assert (again.close, (await books.cut(caller)).number) == (Close.CHARGED, 4)
 
-            await until_found(books)
-            assert await books.projector.missing(None) == len(cluster.partitions_of(replica))
-            await drain(books)
-            await books.projector.round()
-            cut = await patiently(lambda: books.cut(caller))
-            assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (4, 3 * UNIT, 0)
-            again = await books.settle(caller, "replicated")
-            assert (again.close, (await books.cut(caller)).number) == (Close.CHARGED, 4)
-
-            (lost,) = await unbooked(books, load)
-            assert lost.request_id == "not booked"
-            await books.wallet.replay(lost)
-            assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
-            await drain(books)
-            assert await differences(books) == []
-            cut = await books.cut(caller)
-            assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (5, 4 * UNIT, UNIT)
-
-    run(work())
+        (lost,) = await unbooked(books, load)
+        assert lost.request_id == "not booked"
+        await books.wallet.replay(lost)
+        assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
+        await drain(books)
+        assert await differences(books) == []
+        cut = await books.cut(caller)
+        assert (cut.number, cut.charged_micro_mxn, cut.held_micro_mxn) == (5, 4 * UNIT, UNIT)
 
 
-def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -> None:
     """Back before its replica took over, from a file that is up to a second old: its partitions are made anew, too."""
-
-    async def work() -> None:
-        async with open_books(cluster.url, tmp_path / "l.db") as books:
-            callers = await everywhere(books)
-            master = cluster.masters[2]
-            mine = cluster.partitions_of(master)
-            for caller in callers:
-                await books.charge(caller, caller.org_id)
-            await drain(books)
-            master.kill()
-            master.start()
-            await asyncio.to_thread(cluster.settle)
-            await until_found(books)
-            assert await books.projector.missing(None) == len(mine)
-            await books.projector.round()
-            assert await books.projector.missing(None) == 0
-            for caller in callers:
-                assert (await books.cut(caller)).charged_micro_mxn == UNIT
-            assert await differences(books) == []
-
-    run(work())
+    async with open_books(cluster.url, tmp_path / "l.db") as books:
+        callers = await everywhere(books)
+        master = cluster.masters[2]
+        mine = cluster.partitions_of(master)
+        for caller in callers:
+            await books.charge(caller, caller.org_id)
+        await drain(books)
+        master.kill()
+        master.start()
+        await asyncio.to_thread(cluster.settle)
+        await until_found(books)
+        assert await books.projector.missing(None) == len(mine)
+        await books.projector.round()
+        assert await books.projector.missing(None) == 0
+        for caller in callers:
+            assert (await books.cut(caller)).charged_micro_mxn == UNIT
+        assert await differences(books) == []
 
 
 @pytest.mark.rule(2)
 @long
-def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
     """A revocation holds at once where the master lives, and from the first answer on where it was away (rule 2)."""
-
-    async def work() -> None:
-        async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
-            callers = await everywhere(books)
-            master = cluster.masters[0]
-            mine = cluster.partitions_of(master)
-            master.kill()
-            for caller in callers:
-                await books.accounts.revoke_key(caller.key_id)
-            await books.projector.round()
-            for caller in callers:
-                if keys.partition_of(caller.org_id) not in mine:
-                    assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"
-            await asyncio.to_thread(wait_for, lambda: len(cluster.masters) == 3, "the replica was not promoted")
-            await until_found(books)
-            await books.projector.round()
-            for caller in callers:
+    async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
+        callers = await everywhere(books)
+        master = cluster.masters[0]
+        mine = cluster.partitions_of(master)
+        master.kill()
+        for caller in callers:
+            await books.accounts.revoke_key(caller.key_id)
+        await books.projector.round()
+        for caller in callers:
+            if keys.partition_of(caller.org_id) not in mine:
                 assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"
-
-    run(work())
+        await asyncio.to_thread(wait_for, lambda: len(cluster.masters) == 3, "the replica was not promoted")
+        await until_found(books)
+        await books.projector.round()
+        for caller in callers:
+            assert (await books.wallet.read(caller.org_id, caller.key_id)).key_state == "revoked"

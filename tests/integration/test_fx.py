@@ -76,40 +76,32 @@ def test_a_missing_rate_is_alarmed_three_days_before(
     assert rates_of(tmp_path, *known).missing(at_us) == missing
 
 
-def test_a_new_rate_is_seen_and_an_absent_table_leaves_the_last_reading(tmp_path: Path) -> None:
+async def test_a_new_rate_is_seen_and_an_absent_table_leaves_the_last_reading(tmp_path: Path) -> None:
     """A refresh reads the table anew; while the database is away the last reading stands."""
+    ledger = SqliteLedger(tmp_path / "l.db")
+    await ledger.migrate()
+    rates = FxTable(ledger, 48)
+    await rates.refresh()
+    with pytest.raises(FxRateMissing):
+        rates.rate_for("2036-11", unix_us_at(EARLY))
+    await ledger.add_rate(NOVEMBER, EARLY)
+    await rates.refresh()
+    assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
+    await ledger.aclose()
 
-    async def work() -> None:
-        ledger = SqliteLedger(tmp_path / "l.db")
-        await ledger.migrate()
-        rates = FxTable(ledger, 48)
+    nowhere = SqliteLedger(tmp_path / "unmigrated.db")
+    rates._ledger = nowhere
+    with pytest.raises(LedgerAway):
         await rates.refresh()
-        with pytest.raises(FxRateMissing):
-            rates.rate_for("2036-11", unix_us_at(EARLY))
-        await ledger.add_rate(NOVEMBER, EARLY)
-        await rates.refresh()
-        assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
-        await ledger.aclose()
-
-        nowhere = SqliteLedger(tmp_path / "unmigrated.db")
-        rates._ledger = nowhere
-        with pytest.raises(LedgerAway):
-            await rates.refresh()
-        assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
-        await nowhere.aclose()
-
-    run(work())
+    assert rates.rate_for("2036-11", unix_us_at(EARLY)) == NOVEMBER
+    await nowhere.aclose()
 
 
-def test_the_seed_fills_an_empty_table_and_nothing_else(tmp_path: Path) -> None:
+async def test_the_seed_fills_an_empty_table_and_nothing_else(tmp_path: Path) -> None:
     """A rate that somebody set is never touched by the file that ships."""
-
-    async def work() -> None:
-        ledger = SqliteLedger(tmp_path / "l.db")
-        await ledger.migrate()
-        await seed(ledger, [NOVEMBER])
-        await seed(ledger, [FxRate("2036-11", Decimal(99), "other"), FxRate("2099-12", Decimal(99), "other")])
-        assert await ledger.rates() == [NOVEMBER]
-        await ledger.aclose()
-
-    run(work())
+    ledger = SqliteLedger(tmp_path / "l.db")
+    await ledger.migrate()
+    await seed(ledger, [NOVEMBER])
+    await seed(ledger, [FxRate("2036-11", Decimal(99), "other"), FxRate("2099-12", Decimal(99), "other")])
+    assert await ledger.rates() == [NOVEMBER]
+    await ledger.aclose()

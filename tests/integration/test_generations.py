@@ -99,56 +99,44 @@ def paths(asked: AdmittedOrder, *indexes: int) -> set[str]:
     return {f"{CALLER.org_id}/{asked.order_id}/{index}.png" for index in indexes}
 
 
-def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> None:
+async def test_what_was_ordered_is_stored_charged_and_delivered(tmp_path: Path) -> None:
     """In the order of its numbers, whatever came first; bytes, size and hash are those of the upstream."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=3))
-        provider = ScriptedProvider(*(picture(index, whole(png(index))) for index in (2, 0, 1)))
-        ended = await generate(wallet, tmp_path, provider, asked)
-        assert ended.delivery is not None
-        assert [image.path for image in ended.delivery.result.images] == sorted(paths(asked, 0, 1, 2))
-        assert [(tmp_path / image.path).read_bytes() for image in ended.delivery.result.images] == [
-            png(i) for i in range(3)
-        ]
-        assert (ended.delivery.result.cost_micro_mxn, ended.delivery.available_micro_mxn) == (3 * UNIT, 7)
-        assert wallet.charges == [(3 * UNIT, ended.delivery.result.images)] and not wallet.voids
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=3))
+    provider = ScriptedProvider(*(picture(index, whole(png(index))) for index in (2, 0, 1)))
+    ended = await generate(wallet, tmp_path, provider, asked)
+    assert ended.delivery is not None
+    assert [image.path for image in ended.delivery.result.images] == sorted(paths(asked, 0, 1, 2))
+    assert [(tmp_path / image.path).read_bytes() for image in ended.delivery.result.images] == [
+        png(i) for i in range(3)
+    ]
+    assert (ended.delivery.result.cost_micro_mxn, ended.delivery.available_micro_mxn) == (3 * UNIT, 7)
+    assert wallet.charges == [(3 * UNIT, ended.delivery.result.images)] and not wallet.voids
 
 
 @pytest.mark.rule(5)
 @pytest.mark.parametrize("inline", [True, False])
-def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, inline: bool) -> None:
+async def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path: Path, inline: bool) -> None:
     """Two of three (rule 5): the third, cut off while it arrived, leaves nothing behind."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=3), generate_s=STORED_S, reply_s=60)
-        streams = [whole(png(0)), whole(png(1)), hanging(png(2)[:40])]
-        pictures = [picture(index, chunks, inline=inline) for index, chunks in enumerate(streams)]
-        ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
-        assert ended.delivery is not None and ended.took_s < 60
-        assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 1)
-        assert [amount for amount, _ in wallet.charges] == [2 * UNIT] and not wallet.voids
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=3), generate_s=STORED_S, reply_s=60)
+    streams = [whole(png(0)), whole(png(1)), hanging(png(2)[:40])]
+    pictures = [picture(index, chunks, inline=inline) for index, chunks in enumerate(streams)]
+    ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
+    assert ended.delivery is not None and ended.took_s < 60
+    assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 1)
+    assert [amount for amount, _ in wallet.charges] == [2 * UNIT] and not wallet.voids
 
 
-def test_at_the_deadline_without_an_image_the_order_is_void(tmp_path: Path) -> None:
+async def test_at_the_deadline_without_an_image_the_order_is_void(tmp_path: Path) -> None:
     """504, nothing charged, nothing left."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=8), generate_s=0.1, reply_s=5)
-        provider = ScriptedProvider(*(picture(index, hanging(b"")) for index in range(8)))
-        ended = await generate(wallet, tmp_path, provider, asked)
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
-        assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=8), generate_s=0.1, reply_s=5)
+    provider = ScriptedProvider(*(picture(index, hanging(b"")) for index in range(8)))
+    ended = await generate(wallet, tmp_path, provider, asked)
+    assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+    assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
 
 
 @pytest.mark.parametrize("late_s", [0.0, -5.0])
-def test_an_order_whose_time_is_over_before_it_begins_is_void(tmp_path: Path, late_s: float) -> None:
+async def test_an_order_whose_time_is_over_before_it_begins_is_void(tmp_path: Path, late_s: float) -> None:
     """Nothing is asked of the upstream."""
     asked_upstream = []
 
@@ -158,17 +146,14 @@ def test_an_order_whose_time_is_over_before_it_begins_is_void(tmp_path: Path, la
             await asyncio.sleep(0.01)
             yield picture(0, whole(png()))
 
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, Counting(), job(order(), generate_s=late_s, reply_s=late_s))
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE
-        assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
-
-    run(work())
+    wallet = ScriptedWallet()
+    ended = await generate(wallet, tmp_path, Counting(), job(order(), generate_s=late_s, reply_s=late_s))
+    assert ended.error is not None and ended.error.kind is Kind.DEADLINE
+    assert (wallet.voids, wallet.settlements, files(tmp_path)) == (["deadline"], 0, set())
     assert asked_upstream == []
 
 
-def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path: Path) -> None:
+async def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path: Path) -> None:
     """An upstream that lets go of its call too late: error, void, and the stored image is removed."""
 
     class Clinging(ScriptedProvider):
@@ -179,13 +164,10 @@ def test_no_settlement_starts_when_the_reply_could_not_be_sent_any_more(tmp_path
             finally:
                 await asyncio.sleep(0.3)
 
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, Clinging(), job(order(n=2), generate_s=1.0, reply_s=1.1))
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE
-        assert (wallet.settlements, wallet.voids, files(tmp_path)) == (0, ["not_settled"], set())
-
-    run(work())
+    wallet = ScriptedWallet()
+    ended = await generate(wallet, tmp_path, Clinging(), job(order(n=2), generate_s=1.0, reply_s=1.1))
+    assert ended.error is not None and ended.error.kind is Kind.DEADLINE
+    assert (wallet.settlements, wallet.voids, files(tmp_path)) == (0, ["not_settled"], set())
 
 
 # --- settlement -------------------------------------------------------------------------------------------------------
@@ -197,109 +179,87 @@ def one_image() -> ScriptedProvider:
 
 @pytest.mark.rule(9)
 @pytest.mark.parametrize("step", ["yes", "away", "refused", "unheard"])
-def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path, step: str) -> None:
+async def test_a_cancel_during_settlement_neither_loses_nor_doubles_it(tmp_path: Path, step: str) -> None:
     """The close that has begun goes on to its own end (rule 9): charged with its image, or void without."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
-        wallet.gate.clear()
-        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as making:
-            task = making.start(asked)
-            await wallet.settling.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            wallet.gate.set()
-            await making.drain()
-            if step == "refused":
-                assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
-            else:
-                assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
-
-    run(work())
+    wallet, asked = ScriptedWallet(step), job(order(), reply_s=31)
+    wallet.gate.clear()
+    async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as making:
+        task = making.start(asked)
+        await wallet.settling.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        wallet.gate.set()
+        await making.drain()
+        if step == "refused":
+            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
+        else:
+            assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
 
 
-def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
+async def test_a_cancel_before_settlement_is_a_void(tmp_path: Path) -> None:
     """The upstream's call is left, nothing is charged, and drain waits for the void."""
+    wallet = ScriptedWallet()
+    reading = asyncio.Event()
 
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        reading = asyncio.Event()
+    async def chunks() -> AsyncIterator[bytes]:
+        yield png()[:40]
+        reading.set()
+        await asyncio.Event().wait()
 
-        async def chunks() -> AsyncIterator[bytes]:
-            yield png()[:40]
-            reading.set()
-            await asyncio.Event().wait()
-
-        async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}) as making:
-            task = making.start(job(order()))
-            await reading.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            await making.drain()
-            assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["fault"], set())
-
-    run(work())
+    async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider(picture(0, chunks))}) as making:
+        task = making.start(job(order()))
+        await reading.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await making.drain()
+        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["fault"], set())
 
 
-def test_a_settlement_is_repeated_until_redis_answers(tmp_path: Path) -> None:
+async def test_a_settlement_is_repeated_until_redis_answers(tmp_path: Path) -> None:
     """Two tries without a verdict, then a yes: one charge, and a 200."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet("away", "unheard"), job(order())
-        ended = await generate(wallet, tmp_path, one_image(), asked)
-        assert ended.delivery is not None and wallet.settlements == 3
-        assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
-
-    run(work())
+    wallet, asked = ScriptedWallet("away", "unheard"), job(order())
+    ended = await generate(wallet, tmp_path, one_image(), asked)
+    assert ended.delivery is not None and wallet.settlements == 3
+    assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
 
 
-def test_a_refused_settlement_is_an_error_without_images(tmp_path: Path) -> None:
+async def test_a_refused_settlement_is_an_error_without_images(tmp_path: Path) -> None:
     """The hold had died: the order is void and its images are removed."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet("refused")
-        ended = await generate(wallet, tmp_path, one_image(), job(order()))
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
-        assert (wallet.settlements, wallet.voids, files(tmp_path)) == (1, ["not_settled"], set())
-
-    run(work())
+    wallet = ScriptedWallet("refused")
+    ended = await generate(wallet, tmp_path, one_image(), job(order()))
+    assert ended.error is not None and ended.error.kind is Kind.DEADLINE and not ended.error.retry
+    assert (wallet.settlements, wallet.voids, files(tmp_path)) == (1, ["not_settled"], set())
 
 
 @pytest.mark.rule(8)
-def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: Path) -> None:
+async def test_without_a_verdict_and_with_a_living_hold_the_journal_answers(tmp_path: Path) -> None:
     """Redis away (rule 8): a 200 that says nothing of the balance, charged once as soon as Redis is back."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=4)
-        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
-            delivery = await running.start(asked)
-            assert delivery.available_micro_mxn is None and delivery.result.cost_micro_mxn == UNIT
-            assert wallet.charges == [] and wallet.settlements > 1
-            await running.open_orders.round()
-            await running.open_orders.round()
-        assert wallet.charges == [(UNIT, delivery.result.images)]
-        assert (wallet.voids, files(tmp_path)) == ([], paths(asked, 0))
-
-    run(work())
+    wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=4)
+    async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+        delivery = await running.start(asked)
+        assert delivery.available_micro_mxn is None and delivery.result.cost_micro_mxn == UNIT
+        assert wallet.charges == [] and wallet.settlements > 1
+        await running.open_orders.round()
+        await running.open_orders.round()
+    assert wallet.charges == [(UNIT, delivery.result.images)]
+    assert (wallet.voids, files(tmp_path)) == ([], paths(asked, 0))
 
 
 @pytest.mark.parametrize("hold_s", [0.0, 0.45])
-def test_a_settlement_without_a_verdict_for_a_dead_hold_is_an_error_and_a_void(tmp_path: Path, hold_s: float) -> None:
+async def test_a_settlement_without_a_verdict_for_a_dead_hold_is_an_error_and_a_void(
+    tmp_path: Path, hold_s: float
+) -> None:
     """Dead by this machine's own clock, before the settlement or while it was tried: nobody pays."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet(*["away"] * 100)
-        ended = await generate(wallet, tmp_path, one_image(), job(order(), reply_s=1.0, hold_s=hold_s))
-        assert ended.error is not None and ended.error.kind is Kind.DEADLINE and ended.took_s < 20
-        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
-
-    run(work())
+    wallet = ScriptedWallet(*["away"] * 100)
+    ended = await generate(wallet, tmp_path, one_image(), job(order(), reply_s=1.0, hold_s=hold_s))
+    assert ended.error is not None and ended.error.kind is Kind.DEADLINE and ended.took_s < 20
+    assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
 
 
 @pytest.mark.rule(8)
-def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
+async def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error, no charge at any replay, and the images go: the withdrawal is on the disk before that (rule 8)."""
@@ -310,67 +270,52 @@ def test_a_hold_that_dies_while_the_journal_is_synced_is_withdrawn(
         sync(descriptor)
 
     monkeypatch.setattr(os, "fdatasync", slow)
-
-    async def work() -> None:
-        wallet = ScriptedWallet(*["away"] * 100)
-        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
-            with pytest.raises(ApiError) as caught:
-                await running.start(job(order(), reply_s=1.5, hold_s=0.9))
-            assert caught.value.kind is Kind.DEADLINE
-            await running.drain()
-            await running.open_orders.round()
-            assert running.open_orders.waiting == 0
-        assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
-
-    run(work())
+    wallet = ScriptedWallet(*["away"] * 100)
+    async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+        with pytest.raises(ApiError) as caught:
+            await running.start(job(order(), reply_s=1.5, hold_s=0.9))
+        assert caught.value.kind is Kind.DEADLINE
+        await running.drain()
+        await running.open_orders.round()
+        assert running.open_orders.waiting == 0
+    assert (wallet.charges, wallet.voids, files(tmp_path)) == ([], ["not_settled"], set())
 
 
-def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis away and the disk broken: an error, and the images stay, as nobody knows what the disk has."""
 
     def broken(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=1.0)
-        async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
-            monkeypatch.setattr(os, "fdatasync", broken)
-            with pytest.raises(ApiError) as caught:
-                await running.start(asked)
-            told = asked.ending.as_told(caught.value, "req_1")
-            assert told.kind is Kind.END_UNKNOWN and not told.retry and "nothing" not in told.message
-        assert (wallet.charges, files(tmp_path)) == ([], paths(asked, 0))
-
-    run(work())
+    wallet, asked = ScriptedWallet(*["away"] * 100), job(order(), reply_s=1.0)
+    async with generations(wallet, LocalStore(tmp_path), {"fal": one_image()}) as running:
+        monkeypatch.setattr(os, "fdatasync", broken)
+        with pytest.raises(ApiError) as caught:
+            await running.start(asked)
+        told = asked.ending.as_told(caught.value, "req_1")
+        assert told.kind is Kind.END_UNKNOWN and not told.retry and "nothing" not in told.message
+    assert (wallet.charges, files(tmp_path)) == ([], paths(asked, 0))
 
 
 @pytest.mark.rule(11)
-def test_a_charge_that_came_through_after_an_error_keeps_its_images_and_is_counted(tmp_path: Path) -> None:
+async def test_a_charge_that_came_through_after_an_error_keeps_its_images_and_is_counted(tmp_path: Path) -> None:
     """Every charge has its images (rule 11), and somebody is told."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet("unheard", *["away"] * 100), job(order(), reply_s=0.4, hold_s=0.1)
-        before = counted("ghub_charged_after_error_total")
-        ended = await generate(wallet, tmp_path, one_image(), asked)
-        assert ended.error is not None
-        assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
-        assert counted("ghub_charged_after_error_total") == before + 1
-
-    run(work())
+    wallet, asked = ScriptedWallet("unheard", *["away"] * 100), job(order(), reply_s=0.4, hold_s=0.1)
+    before = counted("ghub_charged_after_error_total")
+    ended = await generate(wallet, tmp_path, one_image(), asked)
+    assert ended.error is not None
+    assert (len(wallet.charges), wallet.voids, files(tmp_path)) == (1, [], paths(asked, 0))
+    assert counted("ghub_charged_after_error_total") == before + 1
 
 
-def test_images_stay_where_nobody_ever_said_whether_they_were_charged(tmp_path: Path) -> None:
+async def test_images_stay_where_nobody_ever_said_whether_they_were_charged(tmp_path: Path) -> None:
     """The settlement was charged unheard and Redis stays away until the hold's end: the charge keeps its images."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet("unheard", *["away"] * 100)
-        wallet.voids_away = True
-        asked = job(order(), generate_s=2.0, reply_s=2.1, hold_s=0.1)
-        ended = await generate(wallet, tmp_path, one_image(), asked)
-        assert ended.error is not None
-        assert (len(wallet.charges), files(tmp_path)) == (1, paths(asked, 0))
-
-    run(work())
+    wallet = ScriptedWallet("unheard", *["away"] * 100)
+    wallet.voids_away = True
+    asked = job(order(), generate_s=2.0, reply_s=2.1, hold_s=0.1)
+    ended = await generate(wallet, tmp_path, one_image(), asked)
+    assert ended.error is not None
+    assert (len(wallet.charges), files(tmp_path)) == (1, paths(asked, 0))
 
 
 def counted(name: str) -> float:
@@ -380,32 +325,24 @@ def counted(name: str) -> float:
 # --- failures of parts ------------------------------------------------------------------------------------------------
 
 
-def test_the_store_fails_for_one_of_three_and_two_are_charged(tmp_path: Path) -> None:
+async def test_the_store_fails_for_one_of_three_and_two_are_charged(tmp_path: Path) -> None:
     """What could not be stored is neither delivered nor charged, and leaves nothing behind."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=3))
-        blocked = tmp_path / CALLER.org_id / asked.order_id / "1.png"
-        blocked.mkdir(parents=True)  # a file cannot be renamed over a folder
-        ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), asked)
-        assert ended.delivery is not None
-        assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 2)
-        assert [amount for amount, _ in wallet.charges] == [2 * UNIT]
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=3))
+    blocked = tmp_path / CALLER.org_id / asked.order_id / "1.png"
+    blocked.mkdir(parents=True)  # a file cannot be renamed over a folder
+    ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), asked)
+    assert ended.delivery is not None
+    assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 2)
+    assert [amount for amount, _ in wallet.charges] == [2 * UNIT]
 
 
-def test_the_store_fails_for_all_and_nothing_is_charged(tmp_path: Path) -> None:
+async def test_the_store_fails_for_all_and_nothing_is_charged(tmp_path: Path) -> None:
     """502, void, and no retry: the images were made."""
-
-    async def work() -> None:
-        (tmp_path / CALLER.org_id).write_text("a file where the organisation's folder should be")
-        wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), job(order(n=3)))
-        assert ended.error is not None and ended.error.kind is Kind.PROVIDER and not ended.error.retry
-        assert (wallet.voids, wallet.settlements) == (["store_failed"], 0)
-
-    run(work())
+    (tmp_path / CALLER.org_id).write_text("a file where the organisation's folder should be")
+    wallet = ScriptedWallet()
+    ended = await generate(wallet, tmp_path, ScriptedProvider(*three()), job(order(n=3)))
+    assert ended.error is not None and ended.error.kind is Kind.PROVIDER and not ended.error.retry
+    assert (wallet.voids, wallet.settlements) == (["store_failed"], 0)
 
 
 def three() -> list[Picture]:
@@ -425,35 +362,27 @@ def three() -> list[Picture]:
         (None, "no_image", Kind.PROVIDER),
     ],
 )
-def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
+async def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
     tmp_path: Path, failure: Exception | None, reason: str, kind: Kind
 ) -> None:
     """With its reason; what nobody foresaw is a fault of ours."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, ScriptedProvider(then=failure), job(order()))
-        assert ended.error is not None and ended.error.kind is kind
-        assert (wallet.voids, wallet.settlements, files(tmp_path)) == ([reason], 0, set())
-        assert wallet.awaited == [ended.error.retry] == [reason == "rate_limited"]
-
-    run(work())
+    wallet = ScriptedWallet()
+    ended = await generate(wallet, tmp_path, ScriptedProvider(then=failure), job(order()))
+    assert ended.error is not None and ended.error.kind is kind
+    assert (wallet.voids, wallet.settlements, files(tmp_path)) == ([reason], 0, set())
+    assert wallet.awaited == [ended.error.retry] == [reason == "rate_limited"]
 
 
 @pytest.mark.parametrize("failure", [Failure(Outcome.CONTENT_POLICY), RuntimeError("a fault"), None])
-def test_what_came_before_a_failure_is_delivered_and_charged(tmp_path: Path, failure: Exception | None) -> None:
+async def test_what_came_before_a_failure_is_delivered_and_charged(tmp_path: Path, failure: Exception | None) -> None:
     """Three of four."""
-
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=4))
-        ended = await generate(wallet, tmp_path, ScriptedProvider(*three(), then=failure), asked)
-        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 1, 2)
-        assert [amount for amount, _ in wallet.charges] == [3 * UNIT]
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=4))
+    ended = await generate(wallet, tmp_path, ScriptedProvider(*three(), then=failure), asked)
+    assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 1, 2)
+    assert [amount for amount, _ in wallet.charges] == [3 * UNIT]
 
 
-def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path) -> None:
+async def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path) -> None:
     """At the deadline, with one image stored: it is charged, and the order does not hang in the air."""
 
     class Faulty(ScriptedProvider):
@@ -464,13 +393,10 @@ def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path)
             finally:
                 raise RuntimeError("a fault at the end")
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=STORED_S, reply_s=60)
-        ended = await generate(wallet, tmp_path, Faulty(), asked)
-        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
-        assert [amount for amount, _ in wallet.charges] == [UNIT]
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=STORED_S, reply_s=60)
+    ended = await generate(wallet, tmp_path, Faulty(), asked)
+    assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
+    assert [amount for amount, _ in wallet.charges] == [UNIT]
 
 
 @pytest.mark.parametrize(
@@ -482,19 +408,15 @@ def test_a_fault_while_an_adapter_is_closed_still_ends_the_order(tmp_path: Path)
         (b"\x89PNG\r\n\x1a\n" + b"x" * MAX_IMAGE_BYTES, "bad_image"),
     ],
 )
-def test_what_is_no_image_or_too_large_is_not_stored(tmp_path: Path, data: bytes, reason: str) -> None:
+async def test_what_is_no_image_or_too_large_is_not_stored(tmp_path: Path, data: bytes, reason: str) -> None:
     """Nothing of it is published."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        ended = await generate(wallet, tmp_path, ScriptedProvider(picture(0, whole(data))), job(order()))
-        assert ended.error is not None and ended.error.kind is Kind.PROVIDER
-        assert (wallet.voids, files(tmp_path)) == ([reason], set())
-
-    run(work())
+    wallet = ScriptedWallet()
+    ended = await generate(wallet, tmp_path, ScriptedProvider(picture(0, whole(data))), job(order()))
+    assert ended.error is not None and ended.error.kind is Kind.PROVIDER
+    assert (wallet.voids, files(tmp_path)) == ([reason], set())
 
 
-def test_a_picture_that_is_whole_counts_although_its_source_fails_at_the_end(tmp_path: Path) -> None:
+async def test_a_picture_that_is_whole_counts_although_its_source_fails_at_the_end(tmp_path: Path) -> None:
     """It is stored and complete: delivered and charged, not left behind."""
 
     @asynccontextmanager
@@ -502,47 +424,37 @@ def test_a_picture_that_is_whole_counts_although_its_source_fails_at_the_end(tmp
         yield Source(whole(png())())
         raise Failure(Outcome.FETCH_FAILED, "while closing")
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order())
-        ended = await generate(wallet, tmp_path, ScriptedProvider(Picture(0, open_, inline=False)), asked)
-        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order())
+    ended = await generate(wallet, tmp_path, ScriptedProvider(Picture(0, open_, inline=False)), asked)
+    assert ended.delivery is not None and files(tmp_path) == paths(asked, 0)
 
 
-def test_a_fault_while_one_picture_arrives_leaves_the_others_alone(tmp_path: Path) -> None:
+async def test_a_fault_while_one_picture_arrives_leaves_the_others_alone(tmp_path: Path) -> None:
     """Its own end, not theirs."""
 
     async def broken() -> AsyncIterator[bytes]:
         yield png(1)[:40]
         raise ZeroDivisionError
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=3))
-        provider = ScriptedProvider(three()[0], picture(1, broken), three()[2])
-        ended = await generate(wallet, tmp_path, provider, asked)
-        assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 2)
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=3))
+    provider = ScriptedProvider(three()[0], picture(1, broken), three()[2])
+    ended = await generate(wallet, tmp_path, provider, asked)
+    assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 2)
 
 
-def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path: Path) -> None:
+async def test_a_void_that_redis_does_not_answer_is_repeated_behind_the_reply(tmp_path: Path) -> None:
     """The client has its error at once; drain waits until the void is through."""
-
-    async def work() -> None:
-        wallet = ScriptedWallet()
-        wallet.voids_away = True
-        async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}) as making:
-            with pytest.raises(ApiError):
-                await making.start(job(order()))
-            draining = asyncio.create_task(making.drain())
-            await asyncio.sleep(0.3)
-            assert not draining.done() and wallet.voids == []
-            wallet.voids_away = False
-            await draining
-            assert wallet.voids == ["no_image"]
-
-    run(work())
+    wallet = ScriptedWallet()
+    wallet.voids_away = True
+    async with generations(wallet, LocalStore(tmp_path), {"fal": ScriptedProvider()}) as making:
+        with pytest.raises(ApiError):
+            await making.start(job(order()))
+        draining = asyncio.create_task(making.drain())
+        await asyncio.sleep(0.3)
+        assert not draining.done() and wallet.voids == []
+        wallet.voids_away = False
+        await draining
+        assert wallet.voids == ["no_image"]
 
 
 @pytest.mark.parametrize(
@@ -680,50 +592,42 @@ def test_a_client_that_is_gone_stops_nothing_and_leaves_no_noise(tmp_path: Path,
 
 @pytest.mark.rule(6)
 @pytest.mark.parametrize("away", [True, False])
-def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: bool) -> None:
+async def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, away: bool) -> None:
     """Redis gave no answer in time, or the request was cancelled while it was asked (rule 6)."""
-
-    async def work() -> None:
-        wallet = Door()
-        wallet.away = away
-        async with endpoint(wallet, tmp_path, ScriptedProvider()) as (images, running):
-            asking = asyncio.create_task(images.create(request()))
-            await wallet.asked.wait()
-            if away:
-                wallet.opening.set()
-                with pytest.raises(ApiError) as caught:
-                    await asking
-                assert caught.value.kind is Kind.UNAVAILABLE
-            else:
-                asking.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await asking
-            await running.drain()
-            assert wallet.voids == ["admission_unread"]
-
-    run(work())
+    wallet = Door()
+    wallet.away = away
+    async with endpoint(wallet, tmp_path, ScriptedProvider()) as (images, running):
+        asking = asyncio.create_task(images.create(request()))
+        await wallet.asked.wait()
+        if away:
+            wallet.opening.set()
+            with pytest.raises(ApiError) as caught:
+                await asking
+            assert caught.value.kind is Kind.UNAVAILABLE
+        else:
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        await running.drain()
+        assert wallet.voids == ["admission_unread"]
 
 
-def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
+async def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
     """The URL, the cost, the balance and the rates."""
-
-    async def work() -> None:
-        wallet = Door()
-        wallet.opening.set()
-        async with endpoint(wallet, tmp_path, one_image()) as (images, _):
-            reply = await images.create(request())
-        assert reply.status_code == 200
-        (url,) = [row["url"] for row in orjson.loads(bytes(reply.body))["data"]]
-        assert files(tmp_path / "images") == {url.removeprefix("https://images.test/")}
-        assert reply.headers["x-geekhub-cost-mxn"] == "0.84"
-        assert reply.headers["x-geekhub-balance-mxn"] == "0.000007"
-        assert reply.headers["x-ratelimit-remaining-requests"] == "599"
-
-    run(work())
+    wallet = Door()
+    wallet.opening.set()
+    async with endpoint(wallet, tmp_path, one_image()) as (images, _):
+        reply = await images.create(request())
+    assert reply.status_code == 200
+    (url,) = [row["url"] for row in orjson.loads(bytes(reply.body))["data"]]
+    assert files(tmp_path / "images") == {url.removeprefix("https://images.test/")}
+    assert reply.headers["x-geekhub-cost-mxn"] == "0.84"
+    assert reply.headers["x-geekhub-balance-mxn"] == "0.000007"
+    assert reply.headers["x-ratelimit-remaining-requests"] == "599"
 
 
 @pytest.mark.rule(5, 11)
-def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off(tmp_path: Path) -> None:
+async def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off(tmp_path: Path) -> None:
     """The upstream sent two, then refused the first of them; the store is slow at the second (rules 5, 11)."""
 
     class Refuses(ScriptedProvider):
@@ -732,18 +636,15 @@ def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everything_off
                 yield one
             call.report.refused.add(0)
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=STORED_S, reply_s=60)
-        slow = Refuses(picture(0, whole(png(0))), picture(1, hanging(png(1)[:-1])))
-        ended = await generate(wallet, tmp_path, slow, asked)
-        assert ended.error is not None and wallet.charges == []
-        assert (wallet.voids, files(tmp_path)) == (["deadline"], set())
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order(n=2), generate_s=STORED_S, reply_s=60)
+    slow = Refuses(picture(0, whole(png(0))), picture(1, hanging(png(1)[:-1])))
+    ended = await generate(wallet, tmp_path, slow, asked)
+    assert ended.error is not None and wallet.charges == []
+    assert (wallet.voids, files(tmp_path)) == (["deadline"], set())
 
 
 @pytest.mark.rule(8)
-def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlement(tmp_path: Path) -> None:
+async def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlement(tmp_path: Path) -> None:
     """What can fail on data fails before it: the order is a void, and nothing is charged (rule 8)."""
 
     class Nonsense(ScriptedProvider):
@@ -752,17 +653,14 @@ def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlemen
                 yield one
             call.report.usage = {"tokens": object()}
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order())
-        ended = await generate(wallet, tmp_path, Nonsense(picture(0, whole(png(0)))), asked)
-        assert ended.error is not None and ended.error.kind is Kind.INTERNAL
-        assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order())
+    ended = await generate(wallet, tmp_path, Nonsense(picture(0, whole(png(0)))), asked)
+    assert ended.error is not None and ended.error.kind is Kind.INTERNAL
+    assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
 
 
 @pytest.mark.rule(8, 14)
-def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_path: Path) -> None:
+async def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_path: Path) -> None:
     """Texts of an upstream that nobody has bounded: the order is a void, and nothing is charged (rules 8, 14)."""
 
     class Endless(ScriptedProvider):
@@ -771,10 +669,7 @@ def test_more_than_was_set_aside_for_an_order_ends_it_before_its_settlement(tmp_
                 yield one
             call.report.revised_prompts[0] = "x" * max_bytes(1)
 
-    async def work() -> None:
-        wallet, asked = ScriptedWallet(), job(order())
-        ended = await generate(wallet, tmp_path, Endless(picture(0, whole(png(0)))), asked)
-        assert ended.error is not None and ended.error.kind is Kind.INTERNAL
-        assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])
-
-    run(work())
+    wallet, asked = ScriptedWallet(), job(order())
+    ended = await generate(wallet, tmp_path, Endless(picture(0, whole(png(0)))), asked)
+    assert ended.error is not None and ended.error.kind is Kind.INTERNAL
+    assert (wallet.settlements, wallet.charges, wallet.voids) == (0, [], ["fault"])

@@ -90,89 +90,73 @@ class Clock:
 # --- a token endpoint that means well ---------------------------------------------------------------------------------
 
 
-def test_vertex_makes_the_pictures_and_is_shown_a_signed_assertion(tmp_path: Path) -> None:
+async def test_vertex_makes_the_pictures_and_is_shown_a_signed_assertion(tmp_path: Path) -> None:
     """RS256, our address as issuer, the token's address as audience, one hour; Vertex is shown the token alone."""
-
-    async def work() -> None:
-        async with simulated(tmp_path / "store") as bench:
-            use_vertex(bench, tmp_path)
-            await register(bench)
-            made = await bench.make(order(IMAGEN, 6))
-            assert (end_of(made), sorted(made.stored)) == ("delivered", list(range(6)))
-            grant, *calls = bench.sent
-            form = parse_qs(grant.body.decode())
-            assertion = form.pop("assertion")[0]
-            assert form == {"grant_type": ["urn:ietf:params:oauth:grant-type:jwt-bearer"]}
-            assert jwt.get_unverified_header(assertion)["alg"] == "RS256"
-            claims = jwt.decode(assertion, public_pem(KEY), ["RS256"], audience=f"{bench.url}/vertex/token")
-            assert claims["iss"] == EMAIL and claims["exp"] - claims["iat"] == 3600
-            assert claims["scope"] == "https://www.googleapis.com/auth/cloud-platform"
-            assert len({one.headers["authorization"] for one in calls}) == 1 and len(calls) == 2
-            assert all(one.headers["authorization"].startswith("Bearer ya29.") for one in calls)
-            assert all("x-goog-api-key" not in one.headers for one in bench.sent)
-            assert [one.url.partition("/vertex/v1/")[2] for one in calls] == 2 * [
-                "projects/geekhub/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict"
-            ]
-
-    run(work())
+    async with simulated(tmp_path / "store") as bench:
+        use_vertex(bench, tmp_path)
+        await register(bench)
+        made = await bench.make(order(IMAGEN, 6))
+        assert (end_of(made), sorted(made.stored)) == ("delivered", list(range(6)))
+        grant, *calls = bench.sent
+        form = parse_qs(grant.body.decode())
+        assertion = form.pop("assertion")[0]
+        assert form == {"grant_type": ["urn:ietf:params:oauth:grant-type:jwt-bearer"]}
+        assert jwt.get_unverified_header(assertion)["alg"] == "RS256"
+        claims = jwt.decode(assertion, public_pem(KEY), ["RS256"], audience=f"{bench.url}/vertex/token")
+        assert claims["iss"] == EMAIL and claims["exp"] - claims["iat"] == 3600
+        assert claims["scope"] == "https://www.googleapis.com/auth/cloud-platform"
+        assert len({one.headers["authorization"] for one in calls}) == 1 and len(calls) == 2
+        assert all(one.headers["authorization"].startswith("Bearer ya29.") for one in calls)
+        assert all("x-goog-api-key" not in one.headers for one in bench.sent)
+        assert [one.url.partition("/vertex/v1/")[2] for one in calls] == 2 * [
+            "projects/geekhub/locations/us-central1/publishers/google/models/imagen-4.0-generate-001:predict"
+        ]
 
 
-def test_fifty_calls_at_once_ask_for_one_token(tmp_path: Path) -> None:
+async def test_fifty_calls_at_once_ask_for_one_token(tmp_path: Path) -> None:
     """And fifty more for none."""
-
-    async def work() -> None:
-        async with simulated(tmp_path / "store") as bench:
-            account = use_vertex(bench, tmp_path)
-            await register(bench)
-            for _ in range(2):
-                headers = await asyncio.gather(*(account.headers() for _ in range(50)))
-                assert len({tuple(one.items()) for one in headers}) == 1
-                assert await tokens(bench) == (1, 1)
-
-    run(work())
+    async with simulated(tmp_path / "store") as bench:
+        account = use_vertex(bench, tmp_path)
+        await register(bench)
+        for _ in range(2):
+            headers = await asyncio.gather(*(account.headers() for _ in range(50)))
+            assert len({tuple(one.items()) for one in headers}) == 1
+            assert await tokens(bench) == (1, 1)
 
 
 @pytest.mark.parametrize(
     ("lifetime_s", "renewed_after_s"), [(3600, 3300), (1200, 900), (600, 300), (400, 200), (60, 30)]
 )
-def test_a_token_is_renewed_before_it_ends(tmp_path: Path, lifetime_s: int, renewed_after_s: int) -> None:
+async def test_a_token_is_renewed_before_it_ends(tmp_path: Path, lifetime_s: int, renewed_after_s: int) -> None:
     """Five minutes before, and one that lives for less than ten at half its life; not earlier."""
-
-    async def work() -> None:
-        clock = Clock()
-        async with simulated(tmp_path / "store") as bench:
-            account = use_vertex(bench, tmp_path)
-            await register(bench, lifetime_s=lifetime_s)
-            with clock.patched():
-                first = await account.headers()
-                clock.later_s = renewed_after_s - 10
-                assert await account.headers() == first
-                clock.later_s = renewed_after_s
-                second = await account.headers()
-                assert second != first and await account.headers() == second
-            assert await tokens(bench) == (2, 2)
-
-    run(work())
+    clock = Clock()
+    async with simulated(tmp_path / "store") as bench:
+        account = use_vertex(bench, tmp_path)
+        await register(bench, lifetime_s=lifetime_s)
+        with clock.patched():
+            first = await account.headers()
+            clock.later_s = renewed_after_s - 10
+            assert await account.headers() == first
+            clock.later_s = renewed_after_s
+            second = await account.headers()
+            assert second != first and await account.headers() == second
+        assert await tokens(bench) == (2, 2)
 
 
-def test_no_call_goes_out_with_a_token_that_has_ended(tmp_path: Path) -> None:
+async def test_no_call_goes_out_with_a_token_that_has_ended(tmp_path: Path) -> None:
     """Tokens of one second each, over more than three of them: every call is taken."""
-
-    async def work() -> None:
-        async with simulated(tmp_path / "store") as bench:
-            use_vertex(bench, tmp_path)
-            await register(bench, lifetime_s=1)
-            await bench.behave(IMAGEN, "ok", same=True)
-            ends, until_s = [], time.monotonic() + 3.2
-            while time.monotonic() < until_s:
-                ends.append(end_of(await bench.make(order(IMAGEN))))
-            asked, granted = await tokens(bench)
-            assert set(ends) == {"delivered"} and 4 <= asked == granted <= 8
-
-    run(work())
+    async with simulated(tmp_path / "store") as bench:
+        use_vertex(bench, tmp_path)
+        await register(bench, lifetime_s=1)
+        await bench.behave(IMAGEN, "ok", same=True)
+        ends, until_s = [], time.monotonic() + 3.2
+        while time.monotonic() < until_s:
+            ends.append(end_of(await bench.make(order(IMAGEN))))
+        asked, granted = await tokens(bench)
+        assert set(ends) == {"delivered"} and 4 <= asked == granted <= 8
 
 
-def test_a_caller_that_is_cancelled_while_it_waits_takes_no_token_from_the_others(tmp_path: Path) -> None:
+async def test_a_caller_that_is_cancelled_while_it_waits_takes_no_token_from_the_others(tmp_path: Path) -> None:
     """The first of three gives up; the request that it began goes on for the two."""
     answer = asyncio.Event()
     asked: list[bytes] = []
@@ -182,19 +166,16 @@ def test_a_caller_that_is_cancelled_while_it_waits_takes_no_token_from_the_other
         await answer.wait()
         await peer.send(token_reply({"access_token": "t", "expires_in": 3600}))
 
-    async def work() -> None:
-        async with raw_server(slow) as server, upstream(server.url, tmp_path / "store") as bench:
-            account = use_vertex(bench, tmp_path)
-            callers = [asyncio.create_task(account.headers()) for _ in range(3)]
-            while not asked:
-                await asyncio.sleep(0.01)
-            callers[0].cancel()
-            await asyncio.wait(callers[:1])
-            answer.set()
-            assert await asyncio.gather(*callers[1:]) == [{"authorization": "Bearer t"}] * 2
-        assert len(asked) == 1
-
-    run(work())
+    async with raw_server(slow) as server, upstream(server.url, tmp_path / "store") as bench:
+        account = use_vertex(bench, tmp_path)
+        callers = [asyncio.create_task(account.headers()) for _ in range(3)]
+        while not asked:
+            await asyncio.sleep(0.01)
+        callers[0].cancel()
+        await asyncio.wait(callers[:1])
+        answer.set()
+        assert await asyncio.gather(*callers[1:]) == [{"authorization": "Bearer t"}] * 2
+    assert len(asked) == 1
 
 
 # --- a token endpoint that does not -----------------------------------------------------------------------------------
@@ -240,7 +221,7 @@ GARBAGE: list[bytes] = [
 ]
 
 
-def test_a_reply_that_holds_no_token_is_a_failure_in_which_nothing_was_bought(tmp_path: Path) -> None:
+async def test_a_reply_that_holds_no_token_is_a_failure_in_which_nothing_was_bought(tmp_path: Path) -> None:
     """Whatever it holds instead, and be it a 503: Imagen itself is not asked, and the customer may ask again."""
 
     asked: list[bytes] = []
@@ -251,49 +232,38 @@ def test_a_reply_that_holds_no_token_is_a_failure_in_which_nothing_was_bought(tm
             asked.append(await peer.read_request())
             await peer.send(answer[0])
 
-    async def work() -> None:
-        async with raw_server(script) as server, upstream(server.url, tmp_path / "store") as bench:
-            use_vertex(bench, tmp_path)
-            for status, body in itertools.product((200, 503), GARBAGE):
-                asked.clear()
-                answer[0] = token_reply(body, status)
-                failure = worst((await bench.make(order(IMAGEN))).failures)
-                assert failure.outcome is Outcome.NOT_AUTHORISED and failure.as_error().retry, (status, body)
-                assert len(asked) == 1 and b"/vertex/token " in asked[0], (status, body)
-
-    run(work())
+    async with raw_server(script) as server, upstream(server.url, tmp_path / "store") as bench:
+        use_vertex(bench, tmp_path)
+        for status, body in itertools.product((200, 503), GARBAGE):
+            asked.clear()
+            answer[0] = token_reply(body, status)
+            failure = worst((await bench.make(order(IMAGEN))).failures)
+            assert failure.outcome is Outcome.NOT_AUTHORISED and failure.as_error().retry, (status, body)
+            assert len(asked) == 1 and b"/vertex/token " in asked[0], (status, body)
 
 
-def test_an_account_that_google_does_not_know_buys_nothing(tmp_path: Path) -> None:
+async def test_an_account_that_google_does_not_know_buys_nothing(tmp_path: Path) -> None:
     """Signed with another key than the one that is registered."""
-
-    async def work() -> None:
-        async with simulated(tmp_path / "store") as bench:
-            use_vertex(bench, tmp_path)
-            await register(bench, OTHER_KEY)
-            made = await bench.make(order(IMAGEN, 8))
-            assert (end_of(made), made.stored) == ("not_authorised", {})
-            assert await bench.jobs(IMAGEN) == [] and (await tokens(bench))[1] == 0
-
-    run(work())
+    async with simulated(tmp_path / "store") as bench:
+        use_vertex(bench, tmp_path)
+        await register(bench, OTHER_KEY)
+        made = await bench.make(order(IMAGEN, 8))
+        assert (end_of(made), made.stored) == ("not_authorised", {})
+        assert await bench.jobs(IMAGEN) == [] and (await tokens(bench))[1] == 0
 
 
-def test_a_token_endpoint_that_is_down_is_tried_again_and_buys_nothing(tmp_path: Path) -> None:
+async def test_a_token_endpoint_that_is_down_is_tried_again_and_buys_nothing(tmp_path: Path) -> None:
     """As every connection that never came about: three tries within the deadline."""
-
-    async def work() -> None:
-        async with raw_server(saying(b"", [])) as server:
-            gone = server.url
-        async with simulated(tmp_path / "store") as bench:
-            use_vertex(bench, tmp_path, token_uri=f"{gone}/token")
-            made = await bench.make(order(IMAGEN))
-            assert end_of(made) == "refused_connection" and worst(made.failures).as_error().retry
-            assert [one.url for one in bench.sent] == [f"{gone}/token"] * 3
-
-    run(work())
+    async with raw_server(saying(b"", [])) as server:
+        gone = server.url
+    async with simulated(tmp_path / "store") as bench:
+        use_vertex(bench, tmp_path, token_uri=f"{gone}/token")
+        made = await bench.make(order(IMAGEN))
+        assert end_of(made) == "refused_connection" and worst(made.failures).as_error().retry
+        assert [one.url for one in bench.sent] == [f"{gone}/token"] * 3
 
 
-def test_a_token_endpoint_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
+async def test_a_token_endpoint_that_never_answers_is_given_up_in_time(tmp_path: Path) -> None:
     """Fifty callers wait once and together, not one after the other, and nothing was bought."""
     asked: list[bytes] = []
 
@@ -301,40 +271,33 @@ def test_a_token_endpoint_that_never_answers_is_given_up_in_time(tmp_path: Path)
         asked.append(await peer.read_request())
         await peer.gone()
 
-    async def work() -> None:
-        async with raw_server(silent) as server, upstream(server.url, tmp_path / "store") as bench:
-            account = use_vertex(bench, tmp_path)
-            with patch.object(google_token, "TOKEN_TIMEOUT_S", 0.3):
-                began_s = time.monotonic()
-                ends = await asyncio.gather(*(account.headers() for _ in range(50)), return_exceptions=True)
-                assert 0.3 <= time.monotonic() - began_s < 10, "one after the other it would be fifteen seconds"
-            assert {end.outcome for end in ends if isinstance(end, Failure)} == {Outcome.REFUSED_CONNECTION}
-            assert len(asked) == 1 and all(isinstance(end, Failure) for end in ends)
-
-    run(work())
+    async with raw_server(silent) as server, upstream(server.url, tmp_path / "store") as bench:
+        account = use_vertex(bench, tmp_path)
+        with patch.object(google_token, "TOKEN_TIMEOUT_S", 0.3):
+            began_s = time.monotonic()
+            ends = await asyncio.gather(*(account.headers() for _ in range(50)), return_exceptions=True)
+            assert 0.3 <= time.monotonic() - began_s < 10, "one after the other it would be fifteen seconds"
+        assert {end.outcome for end in ends if isinstance(end, Failure)} == {Outcome.REFUSED_CONNECTION}
+        assert len(asked) == 1 and all(isinstance(end, Failure) for end in ends)
 
 
-def test_a_renewal_that_fails_does_not_matter_while_the_token_lives(tmp_path: Path) -> None:
+async def test_a_renewal_that_fails_does_not_matter_while_the_token_lives(tmp_path: Path) -> None:
     """The old one is used to its end, and after its end there is none; then a new one is asked for, and comes."""
-
-    async def work() -> None:
-        clock = Clock()
-        async with simulated(tmp_path / "store") as bench:
-            account = use_vertex(bench, tmp_path)
+    clock = Clock()
+    async with simulated(tmp_path / "store") as bench:
+        account = use_vertex(bench, tmp_path)
+        await register(bench)
+        with clock.patched():
+            first = await account.headers()
+            await register(bench, OTHER_KEY)
+            for later_s in (3300, 3500, 3590):
+                clock.later_s = later_s
+                assert await account.headers() == first
+            clock.later_s = 3601
+            with pytest.raises(Failure, match="not_authorised"):
+                await account.headers()
             await register(bench)
-            with clock.patched():
-                first = await account.headers()
-                await register(bench, OTHER_KEY)
-                for later_s in (3300, 3500, 3590):
-                    clock.later_s = later_s
-                    assert await account.headers() == first
-                clock.later_s = 3601
-                with pytest.raises(Failure, match="not_authorised"):
-                    await account.headers()
-                await register(bench)
-                assert await account.headers() != first
-
-    run(work())
+            assert await account.headers() != first
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

@@ -122,58 +122,47 @@ def journals(path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("count", [0, 1, 7, 1_000])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_what_was_acknowledged_is_read_back(tmp_path: Path, count: int, at_once: bool) -> None:
+async def test_what_was_acknowledged_is_read_back(tmp_path: Path, count: int, at_once: bool) -> None:
     """In order, over as many files as it took, with the numbers that were told."""
-
-    async def work() -> None:
-        journal = await written(tmp_path, count, at_once=at_once)
-        past = only(tmp_path)
-        assert past.incarnation == journal.incarnation and past.last_number == count == journal.last_number
-        assert told(past.entries) == [(number, data(number)) for number in range(1, count + 1)]
-
-    run(work())
+    journal = await written(tmp_path, count, at_once=at_once)
+    past = only(tmp_path)
+    assert past.incarnation == journal.incarnation and past.last_number == count == journal.last_number
+    assert told(past.entries) == [(number, data(number)) for number in range(1, count + 1)]
 
 
-def test_all_who_wait_share_a_sync(tmp_path: Path) -> None:
+async def test_all_who_wait_share_a_sync(tmp_path: Path) -> None:
     """A thousand at once cost a handful of syncs; one after the other, one each."""
 
     def syncs() -> float:
         return sum(sample.value for sample in next(iter(SYNC_S.collect())).samples if sample.name.endswith("_count"))
 
-    async def work() -> None:
-        before = syncs()
-        await written(tmp_path / "a", 1_000)
-        assert syncs() - before < 40  # files of 64 KiB take frames of a quarter of that
-        before = syncs()
-        await written(tmp_path / "b", 20, at_once=False)
-        assert syncs() - before == 21  # one for the first file's beginning
-
-    run(work())
+    before = syncs()
+    await written(tmp_path / "a", 1_000)
+    assert syncs() - before < 40  # files of 64 KiB take frames of a quarter of that
+    before = syncs()
+    await written(tmp_path / "b", 20, at_once=False)
+    assert syncs() - before == 21  # one for the first file's beginning
 
 
-def test_files_are_deleted_from_the_oldest_on(tmp_path: Path) -> None:
+async def test_files_are_deleted_from_the_oldest_on(tmp_path: Path) -> None:
     """Only when nothing in them is needed any more, so a gap is always damage."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        for number in range(1, 1_001):
-            await journal.append(data(number))
-        files = len(journals(tmp_path))
-        assert files > 10
-        for number in range(500, 1_001):
-            journal.release(number)
-        assert len(journals(tmp_path)) == files
-        for number in range(1, 500):
-            journal.release(number)
-        assert len(journals(tmp_path)) == 2  # the one in use, and the spare one
-        assert await journal.append(b"last") == 1_001
-        journal.release(1_001)
-        await journal.close()
-        folder.close()
-        assert journals(tmp_path) == []
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    for number in range(1, 1_001):
+        await journal.append(data(number))
+    files = len(journals(tmp_path))
+    assert files > 10
+    for number in range(500, 1_001):
+        journal.release(number)
+    assert len(journals(tmp_path)) == files
+    for number in range(1, 500):
+        journal.release(number)
+    assert len(journals(tmp_path)) == 2  # the one in use, and the spare one
+    assert await journal.append(b"last") == 1_001
+    journal.release(1_001)
+    await journal.close()
+    folder.close()
+    assert journals(tmp_path) == []
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
@@ -230,13 +219,9 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule(14)
-def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
+async def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
     """Wherever it was cut: what came before is read, and what was torn was never acknowledged (rule 14)."""
-
-    async def work() -> None:
-        await written(tmp_path, 5, at_once=False)
-
-    run(work())
+    await written(tmp_path, 5, at_once=False)
     (file, _) = journals(tmp_path)
     whole = file.read_bytes()
     for cut in [*range(5 * PAGE_BYTES, 6 * PAGE_BYTES, 97), 5 * PAGE_BYTES + 3]:
@@ -249,13 +234,9 @@ def test_the_last_record_may_be_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.rule(14)
-def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
+async def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
     """A flipped bit in any earlier frame, a frame of zeros, a file that is gone: never a silent loss (rule 14)."""
-
-    async def work() -> None:
-        await written(tmp_path, 60, at_once=False)
-
-    run(work())
+    await written(tmp_path, 60, at_once=False)
     chance = random.Random(7)
     files = journals(tmp_path)
     assert len(files) >= 4
@@ -282,7 +263,7 @@ def test_damage_elsewhere_stops_the_start(tmp_path: Path) -> None:
         past_of(tmp_path)
 
 
-def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
+async def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its entries are refused and never read back; the next go into a new file, under the same numbers."""
@@ -296,68 +277,56 @@ def test_after_a_failed_sync_nothing_more_is_acknowledged_from_that_file(
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", fails_once)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        assert await journal.append(b"first") == 1
-        failing.append(1)
-        for result in await asyncio.gather(*(journal.append(b"lost") for _ in range(3)), return_exceptions=True):
-            assert isinstance(result, JournalFailed)
-        assert await journal.append(b"second") == 2
-        failing.append(1)
-        with pytest.raises(JournalFailed):
-            await journal.append(b"lost too")
-        await dead(journal, folder)
-        assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second"]
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    assert await journal.append(b"first") == 1
+    failing.append(1)
+    for result in await asyncio.gather(*(journal.append(b"lost") for _ in range(3)), return_exceptions=True):
+        assert isinstance(result, JournalFailed)
+    assert await journal.append(b"second") == 2
+    failing.append(1)
+    with pytest.raises(JournalFailed):
+        await journal.append(b"lost too")
+    await dead(journal, folder)
+    assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second"]
 
 
 @pytest.mark.rule(14)
-def test_two_failed_syncs_in_a_row_and_a_lost_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_failed_syncs_in_a_row_and_a_lost_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file whose write or sync failed is ever written again: what is acknowledged then is there (rule 14)."""
     disk = Disk(monkeypatch)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        assert await journal.append(b"first") == 1
-        for _ in range(2):
-            disk.fails = 2  # the commit's, and that of the look at a fresh file after it
-            with pytest.raises(JournalFailed):
-                await journal.append(b"lost")
-            assert journal.failed
-        assert await journal.append(b"second") == 2 and not journal.failed
-        disk.drop()  # pages whose sync failed are gone, as the kernel may have it
-        await dead(journal, folder)
-        assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second"]
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    assert await journal.append(b"first") == 1
+    for _ in range(2):
+        disk.fails = 2  # the commit's, and that of the look at a fresh file after it
+        with pytest.raises(JournalFailed):
+            await journal.append(b"lost")
+        assert journal.failed
+    assert await journal.append(b"second") == 2 and not journal.failed
+    disk.drop()  # pages whose sync failed are gone, as the kernel may have it
+    await dead(journal, folder)
+    assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second"]
 
 
 @pytest.mark.rule(14)
-def test_a_write_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_is_cut_short_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, no spare file, half a frame written: what is acknowledged afterwards is read back (rule 14)."""
     disk = Disk(monkeypatch)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        assert await journal.append(b"first") == 1
-        disk.full = True
-        for _ in range(3):
-            with pytest.raises(JournalFailed):
-                await journal.append(b"lost")
-        for full in (True, False):  # there is no room still, and then there is
-            disk.full = full
-            await journal.probe()
-            assert journal.failed is full
-        assert [await journal.append(b"second"), await journal.append(b"third")] == [2, 3]
-        await dead(journal, folder)
-        assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second", b"third"]
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    assert await journal.append(b"first") == 1
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(JournalFailed):
+            await journal.append(b"lost")
+    for full in (True, False):  # there is no room still, and then there is
+        disk.full = full
+        await journal.probe()
+        assert journal.failed is full
+    assert [await journal.append(b"second"), await journal.append(b"third")] == [2, 3]
+    await dead(journal, folder)
+    assert [entry.data for entry in only(tmp_path).entries] == [b"first", b"second", b"third"]
 
 
 @pytest.mark.rule(14)
@@ -372,87 +341,71 @@ def test_a_file_of_zeros_is_a_spare_one_only_at_the_end(tmp_path: Path, loses: s
 
 
 @pytest.mark.rule(14)
-def test_files_are_allocated_as_orders_open(tmp_path: Path) -> None:
+async def test_files_are_allocated_as_orders_open(tmp_path: Path) -> None:
     """Room that is set aside is there; when the orders are over, spare files go again (rule 14)."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        await asyncio.gather(*(journal.reserve(8_000) for _ in range(100)))
-        assert journal.room_bytes >= 800_000 and len(journals(tmp_path)) >= 800_000 / SEGMENT
-        await asyncio.gather(*(journal.append(bytes([65]) * 7_000) for _ in range(100)))
-        for _ in range(100):
-            journal.give_back(8_000)
-        for number in range(1, 101):
-            journal.release(number)
-        assert len(journals(tmp_path)) <= 3
-        await journal.close()
-        folder.close()
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    await asyncio.gather(*(journal.reserve(8_000) for _ in range(100)))
+    assert journal.room_bytes >= 800_000 and len(journals(tmp_path)) >= 800_000 / SEGMENT
+    await asyncio.gather(*(journal.append(bytes([65]) * 7_000) for _ in range(100)))
+    for _ in range(100):
+        journal.give_back(8_000)
+    for number in range(1, 101):
+        journal.release(number)
+    assert len(journals(tmp_path)) <= 3
+    await journal.close()
+    folder.close()
 
 
 @pytest.mark.rule(14)
-def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_gives_up_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rather than an order: what nobody needs goes first, the oldest before the others (rule 14)."""
     disk = Disk(monkeypatch)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT, Keep(3600, 100 * SEGMENT))
-        for number in range(1, 201):
-            journal.release(await journal.append(data(number)))
-        kept = len(journals(tmp_path))
-        disk.max_files = kept
-        await journal.reserve(3 * SEGMENT)
-        assert len(journals(tmp_path)) <= kept
-        await dead(journal, folder)
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT, Keep(3600, 100 * SEGMENT))
+    for number in range(1, 201):
+        journal.release(await journal.append(data(number)))
+    kept = len(journals(tmp_path))
+    disk.max_files = kept
+    await journal.reserve(3 * SEGMENT)
+    assert len(journals(tmp_path)) <= kept
+    await dead(journal, folder)
 
 
 @pytest.mark.rule(14)
 @pytest.mark.parametrize("keep", [Keep(), Keep(3600, 100 * SEGMENT)], ids=["nothing is kept", "kept"])
-def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep) -> None:
+async def test_a_full_disk_leaves_the_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: Keep) -> None:
     """Nobody else says that this journal ever was: without a file its end would be told by nobody (rule 14)."""
     disk = Disk(monkeypatch)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT, keep)
-        journal.release(await journal.append(b"first"))
-        disk.full = True
-        for _ in range(3):
-            with pytest.raises(JournalFailed):
-                await journal.append(b"lost")
-            with pytest.raises(JournalFull):
-                await journal.reserve(2 * SEGMENT)
-            journal.tidy()
-        await dead(journal, folder)
-        assert only(tmp_path).incarnation == journal.incarnation
-        assert only(tmp_path).why_not_whole is None
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT, keep)
+    journal.release(await journal.append(b"first"))
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(JournalFailed):
+            await journal.append(b"lost")
+        with pytest.raises(JournalFull):
+            await journal.reserve(2 * SEGMENT)
+        journal.tidy()
+    await dead(journal, folder)
+    assert only(tmp_path).incarnation == journal.incarnation
+    assert only(tmp_path).why_not_whole is None
 
 
 @pytest.mark.rule(14)
-def test_without_room_an_order_is_refused_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_room_an_order_is_refused_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full: who has room set aside writes, who has none is told before anything is bought (rule 14)."""
     disk = Disk(monkeypatch)
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        await journal.reserve(20_000)
-        disk.no_files = True
-        with pytest.raises(JournalFull):
-            await journal.reserve(200_000)
-        assert await journal.append(b"who had room") == 1
-        disk.no_files = False
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    await journal.reserve(20_000)
+    disk.no_files = True
+    with pytest.raises(JournalFull):
         await journal.reserve(200_000)
-        await dead(journal, folder)
-
-    run(work())
+    assert await journal.append(b"who had room") == 1
+    disk.no_files = False
+    await journal.reserve(200_000)
+    await dead(journal, folder)
 
 
 def test_without_any_room_there_is_no_journal(tmp_path: Path) -> None:
@@ -469,81 +422,65 @@ def test_without_any_room_there_is_no_journal(tmp_path: Path) -> None:
         folder.close()
 
 
-def test_an_entry_is_read_back_from_its_file(tmp_path: Path) -> None:
+async def test_an_entry_is_read_back_from_its_file(tmp_path: Path) -> None:
     """Nobody has to keep what the disk has."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        await asyncio.gather(*(journal.append(data(number)) for number in range(1, 301)))
-        for number in (1, 2, 150, 299, 300):
-            assert await journal.read(number) == data(number)
-        await dead(journal, folder)
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    await asyncio.gather(*(journal.append(data(number)) for number in range(1, 301)))
+    for number in (1, 2, 150, 299, 300):
+        assert await journal.read(number) == data(number)
+    await dead(journal, folder)
 
 
 @pytest.mark.rule(30)
-def test_what_is_released_is_kept_for_a_while(tmp_path: Path) -> None:
+async def test_what_is_released_is_kept_for_a_while(tmp_path: Path) -> None:
     """Within an age and a space; a restored ledger is fed from it (rule 30)."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT, Keep(age_s=3600, max_bytes=4 * SEGMENT))
-        for number in range(1, 201):
-            await journal.append(data(number))
-            if number != 150:
-                journal.release(number)
-        kept = await kept_by(journal)
-        assert len(kept) > 50 and kept == [data(number) for number in range(201 - len(kept), 201)]
-        journal.release(150)
-        for number in range(201, 301):
-            journal.release(await journal.append(data(number)))
-        kept = await kept_by(journal)
-        assert 50 < len(kept) < 150 and kept == [data(number) for number in range(301 - len(kept), 301)]
-        await journal.close()
-        folder.close()
-        assert [entry.data for entry in only(tmp_path).entries] == kept
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT, Keep(age_s=3600, max_bytes=4 * SEGMENT))
+    for number in range(1, 201):
+        await journal.append(data(number))
+        if number != 150:
+            journal.release(number)
+    kept = await kept_by(journal)
+    assert len(kept) > 50 and kept == [data(number) for number in range(201 - len(kept), 201)]
+    journal.release(150)
+    for number in range(201, 301):
+        journal.release(await journal.append(data(number)))
+    kept = await kept_by(journal)
+    assert 50 < len(kept) < 150 and kept == [data(number) for number in range(301 - len(kept), 301)]
+    await journal.close()
+    folder.close()
+    assert [entry.data for entry in only(tmp_path).entries] == kept
 
 
 @pytest.mark.rule(30)
-def test_an_entry_that_alone_keeps_its_file_is_named(tmp_path: Path) -> None:
+async def test_an_entry_that_alone_keeps_its_file_is_named(tmp_path: Path) -> None:
     """Written again, it frees the file and all behind it (rule 30)."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        for number in range(1, 201):
-            await journal.append(data(number))
-            if number != 2:
-                journal.release(number)
-        files = len(journals(tmp_path))
-        assert files > 10 and journal.stuck == [2]
-        again = await journal.append(await journal.read(2))
-        journal.release(2)
-        assert len(journals(tmp_path)) <= 3 and journal.stuck == []
-        assert await journal.read(again) == data(2)
-        await dead(journal, folder)
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    for number in range(1, 201):
+        await journal.append(data(number))
+        if number != 2:
+            journal.release(number)
+    files = len(journals(tmp_path))
+    assert files > 10 and journal.stuck == [2]
+    again = await journal.append(await journal.read(2))
+    journal.release(2)
+    assert len(journals(tmp_path)) <= 3 and journal.stuck == []
+    assert await journal.read(again) == data(2)
+    await dead(journal, folder)
 
 
-def test_whoever_stops_waiting_stops_nobody_else(tmp_path: Path) -> None:
+async def test_whoever_stops_waiting_stops_nobody_else(tmp_path: Path) -> None:
     """Cancelled callers among others: the others are acknowledged, and numbers have no gap."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        tasks = [asyncio.create_task(journal.append(data(number))) for number in range(200)]
-        await asyncio.sleep(0)
-        for task in tasks[::3]:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        numbers = [result for result in results if isinstance(result, int)]
-        assert len(numbers) == 133 and len(set(numbers)) == 133
-        await dead(journal, folder)
-        assert [entry.number for entry in only(tmp_path).entries] == list(range(1, 201))
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    tasks = [asyncio.create_task(journal.append(data(number))) for number in range(200)]
+    await asyncio.sleep(0)
+    for task in tasks[::3]:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    numbers = [result for result in results if isinstance(result, int)]
+    assert len(numbers) == 133 and len(set(numbers)) == 133
+    await dead(journal, folder)
+    assert [entry.number for entry in only(tmp_path).entries] == list(range(1, 201))

@@ -28,7 +28,6 @@ from proxy.api.admin.tokens import Issuer, Tokens, mint
 from proxy.errors import ApiError, Kind
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
-from tests.conftest import run
 from tests.kits.raw_server import Peer, RawServer, raw_server
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
@@ -122,52 +121,40 @@ async def staged(*keys: dict[str, Any]) -> AsyncIterator[Stage]:
         await outbound.aclose()
 
 
-def test_the_keys_are_read_once_for_many_tokens() -> None:
+async def test_the_keys_are_read_once_for_many_tokens() -> None:
     """Also where a hundred come at the same moment; EC and RSA side by side, each with its one algorithm."""
-
-    async def work() -> None:
-        async with staged(public(OLD, "old", use="sig", alg="ES256"), public(RSA, "rsa")) as stage:
-            mixed = [signed(OLD, "old"), signed(RSA, "rsa", "RS256")] * 50
-            assert set(await asyncio.gather(*map(stage.verdict, mixed))) == {"jwt:ana"}
-            assert stage.asked == 1
-
-    run(work())
+    async with staged(public(OLD, "old", use="sig", alg="ES256"), public(RSA, "rsa")) as stage:
+        mixed = [signed(OLD, "old"), signed(RSA, "rsa", "RS256")] * 50
+        assert set(await asyncio.gather(*map(stage.verdict, mixed))) == {"jwt:ana"}
+        assert stage.asked == 1
 
 
-def test_a_rotation_is_noticed_with_its_first_token() -> None:
+async def test_a_rotation_is_noticed_with_its_first_token() -> None:
     """New keys are read when a token names one; the old one is good until it is withdrawn, and minutes later not."""
-
-    async def work() -> None:
-        async with staged(public(OLD, "old")) as stage:
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.keys.append(public(NEW, "new"))
-            assert await stage.verdict(signed(NEW, "new")) is Kind.INVALID_TOKEN  # they were read just now
-            stage.later_s += JWKS_PAUSE_S
-            assert await stage.verdict(signed(NEW, "new")) == "jwt:ana"
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.keys.pop(0)
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.later_s += JWKS_FRESH_S + 1
-            assert await stage.verdict(signed(OLD, "old")) is Kind.INVALID_TOKEN
-            assert await stage.verdict(signed(NEW, "new")) == "jwt:ana"
-            assert stage.asked == 3
-
-    run(work())
+    async with staged(public(OLD, "old")) as stage:
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.keys.append(public(NEW, "new"))
+        assert await stage.verdict(signed(NEW, "new")) is Kind.INVALID_TOKEN  # they were read just now
+        stage.later_s += JWKS_PAUSE_S
+        assert await stage.verdict(signed(NEW, "new")) == "jwt:ana"
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.keys.pop(0)
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.later_s += JWKS_FRESH_S + 1
+        assert await stage.verdict(signed(OLD, "old")) is Kind.INVALID_TOKEN
+        assert await stage.verdict(signed(NEW, "new")) == "jwt:ana"
+        assert stage.asked == 3
 
 
-def test_made_up_key_ids_ask_the_issuer_no_more_often() -> None:
+async def test_made_up_key_ids_ask_the_issuer_no_more_often() -> None:
     """A hundred tokens with keys that nobody has: one reading in five seconds."""
-
-    async def work() -> None:
-        async with staged(public(OLD, "old")) as stage:
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.later_s += JWKS_PAUSE_S
-            made_up = [signed(NEW, f"k{number}") for number in range(100)]
-            assert set(await asyncio.gather(*map(stage.verdict, made_up))) == {Kind.INVALID_TOKEN}
-            assert [await stage.verdict(token) for token in made_up[:10]] == [Kind.INVALID_TOKEN] * 10
-            assert stage.asked == 2
-
-    run(work())
+    async with staged(public(OLD, "old")) as stage:
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.later_s += JWKS_PAUSE_S
+        made_up = [signed(NEW, f"k{number}") for number in range(100)]
+        assert set(await asyncio.gather(*map(stage.verdict, made_up))) == {Kind.INVALID_TOKEN}
+        assert [await stage.verdict(token) for token in made_up[:10]] == [Kind.INVALID_TOKEN] * 10
+        assert stage.asked == 2
 
 
 @pytest.mark.parametrize(
@@ -186,35 +173,27 @@ def test_made_up_key_ids_ask_the_issuer_no_more_often() -> None:
         mint("x" * 64, Issuer("authenticated", None), "ana", "admin", utc_now(), timedelta(hours=1)),
     ],
 )
-def test_what_the_set_does_not_vouch_for_is_401(token: str) -> None:
+async def test_what_the_set_does_not_vouch_for_is_401(token: str) -> None:
     """Another key under a known id, no id, another algorithm, a weak key, one for encryption, a shared one."""
-
-    async def work() -> None:
-        keys = [
-            public(OLD, "old"),
-            public(RSA, "rsa", alg="RS256"),
-            public(WEAK, "weak"),
-            public(RSA, "for encryption", use="enc"),
-            {"kty": "oct", "k": "eHh4" * 21 + "eA", "kid": "shared"},
-        ]
-        async with staged(*keys) as stage:
-            assert await stage.verdict(token) is Kind.INVALID_TOKEN
-
-    run(work())
+    keys = [
+        public(OLD, "old"),
+        public(RSA, "rsa", alg="RS256"),
+        public(WEAK, "weak"),
+        public(RSA, "for encryption", use="enc"),
+        {"kty": "oct", "k": "eHh4" * 21 + "eA", "kid": "shared"},
+    ]
+    async with staged(*keys) as stage:
+        assert await stage.verdict(token) is Kind.INVALID_TOKEN
 
 
 @pytest.mark.parametrize("key", [OLD, RSA])
-def test_a_public_key_is_no_shared_secret(key: PrivateKey) -> None:
+async def test_a_public_key_is_no_shared_secret(key: PrivateKey) -> None:
     """HS256 with the public key's PEM as the secret: the oldest trick against readers that trust the header."""
     secret = public_pem(key).decode()
     with patch.object(HMACAlgorithm, "prepare_key", lambda _, text: text.encode()):
         token = signed(secret, "k", "HS256")
-
-    async def work() -> None:
-        async with staged(public(key, "k")) as stage:
-            assert await stage.verdict(token) is Kind.INVALID_TOKEN
-
-    run(work())
+    async with staged(public(key, "k")) as stage:
+        assert await stage.verdict(token) is Kind.INVALID_TOKEN
 
 
 async def _slow(peer: Peer) -> None:
@@ -238,49 +217,41 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_issuer_that_cannot_be_understood_is_503(lie: str) -> None:
+async def test_an_issuer_that_cannot_be_understood_is_503(lie: str) -> None:
     """Nobody is let in and nobody is called a stranger; with keys from before, their owners go on for an hour."""
-
-    async def work() -> None:
-        async with staged(public(OLD, "old")) as stage:
-            stage.says(LIES[lie])
-            assert await stage.verdict(signed(OLD, "old")) is Kind.UNAVAILABLE
-            stage.raw, stage.later_s = None, stage.later_s + JWKS_PAUSE_S
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.says(LIES[lie])
-            stage.later_s += JWKS_FRESH_S + 1
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            assert await stage.verdict(signed(NEW, "new")) is Kind.UNAVAILABLE
-            asked = stage.asked
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana" and stage.asked == asked
-            stage.later_s += JWKS_STALE_S - JWKS_FRESH_S
-            assert await stage.verdict(signed(OLD, "old")) is Kind.UNAVAILABLE
-            stage.raw, stage.later_s = None, stage.later_s + JWKS_PAUSE_S
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-
-    run(work())
+    async with staged(public(OLD, "old")) as stage:
+        stage.says(LIES[lie])
+        assert await stage.verdict(signed(OLD, "old")) is Kind.UNAVAILABLE
+        stage.raw, stage.later_s = None, stage.later_s + JWKS_PAUSE_S
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.says(LIES[lie])
+        stage.later_s += JWKS_FRESH_S + 1
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        assert await stage.verdict(signed(NEW, "new")) is Kind.UNAVAILABLE
+        asked = stage.asked
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana" and stage.asked == asked
+        stage.later_s += JWKS_STALE_S - JWKS_FRESH_S
+        assert await stage.verdict(signed(OLD, "old")) is Kind.UNAVAILABLE
+        stage.raw, stage.later_s = None, stage.later_s + JWKS_PAUSE_S
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
 
 
 @pytest.mark.parametrize("script", [_slow, _resets])
-def test_an_issuer_that_does_not_answer_costs_one_wait(script: Callable[[Peer], Any]) -> None:
+async def test_an_issuer_that_does_not_answer_costs_one_wait(script: Callable[[Peer], Any]) -> None:
     """Of three seconds at most, for all together; then the keys from before are used at once."""
-
-    async def work() -> None:
-        async with staged(public(OLD, "old")) as stage:
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            stage.raw = script
-            stage.later_s += JWKS_FRESH_S + 1
-            began = time.monotonic()
-            together = [stage.verdict(signed(OLD, "old")) for _ in range(20)]
-            assert set(await asyncio.gather(*together)) == {"jwt:ana"}
-            assert time.monotonic() - began < 2 * JWKS_TIMEOUT_S
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            assert stage.asked == 2
-
-    run(work())
+    async with staged(public(OLD, "old")) as stage:
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        stage.raw = script
+        stage.later_s += JWKS_FRESH_S + 1
+        began = time.monotonic()
+        together = [stage.verdict(signed(OLD, "old")) for _ in range(20)]
+        assert set(await asyncio.gather(*together)) == {"jwt:ana"}
+        assert time.monotonic() - began < 2 * JWKS_TIMEOUT_S
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        assert stage.asked == 2
 
 
-def test_rows_that_nobody_can_read_are_passed_over() -> None:
+async def test_rows_that_nobody_can_read_are_passed_over() -> None:
     """A set may list kinds of key that are made later, and rows that are wrong; the others are good."""
     odd: list[Any] = [
         None,
@@ -296,10 +267,6 @@ def test_rows_that_nobody_can_read_are_passed_over() -> None:
         {"kid": "g", "kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
         {"kid": "h", "kty": "RSA", "n": "AQAB", "e": "AQAB", "oth": 1, "d": 2},
     ]
-
-    async def work() -> None:
-        async with staged(*odd, public(OLD, "old")) as stage:
-            assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
-            assert await stage.verdict(signed(OLD, "d")) is Kind.INVALID_TOKEN
-
-    run(work())
+    async with staged(*odd, public(OLD, "old")) as stage:
+        assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
+        assert await stage.verdict(signed(OLD, "d")) is Kind.INVALID_TOKEN

@@ -120,22 +120,19 @@ def test_every_key_goes_by_itself_or_stays_by_design(redis_url: str, tmp_path: P
 
 
 @pytest.mark.rule(28)
-def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path) -> None:
+async def test_what_a_dying_call_leaves_goes_by_itself(redis_url: str, tmp_path: Path) -> None:
     """That a client is gone is written together with its end: the gateway may die behind any call (rule 28)."""
 
     async def dies(*_: object) -> None:
         raise ConnectionError("the process ends here")
 
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            caller = await books.org()
-            books.redis.expire = dies  # type: ignore[method-assign, assignment]
-            with suppress(WalletAway):
-                await books.admit(caller, "r")
-                await books.wallet.client_gone(caller, "r", OrderIdentity("r"))
-            names = OrgKeys(caller.org_id)
-            assert await books.redis.hget(names.claims("r"), "gone") is not None
-            for name in (names.claims("r"), names.gone(caller.key_id, "r"), names.recent(caller.key_id, "r")):
-                assert 0 < await books.redis.pttl(name) <= 180_000
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        caller = await books.org()
+        books.redis.expire = dies  # type: ignore[method-assign, assignment]
+        with suppress(WalletAway):
+            await books.admit(caller, "r")
+            await books.wallet.client_gone(caller, "r", OrderIdentity("r"))
+        names = OrgKeys(caller.org_id)
+        assert await books.redis.hget(names.claims("r"), "gone") is not None
+        for name in (names.claims("r"), names.gone(caller.key_id, "r"), names.recent(caller.key_id, "r")):
+            assert 0 < await books.redis.pttl(name) <= 180_000

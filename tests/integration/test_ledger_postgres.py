@@ -85,30 +85,26 @@ async def until_waiting(url: str, count: int = 1) -> None:
 # --- changes in the order of their commits ---
 
 
-def test_a_change_that_commits_late_is_not_stepped_over(postgres_url: str) -> None:
+async def test_a_change_that_commits_late_is_not_stepped_over(postgres_url: str) -> None:
     """Two transactions overlap: the second draws no number before the first has committed its own."""
-
-    async def work() -> None:
-        async with aclosing(await opened(postgres_url)) as ledger:
-            await ledger.create_org(Org(OTHER, "other", "default", NOON.isoformat()), ACT)
-            seen = await ledger.last_change()
-            with psycopg.connect(postgres_url) as late:
-                # Past all of our code, as any other program might: the database itself keeps the order.
-                late.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'late', '')", (ORG,))
-                overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON, ACT))
-                await until_waiting(postgres_url)
-                assert (await ledger.last_change(), await ledger.changed_since(seen)) == (seen, [])
-                late.commit()
-            await overlapping
-            assert sql(postgres_url, f"SELECT org_id FROM changes WHERE seq > {seen} ORDER BY seq") == [
-                (ORG,),
-                (OTHER,),
-            ]
-
-    run(work())
+    async with aclosing(await opened(postgres_url)) as ledger:
+        await ledger.create_org(Org(OTHER, "other", "default", NOON.isoformat()), ACT)
+        seen = await ledger.last_change()
+        with psycopg.connect(postgres_url) as late:
+            # Past all of our code, as any other program might: the database itself keeps the order.
+            late.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'late', '')", (ORG,))
+            overlapping = asyncio.create_task(ledger.set_limits(OTHER, {"images_per_minute": 3}, NOON, ACT))
+            await until_waiting(postgres_url)
+            assert (await ledger.last_change(), await ledger.changed_since(seen)) == (seen, [])
+            late.commit()
+        await overlapping
+        assert sql(postgres_url, f"SELECT org_id FROM changes WHERE seq > {seen} ORDER BY seq") == [
+            (ORG,),
+            (OTHER,),
+        ]
 
 
-def test_race_a_follower_of_the_changes_misses_none(postgres_url: str) -> None:
+async def test_race_a_follower_of_the_changes_misses_none(postgres_url: str) -> None:
     """Eight writers whose transactions stay open for a while, some rolled back; one that polls like the projector."""
     done = threading.Event()
 
@@ -137,21 +133,18 @@ def test_race_a_follower_of_the_changes_misses_none(postgres_url: str) -> None:
             known = last
         return found
 
-    async def work() -> None:
-        async with aclosing(open_postgres(postgres_url)) as ledger:
-            await ledger.migrate()
-            following = asyncio.create_task(follow(ledger))
-            written = await asyncio.gather(*(asyncio.to_thread(write, writer) for writer in range(8)))
-            done.set()
-            assert await following == set().union(*written)
-
-    run(work())
+    async with aclosing(open_postgres(postgres_url)) as ledger:
+        await ledger.migrate()
+        following = asyncio.create_task(follow(ledger))
+        written = await asyncio.gather(*(asyncio.to_thread(write, writer) for writer in range(8)))
+        done.set()
+        assert await following == set().union(*written)
 
 
 # --- races and refusals ---
 
 
-def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
+async def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
     """Another program books the same events the other way round; the one that PostgreSQL throws out begins again."""
     first, second = event(ORG, 1), event(ORG, 2)
     book = named_queries("postgres")["book"].encode()
@@ -159,33 +152,26 @@ def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
     def rows(number: int) -> dict[str, str]:
         return {"events": orjson.dumps([event_row((first, second)[number - 1], NOON.isoformat())]).decode()}
 
-    async def work() -> None:
-        async with aclosing(await opened(postgres_url)) as ledger:
-            with psycopg.connect(postgres_url) as other:
-                other.execute("SET deadlock_timeout = '1min'")
-                other.execute(book, rows(2))
-                booking = asyncio.create_task(ledger.book([first, second], [], NOON))
-                await until_waiting(postgres_url)
-                await asyncio.to_thread(other.execute, book, rows(1))
-                other.commit()
-            assert await booking == set()
-            assert await ledger.charged_up_to(ORG) == await ledger.recount(ORG) == Charged(2, 2, 2 * UNIT)
-
-    run(work())
+    async with aclosing(await opened(postgres_url)) as ledger:
+        with psycopg.connect(postgres_url) as other:
+            other.execute("SET deadlock_timeout = '1min'")
+            other.execute(book, rows(2))
+            booking = asyncio.create_task(ledger.book([first, second], [], NOON))
+            await until_waiting(postgres_url)
+            await asyncio.to_thread(other.execute, book, rows(1))
+            other.commit()
+        assert await booking == set()
+        assert await ledger.charged_up_to(ORG) == await ledger.recount(ORG) == Charged(2, 2, 2 * UNIT)
 
 
-def test_what_no_column_can_hold_is_refused_and_can_be_set_aside(postgres_url: str) -> None:
+async def test_what_no_column_can_hold_is_refused_and_can_be_set_aside(postgres_url: str) -> None:
     """Text with a NUL in it and numbers beyond 64 bits, which SQLite takes or refuses in its own way."""
-
-    async def work() -> None:
-        async with aclosing(await opened(postgres_url)) as ledger:
-            for poison in (replace(event(ORG, 1), reason="a\0b"), event(ORG, 2**63), event(ORG, 2**70)):
-                with pytest.raises(LedgerError, match="the ledger refuses"):
-                    await ledger.book([poison], [], NOON)
-            await ledger.book([], [SetAside(1, "1-1", "got 'a\0b'", b"a\0b")], NOON)
-            assert sql(postgres_url, "SELECT error, fields FROM events_set_aside") == [(r"got 'a\0b'", b"a\0b")]
-
-    run(work())
+    async with aclosing(await opened(postgres_url)) as ledger:
+        for poison in (replace(event(ORG, 1), reason="a\0b"), event(ORG, 2**63), event(ORG, 2**70)):
+            with pytest.raises(LedgerError, match="the ledger refuses"):
+                await ledger.book([poison], [], NOON)
+        await ledger.book([], [SetAside(1, "1-1", "got 'a\0b'", b"a\0b")], NOON)
+        assert sql(postgres_url, "SELECT error, fields FROM events_set_aside") == [(r"got 'a\0b'", b"a\0b")]
 
 
 @pytest.mark.parametrize("url", ["postgresql://ghub:secret@[::1/db", "postgresql://u:secret@h/db?nonsense=1", "ghub"])
@@ -199,36 +185,28 @@ def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> No
 # --- a database that does not answer ---
 
 
-def test_where_all_connections_are_in_use_the_ledger_is_away(
+async def test_where_all_connections_are_in_use_the_ledger_is_away(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One more call waits no longer than for a database that is gone; then those that held them get through."""
-
-    async def work() -> None:
-        async with aclosing(await opened(postgres_url)) as ledger:
-            with psycopg.connect(postgres_url) as slow:
-                slow.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'slow', '')", (ORG,))
-                stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON, ACT)) for _ in range(CONNECTIONS)]
-                await until_waiting(postgres_url, CONNECTIONS)
-                monkeypatch.setattr(postgres, "CALL_S", SHORT_S)
-                with pytest.raises(LedgerAway, match="all are in use"):
-                    await ledger.orgs()
-            await asyncio.gather(*stuck)
-            assert len(await ledger.orgs()) == 1
-
-    run(work())
+    async with aclosing(await opened(postgres_url)) as ledger:
+        with psycopg.connect(postgres_url) as slow:
+            slow.execute("INSERT INTO changes (org_id, what, at) VALUES (%s, 'slow', '')", (ORG,))
+            stuck = [asyncio.create_task(ledger.set_limits(ORG, {}, NOON, ACT)) for _ in range(CONNECTIONS)]
+            await until_waiting(postgres_url, CONNECTIONS)
+            monkeypatch.setattr(postgres, "CALL_S", SHORT_S)
+            with pytest.raises(LedgerAway, match="all are in use"):
+                await ledger.orgs()
+        await asyncio.gather(*stuck)
+        assert len(await ledger.orgs()) == 1
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_database_that_is_not_there_is_away_and_says_why(tmp_path: Path) -> None:
+async def test_a_database_that_is_not_there_is_away_and_says_why(tmp_path: Path) -> None:
     """The reason is the connection's own, not that of a pool that waited."""
-
-    async def work() -> None:
-        async with aclosing(open_postgres(f"postgresql://ghub@/nowhere?host={tmp_path}")) as ledger:
-            with pytest.raises(LedgerAway, match="No such file or directory"):
-                await ledger.orgs()
-
-    run(work())
+    async with aclosing(open_postgres(f"postgresql://ghub@/nowhere?host={tmp_path}")) as ledger:
+        with pytest.raises(LedgerAway, match="No such file or directory"):
+            await ledger.orgs()
 
 
 @pytest.mark.usefixtures("impatient")
@@ -277,22 +255,18 @@ def test_a_restarted_server_is_not_noticed(own_server: PostgresServer) -> None:
         run(work(url))
 
 
-def test_a_frozen_writer_holds_the_others_up_for_a_bounded_time(postgres_url: str) -> None:
+async def test_a_frozen_writer_holds_the_others_up_for_a_bounded_time(postgres_url: str) -> None:
     """A process that stands still with the turn in its hands is thrown out by the server."""
-
-    async def work() -> None:
-        async with aclosing(await opened(postgres_url)) as ledger:
-            worker = start_worker("write_and_hang", postgres_url, ORG, "credit", SHORT_S)
-            assert worker.stdout is not None
-            assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
-            worker.send_signal(signal.SIGSTOP)
-            assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON, ACT)
-            found = await snapshot(ledger, ORG)
-            assert (found.credit_number, found.credits_micro_mxn) == (1, 7)
-            worker.kill()
-            worker.communicate()
-
-    run(work())
+    async with aclosing(await opened(postgres_url)) as ledger:
+        worker = start_worker("write_and_hang", postgres_url, ORG, "credit", SHORT_S)
+        assert worker.stdout is not None
+        assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
+        worker.send_signal(signal.SIGSTOP)
+        assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON, ACT)
+        found = await snapshot(ledger, ORG)
+        assert (found.credit_number, found.credits_micro_mxn) == (1, 7)
+        worker.kill()
+        worker.communicate()
 
 
 async def stored(path: str) -> bool:

@@ -82,34 +82,26 @@ async def book(ledger: SqlLedger) -> None:
         ("idle", 'role "idle" is not permitted to log in'),
     ],
 )
-def test_who_may_not_is_told_which_right_is_missing(
+async def test_who_may_not_is_told_which_right_is_missing(
     url: str, login: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no database that is away, though it is waited for in the same way."""
     monkeypatch.setattr(postgres, "CALL_S", 1.0)
-
-    async def work() -> None:
-        async with aclosing(open_postgres(as_role(url, login))) as ledger:
-            with pytest.raises(LedgerMisconfigured) as refused:
-                await ledger.orgs()
-            sentence = str(refused.value)
-            assert sentence.startswith("GHUB_LEDGER_URL: the database refuses: ") and words in sentence
-            assert SECRET not in sentence and "\n" not in sentence
-            assert isinstance(refused.value, LedgerAway)
-
-    run(work())
-
-
-def test_who_may_read_and_not_write_is_told_so(url: str) -> None:
-    """With the table's name, and only when it writes."""
-
-    async def work() -> None:
-        async with aclosing(open_postgres(as_role(url, "reader"))) as ledger:
+    async with aclosing(open_postgres(as_role(url, login))) as ledger:
+        with pytest.raises(LedgerMisconfigured) as refused:
             await ledger.orgs()
-            with pytest.raises(LedgerMisconfigured, match="permission denied for table events; grant its role"):
-                await book(ledger)
+        sentence = str(refused.value)
+        assert sentence.startswith("GHUB_LEDGER_URL: the database refuses: ") and words in sentence
+        assert SECRET not in sentence and "\n" not in sentence
+        assert isinstance(refused.value, LedgerAway)
 
-    run(work())
+
+async def test_who_may_read_and_not_write_is_told_so(url: str) -> None:
+    """With the table's name, and only when it writes."""
+    async with aclosing(open_postgres(as_role(url, "reader"))) as ledger:
+        await ledger.orgs()
+        with pytest.raises(LedgerMisconfigured, match="permission denied for table events; grant its role"):
+            await book(ledger)
 
 
 def test_a_database_that_is_missing_read_only_or_not_migrated_says_so(
@@ -132,35 +124,31 @@ def test_a_database_that_is_missing_read_only_or_not_migrated_says_so(
     assert "session is read-only" in run(refusal(url))
 
 
-def test_a_command_prints_the_sentence_and_a_consumer_goes_on_waiting(redis_url: str, url: str) -> None:
+async def test_a_command_prints_the_sentence_and_a_consumer_goes_on_waiting(redis_url: str, url: str) -> None:
     """The log names the right; once it is granted the events are booked, with no restart."""
     environment = {**os.environ, "GHUB_LEDGER_URL": as_role(url, "poor"), "GHUB_REDIS_URL": redis_url}
     done = finished(Forked, ("org", "list"), environment, within_s=60)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("ghub: GHUB_LEDGER_URL: the database refuses: permission denied for table")
-
-    async def work() -> None:
-        async with open_books(redis_url, url) as books:
-            caller = await books.org("other")
-            await books.charge(caller, "r")
-            async with aclosing(open_postgres(as_role(url, "poor"))) as poor:
-                consumer, stop = Consumer(books.redis, poor, "poor", 60), asyncio.Event()
-                with capture_logs() as lines:
-                    task = asyncio.create_task(consumer.run(stop))
-                    async with asyncio.timeout(20):
-                        while not any(line["event"] == "consumer_waits" for line in lines):
-                            await asyncio.sleep(0.02)
-                        assert not consumer.alive
-                        sql(url, "GRANT ALL ON ALL TABLES IN SCHEMA public TO poor")
-                        sql(url, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO poor")
-                        while not (await books.ledger.charged_up_to(caller.org_id)).events:
-                            await asyncio.sleep(0.02)
-                stop.set()
-                await task
-        line = next(line for line in lines if line["event"] == "consumer_waits")
-        assert line["error"] == "LedgerMisconfigured" and "permission denied for table" in line["why"]
-
-    run(work())
+    async with open_books(redis_url, url) as books:
+        caller = await books.org("other")
+        await books.charge(caller, "r")
+        async with aclosing(open_postgres(as_role(url, "poor"))) as poor:
+            consumer, stop = Consumer(books.redis, poor, "poor", 60), asyncio.Event()
+            with capture_logs() as lines:
+                task = asyncio.create_task(consumer.run(stop))
+                async with asyncio.timeout(20):
+                    while not any(line["event"] == "consumer_waits" for line in lines):
+                        await asyncio.sleep(0.02)
+                    assert not consumer.alive
+                    sql(url, "GRANT ALL ON ALL TABLES IN SCHEMA public TO poor")
+                    sql(url, "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO poor")
+                    while not (await books.ledger.charged_up_to(caller.org_id)).events:
+                        await asyncio.sleep(0.02)
+            stop.set()
+            await task
+    line = next(line for line in lines if line["event"] == "consumer_waits")
+    assert line["error"] == "LedgerMisconfigured" and "permission denied for table" in line["why"]
 
 
 # --- SQLite ---

@@ -28,17 +28,13 @@ KEYS = {
 
 @pytest.mark.rule(3)
 @pytest.mark.parametrize(("table", "key"), KEYS.items())
-def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
+async def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
     """INSERT OR REPLACE would delete without a DELETE: by a row's key, by its number, or by its rowid (rule 3)."""
-
-    async def work() -> None:
-        async with aclosing(await opened(tmp_path / "l.db")) as ledger:
-            await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
-            await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
-            await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
-            await ledger.book([event(ORG, 1)], [], NOON)
-
-    run(work())
+    async with aclosing(await opened(tmp_path / "l.db")) as ledger:
+        await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
+        await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
+        await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
+        await ledger.book([event(ORG, 1)], [], NOON)
     url = f"sqlite:///{tmp_path}/l.db"
     before = sql(url, f"SELECT rowid, * FROM {table}")
     columns = [name for (name,) in sql(url, f"SELECT name FROM pragma_table_info('{table}')")]
@@ -61,19 +57,15 @@ def test_race_many_migrate_many_new_files(tmp_path: Path) -> None:
         assert run(migrate_many(str(tmp_path / str(turn) / "l.db"))) == [4] * 8
 
 
-def test_a_locked_database_is_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_database_is_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits too long raises LedgerAway, and writes once the lock is gone."""
     monkeypatch.setattr("metering.ledger.sqlite.BUSY_S", 0.05)
-
-    async def work() -> None:
-        async with aclosing(await opened(tmp_path / "l.db")) as ledger:
-            with closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as blocker:
-                blocker.execute("BEGIN IMMEDIATE")
-                with pytest.raises(LedgerAway):
-                    await ledger.book([event(ORG, 1)], [], NOON)
-            assert await ledger.book([event(ORG, 1)], [], NOON) == {f"{ORG}-1"}
-
-    run(work())
+    async with aclosing(await opened(tmp_path / "l.db")) as ledger:
+        with closing(sqlite3.connect(tmp_path / "l.db", isolation_level=None)) as blocker:
+            blocker.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerAway):
+                await ledger.book([event(ORG, 1)], [], NOON)
+        assert await ledger.book([event(ORG, 1)], [], NOON) == {f"{ORG}-1"}
 
 
 FULL_DISK = """
@@ -113,12 +105,8 @@ def test_a_full_disk_is_away_and_comes_back(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
 
 
-def test_the_address_names_a_file_whose_folder_is_made(tmp_path: Path) -> None:
+async def test_the_address_names_a_file_whose_folder_is_made(tmp_path: Path) -> None:
     """`sqlite:///` and a path."""
-
-    async def work() -> None:
-        async with aclosing(open_sqlite(f"sqlite:///{tmp_path}/new/l.db")) as ledger:
-            await ledger.migrate()
-        assert (tmp_path / "new" / "l.db").exists()
-
-    run(work())
+    async with aclosing(open_sqlite(f"sqlite:///{tmp_path}/new/l.db")) as ledger:
+        await ledger.migrate()
+    assert (tmp_path / "new" / "l.db").exists()

@@ -107,18 +107,14 @@ def test_race_two_processes_take_no_more_than_there_is(redis_url: str, tmp_path:
         assert sum(result_of(worker) for worker in workers) == limit
 
 
-def test_a_balance_for_a_hundred_admits_twenty_of_fifty_takers_of_five(redis_url: str, tmp_path: Path) -> None:
+async def test_a_balance_for_a_hundred_admits_twenty_of_fifty_takers_of_five(redis_url: str, tmp_path: Path) -> None:
     """The balance is a limit like the others, whichever key spends it."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books, open_wallets(redis_url, 10) as wallets:
-            shop = await open_shop(books, "84.00")
-            callers = [shop.callers["ab"[i % 2]] for i in range(50)]
-            answers = await asyncio.gather(*(admit(wallets[i % 10], callers[i], f"r{i}", pinned(5)) for i in range(50)))
-            verdicts = [answer.verdict for answer in answers]
-            assert (verdicts.count(Verdict.ADMITTED), verdicts.count(Verdict.BALANCE)) == (20, 30)
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books, open_wallets(redis_url, 10) as wallets:
+        shop = await open_shop(books, "84.00")
+        callers = [shop.callers["ab"[i % 2]] for i in range(50)]
+        answers = await asyncio.gather(*(admit(wallets[i % 10], callers[i], f"r{i}", pinned(5)) for i in range(50)))
+        verdicts = [answer.verdict for answer in answers]
+        assert (verdicts.count(Verdict.ADMITTED), verdicts.count(Verdict.BALANCE)) == (20, 30)
 
 
 # --- the mixed storm ---

@@ -33,17 +33,13 @@ async def stream(data: bytes, size: int) -> AsyncIterator[bytes]:
     "size", [1, 2, 4095, WRITE_BYTES - 1, WRITE_BYTES, WRITE_BYTES + 1, 1_000_003, 5 * 1024 * 1024]
 )
 @pytest.mark.parametrize("chunk", [997, 65_536, 3_000_001])
-def test_what_was_put_is_there_to_the_byte(tmp_path: Path, size: int, chunk: int) -> None:
+async def test_what_was_put_is_there_to_the_byte(tmp_path: Path, size: int, chunk: int) -> None:
     """At every size and every size of chunks, and nothing lies beside it."""
     data = random.Random(size).randbytes(size)
-
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        assert not await store.exists(PATH)
-        await store.put(PATH, stream(data, chunk), "image/png")
-        assert await store.exists(PATH)
-
-    run(work())
+    store = LocalStore(tmp_path)
+    assert not await store.exists(PATH)
+    await store.put(PATH, stream(data, chunk), "image/png")
+    assert await store.exists(PATH)
     assert hashlib.sha256((tmp_path / PATH).read_bytes()).digest() == hashlib.sha256(data).digest()
     assert files(tmp_path) == {PATH}
 
@@ -106,68 +102,48 @@ def disk_takes(max_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("max_bytes", [0, 100, WRITE_BYTES - 1, WRITE_BYTES, 300_000, 399_999])
 @pytest.mark.parametrize("chunk", [10, 65_536])
-def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, max_bytes: int, chunk: int) -> None:
+async def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, max_bytes: int, chunk: int) -> None:
     """StoreFailed, and nothing is left of the picture, wherever the disk gave up."""
-
-    async def work() -> None:
-        with disk_takes(max_bytes), pytest.raises(StoreFailed, match="File too large"):
-            await LocalStore(tmp_path).put(PATH, stream(b"x" * 400_000, chunk), "image/png")
-
-    run(work())
+    with disk_takes(max_bytes), pytest.raises(StoreFailed, match="File too large"):
+        await LocalStore(tmp_path).put(PATH, stream(b"x" * 400_000, chunk), "image/png")
     assert files(tmp_path) == set()
 
 
-def test_a_folder_that_cannot_be_made_is_a_failed_store(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_made_is_a_failed_store(tmp_path: Path) -> None:
     """A file lies where the organisation's folder should be."""
     (tmp_path / "org").write_text("not a folder")
-
-    async def work() -> None:
-        with pytest.raises(StoreFailed, match="Not a directory"):
-            await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
-
-    run(work())
+    with pytest.raises(StoreFailed, match="Not a directory"):
+        await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
     assert files(tmp_path) == {"org"}
 
 
-def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
+async def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
     """A folder lies where the picture should be: it stays, and no part lies beside it."""
     (tmp_path / PATH).mkdir(parents=True)
-
-    async def work() -> None:
-        for again, words in ((False, "File exists"), (True, "directory")):
-            with pytest.raises(StoreFailed, match=words) as failed:
-                await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png", again=again)
-            assert not failed.value.again
-
-    run(work())
+    for again, words in ((False, "File exists"), (True, "directory")):
+        with pytest.raises(StoreFailed, match=words) as failed:
+            await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png", again=again)
+        assert not failed.value.again
     assert (tmp_path / PATH).is_dir() and files(tmp_path) == set()
 
 
 @pytest.mark.rule(16)
-def test_a_failed_put_removes_only_what_it_wrote(tmp_path: Path) -> None:
+async def test_a_failed_put_removes_only_what_it_wrote(tmp_path: Path) -> None:
     """Somebody else's picture of that name stays (rule 16)."""
-
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        await store.put(PATH, stream(b"first", 5), "image/png")
-        with disk_takes(100), pytest.raises(StoreFailed):
-            await store.put(PATH, stream(b"x" * 200_000, 65_536), "image/png", again=True)
-        with pytest.raises(StoreFailed, match="File exists"):
-            await store.put(PATH, stream(b"second", 6), "image/png")
-
-    run(work())
+    store = LocalStore(tmp_path)
+    await store.put(PATH, stream(b"first", 5), "image/png")
+    with disk_takes(100), pytest.raises(StoreFailed):
+        await store.put(PATH, stream(b"x" * 200_000, 65_536), "image/png", again=True)
+    with pytest.raises(StoreFailed, match="File exists"):
+        await store.put(PATH, stream(b"second", 6), "image/png")
     assert (tmp_path / PATH).read_bytes() == b"first" and files(tmp_path) == {PATH}
 
 
-def test_puts_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
+async def test_puts_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     """Forty pictures, their chunks interleaved."""
     pictures = {f"org/{number % 5}/{number}.png": bytes([number]) * (50_000 * number + 1) for number in range(40)}
-
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        await asyncio.gather(*(store.put(path, stream(data, 7_001), "") for path, data in pictures.items()))
-
-    run(work())
+    store = LocalStore(tmp_path)
+    await asyncio.gather(*(store.put(path, stream(data, 7_001), "") for path, data in pictures.items()))
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == pictures
 
 
@@ -227,19 +203,15 @@ def test_a_cancelled_write_that_is_still_at_the_disk_holds_up_nobody_else(
     assert files(tmp_path) == set()
 
 
-def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
+async def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
     """What cannot be deleted is a failed store."""
-
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        await store.put(PATH, stream(b"x", 1), "image/png")
-        await store.delete(PATH)
-        await store.delete(PATH)
-        assert not await store.exists(PATH)
-        with pytest.raises(StoreFailed):
-            await store.delete("org/request")
-
-    run(work())
+    store = LocalStore(tmp_path)
+    await store.put(PATH, stream(b"x", 1), "image/png")
+    await store.delete(PATH)
+    await store.delete(PATH)
+    assert not await store.exists(PATH)
+    with pytest.raises(StoreFailed):
+        await store.delete("org/request")
     assert files(tmp_path) == set()
 
 
@@ -259,7 +231,7 @@ def test_of_many_puts_at_one_path_one_is_published(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "again"), [(errno.ENOSPC, True), (errno.EIO, True), (errno.EROFS, False)])
-def test_a_full_disk_may_have_room_at_the_next_try(
+async def test_a_full_disk_may_have_room_at_the_next_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, again: bool
 ) -> None:
     """One that cannot be written never will."""
@@ -267,71 +239,56 @@ def test_a_full_disk_may_have_room_at_the_next_try(
     def refuse(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        with pytest.raises(StoreFailed) as failed:
-            await store.put(PATH, stream(b"x", 1), "image/png")
-        assert failed.value.again == again
-        with pytest.raises(StoreFailed if again else StoreMisconfigured, match=os.strerror(number)):
-            await store.check()
-
     monkeypatch.setattr(os, "fsync", refuse)
-    run(work())
+    store = LocalStore(tmp_path)
+    with pytest.raises(StoreFailed) as failed:
+        await store.put(PATH, stream(b"x", 1), "image/png")
+    assert failed.value.again == again
+    with pytest.raises(StoreFailed if again else StoreMisconfigured, match=os.strerror(number)):
+        await store.check()
     assert files(tmp_path) == set()
 
 
 @pytest.mark.rule(11)
-def test_a_disk_that_takes_no_image_fails_the_probe(tmp_path: Path) -> None:
+async def test_a_disk_that_takes_no_image_fails_the_probe(tmp_path: Path) -> None:
     """A file of some bytes can be made, so the check goes well; one of the size that matters cannot (rule 11)."""
-
-    async def work() -> None:
-        store = LocalStore(tmp_path)
-        with disk_takes(1_000_000):
-            await store.check()
-            with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .* can write: File too large"):
-                await probe(store)
-        await probe(store)
-
-    run(work())
+    store = LocalStore(tmp_path)
+    with disk_takes(1_000_000):
+        await store.check()
+        with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .* can write: File too large"):
+            await probe(store)
+    await probe(store)
     assert files(tmp_path) == set()
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     """A file lies where the folder should be; a folder that is not there yet is made."""
     (tmp_path / "file").write_text("not a folder")
-
-    async def work() -> None:
-        with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*/file/images is no folder in which"):
-            await LocalStore(tmp_path / "file" / "images").check()
-        await LocalStore(tmp_path / "not" / "yet").check()
-
-    run(work())
+    with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*/file/images is no folder in which"):
+        await LocalStore(tmp_path / "file" / "images").check()
+    await LocalStore(tmp_path / "not" / "yet").check()
     assert files(tmp_path) == {"file"} and (tmp_path / "not" / "yet").is_dir()
 
 
-def test_the_list_has_no_unfinished_files_and_outlives_what_is_removed(tmp_path: Path) -> None:
+async def test_the_list_has_no_unfinished_files_and_outlives_what_is_removed(tmp_path: Path) -> None:
     """A folder that is not there is empty; one that vanishes on the way is passed over."""
-
-    async def work() -> None:
-        assert [item async for item in LocalStore(tmp_path / "none").objects()] == []
-        store = LocalStore(tmp_path)
-        for number in range(4):
-            await store.put(f"org/{number}/0.png", stream(bytes(number + 1), 1), "image/png")
-        (tmp_path / "org/0/.1.png.abc.part").write_bytes(b"half")
-        found = {item.path: item.size_bytes async for item in store.objects()}
-        assert found == {f"org/{number}/0.png": number + 1 for number in range(4)}
-        left = []
-        async for item in store.objects():
-            left.append(item.path)
-            for number in range(1, 4):
-                if item.path != f"org/{number}/0.png":
-                    shutil.rmtree(tmp_path / f"org/{number}", ignore_errors=True)
-        assert len(left) < 4
-
-    run(work())
+    assert [item async for item in LocalStore(tmp_path / "none").objects()] == []
+    store = LocalStore(tmp_path)
+    for number in range(4):
+        await store.put(f"org/{number}/0.png", stream(bytes(number + 1), 1), "image/png")
+    (tmp_path / "org/0/.1.png.abc.part").write_bytes(b"half")
+    found = {item.path: item.size_bytes async for item in store.objects()}
+    assert found == {f"org/{number}/0.png": number + 1 for number in range(4)}
+    left = []
+    async for item in store.objects():
+        left.append(item.path)
+        for number in range(1, 4):
+            if item.path != f"org/{number}/0.png":
+                shutil.rmtree(tmp_path / f"org/{number}", ignore_errors=True)
+    assert len(left) < 4
 
 
-def test_a_folder_that_cannot_be_read_does_not_shorten_the_list(
+async def test_a_folder_that_cannot_be_read_does_not_shorten_the_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep would take the rest for everything."""
@@ -339,9 +296,6 @@ def test_a_folder_that_cannot_be_read_does_not_shorten_the_list(
     def refuse(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    async def work() -> None:
-        with pytest.raises(StoreFailed, match="Permission denied"):
-            _ = [item async for item in LocalStore(tmp_path).objects()]
-
     monkeypatch.setattr(os, "scandir", refuse)
-    run(work())
+    with pytest.raises(StoreFailed, match="Permission denied"):
+        _ = [item async for item in LocalStore(tmp_path).objects()]

@@ -57,52 +57,40 @@ def test_2000_pictures_are_under_way_on_a_disk_with_room(tmp_path: Path, images:
     assert list(tmp_path.glob("*.journal")) == []
 
 
-def test_without_room_for_the_journal_an_order_is_refused_before_it_is_bought(
+async def test_without_room_for_the_journal_an_order_is_refused_before_it_is_bought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is full: a sentence that says so, and those that have their place go on."""
-
-    async def work() -> None:
-        async with open_places(tmp_path) as (places, pictures):
-            monkeypatch.setattr(os, "posix_fallocate", full)
-            taken = 0
-            with pytest.raises(ApiError, match="running out of disk; nothing was charged") as caught:  # noqa: PT012
-                while True:
-                    await places.take("org", 8)
-                    taken += 8
-            assert caught.value.kind is Kind.UNAVAILABLE
-            assert pictures.taken == taken > 500
-
-    run(work())
+    async with open_places(tmp_path) as (places, pictures):
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        taken = 0
+        with pytest.raises(ApiError, match="running out of disk; nothing was charged") as caught:  # noqa: PT012
+            while True:
+                await places.take("org", 8)
+                taken += 8
+        assert caught.value.kind is Kind.UNAVAILABLE
+        assert pictures.taken == taken > 500
 
 
-def test_an_order_has_room_for_its_one_entry_and_a_few_files_are_enough_for_all(tmp_path: Path) -> None:
+async def test_an_order_has_room_for_its_one_entry_and_a_few_files_are_enough_for_all(tmp_path: Path) -> None:
     """As long as it may become, and no more: a gateway that makes all that it can has allocated some 100 MB."""
-
-    async def work() -> None:
-        async with open_places(tmp_path) as (places, _):
-            taken = await asyncio.gather(*(places.take("org", 8) for _ in range(MAX_PICTURES // 8)))
-            assert places._journal._reserved_bytes == len(taken) * (max_bytes(8) + 2 * PAGE_BYTES)
-            assert len(places._journal._spares) < 7
-            for place in taken:
-                place.give_back()
-
-    run(work())
+    async with open_places(tmp_path) as (places, _):
+        taken = await asyncio.gather(*(places.take("org", 8) for _ in range(MAX_PICTURES // 8)))
+        assert places._journal._reserved_bytes == len(taken) * (max_bytes(8) + 2 * PAGE_BYTES)
+        assert len(places._journal._spares) < 7
+        for place in taken:
+            place.give_back()
 
 
 def full(*_: int) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_while_something_else_refuses_orders_no_place_is_given(tmp_path: Path) -> None:
+async def test_while_something_else_refuses_orders_no_place_is_given(tmp_path: Path) -> None:
     """By the sentence of whatever it is, and only as long as it does."""
-
-    async def work() -> None:
-        reasons = ["the store is away", None]
-        async with open_places(tmp_path, lambda: reasons.pop(0)) as (places, pictures):
-            with pytest.raises(ApiError, match="the store is away"):
-                await places.take("org", 1)
-            (await places.take("org", 1)).give_back()
-            assert pictures.taken == 0
-
-    run(work())
+    reasons = ["the store is away", None]
+    async with open_places(tmp_path, lambda: reasons.pop(0)) as (places, pictures):
+        with pytest.raises(ApiError, match="the store is away"):
+            await places.take("org", 1)
+        (await places.take("org", 1)).give_back()
+        assert pictures.taken == 0

@@ -108,77 +108,61 @@ async def draw(upstream: Provider, asked: Order) -> dict[int, bytes]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_order_of_any_count_is_made_in_as_few_calls_as_the_model_allows(way: str) -> None:
+async def test_an_order_of_any_count_is_made_in_as_few_calls_as_the_model_allows(way: str) -> None:
     """From 1 to 8: as many pictures, numbered through, and not one more on the upstream's bill."""
-
-    async def work() -> None:
-        async with simulator() as url, outbound_to(url) as outbound:
-            await behave(outbound, url, model_of(way), "ok", same=True)
-            await draw(provider(way, outbound, url), order(model_of(way)))  # drawn once, and kept
-            (await outbound.client.delete(f"{url}/_sim/jobs")).raise_for_status()
-            orders = [order(model_of(way), n) for n in range(1, 9)]
-            drawn = await asyncio.gather(*(draw(provider(way, outbound, url), one) for one in orders))
-            assert [sorted(pictures) for pictures in drawn] == [list(range(n)) for n in range(1, 9)]
-            calls = [call.images for one in orders for call in split(one)]
-            assert sorted(job["n"] for job in await jobs(outbound, url)) == sorted(calls)
-
-    run(work())
+    async with simulator() as url, outbound_to(url) as outbound:
+        await behave(outbound, url, model_of(way), "ok", same=True)
+        await draw(provider(way, outbound, url), order(model_of(way)))  # drawn once, and kept
+        (await outbound.client.delete(f"{url}/_sim/jobs")).raise_for_status()
+        orders = [order(model_of(way), n) for n in range(1, 9)]
+        drawn = await asyncio.gather(*(draw(provider(way, outbound, url), one) for one in orders))
+        assert [sorted(pictures) for pictures in drawn] == [list(range(n)) for n in range(1, 9)]
+        calls = [call.images for one in orders for call in split(one)]
+        assert sorted(job["n"] for job in await jobs(outbound, url)) == sorted(calls)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_size_of_the_catalogue_is_drawn_in_its_pixels(way: str) -> None:
+async def test_every_size_of_the_catalogue_is_drawn_in_its_pixels(way: str) -> None:
     """The upstream's word for a size means the size that the customer asked for; and the pictures of a call differ."""
-
-    async def work() -> None:
-        async with simulator() as url, outbound_to(url) as outbound:
-            upstream, sizes = provider(way, outbound, url), list(CATALOGUE.models[model_of(way)].sizes)
-            drawn = await asyncio.gather(*(draw(upstream, order(model_of(way), 2, size=size)) for size in sizes))
-        for size, pictures in zip(sizes, drawn, strict=True):
-            for data in pictures.values():
-                with Image.open(io.BytesIO(data)) as image:
-                    image.load()
-                    assert f"{image.width}x{image.height}" == size
-            assert pictures[0] != pictures[1]
-
-    run(work())
+    async with simulator() as url, outbound_to(url) as outbound:
+        upstream, sizes = provider(way, outbound, url), list(CATALOGUE.models[model_of(way)].sizes)
+        drawn = await asyncio.gather(*(draw(upstream, order(model_of(way), 2, size=size)) for size in sizes))
+    for size, pictures in zip(sizes, drawn, strict=True):
+        for data in pictures.values():
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                assert f"{image.width}x{image.height}" == size
+        assert pictures[0] != pictures[1]
 
 
-def test_quality_is_sent_in_the_upstreams_word() -> None:
+async def test_quality_is_sent_in_the_upstreams_word() -> None:
     """And the user's name beside it."""
     requests: list[bytes] = []
-
-    async def work() -> None:
-        script = answering(lambda request: http(500), requests)
-        async with raw_server(script) as server, outbound_to(server.url) as outbound:
-            asked = order(GPT, 2, size="1536x1024", quality="high")
-            await failures_of(provider("openai", outbound, server.url).generate(split(asked)[0]))
-
-    run(work())
+    script = answering(lambda request: http(500), requests)
+    async with raw_server(script) as server, outbound_to(server.url) as outbound:
+        asked = order(GPT, 2, size="1536x1024", quality="high")
+        await failures_of(provider("openai", outbound, server.url).generate(split(asked)[0]))
     body = orjson.loads(requests[0].partition(b"\r\n\r\n")[2])
     assert body == {"model": "gpt-image-1", "prompt": "un faro", "n": 2, "size": "1536x1024", "quality": "high"}
 
 
 @pytest.mark.parametrize("way", ["fal queue", "fal direct"])
-def test_at_the_deadline_the_upstreams_job_is_called_off(tmp_path: Path, way: str) -> None:
+async def test_at_the_deadline_the_upstreams_job_is_called_off(tmp_path: Path, way: str) -> None:
     """The upstream really hears of it: it never runs, and nobody is billed."""
-
-    async def work() -> None:
-        async with simulator() as url, outbound_to(url) as outbound:
-            await behave(outbound, url, FLUX, "stuck_in_queue")
-            wallet = ScriptedWallet()
-            async with generations(wallet, LocalStore(tmp_path), {"fal": provider(way, outbound, url)}) as making:
-                began_s = time.monotonic()
-                with pytest.raises(Exception, match="in time"):
-                    await making.start(job(order(n=5), generate_s=0.8, reply_s=3))
-                assert 0.8 <= time.monotonic() - began_s < 20
-                await making.drain()
-                while {one["state"] for one in await jobs(outbound, url)} != {"cancelled"}:
-                    assert time.monotonic() - began_s < 20
-                    await asyncio.sleep(0.01)
-                assert [one["billed"] for one in await jobs(outbound, url)] == [False, False]
-                assert wallet.voids == ["deadline"]
-
-    run(work())
+    async with simulator() as url, outbound_to(url) as outbound:
+        await behave(outbound, url, FLUX, "stuck_in_queue")
+        wallet = ScriptedWallet()
+        async with generations(wallet, LocalStore(tmp_path), {"fal": provider(way, outbound, url)}) as making:
+            began_s = time.monotonic()
+            with pytest.raises(Exception, match="in time"):
+                await making.start(job(order(n=5), generate_s=0.8, reply_s=3))
+            assert 0.8 <= time.monotonic() - began_s < 20
+            await making.drain()
+            while {one["state"] for one in await jobs(outbound, url)} != {"cancelled"}:
+                assert time.monotonic() - began_s < 20
+                await asyncio.sleep(0.01)
+            assert [one["billed"] for one in await jobs(outbound, url)] == [False, False]
+            assert wallet.voids == ["deadline"]
 
 
 # --- an upstream that does not ----------------------------------------------------------------------------------------
@@ -227,80 +211,64 @@ ELSEWHERE = [
 
 
 @pytest.mark.parametrize("field", ["status_url", "response_url", "cancel_url"])
-def test_a_queue_that_points_elsewhere_is_not_followed(field: str) -> None:
+async def test_a_queue_that_points_elsewhere_is_not_followed(field: str) -> None:
     """Whatever the URL: no second request is made with our key, to nobody."""
     asked, leaked = list[bytes](), list[bytes]()
-
-    async def work() -> None:
-        async with (
-            raw_server(answering(lambda _: http(200, {}), leaked)) as evil,
-            raw_server(answering(lambda _: answers[0], asked)) as server,
-            outbound_to(server.url) as outbound,
-        ):
-            host, evil_host = (one.url.removeprefix("http://") for one in (server, evil))
-            for spelling in ELSEWHERE:
-                url = spelling
-                if isinstance(spelling, str):
-                    names = {"evil": evil.url, "evil_host": evil_host, "host": host}
-                    url = spelling.format(**names, evil_user=f"http://{host}@{evil_host}")
-                good = f"{server.url}/fal/queue/x/y/requests/1"
-                ticket = {"status_url": good, "response_url": good, "cancel_url": good, field: url}
-                answers[0] = http(200, ticket)
-                asked.clear()
-                failure = await failures_of(provider("fal queue", outbound, server.url).generate(split(order())[0]))
-                assert failure is not None and failure.outcome is Outcome.BAD_REPLY, url
-                assert len(asked) == 1, url
-
     answers = [b""]
-    run(work())
+    async with (
+        raw_server(answering(lambda _: http(200, {}), leaked)) as evil,
+        raw_server(answering(lambda _: answers[0], asked)) as server,
+        outbound_to(server.url) as outbound,
+    ):
+        host, evil_host = (one.url.removeprefix("http://") for one in (server, evil))
+        for spelling in ELSEWHERE:
+            url = spelling
+            if isinstance(spelling, str):
+                names = {"evil": evil.url, "evil_host": evil_host, "host": host}
+                url = spelling.format(**names, evil_user=f"http://{host}@{evil_host}")
+            good = f"{server.url}/fal/queue/x/y/requests/1"
+            ticket = {"status_url": good, "response_url": good, "cancel_url": good, field: url}
+            answers[0] = http(200, ticket)
+            asked.clear()
+            failure = await failures_of(provider("fal queue", outbound, server.url).generate(split(order())[0]))
+            assert failure is not None and failure.outcome is Outcome.BAD_REPLY, url
+            assert len(asked) == 1, url
     assert leaked == []
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_redirect_is_not_followed(way: str) -> None:
+async def test_a_redirect_is_not_followed(way: str) -> None:
     """It would take our key with it."""
     asked, leaked = list[bytes](), list[bytes]()
-
-    async def work() -> None:
-        async with raw_server(answering(lambda _: http(200, {}), leaked)) as evil:
-            script = answering(lambda _: http(307, {}, f"location: {evil.url}/"), asked)
-            async with raw_server(script) as server, outbound_to(server.url) as outbound:
-                call = split(order(model_of(way)))[0]
-                failure = await failures_of(provider(way, outbound, server.url).generate(call))
-        assert failure is not None and failure.outcome is Outcome.REJECTED
-
-    run(work())
+    async with raw_server(answering(lambda _: http(200, {}), leaked)) as evil:
+        script = answering(lambda _: http(307, {}, f"location: {evil.url}/"), asked)
+        async with raw_server(script) as server, outbound_to(server.url) as outbound:
+            call = split(order(model_of(way)))[0]
+            failure = await failures_of(provider(way, outbound, server.url).generate(call))
+    assert failure is not None and failure.outcome is Outcome.REJECTED
     assert (len(asked), leaked) == (1, [])
 
 
-def test_our_key_goes_to_the_provider_and_never_to_the_image_host() -> None:
+async def test_our_key_goes_to_the_provider_and_never_to_the_image_host() -> None:
     """Nor does any other credential."""
     asked, fetched = list[bytes](), list[bytes]()
-
-    async def work() -> None:
-        async with raw_server(answering(lambda _: http(200, png()), fetched)) as images:
-            script = answering(lambda _: http(200, {"images": [{"url": f"{images.url}/0.png"}]}), asked)
-            async with raw_server(script) as server, outbound_to(images.url) as outbound:
-                assert await draw(provider("fal direct", outbound, server.url), order()) == {0: png()}
-
-    run(work())
+    async with raw_server(answering(lambda _: http(200, png()), fetched)) as images:
+        script = answering(lambda _: http(200, {"images": [{"url": f"{images.url}/0.png"}]}), asked)
+        async with raw_server(script) as server, outbound_to(images.url) as outbound:
+            assert await draw(provider("fal direct", outbound, server.url), order()) == {0: png()}
     assert b"authorization: key provider-secret" in asked[0].lower()
     assert KEY.encode() not in b"".join(fetched) and b"authorization" not in b"".join(fetched).lower()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_compressed_reply_is_asked_for(way: str) -> None:
+async def test_no_compressed_reply_is_asked_for(way: str) -> None:
     """A reply is read as it comes; one that is compressed all the same is no result."""
     asked: list[bytes] = []
-
-    async def work() -> None:
-        packed = gzip.compress(b'{"data":[],"images":[]}')
-        script = answering(lambda _: http(200, packed, "content-encoding: gzip"), asked)
-        async with raw_server(script) as server, outbound_to(server.url) as outbound:
-            failure = await failures_of(provider(way, outbound, server.url).generate(split(order(model_of(way)))[0]))
-        assert failure is not None and failure.outcome is Outcome.BAD_REPLY
-
-    run(work())
+    packed = gzip.compress(b'{"data":[],"images":[]}')
+    script = answering(lambda _: http(200, packed, "content-encoding: gzip"), asked)
+    async with raw_server(script) as server, outbound_to(server.url) as outbound:
+        failure = await failures_of(provider(way, outbound, server.url).generate(split(order(model_of(way)))[0]))
+    assert failure is not None and failure.outcome is Outcome.BAD_REPLY
     assert b"accept-encoding: identity\r\n" in asked[0].lower()
 
 
@@ -333,24 +301,20 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     ],
     ids=["silence", "headers without end", "no body", "white space", "a picture without end"],
 )
-def test_an_upstream_that_takes_for_ever_is_bounded_by_the_deadline(
+async def test_an_upstream_that_takes_for_ever_is_bounded_by_the_deadline(
     tmp_path: Path, way: str, head: bytes, more: bytes
 ) -> None:
     """However often a byte comes: void at the deadline, and nothing left behind."""
-
-    async def work() -> None:
-        async with raw_server(drip(head, more)) as server, outbound_to(server.url) as outbound:
-            wallet, upstream = ScriptedWallet(), provider(way, outbound, server.url)
-            providers = {"fal": upstream, "openai": upstream}
-            async with generations(wallet, LocalStore(tmp_path), providers) as making:
-                began_s = time.monotonic()
-                with pytest.raises(Exception, match=r"in time|not an image"):
-                    await making.start(job(order(model_of(way)), generate_s=0.4, reply_s=3))
-                assert time.monotonic() - began_s < 20
-                await making.drain()
-                assert wallet.voids in (["deadline"], ["bad_image"]) and files(tmp_path) == set()
-
-    run(work())
+    async with raw_server(drip(head, more)) as server, outbound_to(server.url) as outbound:
+        wallet, upstream = ScriptedWallet(), provider(way, outbound, server.url)
+        providers = {"fal": upstream, "openai": upstream}
+        async with generations(wallet, LocalStore(tmp_path), providers) as making:
+            began_s = time.monotonic()
+            with pytest.raises(Exception, match=r"in time|not an image"):
+                await making.start(job(order(model_of(way)), generate_s=0.4, reply_s=3))
+            assert time.monotonic() - began_s < 20
+            await making.drain()
+            assert wallet.voids in (["deadline"], ["bad_image"]) and files(tmp_path) == set()
 
 
 ODD: list[Any] = [
@@ -379,26 +343,22 @@ ODD: list[Any] = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_odd_reply_is_a_failure_of_the_upstream_and_no_fault_of_ours(way: str) -> None:
+async def test_an_odd_reply_is_a_failure_of_the_upstream_and_no_fault_of_ours(way: str) -> None:
     """At every status: an outcome of the table, never an exception that nobody foresaw."""
-
-    async def work() -> None:
-        script = answering(lambda _: answers[0], [])
-        async with raw_server(script) as server, outbound_to(server.url) as outbound:
-            upstream = provider(way, outbound, server.url)
-            for body in ODD:
-                for status in (200, 202, 400, 401, 403, 404, 418, 422, 429, 500, 503):
-                    answers[0] = http(status, body, f"retry-after: {'9' * 400}")
-                    call = split(order(model_of(way)))[0]
-                    failure = await failures_of(upstream.generate(call))
-                    if failure is None:
-                        assert way != "fal queue" and status in (200, 202)
-                        continue
-                    assert failure.outcome is not Outcome.FAULT
-                    assert failure.as_error().reply_headers()["x-should-retry"] in ("true", "false")
-
     answers = [b""]
-    run(work())
+    script = answering(lambda _: answers[0], [])
+    async with raw_server(script) as server, outbound_to(server.url) as outbound:
+        upstream = provider(way, outbound, server.url)
+        for body in ODD:
+            for status in (200, 202, 400, 401, 403, 404, 418, 422, 429, 500, 503):
+                answers[0] = http(status, body, f"retry-after: {'9' * 400}")
+                call = split(order(model_of(way)))[0]
+                failure = await failures_of(upstream.generate(call))
+                if failure is None:
+                    assert way != "fal queue" and status in (200, 202)
+                    continue
+                assert failure.outcome is not Outcome.FAULT
+                assert failure.as_error().reply_headers()["x-should-retry"] in ("true", "false")
 
 
 @pytest.mark.parametrize("wish", ["1", "30", "soon", "-1", "1.5", "", "²", "9" * 400])
@@ -434,28 +394,25 @@ def test_a_job_whose_state_cannot_be_known_is_called_off() -> None:
     assert [request.split()[0] for request in asked] == [b"POST", *[b"GET"] * MAX_POLL_FAILURES, b"PUT"]
 
 
-def test_pictures_that_were_whole_count_although_the_reply_breaks_off() -> None:
+async def test_pictures_that_were_whole_count_although_the_reply_breaks_off() -> None:
     """The second of two is lost with the connection; the first is not."""
 
     async def script(peer: Peer) -> None:
         await peer.read_request()
         await peer.send(CHUNKED + b'1f\r\n{"data":[{"b64_json":"QUJDREVG"\r\n10\r\n},{"b64_json":"Q\r\n')
 
-    async def work() -> None:
-        found: dict[int, bytes] = {}
-        async with raw_server(script) as server, outbound_to(server.url) as outbound:
-            upstream = provider("openai", outbound, server.url)
-            broken = 0
-            async with aclosing(upstream.generate(split(order(GPT, 2))[0])) as pictures:
-                try:
-                    async for picture in pictures:
-                        async with picture.open() as source:
-                            found[picture.index] = b"".join([chunk async for chunk in source.chunks])
-                except Failure as failure:
-                    broken += failure.outcome is Outcome.NO_ANSWER
-        assert (found, broken) == ({0: b"ABCDEF"}, 1)
-
-    run(work())
+    found: dict[int, bytes] = {}
+    async with raw_server(script) as server, outbound_to(server.url) as outbound:
+        upstream = provider("openai", outbound, server.url)
+        broken = 0
+        async with aclosing(upstream.generate(split(order(GPT, 2))[0])) as pictures:
+            try:
+                async for picture in pictures:
+                    async with picture.open() as source:
+                        found[picture.index] = b"".join([chunk async for chunk in source.chunks])
+            except Failure as failure:
+                broken += failure.outcome is Outcome.NO_ANSWER
+    assert (found, broken) == ({0: b"ABCDEF"}, 1)
 
 
 def test_a_provider_that_nobody_answers_for_may_be_asked_again() -> None:

@@ -39,138 +39,110 @@ def given(ledger_url: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.rule(33)
-def test_a_refund_gives_back_what_is_left_once(redis_url: str, ledger_url: str) -> None:
+async def test_a_refund_gives_back_what_is_left_once(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Whole by default, spendable at once; again it is refused in a sentence, and nothing changes."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url, images=2) as (books, caller, order):
-            refund = await books.accounts.refund(f"req_{order.replace('-', '')}", "blurred")
-            assert (refund.credit_id, refund.amount_micro_mxn) == (f"refund-{order}-1", 2 * UNIT)
-            assert (await books.cut(caller)).available_micro_mxn == parse_mxn("8.40")
-            with pytest.raises(LedgerError, match=r"charged 1\.68 MXN, and is refunded whole already: refund-"):
-                await books.accounts.refund(order, "blurred")
-            assert (await books.cut(caller)).available_micro_mxn == parse_mxn("8.40")
-            (row, *_) = await books.ledger.audits(caller.org_id, 2**53, 1)
-            assert (row.action, row.target, row.org_id) == ("order.refund", refund.credit_id, caller.org_id)
-            assert row.details == f'{{"order":"{order}","reason":"blurred","mxn":"1.68"}}'
-
-    run(work())
+    async with charged(redis_url, ledger_url, images=2) as (books, caller, order):
+        refund = await books.accounts.refund(f"req_{order.replace('-', '')}", "blurred")
+        assert (refund.credit_id, refund.amount_micro_mxn) == (f"refund-{order}-1", 2 * UNIT)
+        assert (await books.cut(caller)).available_micro_mxn == parse_mxn("8.40")
+        with pytest.raises(LedgerError, match=r"charged 1\.68 MXN, and is refunded whole already: refund-"):
+            await books.accounts.refund(order, "blurred")
+        assert (await books.cut(caller)).available_micro_mxn == parse_mxn("8.40")
+        (row, *_) = await books.ledger.audits(caller.org_id, 2**53, 1)
+        assert (row.action, row.target, row.org_id) == ("order.refund", refund.credit_id, caller.org_id)
+        assert row.details == f'{{"order":"{order}","reason":"blurred","mxn":"1.68"}}'
     assert [row[1] for row in given(ledger_url)] == [2 * UNIT]
 
 
 @pytest.mark.rule(33)
-def test_parts_may_be_refunded_until_nothing_is_left(redis_url: str, ledger_url: str) -> None:
+async def test_parts_may_be_refunded_until_nothing_is_left(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Two of the same amount are two; what is above the rest is refused with the amounts; then the rest."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, caller, order):
-            part = parse_mxn("0.30")
-            for number in (1, 2):
-                assert (await books.accounts.refund(order, "part", part)).credit_id == f"refund-{order}-{number}"
-            left = r"mxn: .* charged 0\.84 MXN; 0\.60 MXN of it are refunded, 0\.24 MXN are left"
-            with pytest.raises(WrongField, match=left):
-                await books.accounts.refund(order, "part", part)
-            assert (await books.accounts.refund(order, "the rest")).amount_micro_mxn == parse_mxn("0.24")
-            cut = await books.cut(caller)
-            assert cut.credits_micro_mxn - cut.charged_micro_mxn == cut.available_micro_mxn == parse_mxn("8.40")
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, caller, order):
+        part = parse_mxn("0.30")
+        for number in (1, 2):
+            assert (await books.accounts.refund(order, "part", part)).credit_id == f"refund-{order}-{number}"
+        left = r"mxn: .* charged 0\.84 MXN; 0\.60 MXN of it are refunded, 0\.24 MXN are left"
+        with pytest.raises(WrongField, match=left):
+            await books.accounts.refund(order, "part", part)
+        assert (await books.accounts.refund(order, "the rest")).amount_micro_mxn == parse_mxn("0.24")
+        cut = await books.cut(caller)
+        assert cut.credits_micro_mxn - cut.charged_micro_mxn == cut.available_micro_mxn == parse_mxn("8.40")
     assert [row[1] for row in given(ledger_url)] == [300_000, 300_000, 240_000]
 
 
 @pytest.mark.rule(33)
 @pytest.mark.parametrize("micro", [0, -1, 1_000 * UNIT, UNIT + 1])
-def test_a_wrong_amount_is_refused(redis_url: str, ledger_url: str, micro: int) -> None:
+async def test_a_wrong_amount_is_refused(redis_url: str, ledger_url: str, micro: int) -> None:
     """(rule 33) 840.00 for an order of 0.84, one millionth too much, nothing, and less."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, _, order):
-            with pytest.raises(WrongField, match="mxn: "):
-                await books.accounts.refund(order, "x", micro)
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, _, order):
+        with pytest.raises(WrongField, match="mxn: "):
+            await books.accounts.refund(order, "x", micro)
     assert given(ledger_url) == []
 
 
 @pytest.mark.rule(33)
-def test_what_was_not_charged_is_not_refunded(redis_url: str, ledger_url: str) -> None:
+async def test_what_was_not_charged_is_not_refunded(redis_url: str, ledger_url: str) -> None:
     """(rule 33) A void order, one that nobody knows, one that is still open, and what is no id."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, caller, _):
-            void, open_ = str(uuid4()), str(uuid4())
-            for order in (void, open_):
-                await books.admit(caller, order)
-            assert (await books.wallet.void(caller.org_id, void, "store_failed")).close is Close.VOIDED
-            await drain(books)
-            with pytest.raises(LedgerError, match=r"ended as void \(store_failed\): nothing was charged"):
-                await books.accounts.refund(void, "x")
-            for order in (open_, str(uuid4())):
-                with pytest.raises(NotThere, match="the ledger has no order"):
-                    await books.accounts.refund(order, "x")
-            for order in ("req_", "x", str(uuid4()).upper(), uuid4().hex):
-                with pytest.raises(NotThere, match="32 hex digits"):
-                    await books.accounts.refund(order, "x")
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, caller, _):
+        void, open_ = str(uuid4()), str(uuid4())
+        for order in (void, open_):
+            await books.admit(caller, order)
+        assert (await books.wallet.void(caller.org_id, void, "store_failed")).close is Close.VOIDED
+        await drain(books)
+        with pytest.raises(LedgerError, match=r"ended as void \(store_failed\): nothing was charged"):
+            await books.accounts.refund(void, "x")
+        for order in (open_, str(uuid4())):
+            with pytest.raises(NotThere, match="the ledger has no order"):
+                await books.accounts.refund(order, "x")
+        for order in ("req_", "x", str(uuid4()).upper(), uuid4().hex):
+            with pytest.raises(NotThere, match="32 hex digits"):
+                await books.accounts.refund(order, "x")
     assert given(ledger_url) == []
 
 
 @pytest.mark.rule(33)
 @pytest.mark.parametrize("reason", ["", " ", "x\n", "\x1b[2J", "x" * 201, "ghub_sk_live_" + "a" * 32])
-def test_a_reason_is_a_line_of_text(redis_url: str, tmp_path: Any, reason: str) -> None:
+async def test_a_reason_is_a_line_of_text(redis_url: str, tmp_path: Any, reason: str) -> None:
     """(rule 33) It stands in the audit log and in what finance takes away, and is no key."""
-
-    async def work() -> None:
-        async with charged(redis_url, f"sqlite:///{tmp_path}/l.db") as (books, _, order):
-            with pytest.raises(LedgerError, match=r"reason|API key"):
-                await books.accounts.refund(order, reason)
-
-    run(work())
+    async with charged(redis_url, f"sqlite:///{tmp_path}/l.db") as (books, _, order):
+        with pytest.raises(LedgerError, match=r"reason|API key"):
+            await books.accounts.refund(order, reason)
 
 
 @pytest.mark.rule(33)
-def test_a_credit_of_type_refund_needs_its_order(redis_url: str, ledger_url: str) -> None:
+async def test_a_credit_of_type_refund_needs_its_order(redis_url: str, ledger_url: str) -> None:
     """(rule 33) Without one it is refused and told the command; with one it is bounded, and its id counts once."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, caller, order):
-            add, org_id = books.accounts.add_credit, caller.org_id
-            with pytest.raises(WrongField, match=r"order: .*`ghub order refund ID --reason TEXT`"):
-                await add(org_id, "r1", "refund", UNIT)
-            with pytest.raises(WrongField, match="reason: "):
-                await add(org_id, "r1", "refund", UNIT, order=order)
-            with pytest.raises(WrongField, match="order: only a refund"):
-                await add(org_id, "r1", "bonus", UNIT, order=order)
-            with pytest.raises(WrongField, match="reason: only a refund"):
-                await add(org_id, "r1", "bonus", UNIT, reason="x")
-            with pytest.raises(WrongField, match="order: "):
-                await add(org_id, "r1", "refund", UNIT, order=str(uuid4()), reason="x")
-            other = await books.accounts.create_org("other", "default")
-            with pytest.raises(WrongField, match=r"order: .*of this organisation"):
-                await add(other.org_id, "r1", "refund", UNIT, order=order, reason="x")
-            with pytest.raises(WrongField, match="mxn: "):
-                await add(org_id, "r1", "refund", 1_000 * UNIT, order=order, reason="x")
-            with pytest.raises(WrongField, match="id: credit 'first-acme' exists already"):
-                await add(org_id, "first-acme", "refund", UNIT, order=order, reason="x")
-            assert await add(org_id, "r1", "refund", UNIT // 2, order=order, reason="x")
-            assert not await add(org_id, "r1", "refund", UNIT // 2, order=order, reason="x")
-            assert (await books.accounts.refund(order, "the rest")).amount_micro_mxn == UNIT // 2
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, caller, order):
+        add, org_id = books.accounts.add_credit, caller.org_id
+        with pytest.raises(WrongField, match=r"order: .*`ghub order refund ID --reason TEXT`"):
+            await add(org_id, "r1", "refund", UNIT)
+        with pytest.raises(WrongField, match="reason: "):
+            await add(org_id, "r1", "refund", UNIT, order=order)
+        with pytest.raises(WrongField, match="order: only a refund"):
+            await add(org_id, "r1", "bonus", UNIT, order=order)
+        with pytest.raises(WrongField, match="reason: only a refund"):
+            await add(org_id, "r1", "bonus", UNIT, reason="x")
+        with pytest.raises(WrongField, match="order: "):
+            await add(org_id, "r1", "refund", UNIT, order=str(uuid4()), reason="x")
+        other = await books.accounts.create_org("other", "default")
+        with pytest.raises(WrongField, match=r"order: .*of this organisation"):
+            await add(other.org_id, "r1", "refund", UNIT, order=order, reason="x")
+        with pytest.raises(WrongField, match="mxn: "):
+            await add(org_id, "r1", "refund", 1_000 * UNIT, order=order, reason="x")
+        with pytest.raises(WrongField, match="id: credit 'first-acme' exists already"):
+            await add(org_id, "first-acme", "refund", UNIT, order=order, reason="x")
+        assert await add(org_id, "r1", "refund", UNIT // 2, order=order, reason="x")
+        assert not await add(org_id, "r1", "refund", UNIT // 2, order=order, reason="x")
+        assert (await books.accounts.refund(order, "the rest")).amount_micro_mxn == UNIT // 2
     assert [row[1] for row in given(ledger_url)] == [UNIT // 2] * 2
 
 
 @pytest.mark.rule(33)
-def test_an_id_that_somebody_took_is_stepped_over(redis_url: str, ledger_url: str) -> None:
+async def test_an_id_that_somebody_took_is_stepped_over(redis_url: str, ledger_url: str) -> None:
     """(rule 33) A bonus under the very id that the refund would have had does not stop the refund."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, caller, order):
-            await books.accounts.add_credit(caller.org_id, f"refund-{order}-1", "bonus", 1)
-            assert (await books.accounts.refund(order, "x")).credit_id == f"refund-{order}-2"
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, caller, order):
+        await books.accounts.add_credit(caller.org_id, f"refund-{order}-1", "bonus", 1)
+        assert (await books.accounts.refund(order, "x")).credit_id == f"refund-{order}-2"
 
 
 @pytest.mark.rule(33)
@@ -216,31 +188,23 @@ def test_race_refunds_at_once_are_at_most_the_charge(redis_url: str, ledger_url:
 
 
 @pytest.mark.rule(1, 33)
-def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: str) -> None:
+async def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: str) -> None:
     """(rules 1, 33) It is written first, and projected by whoever can."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, caller, order):
-            await Accounts(books.ledger, None, {}, (), "test").refund(order, "x")
-            assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("8.40")
-            await books.projector.round()
-            assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("9.24")
-            shown = await Orders(books.ledger, None).look(order)
-            assert shown.refundable_micro_mxn == 0 and shown.away == "GHUB_REDIS_URL is not set"
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, caller, order):
+        await Accounts(books.ledger, None, {}, (), "test").refund(order, "x")
+        assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("8.40")
+        await books.projector.round()
+        assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("9.24")
+        shown = await Orders(books.ledger, None).look(order)
+        assert shown.refundable_micro_mxn == 0 and shown.away == "GHUB_REDIS_URL is not set"
 
 
 @pytest.mark.rule(13, 33)
-def test_a_late_charge_may_be_refunded(redis_url: str, ledger_url: str) -> None:
+async def test_a_late_charge_may_be_refunded(redis_url: str, ledger_url: str) -> None:
     """(rules 13, 33) An order with an expiry and the charge that a journal brought: the charge is the bound."""
-
-    async def work() -> None:
-        async with charged(redis_url, ledger_url) as (books, _, order):
-            (booked,) = [one async for one in books.ledger.events()]
-            nothing = {"quantity": 0, "amount_micro_mxn": 0, "images": ()}
-            late = replace(booked, number=2, end="expiry", reason="hold_expired", **nothing)  # type: ignore[arg-type]
-            await books.ledger.book([late], [], NOON)
-            assert (await books.accounts.refund(order, "late")).amount_micro_mxn == UNIT
-
-    run(work())
+    async with charged(redis_url, ledger_url) as (books, _, order):
+        (booked,) = [one async for one in books.ledger.events()]
+        nothing = {"quantity": 0, "amount_micro_mxn": 0, "images": ()}
+        late = replace(booked, number=2, end="expiry", reason="hold_expired", **nothing)  # type: ignore[arg-type]
+        await books.ledger.book([late], [], NOON)
+        assert (await books.accounts.refund(order, "late")).amount_micro_mxn == UNIT

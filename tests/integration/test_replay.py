@@ -9,7 +9,6 @@ import pytest
 from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
 from metering.events import encode_opened
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
-from tests.conftest import run
 from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
 
 
@@ -53,133 +52,105 @@ def test_records_come_back_from_the_journal_as_they_went_in() -> None:
 
 
 @pytest.mark.parametrize("state", ["open", "run out", "written down as run out", "voided", "unknown", "charged"])
-def test_an_order_is_charged_once_whatever_became_of_its_hold(redis_url: str, tmp_path: Path, state: str) -> None:
+async def test_an_order_is_charged_once_whatever_became_of_its_hold(redis_url: str, tmp_path: Path, state: str) -> None:
     """Three replays, two of them at once: one charge, one event of it, and the money adds up."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            if state != "unknown":
-                assert (await books.admit(caller, "r", pinned(2))).verdict is Verdict.ADMITTED
-            if state in ("run out", "written down as run out"):
-                books.wallet.at(NOW_US + 3600 * SECOND_US)
-            if state == "written down as run out":
-                assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
-                await books.wallet.void(caller.org_id, "next", "test")
-            if state == "voided":
-                await books.wallet.void(caller.org_id, "r", "owner_died")
-            if state == "charged":
-                await books.settle(caller, "r", 2)
-            order = answered(caller)
-            twice = await asyncio.gather(books.wallet.replay(order), books.wallet.replay(order))
-            done = [*twice, await books.wallet.replay(order)]
-            assert done.count(Replay.NOW) == (0 if state == "charged" else 1)
-            assert set(done) <= {Replay.NOW, Replay.CHARGED}
-            cut = await books.cut(caller)
-            assert (cut.charged_micro_mxn, cut.held_micro_mxn) == (2 * UNIT, 0)
-            charges = [event for event in await books.events(caller) if event.end == "charge"]
-            assert [(one.event_id, one.amount_micro_mxn, one.quantity) for one in charges] == [("r", 2 * UNIT, 2)]
-            if state != "charged":
-                assert (charges[0].admitted_us, charges[0].ended_us) == (NOW_US, NOW_US + SECOND_US)
-                assert charges[0].result == '{"v":1}'
-            assert (await books.settle(caller, "r", 2)).close is Close.CHARGED
-            assert (await books.wallet.void(caller.org_id, "r", "late")).close is Close.CHARGED
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        if state != "unknown":
+            assert (await books.admit(caller, "r", pinned(2))).verdict is Verdict.ADMITTED
+        if state in ("run out", "written down as run out"):
+            books.wallet.at(NOW_US + 3600 * SECOND_US)
+        if state == "written down as run out":
+            assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
+            await books.wallet.void(caller.org_id, "next", "test")
+        if state == "voided":
+            await books.wallet.void(caller.org_id, "r", "owner_died")
+        if state == "charged":
+            await books.settle(caller, "r", 2)
+        order = answered(caller)
+        twice = await asyncio.gather(books.wallet.replay(order), books.wallet.replay(order))
+        done = [*twice, await books.wallet.replay(order)]
+        assert done.count(Replay.NOW) == (0 if state == "charged" else 1)
+        assert set(done) <= {Replay.NOW, Replay.CHARGED}
+        cut = await books.cut(caller)
+        assert (cut.charged_micro_mxn, cut.held_micro_mxn) == (2 * UNIT, 0)
+        charges = [event for event in await books.events(caller) if event.end == "charge"]
+        assert [(one.event_id, one.amount_micro_mxn, one.quantity) for one in charges] == [("r", 2 * UNIT, 2)]
+        if state != "charged":
+            assert (charges[0].admitted_us, charges[0].ended_us) == (NOW_US, NOW_US + SECOND_US)
+            assert charges[0].result == '{"v":1}'
+        assert (await books.settle(caller, "r", 2)).close is Close.CHARGED
+        assert (await books.wallet.void(caller.org_id, "r", "late")).close is Close.CHARGED
 
 
-def test_a_replay_may_take_a_balance_below_zero_and_admission_says_402(redis_url: str, tmp_path: Path) -> None:
+async def test_a_replay_may_take_a_balance_below_zero_and_admission_says_402(redis_url: str, tmp_path: Path) -> None:
     """Rule 10: the image was given; nothing more is until the balance is topped up."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="0.84")
-            assert await books.wallet.replay(answered(caller)) is Replay.NOW
-            assert (await books.cut(caller)).available_micro_mxn == -UNIT
-            assert (await books.admit(caller, "next")).verdict is Verdict.BALANCE
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="0.84")
+        assert await books.wallet.replay(answered(caller)) is Replay.NOW
+        assert (await books.cut(caller)).available_micro_mxn == -UNIT
+        assert (await books.admit(caller, "next")).verdict is Verdict.BALANCE
 
 
 @pytest.mark.parametrize("hold", ["unknown", "run out"])
-def test_a_key_that_another_order_served_is_recorded_at_zero(redis_url: str, tmp_path: Path, hold: str) -> None:
+async def test_a_key_that_another_order_served_is_recorded_at_zero(redis_url: str, tmp_path: Path, hold: str) -> None:
     """Rule 19: Redis forgot the first order, the client came again under its key, and that was charged."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            identity = OrderIdentity("same", key_hash="k")
-            if hold == "run out":
-                await books.admit(caller, "first", identity=identity)
-                books.wallet.at(NOW_US + 3600 * SECOND_US)
-            assert (await books.admit(caller, "second", identity=identity)).verdict is Verdict.ADMITTED
-            await books.settle(caller, "second")
-            first = answered(caller, "first", 1, identity)
-            assert [await books.wallet.replay(first) for _ in range(2)] == [Replay.SERVED] * 2
-            assert (await books.cut(caller)).charged_micro_mxn == UNIT
-            ends = [(one.event_id, one.end, one.reason, one.amount_micro_mxn) for one in await books.events(caller)]
-            ran_out = ("first", "expiry", "hold_expired", 0)
-            assert sorted(ends) == sorted(
-                [*([ran_out] if hold == "run out" else []), ("second", "charge", "delivered", UNIT)]
-            )
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        identity = OrderIdentity("same", key_hash="k")
+        if hold == "run out":
+            await books.admit(caller, "first", identity=identity)
+            books.wallet.at(NOW_US + 3600 * SECOND_US)
+        assert (await books.admit(caller, "second", identity=identity)).verdict is Verdict.ADMITTED
+        await books.settle(caller, "second")
+        first = answered(caller, "first", 1, identity)
+        assert [await books.wallet.replay(first) for _ in range(2)] == [Replay.SERVED] * 2
+        assert (await books.cut(caller)).charged_micro_mxn == UNIT
+        ends = [(one.event_id, one.end, one.reason, one.amount_micro_mxn) for one in await books.events(caller)]
+        ran_out = ("first", "expiry", "hold_expired", 0)
+        assert sorted(ends) == sorted(
+            [*([ran_out] if hold == "run out" else []), ("second", "charge", "delivered", UNIT)]
+        )
 
 
-def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two(redis_url: str, tmp_path: Path) -> None:
+async def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two(
+    redis_url: str, tmp_path: Path
+) -> None:
     """Two lost orders in the journals, one retry that was charged: one is recorded at zero, the other is charged."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            assert (
-                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
-            ).verdict is Verdict.ADMITTED
-            await books.settle(caller, "retry")
-            done = [
-                await books.wallet.replay(answered(caller, name, 1, OrderIdentity("same"), client_gone=True))
-                for name in ("a", "b", "a")
-            ]
-            assert done == [Replay.SERVED, Replay.NOW, Replay.SERVED]
-            assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        assert (await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))).verdict is Verdict.ADMITTED
+        await books.settle(caller, "retry")
+        done = [
+            await books.wallet.replay(answered(caller, name, 1, OrderIdentity("same"), client_gone=True))
+            for name in ("a", "b", "a")
+        ]
+        assert done == [Replay.SERVED, Replay.NOW, Replay.SERVED]
+        assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT
 
 
-def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tmp_path: Path) -> None:
+async def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tmp_path: Path) -> None:
     """It was never let in before: what a journal says of another of the same is charged beside it."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
-            await books.admit(caller, "other")
-            refused = await books.admit(caller, "refused", identity=OrderIdentity("same", tries=0))
-            assert refused.verdict is Verdict.IN_FLIGHT
-            await books.settle(caller, "other")
-            assert (
-                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
-            ).verdict is Verdict.ADMITTED
-            await books.settle(caller, "retry")
-            lost = answered(caller, "lost", 1, OrderIdentity("same"), client_gone=True)
-            assert await books.wallet.replay(lost) is Replay.NOW
-            assert (await books.cut(caller)).charged_micro_mxn == 3 * UNIT
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
+        await books.admit(caller, "other")
+        refused = await books.admit(caller, "refused", identity=OrderIdentity("same", tries=0))
+        assert refused.verdict is Verdict.IN_FLIGHT
+        await books.settle(caller, "other")
+        assert (await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))).verdict is Verdict.ADMITTED
+        await books.settle(caller, "retry")
+        lost = answered(caller, "lost", 1, OrderIdentity("same"), client_gone=True)
+        assert await books.wallet.replay(lost) is Replay.NOW
+        assert (await books.cut(caller)).charged_micro_mxn == 3 * UNIT
 
 
 @pytest.mark.rule(11)
-def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_url: str, tmp_path: Path) -> None:
+async def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_url: str, tmp_path: Path) -> None:
     """Without a key nobody knows whether a retry stands for it: only where its client was gone is it given up (11)."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            assert (
-                await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))
-            ).verdict is Verdict.ADMITTED
-            await books.settle(caller, "retry")
-            assert await books.wallet.replay(answered(caller, "a", 1, OrderIdentity("same"))) is Replay.NOW
-            assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        assert (await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))).verdict is Verdict.ADMITTED
+        await books.settle(caller, "retry")
+        assert await books.wallet.replay(answered(caller, "a", 1, OrderIdentity("same"))) is Replay.NOW
+        assert (await books.cut(caller)).charged_micro_mxn == 2 * UNIT

@@ -207,25 +207,21 @@ def test_a_folder_without_a_journal_is_refused_and_stays_as_it_is(tmp_path: Path
     assert survey(tmp_path / "new").incarnations == ()
 
 
-def test_a_journal_in_use_is_read_without_its_claim(tmp_path: Path) -> None:
+async def test_a_journal_in_use_is_read_without_its_claim(tmp_path: Path) -> None:
     """What is acknowledged by now, and that it is in use; the writer goes on undisturbed, and the claim stays."""
-
-    async def work() -> None:
-        folder = Folder(tmp_path)
-        journal = Journal(folder, SEGMENT)
-        for number in range(1, 200):
-            await journal.append(data(number))
-            if number % 20 == 0:
-                seen = await asyncio.to_thread(survey, tmp_path)
-                (past,) = seen.incarnations
-                assert seen.in_use and past.why_not_whole is None and numbers(past)[-1] == number
-        for number in range(1, 200):
-            journal.release(number)
-        await journal.close()
-        folder.close()
-        assert not survey(tmp_path).in_use
-
-    run(work())
+    folder = Folder(tmp_path)
+    journal = Journal(folder, SEGMENT)
+    for number in range(1, 200):
+        await journal.append(data(number))
+        if number % 20 == 0:
+            seen = await asyncio.to_thread(survey, tmp_path)
+            (past,) = seen.incarnations
+            assert seen.in_use and past.why_not_whole is None and numbers(past)[-1] == number
+    for number in range(1, 200):
+        journal.release(number)
+    await journal.close()
+    folder.close()
+    assert not survey(tmp_path).in_use
 
 
 def test_what_is_no_file_of_a_journal_is_named_and_left(tmp_path: Path) -> None:

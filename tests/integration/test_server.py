@@ -87,19 +87,15 @@ def test_a_request_in_flight_is_finished_after_the_stop() -> None:
     assert reply.startswith(b"HTTP/1.1 200") and reply.endswith(b"ok")
 
 
-def test_a_served_socket_has_one_owner() -> None:
+async def test_a_served_socket_has_one_owner() -> None:
     """The server closes it; whoever bound it does not close that number again, which may be another's file by then."""
-
-    async def work() -> None:
-        listener, stop = bind(NAMED, LOOPBACK, 0), asyncio.Event()
-        stop.set()
-        app = Slow()
-        app.ended = True
-        await serve_http(app, listener, stop, graceful_s=1.0, most=8)
-        assert listener.fileno() == -1
-        listener.close()
-
-    run(work())
+    listener, stop = bind(NAMED, LOOPBACK, 0), asyncio.Event()
+    stop.set()
+    app = Slow()
+    app.ended = True
+    await serve_http(app, listener, stop, graceful_s=1.0, most=8)
+    assert listener.fileno() == -1
+    listener.close()
 
 
 def test_a_webp_is_served_as_an_image_on_a_machine_without_a_list_of_types() -> None:

@@ -14,7 +14,6 @@ import pytest
 from config.settings import SPOOL_MEMORY_BYTES, SPOOL_WINDOW_BYTES
 from proxy.ports import StoreFailed
 from proxy.storage.spool import PREFIX, Copy, Spool
-from tests.conftest import run
 
 PIECE = 48 * 1024
 
@@ -43,84 +42,68 @@ SIZES = [1, PIECE, SPOOL_MEMORY_BYTES, SPOOL_MEMORY_BYTES + 1, 5_000_001]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_goes_in_comes_out_as_often_as_wanted(tmp_path: Path, size: int) -> None:
+async def test_what_goes_in_comes_out_as_often_as_wanted(tmp_path: Path, size: int) -> None:
     """By a reader that follows it, and by two that come when it is whole; its room is given back."""
-
-    async def work() -> None:
-        spool, data = Spool(tmp_path, 10**8), os.urandom(size)
-        copy = Copy(spool, "org")
-        following = asyncio.create_task(read(copy))
-        await copy.fill(pieces(data))
-        assert copy.known_bytes == size and spool.shares.taken == size
-        assert hashlib.sha256(await following).digest() == hashlib.sha256(data).digest()
-        assert await read(copy) == data and await read(copy) == data
-        await copy.close()
-        assert spool.shares.taken == 0
-
-    run(work())
+    spool, data = Spool(tmp_path, 10**8), os.urandom(size)
+    copy = Copy(spool, "org")
+    following = asyncio.create_task(read(copy))
+    await copy.fill(pieces(data))
+    assert copy.known_bytes == size and spool.shares.taken == size
+    assert hashlib.sha256(await following).digest() == hashlib.sha256(data).digest()
+    assert await read(copy) == data and await read(copy) == data
+    await copy.close()
+    assert spool.shares.taken == 0
 
 
-def test_a_small_picture_never_sees_the_disk(tmp_path: Path) -> None:
+async def test_a_small_picture_never_sees_the_disk(tmp_path: Path) -> None:
     """A folder that does not exist is not missed; a larger picture says that the disk failed."""
-
-    async def work() -> None:
-        small, large = Copy(Spool(tmp_path / "none", 10**8), "org"), Copy(Spool(tmp_path / "none", 10**8), "org")
-        await small.fill(pieces(b"x" * SPOOL_MEMORY_BYTES))
-        assert await read(small) == b"x" * SPOOL_MEMORY_BYTES
-        with pytest.raises(StoreFailed, match="disk"):
-            await large.fill(pieces(b"x" * 10**6))
-        await large.close()
-
-    run(work())
+    small, large = Copy(Spool(tmp_path / "none", 10**8), "org"), Copy(Spool(tmp_path / "none", 10**8), "org")
+    await small.fill(pieces(b"x" * SPOOL_MEMORY_BYTES))
+    assert await read(small) == b"x" * SPOOL_MEMORY_BYTES
+    with pytest.raises(StoreFailed, match="disk"):
+        await large.fill(pieces(b"x" * 10**6))
+    await large.close()
 
 
-def test_a_slow_reader_slows_the_source(tmp_path: Path) -> None:
+async def test_a_slow_reader_slows_the_source(tmp_path: Path) -> None:
     """The source is never further ahead than the window and what it takes in at once."""
+    given, taken, furthest = 0, 0, 0
+    copy = Copy(Spool(tmp_path, 10**8), "org")
 
-    async def work() -> None:
-        given, taken, furthest = 0, 0, 0
-        copy = Copy(Spool(tmp_path, 10**8), "org")
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal given, furthest
+        for _ in range(100):
+            given += PIECE
+            furthest = max(furthest, given - taken)
+            yield bytes(PIECE)
 
-        async def source() -> AsyncIterator[bytes]:
-            nonlocal given, furthest
-            for _ in range(100):
-                given += PIECE
-                furthest = max(furthest, given - taken)
-                yield bytes(PIECE)
-
-        filling = asyncio.create_task(copy.fill(source()))
-        async for chunk in copy.read():
-            taken += len(chunk)
-            await asyncio.sleep(0.002)
-        await filling
-        await copy.close()
-        assert taken == 100 * PIECE
-        assert furthest <= SPOOL_WINDOW_BYTES + 2 * PIECE + 64 * 1024
-
-    run(work())
+    filling = asyncio.create_task(copy.fill(source()))
+    async for chunk in copy.read():
+        taken += len(chunk)
+        await asyncio.sleep(0.002)
+    await filling
+    await copy.close()
+    assert taken == 100 * PIECE
+    assert furthest <= SPOOL_WINDOW_BYTES + 2 * PIECE + 64 * 1024
 
 
-def test_a_reader_that_is_stuck_or_gone_holds_nothing_back(tmp_path: Path) -> None:
+async def test_a_reader_that_is_stuck_or_gone_holds_nothing_back(tmp_path: Path) -> None:
     """The upstream's reply is read to its end, so that the upload can begin again from the copy."""
-
-    async def work() -> None:
-        for gone in (True, False):
-            data = os.urandom(3_000_000)
-            copy = Copy(Spool(tmp_path, 10**8), "org")
-            reader = copy.read()
-            filling = asyncio.create_task(copy.fill(pieces(data)))
-            await anext(reader)
-            if gone:
-                copy.let_go()
-            async with asyncio.timeout(5):
-                await filling
-            assert await read(copy) == data
-            await copy.close()
-
-    run(work())
+    for gone in (True, False):
+        data = os.urandom(3_000_000)
+        copy = Copy(Spool(tmp_path, 10**8), "org")
+        reader = copy.read()
+        filling = asyncio.create_task(copy.fill(pieces(data)))
+        await anext(reader)
+        if gone:
+            copy.let_go()
+        async with asyncio.timeout(5):
+            await filling
+        assert await read(copy) == data
+        await copy.close()
 
 
-def test_a_source_that_breaks_off_reaches_the_reader(tmp_path: Path) -> None:
+async def test_a_source_that_breaks_off_reaches_the_reader(tmp_path: Path) -> None:
     """After what was there, as the very same exception; so an upload that follows is broken off too."""
 
     class Broken(Exception):
@@ -130,85 +113,70 @@ def test_a_source_that_breaks_off_reaches_the_reader(tmp_path: Path) -> None:
         yield b"abc"
         raise Broken
 
-    async def work() -> None:
-        copy = Copy(Spool(tmp_path, 10**8), "org")
-        following = asyncio.create_task(read(copy))
-        try:
-            await copy.fill(source())
-        except Broken as error:
-            copy.fail(error)
-        with pytest.raises(Broken):
-            await following
-        with pytest.raises(Broken):
-            await copy.whole()
-        assert copy.known_bytes is None
-
-    run(work())
+    copy = Copy(Spool(tmp_path, 10**8), "org")
+    following = asyncio.create_task(read(copy))
+    try:
+        await copy.fill(source())
+    except Broken as error:
+        copy.fail(error)
+    with pytest.raises(Broken):
+        await following
+    with pytest.raises(Broken):
+        await copy.whole()
+    assert copy.known_bytes is None
 
 
-def test_a_full_spool_waits_for_room_and_then_gives_up(tmp_path: Path) -> None:
+async def test_a_full_spool_waits_for_room_and_then_gives_up(tmp_path: Path) -> None:
     """Room that comes in time is taken; without any the picture fails, and the bound was never passed."""
-
-    async def work() -> None:
-        spool = Spool(tmp_path, 1_000_000, wait_s=0.3)
-        first, second, third = (Copy(spool, "org") for _ in range(3))
-        await first.fill(pieces(bytes(900_000)))
-        waiting = asyncio.create_task(second.fill(pieces(bytes(400_000))))
-        await asyncio.sleep(0.05)
-        assert not waiting.done() and spool.shares.taken <= 1_000_000
-        await first.close()
-        await waiting
-        with pytest.raises(StoreFailed, match="full"):
-            await third.fill(pieces(bytes(700_000)))
-        assert spool.shares.taken <= 1_000_000
-        await second.close()
-        await third.close()
-        assert spool.shares.taken == 0
-
-    run(work())
+    spool = Spool(tmp_path, 1_000_000, wait_s=0.3)
+    first, second, third = (Copy(spool, "org") for _ in range(3))
+    await first.fill(pieces(bytes(900_000)))
+    waiting = asyncio.create_task(second.fill(pieces(bytes(400_000))))
+    await asyncio.sleep(0.05)
+    assert not waiting.done() and spool.shares.taken <= 1_000_000
+    await first.close()
+    await waiting
+    with pytest.raises(StoreFailed, match="full"):
+        await third.fill(pieces(bytes(700_000)))
+    assert spool.shares.taken <= 1_000_000
+    await second.close()
+    await third.close()
+    assert spool.shares.taken == 0
 
 
-def test_room_goes_to_the_organisation_that_has_least(tmp_path: Path) -> None:
+async def test_room_goes_to_the_organisation_that_has_least(tmp_path: Path) -> None:
     """A spool full of one organisation's pictures: what becomes free is the other's first, before those that waited."""
-
-    async def work() -> None:
-        spool = Spool(tmp_path, 22_000, wait_s=20)
-        held = [Copy(spool, "a") for _ in range(3)]
-        for copy in held:
-            await copy.fill(pieces(bytes(7_000), 7_000))
-        waiting = [asyncio.create_task(Copy(spool, "a").fill(pieces(bytes(7_000), 7_000))) for _ in range(5)]
-        await until(lambda: spool._turns.waiting("a") == 5)
-        other = asyncio.create_task(Copy(spool, "b").fill(pieces(bytes(7_000), 7_000)))
-        await until(lambda: spool._turns.waiting("b") == 1)
-        await held[0].close()
-        await other
-        assert not any(task.done() for task in waiting)
-        assert (spool.shares.has("a"), spool.shares.has("b")) == (14_000, 7_000)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-    run(work())
+    spool = Spool(tmp_path, 22_000, wait_s=20)
+    held = [Copy(spool, "a") for _ in range(3)]
+    for copy in held:
+        await copy.fill(pieces(bytes(7_000), 7_000))
+    waiting = [asyncio.create_task(Copy(spool, "a").fill(pieces(bytes(7_000), 7_000))) for _ in range(5)]
+    await until(lambda: spool._turns.waiting("a") == 5)
+    other = asyncio.create_task(Copy(spool, "b").fill(pieces(bytes(7_000), 7_000)))
+    await until(lambda: spool._turns.waiting("b") == 1)
+    await held[0].close()
+    await other
+    assert not any(task.done() for task in waiting)
+    assert (spool.shares.has("a"), spool.shares.has("b")) == (14_000, 7_000)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 @pytest.mark.parametrize("at", [10, 100_000, 400_000])
-def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
+async def test_a_cancelled_fill_leaves_no_file_open(tmp_path: Path, at: int) -> None:
     """Wherever it was, in a thread of the disk too."""
-
-    async def work() -> None:
-        before = open_files()
-        for _ in range(20):
-            copy = Copy(Spool(tmp_path, 10**8), "org")
-            filling = asyncio.create_task(copy.fill(pieces(bytes(10**7))))
-            while copy.size_bytes < at:
-                await asyncio.sleep(0)
-            filling.cancel()
-            with suppress(asyncio.CancelledError):
-                await filling
-            await copy.close()
-        assert open_files() <= before + 1
-
-    run(work())
+    before = open_files()
+    for _ in range(20):
+        copy = Copy(Spool(tmp_path, 10**8), "org")
+        filling = asyncio.create_task(copy.fill(pieces(bytes(10**7))))
+        while copy.size_bytes < at:
+            await asyncio.sleep(0)
+        filling.cancel()
+        with suppress(asyncio.CancelledError):
+            await filling
+        await copy.close()
+    assert open_files() <= before + 1
 
 
 def test_nothing_is_left_of_a_process_that_was_killed(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from metering.wallet.values import Caller, Replay, Verdict
 from proxy.ports import ImageStore, StoredObject, StoreFailed, StoreMisconfigured
 from proxy.storage.local import LocalStore
 from proxy.storage.sweep import Finding, Sweep
-from tests.conftest import run
 from tests.integration.test_replay import answered
 from tests.kits.books import NOW_US, SECOND_US, Books, drain, open_books
 
@@ -65,29 +64,25 @@ async def expire(books: Books, caller: Caller, *requests: str) -> None:
 
 
 @pytest.mark.rule(32)
-def test_an_image_whose_late_charge_is_in_the_stream_stays(redis_url: str, tmp_path: Path) -> None:
+async def test_an_image_whose_late_charge_is_in_the_stream_stays(redis_url: str, tmp_path: Path) -> None:
     """Booked as an expiry, then charged by a journal: it is proven to be nobody's only when all is booked."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            late, void = (f"{caller.org_id}/{uuid4()}/0.png" for _ in range(2))
-            files = {path: place(tmp_path / "images", path) for path in (late, void)}
-            store = LocalStore(tmp_path / "images")
-            await expire(books, caller, *(path.split("/")[1] for path in (late, void)))
-            assert await books.wallet.replay(order_of(caller, late)) is Replay.NOW
-            behind = (Finding.UNPROVEN, "1 of its events are not booked yet")
-            assert await findings(swept(books, store)) == {late: behind, void: behind}
-            await drain(books)
-            expected = {late: (Finding.CHARGED, ""), void: (Finding.VOID, "")}
-            assert await findings(swept(books, store)) == expected
-            assert files[late].exists() and not files[void].exists()
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        late, void = (f"{caller.org_id}/{uuid4()}/0.png" for _ in range(2))
+        files = {path: place(tmp_path / "images", path) for path in (late, void)}
+        store = LocalStore(tmp_path / "images")
+        await expire(books, caller, *(path.split("/")[1] for path in (late, void)))
+        assert await books.wallet.replay(order_of(caller, late)) is Replay.NOW
+        behind = (Finding.UNPROVEN, "1 of its events are not booked yet")
+        assert await findings(swept(books, store)) == {late: behind, void: behind}
+        await drain(books)
+        expected = {late: (Finding.CHARGED, ""), void: (Finding.VOID, "")}
+        assert await findings(swept(books, store)) == expected
+        assert files[late].exists() and not files[void].exists()
 
 
 @pytest.mark.rule(32)
-def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, tmp_path: Path) -> None:
+async def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, tmp_path: Path) -> None:
     """Whenever the consumer comes: the proof that all is booked is older than the look at the order."""
 
     class Consumed:
@@ -104,43 +99,36 @@ def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, tmp_pa
             await drain(self._books)
             return found
 
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            caller = await books.org(mxn="50.00")
-            for state in ("expired", "unknown"):
-                path = f"{caller.org_id}/{uuid4()}/0.png"
-                file, store = place(tmp_path / state, path), LocalStore(tmp_path / state)
-                if state == "expired":
-                    await expire(books, caller, path.split("/")[1])
-                assert await books.wallet.replay(order_of(caller, path)) is Replay.NOW
-                ledger: Any = Consumed(books)
-                (found,) = (await findings(swept(books, store, ledger))).values()
-                assert found[0] is Finding.UNPROVEN and file.exists()
-                assert await findings(swept(books, store)) == {path: (Finding.CHARGED, "")}
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        caller = await books.org(mxn="50.00")
+        for state in ("expired", "unknown"):
+            path = f"{caller.org_id}/{uuid4()}/0.png"
+            file, store = place(tmp_path / state, path), LocalStore(tmp_path / state)
+            if state == "expired":
+                await expire(books, caller, path.split("/")[1])
+            assert await books.wallet.replay(order_of(caller, path)) is Replay.NOW
+            ledger: Any = Consumed(books)
+            (found,) = (await findings(swept(books, store, ledger))).values()
+            assert found[0] is Finding.UNPROVEN and file.exists()
+            assert await findings(swept(books, store)) == {path: (Finding.CHARGED, "")}
 
 
 @pytest.mark.rule(16)
-def test_leftovers_of_probes_go_when_they_are_old(redis_url: str, tmp_path: Path) -> None:
+async def test_leftovers_of_probes_go_when_they_are_old(redis_url: str, tmp_path: Path) -> None:
     """Listed as such; only paths that the gateway writes (rule 16)."""
     probe, other, uuid = f"_probe/{uuid4()}.png", "_probe/mine.png", f"{uuid4()}.png"
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            store = LocalStore(tmp_path / "images")
-            files = {path: place(tmp_path / "images", path) for path in (probe, other, uuid)}
-            foreign = {other: (Finding.FOREIGN, ""), uuid: (Finding.FOREIGN, "")}
-            young = await findings(swept(books, store, age_s=3600))
-            assert young == foreign | {probe: (Finding.YOUNG, "")} and files[probe].exists()
-            assert await findings(swept(books, store)) == foreign | {probe: (Finding.PROBE, "")}
-            assert not files[probe].exists() and files[other].exists() and files[uuid].exists()
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        store = LocalStore(tmp_path / "images")
+        files = {path: place(tmp_path / "images", path) for path in (probe, other, uuid)}
+        foreign = {other: (Finding.FOREIGN, ""), uuid: (Finding.FOREIGN, "")}
+        young = await findings(swept(books, store, age_s=3600))
+        assert young == foreign | {probe: (Finding.YOUNG, "")} and files[probe].exists()
+        assert await findings(swept(books, store)) == foreign | {probe: (Finding.PROBE, "")}
+        assert not files[probe].exists() and files[other].exists() and files[uuid].exists()
 
 
 @pytest.mark.parametrize("error", [StoreFailed("away", again=True), StoreMisconfigured("GHUB_STORAGE_KEY: wrong")])
-def test_a_store_that_shows_nothing_is_not_taken_for_an_empty_one(
+async def test_a_store_that_shows_nothing_is_not_taken_for_an_empty_one(
     redis_url: str, tmp_path: Path, error: Exception
 ) -> None:
     """Supabase lists a missing bucket, and any to an anonymous key, as empty."""
@@ -149,15 +137,12 @@ def test_a_store_that_shows_nothing_is_not_taken_for_an_empty_one(
         async def check(self) -> None:
             raise error
 
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            with pytest.raises(type(error)):
-                await findings(swept(books, Hiding(tmp_path)))
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        with pytest.raises(type(error)):
+            await findings(swept(books, Hiding(tmp_path)))
 
 
-def test_a_sweep_of_many_orders_is_one_of_seconds(redis_url: str, tmp_path: Path) -> None:
+async def test_a_sweep_of_many_orders_is_one_of_seconds(redis_url: str, tmp_path: Path) -> None:
     """60,000 of one organisation: the ledger is asked by the hundred, the wallet once."""
 
     class Long(LocalStore):
@@ -166,14 +151,9 @@ def test_a_sweep_of_many_orders_is_one_of_seconds(redis_url: str, tmp_path: Path
                 yield StoredObject(f"{org_id}/{uuid4()}/0.png", 1_000, datetime(2020, 1, 1, tzinfo=UTC))
 
     org_id = ""
-
-    async def work() -> None:
-        nonlocal org_id
-        async with open_books(redis_url, tmp_path / "ledger.db") as books:
-            org_id = (await books.org()).org_id
-            began_s = time.monotonic()
-            found = Counter([found.finding async for found in swept(books, Long(tmp_path)).run(delete=False)])
-            assert found == {Finding.NO_ORDER: MANY}
-            assert time.monotonic() - began_s < 20
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "ledger.db") as books:
+        org_id = (await books.org()).org_id
+        began_s = time.monotonic()
+        found = Counter([found.finding async for found in swept(books, Long(tmp_path)).run(delete=False)])
+        assert found == {Finding.NO_ORDER: MANY}
+        assert time.monotonic() - began_s < 20

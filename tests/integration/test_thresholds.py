@@ -8,7 +8,6 @@ import pytest
 from metering.events import EventError, Notice, decode_notice
 from metering.money import parse_mxn
 from metering.wallet import keys, projection
-from tests.conftest import run
 from tests.kits.books import (
     NOON,
     UNIT,
@@ -51,207 +50,179 @@ async def charge(shop: Shop, name: str, images: int, asked: int | None = None) -
     ],
 )
 @pytest.mark.parametrize("whose", ["org", "key"])
-def test_each_quota_tells_at_80_and_100_once_in_a_period(
+async def test_each_quota_tells_at_80_and_100_once_in_a_period(
     redis_url: str, ledger_url: str, limit: str, unit: int, periods: tuple[str, ...], whose: str
 ) -> None:
     """By what was delivered, not by what was asked for; and in the next period again."""
     what = limit.removeprefix("micro_")
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books)
-            await shop.do(f"{'org' if whose == 'org' else 'key a'} {limit} {10 * unit}")
-            what_ = what if whose == "org" else f"a {what}"
-            expected: list[Short] = []
-            for number, period in enumerate(periods):
-                day = period if len(period) == 10 else f"{period}-03"
-                shop.at(f"{day} 18:00:00")
-                await charge(shop, f"a{number}1", 3, asked=8)
-                assert await shop.do(f"a{number}2 5") == "ADMITTED"
-                assert await shop.do(f"void a{number}2") == "VOIDED"
-                await charge(shop, f"a{number}3", 4, asked=7)
-                assert await told(shop) == expected  # 7 of 10
-                shop.at(f"{day} 18:00:01")
-                await charge(shop, f"a{number}4", 1)
-                expected.append((what_, 80, period, 10 * unit, 8 * unit))
-                assert await told(shop) == expected
-                await charge(shop, f"a{number}5", 1)
-                assert await told(shop) == expected  # 9: nothing new
-                shop.at(f"{day} 18:00:02")
-                await charge(shop, f"a{number}6", 1)
-                expected.append((what_, 100, period, 10 * unit, 10 * unit))
-                assert await told(shop) == expected
-            assert await differences(books) == []
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books)
+        await shop.do(f"{'org' if whose == 'org' else 'key a'} {limit} {10 * unit}")
+        what_ = what if whose == "org" else f"a {what}"
+        expected: list[Short] = []
+        for number, period in enumerate(periods):
+            day = period if len(period) == 10 else f"{period}-03"
+            shop.at(f"{day} 18:00:00")
+            await charge(shop, f"a{number}1", 3, asked=8)
+            assert await shop.do(f"a{number}2 5") == "ADMITTED"
+            assert await shop.do(f"void a{number}2") == "VOIDED"
+            await charge(shop, f"a{number}3", 4, asked=7)
+            assert await told(shop) == expected  # 7 of 10
+            shop.at(f"{day} 18:00:01")
+            await charge(shop, f"a{number}4", 1)
+            expected.append((what_, 80, period, 10 * unit, 8 * unit))
+            assert await told(shop) == expected
+            await charge(shop, f"a{number}5", 1)
+            assert await told(shop) == expected  # 9: nothing new
+            shop.at(f"{day} 18:00:02")
+            await charge(shop, f"a{number}6", 1)
+            expected.append((what_, 100, period, 10 * unit, 10 * unit))
+            assert await told(shop) == expected
+        assert await differences(books) == []
 
 
-def test_one_charge_may_pass_both_and_both_are_told(redis_url: str, tmp_path: Path) -> None:
+async def test_one_charge_may_pass_both_and_both_are_told(redis_url: str, tmp_path: Path) -> None:
     """From 70 % to 100 % at once; of the key and of its organisation, each by its own limit."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 10")
-            await shop.do("key b images_per_day 4")
-            await charge(shop, "a1", 6)
-            await charge(shop, "b1", 4)
-            assert sorted(await told(shop)) == [
-                ("b images_per_day", 80, "2036-11-22", 4, 4),
-                ("b images_per_day", 100, "2036-11-22", 4, 4),
-                ("images_per_day", 80, "2036-11-22", 10, 10),
-                ("images_per_day", 100, "2036-11-22", 10, 10),
-            ]
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 10")
+        await shop.do("key b images_per_day 4")
+        await charge(shop, "a1", 6)
+        await charge(shop, "b1", 4)
+        assert sorted(await told(shop)) == [
+            ("b images_per_day", 80, "2036-11-22", 4, 4),
+            ("b images_per_day", 100, "2036-11-22", 4, 4),
+            ("images_per_day", 80, "2036-11-22", 10, 10),
+            ("images_per_day", 100, "2036-11-22", 10, 10),
+        ]
 
 
-def test_a_limit_that_is_set_below_what_is_used_is_told_at_once(redis_url: str, tmp_path: Path) -> None:
+async def test_a_limit_that_is_set_below_what_is_used_is_told_at_once(redis_url: str, tmp_path: Path) -> None:
     """Nothing could be charged any more that would tell it; raised and reached again, it is not repeated."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await charge(shop, "a1", 8)
-            await shop.do("org images_per_month 8")
-            expected = [("images_per_month", 80, "2036-11", 8, 8), ("images_per_month", 100, "2036-11", 8, 8)]
-            assert sorted(await told(shop)) == expected
-            await shop.do("org images_per_month 10")
-            await charge(shop, "a2", 2)
-            await books.projector.org(shop.org_id)
-            assert sorted(await told(shop)) == expected
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await charge(shop, "a1", 8)
+        await shop.do("org images_per_month 8")
+        expected = [("images_per_month", 80, "2036-11", 8, 8), ("images_per_month", 100, "2036-11", 8, 8)]
+        assert sorted(await told(shop)) == expected
+        await shop.do("org images_per_month 10")
+        await charge(shop, "a2", 2)
+        await books.projector.org(shop.org_id)
+        assert sorted(await told(shop)) == expected
 
 
-def test_a_low_balance_is_told_once_at_each_crossing(redis_url: str, ledger_url: str) -> None:
+async def test_a_low_balance_is_told_once_at_each_crossing(redis_url: str, ledger_url: str) -> None:
     """Under 20 MXN by charges or by an adjustment; after a top-up above it and a new fall, again."""
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books, "21.68")
+        number = 0
 
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books, "21.68")
-            number = 0
+        async def credit(kind: str, mxn: str) -> None:
+            nonlocal number
+            number += 1
+            await books.accounts.add_credit(shop.org_id, f"c{number}", kind, parse_mxn(mxn))
 
-            async def credit(kind: str, mxn: str) -> None:
-                nonlocal number
-                number += 1
-                await books.accounts.add_credit(shop.org_id, f"c{number}", kind, parse_mxn(mxn))
-
-            low, expected = parse_mxn("20.00"), []
-            await charge(shop, "a1", 2)
-            assert await told(shop) == []  # 20.00 is not under 20
-            await charge(shop, "a2", 1)
-            expected.append(("balance", 0, "1", low, parse_mxn("19.16")))
-            await charge(shop, "a3", 1)
-            assert await told(shop) == expected
-            await credit("recharge", "1.00")  # 19.32: still under it
-            await charge(shop, "a4", 1)
-            assert await told(shop) == expected
-            await credit("recharge", "10.00")  # 28.48
-            assert await told(shop) == expected
-            await credit("adjustment", "-8.48")  # 20.00
-            assert await told(shop) == expected
-            await credit("adjustment", "-0.000001")
-            expected.append(("balance", 0, "5", low, parse_mxn("19.999999")))
-            assert sorted(await told(shop)) == sorted(expected)
-            await credit("adjustment", "-5.00")
-            assert sorted(await told(shop)) == sorted(expected)
-            await credit("recharge", "10.00")
-            await charge(shop, "b1", 8)
-            await books.projector.org(shop.org_id)
-            expected.append(("balance", 0, "7", low, parse_mxn("18.279999")))
-            assert sorted(await told(shop)) == sorted(expected)
-            assert await differences(books) == []
-
-    run(work())
+        low, expected = parse_mxn("20.00"), []
+        await charge(shop, "a1", 2)
+        assert await told(shop) == []  # 20.00 is not under 20
+        await charge(shop, "a2", 1)
+        expected.append(("balance", 0, "1", low, parse_mxn("19.16")))
+        await charge(shop, "a3", 1)
+        assert await told(shop) == expected
+        await credit("recharge", "1.00")  # 19.32: still under it
+        await charge(shop, "a4", 1)
+        assert await told(shop) == expected
+        await credit("recharge", "10.00")  # 28.48
+        assert await told(shop) == expected
+        await credit("adjustment", "-8.48")  # 20.00
+        assert await told(shop) == expected
+        await credit("adjustment", "-0.000001")
+        expected.append(("balance", 0, "5", low, parse_mxn("19.999999")))
+        assert sorted(await told(shop)) == sorted(expected)
+        await credit("adjustment", "-5.00")
+        assert sorted(await told(shop)) == sorted(expected)
+        await credit("recharge", "10.00")
+        await charge(shop, "b1", 8)
+        await books.projector.org(shop.org_id)
+        expected.append(("balance", 0, "7", low, parse_mxn("18.279999")))
+        assert sorted(await told(shop)) == sorted(expected)
+        assert await differences(books) == []
 
 
-def test_what_a_consumer_that_dies_had_read_is_told_once(redis_url: str, tmp_path: Path) -> None:
+async def test_what_a_consumer_that_dies_had_read_is_told_once(redis_url: str, tmp_path: Path) -> None:
     """Killed between its commit and its acknowledgement: another tells what is left to be told, and nothing twice."""
     url = f"sqlite:///{tmp_path}/l.db"
-
-    async def work() -> None:
-        async with open_books(redis_url, url) as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 10")
-            doomed = start_worker("consume_and_hang", redis_url, url)
-            await charge(shop, "a1", 8)
-            assert doomed.stdout is not None
-            assert doomed.stdout.readline() == b"committed\n"
-            doomed.kill()
-            doomed.communicate()
-            assert len(await books.ledger.notices(shop.org_id, ALWAYS, 9)) == 1  # it goes before its event
-            assert await waiting(books.redis) == 2
-            heir = start_worker("consume", redis_url, url, "heir")
-            assert heir.stdout is not None
-            assert heir.stdout.readline() == b"consuming\n"
-            while await waiting(books.redis):
-                pass
-            heir.terminate()
-            result_of(heir)
-            assert await told(shop) == [("images_per_day", 80, "2036-11-22", 10, 8)]
-            assert await differences(books) == []
-
-    run(work())
+    async with open_books(redis_url, url) as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 10")
+        doomed = start_worker("consume_and_hang", redis_url, url)
+        await charge(shop, "a1", 8)
+        assert doomed.stdout is not None
+        assert doomed.stdout.readline() == b"committed\n"
+        doomed.kill()
+        doomed.communicate()
+        assert len(await books.ledger.notices(shop.org_id, ALWAYS, 9)) == 1  # it goes before its event
+        assert await waiting(books.redis) == 2
+        heir = start_worker("consume", redis_url, url, "heir")
+        assert heir.stdout is not None
+        assert heir.stdout.readline() == b"consuming\n"
+        while await waiting(books.redis):
+            pass
+        heir.terminate()
+        result_of(heir)
+        assert await told(shop) == [("images_per_day", 80, "2036-11-22", 10, 8)]
+        assert await differences(books) == []
 
 
 @pytest.mark.parametrize("booked", [True, False])
-def test_a_wiped_redis_and_its_replayed_journal_tell_nothing_twice(
+async def test_a_wiped_redis_and_its_replayed_journal_tell_nothing_twice(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch, booked: bool
 ) -> None:
     """Whether the consumer had been there before the wipe or not: each threshold and each crossing once."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books, "26.72")
-            await shop.do("org images_per_day 10")
-            await charge(shop, "a1", 8)  # 20.00 are left
-            if booked:
-                await drain(books)
-            await charge(shop, "b1", 1)
-            if booked:
-                await drain(books)
-            await wipe(books.redis)
-            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-            await books.projector.round()
-            for name, images in (("a1", 8), ("b1", 1)):
-                if not booked:
-                    assert await shop.do(f"replay {name} {images}") == "NOW"
-            await charge(shop, "a2", 1)
-            await books.projector.round()
-            assert sorted(await told(shop)) == [
-                ("balance", 0, "1", parse_mxn("20.00"), parse_mxn("19.16")),
-                ("images_per_day", 80, "2036-11-22", 10, 8),
-                ("images_per_day", 100, "2036-11-22", 10, 10),
-            ]
-            events = [event async for event in books.ledger.events(org_id=shop.org_id)]
-            assert [event.number for event in events] == [1, 2, 3]
-            assert await differences(books) == []
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books, "26.72")
+        await shop.do("org images_per_day 10")
+        await charge(shop, "a1", 8)  # 20.00 are left
+        if booked:
+            await drain(books)
+        await charge(shop, "b1", 1)
+        if booked:
+            await drain(books)
+        await wipe(books.redis)
+        monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+        await books.projector.round()
+        for name, images in (("a1", 8), ("b1", 1)):
+            if not booked:
+                assert await shop.do(f"replay {name} {images}") == "NOW"
+        await charge(shop, "a2", 1)
+        await books.projector.round()
+        assert sorted(await told(shop)) == [
+            ("balance", 0, "1", parse_mxn("20.00"), parse_mxn("19.16")),
+            ("images_per_day", 80, "2036-11-22", 10, 8),
+            ("images_per_day", 100, "2036-11-22", 10, 10),
+        ]
+        events = [event async for event in books.ledger.events(org_id=shop.org_id)]
+        assert [event.number for event in events] == [1, 2, 3]
+        assert await differences(books) == []
 
 
-def test_a_rebuild_tells_what_was_lost_with_the_stream(
+async def test_a_rebuild_tells_what_was_lost_with_the_stream(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit set below what was used, and Redis wiped before the consumer read it: told by the rebuild, once."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books)
-            await charge(shop, "a1", 8)
-            await drain(books)
-            await shop.do("org images_per_day 8")
-            await wipe(books.redis)
-            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-            await books.projector.round()
-            expected = [("images_per_day", 80, "2036-11-22", 8, 8), ("images_per_day", 100, "2036-11-22", 8, 8)]
-            assert sorted(await told(shop)) == expected
-            await wipe(books.redis)
-            await books.projector.round()
-            assert sorted(await told(shop)) == expected
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books)
+        await charge(shop, "a1", 8)
+        await drain(books)
+        await shop.do("org images_per_day 8")
+        await wipe(books.redis)
+        monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+        await books.projector.round()
+        expected = [("images_per_day", 80, "2036-11-22", 8, 8), ("images_per_day", 100, "2036-11-22", 8, 8)]
+        assert sorted(await told(shop)) == expected
+        await wipe(books.redis)
+        await books.projector.round()
+        assert sorted(await told(shop)) == expected
 
 
 GOOD: dict[str, Any] = {
@@ -276,24 +247,20 @@ POISON: list[dict[str, Any]] = [
 ]
 
 
-def test_a_poison_notice_is_set_aside_and_the_rest_is_told(redis_url: str, ledger_url: str) -> None:
+async def test_a_poison_notice_is_set_aside_and_the_rest_is_told(redis_url: str, ledger_url: str) -> None:
     """It neither stops the consumer nor holds up events and other notices; a person finds it set aside."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 10")
-            for change in POISON:
-                fields = {**GOOD, "at_us": 1, **change}
-                stream = keys.OrgKeys(shop.org_id).events
-                await books.redis.xadd(stream, {name: value for name, value in fields.items() if value is not None})
-            await charge(shop, "a1", 8)
-            assert await told(shop) == [("images_per_day", 80, "2036-11-22", 10, 8)]
-            assert await books.ledger.count_set_aside() == len(POISON)
-            assert (await books.ledger.charged_up_to(shop.org_id)).events == 1
-            assert await waiting(books.redis) == 0
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 10")
+        for change in POISON:
+            fields = {**GOOD, "at_us": 1, **change}
+            stream = keys.OrgKeys(shop.org_id).events
+            await books.redis.xadd(stream, {name: value for name, value in fields.items() if value is not None})
+        await charge(shop, "a1", 8)
+        assert await told(shop) == [("images_per_day", 80, "2036-11-22", 10, 8)]
+        assert await books.ledger.count_set_aside() == len(POISON)
+        assert (await books.ledger.charged_up_to(shop.org_id)).events == 1
+        assert await waiting(books.redis) == 0
 
 
 def test_a_notice_is_read_as_it_was_written() -> None:

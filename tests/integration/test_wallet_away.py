@@ -15,7 +15,7 @@ from metering.wallet.connection import NotProjected, WalletAway, open_redis
 from metering.wallet.pressure import Pressure, WrongPolicy
 from metering.wallet.values import Caller, Close, Verdict
 from metering.wallet.wallet import Wallet
-from tests.conftest import ValkeyServer, run
+from tests.conftest import ValkeyServer
 from tests.kits.books import LIMITS, NOW_US, Books, dump, open_books, pinned
 
 QUICK = replace(LIMITS, decision_s=0.1)
@@ -36,177 +36,151 @@ def now(books: Books) -> int:
 
 
 @pytest.mark.rule(6)
-def test_a_frozen_redis_is_away_within_the_decision_and_opens_no_ownerless_hold(
+async def test_a_frozen_redis_is_away_within_the_decision_and_opens_no_ownerless_hold(
     own_server: ValkeyServer, tmp_path: Path
 ) -> None:
     """20 admissions during the freeze are answered in time, and after the thaw not one of them holds money (rule 6)."""
-
-    async def work() -> None:
-        async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
-            caller = await books.org()
-            assert (await books.admit(caller, "before", pinned(now_us=now(books)))).verdict is Verdict.ADMITTED
-            await books.settle(caller, "before")
-            before = await books.cut(caller)
-            assert own_server.process is not None
-            own_server.process.send_signal(signal.SIGSTOP)
-            try:
-                begun_s = time.monotonic()
-                answers = await asyncio.gather(
-                    *(books.admit(caller, f"r{i}", pinned(now_us=now(books))) for i in range(20)),
-                    return_exceptions=True,
-                )
-                took_s = time.monotonic() - begun_s
-                frozen_until_s = begun_s + 2.1
-                while time.monotonic() < frozen_until_s:
-                    await asyncio.sleep(0.05)
-            finally:
-                own_server.process.send_signal(signal.SIGCONT)
-            assert {type(answer) for answer in answers} == {WalletAway}
-            assert took_s < 2.0
-            # The connections that were given up are gone: nobody reads an answer that was meant for another.
-            books.wallet.at(0)
-            for i in range(30):
-                cut = await books.wallet.read(caller.org_id, caller.key_id)
-                assert replace(cut, now_us=0) == replace(before, now_us=0), i
-            assert (await books.admit(caller, "after", pinned(now_us=now(books)))).available_micro_mxn == 8 * 840_000
-
-    run(work())
+    async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
+        caller = await books.org()
+        assert (await books.admit(caller, "before", pinned(now_us=now(books)))).verdict is Verdict.ADMITTED
+        await books.settle(caller, "before")
+        before = await books.cut(caller)
+        assert own_server.process is not None
+        own_server.process.send_signal(signal.SIGSTOP)
+        try:
+            begun_s = time.monotonic()
+            answers = await asyncio.gather(
+                *(books.admit(caller, f"r{i}", pinned(now_us=now(books))) for i in range(20)),
+                return_exceptions=True,
+            )
+            took_s = time.monotonic() - begun_s
+            frozen_until_s = begun_s + 2.1
+            while time.monotonic() < frozen_until_s:
+                await asyncio.sleep(0.05)
+        finally:
+            own_server.process.send_signal(signal.SIGCONT)
+        assert {type(answer) for answer in answers} == {WalletAway}
+        assert took_s < 2.0
+        # The connections that were given up are gone: nobody reads an answer that was meant for another.
+        books.wallet.at(0)
+        for i in range(30):
+            cut = await books.wallet.read(caller.org_id, caller.key_id)
+            assert replace(cut, now_us=0) == replace(before, now_us=0), i
+        assert (await books.admit(caller, "after", pinned(now_us=now(books)))).available_micro_mxn == 8 * 840_000
 
 
 @pytest.mark.rule(6)
-def test_an_unread_admission_is_given_back_by_its_owner(own_server: ValkeyServer, tmp_path: Path) -> None:
+async def test_an_unread_admission_is_given_back_by_its_owner(own_server: ValkeyServer, tmp_path: Path) -> None:
     """Redis thaws before the latest moment, so the holds open; each is voided by the gateway that gave up (rule 6)."""
-
-    async def work() -> None:
-        async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
-            caller = await books.org()
-            await books.wallet.read(caller.org_id)
-            assert own_server.process is not None
-            own_server.process.send_signal(signal.SIGSTOP)
-            price = pinned(now_us=now(books))
-            admissions = [asyncio.create_task(books.admit(caller, f"r{i}", price)) for i in range(5)]
-            answers = await asyncio.gather(*admissions, return_exceptions=True)
-            own_server.process.send_signal(signal.SIGCONT)
-            assert {type(answer) for answer in answers} == {WalletAway}
-            until_us = now(books) + 70_000_000
-            closes = await asyncio.gather(
-                *(books.wallet.abandon(caller.org_id, f"r{i}", "unread", until_us=until_us) for i in range(5))
-            )
-            assert set(closes) <= {Close.VOIDED, Close.UNKNOWN}
-            cut = await books.cut(caller)
-            assert (cut.held_micro_mxn, cut.available_micro_mxn) == (0, 8_400_000)
-            assert cut.number == closes.count(Close.VOIDED)
-
-    run(work())
+    async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
+        caller = await books.org()
+        await books.wallet.read(caller.org_id)
+        assert own_server.process is not None
+        own_server.process.send_signal(signal.SIGSTOP)
+        price = pinned(now_us=now(books))
+        admissions = [asyncio.create_task(books.admit(caller, f"r{i}", price)) for i in range(5)]
+        answers = await asyncio.gather(*admissions, return_exceptions=True)
+        own_server.process.send_signal(signal.SIGCONT)
+        assert {type(answer) for answer in answers} == {WalletAway}
+        until_us = now(books) + 70_000_000
+        closes = await asyncio.gather(
+            *(books.wallet.abandon(caller.org_id, f"r{i}", "unread", until_us=until_us) for i in range(5))
+        )
+        assert set(closes) <= {Close.VOIDED, Close.UNKNOWN}
+        cut = await books.cut(caller)
+        assert (cut.held_micro_mxn, cut.available_micro_mxn) == (0, 8_400_000)
+        assert cut.number == closes.count(Close.VOIDED)
 
 
-def test_a_redis_that_is_down_is_away_and_comes_back_unprojected(own_server: ValkeyServer, tmp_path: Path) -> None:
+async def test_a_redis_that_is_down_is_away_and_comes_back_unprojected(
+    own_server: ValkeyServer, tmp_path: Path
+) -> None:
     """Killed: away at once. Started again with nothing: not projected, until it is rebuilt."""
-
-    async def work() -> None:
-        async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
-            caller = await books.org()
-            own_server.stop()
-            with pytest.raises(WalletAway):
-                await books.wallet.read(caller.org_id)
-            own_server.start()
-            with pytest.raises(NotProjected):
-                await books.wallet.read(caller.org_id)
-            await books.projector.round()
-            assert (await books.cut(caller)).available_micro_mxn == 8_400_000
-
-    run(work())
+    async with open_books(own_server.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
+        caller = await books.org()
+        own_server.stop()
+        with pytest.raises(WalletAway):
+            await books.wallet.read(caller.org_id)
+        own_server.start()
+        with pytest.raises(NotProjected):
+            await books.wallet.read(caller.org_id)
+        await books.projector.round()
+        assert (await books.cut(caller)).available_micro_mxn == 8_400_000
 
 
 @pytest.mark.rule(28)
-def test_a_full_redis_admits_nothing_and_writes_nothing(redis_url: str, tmp_path: Path) -> None:
+async def test_a_full_redis_admits_nothing_and_writes_nothing(redis_url: str, tmp_path: Path) -> None:
     """Out of memory is away, and what is open can still be settled and voided (rule 28)."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            caller = await books.org()
-            for request in ("a", "b"):
-                await books.admit(caller, request)
-            with SyncRedis.from_url(redis_url) as server:
-                server.config_set("maxmemory", 1)
-                try:
-                    before = dump(redis_url)
-                    with pytest.raises(WalletAway):
-                        await books.admit(caller, "c")
-                    assert dump(redis_url) == before
-                    assert (await books.settle(caller, "a")).close is Close.CHARGED
-                    assert (await books.wallet.void(caller.org_id, "b", "x")).close is Close.VOIDED
-                finally:
-                    server.config_set("maxmemory", 0)
-            assert (await books.cut(caller)).available_micro_mxn == 9 * 840_000
-
-    run(work())
-
-
-@pytest.mark.rule(28)
-def test_pressure_stops_admission_before_redis_is_full_and_refuses_eviction(redis_url: str) -> None:
-    """At the memory mark there is a reason; under another policy than noeviction the start is refused (rule 28)."""
-
-    async def work() -> None:
-        redis = open_redis(redis_url, connections=1, call_timeout_s=5)
-        pressure = Pressure(redis, 0.8)
-        used = (await redis.info("memory"))["used_memory"]
-
-        async def reason() -> str | None:
-            await pressure.look()
-            return pressure.reason
-
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        caller = await books.org()
+        for request in ("a", "b"):
+            await books.admit(caller, request)
         with SyncRedis.from_url(redis_url) as server:
+            server.config_set("maxmemory", 1)
             try:
-                assert await reason() is None
-                server.config_set("maxmemory", used)
-                assert "memory" in (await reason() or "")
-                server.config_set("maxmemory", used * 10)
-                assert await reason() is None
-                server.config_set("maxmemory-policy", "allkeys-lru")
-                with pytest.raises(WrongPolicy, match="noeviction"):
-                    await reason()
+                before = dump(redis_url)
+                with pytest.raises(WalletAway):
+                    await books.admit(caller, "c")
+                assert dump(redis_url) == before
+                assert (await books.settle(caller, "a")).close is Close.CHARGED
+                assert (await books.wallet.void(caller.org_id, "b", "x")).close is Close.VOIDED
             finally:
                 server.config_set("maxmemory", 0)
-                server.config_set("maxmemory-policy", "noeviction")
-        await redis.aclose()
-
-    run(work())
+        assert (await books.cut(caller)).available_micro_mxn == 9 * 840_000
 
 
-def test_a_clock_that_differs_is_learned_from_the_first_verdict(redis_url: str, tmp_path: Path) -> None:
+@pytest.mark.rule(28)
+async def test_pressure_stops_admission_before_redis_is_full_and_refuses_eviction(redis_url: str) -> None:
+    """At the memory mark there is a reason; under another policy than noeviction the start is refused (rule 28)."""
+    redis = open_redis(redis_url, connections=1, call_timeout_s=5)
+    pressure = Pressure(redis, 0.8)
+    used = (await redis.info("memory"))["used_memory"]
+
+    async def reason() -> str | None:
+        await pressure.look()
+        return pressure.reason
+
+    with SyncRedis.from_url(redis_url) as server:
+        try:
+            assert await reason() is None
+            server.config_set("maxmemory", used)
+            assert "memory" in (await reason() or "")
+            server.config_set("maxmemory", used * 10)
+            assert await reason() is None
+            server.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(WrongPolicy, match="noeviction"):
+                await reason()
+        finally:
+            server.config_set("maxmemory", 0)
+            server.config_set("maxmemory-policy", "noeviction")
+    await redis.aclose()
+
+
+async def test_a_clock_that_differs_is_learned_from_the_first_verdict(redis_url: str, tmp_path: Path) -> None:
     """A gateway whose clock is an hour behind is told LATE once, and then admitted."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
-            caller = await books.org()
-            behind = Wallet(books.redis, LIMITS)
-            behind._server(0).offset_us = -3_600_000_000
-            price = pinned(now_us=now(books))
-            gateway = replace(books, wallet=behind)
-            assert (await gateway.admit(caller, "r", price)).verdict is Verdict.LATE
-            assert (await gateway.admit(caller, "r", price)).verdict is Verdict.ADMITTED
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
+        caller = await books.org()
+        behind = Wallet(books.redis, LIMITS)
+        behind._server(0).offset_us = -3_600_000_000
+        price = pinned(now_us=now(books))
+        gateway = replace(books, wallet=behind)
+        assert (await gateway.admit(caller, "r", price)).verdict is Verdict.LATE
+        assert (await gateway.admit(caller, "r", price)).verdict is Verdict.ADMITTED
 
 
-def test_a_burst_of_one_organisation_is_no_queue_for_another(redis_url: str, tmp_path: Path) -> None:
+async def test_a_burst_of_one_organisation_is_no_queue_for_another(redis_url: str, tmp_path: Path) -> None:
     """Its calls wait for one of the connections; another's takes the next that is free, and not the last."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        callers = [await books.org(name) for name in ("many", "one")]
+        redis = open_redis(redis_url, connections=4, call_timeout_s=10.0)
+        wallet, order = Wallet(redis, LIMITS, now_us=NOW_US), list[str]()
 
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            callers = [await books.org(name) for name in ("many", "one")]
-            redis = open_redis(redis_url, connections=4, call_timeout_s=10.0)
-            wallet, order = Wallet(redis, LIMITS, now_us=NOW_US), list[str]()
+        async def read(caller: Caller) -> None:
+            await wallet.read(caller.org_id)
+            order.append(caller.org_id)
 
-            async def read(caller: Caller) -> None:
-                await wallet.read(caller.org_id)
-                order.append(caller.org_id)
-
-            burst = [asyncio.create_task(read(callers[0])) for _ in range(200)]
-            await asyncio.sleep(0)
-            await asyncio.gather(*burst, read(callers[1]))
-            assert order.index(callers[1].org_id) < 20
-            await redis.aclose()
-
-    run(work())
+        burst = [asyncio.create_task(read(callers[0])) for _ in range(200)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*burst, read(callers[1]))
+        assert order.index(callers[1].org_id) < 20
+        await redis.aclose()

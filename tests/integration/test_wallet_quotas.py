@@ -14,7 +14,6 @@ from metering.limits import Limits
 from metering.ports import Charged
 from metering.wallet import keys, projection
 from metering.wallet.values import Verdict
-from tests.conftest import run
 from tests.kits.books import NOON, NOW_US, PLANS, SECOND_US, UNIT, Books, drain, open_books, pinned, wipe
 from tests.kits.limits import DONE, OPEN, Shop, counters, nothing_open, open_shop
 
@@ -252,20 +251,16 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES.keys())
-def test_a_limit_follows_its_table(redis_url: str, tmp_path: Path, table: Table) -> None:
+async def test_a_limit_follows_its_table(redis_url: str, tmp_path: Path, table: Table) -> None:
     """Verdict, whose limit, what is used and how long to wait, at each moment; in the end all of it is back."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            shop.callers["c"] = shop.callers["b"]
-            for number, (moment, action, wanted) in enumerate(table):
-                shop.at(moment)
-                assert await shop.do(action) == wanted, (number, moment, action)
-            await end_all(shop)
-            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        shop.callers["c"] = shop.callers["b"]
+        for number, (moment, action, wanted) in enumerate(table):
+            shop.at(moment)
+            assert await shop.do(action) == wanted, (number, moment, action)
+        await end_all(shop)
+        assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
 
 
 async def end_all(shop: Shop) -> None:
@@ -306,170 +301,148 @@ IMAGES_OF_A_KEY: list[FxRate] = [
 
 
 @pytest.mark.parametrize(("what", "table"), [("requests", REQUESTS_OF_A_KEY), ("images", IMAGES_OF_A_KEY)])
-def test_of_two_rates_the_tighter_one_is_told(redis_url: str, tmp_path: Path, what: str, table: list[FxRate]) -> None:
+async def test_of_two_rates_the_tighter_one_is_told(
+    redis_url: str, tmp_path: Path, what: str, table: list[FxRate]
+) -> None:
     """Limit, rest, reset and wait are those of the key or of its organisation, whichever has less left or refuses."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do(f"org {what}_per_minute 6")
-            await shop.do(f"key a {what}_per_minute {2 if what == 'requests' else 4}")
-            for number, (at_s, order, verdict, limit, *figures) in enumerate(table):
-                books.wallet.at(NOW_US + at_s * SECOND_US)
-                name, images = order.split()
-                told = await shop.order(name, int(images))
-                state = told.requests if what == "requests" else told.images
-                found = [state.remaining, state.reset_us / SECOND_US, told.retry_us / SECOND_US]
-                assert (told.verdict, state.limit, found) == (verdict, limit, figures), (number, order)
-                denied = verdict is not ADMITTED
-                assert (told.whose, told.limit) == (("org" if limit == 6 else "key", limit) if denied else ("", 0))
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do(f"org {what}_per_minute 6")
+        await shop.do(f"key a {what}_per_minute {2 if what == 'requests' else 4}")
+        for number, (at_s, order, verdict, limit, *figures) in enumerate(table):
+            books.wallet.at(NOW_US + at_s * SECOND_US)
+            name, images = order.split()
+            told = await shop.order(name, int(images))
+            state = told.requests if what == "requests" else told.images
+            found = [state.remaining, state.reset_us / SECOND_US, told.retry_us / SECOND_US]
+            assert (told.verdict, state.limit, found) == (verdict, limit, figures), (number, order)
+            denied = verdict is not ADMITTED
+            assert (told.whose, told.limit) == (("org" if limit == 6 else "key", limit) if denied else ("", 0))
 
 
-def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp_path: Path) -> None:
+async def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp_path: Path) -> None:
     """A lone client that waits as long as it was told is admitted then, and not a microsecond before."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org requests_per_minute 2")
-            await shop.do("org images_per_minute 8")
-            await shop.do("a1 1")
-            await shop.do("a2 7")
-            told = await shop.order("a3", 8)
-            assert (told.verdict, told.retry_us) == (REQUESTS, 60 * SECOND_US)
-            books.wallet.at(NOW_US + told.retry_us - 1)
-            assert (await shop.order("a3", 8)).retry_us == 1
-            books.wallet.at(NOW_US + told.retry_us)
-            assert (await shop.order("a3", 8)).verdict is ADMITTED
-            await shop.do("org in_flight 7")  # so eight never fit
-            told = await shop.order("a4", 8)
-            assert (told.verdict, told.retry_us) == (IMAGES, 0)
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org requests_per_minute 2")
+        await shop.do("org images_per_minute 8")
+        await shop.do("a1 1")
+        await shop.do("a2 7")
+        told = await shop.order("a3", 8)
+        assert (told.verdict, told.retry_us) == (REQUESTS, 60 * SECOND_US)
+        books.wallet.at(NOW_US + told.retry_us - 1)
+        assert (await shop.order("a3", 8)).retry_us == 1
+        books.wallet.at(NOW_US + told.retry_us)
+        assert (await shop.order("a3", 8)).verdict is ADMITTED
+        await shop.do("org in_flight 7")  # so eight never fit
+        told = await shop.order("a4", 8)
+        assert (told.verdict, told.retry_us) == (IMAGES, 0)
 
 
 @pytest.mark.parametrize(
     ("month", "days"), [("2037-02", 28), ("2036-02", 29), ("2036-04", 30), ("2036-11", 30), ("2036-12", 31)]
 )
 @pytest.mark.parametrize("limit", ["images_per_month 8", "micro_mxn_per_month 6720000"])
-def test_a_month_ends_at_midnight_in_mexico_city(
+async def test_a_month_ends_at_midnight_in_mexico_city(
     redis_url: str, tmp_path: Path, month: str, days: int, limit: str
 ) -> None:
     """On its first day the wait is its whole length, in its last second a second; then a new one begins, once."""
-
-    async def work() -> None:
-        start_us, end_us = month_start_us(month), month_start_us(next_month(month))
-        assert (end_us - start_us) == days * 86_400 * SECOND_US
-        assert utc_at(start_us).hour == 6
-        async with open_books(redis_url, tmp_path / "l.db", now_us=start_us) as books:
-            shop = await open_shop(books)
-            await shop.do(f"org {limit}")
-            assert await shop.do("a1 8") == OK
-            assert await shop.do("settle a1 8") == "CHARGED"
-            assert (await shop.do("a2 1")).endswith(f"{days} days, 0:00:00")
-            books.wallet.at(end_us - SECOND_US)
-            assert (await shop.do("a2 1")).endswith("0:00:01")
-            books.wallet.at(end_us)
-            assert await shop.do("a2 8") == OK
-            assert not (await shop.do("a3 1")).startswith(OK)
-
-    run(work())
+    start_us, end_us = month_start_us(month), month_start_us(next_month(month))
+    assert (end_us - start_us) == days * 86_400 * SECOND_US
+    assert utc_at(start_us).hour == 6
+    async with open_books(redis_url, tmp_path / "l.db", now_us=start_us) as books:
+        shop = await open_shop(books)
+        await shop.do(f"org {limit}")
+        assert await shop.do("a1 8") == OK
+        assert await shop.do("settle a1 8") == "CHARGED"
+        assert (await shop.do("a2 1")).endswith(f"{days} days, 0:00:00")
+        books.wallet.at(end_us - SECOND_US)
+        assert (await shop.do("a2 1")).endswith("0:00:01")
+        books.wallet.at(end_us)
+        assert await shop.do("a2 8") == OK
+        assert not (await shop.do("a3 1")).startswith(OK)
 
 
-def test_every_day_of_two_years_has_its_own_quota(redis_url: str, tmp_path: Path) -> None:
+async def test_every_day_of_two_years_has_its_own_quota(redis_url: str, tmp_path: Path) -> None:
     """At 05:59:59 UTC it is the old day, at 06:00:00 the new one, leap day and month ends included."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 2")
-            first = unix_us_at(datetime(2036, 1, 1, 6, tzinfo=UTC))
-            for day in range(0, 2 * 366, 5):
-                midnight_us = first + day * 86_400 * SECOND_US
-                books.wallet.at(midnight_us)
-                assert await shop.do(f"a{day} 2") == OK
-                assert await shop.do(f"a{day}x 1") == "DAY org 2/2 1 day, 0:00:00"
-                await shop.do(f"settle a{day} 2")
-                books.wallet.at(midnight_us + 86_399 * SECOND_US)
-                assert await shop.do(f"a{day}x 1") == "DAY org 2/2 0:00:01"
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 2")
+        first = unix_us_at(datetime(2036, 1, 1, 6, tzinfo=UTC))
+        for day in range(0, 2 * 366, 5):
+            midnight_us = first + day * 86_400 * SECOND_US
+            books.wallet.at(midnight_us)
+            assert await shop.do(f"a{day} 2") == OK
+            assert await shop.do(f"a{day}x 1") == "DAY org 2/2 1 day, 0:00:00"
+            await shop.do(f"settle a{day} 2")
+            books.wallet.at(midnight_us + 86_399 * SECOND_US)
+            assert await shop.do(f"a{day}x 1") == "DAY org 2/2 0:00:01"
 
 
 @pytest.mark.parametrize("wiped", [True, False])
-def test_a_rebuilt_wallet_knows_what_was_used(
+async def test_a_rebuilt_wallet_knows_what_was_used(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch, wiped: bool
 ) -> None:
     """What was delivered today and this month comes from the ledger; what is open, from the holds still there."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 50")
-            for moment, order in (
-                ("2036-10-31 18:00:00", "a0"),
-                ("2036-11-02 18:00:00", "a1"),
-                (f"{D} 18:00:00", "b1"),
-            ):
-                shop.at(moment)
-                assert await shop.do(f"{order} 8") == OK
-                assert await shop.do(f"settle {order} 5") == "CHARGED"
-            assert await shop.do("a2 4") == OK
-            before = [await counters(books, shop.callers[key]) for key in "ab"]
-            await drain(books)
-            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-            await (wipe(books.redis) if wiped else books.projector.forget(None))
-            await books.projector.round()
-            after = [await counters(books, shop.callers[key]) for key in "ab"]
-            if not wiped:
-                assert after == before
-            assert (after[0]["org"]["day_done"], after[0]["org"]["month_done"]) == (5, 10)
-            assert after[0]["org"]["spent_done"] == 10 * UNIT
-            assert (after[0]["key"]["day_done"], after[0]["key"]["month_done"]) == (0, 5)
-            assert (after[1]["key"]["day_done"], after[1]["key"]["month_done"]) == (5, 5)
-            for counted, flying in ((after[0]["org"], 4), (after[0]["key"], 4), (after[1]["key"], 0)):
-                open_ = 0 if wiped else flying
-                assert [counted[what] for what in ("flying", "day_open", "month_open")] == [open_] * 3
-                assert counted["spent_open"] == open_ * UNIT
-            if wiped:
-                assert await shop.do("replay a2 4") == "NOW"  # from the journal, as the hold is lost
-            else:
-                assert await shop.do("settle a2 4") == "CHARGED"
-            assert (await counters(books, shop.callers["a"]))["org"]["day_done"] == 9
-            await shop.do("org images_per_day 10")
-            assert await shop.do("b2 2") == "DAY org 9/10 12:00:00"
-            assert await shop.do("b2 1") == OK
-            await shop.do("void b2")
-            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 50")
+        for moment, order in (
+            ("2036-10-31 18:00:00", "a0"),
+            ("2036-11-02 18:00:00", "a1"),
+            (f"{D} 18:00:00", "b1"),
+        ):
+            shop.at(moment)
+            assert await shop.do(f"{order} 8") == OK
+            assert await shop.do(f"settle {order} 5") == "CHARGED"
+        assert await shop.do("a2 4") == OK
+        before = [await counters(books, shop.callers[key]) for key in "ab"]
+        await drain(books)
+        monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+        await (wipe(books.redis) if wiped else books.projector.forget(None))
+        await books.projector.round()
+        after = [await counters(books, shop.callers[key]) for key in "ab"]
+        if not wiped:
+            assert after == before
+        assert (after[0]["org"]["day_done"], after[0]["org"]["month_done"]) == (5, 10)
+        assert after[0]["org"]["spent_done"] == 10 * UNIT
+        assert (after[0]["key"]["day_done"], after[0]["key"]["month_done"]) == (0, 5)
+        assert (after[1]["key"]["day_done"], after[1]["key"]["month_done"]) == (5, 5)
+        for counted, flying in ((after[0]["org"], 4), (after[0]["key"], 4), (after[1]["key"], 0)):
+            open_ = 0 if wiped else flying
+            assert [counted[what] for what in ("flying", "day_open", "month_open")] == [open_] * 3
+            assert counted["spent_open"] == open_ * UNIT
+        if wiped:
+            assert await shop.do("replay a2 4") == "NOW"  # from the journal, as the hold is lost
+        else:
+            assert await shop.do("settle a2 4") == "CHARGED"
+        assert (await counters(books, shop.callers["a"]))["org"]["day_done"] == 9
+        await shop.do("org images_per_day 10")
+        assert await shop.do("b2 2") == "DAY org 9/10 12:00:00"
+        assert await shop.do("b2 1") == OK
+        await shop.do("void b2")
+        assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
 
 
-def test_a_changed_plan_holds_from_the_next_request_on(redis_url: str, ledger_url: str) -> None:
+async def test_a_changed_plan_holds_from_the_next_request_on(redis_url: str, ledger_url: str) -> None:
     """For all that have no limit of their own, up and down and gone; what was used before stays used."""
-
-    async def work() -> None:
-        async with open_books(redis_url, ledger_url) as books:
-            ours, own = await open_shop(books), await open_shop(books, name="own")
-            await own.do("org images_per_day 3")
-            assert await plan(books, images_per_day=5, in_flight=4)
-            for shop in (ours, own):
-                assert await shop.do("a1 3") == OK
-            assert await ours.do("a2 3") == "DAY org 3/5 12:00:00"
-            assert await ours.do("a2 2") == "IN_FLIGHT org 3/4 0:00:02"
-            assert await own.do("a2 1") == "DAY org 3/3 12:00:00"
-            assert not await plan(books, images_per_day=5, in_flight=4)
-            assert await plan(books, images_per_day=2)
-            assert await ours.do("a3 1") == "DAY org 3/2 12:00:00"
-            assert await plan(books)
-            assert await ours.do("a3 8") == OK
-            assert await own.do("a3 1") == "DAY org 3/3 12:00:00"
-            await own.do("org images_per_day -")
-            assert await own.do("a3 8") == OK
-
-    run(work())
+    async with open_books(redis_url, ledger_url) as books:
+        ours, own = await open_shop(books), await open_shop(books, name="own")
+        await own.do("org images_per_day 3")
+        assert await plan(books, images_per_day=5, in_flight=4)
+        for shop in (ours, own):
+            assert await shop.do("a1 3") == OK
+        assert await ours.do("a2 3") == "DAY org 3/5 12:00:00"
+        assert await ours.do("a2 2") == "IN_FLIGHT org 3/4 0:00:02"
+        assert await own.do("a2 1") == "DAY org 3/3 12:00:00"
+        assert not await plan(books, images_per_day=5, in_flight=4)
+        assert await plan(books, images_per_day=2)
+        assert await ours.do("a3 1") == "DAY org 3/2 12:00:00"
+        assert await plan(books)
+        assert await ours.do("a3 8") == OK
+        assert await own.do("a3 1") == "DAY org 3/3 12:00:00"
+        await own.do("org images_per_day -")
+        assert await own.do("a3 8") == OK
 
 
 async def plan(books: Books, **limits: int) -> bool:
@@ -480,27 +453,25 @@ async def plan(books: Books, **limits: int) -> bool:
     return changed
 
 
-def test_what_is_given_back_after_the_month_ended_is_not_given_to_the_next(redis_url: str, tmp_path: Path) -> None:
+async def test_what_is_given_back_after_the_month_ended_is_not_given_to_the_next(
+    redis_url: str, tmp_path: Path
+) -> None:
     """December → January: a void and a charge of December leave January's counters alone."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            shop.at("2037-01-01 05:59:50")
-            await shop.do("a1 8")
-            await shop.do("b1 8")
-            shop.at("2037-01-01 06:00:00")
-            await shop.do("a2 5")
-            await shop.do("void a1")
-            await shop.do("settle b1 8")
-            counted = await counters(books, shop.callers["a"])
-            for whose in ("org", "key"):
-                open_ = {what: counted[whose][what] for what in ("flying", "day_open", "month_open", "spent_open")}
-                assert open_ == {"flying": 5, "day_open": 5, "month_open": 5, "spent_open": 5 * UNIT}
-                assert [counted[whose][what] for what in ("day_done", "month_done", "spent_done")] == [0, 0, 0]
-            assert pinned(now_us=books.wallet.now_us()).period.month == "2037-01"
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        shop.at("2037-01-01 05:59:50")
+        await shop.do("a1 8")
+        await shop.do("b1 8")
+        shop.at("2037-01-01 06:00:00")
+        await shop.do("a2 5")
+        await shop.do("void a1")
+        await shop.do("settle b1 8")
+        counted = await counters(books, shop.callers["a"])
+        for whose in ("org", "key"):
+            open_ = {what: counted[whose][what] for what in ("flying", "day_open", "month_open", "spent_open")}
+            assert open_ == {"flying": 5, "day_open": 5, "month_open": 5, "spent_open": 5 * UNIT}
+            assert [counted[whose][what] for what in ("day_done", "month_done", "spent_done")] == [0, 0, 0]
+        assert pinned(now_us=books.wallet.now_us()).period.month == "2037-01"
 
 
 async def as_before_quotas(shop: Shop, name: str) -> None:
@@ -513,128 +484,112 @@ async def as_before_quotas(shop: Shop, name: str) -> None:
 
 @pytest.mark.parametrize("end", ["settle", "void", "run out", "replay"])
 @pytest.mark.parametrize("rebuilt", [False, True])
-def test_an_order_that_the_version_before_admitted_ends_whole(
+async def test_an_order_that_the_version_before_admitted_ends_whole(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, rebuilt: bool
 ) -> None:
     """In a roll-out: its money and its event are as ever, and what it never took of a limit it does not give back."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books, mxn="84.00")
-            await shop.do("org in_flight 5")
-            assert await shop.do("a1 5") == OK
-            await as_before_quotas(shop, "a1")
-            if rebuilt:
-                monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-                await books.projector.forget(None)
-                await books.projector.round()
-            match end:
-                case "settle":
-                    assert await shop.do("settle a1 5") == "CHARGED"
-                case "void":
-                    assert await shop.do("void a1") == "VOIDED"
-                case "replay":
-                    assert await shop.do("replay a1 5") == "NOW"
-                case _:
-                    shop.at(f"{D} 18:01:20")
-            assert await shop.do("b1 6") == "IN_FLIGHT org 0/5 never"
-            assert await shop.do("b1 5") == OK
-            assert await shop.do("a2 1") == "IN_FLIGHT org 5/5 0:00:02"
-            await shop.do("void b1")
-            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
-            charged = 0 if end in ("void", "run out") else 5 * UNIT
-            assert (await books.cut(shop.callers["a"])).charged_micro_mxn == charged
-            assert [event.amount_micro_mxn for event in await books.events(shop.callers["a"])] == [charged, 0]
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books, mxn="84.00")
+        await shop.do("org in_flight 5")
+        assert await shop.do("a1 5") == OK
+        await as_before_quotas(shop, "a1")
+        if rebuilt:
+            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+            await books.projector.forget(None)
+            await books.projector.round()
+        match end:
+            case "settle":
+                assert await shop.do("settle a1 5") == "CHARGED"
+            case "void":
+                assert await shop.do("void a1") == "VOIDED"
+            case "replay":
+                assert await shop.do("replay a1 5") == "NOW"
+            case _:
+                shop.at(f"{D} 18:01:20")
+        assert await shop.do("b1 6") == "IN_FLIGHT org 0/5 never"
+        assert await shop.do("b1 5") == OK
+        assert await shop.do("a2 1") == "IN_FLIGHT org 5/5 0:00:02"
+        await shop.do("void b1")
+        assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
+        charged = 0 if end in ("void", "run out") else 5 * UNIT
+        assert (await books.cut(shop.callers["a"])).charged_micro_mxn == charged
+        assert [event.amount_micro_mxn for event in await books.events(shop.callers["a"])] == [charged, 0]
 
 
-def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
+async def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the ledger was asked of one day never counts against the next, however late the wallet is written."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 8")
+        shop.at(f"{D} 18:00:00")
+        assert await shop.do("a1 8") == OK
+        assert await shop.do("settle a1 8") == "CHARGED"
+        await drain(books)
+        moment = datetime.fromisoformat(f"{D} 18:00:00").replace(tzinfo=UTC)
+        monkeypatch.setattr(projection, "utc_now", lambda: moment)
+        whole = books.ledger.charged
 
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 8")
-            shop.at(f"{D} 18:00:00")
-            assert await shop.do("a1 8") == OK
-            assert await shop.do("settle a1 8") == "CHARGED"
-            await drain(books)
-            moment = datetime.fromisoformat(f"{D} 18:00:00").replace(tzinfo=UTC)
-            monkeypatch.setattr(projection, "utc_now", lambda: moment)
-            whole = books.ledger.charged
+        async def slowly(org_ids: Sequence[str]) -> dict[str, Charged]:
+            nonlocal moment
+            moment = datetime.fromisoformat(f"{N} 06:00:00").replace(tzinfo=UTC)
+            return await whole(org_ids)
 
-            async def slowly(org_ids: Sequence[str]) -> dict[str, Charged]:
-                nonlocal moment
-                moment = datetime.fromisoformat(f"{N} 06:00:00").replace(tzinfo=UTC)
-                return await whole(org_ids)
-
-            monkeypatch.setattr(books.ledger, "charged", slowly)
-            await books.projector.forget(None)
-            await books.projector.round()
-            shop.at(f"{N} 06:00:01")
-            assert await shop.do("a2 8") == OK
-            assert await shop.do("a3 1") == "DAY org 8/8 23:59:59"
-
-    run(work())
+        monkeypatch.setattr(books.ledger, "charged", slowly)
+        await books.projector.forget(None)
+        await books.projector.round()
+        shop.at(f"{N} 06:00:01")
+        assert await shop.do("a2 8") == OK
+        assert await shop.do("a3 1") == "DAY org 8/8 23:59:59"
 
 
 @pytest.mark.parametrize("end", ["settle", "void", "run out"])
-def test_a_rebuild_by_an_earlier_clock_counts_what_a_later_one_opened(
+async def test_a_rebuild_by_an_earlier_clock_counts_what_a_later_one_opened(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """A server whose clock was ahead is gone, its holds are not: they count today, and give back what they took."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 8")
-            shop.at(f"{N} 06:00:00")
-            assert await shop.do("a1 5") == OK
-            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-            await books.projector.forget(None)
-            await books.projector.round()
-            shop.at(f"{D} 18:00:00")
-            assert await shop.do("b1 3") == OK
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 8")
+        shop.at(f"{N} 06:00:00")
+        assert await shop.do("a1 5") == OK
+        monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+        await books.projector.forget(None)
+        await books.projector.round()
+        shop.at(f"{D} 18:00:00")
+        assert await shop.do("b1 3") == OK
+        assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
+        await shop.do("settle b1 3")
+        if end == "settle":
+            assert await shop.do("settle a1 5") == "CHARGED"
             assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
-            await shop.do("settle b1 3")
-            if end == "settle":
-                assert await shop.do("settle a1 5") == "CHARGED"
-                assert await shop.do("b2 1") == "DAY org 8/8 12:00:00"
-            elif end == "void":
-                assert await shop.do("void a1") == "VOIDED"
-                assert await shop.do("b2 5") == OK
-            shop.at(f"{N} 06:01:20")
-            assert await shop.do("b3 8") == OK
-            assert await shop.do("b4 1") == "DAY org 8/8 23:58:40"
-            await end_all(shop)
-            assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
-
-    run(work())
+        elif end == "void":
+            assert await shop.do("void a1") == "VOIDED"
+            assert await shop.do("b2 5") == OK
+        shop.at(f"{N} 06:01:20")
+        assert await shop.do("b3 8") == OK
+        assert await shop.do("b4 1") == "DAY org 8/8 23:58:40"
+        await end_all(shop)
+        assert all([nothing_open(await counters(books, caller)) for caller in shop.callers.values()])
 
 
-def test_a_journals_order_of_a_clock_that_was_ahead_counts_today(
+async def test_a_journals_order_of_a_clock_that_was_ahead_counts_today(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its hold is lost. No later day begins with it: what was used today stays used, and tomorrow has its own quota."""
-
-    async def work() -> None:
-        async with open_books(redis_url, tmp_path / "l.db") as books:
-            shop = await open_shop(books)
-            await shop.do("org images_per_day 8")
-            shop.at(f"{N} 06:00:00")
-            assert await shop.do("a1 3") == OK
-            await wipe(books.redis)
-            monkeypatch.setattr(projection, "utc_now", lambda: NOON)
-            await books.projector.round()
-            shop.at(f"{D} 18:00:00")
-            assert await shop.do("b1 4") == OK
-            assert await shop.do("settle b1 4") == "CHARGED"
-            assert await shop.do("replay a1 3") == "NOW"
-            assert await shop.do("b2 2") == "DAY org 7/8 12:00:00"
-            shop.at(f"{N} 06:00:00")
-            assert await shop.do("b3 8") == OK
-
-    run(work())
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        shop = await open_shop(books)
+        await shop.do("org images_per_day 8")
+        shop.at(f"{N} 06:00:00")
+        assert await shop.do("a1 3") == OK
+        await wipe(books.redis)
+        monkeypatch.setattr(projection, "utc_now", lambda: NOON)
+        await books.projector.round()
+        shop.at(f"{D} 18:00:00")
+        assert await shop.do("b1 4") == OK
+        assert await shop.do("settle b1 4") == "CHARGED"
+        assert await shop.do("replay a1 3") == "NOW"
+        assert await shop.do("b2 2") == "DAY org 7/8 12:00:00"
+        shop.at(f"{N} 06:00:00")
+        assert await shop.do("b3 8") == OK

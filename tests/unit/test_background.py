@@ -61,25 +61,23 @@ def nobody_gives_up() -> None:
 
 
 @pytest.mark.parametrize("fault", [fails, ends, is_cancelled_within])
-def test_a_part_that_ends_unforeseen_is_logged_counted_and_begun_anew(fault: Callable[[], Awaitable[None]]) -> None:
+async def test_a_part_that_ends_unforeseen_is_logged_counted_and_begun_anew(
+    fault: Callable[[], Awaitable[None]],
+) -> None:
     """Whether it raises, returns, or loses itself in a cancellation that nobody asked for."""
-
-    async def work() -> None:
-        before, part = faults("one"), Scripted(fault)
-        kept = Background([Part("one", part.run)], nobody_gives_up)
-        with capture_logs() as lines:
-            kept.begin()
-            async with asyncio.timeout(SOON_S):
-                await part.steady.wait()
-        assert part.begun == 2 and faults("one") == before + 1
-        (line,) = lines
-        assert (line["event"], line["log_level"], line["part"]) == ("background_fault", "error", "one")
-        assert line["exc_info"] is not None
-        assert not kept.fails("one"), "one fault, and it runs again"
-        await kept.end()
-        kept.check()
-
-    run(work())
+    before, part = faults("one"), Scripted(fault)
+    kept = Background([Part("one", part.run)], nobody_gives_up)
+    with capture_logs() as lines:
+        kept.begin()
+        async with asyncio.timeout(SOON_S):
+            await part.steady.wait()
+    assert part.begun == 2 and faults("one") == before + 1
+    (line,) = lines
+    assert (line["event"], line["log_level"], line["part"]) == ("background_fault", "error", "one")
+    assert line["exc_info"] is not None
+    assert not kept.fails("one"), "one fault, and it runs again"
+    await kept.end()
+    kept.check()
 
 
 def test_a_part_that_does_not_run_is_said_to_fail() -> None:
@@ -104,141 +102,113 @@ def test_a_part_that_does_not_run_is_said_to_fail() -> None:
         background.STEADY_S = steady_s
 
 
-def test_what_nobody_can_begin_anew_ends_the_process() -> None:
+async def test_what_nobody_can_begin_anew_ends_the_process() -> None:
     """After a stated number of faults in a row it is given up, once, and the reason names the part."""
-
-    async def work() -> None:
-        stop, part = asyncio.Event(), Scripted(*[fails] * background.MAX_FAULTS)
-        kept = Background([Part("projection", part.run)], stop.set)
-        with capture_logs() as lines:
-            kept.begin()
-            async with asyncio.timeout(SOON_S):
-                await stop.wait()
-        assert part.begun == len(lines) == background.MAX_FAULTS and kept.fails("projection")
-        await kept.end()
-        with pytest.raises(BeyondHelp, match=r"^projection failed 8 times in a row"):
-            kept.check()
-
-    run(work())
-
-
-def test_what_no_order_needs_is_begun_anew_for_ever() -> None:
-    """It neither stops orders nor ends the process, however often it fails."""
-
-    async def work() -> None:
-        part = Scripted(*[fails] * (2 * background.MAX_FAULTS))
-        kept = Background([Part("orphans", part.run, needed=False)], nobody_gives_up)
-        with capture_logs():
-            kept.begin()
-            async with asyncio.timeout(SOON_S):
-                await part.steady.wait()
-        assert kept.needed == []
-        await kept.end()
+    stop, part = asyncio.Event(), Scripted(*[fails] * background.MAX_FAULTS)
+    kept = Background([Part("projection", part.run)], stop.set)
+    with capture_logs() as lines:
+        kept.begin()
+        async with asyncio.timeout(SOON_S):
+            await stop.wait()
+    assert part.begun == len(lines) == background.MAX_FAULTS and kept.fails("projection")
+    await kept.end()
+    with pytest.raises(BeyondHelp, match=r"^projection failed 8 times in a row"):
         kept.check()
 
-    run(work())
 
-
-def test_a_part_may_be_done() -> None:
-    """Where it is one that ends; who waits for it is told, and it does not fail by it."""
-
-    async def work() -> None:
-        part = Scripted(fails, ends)
-        kept = Background([Part("recovery", part.run, ends=True)], nobody_gives_up)
-        with capture_logs() as lines:
-            kept.begin()
-            async with asyncio.timeout(SOON_S):
-                await kept.until_done("recovery")
-        assert part.begun == 2 and len(lines) == 1 and not kept.fails("recovery")
-        await kept.end()
-
-    run(work())
-
-
-def test_parts_do_not_end_each_other() -> None:
-    """One that fails leaves the others as they are."""
-
-    async def work() -> None:
-        bad, good = Scripted(fails, fails), Scripted()
-        kept = Background([Part("bad", bad.run), Part("good", good.run)], nobody_gives_up)
-        with capture_logs():
-            kept.begin()
-            async with asyncio.timeout(SOON_S):
-                await asyncio.gather(bad.steady.wait(), good.steady.wait())
-        assert (bad.begun, good.begun) == (3, 1) and not kept.fails("good")
-        await kept.end()
-
-    run(work())
-
-
-def test_the_end_ends_a_part_that_loses_its_first_cancellation() -> None:
-    """And nothing is begun anew by it."""
-
-    async def work() -> None:
-        begun = 0
-
-        async def stubborn() -> None:
-            nonlocal begun
-            begun += 1
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
-            await asyncio.sleep(60)
-
-        kept = Background([Part("one", stubborn)], nobody_gives_up)
+async def test_what_no_order_needs_is_begun_anew_for_ever() -> None:
+    """It neither stops orders nor ends the process, however often it fails."""
+    part = Scripted(*[fails] * (2 * background.MAX_FAULTS))
+    kept = Background([Part("orphans", part.run, needed=False)], nobody_gives_up)
+    with capture_logs():
         kept.begin()
-        await asyncio.sleep(0.01)
         async with asyncio.timeout(SOON_S):
-            await kept.end()
-        assert begun == 1
-
-    run(work())
-
-
-def test_every_looks_again_while_something_is_away() -> None:
-    """It says so under its name, with our own sentence where there is one; anything else is the caller's."""
-
-    async def work() -> None:
-        looks: list[Exception | None] = [LedgerAway("host x"), LedgerMisconfigured("grant it"), None, ValueError("bug")]
-        seen = 0
-
-        async def look() -> None:
-            nonlocal seen
-            seen += 1
-            if (error := looks.pop(0)) is not None:
-                raise error
-
-        with capture_logs() as lines, pytest.raises(ValueError, match="bug"):
-            await every(0.0, look, away=(LedgerAway,), name="one_waits")
-        assert seen == 4
-        assert lines == [
-            {"event": "one_waits", "log_level": "warning", "error": "LedgerAway"},
-            {
-                "event": "one_waits",
-                "log_level": "warning",
-                "error": "LedgerMisconfigured",
-                "why": "GHUB_LEDGER_URL: grant it",
-            },
-        ]
-
-    run(work())
+            await part.steady.wait()
+    assert kept.needed == []
+    await kept.end()
+    kept.check()
 
 
-def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
-    """As a library may lose one: the second is not lost."""
+async def test_a_part_may_be_done() -> None:
+    """Where it is one that ends; who waits for it is told, and it does not fail by it."""
+    part = Scripted(fails, ends)
+    kept = Background([Part("recovery", part.run, ends=True)], nobody_gives_up)
+    with capture_logs() as lines:
+        kept.begin()
+        async with asyncio.timeout(SOON_S):
+            await kept.until_done("recovery")
+    assert part.begun == 2 and len(lines) == 1 and not kept.fails("recovery")
+    await kept.end()
 
-    async def work() -> None:
-        lost = asyncio.Event()
 
-        async def loses() -> None:
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(60)
-            lost.set()
+async def test_parts_do_not_end_each_other() -> None:
+    """One that fails leaves the others as they are."""
+    bad, good = Scripted(fails, fails), Scripted()
+    kept = Background([Part("bad", bad.run), Part("good", good.run)], nobody_gives_up)
+    with capture_logs():
+        kept.begin()
+        async with asyncio.timeout(SOON_S):
+            await asyncio.gather(bad.steady.wait(), good.steady.wait())
+    assert (bad.begun, good.begun) == (3, 1) and not kept.fails("good")
+    await kept.end()
+
+
+async def test_the_end_ends_a_part_that_loses_its_first_cancellation() -> None:
+    """And nothing is begun anew by it."""
+    begun = 0
+
+    async def stubborn() -> None:
+        nonlocal begun
+        begun += 1
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
+        await asyncio.sleep(60)
 
-        task = asyncio.create_task(loses())
-        await asyncio.sleep(0)
-        async with asyncio.timeout(SOON_S):
-            await cancel_all([task])
-        assert lost.is_set() and task.cancelled()
+    kept = Background([Part("one", stubborn)], nobody_gives_up)
+    kept.begin()
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(SOON_S):
+        await kept.end()
+    assert begun == 1
 
-    run(work())
+
+async def test_every_looks_again_while_something_is_away() -> None:
+    """It says so under its name, with our own sentence where there is one; anything else is the caller's."""
+    looks: list[Exception | None] = [LedgerAway("host x"), LedgerMisconfigured("grant it"), None, ValueError("bug")]
+    seen = 0
+
+    async def look() -> None:
+        nonlocal seen
+        seen += 1
+        if (error := looks.pop(0)) is not None:
+            raise error
+
+    with capture_logs() as lines, pytest.raises(ValueError, match="bug"):
+        await every(0.0, look, away=(LedgerAway,), name="one_waits")
+    assert seen == 4
+    assert lines == [
+        {"event": "one_waits", "log_level": "warning", "error": "LedgerAway"},
+        {
+            "event": "one_waits",
+            "log_level": "warning",
+            "error": "LedgerMisconfigured",
+            "why": "GHUB_LEDGER_URL: grant it",
+        },
+    ]
+
+
+async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    """As a library may lose one: the second is not lost."""
+    lost = asyncio.Event()
+
+    async def loses() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        lost.set()
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(loses())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(SOON_S):
+        await cancel_all([task])
+    assert lost.is_set() and task.cancelled()

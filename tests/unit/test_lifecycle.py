@@ -9,7 +9,6 @@ import pytest
 from config.catalogue import Model, read_catalogue
 from proxy.errors import ApiError, Kind
 from proxy.orders.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
-from tests.conftest import run
 from tests.kits.orders import ScriptedWallet, files, generations, job
 from tests.kits.providers import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
 
@@ -113,34 +112,30 @@ def test_four_of_the_nine_have_a_last_day_and_name_a_successor() -> None:
         ("fal/recraft-v3", "retired", None),
     ],
 )
-def test_every_retirement_answer_is_404_void_and_remembered(
+async def test_every_retirement_answer_is_404_void_and_remembered(
     tmp_path: Path, model: str, scenario: str, form: str | None
 ) -> None:
     """xAI's is a 500 that is asked once. After ten minutes the model may be back, and then it is."""
     clock = Clock()
     lifecycle = Lifecycle(clock)
     row = MODELS[model]
-
-    async def work() -> None:
-        async with simulated(tmp_path) as bench:
-            wallet = ScriptedWallet()
-            async with generations(wallet, bench.store, bench.providers, lifecycle=lifecycle) as making:
-                await bench.behave(model, scenario, form=form)
+    async with simulated(tmp_path) as bench:
+        wallet = ScriptedWallet()
+        async with generations(wallet, bench.store, bench.providers, lifecycle=lifecycle) as making:
+            await bench.behave(model, scenario, form=form)
+            lifecycle.check(model, row)
+            with pytest.raises(ApiError) as told:
+                await making.start(job(order(model)))
+            await making.drain()
+            assert (told.value.kind, told.value.param) == (Kind.MODEL_NOT_FOUND, "model")
+            assert (row.successor or "GET /v1/models") in told.value.message
+            assert (wallet.voids, wallet.charges, files(tmp_path)) == (["retired"], [], set())
+            assert (len(bench.orders()), await bench.jobs(model)) == (1, [])
+            with pytest.raises(ApiError, match="not offered"):
                 lifecycle.check(model, row)
-                with pytest.raises(ApiError) as told:
-                    await making.start(job(order(model)))
-                await making.drain()
-                assert (told.value.kind, told.value.param) == (Kind.MODEL_NOT_FOUND, "model")
-                assert (row.successor or "GET /v1/models") in told.value.message
-                assert (wallet.voids, wallet.charges, files(tmp_path)) == (["retired"], [], set())
-                assert (len(bench.orders()), await bench.jobs(model)) == (1, [])
-                with pytest.raises(ApiError, match="not offered"):
-                    lifecycle.check(model, row)
 
-                await bench.behave(model, "ok")
-                clock.now_s += REMEMBERED_S
-                lifecycle.check(model, row)
-            async with generations(ScriptedWallet(), bench.store, bench.providers, lifecycle=lifecycle) as making:
-                assert len((await making.start(job(order(model)))).result.images) == 1
-
-    run(work())
+            await bench.behave(model, "ok")
+            clock.now_s += REMEMBERED_S
+            lifecycle.check(model, row)
+        async with generations(ScriptedWallet(), bench.store, bench.providers, lifecycle=lifecycle) as making:
+            assert len((await making.start(job(order(model)))).result.images) == 1

@@ -7,7 +7,6 @@ import pytest
 from config.settings import HISTORY_PER_MINUTE, REPORTS_MADE, REPORTS_WAITING, USAGE_PER_MINUTE
 from proxy.api.reads import Read, ReadRates, Reports
 from proxy.errors import ApiError, Kind
-from tests.conftest import run
 
 
 class Clock:
@@ -70,57 +69,45 @@ def test_organisations_that_have_long_been_idle_are_forgotten() -> None:
     assert len(rates._ahead) < 3_000
 
 
-def test_one_report_at_a_time_a_few_wait_and_the_next_is_refused() -> None:
+async def test_one_report_at_a_time_a_few_wait_and_the_next_is_refused() -> None:
     """Of each organisation, from its query until it is sent; another's does not wait for that."""
-
-    async def work() -> None:
-        reports = Reports()
+    reports = Reports()
+    await reports.begin("a")
+    waiting = [asyncio.create_task(reports.begin("a")) for _ in range(REPORTS_WAITING)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    with pytest.raises(ApiError, match="one at a time") as refused:
         await reports.begin("a")
-        waiting = [asyncio.create_task(reports.begin("a")) for _ in range(REPORTS_WAITING)]
-        await asyncio.sleep(0)
-        assert not any(task.done() for task in waiting)
-        with pytest.raises(ApiError, match="one at a time") as refused:
-            await reports.begin("a")
-        assert (refused.value.kind, refused.value.retry, refused.value.retry_after_s) == (Kind.RATE_LIMIT, True, 2.0)
-        await reports.begin("b")
-        for task in waiting:
-            reports.end("a")
-            await task
-
-    run(work())
-
-
-def test_a_report_whose_turn_does_not_come_is_refused() -> None:
-    """In bounded time, and it has left the queue."""
-
-    async def work() -> None:
-        reports = Reports(wait_s=0.05)
-        await reports.begin("a")
-        with pytest.raises(ApiError, match="one at a time"):
-            await reports.begin("a")
+    assert (refused.value.kind, refused.value.retry, refused.value.retry_after_s) == (Kind.RATE_LIMIT, True, 2.0)
+    await reports.begin("b")
+    for task in waiting:
         reports.end("a")
+        await task
+
+
+async def test_a_report_whose_turn_does_not_come_is_refused() -> None:
+    """In bounded time, and it has left the queue."""
+    reports = Reports(wait_s=0.05)
+    await reports.begin("a")
+    with pytest.raises(ApiError, match="one at a time"):
         await reports.begin("a")
+    reports.end("a")
+    await reports.begin("a")
 
-    run(work())
 
-
-def test_so_many_are_in_memory_at_a_time_and_no_more() -> None:
+async def test_so_many_are_in_memory_at_a_time_and_no_more() -> None:
     """Of however many organisations."""
+    reports, made, most = Reports(), 0, 0
 
-    async def work() -> None:
-        reports, made, most = Reports(), 0, 0
+    async def report(org_id: str) -> None:
+        nonlocal made, most
+        await reports.begin(org_id)
+        async with reports.making(org_id):
+            made += 1
+            most = max(most, made)
+            await asyncio.sleep(0)
+            made -= 1
+        reports.end(org_id)
 
-        async def report(org_id: str) -> None:
-            nonlocal made, most
-            await reports.begin(org_id)
-            async with reports.making(org_id):
-                made += 1
-                most = max(most, made)
-                await asyncio.sleep(0)
-                made -= 1
-            reports.end(org_id)
-
-        await asyncio.gather(*(report(f"org-{number}") for number in range(50)))
-        assert most == REPORTS_MADE
-
-    run(work())
+    await asyncio.gather(*(report(f"org-{number}") for number in range(50)))
+    assert most == REPORTS_MADE

@@ -12,7 +12,6 @@ from proxy.media.formats import PNG, sniff
 from proxy.media.proof import Proof
 from proxy.ports import Order
 from proxy.providers.sandbox import EXCERPT_CHARACTERS, draw, excerpt, pictures
-from tests.conftest import run
 
 CATALOGUE = read_catalogue(None)
 EVERY = [(name, size) for name, model in CATALOGUE.models.items() for size in model.sizes]
@@ -118,14 +117,10 @@ def test_every_prompt_can_be_drawn() -> None:
         decoded(draw(order(size="512x512", prompt=prompt), 0))
 
 
-def test_the_pieces_of_a_picture_are_the_picture() -> None:
+async def test_the_pieces_of_a_picture_are_the_picture() -> None:
     """As the store is given them, with the length that was announced, and as often as they are asked for."""
-
-    async def work() -> None:
-        for number, picture in enumerate(pictures(order(n=3))):
-            for _ in range(2):
-                async with picture.open() as source:
-                    png = b"".join([piece async for piece in source.chunks])
-                assert (picture.index, len(png), png) == (number, source.size_bytes, draw(order(n=3), number))
-
-    run(work())
+    for number, picture in enumerate(pictures(order(n=3))):
+        for _ in range(2):
+            async with picture.open() as source:
+                png = b"".join([piece async for piece in source.chunks])
+            assert (picture.index, len(png), png) == (number, source.size_bytes, draw(order(n=3), number))

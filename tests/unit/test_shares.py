@@ -8,7 +8,6 @@ import pytest
 
 from metering.shares import Bound, Shares
 from metering.turns import Turns
-from tests.conftest import run
 
 
 @pytest.mark.parametrize(
@@ -74,133 +73,109 @@ def test_what_is_given_back_is_forgotten() -> None:
     assert (shares.taken, shares.has("a"), shares.has("b"), shares.holders) == (1, 0, 1, 1)
 
 
-def test_one_organisation_alone_has_all_of_it() -> None:
+async def test_one_organisation_alone_has_all_of_it() -> None:
     """Nobody waits: it is a semaphore."""
-
-    async def work() -> None:
-        turns = Turns(Bound(5))
-        for _ in range(5):
-            await turns.take("a")
-        sixth = asyncio.create_task(turns.take("a"))
-        await asyncio.sleep(0)
-        assert not sixth.done() and turns.waiting("a") == 1
-        turns.give_back("a")
-        await sixth
-        assert turns.shares.has("a") == 5
-
-    run(work())
+    turns = Turns(Bound(5))
+    for _ in range(5):
+        await turns.take("a")
+    sixth = asyncio.create_task(turns.take("a"))
+    await asyncio.sleep(0)
+    assert not sixth.done() and turns.waiting("a") == 1
+    turns.give_back("a")
+    await sixth
+    assert turns.shares.has("a") == 5
 
 
-def test_what_becomes_free_goes_to_whoever_has_least() -> None:
+async def test_what_becomes_free_goes_to_whoever_has_least() -> None:
     """Behind a queue of a hundred of another organisation, until both have the same."""
+    turns = Turns(Bound(6))
+    got: list[str] = []
 
-    async def work() -> None:
-        turns = Turns(Bound(6))
-        got: list[str] = []
+    async def one(org_id: str) -> None:
+        await turns.take(org_id)
+        got.append(org_id)
 
-        async def one(org_id: str) -> None:
-            await turns.take(org_id)
-            got.append(org_id)
-
-        waiting = [asyncio.create_task(one("a")) for _ in range(100)]
+    waiting = [asyncio.create_task(one("a")) for _ in range(100)]
+    await asyncio.sleep(0)
+    waiting += [asyncio.create_task(one("b")) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert got == ["a"] * 6
+    for _ in range(3):
+        turns.give_back("a")
         await asyncio.sleep(0)
-        waiting += [asyncio.create_task(one("b")) for _ in range(3)]
-        await asyncio.sleep(0)
-        assert got == ["a"] * 6
-        for _ in range(3):
-            turns.give_back("a")
-            await asyncio.sleep(0)
-        assert got == ["a"] * 6 + ["b"] * 3
-        turns.give_back("b")
-        await asyncio.sleep(0)
-        assert got[-1] == "a"
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-    run(work())
+    assert got == ["a"] * 6 + ["b"] * 3
+    turns.give_back("b")
+    await asyncio.sleep(0)
+    assert got[-1] == "a"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def test_what_is_spare_lets_a_newcomer_in_at_once() -> None:
+async def test_what_is_spare_lets_a_newcomer_in_at_once() -> None:
     """While others have everything and give nothing back."""
-
-    async def work() -> None:
-        turns = Turns(Bound(10, 4))
-        for org_id in "ab":
-            for _ in range(5):
+    turns = Turns(Bound(10, 4))
+    for org_id in "ab":
+        for _ in range(5):
+            await turns.take(org_id)
+    async with asyncio.timeout(1):
+        await turns.take("c")
+        await turns.take("c")
+        await turns.take("d")
+    for org_id in "ac":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
                 await turns.take(org_id)
-        async with asyncio.timeout(1):
-            await turns.take("c")
-            await turns.take("c")
-            await turns.take("d")
-        for org_id in "ac":
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await turns.take(org_id)
-        assert turns.shares.taken == 13
-
-    run(work())
+    assert turns.shares.taken == 13
 
 
-def test_nobody_has_more_than_each_may_have() -> None:
+async def test_nobody_has_more_than_each_may_have() -> None:
     """Though there is room; and that holds up no other."""
-
-    async def work() -> None:
-        turns = Turns(Bound(2), each=1)
-        await turns.take("a")
-        second = asyncio.create_task(turns.take("a"))
-        await asyncio.sleep(0)
-        async with asyncio.timeout(1):
-            await turns.take("b")
-        assert not second.done()
-        turns.give_back("a")
-        await second
-
-    run(work())
+    turns = Turns(Bound(2), each=1)
+    await turns.take("a")
+    second = asyncio.create_task(turns.take("a"))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await turns.take("b")
+    assert not second.done()
+    turns.give_back("a")
+    await second
 
 
-def test_whoever_gives_up_waiting_has_taken_nothing() -> None:
+async def test_whoever_gives_up_waiting_has_taken_nothing() -> None:
     """At any moment: before its turn, and in the very moment in which it comes."""
-
-    async def work() -> None:
-        turns = Turns(Bound(1))
-        await turns.take("a")
-        gone, stays = asyncio.create_task(turns.take("b")), asyncio.create_task(turns.take("c"))
-        await asyncio.sleep(0)
-        gone.cancel()
-        turns.give_back("a")
-        await stays
-        late = asyncio.create_task(turns.take("b"))
-        await asyncio.sleep(0)
-        turns.give_back("c")
-        late.cancel()
-        await asyncio.gather(gone, late, return_exceptions=True)
-        assert (turns.shares.taken, turns.waiting("b")) == (0, 0)
-
-    run(work())
+    turns = Turns(Bound(1))
+    await turns.take("a")
+    gone, stays = asyncio.create_task(turns.take("b")), asyncio.create_task(turns.take("c"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    turns.give_back("a")
+    await stays
+    late = asyncio.create_task(turns.take("b"))
+    await asyncio.sleep(0)
+    turns.give_back("c")
+    late.cancel()
+    await asyncio.gather(gone, late, return_exceptions=True)
+    assert (turns.shares.taken, turns.waiting("b")) == (0, 0)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_all_come_to_their_turn_and_the_bound_is_never_passed(seed: int) -> None:
+async def test_all_come_to_their_turn_and_the_bound_is_never_passed(seed: int) -> None:
     """Amounts, organisations and cancellations at random."""
+    chance = random.Random(seed)
+    turns, done = Turns(Bound(20, 5)), Counter[str]()
 
-    async def work() -> None:
-        chance = random.Random(seed)
-        turns, done = Turns(Bound(20, 5)), Counter[str]()
+    async def one(org_id: str, amount: int) -> None:
+        async with turns.hold(org_id, amount):
+            assert turns.shares.taken <= 25
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+        done[org_id] += 1
 
-        async def one(org_id: str, amount: int) -> None:
-            async with turns.hold(org_id, amount):
-                assert turns.shares.taken <= 25
-                for _ in range(chance.randrange(4)):
-                    await asyncio.sleep(0)
-            done[org_id] += 1
-
-        tasks = [asyncio.create_task(one(chance.choice("abcdef"), chance.randint(1, 6))) for _ in range(400)]
-        for _ in range(40):
-            await asyncio.sleep(0)
-            chance.choice(tasks).cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        assert sum(done.values()) == sum(end is None for end in ended) > 300
-        assert turns.shares.taken == 0 and not turns._queues
-
-    run(work())
+    tasks = [asyncio.create_task(one(chance.choice("abcdef"), chance.randint(1, 6))) for _ in range(400)]
+    for _ in range(40):
+        await asyncio.sleep(0)
+        chance.choice(tasks).cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(done.values()) == sum(end is None for end in ended) > 300
+    assert turns.shares.taken == 0 and not turns._queues
