@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.integration.test_simulator import (
+from tests.kits.simulator import (
     FAL_AUTH,
     FLUX,
     IDEOGRAM_WAY,

@@ -15,7 +15,7 @@ from google import genai
 from google.genai import errors, types
 from google.oauth2 import service_account
 
-from tests.integration.test_simulator import (
+from tests.kits.simulator import (
     GOOGLE_AUTH,
     GOOGLE_PATH,
     IMAGEN,

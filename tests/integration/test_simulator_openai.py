@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.integration.test_simulator import (
+from tests.kits.simulator import (
     DALL_E_WAY,
     GPT,
     OPENAI_WAY,

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.integration.test_simulator import (
+from tests.kits.simulator import (
     GROK,
     IMAGINE_WAY,
     XAI_AUTH,
