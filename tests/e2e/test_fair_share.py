@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 
 from proxy import wiring
+from tests.conftest import run
 from tests.e2e.conftest import Prepared
 from tests.kits.processes import Forked
 from tests.kits.system import FLUX, GPT, System
@@ -48,12 +49,16 @@ async def under_way(system: System, images: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_two_organisations_fill_a_gateway_and_a_third_is_served(prepared: Prepared) -> None:
+def test_two_organisations_fill_a_gateway_and_a_third_is_served(prepared: Prepared) -> None:
     """While every picture is theirs, the third's orders are made at once; what the two are told is so: busy, come back
     in five seconds. Its orders are then bound by its share, and not by what the two have."""
     system = started(prepared, slow_s=50)
     names = ("one", "two", "three")
     keys = [system.customer(name, "500.00")[1] for name in names]
+
+    async def work() -> None:
+        async with system.client(keys[0]) as one, system.client(keys[1]) as two, system.client(keys[2]) as three:
+            await fill(one, two, three)
 
     async def fill(one: httpx2.AsyncClient, two: httpx2.AsyncClient, three: httpx2.AsyncClient) -> None:
         filling = [asyncio.create_task(order(who, FLUX, 8)) for _ in range(PICTURES // 16) for who in (one, two)]
@@ -72,17 +77,20 @@ async def test_two_organisations_fill_a_gateway_and_a_third_is_served(prepared: 
             task.cancel()
         await asyncio.gather(*filling, return_exceptions=True)
 
-    async with system.client(keys[0]) as one, system.client(keys[1]) as two, system.client(keys[2]) as three:
-        await fill(one, two, three)
+    run(work())
 
 
-async def test_one_organisation_alone_has_all_of_a_gateway(prepared: Prepared) -> None:
+def test_one_organisation_alone_has_all_of_a_gateway(prepared: Prepared) -> None:
     """Each picture that can be made at once; the next order is refused until one ends, and then it is taken."""
     system = started(prepared, slow_s=8)
     _, key = system.customer("alone", "500.00")
-    async with system.client(key) as client:
-        filling = [asyncio.create_task(order(client, FLUX, 8)) for _ in range(PICTURES // 8)]
-        await under_way(system, PICTURES)
-        assert codes([await order(client, FLUX, 1)]) == ["gateway_busy"]
-        assert codes(list(await asyncio.gather(*filling))) == [200] * len(filling)
-        assert codes([await order(client, OTHER, 8)]) == [200]
+
+    async def work() -> None:
+        async with system.client(key) as client:
+            filling = [asyncio.create_task(order(client, FLUX, 8)) for _ in range(PICTURES // 8)]
+            await under_way(system, PICTURES)
+            assert codes([await order(client, FLUX, 1)]) == ["gateway_busy"]
+            assert codes(list(await asyncio.gather(*filling))) == [200] * len(filling)
+            assert codes([await order(client, OTHER, 8)]) == [200]
+
+    run(work())
