@@ -7,7 +7,7 @@ import resource
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,14 +45,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
+def run_if_coroutine(item: pytest.Function, run: Callable[[Coroutine[Any, Any, None]], None]) -> bool | None:
+    """Whether a test was run here: with its fixtures' values, if it is a coroutine; pytest calls any other itself."""
+    if not inspect.iscoroutinefunction(item.obj):
+        return None
+    run(item.obj(**{name: item.funcargs[name] for name in inspect.signature(item.obj).parameters}))
+    return True
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """A test that is a coroutine is run as everything is; the values of its parameters are those of fixtures."""
-    test = pyfuncitem.obj
-    if not inspect.iscoroutinefunction(test):
-        return None
-    run(test(**{name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}))
-    return True
+    """A test that is a coroutine is run as everything is."""
+    return run_if_coroutine(pyfuncitem, run)
 
 
 class ValkeyServer:

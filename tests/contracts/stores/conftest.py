@@ -10,11 +10,18 @@ import pytest
 from proxy.storage.local import LocalStore
 from proxy.storage.s3 import S3
 from proxy.storage.supabase import Key, Supabase
+from tests.conftest import run_if_coroutine
 from tests.kits.stores import MADE, PAGE, Kit, run
 from tests.stores.running import BUCKET, KEY, MotoProcess, SupabaseProcess
 
 REAL_URL = os.environ.get("SUPABASE_STORAGE_URL")
 REMOTE = ["supabase", "s3", *(["real"] if REAL_URL else [])]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Not for ever: a store that hangs fails its test."""
+    return run_if_coroutine(pyfuncitem, run)
 
 
 @pytest.fixture(scope="module")

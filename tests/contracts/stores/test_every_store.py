@@ -60,20 +60,16 @@ LARGE_BYTES = 40 * 1024 * 1024
 @pytest.mark.parametrize("length", ["told", "not told"])
 @pytest.mark.parametrize("size", [1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 1_500_000])
 @pytest.mark.parametrize("piece", [997, PIECE_BYTES])
-def test_bytes_in_are_bytes_out(kit: Kit, size: int, piece: int, length: str) -> None:
+async def test_bytes_in_are_bytes_out(kit: Kit, size: int, piece: int, length: str) -> None:
     """At every size, however they come, with a length and without where the store does without."""
     data, path = random.Random(size).randbytes(size), fresh_path()
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            assert not await store.exists(path)
-            told = size if store.needs_length or length == "told" else None
-            await store.put(path, pieces(data, piece), "image/png", size_bytes=told)
-            assert await store.exists(path)
-            assert await whole(store.read(path)) == data
-            await store.delete(path)
-
-    run(work())
+    async with kit.opened() as store:
+        assert not await store.exists(path)
+        told = size if store.needs_length or length == "told" else None
+        await store.put(path, pieces(data, piece), "image/png", size_bytes=told)
+        assert await store.exists(path)
+        assert await whole(store.read(path)) == data
+        await store.delete(path)
 
 
 def test_a_large_picture_is_never_whole_in_memory(kit: Kit) -> None:
@@ -104,40 +100,32 @@ def test_a_large_picture_is_never_whole_in_memory(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "image/webp"])
-def test_the_public_sees_the_type_and_may_keep_the_image(remote: Kit, content_type: str) -> None:
+async def test_the_public_sees_the_type_and_may_keep_the_image(remote: Kit, content_type: str) -> None:
     """For a year, without asking again: a path is written once."""
     path = fresh_path()
-
-    async def work() -> None:
-        async with remote.opened() as store, httpx2.AsyncClient(**LOOPBACK) as browser:
-            await store.put(path, pieces(b"pixels"), content_type, size_bytes=6)
-            seen = await browser.get(f"{remote.public_url}/{path}")
-            assert (seen.status_code, seen.content) == (200, b"pixels")
-            assert seen.headers["content-type"] == content_type
-            assert seen.headers["cache-control"] == CACHE_CONTROL
-            assert seen.headers["etag"]
-
-    run(work())
+    async with remote.opened() as store, httpx2.AsyncClient(**LOOPBACK) as browser:
+        await store.put(path, pieces(b"pixels"), content_type, size_bytes=6)
+        seen = await browser.get(f"{remote.public_url}/{path}")
+        assert (seen.status_code, seen.content) == (200, b"pixels")
+        assert seen.headers["content-type"] == content_type
+        assert seen.headers["cache-control"] == CACHE_CONTROL
+        assert seen.headers["etag"]
 
 
-def test_a_path_is_written_once_and_replaced_only_by_its_own_request(kit: Kit) -> None:
+async def test_a_path_is_written_once_and_replaced_only_by_its_own_request(kit: Kit) -> None:
     """The second put fails for good and changes nothing; with `again` it replaces, also where nothing is."""
     path = fresh_path()
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            await put(store, path, b"first")
-            with pytest.raises(StoreFailed) as failed:
-                await put(store, path, b"second")
-            assert not failed.value.again
-            assert await whole(store.read(path)) == b"first"
-            await put(store, path, b"third", again=True)
-            assert await whole(store.read(path)) == b"third"
-            await store.delete(path)
-            await put(store, path, b"fourth", again=True)
-            assert await whole(store.read(path)) == b"fourth"
-
-    run(work())
+    async with kit.opened() as store:
+        await put(store, path, b"first")
+        with pytest.raises(StoreFailed) as failed:
+            await put(store, path, b"second")
+        assert not failed.value.again
+        assert await whole(store.read(path)) == b"first"
+        await put(store, path, b"third", again=True)
+        assert await whole(store.read(path)) == b"third"
+        await store.delete(path)
+        await put(store, path, b"fourth", again=True)
+        assert await whole(store.read(path)) == b"fourth"
 
 
 ERRORS = [
@@ -151,7 +139,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("at", [0, 1, 10, 20])
-def test_a_source_that_fails_publishes_nothing(kit: Kit, at: int, error: BaseException) -> None:
+async def test_a_source_that_fails_publishes_nothing(kit: Kit, at: int, error: BaseException) -> None:
     """At its first piece, in the middle and after its last; what it raised comes out, the very same."""
     path = fresh_path()
 
@@ -162,18 +150,15 @@ def test_a_source_that_fails_publishes_nothing(kit: Kit, at: int, error: BaseExc
             yield bytes(PIECE_BYTES)
         raise error
 
-    async def work() -> None:
-        async with kit.opened() as store:
-            with pytest.raises(type(error)) as raised:
-                await store.put(path, failing(), "image/png", size_bytes=20 * PIECE_BYTES)
-            assert raised.value is error
-            await asyncio.sleep(0.02)  # a server would have finished by now
-            assert not await store.exists(path)
-
-    run(work())
+    async with kit.opened() as store:
+        with pytest.raises(type(error)) as raised:
+            await store.put(path, failing(), "image/png", size_bytes=20 * PIECE_BYTES)
+        assert raised.value is error
+        await asyncio.sleep(0.02)  # a server would have finished by now
+        assert not await store.exists(path)
 
 
-def test_what_a_failed_try_would_have_replaced_survives(remote: Kit) -> None:
+async def test_what_a_failed_try_would_have_replaced_survives(remote: Kit) -> None:
     """A connection that breaks off leaves the object of before."""
     path = fresh_path()
 
@@ -182,80 +167,65 @@ def test_what_a_failed_try_would_have_replaced_survives(remote: Kit) -> None:
         yield bytes(PIECE_BYTES)
         raise ValueError
 
-    async def work() -> None:
-        async with remote.opened() as store:
-            await put(store, path, b"before")
-            with pytest.raises(ValueError):
-                await store.put(path, failing(), "image/png", size_bytes=4 * PIECE_BYTES, again=True)
-            assert await whole(store.read(path)) == b"before"
-
-    run(work())
+    async with remote.opened() as store:
+        await put(store, path, b"before")
+        with pytest.raises(ValueError):
+            await store.put(path, failing(), "image/png", size_bytes=4 * PIECE_BYTES, again=True)
+        assert await whole(store.read(path)) == b"before"
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 19])
-def test_a_cancelled_upload_leaves_nothing(kit: Kit, after: int) -> None:
+async def test_a_cancelled_upload_leaves_nothing(kit: Kit, after: int) -> None:
     """The source is at rest when the cancellation comes out, and is read in the caller's own task."""
     path = fresh_path()
+    stalled, tasks = asyncio.Event(), set()
 
-    async def work() -> None:
-        stalled, tasks = asyncio.Event(), set()
+    async def stalling() -> AsyncIterator[bytes]:
+        for number in range(20):
+            tasks.add(asyncio.current_task())
+            if number == after:
+                stalled.set()
+                await asyncio.sleep(3600)
+            yield bytes(PIECE_BYTES)
 
-        async def stalling() -> AsyncIterator[bytes]:
-            for number in range(20):
-                tasks.add(asyncio.current_task())
-                if number == after:
-                    stalled.set()
-                    await asyncio.sleep(3600)
-                yield bytes(PIECE_BYTES)
-
-        async with kit.opened() as store:
-            source = stalling()
-            upload = asyncio.create_task(store.put(path, source, "image/png", size_bytes=20 * PIECE_BYTES))
-            await stalled.wait()
-            upload.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await upload
-            await source.aclose()  # type: ignore[attr-defined]  # raises where it is still running
-            assert tasks == {upload}
-            await asyncio.sleep(0.02)
-            assert not await store.exists(path)
-
-    run(work())
+    async with kit.opened() as store:
+        source = stalling()
+        upload = asyncio.create_task(store.put(path, source, "image/png", size_bytes=20 * PIECE_BYTES))
+        await stalled.wait()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        await source.aclose()  # type: ignore[attr-defined]  # raises where it is still running
+        assert tasks == {upload}
+        await asyncio.sleep(0.02)
+        assert not await store.exists(path)
 
 
-def test_fifty_uploads_at_a_time_do_not_mix(kit: Kit) -> None:
+async def test_fifty_uploads_at_a_time_do_not_mix(kit: Kit) -> None:
     """Each path has its own bytes."""
     pictures = {fresh_path(f"{number}.png"): bytes([number]) * (2_000 * number + 1) for number in range(50)}
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            await asyncio.gather(*(put(store, path, data) for path, data in pictures.items()))
-            for path, data in pictures.items():
-                assert await whole(store.read(path)) == data
-            await asyncio.gather(*(store.delete(path) for path in pictures))
-
-    run(work())
+    async with kit.opened() as store:
+        await asyncio.gather(*(put(store, path, data) for path, data in pictures.items()))
+        for path, data in pictures.items():
+            assert await whole(store.read(path)) == data
+        await asyncio.gather(*(store.delete(path) for path in pictures))
 
 
-def test_what_is_deleted_is_gone_and_may_be_deleted_again(kit: Kit) -> None:
+async def test_what_is_deleted_is_gone_and_may_be_deleted_again(kit: Kit) -> None:
     """And its neighbours stay."""
     path = fresh_path()
     beside = path.replace("0.png", "1.png")
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            await put(store, path, b"x")
-            await put(store, beside, b"y")
-            for _ in range(2):
-                await store.delete(path)
-                assert not await store.exists(path)
-            with pytest.raises(StoreFailed) as failed:
-                await whole(store.read(path))
-            assert not failed.value.again
-            assert await whole(store.read(beside)) == b"y"
-            await store.delete(beside)
-
-    run(work())
+    async with kit.opened() as store:
+        await put(store, path, b"x")
+        await put(store, beside, b"y")
+        for _ in range(2):
+            await store.delete(path)
+            assert not await store.exists(path)
+        with pytest.raises(StoreFailed) as failed:
+            await whole(store.read(path))
+        assert not failed.value.again
+        assert await whole(store.read(beside)) == b"y"
+        await store.delete(beside)
 
 
 def test_everything_in_the_store_is_listed(kit: Kit) -> None:
@@ -284,22 +254,18 @@ def test_everything_in_the_store_is_listed(kit: Kit) -> None:
 
 
 @pytest.mark.parametrize("told", [1, 2 * PIECE_BYTES - 1, 2 * PIECE_BYTES + 1, 3 * PIECE_BYTES])
-def test_a_length_that_is_wrong_publishes_nothing(kit: Kit, told: int) -> None:
+async def test_a_length_that_is_wrong_publishes_nothing(kit: Kit, told: int) -> None:
     """Too short or too long: it fails for good."""
     path = fresh_path()
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            with pytest.raises(StoreFailed, match="announced") as failed:
-                await store.put(path, pieces(bytes(2 * PIECE_BYTES)), "image/png", size_bytes=told)
-            assert not failed.value.again
-            assert not await store.exists(path)
-
-    run(work())
+    async with kit.opened() as store:
+        with pytest.raises(StoreFailed, match="announced") as failed:
+            await store.put(path, pieces(bytes(2 * PIECE_BYTES)), "image/png", size_bytes=told)
+        assert not failed.value.again
+        assert not await store.exists(path)
 
 
 @pytest.mark.parametrize("nothing", [[], [b"", b""]])
-def test_nothing_is_not_published_as_an_image(kit: Kit, nothing: list[bytes]) -> None:
+async def test_nothing_is_not_published_as_an_image(kit: Kit, nothing: list[bytes]) -> None:
     """The real Supabase would make an object of no bytes."""
     path = fresh_path()
 
@@ -307,25 +273,18 @@ def test_nothing_is_not_published_as_an_image(kit: Kit, nothing: list[bytes]) ->
         for piece in nothing:
             yield piece
 
-    async def work() -> None:
-        async with kit.opened() as store:
-            with pytest.raises(StoreFailed, match="empty"):
-                await store.put(path, empty(), "image/png", size_bytes=0)
-            assert not await store.exists(path)
-
-    run(work())
+    async with kit.opened() as store:
+        with pytest.raises(StoreFailed, match="empty"):
+            await store.put(path, empty(), "image/png", size_bytes=0)
+        assert not await store.exists(path)
 
 
-def test_a_store_that_would_take_images_passes_its_check(kit: Kit) -> None:
+async def test_a_store_that_would_take_images_passes_its_check(kit: Kit) -> None:
     """And the check leaves nothing behind."""
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            before = {item.path async for item in store.objects()}
-            await store.check()
-            assert {item.path async for item in store.objects()} == before
-
-    run(work())
+    async with kit.opened() as store:
+        before = {item.path async for item in store.objects()}
+        await store.check()
+        assert {item.path async for item in store.objects()} == before
 
 
 def test_a_probe_is_a_large_picture_that_nothing_makes_smaller() -> None:
@@ -347,16 +306,12 @@ def test_a_probe_is_a_large_picture_that_nothing_makes_smaller() -> None:
 
 
 @pytest.mark.rule(11)
-def test_a_store_that_takes_images_passes_the_probe(kit: Kit) -> None:
+async def test_a_store_that_takes_images_passes_the_probe(kit: Kit) -> None:
     """Written, read, and nothing of it is left (rule 11)."""
-
-    async def work() -> None:
-        async with kit.opened() as store:
-            before = {item.path async for item in store.objects()}
-            await probe(store)
-            assert {item.path async for item in store.objects()} == before
-
-    run(work())
+    async with kit.opened() as store:
+        before = {item.path async for item in store.objects()}
+        await probe(store)
+        assert {item.path async for item in store.objects()} == before
 
 
 @pytest.mark.rule(16)
@@ -370,7 +325,7 @@ def test_only_a_path_of_a_probe_is_one() -> None:
     assert not is_probe(f"{name}/{name}/0.png") and not is_probe("")
 
 
-def test_a_store_that_gives_back_something_else_has_failed_the_probe(tmp_path: Path) -> None:
+async def test_a_store_that_gives_back_something_else_has_failed_the_probe(tmp_path: Path) -> None:
     """And what it has of the probe is removed."""
 
     class Garbling(LocalStore):
@@ -378,13 +333,10 @@ def test_a_store_that_gives_back_something_else_has_failed_the_probe(tmp_path: P
             async for chunk in super().read(path):
                 yield bytes(len(chunk))
 
-    async def work() -> None:
-        with pytest.raises(StoreFailed, match="gave back something else than the probe _probe/") as failed:
-            await probe(Garbling(tmp_path))
-        assert failed.value.again
-        assert [item async for item in LocalStore(tmp_path).objects()] == []
-
-    run(work())
+    with pytest.raises(StoreFailed, match="gave back something else than the probe _probe/") as failed:
+        await probe(Garbling(tmp_path))
+    assert failed.value.again
+    assert [item async for item in LocalStore(tmp_path).objects()] == []
 
 
 def test_a_probe_takes_no_longer_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,16 +423,12 @@ def dead_stores(client: httpx2.AsyncClient, port: int) -> list[ImageStore]:
     ]
 
 
-def test_a_store_that_refuses_connections_may_be_asked_again() -> None:
+async def test_a_store_that_refuses_connections_may_be_asked_again() -> None:
     """It is being restarted, perhaps."""
-
-    async def work() -> None:
-        async with a_client() as client:
-            for store in dead_stores(client, free_port()):
-                failures = await everything(store)
-                assert all(failure.again and "ConnectError" in str(failure) for failure in failures)
-
-    run(work())
+    async with a_client() as client:
+        for store in dead_stores(client, free_port()):
+            failures = await everything(store)
+            assert all(failure.again and "ConnectError" in str(failure) for failure in failures)
 
 
 @pytest.mark.parametrize(
@@ -494,22 +442,19 @@ def test_a_store_that_refuses_connections_may_be_asked_again() -> None:
     ],
     ids=["nothing", "another protocol", "cut short", "a page", "a long page"],
 )
-def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes) -> None:
+async def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes) -> None:
     """Whatever it is that answers there at the moment."""
 
     async def nonsense(peer: Peer) -> None:
         await peer.read_request()
         await peer.send(answer)
 
-    async def work() -> None:
-        async with raw_server(nonsense) as server, a_client() as client:
-            for store in dead_stores(client, server.port):
-                with pytest.raises(StoreFailed) as failed:
-                    await put(store, fresh_path(), b"x")
-                if isinstance(store, Supabase) or b"200" not in answer:  # of a PUT the status is all that S3 says
-                    assert failed.value.again
-
-    run(work())
+    async with raw_server(nonsense) as server, a_client() as client:
+        for store in dead_stores(client, server.port):
+            with pytest.raises(StoreFailed) as failed:
+                await put(store, fresh_path(), b"x")
+            if isinstance(store, Supabase) or b"200" not in answer:  # of a PUT the status is all that S3 says
+                assert failed.value.again
 
 
 @pytest.mark.parametrize(
@@ -523,7 +468,7 @@ def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes) -> N
         ("http://127.0.0.1:{cut}", r"the answer was cut short, or is no HTTP \(RemoteProtocolError\)"),
     ],
 )
-def test_an_error_names_host_cause_request_and_path(host: str, cause: str) -> None:
+async def test_an_error_names_host_cause_request_and_path(host: str, cause: str) -> None:
     """All that it takes to know where to look; and nothing that is secret, wherever in the URL it stands."""
 
     async def silent(peer: Peer) -> None:
@@ -538,33 +483,29 @@ def test_an_error_names_host_cause_request_and_path(host: str, cause: str) -> No
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-
-    async def work() -> None:
-        async with (
-            raw_server(silent) as still,
-            raw_server(cuts) as cut,
-            raw_server(plain) as no_tls,
-            raw_server(silent, context) as untrusted,
-            a_client(SHORT_S) as client,
+    async with (
+        raw_server(silent) as still,
+        raw_server(cuts) as cut,
+        raw_server(plain) as no_tls,
+        raw_server(silent, context) as untrusted,
+        a_client(SHORT_S) as client,
+    ):
+        ports = {"refused": free_port(), "plain": no_tls.port, "untrusted": untrusted.port}
+        url = host.format(**ports, silent=still.port, cut=cut.port)
+        secret = url.replace("://", "://user:pass@")
+        path = fresh_path()
+        for store in (
+            Supabase(client, f"{secret}/storage/v1", BUCKET, Key(KEY)),
+            S3(client, BUCKET, region="us-east-1", endpoint=secret),
         ):
-            ports = {"refused": free_port(), "plain": no_tls.port, "untrusted": untrusted.port}
-            url = host.format(**ports, silent=still.port, cut=cut.port)
-            secret = url.replace("://", "://user:pass@")
-            path = fresh_path()
-            for store in (
-                Supabase(client, f"{secret}/storage/v1", BUCKET, Key(KEY)),
-                S3(client, BUCKET, region="us-east-1", endpoint=secret),
-            ):
-                with pytest.raises(StoreFailed) as failed:
-                    await put(store, path, b"x")
-                place = f"POST {url}/storage/v1/object" if isinstance(store, Supabase) else f"PUT {url}"
-                said = str(failed.value)
-                assert re.fullmatch(f"the store is away: {cause}, at {place}/{BUCKET}/{path}", said), said
-
-    run(work())
+            with pytest.raises(StoreFailed) as failed:
+                await put(store, path, b"x")
+            place = f"POST {url}/storage/v1/object" if isinstance(store, Supabase) else f"PUT {url}"
+            said = str(failed.value)
+            assert re.fullmatch(f"the store is away: {cause}, at {place}/{BUCKET}/{path}", said), said
 
 
-def test_a_store_that_does_not_read_stops_the_source() -> None:
+async def test_a_store_that_does_not_read_stops_the_source() -> None:
     """Less than 1 MiB is taken from it beyond what the connection's own buffers hold."""
 
     async def lead_bytes(number: int, client: httpx2.AsyncClient) -> int:
@@ -601,15 +542,12 @@ def test_a_store_that_does_not_read_stops_the_source() -> None:
             await ended.wait()
         return given - received
 
-    async def work() -> None:
-        async with a_client() as client:
-            for number in range(2):
-                assert 0 < await lead_bytes(number, client) < 1024 * 1024
-
-    run(work())
+    async with a_client() as client:
+        for number in range(2):
+            assert 0 < await lead_bytes(number, client) < 1024 * 1024
 
 
-def test_an_answer_before_the_end_of_the_picture_is_no_success() -> None:
+async def test_an_answer_before_the_end_of_the_picture_is_no_success() -> None:
     """Something in front that says 200 to everything has not stored anything."""
 
     async def says_yes(peer: Peer) -> None:
@@ -622,31 +560,25 @@ def test_an_answer_before_the_end_of_the_picture_is_no_success() -> None:
             yield b"x"
             await asyncio.sleep(0.02)
 
-    async def work() -> None:
-        async with raw_server(says_yes) as server, a_client() as client:
-            for store in dead_stores(client, server.port):
-                with pytest.raises(StoreFailed, match="before it had") as failed:
-                    await store.put(fresh_path(), slowly(), "image/png", size_bytes=10)
-                assert failed.value.again
-
-    run(work())
+    async with raw_server(says_yes) as server, a_client() as client:
+        for store in dead_stores(client, server.port):
+            with pytest.raises(StoreFailed, match="before it had") as failed:
+                await store.put(fresh_path(), slowly(), "image/png", size_bytes=10)
+            assert failed.value.again
 
 
 @pytest.mark.parametrize("body", [b"", b"<a", b"<a><Contents><Key>x</Key></Contents></a>", b"\xff" * 100])
-def test_a_listing_that_cannot_be_read_is_a_failed_store(body: bytes) -> None:
+async def test_a_listing_that_cannot_be_read_is_a_failed_store(body: bytes) -> None:
     """Never an empty one: a sweep would take it for the truth."""
 
     async def nonsense(peer: Peer) -> None:
         await peer.read_request()
         await peer.send(b"HTTP/1.1 200 -\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
-    async def work() -> None:
-        async with raw_server(nonsense) as server, a_client() as client:
-            for store in dead_stores(client, server.port):
-                with pytest.raises(StoreFailed, match="cannot be read"):
-                    _ = [item async for item in store.objects()]
-
-    run(work())
+    async with raw_server(nonsense) as server, a_client() as client:
+        for store in dead_stores(client, server.port):
+            with pytest.raises(StoreFailed, match="cannot be read"):
+                _ = [item async for item in store.objects()]
 
 
 # --- GHUB_STORAGE_URL ---

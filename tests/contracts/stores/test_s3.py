@@ -58,16 +58,12 @@ def test_credentials_are_looked_for_when_they_are_needed(monkeypatch: pytest.Mon
     run(work())
 
 
-def test_a_missing_botocore_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_botocore_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra."""
     monkeypatch.setitem(sys.modules, "botocore.auth", None)
-
-    async def work() -> None:
-        async with a_client() as client:
-            with pytest.raises(StoreMisconfigured, match=r"pip install 'geekhub-gateway\[s3\]'"):
-                S3(client, BUCKET, region="us-east-1")
-
-    run(work())
+    async with a_client() as client:
+        with pytest.raises(StoreMisconfigured, match=r"pip install 'geekhub-gateway\[s3\]'"):
+            S3(client, BUCKET, region="us-east-1")
 
 
 @pytest.mark.parametrize(
@@ -107,15 +103,11 @@ def refusing(status: int, code: str = "", *headers: str) -> Script:
         (refusing(418), "no S3 answers there; check its endpoint and region"),
     ],
 )
-def test_an_s3_that_would_not_do_is_a_sentence(script: Script, words: str) -> None:
+async def test_an_s3_that_would_not_do_is_a_sentence(script: Script, words: str) -> None:
     """Which names the variable and says what to do."""
-
-    async def work() -> None:
-        async with raw_server(script) as server, a_client() as client:
-            with pytest.raises(StoreMisconfigured, match=f"GHUB_STORAGE_URL: .*{words}"):
-                await S3(client, BUCKET, region="us-east-1", endpoint=server.url).check()
-
-    run(work())
+    async with raw_server(script) as server, a_client() as client:
+        with pytest.raises(StoreMisconfigured, match=f"GHUB_STORAGE_URL: .*{words}"):
+            await S3(client, BUCKET, region="us-east-1", endpoint=server.url).check()
 
 
 @pytest.mark.parametrize(
@@ -131,59 +123,48 @@ def test_an_s3_that_would_not_do_is_a_sentence(script: Script, words: str) -> No
         (411, "MissingContentLength", False),
     ],
 )
-def test_a_refusal_of_s3_says_whether_another_try_may_help(status: int, code: str, again: bool) -> None:
+async def test_a_refusal_of_s3_says_whether_another_try_may_help(status: int, code: str, again: bool) -> None:
     """By its code, then by its status."""
-
-    async def work() -> None:
-        async with raw_server(refusing(status, code)) as server, a_client() as client:
-            store = S3(client, BUCKET, region="us-east-1", endpoint=server.url)
-            path = fresh_path()
-            for call in (put(store, path, b"x"), store.delete(path)):
-                with pytest.raises(StoreFailed) as failed:
-                    await call
-                assert failed.value.again == again
-                assert str(failed.value).startswith(f"the store refused: {code}, at ")
-                assert str(failed.value).endswith(f" {server.url}/{BUCKET}/{path}")
-
-    run(work())
+    async with raw_server(refusing(status, code)) as server, a_client() as client:
+        store = S3(client, BUCKET, region="us-east-1", endpoint=server.url)
+        path = fresh_path()
+        for call in (put(store, path, b"x"), store.delete(path)):
+            with pytest.raises(StoreFailed) as failed:
+                await call
+            assert failed.value.again == again
+            assert str(failed.value).startswith(f"the store refused: {code}, at ")
+            assert str(failed.value).endswith(f" {server.url}/{BUCKET}/{path}")
 
 
 @pytest.mark.rule(11)
 @pytest.mark.parametrize("denied", ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"])
-def test_an_s3_that_can_be_seen_and_not_used_fails_the_probe(moto: MotoProcess, denied: str) -> None:
+async def test_an_s3_that_can_be_seen_and_not_used_fails_the_probe(moto: MotoProcess, denied: str) -> None:
     """By a policy of the bucket: the check goes well, and the probe says which rights it takes (rule 11)."""
     statement = {"Effect": "Deny", "Principal": "*", "Action": denied, "Resource": f"arn:aws:s3:::{BUCKET}/_probe/*"}
-
-    async def work() -> None:
-        async with a_client() as client:
-            policy = f"{moto.public_url}?policy"
-            body = orjson.dumps({"Version": "2012-10-17", "Statement": [statement]})
-            store = S3(client, BUCKET, region="us-east-1", endpoint=moto.url)
-            assert (await client.put(policy, content=body)).status_code < 300
-            try:
-                await store.check()
-                with pytest.raises(StoreMisconfigured, match=f"GHUB_STORAGE_URL: the AWS credentials .*{denied}"):
-                    await probe(store)
-            finally:
-                await client.delete(policy)
-            await probe(store)
-            async for item in store.objects():
-                if is_probe(item.path):
-                    await store.delete(item.path)
-
-    run(work())
+    async with a_client() as client:
+        policy = f"{moto.public_url}?policy"
+        body = orjson.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        store = S3(client, BUCKET, region="us-east-1", endpoint=moto.url)
+        assert (await client.put(policy, content=body)).status_code < 300
+        try:
+            await store.check()
+            with pytest.raises(StoreMisconfigured, match=f"GHUB_STORAGE_URL: the AWS credentials .*{denied}"):
+                await probe(store)
+        finally:
+            await client.delete(policy)
+        await probe(store)
+        async for item in store.objects():
+            if is_probe(item.path):
+                await store.delete(item.path)
 
 
-def test_an_s3_behind_a_limit_on_bodies_fails_the_probe() -> None:
+async def test_an_s3_behind_a_limit_on_bodies_fails_the_probe() -> None:
     """As behind nginx with its usual limit."""
 
     async def limited(peer: Peer) -> None:
         await peer.read_head()
         await peer.send(b"HTTP/1.1 413 -\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
 
-    async def work() -> None:
-        async with raw_server(limited) as server, a_client() as client:
-            with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*client_max_body_size 64m"):
-                await probe(S3(client, BUCKET, region="us-east-1", endpoint=server.url))
-
-    run(work())
+    async with raw_server(limited) as server, a_client() as client:
+        with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*client_max_body_size 64m"):
+            await probe(S3(client, BUCKET, region="us-east-1", endpoint=server.url))

@@ -42,46 +42,38 @@ def token(role: str = "service_role", secret: str = SECRET, **claims: Any) -> st
     return jwt.encode({"role": role, "iss": "supabase", **claims}, secret, "HS256")
 
 
-def test_a_lost_answer_is_made_good_by_the_second_try(supabase: SupabaseProcess) -> None:
+async def test_a_lost_answer_is_made_good_by_the_second_try(supabase: SupabaseProcess) -> None:
     """The object is there, and the retry of the same request replaces it with the same bytes."""
     path = fresh_path()
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase)
-            supabase.behave(lose_times=1)
-            with pytest.raises(StoreFailed) as failed:
-                await put(store, path, b"pixels")
-            assert failed.value.again
-            assert await store.exists(path)
-            with pytest.raises(StoreFailed, match="KeyAlreadyExists"):
-                await put(store, path, b"pixels")
-            await put(store, path, b"pixels", again=True)
-            assert await whole(store.read(path)) == b"pixels"
-
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase)
+        supabase.behave(lose_times=1)
+        with pytest.raises(StoreFailed) as failed:
+            await put(store, path, b"pixels")
+        assert failed.value.again
+        assert await store.exists(path)
+        with pytest.raises(StoreFailed, match="KeyAlreadyExists"):
+            await put(store, path, b"pixels")
+        await put(store, path, b"pixels", again=True)
+        assert await whole(store.read(path)) == b"pixels"
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_an_early_refusal_of_a_large_body_is_seen_at_once(supabase: SupabaseProcess, told: bool) -> None:
+async def test_an_early_refusal_of_a_large_body_is_seen_at_once(supabase: SupabaseProcess, told: bool) -> None:
     """Not when the write time-out runs out: the server does not read the rest of 13 MB."""
     path, size = fresh_path(), 13_000_000
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase)
-            before = open_files()
-            await put(store, path, b"first")
-            began_s = time.monotonic()
-            with pytest.raises(StoreFailed, match="KeyAlreadyExists") as failed:
-                await store.put(path, pieces(bytes(size)), "image/png", size_bytes=size if told else None)
-            assert time.monotonic() - began_s < 5 and not failed.value.again
-            await asyncio.sleep(0.05)
-            assert open_files() <= before + 1  # the kept connection at most: this one's body was not read
-            assert await whole(store.read(path)) == b"first"
-
     supabase.behave()
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase)
+        before = open_files()
+        await put(store, path, b"first")
+        began_s = time.monotonic()
+        with pytest.raises(StoreFailed, match="KeyAlreadyExists") as failed:
+            await store.put(path, pieces(bytes(size)), "image/png", size_bytes=size if told else None)
+        assert time.monotonic() - began_s < 5 and not failed.value.again
+        await asyncio.sleep(0.05)
+        assert open_files() <= before + 1  # the kept connection at most: this one's body was not read
+        assert await whole(store.read(path)) == b"first"
 
 
 @pytest.mark.parametrize(
@@ -98,27 +90,23 @@ def test_an_early_refusal_of_a_large_body_is_seen_at_once(supabase: SupabaseProc
         ({"db_down": True}, True, "InternalError"),
     ],
 )
-def test_trouble_says_whether_another_try_may_help(
+async def test_trouble_says_whether_another_try_may_help(
     supabase: SupabaseProcess, behaviour: dict[str, Any], again: bool, words: str
 ) -> None:
     """By the code in the body, the status in the body, the status; the message is ours and that word."""
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase)
-            for call in (
-                lambda: put(store, fresh_path(), b"x"),
-                lambda: store.delete(fresh_path()),
-                lambda: store.exists(fresh_path()),
-                lambda: whole(store.read(fresh_path())),
-            ):
-                supabase.behave(**behaviour)
-                with pytest.raises(StoreFailed) as failed:
-                    await call()
-                assert failed.value.again == again
-                assert str(failed.value).startswith(f"the store refused: {words}, at ")
-
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase)
+        for call in (
+            lambda: put(store, fresh_path(), b"x"),
+            lambda: store.delete(fresh_path()),
+            lambda: store.exists(fresh_path()),
+            lambda: whole(store.read(fresh_path())),
+        ):
+            supabase.behave(**behaviour)
+            with pytest.raises(StoreFailed) as failed:
+                await call()
+            assert failed.value.again == again
+            assert str(failed.value).startswith(f"the store refused: {words}, at ")
     supabase.behave()
 
 
@@ -139,7 +127,7 @@ def test_trouble_says_whether_another_try_may_help(
         (301, {}, False, "status 301"),
     ],
 )
-def test_a_refusal_of_supabase_says_whether_another_try_may_help(
+async def test_a_refusal_of_supabase_says_whether_another_try_may_help(
     status: int, error: Any, again: bool, words: str
 ) -> None:
     """By its code, then by the status inside, then by the one of HTTP."""
@@ -149,17 +137,14 @@ def test_a_refusal_of_supabase_says_whether_another_try_may_help(
         await peer.read_request()
         await peer.send(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body))
 
-    async def work() -> None:
-        async with raw_server(refuses) as server, a_client() as client:
-            with pytest.raises(StoreFailed) as failed:
-                await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
-            assert failed.value.again == again
-            assert str(failed.value).startswith(f"the store refused: {words}, at POST {server.url}/object/{BUCKET}/")
-
-    run(work())
+    async with raw_server(refuses) as server, a_client() as client:
+        with pytest.raises(StoreFailed) as failed:
+            await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
+        assert failed.value.again == again
+        assert str(failed.value).startswith(f"the store refused: {words}, at POST {server.url}/object/{BUCKET}/")
 
 
-def test_no_text_of_the_store_gets_into_a_message() -> None:
+async def test_no_text_of_the_store_gets_into_a_message() -> None:
     """A code that is none is left out: it could be a log line, or half a key."""
     body = orjson.dumps({"statusCode": "409", "code": "ey.J\n" * 99, "error": "<b>", "message": "secret"})
 
@@ -167,14 +152,11 @@ def test_no_text_of_the_store_gets_into_a_message() -> None:
         await peer.read_request()
         await peer.send(b"HTTP/1.1 400 -\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
-    async def work() -> None:
-        async with raw_server(refuses) as server, a_client() as client:
-            with pytest.raises(StoreFailed) as failed:
-                await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
-            path = MADE[-1]
-            assert str(failed.value) == f"the store refused: status 409, at POST {server.url}/object/{BUCKET}/{path}"
-
-    run(work())
+    async with raw_server(refuses) as server, a_client() as client:
+        with pytest.raises(StoreFailed) as failed:
+            await put(Supabase(client, server.url, BUCKET, Key(KEY)), fresh_path(), b"x")
+        path = MADE[-1]
+        assert str(failed.value) == f"the store refused: status 409, at POST {server.url}/object/{BUCKET}/{path}"
 
 
 @pytest.mark.parametrize("key", [KEY, token()], ids=["sb_secret", "jwt"])
@@ -216,20 +198,16 @@ def test_a_minted_token_is_used_for_half_its_life() -> None:
 @pytest.mark.parametrize(
     "auth", [Key(KEY), Key(token()), MintedTokens(SECRET)], ids=["sb_secret", "legacy jwt", "minted"]
 )
-def test_every_kind_of_key_opens_the_store(supabase: SupabaseProcess, auth: Auth) -> None:
+async def test_every_kind_of_key_opens_the_store(supabase: SupabaseProcess, auth: Auth) -> None:
     """For writing, reading, deleting and the check."""
     path = fresh_path()
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase, auth)
-            await store.check()
-            await put(store, path, b"x")
-            assert await whole(store.read(path)) == b"x"
-            await store.delete(path)
-
     supabase.behave()
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase, auth)
+        await store.check()
+        await put(store, path, b"x")
+        assert await whole(store.read(path)) == b"x"
+        await store.delete(path)
 
 
 @pytest.mark.parametrize(
@@ -266,37 +244,30 @@ def test_a_bucket_that_would_not_do_is_a_sentence(tmp_path: Path, bucket: Bucket
     ],
     ids=["another key", "another secret", "expired", "anon", "another minted"],
 )
-def test_a_key_that_would_not_do_is_a_sentence(supabase: SupabaseProcess, auth: Auth, words: str) -> None:
+async def test_a_key_that_would_not_do_is_a_sentence(supabase: SupabaseProcess, auth: Auth, words: str) -> None:
     """Which names the variable; and an upload with it fails for good."""
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase, auth)
-            with pytest.raises(StoreMisconfigured, match=words):
-                await store.check()
-            with pytest.raises(StoreFailed, match="AccessDenied") as failed:
-                await put(store, fresh_path(), b"x")
-            assert not failed.value.again
-
     supabase.behave()
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase, auth)
+        with pytest.raises(StoreMisconfigured, match=words):
+            await store.check()
+        with pytest.raises(StoreFailed, match="AccessDenied") as failed:
+            await put(store, fresh_path(), b"x")
+        assert not failed.value.again
 
 
 @pytest.mark.parametrize("page", [b"<html>welcome</html>", b"[]", b"{}", b'{"msg":1}'])
 @pytest.mark.parametrize("status", [200, 301, 404])
-def test_a_site_that_is_no_supabase_is_a_sentence(page: bytes, status: int) -> None:
+async def test_a_site_that_is_no_supabase_is_a_sentence(page: bytes, status: int) -> None:
     """A wrong host, or a forgotten /storage/v1."""
 
     async def site(peer: Peer) -> None:
         await peer.read_request()
         await peer.send(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (status, len(page), page))
 
-    async def work() -> None:
-        async with raw_server(site) as server, a_client() as client:
-            with pytest.raises(StoreMisconfigured, match="GHUB_STORAGE_URL: no Supabase Storage answers there"):
-                await Supabase(client, server.url, BUCKET, Key(KEY)).check()
-
-    run(work())
+    async with raw_server(site) as server, a_client() as client:
+        with pytest.raises(StoreMisconfigured, match="GHUB_STORAGE_URL: no Supabase Storage answers there"):
+            await Supabase(client, server.url, BUCKET, Key(KEY)).check()
 
 
 @pytest.mark.rule(11)
@@ -314,20 +285,16 @@ def test_a_site_that_is_no_supabase_is_a_sentence(page: bytes, status: int) -> N
         ({"read_only": True}, None),
     ],
 )
-def test_a_supabase_that_can_be_seen_and_not_written_fails_the_probe(
+async def test_a_supabase_that_can_be_seen_and_not_written_fails_the_probe(
     supabase: SupabaseProcess, behaviour: dict[str, Any], words: str | None
 ) -> None:
     """The check goes well; the probe says what to do, or that another try may help (rule 11)."""
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, supabase)
-            supabase.behave(**behaviour)
-            await store.check()
-            with pytest.raises(StoreMisconfigured if words else StoreFailed, match=words or "DatabaseError"):
-                await probe(store)
-
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, supabase)
+        supabase.behave(**behaviour)
+        await store.check()
+        with pytest.raises(StoreMisconfigured if words else StoreFailed, match=words or "DatabaseError"):
+            await probe(store)
     supabase.behave()
 
 
@@ -356,7 +323,9 @@ A_LINE = {"name": "a/b.png", "id": "1", "updated_at": "2026-11-26T10:00:00.5Z", 
         (502, [b"<html>"], None),
     ],
 )
-def test_a_flat_list_is_read_whole_or_not_at_all(status: int, answers: list[bytes], found: list[str] | None) -> None:
+async def test_a_flat_list_is_read_whole_or_not_at_all(
+    status: int, answers: list[bytes], found: list[str] | None
+) -> None:
     """Page by page; folder by folder only where the server does not know it. A sweep takes the list for the truth."""
     left = list(answers)
 
@@ -366,70 +335,55 @@ def test_a_flat_list_is_read_whole_or_not_at_all(status: int, answers: list[byte
             code, body = (200 if b"/object/list/" in head else status), left.pop(0)
             await peer.send(b"HTTP/1.1 %d -\r\ncontent-length: %d\r\n\r\n%b" % (code, len(body), body))
 
-    async def work() -> None:
-        async with raw_server(lists) as server, a_client() as client:
-            store = Supabase(client, server.url, BUCKET, Key(KEY))
-            if found is None:
-                with pytest.raises(StoreFailed):
-                    _ = [item async for item in store.objects()]
-            else:
-                assert [item.path async for item in store.objects()] == found
-
-    run(work())
+    async with raw_server(lists) as server, a_client() as client:
+        store = Supabase(client, server.url, BUCKET, Key(KEY))
+        if found is None:
+            with pytest.raises(StoreFailed):
+                _ = [item async for item in store.objects()]
+        else:
+            assert [item.path async for item in store.objects()] == found
     assert left == []
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_a_server_of_any_age_lists_everything(supabase: SupabaseProcess, old: bool) -> None:
+async def test_a_server_of_any_age_lists_everything(supabase: SupabaseProcess, old: bool) -> None:
     """An older one has no flat list, and takes that call for an upload into a bucket that is not there."""
     org = str(uuid.uuid4())
     paths = {f"{org}/{request}/{number}.png" for request in range(4) for number in range(request)}
-
-    async def work() -> None:
-        async with a_client() as client:
-            store = Supabase(client, supabase.url, BUCKET, Key(KEY), page=PAGE)
-            for path in paths:
-                await put(store, path, b"x")
-            supabase.behave(old=old)
-            assert {item.path async for item in store.objects() if item.path.startswith(org)} == paths
-            for path in paths:
-                await store.delete(path)
-
-    run(work())
+    async with a_client() as client:
+        store = Supabase(client, supabase.url, BUCKET, Key(KEY), page=PAGE)
+        for path in paths:
+            await put(store, path, b"x")
+        supabase.behave(old=old)
+        assert {item.path async for item in store.objects() if item.path.startswith(org)} == paths
+        for path in paths:
+            await store.delete(path)
     supabase.behave()
 
 
-def test_sixty_thousand_objects_are_listed_in_seconds(supabase: SupabaseProcess) -> None:
+async def test_sixty_thousand_objects_are_listed_in_seconds(supabase: SupabaseProcess) -> None:
     """A page costs the same wherever it stands: no call for each order, and no offset."""
-
-    async def work() -> None:
-        async with a_client() as client:
-            supabase.behave(listed=60_000)
-            began_s = time.monotonic()
-            paths = [item.path async for item in supabase_store(client, supabase).objects()]
-            assert len(set(paths)) >= 60_000 and paths == sorted(paths)
-            assert time.monotonic() - began_s < 6 * PATIENCE_S
-
-    run(work())
+    async with a_client() as client:
+        supabase.behave(listed=60_000)
+        began_s = time.monotonic()
+        paths = [item.path async for item in supabase_store(client, supabase).objects()]
+        assert len(set(paths)) >= 60_000 and paths == sorted(paths)
+        assert time.monotonic() - began_s < 6 * PATIENCE_S
     supabase.behave()
 
 
-def test_a_store_in_trouble_is_away_and_not_misconfigured(supabase: SupabaseProcess) -> None:
+async def test_a_store_in_trouble_is_away_and_not_misconfigured(supabase: SupabaseProcess) -> None:
     """A check is made again and again: an outage must not read like a wrong setting."""
-
-    async def work() -> None:
-        async with a_client(SHORT_S) as client:
-            for behaviour in ({"db_down": True}, {"html_times": 1}, {"hang_times": 1}):
-                supabase.behave(**behaviour)
-                with pytest.raises(StoreFailed) as failed:
-                    await supabase_store(client, supabase).check()
-                assert failed.value.again
-
-    run(work())
+    async with a_client(SHORT_S) as client:
+        for behaviour in ({"db_down": True}, {"html_times": 1}, {"hang_times": 1}):
+            supabase.behave(**behaviour)
+            with pytest.raises(StoreFailed) as failed:
+                await supabase_store(client, supabase).check()
+            assert failed.value.again
     supabase.behave()
 
 
-def test_a_killed_store_comes_back_with_its_objects(tmp_path: Path) -> None:
+async def test_a_killed_store_comes_back_with_its_objects(tmp_path: Path) -> None:
     """What was broken off by its death is not there."""
     server = SupabaseProcess(tmp_path)
     path, broken = fresh_path(), fresh_path()
@@ -440,20 +394,17 @@ def test_a_killed_store_comes_back_with_its_objects(tmp_path: Path) -> None:
                 server.kill()
             yield bytes(PIECE_BYTES)
 
-    async def work() -> None:
-        async with a_client() as client:
-            store = supabase_store(client, server)
-            await put(store, path, b"pixels")
-            with pytest.raises(StoreFailed) as failed:
-                await store.put(broken, dying(), "image/png")
-            assert failed.value.again
-            server.start()
-            assert await whole(store.read(path)) == b"pixels"
-            assert not await store.exists(broken)
-            await put(store, broken, b"second try", again=True)
-
     server.start()
-    run(work())
+    async with a_client() as client:
+        store = supabase_store(client, server)
+        await put(store, path, b"pixels")
+        with pytest.raises(StoreFailed) as failed:
+            await store.put(broken, dying(), "image/png")
+        assert failed.value.again
+        server.start()
+        assert await whole(store.read(path)) == b"pixels"
+        assert not await store.exists(broken)
+        await put(store, broken, b"second try", again=True)
     server.kill()
 
 
