@@ -7,9 +7,9 @@ import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from weakref import WeakSet
 
 import pytest
-from hypercorn.protocol.h11 import H11Protocol
 from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -218,30 +218,34 @@ def test_who_reads_slowly_is_served_to_the_end() -> None:
     "said", [b"", GET % b"", GET % b"long", b"GET / HT"], ids=["nothing", "served", "unread", "half"]
 )
 @pytest.mark.parametrize("resets", [False, True])
-def test_a_connection_that_is_over_is_freed_at_once(said: bytes, resets: bool) -> None:
+def test_a_connection_that_is_over_is_freed_at_once(said: bytes, resets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by a collection, which comes when a crowd has come again."""
+    alive = WeakSet[limits.Connection]()
 
-    def alive() -> int:
-        return sum(isinstance(one, limits.Connection | H11Protocol) for one in gc.get_objects())
+    class Watched(limits.Connection):
+        __slots__ = ("__weakref__",)
+
+        def __init__(self, connections: limits.Connections) -> None:
+            super().__init__(connections)
+            alive.add(self)
 
     async def work(server: Served) -> None:
-        gc.collect()  # what tests before this one have left
-        before, crowd = alive(), [await server.open(receive_bytes=4096) for _ in range(6)]
+        crowd = [await server.open(receive_bytes=4096) for _ in range(6)]
         for one in crowd:
             await asyncio.get_running_loop().sock_sendall(one, said)
-        await until(lambda: alive() >= before + 6, "they are there")
+        await until(lambda: len(alive) == len(crowd), "they are there")
         await asyncio.sleep(0.2)
-        gc.collect()
         gc.disable()
         try:
             for one in crowd:
                 if resets:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 one.close()
-            await until(lambda: alive() <= before, "they are freed")
+            await until(lambda: not alive, "they are freed")
         finally:
             gc.enable()
 
+    monkeypatch.setattr(limits, "Connection", Watched)
     against(work)
 
 
