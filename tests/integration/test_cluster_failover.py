@@ -109,8 +109,9 @@ async def unbooked(books: Books, load: Load) -> list[Any]:
     return [order for order in load.answered if order.request_id not in charged]
 
 
-def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float) -> tuple[float, float]:
-    """Print what customers saw; p99 of refusals at the master's own partitions, and the others' share of refusals."""
+def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float) -> tuple[float, float, float]:
+    """Print what customers saw; p99 of refusals at the master's own partitions, and of who was admitted at the others,
+    which says how late this machine is; and the others' share of refusals."""
     during = [one for one in load.decisions if from_s <= one.at_s <= until_s]
     refused = sorted(one.took_s for one in during if one.partition in mine and not one.admitted)
     others = [one for one in during if one.partition not in mine]
@@ -123,7 +124,7 @@ def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float)
         f"others: {len(took)} admitted, p50 {p50_others * 1e3:.1f} ms, p99 {p99_others * 1e3:.0f} ms, "
         f"{share:.2%} refused"
     )
-    return p99, share
+    return p99, p99_others, share
 
 
 def kill(node: Node) -> None:
@@ -145,9 +146,9 @@ async def test_a_lost_master_is_replaced_under_load(
         from_s = time.monotonic()
         lose(lost)
         back_s = await load.admitted_since(mine, from_s + 0.5)
-        p99_s, share = report(lose.__name__, load, mine, from_s, back_s)
+        p99_s, late_s, share = report(lose.__name__, load, mine, from_s, back_s)
         assert replica.role == "master"
-        assert p99_s < BUSY_FACTOR * QUICK.decision_s + 0.1
+        assert p99_s < BUSY_FACTOR * QUICK.decision_s + max(0.1, late_s)
         assert share < MAX_REFUSED
         if lost.process is None:
             lost.start()
@@ -170,7 +171,7 @@ async def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -
             from_s = time.monotonic()
             await asyncio.to_thread(cluster.switch, successor)
             back_s = await load.admitted_since(mine, time.monotonic())
-            _, share = report("planned", load, mine, from_s, back_s)
+            *_, share = report("planned", load, mine, from_s, back_s)
             assert share < MAX_REFUSED
             await asyncio.to_thread(cluster.settle)
 
