@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Collection, Coroutine, Sequence
 from dataclasses import replace
+from inspect import CORO_CREATED, getcoroutinestate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -461,14 +462,14 @@ class Wallet:
         server = self._server(partition)
 
         async def answer() -> Any:
-            try:
-                async with server.turns.hold(org_id):
-                    return await call
-            finally:
-                if isinstance(call, Coroutine):
-                    call.close()  # where its turn did not come
+            async with server.turns.hold(org_id):
+                return await call
 
-        return await verdict(answer(), self._limits.decision_s, server.pulse)
+        try:
+            return await verdict(answer(), self._limits.decision_s, server.pulse)
+        finally:
+            if isinstance(call, Coroutine) and getcoroutinestate(call) == CORO_CREATED:
+                call.close()  # its turn did not come
 
     def _admission(self, partition: int, reply: dict[str, Any], whose: str) -> Admission:
         self._learn(partition, reply["now_us"])

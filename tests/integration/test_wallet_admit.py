@@ -1,6 +1,7 @@
 """Admission: each verdict, and that a denial writes nothing at all."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from pathlib import Path
@@ -355,6 +356,23 @@ async def test_a_script_is_called_by_the_names_that_it_declares(redis_url: str, 
         ):
             with pytest.raises(TypeError, match=f"missing or unknown: {told}$"):
                 await script(wrong_names, **wrong)
+
+
+async def test_a_call_that_is_given_up_before_it_began_leaves_nothing_behind(redis_url: str, tmp_path: Path) -> None:
+    """As at the end of a process: no coroutine that nobody awaits."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        caller = await books.org()
+        others = asyncio.all_tasks()
+        asking = asyncio.create_task(books.wallet.read(caller.org_id))
+        await asyncio.sleep(0)
+        begun = asyncio.all_tasks() - others
+        assert len(begun) == 2  # it, and the wait for its turn
+        for task in begun:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        del asking, begun, task
+        gc.collect()
 
 
 async def test_a_request_id_is_used_once(redis_url: str, tmp_path: Path) -> None:
