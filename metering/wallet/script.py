@@ -12,6 +12,7 @@ from redis.exceptions import NoScriptError
 
 _HERE = Path(__file__).parent
 _COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
+_EMPTY = "''"
 
 
 class Call(NamedTuple):
@@ -43,7 +44,7 @@ class _Declared:
         lines += [f"local {code.name} = {code.value}" for code in codes or ()]
         if self.reply:
             # Redis ends an array at its first nil: what a script does not name is 0, or empty.
-            fields = ", ".join(f"r.{name} or {chr(39) * 2 if text else 0}" for name, text in self.reply.items())
+            fields = ", ".join(f"r.{name} or {_EMPTY if text else 0}" for name, text in self.reply.items())
             lines.append(f"local function answer(r) return {{ {fields} }} end")
         return "\n".join(lines) + "\n"
 

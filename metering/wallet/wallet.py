@@ -51,6 +51,8 @@ RECENT_S = 180.0
 And for so long after its clients have left without their answer an order is given to the next that is the same.
 """
 
+_RECENT_US = int(RECENT_S * 1_000_000)
+
 
 class _Server:
     """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own.
@@ -187,8 +189,8 @@ class Wallet:
                 fingerprint=identity.fingerprint,
                 keyed=int(identity.key_hash is not None),
                 once_s=self._limits.remember_s,
-                tries=-1 if identity.tries is None else identity.tries,
-                recent_us=int(RECENT_S * 1_000_000),
+                tries=_tries(identity),
+                recent_us=_RECENT_US,
                 owner=owner,
                 model=quote.price.model,
                 day=quote.period.day,
@@ -276,11 +278,11 @@ class Wallet:
                 "gone": names.gone(caller.key_id, identity.fingerprint),
             },
             now_us=self._scripted_us,
-            recent_us=int(RECENT_S * 1_000_000),
+            recent_us=_RECENT_US,
             org=caller.org_id,
             order=request_id,
             who=asked_by or request_id,
-            tries=-1 if identity.tries is None else identity.tries,
+            tries=_tries(identity),
         )
         await self._ask(names, written)
 
@@ -340,7 +342,7 @@ class Wallet:
                 reason=reason,
                 remember_s=self._limits.remember_s,
                 frees=int(reason not in UNKNOWN),
-                recent_us=int(RECENT_S * 1_000_000),
+                recent_us=_RECENT_US,
                 comes_again=int(comes_again),
             ),
         )
@@ -380,7 +382,7 @@ class Wallet:
                 month=period.month,
                 lost_up_to=lost_up_to,
                 fingerprint=answered.fingerprint,
-                recent_us=int(RECENT_S * 1_000_000),
+                recent_us=_RECENT_US,
             ),
         )
         replayed = Replay(reply["code"])
@@ -501,6 +503,11 @@ class Wallet:
         if (known := self._servers.get(redis)) is None:
             known = self._servers[redis] = _Server(redis.connection_pool.max_connections)
         return known
+
+
+def _tries(identity: OrderIdentity) -> int:
+    """As scripts are told: -1 where no SDK counts them."""
+    return -1 if identity.tries is None else identity.tries
 
 
 def _ending_keys(names: keys.OrgKeys, request_id: str) -> dict[str, str]:

@@ -259,9 +259,10 @@ class Connection(asyncio.Protocol):
 
     def look(self) -> None:
         """Once in LOOK_S: end it where its client let us wait too long for a request, or for taking its reply."""
-        taken_bytes = self._written_bytes - self._untaken_bytes()
-        unread = self._taken_bytes == taken_bytes < self._written_bytes
-        self._taken_bytes = taken_bytes
+        unread = False
+        if self._taken_bytes < self._written_bytes:  # most wait for a request, and have taken everything
+            before_bytes, self._taken_bytes = self._taken_bytes, self._written_bytes - self._untaken_bytes()
+            unread = self._taken_bytes == before_bytes
         self._unread_s = self._unread_s + LOOK_S if unread else 0.0
         if self._unread_s >= UNREAD_S:
             self._abort("unread")

@@ -28,8 +28,8 @@ UNSENT_BYTES = 128 * 1024
 way does not count, so that this slows nobody."""
 
 UNSENT_S = UNREAD_S + 10.0
-"""The end of a reply, which the kernel alone still has, goes by the same rule as the rest: a little later, so that what
-is ours to cut off is cut off by us, and counted."""
+"""The end of a reply whose connection we have closed, which the kernel alone still has, goes by the same rule as the
+rest: a little later, so that what is ours to cut off is cut off by us, and counted."""
 
 
 class PortTaken(SettingsError):
