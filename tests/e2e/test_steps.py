@@ -254,8 +254,16 @@ def a_rebuild(stage: Stage, case: Case, pool: ThreadPoolExecutor) -> None:
     made = len(stage.jobs(FLUX))
     meanwhile = pool.submit(stage.post)
     wait_until(lambda: len(stage.jobs(FLUX)) > made or meanwhile.done(), "an order is being made")
-    stage.arm("rebuild", case)
+    here = Path(stage.arm("rebuild", case).file)
     stage.start("rebuild", "wallet", "rebuild", stage.org_id)
+
+    def begun() -> bool:
+        """A gateway looks for what is to be made anew, too: where it was first, the command is given once more."""
+        if not here.exists() and stage.processes["rebuild"].poll() == 0:
+            stage.start("rebuild", "wallet", "rebuild", stage.org_id)
+        return here.exists()
+
+    wait_until(begun, f"the command came to {case}", within_s=WAIT_S)
     stage.reach("rebuild", case, long_s=FENCE_S + 2.0)
     replies += [*filter(None, [meanwhile.result()]), *stage.ordered()]
     if case.how != "killed":

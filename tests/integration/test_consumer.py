@@ -60,6 +60,14 @@ class Gate:
         return new if self._after else await self._book(events, set_aside, at)
 
 
+async def read_and_wiped(books: Books, consumer: Consumer, gate: Gate) -> asyncio.Task[int]:
+    """The consumer has read what the streams hold, and waits at its ledger's gate; Redis is wiped meanwhile."""
+    task = asyncio.create_task(consumer.round())
+    await asyncio.wait_for(gate.reached.wait(), 20)
+    await wipe(books.redis)
+    return task
+
+
 async def test_events_reach_the_ledger_and_leave_the_stream(redis_url: str, ledger_url: str) -> None:
     """Acknowledged and trimmed after the commit; a second look finds nothing."""
     async with open_books(redis_url, ledger_url) as books:
@@ -160,12 +168,9 @@ async def test_a_redis_wiped_between_read_and_commit_is_rebuilt_with_what_was_co
         await books.charge(caller, "early")
         await drain(books)
         await books.charge(caller, "in-flight")
-        ledger = open_ledger(ledger_url)
-        gate = Gate(ledger)
+        gate = Gate(ledger := open_ledger(ledger_url))
         consumer = Consumer(books.redis, ledger, "c", 60)
-        task = asyncio.create_task(consumer.round())
-        await asyncio.wait_for(gate.reached.wait(), 20)
-        await wipe(books.redis)
+        task = await read_and_wiped(books, consumer, gate)
         if rebuilt == "before the commit":
             await books.projector.round()
             assert (await books.cut(caller)).charged_micro_mxn == UNIT
@@ -194,12 +199,9 @@ async def test_an_answer_that_was_not_read_is_asked_for_again(redis_url: str, le
         caller = await books.org(mxn="8.40")
         await books.charge(caller, "in-flight")
         await make_groups(books.redis)
-        ledger = open_ledger(ledger_url)
-        gate = Gate(ledger)
+        gate = Gate(ledger := open_ledger(ledger_url))
         consumer = Consumer(books.redis, ledger, "c", 60)
-        task = asyncio.create_task(consumer.round())
-        await asyncio.wait_for(gate.reached.wait(), 20)
-        await wipe(books.redis)
+        task = await read_and_wiped(books, consumer, gate)
         await books.projector.round()
         # What the acknowledgement names is of another kind for a moment: Redis answers it with an error.
         stream = keys.OrgKeys(caller.org_id).events

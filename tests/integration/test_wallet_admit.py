@@ -226,6 +226,50 @@ async def test_midnight_belongs_to_the_new_day(redis_url: str, tmp_path: Path) -
             assert (await books.admit(caller, f"r{now_us}", pinned())).verdict is verdict
 
 
+def admission(caller: Caller, request: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Keys and arguments of the script that admits, as the wallet calls it."""
+    names, day = keys.OrgKeys(caller.org_id), pinned().period
+    script_keys = {
+        "mark": names.mark,
+        "wallet": names.wallet,
+        "access": names.access(caller.key_id),
+        "open": names.open,
+        "hold": names.hold(request),
+        "events": names.events,
+        "busy": names.busy,
+        "closed": names.closed(request),
+        "once": names.once("k"),
+        "recent": names.recent("key", "f"),
+        "retried": names.retried("key", "f"),
+    }
+    arguments = {
+        "now_us": NOW_US,
+        "latest_us": NOW_US,
+        "period_start_us": day.start_us,
+        "period_end_us": day.end_us,
+        "org": caller.org_id,
+        "key_id": caller.key_id,
+        "request": request,
+        "images": 1,
+        "amount": UNIT,
+        "life_us": 70_000_000,
+        "max_holds": 10,
+        "backlog": 10,
+        "remember_s": 60,
+        "opened": "{}",
+        "fingerprint": "f",
+        "keyed": 1,
+        "once_s": 60,
+        "tries": 0,
+        "recent_us": 60_000_000,
+        "owner": "owner",
+        "model": "m",
+        "day": day.day,
+        "month": day.month,
+    }
+    return script_keys, arguments
+
+
 async def test_what_stands_before_the_script_is_checked_before_the_first_write(redis_url: str, tmp_path: Path) -> None:
     """Every argument of every script, missing or wrong, leaves Redis exactly as it was."""
     bad_numbers = ["", "x", "-1", "1.5", "nan", "inf", "1e400", str(2**53)]
@@ -239,33 +283,18 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         names = keys.OrgKeys(caller.org_id)
         close = {"mark": names.mark, "wallet": names.wallet, "open": names.open, "hold": names.hold("open")}
         close |= {"events": names.events, "closed": names.closed("open")}
-        access, there = {"access": names.access(caller.key_id)}, keys.partition_of(other.org_id)
-        day = pinned().period
-        today: dict[str, Any] = {"day": day.day, "month": day.month}
+        there, day = keys.partition_of(other.org_id), pinned().period
         both: dict[str, Any] = {"now_us": NOW_US, "org": caller.org_id}
         made: dict[str, Any] = {**both, "request": "new", "images": 1, "model": "m", "fingerprint": "f"}
         made |= {"keyed": 1, "once_s": 60}
         ended: dict[str, Any] = {**both, "request": "open", "remember_s": 60}
         limits: list[Any] = [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0]
         calls: dict[str, tuple[type[IntEnum] | None, dict[str, str], dict[str, Any], list[Any]]] = {
-            "admit_v3": (
-                Verdict,
-                close
-                | access
-                | {"hold": names.hold("new"), "closed": names.closed("new"), "busy": names.busy}
-                | {"once": names.once("k"), "recent": names.recent("key", "f")}
-                | {"retried": names.retried("key", "f")},
-                {
-                    **{**made, "latest_us": NOW_US, "period_start_us": day.start_us, "period_end_us": day.end_us},
-                    **{"key_id": caller.key_id, "amount": UNIT, "life_us": 70_000_000, "max_holds": 10, "tries": 0},
-                    **{"backlog": 10, "remember_s": 60, "opened": "{}", "recent_us": 60_000_000, "owner": "owner"},
-                    **today,
-                },
-                [],
-            ),
+            "admit_v3": (Verdict, *admission(caller, "new"), []),
             "sandbox_v1": (
                 Verdict,
-                {"mark": names.mark, "wallet": names.wallet, **access, "once": names.sandbox_once("k")},
+                {"mark": names.mark, "wallet": names.wallet, "access": names.access(caller.key_id)}
+                | {"once": names.sandbox_once("k")},
                 made,
                 [],
             ),
@@ -294,27 +323,23 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                 Projected,
                 {"mark": names.mark, "wallet": names.wallet, "open": names.open, "fence": names.fence},
                 {
-                    **{**both, **today, "revision": 999, "credit_number": 999, "credits": 1, "mode": "follow"},
+                    **{
+                        **both,
+                        "day": day.day,
+                        "month": day.month,
+                        "revision": 999,
+                        "credit_number": 999,
+                        "credits": 1,
+                        "mode": "follow",
+                    },
                     **{"charged": 0, "number": 0, "who": "who", "lost": 0, "low": 0, "suspended": 0},
                 },
                 limits,
             ),
         }
         before = dump(redis_url)
-        text = {
-            "org",
-            "key_id",
-            "request",
-            "opened",
-            "fingerprint",
-            "owner",
-            "model",
-            "day",
-            "month",
-            "mode",
-            "who",
-        }
-        text |= {"reason", "usd_measured", "result"}
+        text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
+        text |= {"who", "reason", "usd_measured", "result"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)
@@ -416,46 +441,11 @@ async def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_pa
     """The last microsecond still admits, the next one is LATE and leaves Redis as it was (rule 6)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
-        names = keys.OrgKeys(caller.org_id)
         script = load_script(books.redis, "admit_v3", Verdict)
-        day = pinned().period
 
         async def ask(request: str, latest_us: int) -> int:
-            names_of = {"mark": names.mark, "wallet": names.wallet, "access": names.access(caller.key_id)}
-            names_of |= {
-                "open": names.open,
-                "hold": names.hold(request),
-                "events": names.events,
-                "busy": names.busy,
-            }
-            names_of |= {"closed": names.closed(request), "once": names.once("k")}
-            names_of |= {"recent": names.recent("key", "f"), "retried": names.retried("key", "f")}
-            reply: Any = await script(
-                names_of,
-                now_us=NOW_US,
-                latest_us=latest_us,
-                period_start_us=day.start_us,
-                period_end_us=day.end_us,
-                org=caller.org_id,
-                key_id=caller.key_id,
-                request=request,
-                images=1,
-                amount=UNIT,
-                life_us=1,
-                max_holds=10,
-                backlog=10,
-                remember_s=60,
-                opened="{}",
-                fingerprint="f",
-                keyed=0,
-                once_s=60,
-                tries=0,
-                recent_us=60_000_000,
-                owner="owner",
-                model="m",
-                day=day.day,
-                month=day.month,
-            )
+            script_keys, arguments = admission(caller, request)
+            reply: Any = await script(script_keys, **arguments | {"latest_us": latest_us, "keyed": 0, "life_us": 1})
             return int(reply["code"])
 
         before = dump(redis_url)

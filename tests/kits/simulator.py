@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import queue
 import socket
 import threading
@@ -222,3 +223,14 @@ def read_to_end(connection: socket.socket) -> bytes:
     while piece := connection.recv(65536):
         data += piece
     return data
+
+
+def fal_environment(simulator: Simulator) -> dict[str, str]:
+    """In which fal's official client takes the simulator for fal, over TLS."""
+    return {
+        **os.environ,
+        "FAL_KEY": "id-0123:secret-456789",
+        "FAL_RUN_HOST": f"localhost:{simulator.tls_port}/fal/run",
+        "FAL_QUEUE_RUN_HOST": f"localhost:{simulator.tls_port}/fal/queue",
+        "SSL_CERT_FILE": str(simulator.ca),
+    }

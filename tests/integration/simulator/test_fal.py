@@ -2,10 +2,8 @@
 
 import base64
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -20,25 +18,13 @@ from tests.kits.simulator import (
     ULTRA_WAY,
     Simulator,
     Way,
+    fal_environment,
     opened,
-    simulating,
 )
 
 ULTRA, RECRAFT, IDEOGRAM, SD = (way[0] for way in (ULTRA_WAY, RECRAFT_WAY, IDEOGRAM_WAY, SD_WAY))
 FOUR = [pytest.param(way, id=way[0]) for way in (ULTRA_WAY, RECRAFT_WAY, IDEOGRAM_WAY, SD_WAY)]
 FLAGGED = [pytest.param(way, id=way[0]) for way in (ULTRA_WAY, SD_WAY)]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
 
 
 def queued(simulator: Simulator, way: Way, **order: Any) -> httpx2.Response:
@@ -365,13 +351,6 @@ print(json.dumps(done))
 
 
 def test_the_official_fal_client_accepts_the_four_models_over_tls(simulator: Simulator) -> None:
-    environment = {
-        **os.environ,
-        "FAL_KEY": "id-0123:secret-456789",
-        "FAL_RUN_HOST": f"localhost:{simulator.tls_port}/fal/run",
-        "FAL_QUEUE_RUN_HOST": f"localhost:{simulator.tls_port}/fal/queue",
-        "SSL_CERT_FILE": str(simulator.ca),
-    }
     orders: dict[str, dict[str, Any]] = {
         "fal-ai/flux-pro/v1.1-ultra": {"prompt": "un faro", "aspect_ratio": "1:1", "num_images": 2},
         "fal-ai/recraft/v3/text-to-image": {"prompt": "un faro", "style": "realistic_image"},
@@ -380,7 +359,7 @@ def test_the_official_fal_client_accepts_the_four_models_over_tls(simulator: Sim
     }
     output = subprocess.run(
         [sys.executable, "-c", FAL_CLIENT, json.dumps(orders)],
-        env=environment,
+        env=fal_environment(simulator),
         stdout=subprocess.PIPE,
         timeout=40,
         check=True,

@@ -3,7 +3,6 @@
 import base64
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -21,7 +20,6 @@ from tests.kits.simulator import (
     IMAGEN,
     Simulator,
     opened,
-    simulating,
 )
 
 UPSTREAM = "imagen-4.0-generate-001"
@@ -43,18 +41,6 @@ def private_pem(key: rsa.RSAPrivateKey) -> str:
 PUBLIC_PEM = (
     KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 )
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
 
 
 def register(simulator: Simulator, **more: Any) -> None:

@@ -1,7 +1,6 @@
 """The simulated OpenAI, as its clients see it: dall-e-3, and all that gpt-image-1 can be told."""
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -15,22 +14,9 @@ from tests.kits.simulator import (
     Simulator,
     images,
     opened,
-    simulating,
 )
 
 DALL_E = "openai/dall-e-3"
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
 
 
 def dall_e(simulator: Simulator, **order: Any) -> httpx2.Response:

@@ -2,12 +2,10 @@
 
 import base64
 import json
-import os
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -28,22 +26,9 @@ from tests.kits.simulator import (
     Simulator,
     ask,
     eventually,
+    fal_environment,
     opened,
-    simulating,
 )
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
-
 
 # --- OpenAI
 
@@ -375,15 +360,12 @@ print(json.dumps(done))
 
 
 def test_the_official_fal_client_accepts_it_over_tls(simulator: Simulator) -> None:
-    environment = {
-        **os.environ,
-        "FAL_KEY": "id-0123:secret-456789",
-        "FAL_RUN_HOST": f"localhost:{simulator.tls_port}/fal/run",
-        "FAL_QUEUE_RUN_HOST": f"localhost:{simulator.tls_port}/fal/queue",
-        "SSL_CERT_FILE": str(simulator.ca),
-    }
     output = subprocess.run(
-        [sys.executable, "-c", FAL_CLIENT], env=environment, stdout=subprocess.PIPE, timeout=40, check=True
+        [sys.executable, "-c", FAL_CLIENT],
+        env=fal_environment(simulator),
+        stdout=subprocess.PIPE,
+        timeout=40,
+        check=True,
     )
     done = json.loads(output.stdout)
     assert done["updates"][-1] == "Completed"

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -36,7 +36,6 @@ from tests.kits.simulator import (
     images,
     opened,
     read_to_end,
-    simulating,
 )
 
 # One for each wire format.
@@ -47,18 +46,6 @@ WAYS = [
     pytest.param(FAL_WAY, id="fal-direct"),
 ]
 ALL_MODELS = [pytest.param(way, id=way[0]) for way in EVERY_WAY]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
 
 
 # --- scenarios that any provider can play

@@ -4,7 +4,6 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,7 @@ from tests.kits.simulator import (
     images,
     opened,
     read_to_end,
-    simulating,
 )
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
-
 
 # --- pictures
 
@@ -118,7 +103,7 @@ def test_pictures_can_be_padded_to_a_number_of_bytes_and_stay_valid(
 def test_every_scenario_is_listed_with_a_sentence_and_tested_here(simulator: Simulator) -> None:
     listing = simulator.http.get(f"{simulator.url}/_sim/behaviour").json()["models"]
     assert set(listing) == {way[0] for way in EVERY_WAY}
-    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_simulator*.py"))
+    source = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for model in listing.values():
         assert model["pending"] == []
         for scenario, sentence in model["scenarios"].items():

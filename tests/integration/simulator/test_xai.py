@@ -1,7 +1,6 @@
 """The simulated xAI, as its clients see it."""
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -16,23 +15,10 @@ from tests.kits.simulator import (
     Simulator,
     Way,
     opened,
-    simulating,
 )
 
 IMAGINE = "xai/grok-imagine-image"
 BOTH = [pytest.param(XAI_WAY, id="grok-2"), pytest.param(IMAGINE_WAY, id="grok-imagine")]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
-    with simulating(tmp_path_factory.mktemp("tls")) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def simulator(running: Simulator) -> Simulator:
-    running.forget()
-    return running
 
 
 def test_a_grok_2_reply_has_all_its_keys_and_no_created(simulator: Simulator) -> None:
