@@ -37,16 +37,16 @@ PROMPTS = {"ASCII": "x" * 4_000, "four bytes": "🖼" * 4_000, "mixed": "x" * 3_
 
 
 class Database(Protocol):
-    """Where ledgers lie, and how it goes away."""
+    """Place of ledgers, and how one goes away."""
 
     def url(self, number: int) -> str:
-        """The address of a ledger of its own."""
+        """Make a new ledger; returns its address."""
 
     def go(self) -> None:
-        """From now on the first ledger takes nothing."""
+        """Make the first ledger accept nothing from now on."""
 
     def back(self) -> None:
-        """It is there again."""
+        """Bring it back."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Postgres:
     server: PostgresServer
 
     def url(self, number: int) -> str:
-        """A database."""
+        """Make a database."""
         with psycopg.connect(self.server.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE bench_{number}".encode())
         return self.server.url(f"bench_{number}")
@@ -72,13 +72,13 @@ class Postgres:
 
 @dataclass
 class Sqlite:
-    """Files, of which the first is locked by another."""
+    """Files, the first of which another process locks."""
 
     folder: Path
     locks: list[sqlite3.Connection] = field(default_factory=list)
 
     def url(self, number: int) -> str:
-        """A file."""
+        """Make a file."""
         return f"sqlite:///{self.folder}/{number}.db"
 
     def go(self) -> None:
@@ -93,7 +93,7 @@ class Sqlite:
 
 
 async def rates(redis_url: str, database: Database, folder: Path, events: int, outage_s: float) -> tuple[float, float]:
-    """Events per second of one partition, from the first that is booked: without an outage, and after one."""
+    """Measure events per second of one partition, from the first that is booked: without an outage, and after one."""
     url = database.url(0)
 
     async def drain() -> float:
@@ -114,7 +114,7 @@ async def rates(redis_url: str, database: Database, folder: Path, events: int, o
 
 
 async def peak(redis_url: str, url: str, folder: Path, each: int, prompt: str) -> float:
-    """The consumer's peak in MiB, with so many of the largest events in every partition."""
+    """Measure the consumer's peak in MiB, with this many of the largest events in every partition."""
     async with open_books(redis_url, url) as books:
         await fill(books.redis, await everywhere(books), each, 8, prompt)
         with consuming(redis_url, url, folder) as process:
@@ -124,7 +124,7 @@ async def peak(redis_url: str, url: str, folder: Path, each: int, prompt: str) -
 
 @contextmanager
 def valkey(folder: Path) -> Iterator[str]:
-    """An empty server."""
+    """Run an empty server."""
     server = ValkeyServer(folder)
     server.start()
     try:
@@ -134,13 +134,13 @@ def valkey(folder: Path) -> Iterator[str]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """One coroutine on a fresh loop."""
+    """Run one coroutine on a fresh loop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
 
 def main() -> int:
-    """Exit 1 where a rate is too low, or a peak too high."""
+    """Exit with 1 if a rate is too low, or a peak too high."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--events", type=int, default=10_000, help="of one partition")
     arguments.add_argument("--outage", type=float, default=30.0, help="in seconds")
