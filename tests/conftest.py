@@ -23,10 +23,10 @@ from tests.kits.postgres import FAST, PostgresServer
 T = TypeVar("T")
 
 MAX_FILES = 20_000
-"""Of a process that runs tests: the largest crowd has 2,000 clients, and each its sockets."""
+"""Maximum open files of a process that runs tests: the largest crowd has 2,000 clients, and each its sockets."""
 
 TRUST = ssl.create_default_context()
-"""Read once: it takes 20 ms of CPU, which every client and every `httpx2.get` would spend anew."""
+"""Read once: it takes 20 ms of CPU, which every client and every `httpx2.get` would otherwise spend again."""
 
 LOOPBACK: dict[str, Any] = {"trust_env": False, "verify": TRUST}
 """For clients of servers on this machine."""

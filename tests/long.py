@@ -1,4 +1,4 @@
-"""What `make test` runs in a short version, `make long` whole, and `make quick` shorter still."""
+"""Tests that `make test` runs in a short version, `make long` whole, and `make quick` shorter still."""
 
 import os
 

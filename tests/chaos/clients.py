@@ -25,10 +25,10 @@ SDK_TRIES = 4
 
 @dataclass
 class Attempt:
-    """One request and what came of it; `status` is None where no whole answer came, whoever's fault that was.
+    """One request and its outcome.
 
-    `code` is an error's.
-    `request` is the gateway's id of it, where a header told; `result` is the id in the body of a 200.
+    `status` is None if no whole answer came, for whatever reason. `code` is an error's. `request` is the gateway's id
+    of it, if a header had one; `result` is the id in the body of a 200.
     """
 
     sent_us: int
@@ -58,7 +58,7 @@ class Call:
 
     @property
     def body(self) -> dict[str, object]:
-        """As it is sent."""
+        """The body as it is sent."""
         more = {"response_format": "b64_json"} if self.inline else {}
         return {"model": self.model, "prompt": self.prompt, "n": self.n, "size": self.size, **more}
 
@@ -226,7 +226,7 @@ class Clients:
 
 
 def _code(content: bytes) -> str:
-    """Of an error in our envelope; what lies between may have others."""
+    """Read the code of an error in our form; a proxy's errors may have another form."""
     try:
         return str(orjson.loads(content)["error"]["code"])
     except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What goes wrong, when and for how long: a plan that is a function of the seed, and the hand that carries it out."""
+"""Faults, when and for how long: a plan that is a function of the seed, and the code that carries it out."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ ROUND = sum(map(len, KINDS.values()))
 INSTANCES = {"gateway": GATEWAYS, "disk": DISKS, "consumer": CONSUMERS}
 
 LONGEST_S = 20.0
-"""Of a freeze: beyond an order's deadline and, if that is short, beyond its hold's life."""
+"""Maximum length of a freeze: beyond an order's deadline and, if that is short, beyond its hold's life."""
 
 BUSY_STOP_S = 7.0
 """Above the 5 s after which a ledger counts as away."""

@@ -49,7 +49,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""
-"""Of the statement `book`. The indexes behind it are dropped by the world."""
+"""Part of the statement `book`. The world drops the indexes that would do the same."""
 
 PROTECTIONS = ("journal", "unique", "expiry", "first-close", "replay", "retries", "segment", "feed", "mark", "end")
 
@@ -111,6 +111,9 @@ def switch_off(protection: str) -> None:
 def _lua(name: str, text: str, instead: str) -> None:
     folder = Path(scripts.__file__).parent
     assert (folder / f"{name}.lua").read_text().count(text) == 1, f"{name}.lua has changed: {text}"
+    if name == "common":
+        scripts._COMMON = scripts._COMMON.replace(text, instead)
+        return
     honest = scripts.Script.__init__
 
     def weakened(self: scripts.Script, redis: Redis, script: str, codes: type[IntEnum] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What must be true when all is healed and quiet: the clients' own log against ledger, store, wallets and upstreams.
+"""What must be true when all is repaired and quiet: the clients' own log against ledger, store, wallets and upstreams.
 
 Every finding is a sentence. The numbers of the rules are those of the issue: (a) to (h).
 """
@@ -44,7 +44,7 @@ ASKS = 20
 """How often a gateway may say that it cannot decide now: its Valkey has only just come back."""
 
 CHARGED = Kind.CHARGED.value.code
-"""Of the error behind which an order is charged."""
+"""Code of the error for a charged order."""
 
 NOT_BOUGHT = (401, 402, 404, 422, 429, 503)
 """Answers to requests that went no further than the admission."""
@@ -52,7 +52,7 @@ NOT_BOUGHT = (401, 402, 404, 422, 429, 503)
 
 @dataclass
 class Report:
-    """What the judge found, and figures that are no findings."""
+    """Findings of the judge, and figures that are not findings."""
 
     findings: list[str] = field(default_factory=list)
     figures: Counter[str] = field(default_factory=Counter)
@@ -88,7 +88,7 @@ class Log:
                 yield call, attempt
 
     def order_of_key(self, call: Call) -> list[Event]:
-        """What is charged for its idempotency key, by the hash of it that the charge itself carries."""
+        """Find the charge of its idempotency key, by the hash of the key in the charge itself."""
         return self.by_key[call.customer.org_id, hashlib.sha256(call.key.encode()).hexdigest()] if call.key else []
 
     def charged_to(self, call: Call) -> set[str]:
@@ -300,7 +300,7 @@ def _charged_for_a_reason(log: Log, figures: Counter[str]) -> Iterator[str]:
 
 
 def _keys(log: Log, figures: Counter[str]) -> Iterator[str]:
-    """(d) One charge for an idempotency key, and one answer, but where a wiped Redis has forgotten the first."""
+    """(d) One charge and one answer for an idempotency key, unless a wiped Redis has forgotten the first."""
     for call in log.calls:
         if not call.key:
             continue
@@ -314,13 +314,11 @@ def _keys(log: Log, figures: Counter[str]) -> Iterator[str]:
 
 
 def _sdks(log: Log, wiped_us: list[int], figures: Counter[str]) -> Iterator[str]:
-    """(e) The same order k times is k results; and k calls pay for more than k only where answers were lost.
+    """(e) The same order k times gives k results, and k calls pay for more than k only if answers were lost.
 
-    An SDK's retry looks the same whether its first try was lost or refused, so where one was refused, two calls may
-    share a result, for which one of them pays: that is counted. Never may two retries of the same count share one.
-
-    A call that was told that it is charged is given an order by its retry, its own or a twin's, unless Redis was wiped
-    before that came.
+    An SDK's retry looks the same whether its first try was lost or refused. So if one was refused, two calls may share
+    a result that one of them pays: that is counted. Two retries of the same count must never share one. A call that was
+    told that it is charged gets an order by its retry, its own or an identical one's, unless Redis was wiped before.
     """
     twins: dict[tuple[str, str], list[Call]] = defaultdict(list)
     for call in log.calls:

@@ -193,7 +193,7 @@ GUARDED: dict[str, Scenario] = {
 
 
 async def prove(without: str | None, folder: Path | None = None) -> Report:
-    """What the judge says of the fault that a protection guards against, without it; or of all of them, with all."""
+    """List what the judge says about a fault without its protection; or about all faults, with all protections."""
     scenarios = [GUARDED[without]] if without else list(dict.fromkeys(GUARDED.values()))
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         world = World(folder or Path(temporary), DEADLINE_S, without)

@@ -19,7 +19,7 @@ import uvloop
 
 PIECE_BYTES = 64 * 1024
 ORDER = re.compile(rb"chaos-[0-9a-f]+-end")
-"""What a prompt carries, so that an order is known by it on its way upstream."""
+"""Text in a prompt by which an order is recognised on its way upstream."""
 
 TAIL_BYTES = 64
 """An order's name may be cut in two by the pieces in which it comes."""
@@ -37,7 +37,7 @@ class Relay:
         self.hold([])
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """A connection from its beginning to its end: where one side ends it, the other's ends."""
+        """Relay a connection from its beginning to its end: if one side closes it, so does the other."""
         found = await self._connect()
         if found is None:
             writer.transport.abort()
@@ -63,7 +63,7 @@ class Relay:
         return len(lines) // 2
 
     def point(self, target: str) -> None:
-        """New connections go there; those that are there stay where they are."""
+        """Send new connections there; existing ones stay where they are."""
         self._targets = [target]
 
     def hold(self, directions: list[str]) -> None:

@@ -32,7 +32,7 @@ LAST_CLIENT_S = 75.0
 
 @dataclass(frozen=True)
 class Progress:
-    """What a bar shows."""
+    """State of the progress bar."""
 
     faults: int
     in_flight: int
@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was done and what was found."""
+    """What was done, and what was found."""
 
     struck: list[Struck]
     hang_ups: int
@@ -63,7 +63,7 @@ async def chaos(
     folder: Path | None = None,
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
-    """A whole run: `seconds` under fire, and then peace. What lies in `folder` stays for whoever wants to look."""
+    """Do a whole run: `seconds` under fire, and then peace. The content of `folder` stays for inspection."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         world = World(folder or Path(temporary), deadline_s, without)
         supervising = asyncio.create_task(world.supervise())

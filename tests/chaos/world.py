@@ -57,13 +57,13 @@ ADMIN_TRIES = 50
 """0.1 s apart."""
 
 ALIVE_S = 90.0
-"""What a part takes at most to be there again, on a machine that others use, too."""
+"""Maximum time until a part is back, also on a machine that others use."""
 
 LAST_WORDS = 600
 """Characters of each log that are told of a part that did not come."""
 
 FAILURES = ("http_500", "close_without_answer")
-"""What the upstreams do now and then. After neither of them may the gateway ask again."""
+"""Occasional failures of the upstreams. The gateway must not retry after either of them."""
 
 STEPS = 5_000
 """Generations whose lengths the seed decides; those beyond take the published latencies."""
@@ -123,7 +123,7 @@ class World:
 
     @property
     def url(self) -> str:
-        """Of the load balancer, for OpenAI's clients."""
+        """URL of the load balancer, for OpenAI's clients."""
         return f"http://127.0.0.1:{self.ports['balancer']}/v1"
 
     @property
@@ -227,7 +227,7 @@ class World:
         return self.folder / f"journal {name[-1]}"
 
     def control(self, name: str) -> Path:
-        """What the disk of a gateway's journal does wrong."""
+        """The disk fault of a gateway's journal."""
         return self.folder / f"disk of {name}"
 
     @contextmanager
@@ -258,13 +258,13 @@ class World:
         def lose() -> None:
             for past in survey(self.journal(name)).incarnations:
                 self.lost_journals.add(str(past.incarnation))
-                self.lost_orders |= {one.order.request_id for one in read_orders(past)[0] if not one.withdrawn}
+                self.lost_orders |= {one.order.order_id for one in read_orders(past)[0] if not one.withdrawn}
             shutil.rmtree(self.journal(name))
 
         await asyncio.to_thread(lose)
 
     def back_up(self) -> str:
-        """The name of a copy of the ledger as it is now; whoever uses it is thrown out for a moment."""
+        """Copy the ledger as it is now; returns the copy's name. Its users are disconnected for a moment."""
         copy = f"copy_{next(self._copies)}"
         with self._ledger_closed():
             self._admin(f"CREATE DATABASE {copy} TEMPLATE {self.database}")
@@ -287,7 +287,7 @@ class World:
             self._admin(f"ALTER DATABASE {self.database} WITH ALLOW_CONNECTIONS true")
 
     def _admin(self, statement: str) -> None:
-        """A sentence of SQL; again for a while, where somebody is still connected who was thrown out."""
+        """Run an SQL statement; retry for a while if a disconnected user is still connected."""
         with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as connection:
             for _ in range(ADMIN_TRIES):
                 with suppress(ObjectInUse):
@@ -297,7 +297,7 @@ class World:
             connection.execute(statement.encode())
 
     async def _give_up(self) -> None:
-        """As an operator does it: a journal whose volume is lost is closed by hand."""
+        """Close a journal whose volume is lost, as an operator does."""
 
         async def given_up() -> bool:
             open_ = {str(one) for one in await self.back(lambda back: back.ledger.open_incarnations())}
@@ -310,7 +310,7 @@ class World:
         await self.until(given_up, "journals that are lost are given up", 30.0)
 
     def log(self, name: str) -> str:
-        """What a process has said so far."""
+        """Read the log of a process so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     # --- what lies between and beneath ---
@@ -401,7 +401,7 @@ class World:
         return await asyncio.to_thread(finished, Forked, arguments, {**os.environ, **self.environment}, within_s=120)
 
     def object(self, path: str) -> Path:
-        """Where the store keeps an object's bytes."""
+        """Path of an object's bytes in the store."""
         return self.folder / "store" / "objects" / path
 
     async def until(self, true: Callable[[], Awaitable[bool]], what: str, within_s: float = ALIVE_S) -> None:

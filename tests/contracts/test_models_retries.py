@@ -1,4 +1,4 @@
-"""A call is made again only where the upstream surely did not take it; everything else is bought once at most."""
+"""A call is repeated only if the upstream certainly did not accept it; everything else is bought once at most."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -151,7 +151,7 @@ def test_only_these_outcomes_are_tried_again() -> None:
 
 
 Steps = dict[str, list[bytes | None]]
-"""What submit, status and result answer, one after the other, the last for ever; None hangs up without an answer."""
+"""Answers of submit, status and result, one after the other, the last for ever; None hangs up without an answer."""
 
 
 def queue_script(steps: Steps, asked: list[str]) -> Callable[[Peer], Awaitable[None]]:

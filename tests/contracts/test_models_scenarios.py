@@ -1,4 +1,4 @@
-"""What each upstream can do, and what becomes of an order of two images then: the whole table, word for word."""
+"""Each upstream's scenarios, and the outcome of an order of two images in each: the whole table, word for word."""
 
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ WISHES: dict[str, dict[str, Any]] = {
     "rate_limited_429": {"retry_after": 0},
     "bad_base64": {"all": True},
 }
-"""What is said of a scenario beside its name."""
+"""Fields of a scenario besides its name."""
 
 HANGING = ("silent", "stuck_in_queue")
 
@@ -151,7 +151,7 @@ HANGING = ("silent", "stuck_in_queue")
     ids=lambda value: value if isinstance(value, str) else ("" if value else "direct"),
 )
 async def test_every_scenario_of_the_simulator_ends_as_the_table_says(tmp_path: Path, model: str, queue: bool) -> None:
-    """None is missing. What came is stored and decodable, and a call is made again only where none was accepted."""
+    """None is missing. Delivered images are stored and decodable. A call is repeated only if none was accepted."""
     found: Table = {}
     async with simulated(tmp_path, queue=queue) as bench:
         listing = (await bench.tell("GET", "behaviour"))["models"]

@@ -1,4 +1,4 @@
-"""What each of the nine models is sent, and what is made of its reply: fan-out, sizes, formats, parameters, facts."""
+"""What each of the nine models receives, and how its reply is read: fan-out, sizes, formats, parameters, facts."""
 
 import base64
 from collections.abc import Callable
@@ -160,7 +160,7 @@ SIZE_FIELDS = ("size", "aspect_ratio", "image_size")
 
 
 def size_in(body: dict[str, Any]) -> Any:
-    """What a request says of the size; it says it in one place at most."""
+    """Find the size in a request, which has it in one place at most."""
     told = [body[name] for name in SIZE_FIELDS if name in body]
     told += [body["parameters"]["aspectRatio"]] if "parameters" in body else []
     assert len(told) <= 1
@@ -373,7 +373,7 @@ async def test_a_row_may_name_an_address_of_its_own(tmp_path: Path) -> None:
     ]
 
 
-# --- what a reply says beside its pictures ----------------------------------------------------------------------------
+# --- what a reply contains besides its pictures -----------------------------------------------------------------------
 
 
 def merged(made: Progress) -> tuple[dict[int, str], list[Report]]:
@@ -421,7 +421,7 @@ async def test_every_picture_of_dall_e_has_its_own_revised_prompt(tmp_path: Path
 
 
 async def test_grok_says_who_served_and_what_it_cost(tmp_path: Path) -> None:
-    """To the tick, also where another model than the one asked for served at another price."""
+    """To the tick, also if a model other than the requested one served at another price."""
     async with simulated(tmp_path) as bench:
         made = await bench.make(order(GROK, 3))
         prompts, (report,) = merged(made)
@@ -503,7 +503,7 @@ async def test_pictures_beyond_those_ordered_are_not_taken(tmp_path: Path) -> No
 
 
 async def test_a_usage_out_of_all_bounds_is_left_out_and_logged(tmp_path: Path) -> None:
-    """What an upstream says is written down with its order: the picture is delivered, and not what nobody can keep."""
+    """An upstream's facts are stored with its order: the picture is delivered, without a usage that cannot be kept."""
     usage = {"total_tokens": 7, "note": "x" * USAGE_BYTES}
     reply = {"data": [{"b64_json": base64_png(0)}], "usage": usage}
     async with raw_server(replying([], reply)) as server, upstream(server.url, tmp_path) as bench:

@@ -164,7 +164,7 @@ def test_an_upgrade_is_ignored(upgrade: bytes) -> None:
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("behind_it", [b"", GET % b"" * 100], ids=["alone", "with more behind it"])
 def test_a_reply_that_is_not_read_is_cut_off(behind_it: bytes) -> None:
-    """What it held is let go, and the requests behind it are not worked on any more."""
+    """What it held is freed, and the requests after it are not worked on."""
 
     async def work(server: Served) -> None:
         one = await server.open(receive_bytes=4096)
@@ -180,7 +180,7 @@ def test_a_reply_that_is_not_read_is_cut_off(behind_it: bytes) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_replies_that_only_the_kernel_holds_are_cut_off_too() -> None:
-    """They are not ours any more, and are held as long as the connection is."""
+    """They have left our buffers, and are held as long as the connection is."""
 
     def unread() -> float:
         return REGISTRY.get_sample_value("ghub_connections_cut_total", {"why": "unread"}) or 0.0
@@ -286,7 +286,7 @@ def test_little_of_the_next_requests_is_read_while_a_reply_is_under_way() -> Non
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\nx-more: "], ids=["silent", "half a head"])
 def test_a_first_head_has_ten_seconds(said: bytes) -> None:
-    """One tenth of them here; whoever was served once may be silent for longer, until that is over, too."""
+    """One tenth of them here. A client that was served once may be silent for longer, until that time is over, too."""
 
     async def work(server: Served) -> None:
         loop, other = asyncio.get_running_loop(), await server.open()

@@ -1,4 +1,4 @@
-"""As many files as the process may open: raised, kept apart for what is ours, and enough of them or no start."""
+"""Open files: the limit is raised, some are reserved for us, and with too few there is no start."""
 
 import functools
 import json
@@ -57,7 +57,7 @@ def test_silent_connections_above_all_files_of_a_shell_switch_nothing_off(prepar
 
 
 def test_too_few_files_are_told_in_one_sentence(prepared: Prepared) -> None:
-    """It says how many there are, how many are needed and where they come from; nothing is opened."""
+    """It says how many there are, how many are needed and how to raise the limit; nothing is opened."""
     system = prepared()
     system.valkey.start()
     system.begin = functools.partial(Forked, before=functools.partial(limited, LEAST_FILES - 1))

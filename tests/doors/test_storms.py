@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.memory import resident_bytes
+from bench.processes import resident_bytes
 from proxy.backends import BACKGROUND_CONNECTIONS
 from tests.conftest import run
 from tests.e2e.test_hostile import descriptors
@@ -25,7 +25,7 @@ LONGEST_S = {"silent": 10, "half a head": 10, "h2c": 0, "pipelined": 75, "replay
 its answers, and is ended as one that is silent after them."""
 
 BUSY_S = 20.0
-"""What a busy machine may add to that."""
+"""Time that a busy machine may add to that."""
 
 STORMS = [(kind,) for kind in LONGEST_S] if LONG else [tuple(LONGEST_S)]
 """One kind after the other, or all at once."""
@@ -86,9 +86,9 @@ def place() -> Iterator[Place]:
 def storm(
     place: Place, kinds: tuple[str, ...], count: int, seconds: float, ended: int
 ) -> tuple[list[Crowd], Counter[int]]:
-    """So many connections of each kind at a time, for so long and until so many of each were ended.
+    """Open this many connections of each kind at a time, for this long and until this many of each were ended.
 
-    What came of them, and of the customers beside them.
+    Returns what happened to them, and to the customers at the same time.
     """
     crowds = [Crowd(place.system.port, place.openings[kind], count) for kind in kinds]
     with ExitStack() as open_crowds:
@@ -107,7 +107,7 @@ def storm(
 
 @pytest.mark.parametrize("kinds", STORMS, ids="+".join)
 def test_a_storm_leaves_nothing_behind_and_harms_nobody(place: Place, kinds: tuple[str, ...]) -> None:
-    """Each hostile connection is ended in its time; orders beside them are all answered; memory and files are back."""
+    """Each hostile connection is ended in time; concurrent orders are all answered; memory and files are back."""
     storm(place, (), 0, WARM_S, ended=0)
     before_bytes, max_sockets = resident_bytes(place.pid, "VmRSS"), place.files()[1] + BACKGROUND_CONNECTIONS
     crowds, statuses = storm(place, kinds, COUNT, STORM_S, ended=COUNT)

@@ -348,7 +348,7 @@ def test_what_is_refused_names_the_field(
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
 def test_an_idempotency_key_has_bounds(admin: Admin, key: str) -> None:
-    """As for images: 1 to 255 characters."""
+    """The bounds are those of images: 1 to 255 characters."""
     refused(admin.ask("POST", "/orgs", {"name": "bounds"}, idempotency_key=key), 400, "invalid_request_error")
     assert admin.ask("GET", "/orgs/bounds").status_code == 404
 

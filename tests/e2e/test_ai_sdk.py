@@ -1,6 +1,6 @@
-"""Vercel's AI SDK with its own retries: it counts none, and goes by the status alone, whatever `x-should-retry` says.
+"""Vercel's AI SDK with its own retries: it does not count them, and looks only at the status, not at `x-should-retry`.
 
-It tries up to three times at 408, 409, 429 and 5xx, and where the connection is lost.
+It tries up to three times at 408, 409, 429 and 5xx, and if the connection is lost.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ def order(node: Path, url: str, key: str, *orders: tuple[str, str]) -> list[dict
 
 
 def statuses(system: System, org_id: str, count: int) -> list[int]:
-    """Of an organisation's requests, from the gateway's log, which is written after the reply."""
+    """Statuses of an organisation's requests, from the gateway's log, which is written after the reply."""
 
     def found() -> list[int]:
         lines = [line for line in system.log().splitlines() if '"event":"request"' in line and org_id in line]
@@ -50,7 +50,7 @@ def statuses(system: System, org_id: str, count: int) -> list[int]:
 def test_an_order_whose_connection_is_lost_is_made_and_charged_once(
     system: System, node: Path, provider: str, cuts: int
 ) -> None:
-    """Its own retry is given the order that was left, also where it had waited for that and was cut off, too (38)."""
+    """Its own retry gets the order that was left, also if an earlier retry waited for it and was cut off, too (38)."""
     org_id, key = system.customer(f"cut {provider} {cuts}", "50.00")
     system.behave(FLUX, "slow", seconds=8)  # longer than both of its pauses
     before = len(system.jobs(FLUX))

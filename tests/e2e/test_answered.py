@@ -45,7 +45,7 @@ def valkey_signal(system: System, number: int) -> None:
 
 
 def books(system: System) -> dict[str, object]:
-    """What `ghub verify` says."""
+    """Output of `ghub verify`."""
     found: dict[str, object] = json.loads(system.ghub("verify", "--json").stdout)
     return found
 
@@ -224,7 +224,7 @@ def test_a_wallet_is_rebuilt_under_traffic(prepared: Prepared) -> None:
 
 @pytest.mark.rule(15)
 def test_a_journal_that_nobody_replayed_is_not_provable(prepared: Prepared) -> None:
-    """`verify` exits 1 and says which, however clean wallets and ledger look beside it (rule 15)."""
+    """`verify` exits 1 and names it, even if wallets and ledger agree (rule 15)."""
     system, _, key = start(prepared)
 
     async def freeze() -> None:

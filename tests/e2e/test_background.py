@@ -72,7 +72,7 @@ PARTS: dict[str, Any] = {
     "orphans": Orphans,
     "recovery": Recovery,
 }
-"""Of a gateway, and whose `run` each of them is."""
+"""Parts of a gateway, and the class whose `run` each of them is."""
 
 
 def faulty_parts() -> None:
@@ -92,7 +92,7 @@ def faulty_parts() -> None:
 
 
 def ready(port: int) -> tuple[int, str]:
-    """What `/readyz` says; 0 where nobody listens."""
+    """Answer of `/readyz`; 0 if nobody listens."""
     try:
         reply = httpx2.get(f"http://127.0.0.1:{port}/readyz", **LOOPBACK)
     except httpx2.TransportError:
@@ -127,7 +127,7 @@ def test_a_gateway_whose_projection_fails_takes_no_order_until_it_runs_again(pre
 
 @pytest.mark.rule(2)
 def test_no_part_of_a_gateway_ends_in_silence(prepared: Prepared) -> None:
-    """Whichever fails: the log names it, and it is begun anew, so that the gateway is ready in the end (rule 2)."""
+    """Whichever fails: the log names it, and it is restarted, so that the gateway is ready in the end (rule 2)."""
     system = prepared()
     switch = system.folder / SWITCH
     switch.touch()

@@ -44,7 +44,7 @@ def test_nothing_is_lost_doubled_or_stuck(seed: int) -> None:
 @pytest.mark.parametrize(("seed", "seconds"), FAILED.items())
 @long
 def test_a_seed_that_ever_failed_is_clean(seed: int, seconds: float) -> None:
-    """As it was run when it failed."""
+    """It runs as it did when it failed."""
     assert run(chaos(seed, seconds)).report.findings == []
 
 

@@ -1,4 +1,4 @@
-"""An error says "nothing was charged" only where that is so; what is charged behind one has its images (rule 8)."""
+"""An error says "nothing was charged" only if that is true; a charged order with an error has its images (rule 8)."""
 
 import asyncio
 from collections.abc import Callable

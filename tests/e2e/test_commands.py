@@ -1,4 +1,4 @@
-"""The commands as an operator uses them: JSON, exit codes, sentences; and what listens beside the gateway."""
+"""The commands as an operator uses them: JSON, exit codes, sentences; and the ports besides the gateway's."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from redis import Redis
 from metering.wallet import keys
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
+from tests.kits.books import SCHEMA
 from tests.kits.ports import free_port
 from tests.kits.processes import Forked, executed, finished
 from tests.kits.system import FLUX, System, bearer, wait_until
@@ -53,7 +54,7 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
         "added": True,
     }
     assert {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF"} in ghub("fx", "list")
-    assert ghub("migrate") == {"schema": 4}
+    assert ghub("migrate") == {"schema": SCHEMA}
     system.start_gateway()
     assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}
     assert ghub("verify") == {"ok": True, "differences": []}
@@ -206,7 +207,7 @@ def test_a_wrong_setting_ends_the_start_with_a_sentence_that_names_it(
     ("arguments", "code"), [(("org", "list"), 0), (("org", "show", "nobody"), 1), (("nonsense",), 2)]
 )
 def test_a_process_loaded_anew_says_the_same(system: System, arguments: tuple[str, ...], code: int) -> None:
-    """`python -m proxy.cli` as an operator's shell starts it, beside the forked processes of all the other tests."""
+    """It compares `python -m proxy.cli`, as an operator starts it, with the forked processes of all other tests."""
     environment = {**os.environ, **system.environment}
     anew, forked = (finished(begin, arguments, environment, within_s=60) for begin in (executed, Forked))
     assert anew.returncode == forked.returncode == code

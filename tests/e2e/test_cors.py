@@ -29,7 +29,7 @@ def issue(system: System, org_id: str, *origins: str) -> IssuedKey:
 
 
 def preflight(system: System, origin: str, path: str = "/images/generations", **headers: str) -> httpx2.Response:
-    """What a browser asks before it sends a key and JSON."""
+    """Send the request that a browser sends before a key and JSON."""
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
     return httpx2.options(f"{system.url}{path}", headers={"origin": origin, **asked, **headers}, **LOOPBACK)
 
@@ -139,7 +139,7 @@ def test_a_preflight_asks_neither_ledger_nor_redis(prepared: Prepared) -> None:
 
 
 def test_the_document_and_local_images_are_for_any_page(system: System) -> None:
-    """`*`, whatever the origin, also where a client has them already; no key is asked for either."""
+    """`*` for every origin, also if a client has them cached; neither needs a key."""
     _, key = system.customer("public", "50.00")
     url = send(system, key, None, "/images/generations", json=ORDER).json()["data"][0]["url"]
     for address in (system.url.removesuffix("/v1") + "/openapi.json", url):

@@ -29,7 +29,7 @@ from tests.kits.system import FLUX, bearer, wait_until
 
 ROOT = Path(__file__).parents[2]
 WORK_S = 12.0
-"""Of five processes, from their start to their end: some seven seconds, most of them for importing libraries."""
+"""CPU time of five processes, from start to end: some seven seconds, most of them for importing libraries."""
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("GHUB_")}
 
@@ -44,7 +44,7 @@ class Demo:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What it wrote when it was ready."""
+        """The facts that it wrote when it was ready."""
         facts: dict[str, Any] = json.loads((self.folder / "demo.json").read_text())
         return facts
 
@@ -68,7 +68,7 @@ def folder() -> Iterator[Path]:
 
 
 def start(folder: Path, port: int, begin: Begin = Forked) -> Demo:
-    """Start it; its own output goes to a file beside its data. Its parts are processes that it executes itself."""
+    """Start it; its own output goes to a file next to its data. Its parts are processes that it executes itself."""
     arguments = ["demo", "--port", str(port), "--data", str(folder / "data")]
     return Demo(folder / "data", port, begin(arguments, CLEAN, folder / "out.txt", folder / "out.txt"))
 
@@ -154,7 +154,7 @@ def test_all_that_it_leaves_is_its_owners_alone(folder: Path) -> None:
 
 
 def test_a_folder_that_it_makes_is_its_owners_alone(shared: Demo) -> None:
-    """Whoever else is on the machine finds nothing in it."""
+    """Other users of the machine find nothing in it."""
     assert shared.folder.stat().st_mode & 0o777 == 0o700
 
 
@@ -171,7 +171,7 @@ def test_the_readme_snippet_prints_a_url_that_loads(shared: Demo) -> None:
 
 
 def test_every_model_that_is_listed_makes_an_image(shared: Demo) -> None:
-    """What a newcomer is offered works: nothing in the list is a 404, or a provider's failure."""
+    """Everything offered to a newcomer works: no model in the list gives a 404 or a provider's failure."""
     facts = shared.facts
     with httpx2.Client(base_url=facts["base_url"], headers=bearer(facts["api_key"]), **LOOPBACK, timeout=60) as client:
         listed = [model["id"] for model in client.get("/models").json()["data"]]
@@ -302,7 +302,7 @@ def order(demo: Demo) -> int:
 
 
 def available(demo: Demo) -> Decimal:
-    """What the demo's organisation may spend. A busy machine may miss the 100 ms of a decision: asked again."""
+    """Money that the demo's organisation may spend. A busy machine may miss the 100 ms of a decision: then retry."""
     url, key = demo.facts["base_url"], demo.facts["api_key"]
     replies: list[httpx2.Response] = []
 

@@ -290,7 +290,7 @@ def test_a_month_without_a_rate_is_503_and_not_to_be_retried(prepared: Prepared)
 
 
 def test_the_official_sdk_raises_its_own_errors(system: System) -> None:
-    """Types, codes and request ids arrive where SDK users look for them."""
+    """Types, codes and request ids are where SDK users look for them."""
     _, key = system.customer("sdk errors", "0.10")
     with openai.OpenAI(base_url=system.url, api_key=key) as client:
         with pytest.raises(openai.BadRequestError) as bad_request:
@@ -305,7 +305,7 @@ def test_the_official_sdk_raises_its_own_errors(system: System) -> None:
 
 
 def test_a_store_that_fails_is_502_and_void(prepared: Prepared) -> None:
-    """Nothing can be published where a file lies in the folder's place."""
+    """Nothing can be published if a file has the folder's name."""
     system = prepared()
     (system.folder / "images").mkdir()
     system.start_all()
@@ -317,8 +317,10 @@ def test_a_store_that_fails_is_502_and_void(prepared: Prepared) -> None:
 
 
 def test_a_fault_of_ours_is_500_in_the_same_envelope(prepared: Prepared) -> None:
-    """A key's record that somebody damaged: no traceback, no charge, the log has what happened. A job can have begun
-    only where one was ordered."""
+    """A key's damaged record: no traceback, no charge, and the log has the error.
+
+    A job can have begun only if an order was placed.
+    """
     system = prepared()
     system.start_all()
     _, key = system.customer("fault", "50.00")

@@ -15,7 +15,7 @@ from tests.kits.system import System, wait_until
 
 
 def ghub(system: System, *arguments: str, code: int = 0) -> tuple[Any, str]:
-    """A command's JSON and what it says beside it."""
+    """Run a command; returns its JSON and its other output."""
     done = system.ghub(*arguments, "--json")
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout), done.stderr

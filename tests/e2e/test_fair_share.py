@@ -18,7 +18,7 @@ OTHER = "fal/recraft-v3"
 
 
 def small() -> None:
-    """Before a process begins: so much it makes at once, where nobody else wants it and on top for those who do."""
+    """Make a process small before it starts: this many pictures at once, plus a spare for others who want some."""
     vars(wiring).update(MAX_PICTURES=PICTURES, SPARE_PICTURES=SPARE)
 
 

@@ -1,4 +1,4 @@
-"""What dies, and what then is true of the money: kill −9, SIGTERM, a wiped Redis, clients that hang up."""
+"""Faults, and what is then true of the money: kill −9, SIGTERM, a wiped Redis, clients that hang up."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from redis import Redis
 from config.settings import HOLD_MARGIN_S
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.kits.system import FLUX, GPT, System, bearer, wait_until
+from tests.kits.system import FLUX, GPT, WAIT_S, System, bearer, wait_until
 
 ORDER = {"model": FLUX, "prompt": "x"}
 
@@ -53,26 +53,26 @@ def test_sigterm_lets_twenty_requests_finish_although_five_clients_have_hung_up(
     system = prepared()
     system.start_all()
     org_id, key = system.customer("drained", "50.00")
-    system.behave(FLUX, "slow", times=20, seconds=2)
+    system.behave(FLUX, "slow", times=20, seconds=4)
 
-    async def order(client: httpx2.AsyncClient, timeout_s: float) -> int:
-        try:
-            reply = await client.post("/images/generations", json=ORDER, timeout=timeout_s)
-        except httpx2.TimeoutException:
-            return 0
+    async def order(client: httpx2.AsyncClient) -> int:
+        reply = await client.post("/images/generations", json=ORDER, timeout=60)
         return reply.status_code
 
     async def storm() -> tuple[list[int], int]:
         loop = asyncio.get_running_loop()
         async with system.client(key) as client:
-            orders = [asyncio.create_task(order(client, 0.8 if place < 5 else 60)) for place in range(20)]
-            while len(system.jobs(FLUX)) < 20 or not all(order.done() for order in orders[:5]):
-                await asyncio.sleep(0.01)
+            orders = [asyncio.create_task(order(client)) for _ in range(20)]
+            async with asyncio.timeout(WAIT_S):
+                while len(system.jobs(FLUX)) < 20:
+                    await asyncio.sleep(0.01)
+            for left in orders[:5]:
+                left.cancel()
             code = await loop.run_in_executor(None, system.stop, "gateway")
-            return await asyncio.gather(*orders), code
+            return await asyncio.gather(*orders[5:]), code
 
     statuses, code = run(storm())
-    assert Counter(statuses) == {200: 15, 0: 5}
+    assert Counter(statuses) == {200: 15}
     assert code == 0
     assert {(event.end, event.quantity) for event in system.events(org_id, 20)} == {("charge", 1)}
     assert len(system.images()) == 20

@@ -1,4 +1,4 @@
-"""Where a newcomer stumbled: what loads, what cannot be written, what is mistyped, what is empty."""
+"""Problems of newcomers: what is loaded, cannot be written, is mistyped, or is empty."""
 
 import csv
 import io
@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 BARE = {name: value for name, value in os.environ.items() if not name.startswith("GHUB_")}
 
 HEAVY = {
-    "aiohttp",
+    "httptools",
     "cryptography",
+    "google",
     "hypercorn",
     "hypothesis",
     "jwt",
@@ -37,15 +38,15 @@ HEAVY = {
 }
 """Each takes from 20 to 400 ms of CPU to load."""
 
-SERVERS = {"aiohttp", "hypercorn", "hypothesis", "jwt", "psycopg"}
+SERVERS = {"httptools", "google", "hypercorn", "hypothesis", "jwt", "psycopg"}
 """What only those need that serve, that look at the store, or that sign."""
 
-LARGE = {"demo", "serve", "consume", "simulate", "token", "storage", "ledger", "order"}
+LARGE = {"demo", "serve", "consume", "simulate", "token", "storage", "verify", "order"}
 """Modules of commands that do."""
 
 
 def loaded_by(*arguments: str, cwd: Path | None = None) -> set[str]:
-    """The packages that `ghub` has loaded when it ends, in a process loaded anew."""
+    """The packages that `ghub` has loaded when it ends, in a new process."""
     program = (
         "import sys, runpy, atexit\n"
         "atexit.register(lambda: print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr))\n"
@@ -62,7 +63,7 @@ def loaded_by(*arguments: str, cwd: Path | None = None) -> set[str]:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ()])
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
-    """What is loaded and not how long it takes, which is the machine's: none of the large libraries."""
+    """It checks what is loaded, not how long it takes, which depends on the machine: none of the large libraries."""
     assert loaded_by(*arguments) & HEAVY == set()
 
 
@@ -83,7 +84,7 @@ def test_the_list_needs_no_server_either(tmp_path: Path) -> None:
 
 
 def test_version() -> None:
-    """As the package has it."""
+    """The package's version."""
     done = finished(Forked, ["--version"], BARE, within_s=60)
     assert (done.returncode, done.stdout) == (0, "ghub 0.1.0\n")
 

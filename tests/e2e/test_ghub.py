@@ -39,7 +39,7 @@ from tests.kits.users import become_nobody, give_to_nobody
 from tests.long import LONG
 
 SECRETS = {("key", "create"), ("key", "rotate"), ("token", "create")}
-"""What they print once stands alone on standard output."""
+"""Commands that print a secret once, alone on standard output."""
 
 SECRET = re.compile(r"ghub_sk_live_[A-Za-z0-9]{32}|[\w-]{20,}\.[\w-]{60,}\.[\w-]{40,}")
 
@@ -47,7 +47,7 @@ RUNNING = {("demo",), ("serve",), ("consume",), ("simulate",)}
 """They end at a signal: started and stopped by tests of their own."""
 
 FAILS = {("event", "retry"): 1, ("verify",): 1, ("usage", "export"): 3}
-"""What ends otherwise than with 0: an event is damaged here, and a journal lost."""
+"""Commands that do not exit with 0: an event is damaged here, and a journal lost."""
 
 
 @dataclass
@@ -103,7 +103,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
 
 
 def test_every_command_is_here() -> None:
-    """As the application itself lists them."""
+    """The application's own list is the reference."""
     assert {words for words, _ in commands()} == COMMANDS.keys() | RUNNING
 
 
@@ -136,7 +136,7 @@ def desk() -> Iterator[Desk]:
 
 
 def _prepare(desk: Desk, turn: int) -> None:
-    """What a command uses up is made anew: a key to revoke, a loss to accept, journals of a gateway that died."""
+    """Make what a command uses up: a key to revoke, a loss to accept, journals of a gateway that died."""
 
     async def make(back: Backends) -> tuple[str, str]:
         issued = [(await back.accounts.create_key("acme", f"turn {turn}")).key_id for _ in range(2)]
@@ -151,7 +151,7 @@ def _prepare(desk: Desk, turn: int) -> None:
 
 
 def test_every_command_works_for_a_user_without_a_name(desk: Desk) -> None:
-    """As in the shipped image: user 10001, an empty environment but for the settings; the audit log names its number.
+    """As in the shipped image: user 10001, and an environment with only the settings; the audit log names its number.
 
     Root becomes that user by setuid; others do in a user namespace.
     """
@@ -213,7 +213,7 @@ def test_a_name_that_is_none_is_refused(
 
 
 def on_terminal(arguments: list[str], environment: dict[str, str], columns: int) -> str:
-    """What a person sees on a terminal of so many columns, both streams, once the command has ended."""
+    """Show a person's view of a terminal with this many columns, both streams, once the command has ended."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     name = Path(os.ttyname(theirs))

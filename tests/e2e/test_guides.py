@@ -1,4 +1,4 @@
-"""Every snippet of the guides runs as it stands: the official clients, and those that our customers use beside them."""
+"""Every snippet of the guides runs unchanged: the official clients, and others that our customers use."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def snippets(guide: str) -> list[tuple[str, str]]:
 
 
 def calls(text: str) -> list[str]:
-    """What a snippet imports, calls and names a model by: all that is the same in both languages."""
+    """List a snippet's imports, calls and model names: everything that is the same in both languages."""
     return re.findall(r"^(?:import|from) .*|\w+(?=\()|[\"'][\w./-]+/[\w./-]+[\"']", text, re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx2
 import pytest
 
-from bench.memory import resident_bytes
+from bench.processes import resident_bytes
 from config.settings import MAX_IMAGE_BYTES
 from metering.events import Event
 from proxy.api.files import STORAGE_PATH
@@ -32,12 +32,12 @@ from tests.long import LONG
 DEADLINE_S = 4
 AT_ONCE = 24
 ROUNDS = 3 if LONG else 1
-"""Of each attack, beside as many good orders; one more of each before it is measured what the gateway holds."""
+"""Rounds of each attack, with as many good orders; one more of each before the gateway's memory is measured."""
 
 MIB = 1024 * 1024
 MAX_GROWN_BYTES = 30 * MIB
 UNDER_WAY_BYTES = 40 * MIB
-"""What may be in the sockets' buffers when the gateway has read its last byte."""
+"""Bytes that may be in the sockets' buffers when the gateway has read its last byte."""
 
 CREDIT_MICRO_MXN = 1_000_000_000
 
@@ -67,7 +67,7 @@ class Storm:
 
 @pytest.fixture(scope="module")
 def storm() -> Iterator[Storm]:
-    """Every attack `ROUNDS` times and a good order beside each of them, on one gateway; then all is judged."""
+    """Run every attack `ROUNDS` times, each with a good order, on one gateway; then judge all."""
     with tempfile.TemporaryDirectory(prefix="ghub-") as folder, upstream() as attacker:
         system = prepare(
             Path(folder),
@@ -112,7 +112,7 @@ def stormed(storm: Storm) -> Storm:
                         storm.replies.setdefault(attack.name, []).append(reply)
                         storm.good_replies.append(await ordered(good_client, next(models), HONEST))
 
-            # Those that last until the deadline begin first, and the others go by beside them.
+            # Attacks that last until the deadline begin first; the others run at the same time.
             await asyncio.gather(*map(attacked, sorted(ATTACKS, key=lambda attack: LATE not in attack.failures)))
 
     storm.descriptors_before = descriptors(storm.pid)
@@ -263,11 +263,11 @@ def events_of(system: System, org_id: str, replies: list[httpx2.Response]) -> di
         return wanted <= found.keys()
 
     wait_until(all_there, "every order has its event")
-    return {request_id: found[request_id] for request_id in wanted}
+    return {order_id: found[order_id] for order_id in wanted}
 
 
 def published(storm: Storm, url: str) -> bytes:
-    """What the store has at a URL that a customer was given."""
+    """Read the store's object at a URL that a customer was given."""
     path = url.removeprefix(f"http://127.0.0.1:{storm.system.port}{STORAGE_PATH}/")
     return (storm.system.folder / "images" / path).read_bytes()
 

@@ -114,7 +114,7 @@ def test_a_key_belongs_to_its_order_and_its_organisation(prepared: Prepared) -> 
 
 @pytest.mark.rule(17)
 def test_a_failure_frees_the_key_and_an_unknown_outcome_does_not(prepared: Prepared) -> None:
-    """What was surely not made may be ordered again; where nobody knows, the same answer comes again (rule 17)."""
+    """An order that was certainly not made may be placed again; if nobody knows, the answer is the same (rule 17)."""
     system = prepared()
     system.start_all()
     org_id, key = system.customer("frees", "50.00")
@@ -305,7 +305,7 @@ def test_a_retry_is_given_only_what_the_ledger_has(prepared: Prepared) -> None:
 
 
 def test_a_generation_is_fetched_by_its_owner_and_by_nobody_else(three: tuple[System, list[str]]) -> None:
-    """While it is made, when it is there, where it failed; by id, by key, in the list; on any pod, after a wipe too."""
+    """While it is made, when it is there, if it failed; by id, by key, in the list; on any pod, after a wipe too."""
     system, urls = three
     org_id, key = system.customer("fetch", "50.00")
     _, other = system.customer("stranger", "50.00")

@@ -48,7 +48,7 @@ def only(folder: Path) -> OldJournal:
 
 
 def overwrite(past: OldJournal, number: int, frame: bytes) -> None:
-    """Put something else where the frame of this entry lies, which is alone in it."""
+    """Overwrite the frame of this entry, which is alone in it."""
     (entry,) = (one for one in past.entries if one.number == number)
     path = past.files[0].parent / entry.file
     content = path.read_bytes()
@@ -71,7 +71,7 @@ def refused(system: System, *arguments: str) -> str:
 
 
 def audited(system: System) -> list[tuple[str, str]]:
-    """What the audit log says of journals: action and target."""
+    """Rows of the audit log about journals: action and target."""
     rows = system.back(lambda back: back.ledger.audits(None, 2**53, 100))
     return [(row.action, row.target) for row in reversed(rows) if row.action.startswith("journal.")]
 
@@ -164,7 +164,7 @@ def test_a_wrong_folder_is_refused_and_stays_as_it_is(prepared: Prepared) -> Non
 
 
 def test_a_journal_in_use_is_inspected_and_not_touched(prepared: Prepared) -> None:
-    """What is answered and not booked, by its order; without a ledger at hand the rest is told all the same."""
+    """It shows answered and unbooked orders; without a ledger the rest is shown anyway."""
     system, org_id, key = start(prepared)
     system.stop("consumer", signal.SIGKILL)
     ordered(system, key, 2)

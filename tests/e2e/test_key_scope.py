@@ -1,4 +1,4 @@
-"""What a key may read: its organisation's orders, its own, or, in the sandbox, none; and the models that it may use."""
+"""Rights of a key: its organisation's orders, its own, or, in the sandbox, none; and the models that it may use."""
 
 import json
 from typing import Any
@@ -96,14 +96,14 @@ def test_a_key_for_one_model_reads_its_own_orders_and_lists_its_own_model(system
 
 
 def with_redis_forgetting(system: System, org_id: str, *public_ids: str) -> None:
-    """What Redis keeps of these orders for a day is over: the ledger alone knows them."""
+    """Delete what Redis keeps of these orders for a day, so that only the ledger knows them."""
     names = OrgKeys(org_id)
 
     async def forget(back: Backends) -> None:
         assert back.redis is not None
         for digits in (one.removeprefix("req_") for one in public_ids):
-            request_id = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-            assert await back.redis.delete(names.result(request_id), names.closed(request_id)) == 2
+            order_id = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+            assert await back.redis.delete(names.result(order_id), names.closed(order_id)) == 2
 
     system.back(forget)
 
@@ -193,7 +193,7 @@ def test_a_rotated_key_reads_what_the_one_before_it_ordered_and_not_the_other_wa
 
 
 def test_verify_names_a_key_that_redis_has_otherwise(system: System) -> None:
-    """What a key may read is compared with the ledger, as its models are."""
+    """A key's rights to read are compared with the ledger, like its models."""
     org_id, _ = system.customer("scope compared")
     issued = issue(system, org_id, read="own", response_format="b64_json", origins=("https://a.mx",))
     names = OrgKeys(org_id)

@@ -1,4 +1,4 @@
-"""What customers are told of keys, limits and quotas, by the real gateway over HTTP."""
+"""Replies about keys, limits and quotas, by the real gateway over HTTP."""
 
 import asyncio
 import csv
@@ -66,12 +66,12 @@ def refused(reply: httpx2.Response, status: int, code: str, *words: str, retry: 
         assert word in error["message"]
 
 
-def paths(request_id: str) -> Sequence[tuple[str, str]]:
+def paths(order_id: str) -> Sequence[tuple[str, str]]:
     """Every path that needs a key."""
     return [
         ("POST", "/images/generations"),
         ("GET", "/images/generations"),
-        ("GET", f"/images/generations/{request_id}"),
+        ("GET", f"/images/generations/{order_id}"),
         ("GET", "/images/generations?idempotency_key=k"),
         ("GET", "/models"),
         ("GET", f"/models/{FLUX}"),
@@ -205,9 +205,9 @@ def test_of_several_refusals_the_first_of_the_table_is_told(system: System) -> N
 
 
 def test_the_tighter_of_two_rates_is_in_the_headers(system: System) -> None:
-    """A key's own rate beside its organisation's; the organisation's other key is not held up by it.
+    """A key's own rate and its organisation's: the key's does not delay the organisation's other key.
 
-    Rates that come back slowly: one of five a minute takes 12 s, which the test does not.
+    These rates recover slowly: one of five a minute takes 12 s, and the test is faster.
     """
     org_id, key = customer(system, "two rates", "50.00", {"requests_per_minute": 5, "images_per_minute": 4})
     limit_key(system, key, requests_per_minute=2, images_per_minute=100)

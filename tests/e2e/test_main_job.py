@@ -40,11 +40,11 @@ def test_the_sdk_gets_permanent_urls_and_the_organisation_pays_the_price(
     assert raw.headers["x-geekhub-balance-mxn"] == str(Decimal("50.00") - cost)
     assert raw.headers["x-request-id"] == body["id"] and body["model"] == model and body["object"] == "list"
     assert reply.data is not None and len(reply.data) == n
-    request_id = body["id"].removeprefix("req_")
+    order_id = body["id"].removeprefix("req_")
     for place, item in enumerate(reply.data):
         assert item.url is not None
         org, request, name = item.url.split("/generated-images/")[1].split("/")
-        assert (org, request.replace("-", "")) == (org_id, request_id) and len(request) == 36
+        assert (org, request.replace("-", "")) == (org_id, order_id) and len(request) == 36
         assert name == f"{place}.{'jpg' if kind == 'JPEG' else 'png'}"
         picture = httpx2.get(item.url, **LOOPBACK)
         with Image.open(io.BytesIO(picture.content)) as image:

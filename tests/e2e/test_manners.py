@@ -1,4 +1,4 @@
-"""Manners towards clients of other kinds: how they pack a body, what they ask for, where, and in which language."""
+"""Support of other kinds of clients: how they compress a body, what they request, where, and in which language."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def get(system: System, key: str, path: str, **headers: str) -> httpx2.Response:
 
 
 def message(reply: httpx2.Response, status: int) -> str:
-    """Of an error with this status."""
+    """Message of an error with this status."""
     assert reply.status_code == status, reply.text
     said: str = reply.json()["error"]["message"]
     return said
@@ -72,7 +72,7 @@ def test_another_encoding_is_415_that_names_the_header(
 
 
 def test_values_that_ask_for_nothing_are_passed_over_and_user_is_not(system: System, customer: tuple[str, str]) -> None:
-    """What clients send with every order is no error; another user under the same key is another order."""
+    """Defaults that clients send with every order are no error; another user under the same key is another order."""
     nothing: dict[str, Any] = {
         "safety_identifier": "s",
         "metadata": {"a": "b"},
@@ -92,7 +92,7 @@ def test_values_that_ask_for_nothing_are_passed_over_and_user_is_not(system: Sys
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
-    """Runs tests/kits/node_programs/unread.mjs beside `openai` for Node, as its lock file says."""
+    """Run tests/kits/node_programs/unread.mjs next to `openai` for Node, as its lock file says."""
     folder = install(tmp_path_factory.mktemp("node") / "client")
     return partial(tell, folder, "unread.mjs")
 
@@ -100,8 +100,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]],
 def test_node_reads_an_answer_that_comes_before_its_body_is_sent(
     system: System, customer: tuple[str, str], node: Callable[[dict[str, Any]], Any]
 ) -> None:
-    """Ten times each: 413 for 5 MB of JSON by `fetch`, 401 with a wrong key, 404 for a file of 77 KB that was to be
-    edited with OpenAI's client: where there was EPIPE, or a connection error."""
+    """Ten times each: 413 for 5 MB of JSON by `fetch`, 401 with a wrong key, 404 for a file of 77 KB sent for editing.
+
+    Before, OpenAI's client reported EPIPE, or a connection error.
+    """
     ends = node({"url": system.url, "key": customer[1], "times": 10})
     assert ends["fetch"] == [[413, "request_too_large"]] * 10
     assert ends["unknown"] == [[401, "invalid_api_key"]] * 10
@@ -142,7 +144,7 @@ def test_the_rest_of_a_body_is_read_within_bounds(system: System) -> None:
 
 
 async def send_zeros(writer: asyncio.StreamWriter, size: int) -> None:
-    """As fast as they are taken."""
+    """Send zeros as fast as they are taken."""
     for _ in range(size // 65536):
         writer.write(bytes(65536))
         await writer.drain()
@@ -187,7 +189,7 @@ def test_an_address_that_is_nearly_right_is_answered_with_the_right_one(
 def test_a_target_that_names_its_host_is_answered_as_its_path(
     system: System, customer: tuple[str, str], target: str
 ) -> None:
-    """As a client sends it that takes us for a proxy."""
+    """Clients that take us for a proxy send such a target."""
     with socket.create_connection(("127.0.0.1", system.port), timeout=10) as connection:
         lines = [f"GET {target} HTTP/1.1", "host: x", f"authorization: Bearer {customer[1]}", "connection: close"]
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
@@ -334,7 +336,7 @@ def test_a_refusal_for_money_is_a_whole_spanish_sentence_with_its_numbers(system
 
 
 def test_402_names_a_command_where_there_is_no_page(prepared: Prepared) -> None:
-    """As in the demo; in either language."""
+    """As in the demo, in either language."""
     command = "ghub credit add demo --mxn 50.00 --type recharge --id x"
     system = prepared(GHUB_TOPUP_URL="", GHUB_TOPUP_COMMAND=command)
     system.start_all()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.memory import forget_peak, order, resident_bytes
+from bench.memory import order
+from bench.processes import forget_peak, resident_bytes
 from tests.e2e.conftest import Prepared
 from tests.kits.processes import executed
 from tests.kits.system import FLUX, GPT

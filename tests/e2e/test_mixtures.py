@@ -61,7 +61,7 @@ class Mixture:
 
 @st.composite
 def plays(draw: st.DrawFn, model: str) -> dict[str, Any]:
-    """What happens to one call."""
+    """Draw the behaviour for one call."""
     bad = sorted(set(SCENARIOS[model]) - GONE - WAITING - PLAIN - {"ok"})
     waiting = sorted(set(SCENARIOS[model]) & WAITING)
     kind = draw(st.integers(0, 99))

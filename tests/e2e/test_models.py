@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 import config
-from bench.memory import resident_bytes
+from bench.processes import resident_bytes
 from config.catalogue import read_catalogue
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
@@ -110,7 +110,7 @@ def test_every_model_by_the_official_client(system: System, model: str, n: int) 
 
 
 def test_what_the_upstream_says_of_its_reply_passes_through(system: System) -> None:
-    """gpt-image-1's usage, size, quality, background and format, where one call made all; xAI's cost is no usage."""
+    """gpt-image-1's usage, size, quality, background and format, if one call made all; xAI's cost is no usage."""
     _, key = system.customer("echo", "50.00")
     options: dict[str, Any] = {"size": "1536x1024", "quality": "low", "output_format": "webp", "background": "opaque"}
     body = order(system, key, GPT, n=2, **options).json()
@@ -123,7 +123,7 @@ def test_what_the_upstream_says_of_its_reply_passes_through(system: System) -> N
 
 @pytest.mark.parametrize("model", sorted(NINE))
 def test_base64_is_the_stored_file_to_the_bit(system: System, model: str) -> None:
-    """With its exact length announced, beside the same facts as by URL."""
+    """The exact length is announced, and the facts are the same as by URL."""
     org_id, key = system.customer(f"b64 {model.replace('/', '.')}", "50.00")
     reply = order(system, key, model, n=3, response_format="b64_json")
     body = reply.json()

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from config.settings import REDIS_DECISION_S
 from metering.clock import utc_now
-from proxy.api.admin.tokens import Issuer, mint
+from proxy.api.admin.minting import Issuer, mint
 from proxy.api.openapi import document
 from proxy.api.schemas import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
 from tests.e2e.conftest import Prepared
@@ -91,7 +91,7 @@ def test_the_gateway_serves_every_endpoint_that_there_is(system: System) -> None
 
 
 def test_every_get_is_also_a_head(system: System) -> None:
-    """With the status and the headers of the GET, and no body; also where the GET is refused."""
+    """It has the status and the headers of the GET, and no body; also if the GET is refused."""
     _, key = spending(system, "heads")
     with httpx2.Client(base_url=system.url.removesuffix("v1"), headers=bearer(key), trust_env=False) as client:
         made = held(Delivered, client.post("/v1/images/generations", json=ORDERS[0]))
@@ -99,7 +99,7 @@ def test_every_get_is_also_a_head(system: System) -> None:
         at |= zip(("org", "request", "file"), made["data"][0]["url"].split("/")[-3:], strict=True)
         rows = [row for row in operations() if row.method == "GET" and row.security != "admin"]
         assert len(rows) >= 10
-        for path in (row.told_path.format(**at) for row in rows):
+        for path in (row.documented_path.format(**at) for row in rows):
             for more in ({}, {"authorization": "Bearer none"}):
                 get, head = client.get(path, headers=more), client.head(path, headers=more)
                 assert (head.status_code, head.content) == (get.status_code, b""), path
@@ -107,7 +107,7 @@ def test_every_get_is_also_a_head(system: System) -> None:
 
 
 def test_a_refused_method_is_told_every_method_of_the_address(system: System) -> None:
-    """Also where two routes share it, and where a folder is served."""
+    """Also if two routes share it, and if a folder is served."""
     root = system.url.removesuffix("/v1")
     for path, allowed in (
         ("/v1/images/generations", "GET, HEAD, POST"),

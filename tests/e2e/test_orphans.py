@@ -33,7 +33,7 @@ def start_another(system: System, name: str) -> None:
 
 
 def noted(system: System) -> int:
-    """Jobs that lie in Redis beside their holds."""
+    """Jobs that are stored in Redis with their holds."""
     with Redis.from_url(system.valkey.url) as redis:
         found = [redis.hvals(keys.jobs(partition)) for partition in range(keys.PARTITIONS)]
     return sum(len(lines.splitlines()) for page in found for lines in page)

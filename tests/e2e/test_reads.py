@@ -24,7 +24,7 @@ MAX_MB = 120
 
 
 def usage_rows(org_id: str) -> Iterator[tuple[object, ...]]:
-    """Of a year, ten keys and nine models."""
+    """Make rows for a year, ten keys and nine models."""
     for day, key, model in product(range(366), range(10), range(9)):
         yield org_id, f"{FIRST + timedelta(day)}", f"key_{key:032}", f"provider/model-{model}", 5, 7, 5_880_000, 1
 

@@ -10,7 +10,7 @@ from tests.kits.ports import free_port
 from tests.kits.system import wait_until
 
 
-@pytest.mark.parametrize("command", [["serve"], ["consume"], ["org", "list"]])
+@pytest.mark.parametrize("command", [["serve"], ["consume"], ["org", "create", "acme"]])
 @pytest.mark.parametrize(
     ("url", "says"),
     [

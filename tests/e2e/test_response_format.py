@@ -1,4 +1,4 @@
-"""How images come where an order does not say: by the key's own default, with OpenAI's sample as it is published."""
+"""Default form of images: the key's own default, with OpenAI's sample as it is published."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ def test_openais_own_sample_finds_its_picture(system: System) -> None:
 
 
 def test_what_counts_for_a_repeated_order_is_how_its_images_come(system: System) -> None:
-    """Unsaid and said are the same order where they mean the same: replayed; where they do not, it is 422."""
+    """A given and an implied format are the same order if they mean the same: replayed. Otherwise it is 422."""
     org_id, usual = system.customer("format of a repeated order", "50.00")
     inline = issued(system, org_id, "--response-format", "b64_json")
     body = {"model": FLUX, "prompt": "Un faro"}

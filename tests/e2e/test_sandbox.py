@@ -63,7 +63,7 @@ def get(system: System, key: str, path: str) -> httpx2.Response:
 
 
 def fetched(url: str) -> bytes:
-    """What anybody is given at this address."""
+    """Fetch what anybody gets at this URL."""
     reply = httpx2.get(url, trust_env=False)
     assert (reply.status_code, reply.headers["content-type"]) == (200, "image/png")
     return reply.content
@@ -203,7 +203,7 @@ def test_its_rates_are_its_own_and_the_official_client_gets_through_when_they_al
 
 
 def test_an_idempotency_key_brings_the_same_order_again(system: System) -> None:
-    """Its id and its pictures, drawn anew where they are gone; another order is 422; a live order is another matter."""
+    """Its id and its pictures, drawn again if they are gone; another order is 422; live orders do not share the key."""
     org_id, live, key = with_both_keys(system, "again", "50.00")
     body = {**ORDER, "n": 2}
     first = post(system, key, body, idempotency_key="k")
@@ -275,7 +275,7 @@ def alone(prepared: Prepared) -> System:
 
 
 def test_it_needs_neither_upstreams_nor_a_rate_and_its_pictures_are_swept_after_a_day(alone: System) -> None:
-    """A test key is served where a live one is 503; a picture that is a day old is an orphan, and a younger one not."""
+    """A test key is served while a live one gets 503; a picture is an orphan after a day, and not before."""
     _, live, key = with_both_keys(alone, "alone", "50.00")
     assert error(post(alone, live)) == (503, "fx_rate_missing", "false")
     urls = [post(alone, key).json()["data"][0]["url"] for _ in range(2)]
@@ -291,7 +291,7 @@ def test_it_needs_neither_upstreams_nor_a_rate_and_its_pictures_are_swept_after_
 
 
 def test_a_store_that_fails_is_502_and_the_same_order_may_be_sent_again(alone: System) -> None:
-    """Told so to the SDKs; when the store is back, the order under that key is served."""
+    """EventFacts so to the SDKs; when the store is back, the order under that key is served."""
     org_id, _, key = with_both_keys(alone, "store")
     obstacle = Path(alone.folder / "images" / org_id)
     obstacle.parent.mkdir(exist_ok=True)

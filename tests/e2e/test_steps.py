@@ -53,7 +53,7 @@ class Case:
 
     @property
     def deadline_s(self) -> float:
-        """Short where a hold has to run out, and long enough for a busy machine to bring an order to its step."""
+        """Deadline: short if a hold must expire, and long enough for a busy machine to bring an order to its step."""
         return 5.0 if self.step in OF_AN_ORDER and self.how != "frozen" else 30.0
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Stage(System):
             self.processes[name].send_signal(signal.SIGCONT)
 
     def post(self, **headers: str) -> httpx2.Response | None:
-        """An order of one picture; None where its connection was cut."""
+        """Place an order of one picture; None if its connection was cut."""
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             url = f"{self.url}/images/generations"
@@ -121,13 +121,13 @@ class Stage(System):
         return self.back(read)
 
     def cut_now(self) -> WalletSnapshot | None:
-        """None while the wallet is made anew."""
+        """Read the wallet; None while it is rebuilt."""
         with suppress(WalletAway):
             return self.cut(self.org_id)
         return None
 
     def patient_cut(self) -> WalletSnapshot:
-        """A consumer that thaws finds its entries gone, takes that for a lost stream, and has the wallet made anew."""
+        """Read the wallet patiently: a thawed consumer finds its entries gone, and so causes a rebuild."""
         cuts: list[WalletSnapshot] = []
 
         def there() -> bool:
@@ -145,7 +145,7 @@ class Stage(System):
         return left == 0 and cut is not None and cut.number == len(self.booked())
 
     def ordered(self) -> list[httpx2.Response]:
-        """As a customer does it: the order is placed again while the answer is 503. All the answers."""
+        """Place the order like a customer, again while the answer is 503; returns all the answers."""
         replies: list[httpx2.Response] = []
 
         def taken() -> bool:
@@ -158,7 +158,7 @@ class Stage(System):
         return replies
 
     def fetched(self, path: str) -> dict[str, Any]:
-        """What its owner is told of an order."""
+        """Fetch an order as its owner."""
         reply = httpx2.get(f"{self.url}/images/generations{path}", headers=bearer(self.key), **LOOPBACK)
         found: dict[str, Any] = reply.json()
         return found
@@ -176,12 +176,12 @@ class Stage(System):
         return events
 
     def verified(self) -> None:
-        """In the end; a wallet that is being made anew is a difference as long as that takes."""
+        """Verify until the end: a wallet is a difference while it is rebuilt."""
         wait_until(lambda: self.ghub("verify", "--json").returncode == 0, "the books are right", within_s=WAIT_S)
 
 
 def an_order(stage: Stage, case: Case, pool: ThreadPoolExecutor) -> None:
-    """What the client saw is what happened: 200 is one charge; all else is none, or one that its key leads to."""
+    """The client's view is true: 200 is one charge; anything else is none, or one that its key leads to."""
     stage.arm("gateway", case)
     stage.start_all()
     stage.customer_with_credit()
@@ -258,7 +258,7 @@ def a_rebuild(stage: Stage, case: Case, pool: ThreadPoolExecutor) -> None:
     stage.start("rebuild", "wallet", "rebuild", stage.org_id)
 
     def begun() -> bool:
-        """A gateway looks for what is to be made anew, too: where it was first, the command is given once more."""
+        """Start a rebuild. If a gateway was first, the command is given once more."""
         if not here.exists() and stage.processes["rebuild"].poll() == 0:
             stage.start("rebuild", "wallet", "rebuild", stage.org_id)
         return here.exists()

@@ -179,7 +179,7 @@ def test_a_store_that_can_be_read_but_not_written_ends_the_taking_of_orders(
 def test_a_gateway_that_starts_before_a_store_that_cannot_be_written(
     prepared: Prepared, store: SupabaseProcess, fault: str
 ) -> None:
-    """What is set wrongly ends the start with a sentence; where the store is away, orders are 503 until it is back."""
+    """A wrong setting ends the start with a sentence; if the store is away, orders are 503 until it is back."""
     system = prepared(**storing_in(store))
     behaviour, sentence = UNWRITABLE[fault]
     store.behave(**behaviour)

@@ -156,7 +156,7 @@ def test_a_store_that_shows_nothing_is_an_error_and_not_clean(
 
 
 def test_a_sweep_of_sixty_thousand_objects_takes_seconds(prepared: Prepared, supabase: SupabaseProcess) -> None:
-    """Of a thousand organisations, in pages of a thousand; of none that the books know."""
+    """They belong to a thousand organisations that no book knows, in pages of a thousand."""
     system = prepared(**storing_in(supabase))
     system.valkey.start()
     supabase.behave(listed=60_000)

@@ -26,7 +26,7 @@ def noise(mode: str, sides_px: tuple[int, int] = SIDES_PX) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """As a file of Pillow's format of that name."""
+    """Encode as a file in Pillow's format of that name."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

@@ -23,7 +23,7 @@ from tests.fuzz.replies import GOOGLE, OPENAI, XAI, Shape, Writer, cut
 
 T = TypeVar("T")
 Found = tuple[dict[int, bytes], Any]
-"""The pictures by their place, and the rest of the document with None where they were."""
+"""The pictures by their index, and the rest of the document with None instead of them."""
 
 MAX_DOCUMENT_BYTES = 64 * 1024
 BATCH = 2_000
@@ -33,7 +33,7 @@ _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{
 
 
 def streamed(chunks: Iterable[bytes], shape: Shape) -> Found | None:
-    """What the gateway makes of it; None where it refuses."""
+    """The gateway's result; None if it refuses."""
 
     async def source() -> AsyncIterator[bytes]:
         for chunk in chunks:
@@ -73,10 +73,10 @@ class _Fields(dict[str, Any]):
 
 
 def plain(text: bytes, shape: Shape) -> Found | None:
-    """The same with everything in memory; None where it is refused.
+    """Decode the same with everything in memory; None if it is refused.
 
-    Three things that `json.loads` takes are no JSON for us: NaN and infinity, half of a surrogate pair, and a key twice
-    on the way to a picture, where the last one would replace bytes that have gone by.
+    `json.loads` accepts three things that we refuse: NaN and infinity; half of a surrogate pair; and a duplicate key on
+    the way to a picture, where the last one would replace bytes that have been passed on.
     """
     try:
         document = json.loads(text.decode(), object_pairs_hook=_Fields, parse_constant=_refuse, parse_float=_finite)
@@ -133,7 +133,7 @@ def _finite(number: str) -> float:
 
 
 def disagreement(seed: int) -> str | None:
-    """The one case of this seed: None where both agree, otherwise what they say."""
+    """Compare one case of this seed: None if both agree, otherwise both results."""
     chance = random.Random(seed)
     shape = chance.choice((OPENAI, XAI, GOOGLE))
     text = Writer(shape, chance).reply()
@@ -153,7 +153,7 @@ def disagreements(first_seed: int, cases: int) -> list[str]:
 
 
 def main() -> int:
-    """0 where all cases agree; otherwise 1, and each failing case is printed with its seed."""
+    """Exit with 0 if all cases agree; otherwise with 1, and print each failing case with its seed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.inline", description=__doc__)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Where a provider's pictures are: `.list_key[i].field_key`."""
+    """Place of a provider's pictures: `.list_key[i].field_key`."""
 
     list_key: str
     field_key: str

@@ -41,9 +41,9 @@ def check(redis_url: str, path: Path, work: Callable[[Books, Caller], Awaitable[
 
 
 def given(answer: Admission) -> str | None:
-    """Which earlier order it is; where there is none it must have been admitted."""
+    """Find the earlier order; if there is none it must have been admitted."""
     assert answer.verdict is (Verdict.DUPLICATE if answer.earlier else Verdict.ADMITTED)
-    return answer.earlier.request_id if answer.earlier else None
+    return answer.earlier.order_id if answer.earlier else None
 
 
 async def abandon(books: Books, caller: Caller, *requests: str, identity: OrderIdentity = ORDER) -> None:
@@ -84,7 +84,7 @@ def test_an_order_that_nobody_was_given_goes_to_the_next_that_is_the_same(
 
 @pytest.mark.rule(38)
 def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path: Path) -> None:
-    """Each goes to another, and a fourth order is made anew (38)."""
+    """Each goes to another order, and a fourth order is made (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "a", "b", "c")
@@ -105,7 +105,7 @@ def test_three_that_nobody_was_given_are_three_results(redis_url: str, tmp_path:
     ],
 )
 def test_whose_order_it_is(first: OrderIdentity, then: OrderIdentity, redis_url: str, tmp_path: Path) -> None:
-    """Of the same order, with no idempotency key on either side (38)."""
+    """It must be the same order, with no idempotency key on either side (38)."""
     check(redis_url, tmp_path, lambda books, caller: _made_anew(books, caller, caller, first, then))
 
 
@@ -140,7 +140,7 @@ def test_who_has_its_answer_and_orders_the_same_again_gets_a_new_picture(redis_u
 @pytest.mark.rule(38)
 @pytest.mark.parametrize("how", ["void", "expiry", "expiry, written down"])
 def test_one_that_failed_leads_to_a_new_order(how: str, redis_url: str, tmp_path: Path) -> None:
-    """What was refused, failed or ran out is given to nobody (38)."""
+    """A refused, failed or expired order is given to nobody (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "left")
@@ -292,7 +292,7 @@ def test_an_order_that_ran_out_and_was_answered_all_the_same_is_given(redis_url:
 
 @pytest.mark.rule(38)
 def test_a_crowd_takes_each_of_twenty_once(redis_url: str, tmp_path: Path) -> None:
-    """Two hundred at once over ten connections, for twenty: each goes to exactly one, 180 are made anew (38)."""
+    """Two hundred at once over ten connections, for twenty: each goes to exactly one, 180 are made (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
         left = [f"left-{i}" for i in range(20)]
@@ -309,7 +309,7 @@ def test_a_crowd_takes_each_of_twenty_once(redis_url: str, tmp_path: Path) -> No
 
 @pytest.mark.rule(38)
 def test_a_crowd_of_which_each_leaves_again_never_shares_one(redis_url: str, tmp_path: Path) -> None:
-    """Who is given one hangs up at once: it goes round, and has at each moment one who waits for it (38)."""
+    """Each client that gets one hangs up at once: the order moves on, and always has one waiting client (38)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await abandon(books, caller, "left")
@@ -385,8 +385,10 @@ async def commands(redis: Redis) -> int:
 def test_the_look_for_an_earlier_order_is_bounded(
     limits: dict[str, int] | None, verdict: Verdict, most: int, redis_url: str, tmp_path: Path
 ) -> None:
-    """Among 500 of the same, all or all but one given to a retry of this count, it takes as many commands as among few,
-    where it once took a thousand; and next to none where it is refused in any case (18)."""
+    """Among 500 identical orders, all or all but one given to retries of this count, it takes no more commands.
+
+    Before, it took a thousand. If the order is refused in any case, it takes nearly none (18).
+    """
 
     async def work(books: Books, caller: Caller) -> None:
         for i in range(500):
@@ -405,7 +407,7 @@ def test_the_look_for_an_earlier_order_is_bounded(
         answer = await books.admit(caller, "last", pinned(), OrderIdentity("order", tries=1))
         assert (answer.verdict, await commands(books.redis) - before <= most) == (verdict, True)
         if answer.earlier:
-            assert answer.earlier.request_id == "same-499"
+            assert answer.earlier.order_id == "same-499"
 
     check(redis_url, tmp_path, work, mxn="8400.00")
 

@@ -1,4 +1,4 @@
-"""What may be done to organisations: SQL first, then Redis, and a sentence for whatever is refused."""
+"""Changes to organisations: SQL first, then Redis, and a sentence for every refusal."""
 
 import sqlite3
 from contextlib import closing
@@ -84,7 +84,7 @@ async def test_a_revoked_key_is_refused_from_the_next_request_on(redis_url: str,
 
 @pytest.mark.parametrize("name", ["", " x", "x ", "-x", "a" * 65, "a\nb", "a/b", "a'b", "="])
 async def test_a_bad_name_is_refused(redis_url: str, tmp_path: Path, name: str) -> None:
-    """Of an organisation and of a key, with a sentence."""
+    """The name of an organisation or of a key; the refusal is a sentence."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await books.accounts.create_org("acme", "default")
         with pytest.raises(LedgerError, match="is no name"):
@@ -96,7 +96,7 @@ async def test_a_bad_name_is_refused(redis_url: str, tmp_path: Path, name: str) 
 async def test_a_name_that_could_be_anothers_is_refused_and_one_that_is_there_goes_on(
     redis_url: str, tmp_path: Path
 ) -> None:
-    """Of an organisation and of a key; one of an earlier version is found, given credit, and its key is rotated."""
+    """Of an organisation or of a key; one from an earlier version is found, gets credit, and its key is rotated."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await books.accounts.create_org("acme", "default")
         with pytest.raises(WrongField, match="mixes letters"):
@@ -170,7 +170,7 @@ async def test_a_bad_source_of_a_rate_is_refused(redis_url: str, tmp_path: Path,
 
 
 async def test_own_limits_stand_above_the_plan(redis_url: str, tmp_path: Path) -> None:
-    """What is not named stays as it was."""
+    """Limits that are not named stay as they were."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         await books.accounts.set_limits(caller.org_id, {"images_per_minute": 9})
@@ -212,7 +212,7 @@ async def test_a_change_is_of_record_though_redis_is_away(redis_url: str, tmp_pa
 
 
 async def test_a_new_key_is_not_lost_when_the_record_cannot_be_read_again(redis_url: str, tmp_path: Path) -> None:
-    """It was committed, so its secret is shown; telling Redis is left to whoever can."""
+    """It was committed, so its secret is shown; any process that can brings it to Redis."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await books.accounts.create_org("acme", "default")
         unreadable = SqliteLedger(tmp_path / "other.db")

@@ -23,7 +23,8 @@ from metering.orders import Orders
 from metering.ports import DatabaseRefused, IdempotentWrite, WrongField
 from metering.wallet.values import Caller, Close, Verdict
 from proxy.api.admin.endpoint import AdminEndpoint
-from proxy.api.admin.tokens import Issuer, Secret, Tokens, mint
+from proxy.api.admin.minting import Issuer, mint
+from proxy.api.admin.tokens import Secret, Tokens
 from proxy.api.middleware import RequestMiddleware
 from proxy.api.openapi import document
 from proxy.api.operation import routes
@@ -234,7 +235,7 @@ async def test_a_key_that_is_rotated_twice_passes_on_the_life_that_it_was_given(
 
 
 async def test_every_header_is_one_that_the_document_tells_of(redis_url: str, tmp_path: Path) -> None:
-    """Of a list, a write, the same once more, and refusals; and those that are always there, are."""
+    """The headers of a list, a write, its repetition, and refusals; those that are always present are."""
     told = document([row for row in operations() if row.security == "admin"])
     async with open_desk(redis_url, f"sqlite:///{tmp_path}/l.db") as desk:
         for method, name, key in (
@@ -353,7 +354,7 @@ async def test_idempotency_keys_are_an_actors_own(redis_url: str, ledger_url: st
 
 
 async def test_a_refused_write_leaves_its_key_free(redis_url: str, ledger_url: str) -> None:
-    """What was refused was not done: the corrected request may use the same key."""
+    """A refused write was not done: the corrected request may use the same key."""
     async with open_desk(redis_url, ledger_url) as desk:
         assert (await desk.ask("POST", "/orgs", {"name": "a", "plan": "gold"}, "k")).status_code == 400
         assert (await desk.ask("POST", "/orgs", {"name": "a"}, "k")).status_code == 201
@@ -457,7 +458,7 @@ async def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: 
     ("field", "kind", "micro"), [("type", "gift", 1), ("mxn", "refund", -1), ("mxn", "adjustment", 0)]
 )
 async def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: str, kind: str, micro: int) -> None:
-    """As JSON spells it; a command puts its dashes before it."""
+    """In JSON's spelling; a command adds its dashes."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await books.accounts.create_org("acme", "default")
         with pytest.raises(WrongField) as caught:
@@ -466,7 +467,7 @@ async def test_a_refusal_names_the_field(redis_url: str, tmp_path: Any, field: s
 
 
 def test_a_key_is_written_down_nowhere(redis_url: str, tmp_path: Path) -> None:
-    """Not even where somebody gives one as a name, an id or a source; and the refusal does not repeat it."""
+    """Not even if somebody gives one as a name, an id or a source; and the refusal does not repeat it."""
     key = "ghub_sk_live_" + "a" * 32
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""What was set aside: kept byte for byte, named, put back, and booked once (rules 27 and 30)."""
+"""Set-aside events: kept byte for byte, named, put back, and booked once (rules 27 and 30)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metering import consumer as module
 from metering import feeding as feeding_module
-from metering.aside import amount_of, left_out, pack, told_of, told_of_kept, unpack
+from metering.aside import amount_of, facts_of, facts_of_kept, left_out, pack, unpack
 from metering.events import Event, EventError, decode
 from metering.feeding import Feeding
 from metering.ports import LedgerError, SetAside
@@ -72,7 +72,7 @@ async def test_a_poisoned_charge_is_put_back_and_booked_once(
             await books.charge(caller, request)
         await drain(books)
         (first,) = await books.ledger.set_asides()
-        assert (first.request_id, first.org_id, first.error) == ("r2", caller.org_id, "refused for a test")
+        assert (first.order_id, first.org_id, first.error) == ("r2", caller.org_id, "refused for a test")
         assert (amount_of(first), first.name) == ("0.84", f"p{first.partition}-{first.entry_id}")
         assert await books.ledger.set_aside_of(["r1", "r2", "r3"]) == {"r2"}
         async with consuming(books):
@@ -124,7 +124,7 @@ async def test_a_wallet_that_was_rebuilt_without_an_event_has_it_after_the_retry
 async def test_without_a_consumer_the_retry_says_so(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The entry waits in its stream; whoever comes books it."""
+    """The entry waits in its stream; the next consumer books it."""
     refusal = Refusal(monkeypatch, "r1")
     monkeypatch.setattr(feeding_module, "PATIENCE_S", 0.3)
     async with open_books(redis_url, ledger_url) as books:
@@ -157,7 +157,7 @@ async def test_what_the_version_before_set_aside_can_be_put_back(
         sql(ledger_url, f"UPDATE events_set_aside SET fields = {blob}, request_id = NULL, org_id = NULL")
         monkeypatch.undo()
         (kept,) = await books.ledger.set_asides()
-        assert (kept.request_id, kept.org_id, amount_of(kept)) == ("r1", caller.org_id, "0.84")
+        assert (kept.order_id, kept.org_id, amount_of(kept)) == ("r1", caller.org_id, "0.84")
         assert await books.ledger.set_aside_of(["r1", "r2"]) == {"r1"}
         async with consuming(books):
             assert (await feeding(books).retry(kept, "cli:test")).outcome == "booked"
@@ -187,7 +187,7 @@ async def test_what_the_database_refused_is_booked_once_it_is_repaired(redis_url
         await drain(books)
         (entry,) = await books.ledger.set_asides()
         assert unpack(entry.fields) == entries[1][1]
-        assert (entry.request_id, entry.org_id) == ("r2", caller.org_id)
+        assert (entry.order_id, entry.org_id) == ("r2", caller.org_id)
         sql(ledger_url, repaired)
         async with consuming(books):
             assert (await feeding(books).retry(entry, "cli:test")).outcome == "booked"
@@ -214,13 +214,13 @@ FIELDS = st.dictionaries(st.binary(min_size=1, max_size=20), st.binary(max_size=
 def test_fields_are_kept_byte_for_byte(fields: dict[bytes, bytes]) -> None:
     """Whatever came over the stream, text or none; and what it says of itself is read without a fault."""
     assert unpack(pack(fields)) == fields
-    told_of(fields)
+    facts_of(fields)
 
 
 @given(st.binary(max_size=60) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(repr).map(str.encode))
 def test_what_is_kept_in_no_known_form_is_said_to_be_nobodys(kept: bytes) -> None:
     """A row that a person wrote, or that is damaged, stops no list."""
-    assert isinstance(told_of_kept(kept).request_id, str)
+    assert isinstance(facts_of_kept(kept).order_id, str)
 
 
 def test_a_kept_form_is_text_where_it_can_be() -> None:

@@ -16,7 +16,7 @@ from tests.kits.books import UNIT, drain, open_books
 
 
 def counted() -> float:
-    """What the metric says."""
+    """Value of the metric."""
     return REGISTRY.get_sample_value("ghub_balance_below_zero_total") or 0.0
 
 
@@ -74,7 +74,7 @@ async def test_an_adjustment_below_zero_is_counted_once(redis_url: str, tmp_path
 
 
 async def test_a_rebuild_that_finds_a_charge_which_redis_had_lost_is_counted(redis_url: str, tmp_path: Path) -> None:
-    """Redis had acknowledged it and forgot; made anew, the wallet is below zero. Made anew again it is as it was."""
+    """Redis had acknowledged it and forgot it; the rebuilt wallet is below zero. A second rebuild changes nothing."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org(mxn="1.68")
         await books.charge(caller, "r", 2)

@@ -54,7 +54,7 @@ Test = Callable[..., Coroutine[Any, Any, None]]
     ids=lambda test: test.__name__,
 )
 async def test_the_wallets_hold_on_a_cluster(cluster: Cluster, tmp_path: Path, test: Test) -> None:
-    """What must be true on one server is true on a cluster."""
+    """Rules that hold on one server hold on a cluster."""
     await test(cluster.url, tmp_path)
 
 
@@ -71,12 +71,12 @@ async def test_the_wallets_hold_on_a_cluster(cluster: Cluster, tmp_path: Path, t
     ids=lambda test: test.__name__,
 )
 async def test_the_consumer_holds_on_a_cluster(cluster: Cluster, tmp_path: Path, test: Test) -> None:
-    """What must be true on one server is true on a cluster."""
+    """Rules that hold on one server hold on a cluster."""
     await test(cluster.url, f"sqlite:///{tmp_path}/l.db")
 
 
 async def test_two_consumers_book_all_partitions_once(cluster: Cluster, tmp_path: Path) -> None:
-    """As processes; one is killed while they consume, and every event of every partition is booked exactly once."""
+    """They are processes; one is killed while they consume. Every event of every partition is booked exactly once."""
     ledger = f"sqlite:///{tmp_path}/l.db"
     async with open_books(cluster.url, ledger) as books:
         callers = await everywhere(books)
@@ -129,7 +129,7 @@ async def test_a_waiting_consumer_costs_little_and_is_quick(cluster: Cluster, tm
 
 
 def commands(cluster: Cluster) -> int:
-    """What clients have asked of all masters; what the masters and replicas tell each other is not counted."""
+    """Commands from clients to all masters, without those between the masters and their replicas."""
     stats = [node.redis.info("commandstats") for node in cluster.masters]
     names = ("xreadgroup", "xautoclaim", "evalsha", "xack", "xdel", "xgroup|create")
     return sum(one.get(f"cmdstat_{name}", {"calls": 0})["calls"] for one in stats for name in names)
@@ -230,7 +230,7 @@ async def test_a_command_that_belongs_to_no_partition_is_a_mistake(cluster: Clus
 
 
 async def test_nodes_that_are_gone_are_forgotten_and_new_ones_known(cluster: Cluster) -> None:
-    """Of one address the client learns all six; what no node names any more is closed."""
+    """From one address the client learns all six; a node that no other names is closed."""
     one = f"redis+cluster://{cluster.masters[0].address}"
     redis = open_redis(one, connections=4, call_timeout_s=2.0)
     assert isinstance(redis, module.Cluster)

@@ -14,7 +14,7 @@ from redis.exceptions import MovedError, RedisError
 
 from metering.background import cancel_all
 from metering.wallet import keys
-from metering.wallet.connection import BUSY_FACTOR, open_redis, warm_up
+from metering.wallet.connection import open_redis, warm_up
 from metering.wallet.projection import Projector
 from metering.wallet.values import Close, Verdict
 from metering.wallet.wallet import Wallet
@@ -34,8 +34,11 @@ from tests.kits.cluster_orgs import Load, differences, everywhere
 from tests.long import long
 
 MAX_REFUSED = 0.3
-"""Of the orders in other partitions. It is none at all where the machine has time; a client that looks for all masters
-anew as one is away refuses nearly all of them."""
+"""Maximum share of refused orders in other partitions.
+
+It is zero if the machine has time. A client that searches all masters again because one is away refuses nearly all of
+them.
+"""
 
 
 @asynccontextmanager
@@ -104,27 +107,28 @@ async def until_found(books: Books) -> None:
 
 async def unbooked(books: Books, load: Load) -> list[Any]:
     """Orders that were answered and that the ledger does not have as charged."""
-    ended = await books.ledger.ended([order.request_id for order in load.answered])
-    charged = {request_id for request_id, end in ended.items() if end.charged}
-    return [order for order in load.answered if order.request_id not in charged]
+    ended = await books.ledger.ended([order.order_id for order in load.answered])
+    charged = {order_id for order_id, end in ended.items() if end.charged}
+    return [order for order in load.answered if order.order_id not in charged]
 
 
 def report(what: str, load: Load, mine: set[int], from_s: float, until_s: float) -> tuple[float, float, float]:
-    """Print what customers saw; p99 of refusals at the master's own partitions, and of who was admitted at the others,
-    which says how late this machine is; and the others' share of refusals."""
+    """Print what customers saw; p99 of refusals at the master's own partitions, how late this process itself was at
+    worst meanwhile, and the others' share of refusals."""
     during = [one for one in load.decisions if from_s <= one.at_s <= until_s]
     refused = sorted(one.took_s for one in during if one.partition in mine and not one.admitted)
     others = [one for one in during if one.partition not in mine]
     took = sorted(one.took_s for one in others if one.admitted)
+    late_s = max((late_s for at_s, late_s in load.late_s if from_s <= at_s <= until_s + late_s), default=0.0)
     p99 = refused[int(len(refused) * 0.99)] if refused else 0.0
     share = sum(not one.admitted for one in others) / len(others)
     p50_others, p99_others = took[len(took) // 2], took[int(len(took) * 0.99)]
     print(
         f"{what}: away {until_s - from_s:.2f} s; {len(refused)} refusals, p99 {p99 * 1e3:.0f} ms; "
         f"others: {len(took)} admitted, p50 {p50_others * 1e3:.1f} ms, p99 {p99_others * 1e3:.0f} ms, "
-        f"{share:.2%} refused"
+        f"{share:.2%} refused; this process was late by {late_s * 1e3:.0f} ms at most"
     )
-    return p99, p99_others, share
+    return p99, max(p99_others, late_s), share
 
 
 def kill(node: Node) -> None:
@@ -148,7 +152,7 @@ async def test_a_lost_master_is_replaced_under_load(
         back_s = await load.admitted_since(mine, from_s + 0.5)
         p99_s, late_s, share = report(lose.__name__, load, mine, from_s, back_s)
         assert replica.role == "master"
-        assert p99_s < BUSY_FACTOR * QUICK.decision_s + max(0.1, late_s)
+        assert p99_s < 2 * QUICK.decision_s + max(0.1, 4 * late_s)
         assert share < MAX_REFUSED
         if lost.process is None:
             lost.start()
@@ -177,10 +181,10 @@ async def test_a_planned_failover_is_a_blink(cluster: Cluster, tmp_path: Path) -
 
 
 async def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Cluster, tmp_path: Path) -> None:
-    """The replica had not heard of them: those that are booked stay charged, those that are not a journal brings back.
+    """The replica had not received them: booked ones stay charged, and a journal brings the others back.
 
-    Until its wallets are made anew from the ledger, the partition is away: no number is given twice, and an order whose
-    end the ledger has cannot be settled again.
+    Until its wallets are rebuilt from the ledger, the partition is away: no number is given twice, and an order that
+    has ended in the ledger cannot be settled again.
     """
     async with open_books(cluster.url, tmp_path / "l.db", now_us=0) as books:
         callers = await everywhere(books)
@@ -215,7 +219,7 @@ async def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Clus
         assert (again.close, (await books.cut(caller)).number) == (Close.CHARGED, 4)
 
         (lost,) = await unbooked(books, load)
-        assert lost.request_id == "not booked"
+        assert lost.order_id == "not booked"
         await books.wallet.replay(lost)
         assert (await books.admit(caller, "next")).verdict is Verdict.ADMITTED
         await drain(books)
@@ -225,7 +229,7 @@ async def test_charges_that_a_failover_lost_are_found_and_restored(cluster: Clus
 
 
 async def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: Path) -> None:
-    """Back before its replica took over, from a file that is up to a second old: its partitions are made anew, too."""
+    """It is back before its replica took over, from a file up to a second old: its partitions are rebuilt, too."""
     async with open_books(cluster.url, tmp_path / "l.db") as books:
         callers = await everywhere(books)
         master = cluster.masters[2]
@@ -249,7 +253,7 @@ async def test_a_restart_of_a_master_is_a_new_home(cluster: Cluster, tmp_path: P
 @pytest.mark.rule(2)
 @long
 async def test_a_change_reaches_the_living_and_the_dead_when_they_are_back(cluster: Cluster, tmp_path: Path) -> None:
-    """A revocation holds at once where the master lives, and from the first answer on where it was away (rule 2)."""
+    """A revocation holds at once if the master lives, and from the first answer on if it was away (rule 2)."""
     async with open_books(cluster.url, tmp_path / "l.db", now_us=0, limits=QUICK) as books:
         callers = await everywhere(books)
         master = cluster.masters[0]

@@ -291,7 +291,7 @@ async def test_race_three_consumers_book_each_event_once(
 
 @pytest.mark.rule(28)
 async def test_a_full_redis_is_drained_and_the_consumer_lives(redis_url: str, ledger_url: str) -> None:
-    """Where Redis refuses every write that costs memory the consumer goes on, for it is what makes room (rule 28)."""
+    """If Redis refuses every write that needs memory, the consumer goes on, because it frees memory (rule 28)."""
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         await make_groups(books.redis)

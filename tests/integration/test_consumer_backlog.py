@@ -81,20 +81,20 @@ async def test_a_backlog_drains_after_an_outage_as_without_one(redis_url: str, l
 async def test_what_a_dead_consumer_left_is_taken_over_whole(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten batches that it had read are claimed until there is no more, and not a page a sweep."""
+    """Two batches that it had read are claimed until there is no more, and not a page a sweep."""
     monkeypatch.setattr(module, "IDLE_MS", 0)
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         await make_groups(books.redis)
-        await fill(books.redis, [caller], 10 * BATCH)
+        await fill(books.redis, [caller], 2 * BATCH)
         stream = keys.OrgKeys(caller.org_id).events
-        await books.redis.xreadgroup(GROUP, "dead", {stream: ">"}, count=10 * BATCH)
+        await books.redis.xreadgroup(GROUP, "dead", {stream: ">"}, count=2 * BATCH)
         stop = asyncio.Event()
         task = asyncio.create_task(books.consumer().run(stop))
         assert await drained_s(books.redis, 10.0) < module.SWEEP_S
         stop.set()
         await task
-        assert (await books.ledger.charged_up_to(caller.org_id)).events == 10 * BATCH
+        assert (await books.ledger.charged_up_to(caller.org_id)).events == 2 * BATCH
 
 
 @pytest.mark.parametrize("prompt", PROMPTS if LONG else ["mixed"])
@@ -117,8 +117,10 @@ async def test_the_largest_events_take_little_memory(
 
 
 async def test_a_batch_is_bound_in_bytes(redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in hand and what one transaction takes, however few events that are: in a cluster every partition has a
-    batch of its own, and all share one room."""
+    """Entries in memory and in one transaction are limited, even if they are few.
+
+    In a cluster every partition has its own batch, and all share one memory limit.
+    """
     async with open_books(redis_url, ledger_url) as books:
         caller, ledger, stop = await books.org(), Away(books.ledger), asyncio.Event()
         through, booked = books.ledger.book, list[int]()

@@ -1,4 +1,4 @@
-"""What one entry, one answer or one bug may do to the consumer: nothing to the rest, and never in silence."""
+"""The effect of one entry, one answer or one bug on the consumer: the rest is unaffected, and nothing is silent."""
 
 import asyncio
 from collections.abc import Sequence
@@ -51,6 +51,34 @@ async def test_a_lost_reply_of_the_commit_is_no_wiped_stream(
         await consumer.round()
         assert await marks(books) == keys.PARTITIONS
         assert (await books.ledger.charged_up_to(callers[5].org_id)).charged_micro_mxn == UNIT
+
+
+async def test_a_lost_reply_in_the_middle_of_a_batch_is_no_wiped_stream(
+    redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is told in three calls goes on at the one whose answer was lost, and every mark stays."""
+    monkeypatch.setattr(module, "TOLD", 2)
+    async with open_books(redis_url, ledger_url) as books:
+        caller = await books.org()
+        await make_groups(books.redis)
+        for number in range(5):
+            await books.charge(caller, f"r{number}")
+        consumer, tell, told = books.consumer(), Commits.tell, list[int]()
+
+        async def lose(commits: Commits, commit: Commit) -> None:
+            await tell(commits, commit)
+            told.append(sum(map(len, commit.by_partition.values())))
+            if len(told) == 2:
+                raise NoConnection("the answer was lost")
+
+        monkeypatch.setattr(Commits, "tell", lose)
+        with pytest.raises(NoConnection):
+            await consumer.round()
+        assert await waiting(books.redis) == 1
+        await consumer.round()
+        assert (told, await waiting(books.redis)) == ([2, 2, 2, 1], 0)
+        assert await marks(books) == keys.PARTITIONS
+        assert (await books.ledger.charged_up_to(caller.org_id)).charged_micro_mxn == 5 * UNIT
 
 
 @pytest.mark.rule(27)
@@ -122,7 +150,7 @@ async def test_a_notice_that_the_database_refuses_is_set_aside(
 
 @pytest.mark.rule(30)
 async def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(redis_url: str, ledger_url: str) -> None:
-    """What the database refuses is looked for by halves; the other 199 are booked (rule 30)."""
+    """An entry that the database refuses is found by halving; the others are booked (rule 30)."""
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         stream = keys.OrgKeys(caller.org_id).events
@@ -150,8 +178,11 @@ async def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(red
 async def test_a_lane_that_dies_ends_the_consumer(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug in one of 32 lanes is raised at once: nothing goes on without it, and nobody waits for it. Begun again it
-    fails again, for its supervisor to count; and where the fault has gone it goes on with what it had in hand."""
+    """A bug in one of 32 lanes is raised at once: nothing goes on without it, and nobody waits for it.
+
+    Started again it fails again, for its supervisor to count. Once the fault is gone it goes on with its entries in
+    memory.
+    """
     monkeypatch.setattr(module, "lanes", lambda _: [range(one, one + 1) for one in range(keys.PARTITIONS)])
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
@@ -199,7 +230,7 @@ OF_TODAY = {
     b"usd_measured": b"",
     b"result": b'{"v":1,"created":1795370404,"prompts":["caf\xc3\xa9"]}',
 }
-"""As the tree of 2026-11-26 wrote it."""
+"""An entry in the form of 2026-11-26."""
 
 
 async def test_an_entry_of_the_tree_before_is_booked_and_one_of_a_later_is_set_aside(

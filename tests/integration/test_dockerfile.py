@@ -62,7 +62,7 @@ def only(word: str) -> str:
 
 
 def build_context(folder: Path) -> None:
-    """What `.dockerignore` lets through: everything is ignored but the names that it takes back."""
+    """Files that `.dockerignore` lets through: everything is ignored except the names that it takes back."""
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules[0] == "*"
     folder.mkdir()
@@ -106,7 +106,7 @@ def replay(stage: list[Step], root: Path, context: Path, earlier: Path | None, e
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the final stage left."""
+    """The result of the final stage."""
 
     root: Path
     environment: Environment

@@ -1,19 +1,21 @@
-"""What finance takes away."""
+"""The export for finance."""
 
 import csv
-from collections.abc import AsyncIterator
-from dataclasses import replace
+import io
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from metering.events import Event
-from metering.export import COLUMNS, Written, row, write_file
+from metering.export import COLUMNS, Written, csv_lines, row, write_file
 from metering.money import parse_mxn
-from metering.ports import Refund, Refunded
+from metering.ports import Charge, Refund, Refunded
 from tests.conftest import run
-from tests.kits.books import UNIT, event
+from tests.kits.books import UNIT, charge_of, event
+from tests.long import examples
 
 T = TypeVar("T")
 ORG = "11111111-1111-4111-8111-111111111111"
@@ -29,10 +31,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_only_charges_are_exported_with_their_sum(tmp_path: Path) -> None:
-    """Voids and expiries cost nothing and stay out."""
-    events = [event(ORG, 1, images=3), event(ORG, 2, end="void"), event(ORG, 3, end="expiry"), event(ORG, 4)]
-    assert run(write_file(stream(*events), stream(), tmp_path / "out.csv")) == Written(2, 4 * UNIT)
+def charge(images: int = 1, number: int = 1) -> Charge:
+    return charge_of(event(ORG, number, images=images))
+
+
+def test_every_page_is_exported_with_its_sum(tmp_path: Path) -> None:
+    """A line for each charge, in their order."""
+    pages = stream([charge(3)], [charge(number=4)])
+    assert run(write_file(pages, stream(), tmp_path / "out.csv")) == Written(2, 4 * UNIT)
     rows = read(tmp_path / "out.csv")
     assert [one["number"] for one in rows] == ["1", "4"]
     assert tuple(rows[0]) == COLUMNS
@@ -40,7 +46,7 @@ def test_only_charges_are_exported_with_their_sum(tmp_path: Path) -> None:
 
 def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
     """Money as decimal text, moments in UTC, the day of Mexico City, the whole proof."""
-    run(write_file(stream(event(ORG, 1, images=2)), stream(), tmp_path / "out.csv"))
+    run(write_file(stream([charge(2)]), stream(), tmp_path / "out.csv"))
     assert read(tmp_path / "out.csv") == [
         {
             "event_id": f"{ORG}-1",
@@ -79,17 +85,16 @@ def test_a_row_says_everything_in_its_canonical_form(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_free_text_is_no_formula(tmp_path: Path, start: str) -> None:
-    """What a person typed never runs in a spreadsheet."""
-    one = event(ORG, 1)
-    proof = replace(one.opened.proof, fx_source=f'{start}HYPERLINK("http://x")')
-    run(write_file(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
+    """Text from a person never runs in a spreadsheet."""
+    one = charge()._replace(fx_source=f'{start}HYPERLINK("http://x")')
+    run(write_file(stream([one]), stream(), tmp_path / "out.csv"))
     assert read(tmp_path / "out.csv")[0]["fx_source"] == f'\'{start}HYPERLINK("http://x")'
-    assert row(one)[COLUMNS.index("fx_source")] == "test"
+    assert row(charge())[COLUMNS.index("fx_source")] == "test"
 
 
 def refunded(credit_id: str, micro: int, at: str, reason: str = "blurred") -> Refunded:
-    """Of an order of two images."""
-    return Refunded(Refund(credit_id, ORG, f"{ORG}-1", micro, reason, at), event(ORG, 1, images=2))
+    """Refund an order of two images."""
+    return Refunded(Refund(credit_id, ORG, f"{ORG}-1", micro, reason, at), charge(2))
 
 
 @pytest.mark.rule(33)
@@ -99,7 +104,7 @@ def test_a_refund_is_a_row_of_its_own(tmp_path: Path) -> None:
     The column sums up to charges less refunds, and quantities to what was delivered.
     """
     given = refunded(f"refund-{ORG}-1-1", UNIT // 2, "2036-12-01T05:59:59.000001+00:00")
-    written = run(write_file(stream(event(ORG, 1, images=2)), stream(given), tmp_path / "out.csv"))
+    written = run(write_file(stream([charge(2)]), stream(given), tmp_path / "out.csv"))
     assert written == Written(2, 2 * UNIT, UNIT // 2) and written.amount_micro_mxn == 3 * UNIT // 2
     rows = read(tmp_path / "out.csv")
     assert {name: value for name, value in rows[1].items() if value} == {
@@ -138,17 +143,32 @@ def test_what_a_person_typed_of_a_refund_is_no_formula(tmp_path: Path, start: st
 
 def test_separators_and_line_ends_stay_inside_their_cell(tmp_path: Path) -> None:
     """Quoted as CSV has it."""
-    one = event(ORG, 1)
-    proof = replace(one.opened.proof, fx_source='Banxico, "FIX"\nx')
-    run(write_file(stream(replace(one, opened=replace(one.opened, proof=proof))), stream(), tmp_path / "out.csv"))
+    one = charge()._replace(fx_source='Banxico, "FIX"\nx')
+    run(write_file(stream([one]), stream(), tmp_path / "out.csv"))
     assert [line["fx_source"] for line in read(tmp_path / "out.csv")] == ['Banxico, "FIX"\nx']
 
 
-def test_an_export_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
-    """Whole or not at all, and nothing half-written beside it."""
+CELLS = st.lists(st.text(st.sampled_from("a,\"\r\n ñ';\t=")), min_size=len(COLUMNS), max_size=len(COLUMNS))
 
-    async def broken() -> AsyncIterator[Event]:
-        yield event(ORG, 1)
+
+@given(st.lists(CELLS, min_size=1, max_size=4))
+@example([["a"] * len(COLUMNS)])
+@example([["a"] * 29 + ["\n"], ["\r"] + ["a"] * 29])
+@settings(max_examples=examples(300), derandomize=True)
+def test_lines_are_those_of_the_standard_librarys_writer(rows: Sequence[Sequence[str]]) -> None:
+    """Byte by byte, whatever the cells contain, and whichever of the two ways was taken."""
+    wanted = io.StringIO(newline="")
+    writer = csv.writer(wanted)
+    for one in rows:
+        writer.writerow(one)
+    assert csv_lines(rows) == wanted.getvalue()
+
+
+def test_an_export_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+    """It is written completely or not at all, and no partial file stays."""
+
+    async def broken() -> AsyncIterator[Sequence[Charge]]:
+        yield [charge()]
         raise OSError("gone")
 
     path = tmp_path / "out.csv"

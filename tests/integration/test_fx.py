@@ -77,7 +77,7 @@ def test_a_missing_rate_is_alarmed_three_days_before(
 
 
 async def test_a_new_rate_is_seen_and_an_absent_table_leaves_the_last_reading(tmp_path: Path) -> None:
-    """A refresh reads the table anew; while the database is away the last reading stands."""
+    """A refresh reads the table again; while the database is away the last reading holds."""
     ledger = SqliteLedger(tmp_path / "l.db")
     await ledger.migrate()
     rates = FxTable(ledger, 48)

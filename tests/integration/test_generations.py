@@ -35,6 +35,7 @@ from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import split
 from proxy.orders.context import RequestContext
+from proxy.orders.gate import Gate
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
@@ -76,7 +77,7 @@ MAX_IMAGE_BYTES = 100_000
 
 @dataclass
 class Ended:
-    """What came of one generation, after its last task."""
+    """Outcome of one generation, after its last task."""
 
     delivery: Delivery | None
     error: ApiError | None
@@ -90,7 +91,7 @@ async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked
         try:
             delivery = await running.start(asked)
         except ApiError as caught:
-            error = asked.ending.as_told(caught, "req_1")
+            error = asked.ending.as_answered(caught, "req_1")
         took_s = time.monotonic() - began_s
     return Ended(delivery, error, took_s)
 
@@ -292,7 +293,7 @@ async def test_a_journal_that_fails_answers_nobody(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(os, "fdatasync", broken)
         with pytest.raises(ApiError) as caught:
             await running.start(asked)
-        told = asked.ending.as_told(caught.value, "req_1")
+        told = asked.ending.as_answered(caught.value, "req_1")
         assert told.kind is Kind.END_UNKNOWN and not told.retry and "nothing" not in told.message
     assert (wallet.charges, files(tmp_path)) == ([], paths(asked, 0))
 
@@ -326,7 +327,7 @@ def counted(name: str) -> float:
 
 
 async def test_the_store_fails_for_one_of_three_and_two_are_charged(tmp_path: Path) -> None:
-    """What could not be stored is neither delivered nor charged, and leaves nothing behind."""
+    """An image that could not be stored is neither delivered nor charged, and leaves nothing."""
     wallet, asked = ScriptedWallet(), job(order(n=3))
     blocked = tmp_path / CALLER.org_id / asked.order_id / "1.png"
     blocked.mkdir(parents=True)  # a file cannot be renamed over a folder
@@ -491,7 +492,7 @@ class Door(ScriptedWallet):
     async def admit(
         self,
         caller: Caller,
-        request_id: str,
+        order_id: str,
         quote: Quote,
         opened: bytes,
         identity: OrderIdentity,
@@ -521,7 +522,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
         places = Places(running.journal, room_for(100))
         quotes = Quotes(rates, markup=CATALOGUE.markup, price_book="test")
         admissions = Admissions(
-            wallet, places, quotes, running.settlement, owner="", region="test", deadline_s=5, top_up=TOP_UP
+            wallet, places, quotes, running.settlement, Gate(), owner="", region="test", deadline_s=5, top_up=TOP_UP
         )
         yield (
             ImagesEndpoint(
@@ -645,7 +646,7 @@ async def test_a_refused_picture_is_not_charged_where_the_deadline_cuts_everythi
 
 @pytest.mark.rule(8)
 async def test_figures_that_cannot_be_reckoned_with_end_the_order_before_its_settlement(tmp_path: Path) -> None:
-    """What can fail on data fails before it: the order is a void, and nothing is charged (rule 8)."""
+    """Steps that can fail on data come before the settlement: the order is a void, and nothing is charged (rule 8)."""
 
     class Nonsense(ScriptedProvider):
         async def generate(self, call: Call) -> AsyncGenerator[Picture]:

@@ -1,4 +1,4 @@
-"""Upstream jobs beside their holds: kept as long as the order is open, and found when their owner is dead (rule 21)."""
+"""Upstream jobs with their holds: kept as long as the order is open, and found when their owner is dead (rule 21)."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -28,7 +28,7 @@ class Called:
 
 
 async def die(books: Books, jobs: UpstreamJobs) -> None:
-    """What ten seconds without a beat come to."""
+    """Age the beat by ten seconds."""
     await books.redis.delete(keys.alive(jobs.owner))
 
 
@@ -99,7 +99,7 @@ async def test_closing_an_order_forgets_its_jobs(redis_url: str, tmp_path: Path,
 
 
 async def test_forget_takes_one_order_off_the_list(redis_url: str, tmp_path: Path) -> None:
-    """For a job whose order has no hold any more."""
+    """The order of the job no longer has a hold."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         owner, other = UpstreamJobs(books.redis), seen_from(books)
@@ -148,7 +148,7 @@ async def test_flushall_is_harmless(redis_url: str, tmp_path: Path) -> None:
 
 
 async def test_a_redis_that_was_away_longer_than_a_life_kills_nobody(redis_url: str, tmp_path: Path) -> None:
-    """All signs of life have run out when it is back: whoever looks first gives the others time to beat."""
+    """All signs of life have expired when it is back: the first check gives the others time to beat."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         owner, other = UpstreamJobs(books.redis), seen_from(books)
@@ -180,7 +180,7 @@ async def test_a_redis_that_was_away_longer_than_a_life_kills_nobody(redis_url: 
     ],
 )
 async def test_a_malformed_record_does_not_stop_the_others(redis_url: str, tmp_path: Path, line: bytes) -> None:
-    """Alone, and beside a good one of the same order: what can be read is ended, and the books are right."""
+    """Alone, or with a good one of the same order: readable ones are ended, and the books are right."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         owner, upstream = UpstreamJobs(books.redis), Called()

@@ -1,4 +1,4 @@
-"""The journal: synced before it is acknowledged, read back whole, torn only where nobody was told (rules 12–15)."""
+"""The journal: synced before it is acknowledged, read back whole, torn only in unacknowledged entries (rules 12–15)."""
 
 import asyncio
 import errno
@@ -52,7 +52,7 @@ async def written(path: Path, count: int, *, at_once: bool = True) -> Journal:
 
 
 async def dead(journal: Journal, folder: Folder) -> None:
-    """As if its process were gone: nothing is deleted, and the claim falls."""
+    """End the process without deleting anything; its claim ends."""
     if journal._allocating is not None:
         await asyncio.wait({journal._allocating})
     for segment in (*journal._segments, *journal._spares):
@@ -77,7 +77,7 @@ class Disk:
         monkeypatch.setattr(os, "posix_fallocate", self._fallocate)
 
     def drop(self) -> None:
-        """Zeros where a sync failed."""
+        """Write zeros, as after a failed sync."""
         for inode, at, length, descriptor in self._lost:
             if os.fstat(descriptor).st_ino == inode:
                 self._write(descriptor, bytes(length), at)
@@ -145,7 +145,7 @@ async def test_all_who_wait_share_a_sync(tmp_path: Path) -> None:
 
 
 async def test_files_are_deleted_from_the_oldest_on(tmp_path: Path) -> None:
-    """Only when nothing in them is needed any more, so a gap is always damage."""
+    """Only if nothing in them is needed, so a gap is always damage."""
     folder = Folder(tmp_path)
     journal = Journal(folder, SEGMENT)
     for number in range(1, 1_001):

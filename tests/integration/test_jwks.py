@@ -24,7 +24,8 @@ from config.settings import JWKS_FRESH_S, JWKS_PAUSE_S, JWKS_STALE_S, JWKS_TIMEO
 from metering.clock import utc_now
 from proxy.api.admin import jwks
 from proxy.api.admin.jwks import Jwks
-from proxy.api.admin.tokens import Issuer, Tokens, mint
+from proxy.api.admin.minting import Issuer, mint
+from proxy.api.admin.tokens import Tokens
 from proxy.errors import ApiError, Kind
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
@@ -122,7 +123,7 @@ async def staged(*keys: dict[str, Any]) -> AsyncIterator[Stage]:
 
 
 async def test_the_keys_are_read_once_for_many_tokens() -> None:
-    """Also where a hundred come at the same moment; EC and RSA side by side, each with its one algorithm."""
+    """Also for a hundred at the same moment; EC and RSA keys together, each with its one algorithm."""
     async with staged(public(OLD, "old", use="sig", alg="ES256"), public(RSA, "rsa")) as stage:
         mixed = [signed(OLD, "old"), signed(RSA, "rsa", "RS256")] * 50
         assert set(await asyncio.gather(*map(stage.verdict, mixed))) == {"jwt:ana"}
@@ -238,7 +239,7 @@ async def test_an_issuer_that_cannot_be_understood_is_503(lie: str) -> None:
 
 @pytest.mark.parametrize("script", [_slow, _resets])
 async def test_an_issuer_that_does_not_answer_costs_one_wait(script: Callable[[Peer], Any]) -> None:
-    """Of three seconds at most, for all together; then the keys from before are used at once."""
+    """It takes three seconds at most, for all together; then the old keys are used at once."""
     async with staged(public(OLD, "old")) as stage:
         assert await stage.verdict(signed(OLD, "old")) == "jwt:ana"
         stage.raw = script

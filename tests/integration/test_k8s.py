@@ -36,7 +36,7 @@ Manifest = dict[str, Any]
 
 
 def render(folder: Path) -> list[Manifest]:
-    """What `kubectl apply --kustomize` would send."""
+    """Render what `kubectl apply --kustomize` would send."""
     done = subprocess.run([program("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return list(yaml.safe_load_all(done.stdout))
@@ -71,7 +71,7 @@ def container(workload: Manifest) -> Manifest:
 
 
 def environment(manifests: list[Manifest], workload: Manifest) -> dict[str, str | None]:
-    """A container's variables; None where a Secret has the value."""
+    """List a container's variables; None if a Secret has the value."""
     one = container(workload)
     found: dict[str, str | None] = {}
     for source in one.get("envFrom", []):
@@ -332,9 +332,9 @@ def test_the_customers_host_shows_what_customers_call_and_nothing_else(manifests
         )
 
     rows = operations()
-    public = {row.told_path for row in rows if row.security == "key" or row.id == "get_image"} | {OPENAPI_PATH}
+    public = {row.documented_path for row in rows if row.security == "key" or row.id == "get_image"} | {OPENAPI_PATH}
     assert [path for path in public if not shown(path)] == []
-    hidden = {row.told_path for row in rows if row.security == "admin"}
+    hidden = {row.documented_path for row in rows if row.security == "admin"}
     hidden |= {"/", "/admin/v1", "/readyz", "/healthz", "/metrics", "/v1x"}
     assert [path for path in hidden if shown(path)] == []
 

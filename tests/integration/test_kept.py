@@ -110,7 +110,7 @@ async def test_a_projector_that_sees_it_first_feeds_the_ledger_before_it_makes_a
 
 
 async def test_a_projector_believes_no_single_proof(redis_url: str, ledger_url: str) -> None:
-    """Of two consumers the one that committed before the backup may have said so last."""
+    """Of two consumers, the one that committed before the backup may have reported last."""
     caller, restored = await before_and_after(redis_url, ledger_url)
     async with open_books(redis_url, restored, projected=False) as books:
         await books.redis.lpush(keys.committed(keys.partition_of(caller.org_id)), "charge:r2")
@@ -121,7 +121,7 @@ async def test_a_projector_believes_no_single_proof(redis_url: str, ledger_url: 
 
 
 async def test_a_rebuild_forgets_no_proof(redis_url: str, ledger_url: str) -> None:
-    """A ledger that is restored after a wallet was made anew, and before the next order, is noticed as well."""
+    """It is also noticed if the ledger is restored after a rebuild of a wallet and before the next order."""
     caller, restored = await before_and_after(redis_url, ledger_url)
     async with open_books(redis_url, ledger_url) as books:
         await books.projector.forget(None)
@@ -154,7 +154,7 @@ async def test_a_ledger_that_is_restored_under_a_running_consumer_is_noticed_bef
 async def test_two_who_notice_at_once_and_one_who_dies_half_way_feed_each_event(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A feeding goes on where another stopped, and an event that was fed twice is booked once."""
+    """A feeding continues where another stopped, and an event that was fed twice is booked once."""
     monkeypatch.setattr(module, "FED_AT_ONCE", 2)
     caller, restored = await before_and_after(redis_url, ledger_url)
     async with open_books(redis_url, restored, projected=False) as books:
@@ -181,7 +181,7 @@ async def test_two_who_notice_at_once_and_one_who_dies_half_way_feed_each_event(
 async def test_what_is_out_of_reach_ends_the_feeding_and_the_wallet_follows_the_ledger(
     redis_url: str, ledger_url: str, first: str
 ) -> None:
-    """Nothing was kept: it is noticed once, and the wallet is made anew from the record."""
+    """Nothing was kept: it is noticed once, and the wallet is rebuilt from the record."""
     caller, restored = await before_and_after(redis_url, ledger_url)
     async with open_books(redis_url, restored, projected=False) as books:
         await books.redis.delete(keys.kept(keys.partition_of(caller.org_id)))
@@ -212,7 +212,7 @@ async def test_nothing_is_fed_again_that_the_ledger_has(redis_url: str, ledger_u
 
 
 async def test_only_booked_events_are_kept(redis_url: str, ledger_url: str) -> None:
-    """What was set aside, and notices, are no proof of anything."""
+    """Set-aside events, and notices, prove nothing."""
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org(images_per_day=1)
         stream = keys.OrgKeys(caller.org_id).events

@@ -1,4 +1,4 @@
-"""What the record knows of keys, in both databases: what they were charged, what pages may use them; keys of before."""
+"""Keys in the record, in both databases: their charges, the pages that may use them; keys from older versions."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ from metering.events import Event
 from metering.ledger import queries
 from metering.ledger.record import SqlLedger
 from metering.ports import ApiKey, Org
-from tests.kits.books import ACT, NOON, event, open_ledger, sql
+from tests.kits.books import ACT, NOON, SCHEMA, event, open_ledger, sql
 
 ORG, OTHER = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 
@@ -46,12 +46,12 @@ async def test_what_some_keys_were_charged_is_found_among_all_the_others(ledger_
         wanted = [one for one in latest if asked is None or one.opened.key_id in asked]
         for most in (1, 5, 100):
             found = await ledger.results(ORG, None, most, asked)
-            assert [one.key.request_id for one in found] == [one.event_id for one in wanted[:most]]
+            assert [one.key.order_id for one in found] == [one.event_id for one in wanted[:most]]
             assert [one.delivered.key_id for one in found] == [one.opened.key_id for one in wanted[:most]]
         paged: list[str] = []
         after = None
         while page := await ledger.results(ORG, after, 4, asked):
-            paged += [one.key.request_id for one in page]
+            paged += [one.key.order_id for one in page]
             after = page[-1].key
         assert paged == [one.event_id for one in wanted]
         rows = await ledger.usage(ORG, "2036-11-01", "2036-11-30", ("key",), 100, asked)
@@ -66,7 +66,7 @@ async def test_what_some_keys_were_charged_is_found_among_all_the_others(ledger_
 
 
 async def test_the_pages_of_keys_that_work_are_told_together(ledger_url: str) -> None:
-    """Of none that is revoked, or past its end at that moment."""
+    """Without keys that are revoked, or past their end at that moment."""
     ledger = await opened(ledger_url)
     ends = NOON + timedelta(hours=1)
     for one in (
@@ -101,7 +101,7 @@ async def test_a_key_of_schema_3_goes_on_as_it_was(ledger_url: str, monkeypatch:
         "INSERT INTO api_keys (id, org_id, name, hash, created_at, models)"
         f" VALUES ('key_1', '{ORG}', 'web', 'h', '{at}', 'fal/flux-1.1-pro')",
     )
-    assert await ledger.migrate() == 4
+    assert await ledger.migrate() == SCHEMA
     found = await ledger.key("key_1")
     assert (found.read, found.response_format, found.origins, found.replaces) == ("org", "url", (), None)
     assert await ledger.origins(NOON) == set()

@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: changes in the order of their commits, lost races, and a database that does not answer."""
+"""Properties of PostgreSQL: changes in the order of their commits, lost races, and a database that does not answer."""
 
 import asyncio
 import random
@@ -6,17 +6,17 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import orjson
 import psycopg
 import pytest
 
 from metering import consumer as consumer_module
+from metering.events import Event
 from metering.ledger import postgres
 from metering.ledger.postgres import CONNECTIONS, open_postgres
 from metering.ledger.queries import named_queries
@@ -150,7 +150,7 @@ async def test_a_deadlock_is_tried_again(postgres_url: str) -> None:
     book = named_queries("postgres")["book"].encode()
 
     def rows(number: int) -> dict[str, str]:
-        return {"events": orjson.dumps([event_row((first, second)[number - 1], NOON.isoformat())]).decode()}
+        return {"rows": orjson.dumps([event_row((first, second)[number - 1], NOON.isoformat())]).decode()}
 
     async with aclosing(await opened(postgres_url)) as ledger:
         with psycopg.connect(postgres_url) as other:
@@ -218,8 +218,8 @@ def test_a_frozen_database_is_away_in_time_and_comes_back(own_server: PostgresSe
             in_the_middle = asyncio.Event()
             book = ledger._book
 
-            def freeze(rows: list[dict[str, Any]]) -> Steps[set[str]]:
-                new = yield from book(rows)
+            def freeze(events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+                new = yield from book(events, booked_at)
                 own_server.freeze()
                 in_the_middle.set()
                 return new

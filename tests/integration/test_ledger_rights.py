@@ -182,7 +182,7 @@ def as_somebody_else() -> None:
 
 
 def test_a_file_without_the_right_to_write_says_so() -> None:
-    """As whoever may only read it."""
+    """The user may only read it."""
     with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
         path = Path(folder) / "l.db"
 

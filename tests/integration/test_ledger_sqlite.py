@@ -1,4 +1,4 @@
-"""What is SQLite's own: one file, one writer, and a schema that even REPLACE does not get around."""
+"""Properties of SQLite: one file, one writer, and a schema that even REPLACE cannot bypass."""
 
 import sqlite3
 import subprocess
@@ -14,7 +14,7 @@ from metering.ports import LedgerAway, ListPrice
 from metering.pricing import FxRate
 from tests.conftest import run
 from tests.integration.test_ledger import ORG, migrate_many, opened
-from tests.kits.books import ACT, NOON, ROOT, event, sql
+from tests.kits.books import ACT, NOON, ROOT, SCHEMA, event, sql
 
 KEYS = {
     "credit_transactions": "id",
@@ -54,7 +54,7 @@ async def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None
 def test_race_many_migrate_many_new_files(tmp_path: Path) -> None:
     """A new file is opened by eight at the same moment, ten times: SQLite itself does not wait for the others there."""
     for turn in range(10):
-        assert run(migrate_many(str(tmp_path / str(turn) / "l.db"))) == [4] * 8
+        assert run(migrate_many(str(tmp_path / str(turn) / "l.db"))) == [SCHEMA] * 8
 
 
 async def test_a_locked_database_is_away_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ async def takers(url: str, ledger: Path, whose: str, name: str, limit: int, cost
 def test_fifty_takers_of_five_on_a_hundred_admit_exactly_twenty(
     redis_url: str, tmp_path: Path, whose: str, name: str, limit: int, cost: int, denial: Verdict
 ) -> None:
-    """Of every limit of an organisation and of a key; of requests, fifty of one on twenty."""
+    """For every limit of an organisation and of a key; for requests, fifty of one on twenty."""
     run(takers(redis_url, tmp_path / "l.db", whose, name, limit, cost, denial))
 
 
@@ -128,7 +128,7 @@ QUOTAS = {
 """In the order in which they are looked at."""
 
 PRICES = (UNIT, 2 * UNIT, UNIT // 3)
-"""Of three models."""
+"""Prices of three models."""
 
 NAME = re.compile(r"hold:(s[0-9]+-[0-9]+)")
 STORM_IS_OVER = "the storm is over"
@@ -145,7 +145,7 @@ class Hold:
 
 @dataclass
 class Serial:
-    """What the rules say, one command after the other in the order in which Redis took them."""
+    """The rules, applied one command after the other in the order in which Redis executed them."""
 
     credits: dict[str, int]
     limits: dict[str, dict[str, int]]

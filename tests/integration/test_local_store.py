@@ -34,7 +34,7 @@ async def stream(data: bytes, size: int) -> AsyncIterator[bytes]:
 )
 @pytest.mark.parametrize("chunk", [997, 65_536, 3_000_001])
 async def test_what_was_put_is_there_to_the_byte(tmp_path: Path, size: int, chunk: int) -> None:
-    """At every size and every size of chunks, and nothing lies beside it."""
+    """At every size and every size of chunks, and no other file is left."""
     data = random.Random(size).randbytes(size)
     store = LocalStore(tmp_path)
     assert not await store.exists(PATH)
@@ -110,7 +110,7 @@ async def test_a_disk_that_takes_no_more_is_a_failed_store(tmp_path: Path, max_b
 
 
 async def test_a_folder_that_cannot_be_made_is_a_failed_store(tmp_path: Path) -> None:
-    """A file lies where the organisation's folder should be."""
+    """A file has the name of the organisation's folder."""
     (tmp_path / "org").write_text("not a folder")
     with pytest.raises(StoreFailed, match="Not a directory"):
         await LocalStore(tmp_path).put(PATH, stream(b"x", 1), "image/png")
@@ -118,7 +118,7 @@ async def test_a_folder_that_cannot_be_made_is_a_failed_store(tmp_path: Path) ->
 
 
 async def test_a_name_that_cannot_be_taken_is_a_failed_store(tmp_path: Path) -> None:
-    """A folder lies where the picture should be: it stays, and no part lies beside it."""
+    """A folder has the picture's name: it stays, and no partial file is left."""
     (tmp_path / PATH).mkdir(parents=True)
     for again, words in ((False, "File exists"), (True, "directory")):
         with pytest.raises(StoreFailed, match=words) as failed:
@@ -204,7 +204,7 @@ def test_a_cancelled_write_that_is_still_at_the_disk_holds_up_nobody_else(
 
 
 async def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path: Path) -> None:
-    """What cannot be deleted is a failed store."""
+    """If it cannot be deleted, the store has failed."""
     store = LocalStore(tmp_path)
     await store.put(PATH, stream(b"x", 1), "image/png")
     await store.delete(PATH)
@@ -216,7 +216,7 @@ async def test_a_deleted_picture_is_gone_and_deleting_again_is_no_error(tmp_path
 
 
 def test_of_many_puts_at_one_path_one_is_published(tmp_path: Path) -> None:
-    """Create-only holds in one step, whoever comes last."""
+    """Create-only is one step, so the others fail, in whatever order they come."""
 
     async def work() -> list[BaseException | None]:
         store = LocalStore(tmp_path)
@@ -262,7 +262,7 @@ async def test_a_disk_that_takes_no_image_fails_the_probe(tmp_path: Path) -> Non
 
 
 async def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    """A file lies where the folder should be; a folder that is not there yet is made."""
+    """A file has the folder's name; a missing folder is created."""
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreMisconfigured, match=r"GHUB_STORAGE_URL: .*/file/images is no folder in which"):
         await LocalStore(tmp_path / "file" / "images").check()

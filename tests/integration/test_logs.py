@@ -1,4 +1,4 @@
-"""What a log line may hold, in a real process: one JSON object, no key, of a library's warning only its place."""
+"""Log lines of a real process: one JSON object, no key, and only the place of a library's warning."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def lines(script: str) -> list[dict[str, Any]]:
 
 
 def test_a_key_in_any_field_never_reaches_the_output() -> None:
-    """As the event, a value, inside a value, a name, bytes, a nested field, an object's own words, and in a trace."""
+    """As the event, a value, inside a value, a name, bytes, a nested field, an object's own text, and in a trace."""
     found = lines("""
 class Odd:
     def __repr__(self): return f"<odd {key}>"

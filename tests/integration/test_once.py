@@ -37,7 +37,7 @@ Step = Callable[[Books, Caller], Awaitable[object]]
 
 
 def again(tries: int = 1, fingerprint: str = "order") -> OrderIdentity:
-    """As an SDK repeats an order by itself."""
+    """Retry as an SDK does by itself."""
     return OrderIdentity(fingerprint, tries=tries)
 
 
@@ -53,7 +53,7 @@ def check(redis_url: str, path: Path, work: Callable[[Books, Caller], Awaitable[
 
 def given(answer: Admission) -> str | None:
     """Which earlier order it is."""
-    return answer.earlier.request_id if answer.earlier else None
+    return answer.earlier.order_id if answer.earlier else None
 
 
 # --- what may have become of an order before it is placed again -------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_failover_that_lost_a_void_still_knows_its_reason(redis_url: str, tmp_
         await back()
         answer = await books.admit(caller, "second", pinned(), KEYED)
         assert answer.verdict is Verdict.DUPLICATE and answer.earlier is not None
-        assert (answer.earlier.request_id, answer.earlier.end, answer.earlier.reason) == ("first", "void", "no_answer")
+        assert (answer.earlier.order_id, answer.earlier.end, answer.earlier.reason) == ("first", "void", "no_answer")
         assert (await books.cut(caller)).held_micro_mxn == 0
 
     check(redis_url, tmp_path, work)
@@ -296,7 +296,7 @@ def test_a_replay_is_a_request_and_no_image(identity: OrderIdentity, redis_url: 
 
 @pytest.mark.rule(17)
 def test_a_replay_needs_no_balance(redis_url: str, tmp_path: Path) -> None:
-    """What was paid for is given, though nothing is left; a new order is refused (17)."""
+    """The result was paid for, so it is given although no money is left; a new order is refused (17)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await books.admit(caller, "first", pinned(), KEYED)
@@ -370,7 +370,7 @@ def test_those_whose_client_is_gone_are_claimed_first(redis_url: str, tmp_path: 
     [(open_, True), (charged, True), (failed, False), (unknown, False), (run_out, False), (forgotten, False)],
 )
 def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp_path: Path) -> None:
-    """What is being made, or was delivered; an order that failed or ran out is placed anew (18)."""
+    """An order that is being made or was delivered; a failed or expired order is placed as a new one (18)."""
 
     async def work(books: Books, caller: Caller) -> None:
         await place(books, caller, "first")
@@ -400,7 +400,7 @@ def test_what_a_retry_may_claim(became: Step, claimed: bool, redis_url: str, tmp
 def test_whose_retry_it_is(
     first: OrderIdentity, retry: OrderIdentity, claimed: bool, redis_url: str, tmp_path: Path
 ) -> None:
-    """Of the same order, with no key on either side; what ran as new at one count is repeated by later ones (18)."""
+    """It must be the same order, without a key on either side; later counts repeat an order that ran as new (18)."""
 
     async def work(books: Books, caller: Caller) -> None:
         assert (await books.admit(caller, "first", pinned(), first)).verdict is Verdict.ADMITTED
@@ -433,7 +433,7 @@ REFUSALS: list[tuple[dict[str, int | None], Verdict]] = [
     ({"requests_per_minute": 1}, Verdict.REQUESTS),
     ({"images_per_minute": 1}, Verdict.IMAGES),
 ]
-"""One order fits, and whoever is refused another is told to ask again."""
+"""Limits that fit one order; the next one is refused and told to retry."""
 
 
 @pytest.mark.parametrize(("limits", "denial"), REFUSALS, ids=[verdict.name for _, verdict in REFUSALS])
@@ -475,7 +475,7 @@ def test_a_lost_order_is_found_among_refused_ones(redis_url: str, tmp_path: Path
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_retry_of_what_failed_is_an_order_of_its_own(told: bool, redis_url: str, tmp_path: Path) -> None:
-    """Beside one of the same that was delivered; where its client is told that there is no use, nothing is awaited."""
+    """Also if an identical order was delivered; if the client is told not to retry, no retry is expected."""
 
     async def work(books: Books, caller: Caller) -> None:
         for name in ("made", "failed"):
@@ -558,7 +558,7 @@ def test_a_refusal_is_remembered_for_three_minutes(after_us: int, made: bool, re
 
 
 def test_refusals_are_remembered_within_bounds(redis_url: str, tmp_path: Path) -> None:
-    """Of 1,500 different orders that one key was refused, no more than a thousand."""
+    """1,500 different orders of one key were refused, and at most a thousand are remembered."""
 
     async def work(books: Books, caller: Caller) -> None:
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
@@ -604,7 +604,7 @@ def test_a_replay_of_what_was_served_again(first: OrderIdentity, became: Step, r
                 fingerprint="order",
                 key_hash=first.key_hash,
                 client_gone=True,
-                request_id=request,
+                order_id=request,
                 amount_micro_mxn=UNIT,
                 images=pictures(1),
                 usd_measured=None,

@@ -56,7 +56,7 @@ async def open_answers(books: Books, path: Path) -> AsyncIterator[OpenOrders]:
 
 
 async def confirm(open_orders: OpenOrders, order: AnsweredOrder, *, charged: bool) -> None:
-    open_orders.confirm(await open_orders.note(encode(order)), order.org_id, order.request_id, charged=charged)
+    open_orders.confirm(await open_orders.note(encode(order)), order.org_id, order.order_id, charged=charged)
 
 
 async def unproven(books: Books, name: str) -> AnsweredOrder:
@@ -92,14 +92,14 @@ async def test_an_order_whose_event_was_set_aside_is_let_go(redis_url: str, tmp_
     ):
         order = await unproven(books, "a")
         await confirm(open_orders, order, charged=charged)
-        await books.ledger.book([], [SetAside(1, "1-0", "x", b"{}", order.request_id, order.org_id)], utc_now())
+        await books.ledger.book([], [SetAside(1, "1-0", "x", b"{}", order.order_id, order.org_id)], utc_now())
         await open_orders.round()
         assert open_orders.waiting == 0
 
 
 @pytest.mark.rule(30)
 async def test_an_order_that_cannot_be_proven_holds_up_no_other_journal(redis_url: str, tmp_path: Path) -> None:
-    """Of a gateway that is gone: the rest of its journal, and the journals after it, come to their end (rule 30)."""
+    """It belongs to a dead gateway: the rest of its journal, and the journals after it, come to their end (rule 30)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         stuck, others = await unproven(books, "a"), [await books.org(name) for name in ("b", "c")]
         books.wallet.at(LATE_US)
@@ -240,7 +240,7 @@ async def test_a_journal_is_closed_only_by_a_ledger_that_says_so(redis_url: str,
 
 
 async def test_a_journal_is_not_closed_by_a_ledger_that_was_restored_meanwhile(redis_url: str, ledger_url: str) -> None:
-    """What was found there a moment ago is looked for in the step that closes: between two steps it can be gone."""
+    """Orders that were there a moment ago are checked in the step that closes: between two steps they can disappear."""
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         incarnation = uuid4()
@@ -258,8 +258,10 @@ async def test_a_journal_is_not_closed_by_a_ledger_that_was_restored_meanwhile(r
 async def test_a_restored_ledger_is_brought_what_a_journal_keeps(
     redis_url: str, ledger_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gateway: str
 ) -> None:
-    """Redis keeps nothing any more, and its wallet was made anew from the backup: each order that was answered is
-    charged once more, and once only, also where it is looked at again and again (rule 30)."""
+    """Redis keeps nothing any more, and its wallet was rebuilt from the backup.
+
+    Each answered order is charged once more, and only once, also if it is checked again and again (rule 30).
+    """
     monkeypatch.setattr(answers_module, "SETTLED_S", 0.0)
     keep = Keep(3600.0, 2**30)
     async with open_books(redis_url, ledger_url) as books:
@@ -394,7 +396,7 @@ def broken(_: int) -> None:
 
 
 async def test_journals_that_are_kept_are_let_alone(redis_url: str, tmp_path: Path) -> None:
-    """Of one that is closed the ledger had all: nothing in it is asked for again, whatever its last order became."""
+    """The ledger had all of a closed one: nothing in it is asked for again, whatever its last order became."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller, keep = await books.org(), Keep(3600.0, 2**20)
         folder = Folder(tmp_path / "j")
@@ -440,8 +442,8 @@ async def main():
     order = replace(answered(caller, "r", 8), result=b'"%s"' % (b"x" * 1_500))
 
     async def one():
-        entry = replace(order, request_id=str(uuid4()))
-        open_orders.confirm(await open_orders.note(encode(entry)), caller.org_id, entry.request_id, charged=True)
+        entry = replace(order, order_id=str(uuid4()))
+        open_orders.confirm(await open_orders.note(encode(entry)), caller.org_id, entry.order_id, charged=True)
 
     count = int(sys.argv[2])
     await asyncio.gather(*(one() for _ in range(200)))

@@ -16,7 +16,8 @@ from metering.ports import NotThere
 from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller, OrderIdentity, Verdict
-from proxy.api.admin.orders import order_fields, public_id
+from proxy.api.admin.orders import order_fields
+from proxy.orders.result import public_id
 from tests.integration.test_replay import answered
 from tests.kits.books import FACTS, NOON, NOW_US, SECOND_US, Books, drain, event, open_books, pinned, sql
 from tests.kits.cluster import Cluster
@@ -95,7 +96,7 @@ async def test_a_hold_that_ran_out_and_the_late_charge(redis_url: str, ledger_ur
         told = await fields(books, order)
         assert (told["status"], told["booked"], told["redis"]["hold"]["owner_lives"]) == ("ran_out", False, False)
         await books.ledger.book([event(caller.org_id, 1, end="expiry", name=order)], [], NOON)
-        await books.wallet.replay(replace(answered(caller, order), request_id=order))
+        await books.wallet.replay(replace(answered(caller, order), order_id=order))
         told = await fields(books, order)
         assert (told["status"], told["booked"]) == ("charged", False)
         assert [one["end"] for one in told["ends"]] == ["expiry", "charge"]
@@ -127,7 +128,7 @@ async def test_an_end_that_was_set_aside_is_told(redis_url: str, ledger_url: str
 
 @pytest.mark.rule(2, 15)
 async def test_an_unknown_order_is_unknown_only_where_everybody_was_asked(redis_url: str, tmp_path: Path) -> None:
-    """(rule 2) The sentence says where it was looked; journals that are not closed may still bring it (rule 15)."""
+    """(rule 2) The sentence says what was searched; journals that are not closed may still bring it (rule 15)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         order = str(uuid4())
         with pytest.raises(NotThere, match=f"neither the ledger nor Redis knows order {order}$"):

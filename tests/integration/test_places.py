@@ -1,4 +1,4 @@
-"""What a process takes on at once: as many pictures as it may, each order with room in the journal (rules 14, 28)."""
+"""Work that a process accepts at once: a maximum of pictures, each order with room in the journal (rules 14, 28)."""
 
 import asyncio
 import os
@@ -73,7 +73,7 @@ async def test_without_room_for_the_journal_an_order_is_refused_before_it_is_bou
 
 
 async def test_an_order_has_room_for_its_one_entry_and_a_few_files_are_enough_for_all(tmp_path: Path) -> None:
-    """As long as it may become, and no more: a gateway that makes all that it can has allocated some 100 MB."""
+    """For its longest entry, and no more: a gateway at its maximum has allocated some 100 MB."""
     async with open_places(tmp_path) as (places, _):
         taken = await asyncio.gather(*(places.take("org", 8) for _ in range(MAX_PICTURES // 8)))
         assert places._journal._reserved_bytes == len(taken) * (max_bytes(8) + 2 * PAGE_BYTES)

@@ -117,7 +117,7 @@ async def test_open_holds_survive_a_rebuild_when_only_the_marks_were_lost(redis_
 async def test_a_wallet_that_was_lost_is_rebuilt_and_none_is_opened_in_its_place(
     redis_url: str, tmp_path: Path, booked: bool
 ) -> None:
-    """Its holds are money that is set aside, also where nothing was charged yet: a new wallet would have it twice."""
+    """Its holds are money that is set aside, also if nothing was charged yet: a new wallet would have it twice."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org(mxn="8.40")
         if booked:

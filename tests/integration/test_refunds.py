@@ -189,7 +189,7 @@ def test_race_refunds_at_once_are_at_most_the_charge(redis_url: str, ledger_url:
 
 @pytest.mark.rule(1, 33)
 async def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: str) -> None:
-    """(rules 1, 33) It is written first, and projected by whoever can."""
+    """(rules 1, 33) It is written first; any process that can reach Redis projects it."""
     async with charged(redis_url, ledger_url) as (books, caller, order):
         await Accounts(books.ledger, None, {}, (), "test").refund(order, "x")
         assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("8.40")

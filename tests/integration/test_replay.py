@@ -1,4 +1,4 @@
-"""A journal's order is charged once, whatever became of its hold, and not where another served it (8, 13, 19)."""
+"""A journal's order is charged once, whatever its hold's end, unless another order replaced it (8, 13, 19)."""
 
 import asyncio
 from dataclasses import replace
@@ -28,7 +28,7 @@ def answered(
         fingerprint=identity.fingerprint,
         key_hash=identity.key_hash,
         client_gone=client_gone,
-        request_id=request,
+        order_id=request,
         amount_micro_mxn=images * UNIT,
         images=pictures(images, request),
         usd_measured=None,
@@ -42,7 +42,7 @@ def answered(
 def test_records_come_back_from_the_journal_as_they_went_in() -> None:
     """Withdrawn ones do not stand; another version is refused by name."""
     first = answered(Caller("11111111-1111-4111-8111-111111111111", "key"))
-    second = replace(first, request_id="other", key_hash="abc", usd_measured="0.1")
+    second = replace(first, order_id="other", key_hash="abc", usd_measured="0.1")
     entries = [encode(first), encode(second), encode(Withdrawn("r"))]
     assert [decode(entry) for entry in entries] == [first, second, Withdrawn("r")]
     with pytest.raises(AnsweredError, match="version 9"):
@@ -130,7 +130,7 @@ async def test_a_retry_that_ran_as_new_stands_for_one_lost_order_and_not_for_two
 
 
 async def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: str, tmp_path: Path) -> None:
-    """It was never let in before: what a journal says of another of the same is charged beside it."""
+    """It was never admitted before: an identical order in a journal is charged in addition."""
     async with open_books(redis_url, tmp_path / "ledger.db") as books:
         caller = await books.org(mxn="50.00")
         await books.accounts.set_limits(caller.org_id, {"in_flight": 1})
@@ -147,7 +147,7 @@ async def test_a_retry_of_what_was_refused_stands_for_no_lost_order(redis_url: s
 
 @pytest.mark.rule(11)
 async def test_a_200_that_may_have_arrived_is_charged_whatever_was_given_for_it(redis_url: str, tmp_path: Path) -> None:
-    """Without a key nobody knows whether a retry stands for it: only where its client was gone is it given up (11)."""
+    """Without a key nobody knows whether a retry replaces it: it is given up only if its client was gone (11)."""
     async with open_books(redis_url, tmp_path / "ledger.db") as books:
         caller = await books.org(mxn="50.00")
         assert (await books.admit(caller, "retry", identity=OrderIdentity("same", tries=1))).verdict is Verdict.ADMITTED

@@ -96,8 +96,10 @@ async def test_a_restored_ledger_that_has_caught_up_in_numbers_is_told_by_its_ro
 
 @pytest.mark.rule(2, 34)
 async def test_a_key_that_was_issued_after_the_backup_is_no_key(redis_url: str, ledger_url: str) -> None:
-    """Neither one of an organisation that the ledger knows, nor one of an organisation that it does not; also where a
-    gateway remembers whose key it is (rules 2 and 34)."""
+    """It may belong to an organisation that the ledger knows, or to one that it does not know.
+
+    It also holds for a gateway that remembers the key (rules 2 and 34).
+    """
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         copy = backup(ledger_url)
@@ -117,8 +119,10 @@ async def test_a_key_that_was_issued_after_the_backup_is_no_key(redis_url: str, 
 async def test_charges_that_a_restore_lost_are_found_although_nothing_else_changed(
     redis_url: str, ledger_url: str
 ) -> None:
-    """Only events came after the backup: the mark is that of the ledger, and the last booked event is not there. The
-    wallet is as the ledger has it, what went is kept beside it, and its numbers are given to no other event."""
+    """Only events came after the backup: the mark is the ledger's, and the last booked event is missing.
+
+    The wallet is as in the ledger, its loss is kept with it, and its numbers are given to no other event.
+    """
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org(mxn="8.40")
         await books.charge(caller, "kept")
@@ -151,8 +155,11 @@ async def test_charges_that_a_restore_lost_are_found_although_nothing_else_chang
 async def test_a_restore_after_a_rebuild_is_noticed_although_redis_was_wiped(
     redis_url: str, ledger_url: str, noticed_by: str
 ) -> None:
-    """A wiped Redis knows nothing of what the ledger committed before: a wallet that was made anew from it counts
-    events that the restored ledger lacks, and nothing was booked since that would prove it (rule 34)."""
+    """A wiped Redis does not know what the ledger committed before.
+
+    A wallet that was rebuilt from it counts events that the restored ledger lacks, and nothing was booked since that
+    would prove it (rule 34).
+    """
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org(mxn="8.40")
         await books.charge(caller, "kept")
@@ -181,8 +188,10 @@ async def test_a_restore_after_a_rebuild_is_noticed_although_redis_was_wiped(
 @pytest.mark.rule(30, 34)
 @pytest.mark.parametrize("first", ["projector", "consumer"])
 async def test_charges_that_a_restore_lost_are_fed_again(redis_url: str, ledger_url: str, first: str) -> None:
-    """What was committed lately is kept: the restored ledger gets it back, whoever sees first that it lacks it, and the
-    wallet is as it was (rules 30, 34)."""
+    """Recent commits are kept: the restored ledger gets them back, whichever process notices first.
+
+    The wallet is as it was (rules 30, 34).
+    """
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org(mxn="8.40")
         await books.charge(caller, "before")
@@ -219,7 +228,7 @@ async def test_a_mark_of_an_older_version_counts_as_before(redis_url: str, ledge
         assert not logs
         proof: Any = await books.redis.get(keys.ledger(partition))
         assert proof.split()[0] == await books.redis.get(keys.mark(partition))
-        # One beside us moves the mark alone.
+        # An older version that runs at the same time moves only the mark.
         await books.accounts.set_limits("acme", {"images_per_minute": 3})
         await books.redis.set(keys.mark(partition), await books.ledger.last_change())
         with capture_logs() as logs:
@@ -230,7 +239,7 @@ async def test_a_mark_of_an_older_version_counts_as_before(redis_url: str, ledge
 
 
 async def test_a_rebuild_after_a_restore_that_dies_begins_again(redis_url: str, ledger_url: str) -> None:
-    """Keys that the ledger does not know are shut out before the fence is raised: whoever looks next does it anew."""
+    """Keys that the ledger does not know are shut out before the fence is raised: the next process does it again."""
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org()
         copy = backup(ledger_url)

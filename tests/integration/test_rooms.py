@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 LINT = Path(sysconfig.get_path("scripts")) / "lint-imports"
 
 PLANTED = [
-    ("proxy/api/usage.py", "import aiohttp", "proxy.api.usage -> aiohttp"),
-    ("proxy/api/deliveries.py", "import aiohttp", "proxy.api.deliveries -> aiohttp"),
-    ("proxy/api/openapi.py", "import aiohttp", "proxy.api.openapi -> aiohttp"),
-    ("proxy/api/requests.py", "import aiohttp", "proxy.api.requests -> aiohttp"),
+    ("proxy/api/usage.py", "import httptools", "proxy.api.usage -> httptools"),
+    ("proxy/api/deliveries.py", "import httptools", "proxy.api.deliveries -> httptools"),
+    ("proxy/api/openapi.py", "import httptools", "proxy.api.openapi -> httptools"),
+    ("proxy/api/requests.py", "import httptools", "proxy.api.requests -> httptools"),
     ("proxy/orders/capacity.py", "import starlette", "proxy.orders.capacity -> starlette"),
     (
         "proxy/server/serving.py",
@@ -32,7 +32,7 @@ PLANTED = [
     ("metering/ledger/rows.py", "import redis", "metering.ledger.rows -> redis"),
     ("metering/wallet/marks.py", "import sqlite3", "metering.wallet.marks -> sqlite3"),
 ]
-"""File, line, and how it is named where it is refused."""
+"""File, line, and the text of its refusal."""
 
 HOMELESS = ["proxy/new.py", "proxy/api/new.py", "proxy/orders/new.py", "metering/new.py"]
 

@@ -1,4 +1,4 @@
-"""What is left of a damaged journal: what is good is found, the rest is named (rules 12–15)."""
+"""A damaged journal: readable orders are found, the rest is named (rules 12–15)."""
 
 import asyncio
 import random
@@ -73,7 +73,7 @@ def test_good_frames_are_found_and_the_rest_is_named(tmp_path: Path, seed: int) 
 
 
 def _places(entries: tuple[Entry, ...]) -> list[tuple[Entry, int]]:
-    """Where each lies, one to a page behind the page that a file begins with."""
+    """Position of each entry, one on each page after the file's first page."""
     seen: dict[str, int] = {}
     places = []
     for entry in entries:
@@ -112,7 +112,7 @@ def test_a_file_of_zeros_before_one_that_is_written_is_damage(tmp_path: Path, na
 
 
 def test_a_file_that_was_in_use_and_holds_nothing_is_damage(tmp_path: Path) -> None:
-    """What it held is not known, nor how many: so it is never closed as if nothing were missing."""
+    """Its content is not known, nor its number of entries: so it is never closed as if nothing were missing."""
     frames(tmp_path, new(1), None)
     frames(tmp_path, new(2), None)
     assert found(tmp_path).missing == ((1, None),)
@@ -176,11 +176,11 @@ FRAME_OF_THE_FIRST_VERSION = (
 """Magic, checksum, length, first number and count, whose it is; and the entry behind its length."""
 
 
-def answered(request_id: str) -> AnsweredOrder:
+def answered(order_id: str) -> AnsweredOrder:
     """An order of one image."""
     image = orjson.loads(OF_THE_FIRST_VERSION)["answered"]["images"][0]
     images = (StoredImage(**image),)
-    return AnsweredOrder("o", "k", "f", None, False, request_id, 840_000, images, None, b"{}", b"{}", 1, 2)
+    return AnsweredOrder("o", "k", "f", None, False, order_id, 840_000, images, None, b"{}", b"{}", 1, 2)
 
 
 @pytest.mark.rule(13)
@@ -194,7 +194,7 @@ def test_an_entry_of_the_first_version_is_understood(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_journal_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
-    """No lock and no folder is made where somebody mistook one for another; an empty journal is one."""
+    """No lock and no folder is made in a wrong folder; an empty journal is a journal."""
     (tmp_path / "notes.txt").write_text("x")
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(JournalError, match=rf"^there is no journal in {place}: a gateway's is in its"):
@@ -208,7 +208,7 @@ def test_a_folder_without_a_journal_is_refused_and_stays_as_it_is(tmp_path: Path
 
 
 async def test_a_journal_in_use_is_read_without_its_claim(tmp_path: Path) -> None:
-    """What is acknowledged by now, and that it is in use; the writer goes on undisturbed, and the claim stays."""
+    """It shows acknowledged entries, and that it is in use; the writer goes on undisturbed, and the claim stays."""
     folder = Folder(tmp_path)
     journal = Journal(folder, SEGMENT)
     for number in range(1, 200):
@@ -245,7 +245,7 @@ def test_each_incarnation_is_judged_by_itself(tmp_path: Path) -> None:
 
 @pytest.mark.rule(13)
 def test_a_frame_of_the_first_version_is_understood(tmp_path: Path) -> None:
-    """What lies around an entry, too: a journal that an earlier version left is replayed by a later one (rule 13)."""
+    """Also the parts around an entry: a later version replays a journal that an earlier version left (rule 13)."""
     file = FRAME_OF_THE_FIRST_VERSION.ljust(2 * PAGE_BYTES, b"\0")
     (tmp_path / old(1)).write_bytes(file)
     assert [(entry.number, entry.data) for entry in only(tmp_path).entries] == [(1, OF_THE_FIRST_VERSION)]

@@ -54,6 +54,15 @@ class Slow:
         self.ended = True
 
 
+class Reading(Slow):
+    """Reads a request's body before it answers."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while scope["type"] == "http" and (await receive()).get("more_body"):
+            pass
+        await super().__call__(scope, receive, send)
+
+
 async def refused(port: int) -> bool:
     try:
         _, writer = await asyncio.open_connection(LOOPBACK, port)
@@ -87,8 +96,50 @@ def test_a_request_in_flight_is_finished_after_the_stop() -> None:
     assert reply.startswith(b"HTTP/1.1 200") and reply.endswith(b"ok")
 
 
+async def test_a_request_that_is_refused_by_its_first_bytes_leaves_its_connection_as_it_was() -> None:
+    """Before, between and after requests that are served; not in the middle of one, whatever its bytes look like."""
+    no, whole = b"HTTP/1.1 503 \r\ncontent-length: 2\r\n\r\nno", b"POST /no HTTP/1.1\r\nhost: x\r\n\r\n"
+    asked: list[bool] = []
+
+    def early(data: bytes, here_since_s: float | None) -> bytes | None:
+        if data != whole:
+            return None
+        asked.append(here_since_s is not None)
+        return no
+
+    app, stop, listener = Reading(), asyncio.Event(), bind(NAMED, LOOPBACK, 0)
+    app.go_on.set()
+    port = listener.getsockname()[1]
+    serving = asyncio.create_task(serve_http(app, listener, stop, graceful_s=5.0, most=8, early=early))
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
+
+    async def reply_to(*pieces: bytes) -> bytes:
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        head = await reader.readuntil(b"\r\n\r\n")
+        return head[9:12] + await reader.readexactly(2)
+
+    half, rest = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n" % len(whole), b"\r\n"
+    answers = [
+        await reply_to(whole),
+        await reply_to(whole),
+        await reply_to(half + rest, whole),  # it is the body
+        await reply_to(whole),
+        await reply_to(b"POST /no HTTP/1.1\r\n", b"host: x\r\n\r\n"),
+    ]
+    assert answers == [b"503no", b"503no", b"200ok", b"503no", b"200ok"]
+    assert asked == [True, False, False]
+    writer.close()
+    stop.set()
+    await serving
+
+
 async def test_a_served_socket_has_one_owner() -> None:
-    """The server closes it; whoever bound it does not close that number again, which may be another's file by then."""
+    """The server closes it.
+
+    The caller that bound it does not close that number again, which may be another file by then.
+    """
     listener, stop = bind(NAMED, LOOPBACK, 0), asyncio.Event()
     stop.set()
     app = Slow()
@@ -99,7 +150,7 @@ async def test_a_served_socket_has_one_owner() -> None:
 
 
 def test_a_webp_is_served_as_an_image_on_a_machine_without_a_list_of_types() -> None:
-    """As in the container: there is no /etc/mime.types there."""
+    """In the container there is no /etc/mime.types."""
     script = "import mimetypes; mimetypes.init(files=[]); import proxy.app; print(mimetypes.guess_type('0.webp')[0])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "image/webp\n"

@@ -33,7 +33,7 @@ def build_editable(folder, settings=None, metadata=None):
         wheel.writestr("tiny-1.0.dist-info/RECORD", "")
     return "tiny-1.0-py3-none-any.whl"
 """
-"""Of a project of nothing: what its environment holds besides is the locks'."""
+"""Build backend of an empty project: the rest of its environment comes from the locks."""
 
 
 def wheel(index: Path, name: str, version: str, *more: str) -> str:
@@ -89,7 +89,7 @@ def made(folder: Path, index: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def inside(folder: Path, program: str) -> str:
-    """What a program in the environment prints."""
+    """Run a program in the environment; returns its output."""
     done = tried(folder, [".venv/bin/python", "-c", program])
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -190,7 +190,7 @@ def test_the_demo_takes_a_folder_with_a_space(project: Path, index: Path) -> Non
 @long
 @pytest.mark.parametrize("lock", LOCKS, ids=[lock.stem for lock in LOCKS])
 def test_every_lock_installs_although_all_of_it_was_released_anew(tmp_path: Path, index: Path, lock: Path) -> None:
-    """From the registry, beside a newer release of every package that it names."""
+    """From the registry, which also has a newer release of every package in them."""
     for line in lock.read_text().splitlines():
         if "==" in line and not line.startswith(" "):
             wheel(index, line.partition("==")[0].partition("[")[0].replace("-", "_"), "9999")

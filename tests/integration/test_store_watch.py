@@ -1,4 +1,4 @@
-"""What shuts admission for the store's sake, and what opens it again (rule 11)."""
+"""Why admission is closed because of the store, and what reopens it (rule 11)."""
 
 import asyncio
 import time
@@ -72,7 +72,10 @@ async def test_a_store_that_cannot_be_written_at_the_start_takes_no_orders(tmp_p
 
 
 async def test_uploads_that_fail_in_a_row_shut_it_and_only_a_probe_opens_it(tmp_path: Path) -> None:
-    """One that goes well in between begins the row anew; once it is shut neither that nor a mere look opens it."""
+    """A success in between restarts the row.
+
+    Once admission is closed, neither a success nor a check without a probe opens it.
+    """
     store = Moody(tmp_path)
     watch = StoreWatch(store)
     await watch.look()

@@ -49,7 +49,7 @@ async def test_an_order_that_was_placed_before_is_given_again(redis_url: str, le
         await books.accounts.suspend_org(caller.org_id)
         again = await books.admit(caller, "r2", identity=identity)
         assert again.verdict is Verdict.DUPLICATE
-        assert again.earlier is not None and again.earlier.request_id == "r1"
+        assert again.earlier is not None and again.earlier.order_id == "r1"
         new = await books.admit(caller, "r3", identity=OrderIdentity("f", key_hash="k2"))
         assert new.verdict is Verdict.SUSPENDED
 

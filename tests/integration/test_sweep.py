@@ -1,4 +1,4 @@
-"""What a sweep takes for proven, over a real Valkey, a real ledger and a real folder (rule 32)."""
+"""Proofs of a sweep, over a real Valkey, a real ledger and a real folder (rule 32)."""
 
 import time
 from collections import Counter
@@ -94,8 +94,8 @@ async def test_a_charge_that_is_booked_during_the_sweep_is_seen(redis_url: str, 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._books.ledger, name)
 
-        async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
-            found = await self._books.ledger.ended(request_ids)
+        async def ended(self, order_ids: Sequence[str]) -> dict[str, Ended]:
+            found = await self._books.ledger.ended(order_ids)
             await drain(self._books)
             return found
 

@@ -26,7 +26,7 @@ Short = tuple[str, int, str, int, int]
 
 
 async def told(shop: Shop) -> list[Short]:
-    """What the ledger has, oldest first: what, percent, period, limit, used; a key's with its name before it."""
+    """Notices in the ledger, oldest first: what, percent, period, limit, used; a key's with its name before it."""
     await drain(shop.books)
     names = {caller.key_id: f"{name} " for name, caller in shop.callers.items()}
     found = await shop.books.ledger.notices(shop.org_id, ALWAYS, 100)
@@ -98,7 +98,7 @@ async def test_one_charge_may_pass_both_and_both_are_told(redis_url: str, tmp_pa
 
 
 async def test_a_limit_that_is_set_below_what_is_used_is_told_at_once(redis_url: str, tmp_path: Path) -> None:
-    """Nothing could be charged any more that would tell it; raised and reached again, it is not repeated."""
+    """No further charge could report it; if the limit is raised and reached again, it is not repeated."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         shop = await open_shop(books)
         await charge(shop, "a1", 8)

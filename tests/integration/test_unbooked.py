@@ -155,8 +155,8 @@ async def test_refunds_are_in_the_export_of_the_month_in_which_they_were_given(
         ledger = books.ledger
         for org_id, rows, micro in ((None, 6, 6 * 840_000), (callers[0].org_id, 3, 3 * 840_000)):
             out = tmp_path / "out.csv"
-            events, refunds = ledger.events(month=month, org_id=org_id), ledger.refunds(month, org_id=org_id)
-            written = await write_file(events, refunds, out)
+            charges, refunds = ledger.charges(month, org_id=org_id), ledger.refunds(month, org_id=org_id)
+            written = await write_file(charges, refunds, out)
             assert (written.rows, written.refunded_micro_mxn, written.charged_micro_mxn) == (rows, micro, 0)
-            of_orders = await write_file(ledger.events(month="2036-11"), ledger.refunds("2036-11"), out)
+            of_orders = await write_file(ledger.charges("2036-11"), ledger.refunds("2036-11"), out)
             assert (of_orders.rows, of_orders.refunded_micro_mxn) == (6, 0)

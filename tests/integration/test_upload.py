@@ -61,8 +61,8 @@ class Hiccups(LocalStore):
                 raise StoreFailed("late", again=self._again)
 
 
-class Told:
-    """What the watch is told of uploads, in order."""
+class EventFacts:
+    """What the watch learns of uploads, in order."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -100,12 +100,12 @@ class Upstream:
         yield Source(chunks(), len(self._data) if self._told else None)
 
 
-def uploader(store: LocalStore, spool: Spool, told: Told | None = None) -> Uploader:
-    return Uploader(store, spool, ImageLimits(10**7, 16_384, Bound(2)), told or Told())
+def uploader(store: LocalStore, spool: Spool, told: EventFacts | None = None) -> Uploader:
+    return Uploader(store, spool, ImageLimits(10**7, 16_384, Bound(2)), told or EventFacts())
 
 
 async def keep(
-    store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10, told: Told | None = None
+    store: LocalStore, picture: Picture, spool: Spool, within_s: float = 10, told: EventFacts | None = None
 ) -> list[StoredImage]:
     published: list[StoredImage] = []
     await uploader(store, spool, told).upload(
@@ -174,7 +174,7 @@ async def test_the_watch_learns_how_the_store_did(
     tmp_path: Path, inline: bool, script: list[str], again: bool, words: list[str]
 ) -> None:
     """Each try that it failed, and the end (rule 11)."""
-    told = Told()
+    told = EventFacts()
     store = Hiccups(tmp_path / "images", *script, again=again)
     with contextlib.suppress(StoreFailed):
         await keep(store, Upstream(PICTURE, inline=inline).picture, Spool(tmp_path, 10**8), told=told)
@@ -217,7 +217,7 @@ async def test_an_upload_that_the_deadline_cuts_off_counts_where_the_store_stood
         yield Source(chunks())
 
     async def words(store: LocalStore, picture: Picture) -> list[str]:
-        told = Told()
+        told = EventFacts()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await keep(store, picture, Spool(tmp_path, 10**8), told=told)
@@ -239,7 +239,7 @@ async def test_what_is_not_the_stores_fault_is_not_told(tmp_path: Path, inline: 
             async with super()._open() as source:
                 yield Source(source.chunks, len(PICTURE) - 1)
 
-    told, spool, full = Told(), Spool(tmp_path, 10**8), Spool(tmp_path, 1_000, wait_s=0.1)
+    told, spool, full = EventFacts(), Spool(tmp_path, 10**8), Spool(tmp_path, 1_000, wait_s=0.1)
     store = LocalStore(tmp_path / "images")
     for data in (PICTURE[:-1], b"<html>"):
         with pytest.raises(NotAnImage):

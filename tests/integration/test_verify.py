@@ -47,7 +47,7 @@ async def traffic(books: Books) -> Caller:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What will never catch up need not be waited for."""
+    """Shorten the time for catching up, which some tests never do."""
     monkeypatch.setattr(module, "CATCH_UP_S", 0.2)
 
 

@@ -1,4 +1,4 @@
-"""What `verify` compares beyond money, what it says cannot be proved, and how long it takes (rules 31, 33 and 34)."""
+"""`verify` beyond money: what it compares, what it calls not provable, and its duration (rules 31, 33 and 34)."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ from tests.kits.books import (
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What will never catch up need not be waited for."""
+    """Shorten the time for catching up, which some tests never do."""
     monkeypatch.setattr(module, "CATCH_UP_S", 0.5)
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
 
@@ -117,8 +117,10 @@ async def test_a_change_on_its_way_is_no_difference(redis_url: str, tmp_path: Pa
 
 @pytest.mark.rule(34)
 async def test_what_a_restore_lost_is_named_until_it_is_accepted(redis_url: str, ledger_url: str) -> None:
-    """Before Redis is made anew from the restored ledger, and after: amounts and event numbers by organisation,
-    credits, and an organisation that is not there any more (rule 34)."""
+    """Before Redis is rebuilt from the restored ledger, and after: amounts and event numbers by organisation, credits.
+
+    Also an organisation that no longer exists (rule 34).
+    """
     async with open_books(redis_url, ledger_url) as books:
         await books.org("other")
         caller = await books.org(mxn="20.00")
@@ -196,7 +198,7 @@ async def sell(books: Books, orders: int) -> str:
 
 
 async def test_images_are_looked_at_many_at_a_time(redis_url: str, tmp_path: Path) -> None:
-    """Of a store that answers in 20 ms: a million in minutes, and never more at a time than it is told."""
+    """The store answers in 20 ms: a million images take minutes, with never more checks at a time than allowed."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await sell(books, 250)
         flying = most = looks = 0
@@ -258,7 +260,7 @@ async def test_a_store_that_is_away_is_said_in_bounds(
 
 
 def test_redis_that_is_away_is_not_provable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the ledger can prove alone is proved; the rest is said once, and not with a traceback."""
+    """What the ledger alone can prove is proved; the rest is reported once, without a traceback."""
     with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
         server = ValkeyServer(Path(folder))
         server.start()

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis as SyncRedis
 from redis.exceptions import ResponseError
 
+from metering.limits import LIMITS as KINDS
 from metering.money import parse_mxn
 from metering.pricing import Quote
 from metering.wallet import keys
@@ -200,7 +201,7 @@ async def test_nothing_and_less_admit_nothing(redis_url: str, tmp_path: Path, mx
 async def test_a_denial_by_one_limit_does_not_show_the_other_as_used(
     redis_url: str, tmp_path: Path, limit: str
 ) -> None:
-    """What was not taken is still there to be seen."""
+    """Use that was not taken is still shown as free."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org("acme", "100.00", **{"requests_per_minute": 100, "images_per_minute": 100, limit: 1})
         assert (await books.admit(caller, "r1")).verdict is Verdict.ADMITTED
@@ -319,7 +320,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                 {"now_us": NOW_US, "most": 10, "remember_s": 60},
                 [],
             ),
-            "project_v4": (
+            "project_v5": (
                 Projected,
                 {"mark": names.mark, "wallet": names.wallet, "open": names.open, "fence": names.fence},
                 {
@@ -333,13 +334,14 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                         "mode": "follow",
                     },
                     **{"charged": 0, "number": 0, "who": "who", "lost": 0, "low": 0, "suspended": 0},
+                    "limits": " ".join(kind.name for kind in KINDS.values()),
                 },
                 limits,
             ),
         }
         before = dump(redis_url)
         text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
-        text |= {"who", "reason", "usd_measured", "result"}
+        text |= {"who", "reason", "usd_measured", "result", "limits"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)
@@ -384,7 +386,7 @@ async def test_a_script_is_called_by_the_names_that_it_declares(redis_url: str, 
 
 
 async def test_a_call_that_is_given_up_before_it_began_leaves_nothing_behind(redis_url: str, tmp_path: Path) -> None:
-    """As at the end of a process: no coroutine that nobody awaits."""
+    """As at the end of a process: no coroutine is left that nobody awaits."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         others = asyncio.all_tasks()
@@ -564,7 +566,7 @@ async def test_expiry_is_written_down_for_organisations_that_nobody_asks_for(red
 
 
 async def test_an_expiry_waits_for_no_later_one(redis_url: str, tmp_path: Path) -> None:
-    """Of a model with a shorter deadline, or after a clock that was set back: each is written when it is due."""
+    """A model with a shorter deadline, or a clock that was set back: each expiry is written when it is due."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         await books.admit(caller, "long", life_s=300)
@@ -579,7 +581,7 @@ async def test_an_expiry_waits_for_no_later_one(redis_url: str, tmp_path: Path) 
 
 
 async def test_the_sweep_invents_no_wallet(redis_url: str, tmp_path: Path) -> None:
-    """Where a wallet was lost alone, its holds wait for the rebuild: half a wallet would be worse than none."""
+    """If only a wallet was lost, its holds wait for the rebuild: half a wallet would be worse than none."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         await books.admit(caller, "r1", life_s=10)

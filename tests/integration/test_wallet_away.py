@@ -4,15 +4,18 @@ import asyncio
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis import Redis as SyncRedis
 
-from metering.wallet.connection import NotProjected, WalletAway, open_redis
+from metering.wallet.connection import NotProjected, NotSent, WalletAway, open_redis, warm_up
 from metering.wallet.pressure import Pressure, WrongPolicy
+from metering.wallet.server import Server
 from metering.wallet.values import Caller, Close, Verdict
 from metering.wallet.wallet import Wallet
 from tests.conftest import ValkeyServer
@@ -184,3 +187,88 @@ async def test_a_burst_of_one_organisation_is_no_queue_for_another(redis_url: st
         await asyncio.gather(*burst, read(callers[1]))
         assert order.index(callers[1].org_id) < 20
         await redis.aclose()
+
+
+async def late(for_s: float, by_s: float = 0.15) -> None:
+    """Keep this process' event loop busy, a piece at a time, as a crowd of requests does."""
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        time.sleep(by_s)  # noqa: ASYNC251  # this is the lateness
+        await asyncio.sleep(0)
+
+
+async def test_a_process_that_is_late_does_not_hold_it_against_redis(redis_url: str, tmp_path: Path) -> None:
+    """A second of lateness, many times the decision, while 500 calls share four connections: all are answered."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        caller = await books.org()
+        redis = open_redis(redis_url, connections=4, call_timeout_s=0.5, watched=True)
+        wallet = Wallet(redis, QUICK, now_us=NOW_US)
+        reads = [wallet.read(caller.org_id) for _ in range(500)]
+        await asyncio.gather(late(1.5), *reads)
+        await redis.aclose()
+
+
+async def test_admissions_that_wait_for_seconds_in_this_process_are_not_late_for_redis(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """The latest moment of an admission (rule 6) is counted from its sending."""
+    async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
+        caller = await books.org(mxn="840.00")
+        redis = open_redis(redis_url, connections=1, call_timeout_s=0.5, watched=True)
+        gateway = replace(books, wallet=Wallet(redis, QUICK))
+        price = pinned(now_us=now(books))
+        admissions = [gateway.admit(caller, f"r{i}", price) for i in range(40)]
+        admitted, *_ = await asyncio.gather(asyncio.gather(*admissions), late(2.5, 0.05))
+        assert {one.verdict for one in admitted} == {Verdict.ADMITTED}
+        await redis.aclose()
+
+
+async def test_a_frozen_redis_ends_all_that_wait_for_it_at_once(own_server: ValkeyServer, tmp_path: Path) -> None:
+    """An idle process decides in 100 ms, also for calls whose turn has not come; those sent nothing."""
+    async with open_books(own_server.url, tmp_path / "l.db", now_us=0) as books:
+        caller = await books.org()
+        redis = open_redis(own_server.url, connections=4, call_timeout_s=2.0, watched=True)
+        wallet = Wallet(redis, QUICK)
+        await warm_up(redis, 4)
+        await wallet.read(caller.org_id)
+        assert own_server.process is not None
+        own_server.process.send_signal(signal.SIGSTOP)
+        try:
+            lateness_s, began_s = asyncio.create_task(most_late()), time.monotonic()
+            answers = await asyncio.gather(*(wallet.read(caller.org_id) for _ in range(100)), return_exceptions=True)
+            took_s = time.monotonic() - began_s
+            lateness_s.cancel()
+        finally:
+            own_server.process.send_signal(signal.SIGCONT)
+        assert Counter(type(answer) for answer in answers) == {WalletAway: 4, NotSent: 96}
+        assert 0.07 < took_s < 0.11 + 6 * await lateness_s
+        await redis.aclose()
+
+
+async def most_late() -> float:
+    """Measure how late this process is at most, until it is cancelled."""
+    most_s = 0.0
+    with suppress(asyncio.CancelledError):
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(0.005)
+            most_s = max(most_s, time.monotonic() - began_s - 0.005)
+    return most_s
+
+
+async def test_a_connection_that_leads_nowhere_ends_its_own_call(redis_url: str) -> None:
+    """Others are answered meanwhile, so the server is not away; the one call has its own end."""
+    redis = open_redis(redis_url, connections=2, call_timeout_s=2.0, watched=True)
+    server = Server(redis, 0.1)
+
+    async def others() -> None:
+        while True:
+            await server.ask("other", lambda: redis.ping())
+            await asyncio.sleep(0.01)
+
+    answered = asyncio.create_task(others())
+    with pytest.raises(WalletAway, match="TimeoutError"):
+        await server.ask("org", lambda: redis.blpop(["nothing comes here"], 0))
+    assert not answered.done()
+    answered.cancel()
+    await redis.aclose()

@@ -163,7 +163,7 @@ async def test_a_charge_that_is_not_quantity_times_price_writes_nothing(
 
 @pytest.mark.rule(2)
 async def test_without_its_mark_a_partition_settles_and_voids_nothing(redis_url: str, tmp_path: Path) -> None:
-    """What is open waits for the rebuild; what is closed already is still answered (rule 2)."""
+    """Open orders wait for the rebuild; closed ones are still answered (rule 2)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
         await books.charge(caller, "done")

@@ -441,7 +441,7 @@ class WalletMachine(RuleBasedStateMachine):
             assert answer.verdict is Verdict.REUSED
         elif earlier:
             assert answer.verdict is Verdict.DUPLICATE
-            given = answer.earlier.request_id.removeprefix(f"{self.name}-")
+            given = answer.earlier.order_id.removeprefix(f"{self.name}-")
             assert given in earlier and answer.earlier.end == model.known(given)
             assert answer.earlier.amount_micro_mxn == model.orders[given].delivered * UNIT
             model.requests += 1
@@ -571,7 +571,7 @@ class WalletMachine(RuleBasedStateMachine):
             fingerprint=placing.fingerprint,
             key_hash=placing.key,
             client_gone=True,
-            request_id=self.id(request),
+            order_id=self.id(request),
             amount_micro_mxn=images * UNIT,
             images=pictures(images),
             usd_measured=None,
@@ -581,7 +581,7 @@ class WalletMachine(RuleBasedStateMachine):
             ended_us=self.model.now_us,
         )
         booked = any(event[:2] == (request, "charge") for event in self.model.events[: self.model.booked])
-        assert bool(self.do(booked_of([answered.request_id], self.books.ledger))) == booked
+        assert bool(self.do(booked_of([answered.order_id], self.books.ledger))) == booked
         for _ in range(0 if booked else 1 + twice):
             wanted = self.model.replay(request, placing, images)
             assert self.do(self.books.wallet.replay(answered)) is wanted

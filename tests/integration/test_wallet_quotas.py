@@ -383,7 +383,7 @@ async def test_every_day_of_two_years_has_its_own_quota(redis_url: str, tmp_path
 async def test_a_rebuilt_wallet_knows_what_was_used(
     redis_url: str, ledger_url: str, monkeypatch: pytest.MonkeyPatch, wiped: bool
 ) -> None:
-    """What was delivered today and this month comes from the ledger; what is open, from the holds still there."""
+    """Delivered images of today and this month come from the ledger, open ones from the holds that are still there."""
     async with open_books(redis_url, ledger_url) as books:
         shop = await open_shop(books)
         await shop.do("org images_per_day 50")
@@ -446,7 +446,7 @@ async def test_a_changed_plan_holds_from_the_next_request_on(redis_url: str, led
 
 
 async def plan(books: Books, **limits: int) -> bool:
-    """What a gateway does that starts with another plan file: registered, and projected."""
+    """Do what a gateway with another plan file does at its start: register and project."""
     values = PLANS["default"].values() | limits
     changed = await books.ledger.register_plans({"default": Limits(**values)}, NOON)
     await books.projector.round()
@@ -519,7 +519,7 @@ async def test_an_order_that_the_version_before_admitted_ends_whole(
 async def test_a_rebuild_over_midnight_books_yesterday_to_yesterday(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the ledger was asked of one day never counts against the next, however late the wallet is written."""
+    """A day's figures from the ledger never count against the next day, however late the wallet is written."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         shop = await open_shop(books)
         await shop.do("org images_per_day 8")

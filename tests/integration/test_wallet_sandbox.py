@@ -17,7 +17,7 @@ from tests.kits.books import DAY_US, NOW_US, SECOND_US, Books, dump, open_books,
 S = SECOND_US
 MODEL = "fal/flux-1.1-pro"
 FREE = {b"sandbox_tat_requests", b"sandbox_tat_images", b"used_us"}
-"""What an order of the sandbox may write into its key's access."""
+"""Fields of its key's access that a sandbox order may write."""
 
 
 async def sandbox_key(books: Books, caller: Caller, **more: Any) -> Caller:
@@ -29,12 +29,12 @@ async def sandbox_key(books: Books, caller: Caller, **more: Any) -> Caller:
 async def rehearse(
     books: Books,
     caller: Caller,
-    request_id: str = "r",
+    order_id: str = "r",
     images: int = 1,
     identity: OrderIdentity | None = None,
     model: str = MODEL,
 ) -> Rehearsal:
-    return await books.wallet.admit_test(caller, model, images, identity or OrderIdentity("f"), request_id)
+    return await books.wallet.admit_test(caller, model, images, identity or OrderIdentity("f"), order_id)
 
 
 def verdict(rehearsal: Rehearsal) -> Verdict:
@@ -75,7 +75,7 @@ async def test_an_organisation_that_may_order_nothing_may_rehearse(redis_url: st
         assert (await books.admit(poor, "r2")).verdict is Verdict.BALANCE
         found = await rehearse(books, await sandbox_key(books, poor), images=8)
         assert (verdict(found), found.admission.available_micro_mxn) == (Verdict.ADMITTED, 0)
-        assert (found.request_id, found.admitted_s) == ("r", NOW_US // S)
+        assert (found.order_id, found.admitted_s) == ("r", NOW_US // S)
 
 
 async def test_what_a_key_may_not_do_it_may_not_rehearse(redis_url: str, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ async def test_rates_follow_their_table(redis_url: str, tmp_path: Path, whose: s
 
 
 async def test_where_both_rates_refuse_the_wait_is_enough_for_both(redis_url: str, tmp_path: Path) -> None:
-    """As for live orders: who waits as long as he was told is admitted then; and where no wait helps, none is told."""
+    """As for live orders: a client that waits as long as it was told is admitted; if no wait helps, none is given."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await sandbox_key(books, await books.org("acme", requests_per_minute=2, images_per_minute=4))
         await rehearse(books, caller, "r1", 4, OrderIdentity("f", key_hash="k"))
@@ -183,15 +183,15 @@ async def test_an_order_under_an_idempotency_key_is_one_order(redis_url: str, tm
         assert verdict(await rehearse(books, caller, "r1", 2, OrderIdentity("f", key_hash="k"))) is Verdict.ADMITTED
         books.wallet.at(NOW_US + S)
         again = await rehearse(books, caller, "r2", 2, OrderIdentity("f", key_hash="k"))
-        assert (verdict(again), again.request_id, again.admitted_s) == (Verdict.DUPLICATE, "r1", NOW_US // S)
+        assert (verdict(again), again.order_id, again.admitted_s) == (Verdict.DUPLICATE, "r1", NOW_US // S)
         assert (again.admission.requests.remaining, again.admission.images.remaining) == (2, 1)
-        assert (await rehearse(books, colleague, "r3", 2, OrderIdentity("f", key_hash="k"))).request_id == "r1"
+        assert (await rehearse(books, colleague, "r3", 2, OrderIdentity("f", key_hash="k"))).order_id == "r1"
         before = dump(redis_url)
         assert verdict(await rehearse(books, caller, "r4", 1, OrderIdentity("g", key_hash="k"))) is Verdict.REUSED
         assert dump(redis_url) == before
         assert verdict(await rehearse(books, caller, "r5", 1, OrderIdentity("g", key_hash="l"))) is Verdict.ADMITTED
         other = await sandbox_key(books, await books.org("other"))
-        assert (await rehearse(books, other, "r6", 1, OrderIdentity("g", key_hash="k"))).request_id == "r6"
+        assert (await rehearse(books, other, "r6", 1, OrderIdentity("g", key_hash="k"))).order_id == "r6"
 
 
 async def test_a_live_order_and_one_of_the_sandbox_never_meet_under_a_key(redis_url: str, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ async def test_a_live_order_and_one_of_the_sandbox_never_meet_under_a_key(redis_
         assert await books.wallet.order_of_key(live.org_id, "k") is None
         assert (await books.admit(live, "live", pinned(), identity)).verdict is Verdict.ADMITTED
         assert await books.wallet.order_of_key(live.org_id, "k") == "live"
-        assert (await rehearse(books, caller, "again", 1, identity)).request_id == "test"
+        assert (await rehearse(books, caller, "again", 1, identity)).order_id == "test"
         assert await books.wallet.status_of(live.org_id, "test") is None
 
 

@@ -1,1 +1,1 @@
-"""What tests are made of: servers, systems, books, clients, crowds."""
+"""Parts of tests: servers, systems, books, clients, crowds."""

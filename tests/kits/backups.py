@@ -1,4 +1,4 @@
-"""Backups of a ledger, and their restoring, as an operator makes them: whole, and while others use the database."""
+"""Backups of a ledger, and their restore, like an operator's: whole, and while others use the database."""
 
 import sqlite3
 from contextlib import closing
@@ -9,13 +9,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 def backup(url: str) -> str:
-    """The address of a copy of a ledger as it is now. The ledger itself stays."""
+    """Copy a ledger as it is now; returns the copy's address. The ledger itself stays."""
     copy = f"{_path(url)}.{uuid4().hex}" if _is_file(url) else f"backup_{uuid4().hex}"
     return _copy(url, f"sqlite:///{copy}" if _is_file(url) else url.replace(f"/{_name(url)}?", f"/{copy}?"))
 
 
 def restore(copy: str, url: str) -> None:
-    """Make the ledger what it was; whoever uses it goes on with that."""
+    """Restore the ledger from a copy. Its users go on with the old state."""
     _copy(copy, url)
 
 
@@ -25,7 +25,7 @@ def _copy(url: str, target: str) -> str:
             source.backup(there)
         return target
     with psycopg.connect(make_conninfo(url, dbname="postgres"), autocommit=True) as connection:
-        # Nobody may use a template meanwhile; whoever is thrown out connects again.
+        # Nobody may use a template meanwhile; disconnected users connect again.
         connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (_name(url),))
         connection.execute(f"DROP DATABASE IF EXISTS {_name(target)} WITH (FORCE)".encode())
         connection.execute(f"CREATE DATABASE {_name(target)} TEMPLATE {_name(url)}".encode())

@@ -1,4 +1,4 @@
-"""What the money tests share: real books over a real Valkey and a real database, and small builders."""
+"""Shared parts of the money tests: real books over a real Valkey and a real database, and small builders."""
 
 import asyncio
 import sqlite3
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import orjson
 import psycopg
@@ -20,13 +20,14 @@ from redis.asyncio import Redis
 from metering.accounts import Accounts, hash_key
 from metering.clock import period_at, unix_us_at
 from metering.consumer import GROUP, Consumer
-from metering.events import Event, Opened, Proof, StoredImage, decode, encode_opened
+from metering.events import Event, Opened, Proof, StoredImage, decode, encode_images, encode_opened
 from metering.ledger.postgres import open_postgres
+from metering.ledger.queries import Dialect, migrations
 from metering.ledger.record import SqlLedger
 from metering.ledger.sqlite import open_sqlite
 from metering.limits import Limits
 from metering.money import parse_mxn
-from metering.ports import Act, ListPrice, Snapshot
+from metering.ports import Act, Charge, ListPrice, Snapshot
 from metering.pricing import FxRate, Price, Quote, quote
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
@@ -45,9 +46,13 @@ from metering.wallet.values import (
 from metering.wallet.wallet import Wallet
 
 T = TypeVar("T")
+
+(SCHEMA,) = {migrations(dialect)[-1][0] for dialect in get_args(Dialect)}
+"""The version of a ledger that is up to date, which is the same in both databases."""
+
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2036, 11, 22, 18, tzinfo=UTC)
-"""Noon in Mexico City, and far ahead: what takes the server's own time never sees a scripted hold run out."""
+"""Noon in Mexico City, far in the future: code with the server's own time never sees a scripted hold expire."""
 
 NOW_US = unix_us_at(NOON)
 SECOND_US = 1_000_000
@@ -70,25 +75,25 @@ FACTS = {
 
 
 def pinned(images: int = 1, *, unit: int = UNIT, now_us: int = NOW_US) -> Quote:
-    """A quote of `unit` micro-MXN an image; at the usual 0.84 MXN its proof is right, too."""
+    """Make a quote of `unit` micro-MXN an image; with the usual 0.84 MXN its proof is right, too."""
     price = Price("fal/flux-1.1-pro", Decimal("0.04"), Decimal("1.05"), BOOK)
     fixed = quote(price, FxRate("2036-11", Decimal("20.00"), "test"), period_at(now_us), images)
     return Quote(fixed.price, fixed.rate, fixed.period, images, unit)
 
 
 def pictures(count: int, name: str = "picture") -> tuple[StoredImage, ...]:
-    """Stored images."""
+    """Make stored images."""
     return tuple(
         StoredImage(f"2026/11/{name}_{i}.png", "image/png", 1_000 + i, "0" * 64, 1024, 1024) for i in range(count)
     )
 
 
 def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", name: str = "") -> Event:
-    """An event as the consumer has it; its id is made of organisation and number."""
+    """Make an event in the consumer's form; its id consists of organisation and number."""
     proof = Proof("", "0.04", BOOK, "1.05", "20.00", "2036-11", "test", UNIT)
-    request_id = name or f"{org_id}-{number}"
+    order_id = name or f"{org_id}-{number}"
     opened = Opened(
-        request_id=request_id,
+        request_id=order_id,
         org_id=org_id,
         key_id="key_1",
         images=max(images, 1),
@@ -107,13 +112,47 @@ def event(org_id: str, number: int, *, images: int = 1, end: str = "charge", nam
         amount_micro_mxn=quantity * UNIT,
         admitted_us=NOW_US,
         ended_us=NOW_US + SECOND_US,
-        images=pictures(quantity, request_id),
+        images=pictures(quantity, order_id),
+    )
+
+
+def charge_of(event: Event) -> Charge:
+    """Make the charge that an export reads of an event."""
+    opened, proof = event.opened, event.opened.proof
+    return Charge(
+        event_id=event.event_id,
+        org_id=opened.org_id,
+        number=event.number,
+        key_id=opened.key_id,
+        day=opened.day,
+        month=opened.month,
+        admitted_us=event.admitted_us,
+        ended_us=event.ended_us,
+        model=opened.model,
+        provider=opened.provider,
+        upstream=opened.upstream,
+        size=opened.size,
+        quality=opened.quality,
+        region=opened.region,
+        images_asked=opened.images,
+        quantity=event.quantity,
+        variant=proof.variant,
+        usd_per_image=proof.usd_per_image,
+        price_book=proof.price_book,
+        markup=proof.markup,
+        mxn_per_usd=proof.mxn_per_usd,
+        fx_month=proof.fx_month,
+        fx_source=proof.fx_source,
+        unit_micro_mxn=proof.unit_micro_mxn,
+        usd_measured=event.usd_measured,
+        amount_micro_mxn=event.amount_micro_mxn,
+        images=encode_images(event.images).decode(),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """One process' parts, over the same Redis and the same record as everybody else's."""
+    """One process' parts, over the same Redis and the same record as other processes'."""
 
     redis: Redis
     ledger: SqlLedger
@@ -122,7 +161,7 @@ class Books:
     wallet: Wallet
 
     async def org(self, name: str = "acme", mxn: str = "8.40", **limits: int) -> Caller:
-        """A projected organisation with one key, a credit and its own limits; the key's secret is `name`'s own."""
+        """Make a projected organisation with one key, a credit and its own limits; `name` gives the key's secret."""
         org = await self.accounts.create_org(name, "default")
         issued = await self.accounts.create_key(org.org_id, "main")
         if mxn != "0.00":
@@ -134,78 +173,78 @@ class Books:
     async def admit(
         self,
         caller: Caller,
-        request_id: str,
+        order_id: str,
         price: Quote | None = None,
         identity: OrderIdentity | None = None,
         *,
         life_s: float = LIFE_S,
     ) -> Admission:
-        """One admission, of one image at 0.84 MXN where nothing else is said."""
-        return await admit(self.wallet, caller, request_id, price, identity, life_s=life_s)
+        """Admit one order, of one image at 0.84 MXN by default."""
+        return await admit(self.wallet, caller, order_id, price, identity, life_s=life_s)
 
-    async def settle(self, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
+    async def settle(self, caller: Caller, order_id: str, images: int = 1, unit: int = UNIT) -> Closing:
         """Charge `images` of an order."""
-        return await settle(self.wallet, caller, request_id, images, unit)
+        return await settle(self.wallet, caller, order_id, images, unit)
 
-    async def charge(self, caller: Caller, request_id: str, images: int = 1) -> None:
-        """A whole order, from admission to charge."""
-        assert (await self.admit(caller, request_id, pinned(images))).verdict is Verdict.ADMITTED
-        assert (await self.settle(caller, request_id, images)).close is Close.CHARGED
+    async def charge(self, caller: Caller, order_id: str, images: int = 1) -> None:
+        """Do a whole order, from admission to charge."""
+        assert (await self.admit(caller, order_id, pinned(images))).verdict is Verdict.ADMITTED
+        assert (await self.settle(caller, order_id, images)).close is Close.CHARGED
 
     async def events(self, caller: Caller) -> list[Event]:
-        """What the organisation's stream holds, oldest first."""
+        """Read the organisation's events in its stream, oldest first."""
         entries: Any = await self.redis.xrange(keys.OrgKeys(caller.org_id).events)
         decoded = [decode(fields) for _, fields in entries if b"notice" not in fields]
         return [one for one in decoded if one.opened.org_id == caller.org_id]
 
     async def cut(self, caller: Caller) -> WalletSnapshot:
-        """The wallet now; its money must add up."""
+        """Read the wallet now; its money must add up."""
         cut = await self.wallet.read(caller.org_id, caller.key_id)
         assert cut.credits_micro_mxn == cut.available_micro_mxn + cut.held_micro_mxn + cut.charged_micro_mxn
         return cut
 
     def consumer(self, name: str = "c1") -> Consumer:
-        """A consumer over these parts."""
+        """Make a consumer over these parts."""
         return Consumer(self.redis, self.ledger, name, LIMITS.remember_s)
 
 
 async def admit(
     wallet: Wallet,
     caller: Caller,
-    request_id: str,
+    order_id: str,
     price: Quote | None = None,
     identity: OrderIdentity | None = None,
     *,
     life_s: float = LIFE_S,
 ) -> Admission:
-    """Admit over any wallet."""
+    """Admit with any wallet."""
     price = price or pinned(now_us=wallet.now_us())
-    opened = encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS)
-    identity = identity or OrderIdentity(fingerprint=request_id)
-    return await wallet.admit(caller, request_id, price, opened, identity, life_s=life_s, owner="test")
+    opened = encode_opened(order_id, caller.org_id, caller.key_id, price, FACTS)
+    identity = identity or OrderIdentity(fingerprint=order_id)
+    return await wallet.admit(caller, order_id, price, opened, identity, life_s=life_s, owner="test")
 
 
-async def settle(wallet: Wallet, caller: Caller, request_id: str, images: int = 1, unit: int = UNIT) -> Closing:
-    """Settle over any wallet, in time."""
+async def settle(wallet: Wallet, caller: Caller, order_id: str, images: int = 1, unit: int = UNIT) -> Closing:
+    """Settle with any wallet, in time."""
     latest_us = wallet.now_us() + 60 * SECOND_US
-    stored = pictures(images, request_id)
-    return await wallet.settle(caller.org_id, request_id, images * unit, stored, latest_us=latest_us)
+    stored = pictures(images, order_id)
+    return await wallet.settle(caller.org_id, order_id, images * unit, stored, latest_us=latest_us)
 
 
 def open_ledger(place: Path | str) -> SqlLedger:
-    """A ledger by its address, or by its file where it is SQLite's."""
+    """Open a ledger by its address, or by its file if it is SQLite's."""
     text = str(place)
     return open_postgres(text) if text.startswith("postgresql://") else open_sqlite(text)
 
 
 async def snapshot(ledger: SqlLedger, org_id: str) -> Snapshot:
-    """One organisation as the record has it."""
+    """Read one organisation from the record."""
     (found,) = await ledger.snapshots([org_id], period_at(NOW_US))
     return found
 
 
 def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
-    """One statement straight at a ledger's database, past all of our code, and committed."""
+    """Run one statement directly in a ledger's database, without our code, and commit it."""
     if url.startswith("postgresql://"):
         with psycopg.connect(url) as connection:
             cursor = connection.execute(statement.encode())
@@ -218,7 +257,7 @@ def sql(url: str, statement: str) -> list[tuple[Any, ...]]:
 async def open_books(
     url: str, place: Path | str, *, now_us: int = NOW_US, limits: WalletLimits = LIMITS, projected: bool = True
 ) -> AsyncIterator[Books]:
-    """Books with a migrated ledger, prices and a rate; time is scripted unless `now_us` is 0."""
+    """Open books with a migrated ledger, prices and a rate; time is scripted unless `now_us` is 0."""
     redis = open_redis(url, connections=32, call_timeout_s=10.0)
     ledger = open_ledger(place)
     projector = Projector(redis, ledger)
@@ -239,7 +278,7 @@ async def open_books(
 
 @asynccontextmanager
 async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIterator[list[Wallet]]:
-    """Wallets that share no connection, as those of `count` gateways."""
+    """Open wallets that share no connection, like those of `count` gateways."""
     clients = [open_redis(url, connections=2, call_timeout_s=10.0) for _ in range(count)]
     try:
         yield [Wallet(client, LIMITS, now_us) for client in clients]
@@ -249,11 +288,11 @@ async def open_wallets(url: str, count: int, *, now_us: int = NOW_US) -> AsyncIt
 
 
 def dump(url: str) -> dict[bytes, tuple[Any, int]]:
-    """Every key of the Redis with its whole value and the moment at which it expires."""
+    """Read every key of the Redis with its whole value and its expiry."""
     with SyncRedis.from_url(url) as redis:
 
         def value(name: bytes) -> Any:
-            # The serialised form of a hash has no certain order.
+            # The serialised form of a hash has no fixed order.
             return redis.hgetall(name) if redis.type(name) == b"hash" else redis.dump(name)
 
         names: Iterable[bytes] = redis.scan_iter(count=10_000)
@@ -261,7 +300,7 @@ def dump(url: str) -> dict[bytes, tuple[Any, int]]:
 
 
 async def patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """As a gateway's customer does: where a wallet is away for a moment, ask again."""
+    """Call like a gateway's customer: if a wallet is away for a moment, retry."""
     for _ in range(5_000):
         try:
             return await call()
@@ -271,13 +310,13 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def wipe(redis: Redis) -> None:
-    """Have every server forget everything."""
+    """Make every server forget everything."""
     for server, _ in await servers(redis):
         await server.flushall()
 
 
 async def make_groups(redis: Redis) -> None:
-    """What a consumer does as it begins, for tests that make its rounds one by one."""
+    """Make the groups that a consumer makes at its start, for tests that call its rounds one by one."""
     async with redis.pipeline(transaction=False) as pipe:
         for partition in range(keys.PARTITIONS):
             pipe.xgroup_create(keys.events(partition), GROUP, id="0", mkstream=True)
@@ -285,7 +324,7 @@ async def make_groups(redis: Redis) -> None:
 
 
 async def waiting(redis: Redis) -> int:
-    """Entries in all streams."""
+    """Count entries in all streams."""
     async with redis.pipeline(transaction=False) as pipe:
         for partition in range(keys.PARTITIONS):
             pipe.xlen(keys.events(partition))
@@ -293,12 +332,12 @@ async def waiting(redis: Redis) -> int:
 
 
 async def forget_kept(redis: Redis) -> None:
-    """As if what was committed had been so for longer than events are kept: nothing can be fed again."""
+    """Delete kept events, as if they were too old: nothing can be fed again."""
     await redis.delete(*(keys.kept(partition) for partition in range(keys.PARTITIONS)))
 
 
 async def expire(redis: Redis, org_id: str, now_us: int, most: int = 100, remember_s: int = 60) -> int:
-    """End the holds of an organisation's partition that have run out by then, as a consumer does; how many."""
+    """End the holds of an organisation's partition that have expired by then, like a consumer; returns how many."""
     names = keys.OrgKeys(org_id)
     script = load_script(redis, "expire_v1")
     ended: int = await script({"mark": names.mark, "busy": names.busy}, now_us=now_us, most=most, remember_s=remember_s)
@@ -315,18 +354,18 @@ async def drain(books: Books, *consumers: Consumer) -> None:
 
 
 def hash_of(secret: str) -> str:
-    """What a gateway looks a key up by."""
+    """Compute the hash by which a gateway finds a key."""
     return hash_key(secret)
 
 
 def start_worker(command: str, *arguments: Any) -> subprocess.Popen[bytes]:
-    """Another process of ours; the commands are in `worker.py`."""
+    """Start another process of ours; the commands are in `worker.py`."""
     line = [sys.executable, "-m", "tests.kits.worker", command, *map(str, arguments)]
     return subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def race(command: str, *each: tuple[Any, ...]) -> list[Any]:
-    """A process for each of these arguments; all begin at the same moment. Returns their results."""
+    """Start a process for each of these arguments; all begin at the same moment. Returns their results."""
     workers = [start_worker(command, *arguments) for arguments in each]
     for worker in workers:
         assert worker.stdout is not None
@@ -339,7 +378,7 @@ def race(command: str, *each: tuple[Any, ...]) -> list[Any]:
 
 
 def result_of(worker: subprocess.Popen[bytes]) -> Any:
-    """What a worker found out, as JSON; it must have ended well."""
+    """Read a worker's result as JSON; it must have ended well."""
     out, _ = worker.communicate(timeout=60)
     assert worker.returncode == 0
     return orjson.loads(out)

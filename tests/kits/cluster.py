@@ -18,11 +18,11 @@ HOST = "127.0.0.1"
 MASTERS = 3
 
 NODE_TIMEOUT_MS = 2_000
-"""A master that is silent for so long is given up, and its replica promoted. Valkey's own default is 15 s."""
+"""Silence after which a master is given up, and its replica promoted. Valkey's default is 15 s."""
 
 
 class Node:
-    """One server of the cluster on a port of its own; it can be killed, frozen, thawed and started again."""
+    """One server of the cluster with its own port; it can be killed, frozen, thawed and started again."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -31,7 +31,7 @@ class Node:
         self._command = [get_binary_path(), "--port", str(self.port), "--bind", HOST, "--dir", str(folder)]
         self._command += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
         self._command += ["--cluster-announce-ip", HOST, "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
-        # The partitions of the other masters go on while one of them has no master.
+        # The other masters' partitions go on while one has no master.
         self._command += ["--cluster-require-full-coverage", "no", "--maxmemory-policy", "noeviction"]
         self._command += ["--repl-diskless-sync-delay", "0", "--save", "", "--appendonly", "yes"]
         self._command += ["--logfile", str(folder / "log")]
@@ -44,18 +44,18 @@ class Node:
         return f"{HOST}:{self.port}"
 
     def start(self) -> None:
-        """Start it, with what it has on disk; `Cluster.settle` waits for it."""
+        """Start it with its data on disk; `Cluster.settle` waits for it."""
         self.process = subprocess.Popen(self._command)
 
     def kill(self) -> None:
-        """SIGKILL, frozen or not; waits until it is gone."""
+        """Send SIGKILL, frozen or not; wait until it has ended."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def freeze(self) -> None:
-        """Stop it where it stands; its kernel still takes connections and bytes."""
+        """Freeze its process; its kernel still accepts connections and bytes."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
@@ -65,17 +65,17 @@ class Node:
         self.process.send_signal(signal.SIGCONT)
 
     def ask(self, *command: Any) -> Any:
-        """One command to this very server."""
+        """Send one command to exactly this server."""
         return self.redis.execute_command(*command)  # type: ignore[no-untyped-call]  # the library's own seam
 
     @property
     def role(self) -> str:
-        """`master` or `slave`, as the server itself believes."""
+        """`master` or `slave`, by the server's own view."""
         return str(self.redis.info("replication")["role"])
 
     @property
     def settled(self) -> bool:
-        """Does it find the cluster whole, and has it, where it is a replica, all of its master's data?"""
+        """True if it finds the cluster whole and, as a replica, has all of its master's data."""
         try:
             state, replication = self.redis.cluster("info"), self.redis.info("replication")
         except RedisError:
@@ -85,14 +85,14 @@ class Node:
 
 
 class Cluster:
-    """Six nodes; `start` forms the cluster, and `settle` waits until every node that runs finds it whole."""
+    """Six nodes; `start` forms the cluster, and `settle` waits until every running node finds it whole."""
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Node(folder / str(number)) for number in range(2 * MASTERS)]
 
     @property
     def url(self) -> str:
-        """For GHUB_REDIS_URL: three of the six are named."""
+        """Value of GHUB_REDIS_URL: three of the six are named."""
         return "redis+cluster://" + ",".join(node.address for node in self.nodes[::2])
 
     def start(self) -> None:
@@ -126,7 +126,7 @@ class Cluster:
         wait_for(lambda: len(self.masters) == MASTERS, "there are other than three masters")
 
     def revive(self) -> None:
-        """Start and thaw whatever is not running, and settle."""
+        """Start and thaw everything that is not running, and settle."""
         for node in self.nodes:
             if node.process is None:
                 node.start()
@@ -141,22 +141,22 @@ class Cluster:
 
     @property
     def masters(self) -> list[Node]:
-        """Those that are masters now."""
+        """Current masters."""
         return [node for node in self.nodes if node.process is not None and node.role == "master"]
 
     def master_of(self, partition: int) -> Node:
-        """The node that has a partition now."""
+        """Find the current node of a partition."""
         return next(node for node in self.masters if partition in self.partitions_of(node))
 
     def partitions_of(self, node: Node) -> set[int]:
-        """Its partitions, as it says itself."""
+        """Ask a node for its partitions."""
         mine: Any = node.redis.cluster("nodes")[node.address]["slots"]
         ranges = [(int(span[0]), int(span[-1])) for span in mine]
         slots = {partition: key_slot(keys.mark(partition).encode()) for partition in range(keys.PARTITIONS)}
         return {p for p, slot in slots.items() if any(first <= slot <= last for first, last in ranges)}
 
     def replica_of(self, master: Node) -> Node:
-        """The node that follows a master now."""
+        """Find the current replica of a master."""
         for node in self.nodes:
             if node is not master and node.process is not None:
                 replication = node.redis.info("replication")
@@ -165,13 +165,13 @@ class Cluster:
         raise AssertionError("it has no replica")
 
     def switch(self, replica: Node) -> None:
-        """A planned failover: the replica takes its master's place, and nothing is lost."""
+        """Do a planned failover: the replica takes its master's place, and nothing is lost."""
         replica.ask("CLUSTER FAILOVER")
         wait_for(lambda: replica.role == "master", "the replica was not promoted")
 
 
 def wait_for(true: Callable[[], bool], otherwise: str) -> None:
-    """Until it is, for at most twenty seconds: what is waited for happens in another process."""
+    """Wait until it is true, for at most twenty seconds: it happens in another process."""
     for _ in range(1_000):
         if true():
             return

@@ -1,4 +1,4 @@
-"""What the tests on a cluster share: organisations everywhere, and a load that remembers what it was told."""
+"""Shared parts of the tests on a cluster: organisations everywhere, and a load that remembers its answers."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ PAUSE_S = 0.05
 
 
 async def differences(books: Books) -> list[Difference]:
-    """What `verify` finds where every picture is in the store."""
+    """Run `verify` as if every picture were in the store."""
 
     async def stored(path: str) -> bool:
         return True
@@ -32,7 +32,7 @@ async def differences(books: Books) -> list[Difference]:
 
 
 async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
-    """One organisation with a key and a credit in each partition, in their order."""
+    """Make one organisation with a key and a credit in each partition, in their order."""
     callers = []
     for partition in range(keys.PARTITIONS):
         caller = Caller(str(UUID(int=(1 << 100) + partition)), f"key_{partition}")
@@ -48,7 +48,7 @@ async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One admission: when it was asked for, how long it took, and what came of it."""
+    """One admission: its start, its duration, and its result."""
 
     partition: int
     at_s: float
@@ -58,11 +58,13 @@ class Decision:
 
 @dataclass(slots=True)
 class Load:
-    """Customers of all organisations, who order one image after the other as a gateway would have it."""
+    """Customers of all organisations, who order one image after the other like a gateway."""
 
     wallet: Wallet
     callers: list[Caller]
     decisions: list[Decision] = field(default_factory=list)
+    late_s: list[tuple[float, float]] = field(default_factory=list)
+    """When a customer's pause ended, and how much too late: what this process's own lag added to a decision then."""
     answered: list[AnsweredOrder] = field(default_factory=list)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _loose: set[asyncio.Task[None]] = field(default_factory=set)
@@ -81,7 +83,7 @@ class Load:
         await asyncio.gather(*self._loose)
 
     async def admitted_since(self, partitions: set[int], from_s: float) -> float:
-        """Wait until each of the partitions has admitted an order after `from_s`; returns when the last began to."""
+        """Wait until each of the partitions has admitted an order after `from_s`; returns the start of the last one."""
         while True:
             first = {
                 partition: min(
@@ -102,33 +104,36 @@ class Load:
         while not self._stop.is_set():
             number += 1
             await self.order(caller, f"{caller.org_id[-4:]}-{number}")
+            slept_s = time.monotonic()
             await asyncio.sleep(PAUSE_S)
+            ended_s = time.monotonic()
+            self.late_s.append((ended_s, ended_s - slept_s - PAUSE_S))
 
-    async def order(self, caller: Caller, request_id: str) -> None:
-        """One order, from its admission to its answer."""
+    async def order(self, caller: Caller, order_id: str) -> None:
+        """Do one order, from its admission to its answer."""
         partition, began_s = keys.partition_of(caller.org_id), time.monotonic()
         price = pinned(now_us=self.wallet.now_us(caller.org_id))
         admitted_us = 0
         try:
-            admission = await admit(self.wallet, caller, request_id, price)
+            admission = await admit(self.wallet, caller, order_id, price)
             if admission.verdict is Verdict.ADMITTED:
                 admitted_us = admission.now_us
         except WalletAway:
-            self._give_up(caller, request_id)
+            self._give_up(caller, order_id)
         self.decisions.append(Decision(partition, began_s, time.monotonic() - began_s, bool(admitted_us)))
         if not admitted_us:
             return
         order = AnsweredOrder(
             org_id=caller.org_id,
             key_id=caller.key_id,
-            fingerprint=request_id,
+            fingerprint=order_id,
             key_hash=None,
             client_gone=False,
-            request_id=request_id,
+            order_id=order_id,
             amount_micro_mxn=UNIT,
-            images=pictures(1, request_id),
+            images=pictures(1, order_id),
             usd_measured=None,
-            opened=encode_opened(request_id, caller.org_id, caller.key_id, price, FACTS),
+            opened=encode_opened(order_id, caller.org_id, caller.key_id, price, FACTS),
             result=b"{}",
             admitted_us=admitted_us,
             ended_us=self.wallet.now_us(caller.org_id),
@@ -136,25 +141,25 @@ class Load:
         if await self._settle(order):
             self.answered.append(order)
         else:
-            self._give_up(caller, request_id)
+            self._give_up(caller, order_id)
 
     async def _settle(self, order: AnsweredOrder) -> bool:
-        """Acknowledged by Redis?"""
+        """Settle an order; returns whether Redis acknowledged it."""
         latest_us = order.ended_us + 60 * SECOND_US
         for _ in range(3):
             try:
                 closing = await self.wallet.settle(
-                    order.org_id, order.request_id, order.amount_micro_mxn, order.images, latest_us=latest_us
+                    order.org_id, order.order_id, order.amount_micro_mxn, order.images, latest_us=latest_us
                 )
                 return closing.close is Close.CHARGED
             except WalletAway:
                 await asyncio.sleep(PAUSE_S)
         return False
 
-    def _give_up(self, caller: Caller, request_id: str) -> None:
+    def _give_up(self, caller: Caller, order_id: str) -> None:
         until_us = self.wallet.now_us(caller.org_id) + int(LIFE_S) * SECOND_US
 
         async def abandon() -> None:
-            await self.wallet.abandon(caller.org_id, request_id, "unread", until_us=until_us)
+            await self.wallet.abandon(caller.org_id, order_id, "unread", until_us=until_us)
 
         self._loose.add(asyncio.create_task(abandon()))

@@ -1,4 +1,4 @@
-"""Backlogs of a size, a real consumer in a process of its own, and a ledger that goes away."""
+"""Backlogs of a given size, a real consumer in its own process, and a ledger that goes away."""
 
 import asyncio
 import os
@@ -27,8 +27,8 @@ PIPELINE = 200
 
 
 def entry_of(caller: Caller, number: int, images: int = 1, prompt: str = "") -> dict[str, Any]:
-    """A charge as the settlement writes it into the stream, each image with a revised prompt of its own."""
-    request_id = str(uuid4())
+    """Make a charge in the settlement's stream form, each image with its own revised prompt."""
+    order_id = str(uuid4())
     return {
         "number": number,
         "end": "charge",
@@ -37,15 +37,15 @@ def entry_of(caller: Caller, number: int, images: int = 1, prompt: str = "") -> 
         "amount": images * UNIT,
         "admitted_us": NOW_US,
         "ended_us": NOW_US + SECOND_US,
-        "opened": encode_opened(request_id, caller.org_id, caller.key_id, pinned(images), FACTS),
-        "images": encode_images(pictures(images, request_id)),
+        "opened": encode_opened(order_id, caller.org_id, caller.key_id, pinned(images), FACTS),
+        "images": encode_images(pictures(images, order_id)),
         "usd_measured": "",
         "result": orjson.dumps({"v": 1, "created": 1795370404, "prompts": [prompt or None] * images}),
     }
 
 
 async def fill(redis: Redis, callers: Sequence[Caller], each: int, images: int = 1, prompt: str = "") -> None:
-    """Put so many charges of every caller into the streams."""
+    """Put this many charges of every caller into the streams."""
     for caller in callers:
         stream = keys.OrgKeys(caller.org_id).events
         for first in range(0, each, PIPELINE):
@@ -56,7 +56,7 @@ async def fill(redis: Redis, callers: Sequence[Caller], each: int, images: int =
 
 
 async def drained_s(redis: Redis, within_s: float) -> float:
-    """How long it takes until the streams are empty."""
+    """Measure the time until the streams are empty."""
     began_s = time.monotonic()
     while await waiting(redis):
         assert time.monotonic() < began_s + within_s, f"{await waiting(redis)} entries are left"
@@ -65,7 +65,7 @@ async def drained_s(redis: Redis, within_s: float) -> float:
 
 
 class Away:
-    """A ledger that takes nothing while it is `away`; `refused` counts the bookings that found it so."""
+    """A ledger that accepts nothing while it is `away`; `refused` counts those bookings."""
 
     def __init__(self, ledger: SqlLedger) -> None:
         self.away, self.refused = False, 0
@@ -81,7 +81,7 @@ class Away:
 
 @contextmanager
 def consuming(redis_url: str, ledger_url: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`ghub consume` in a process of its own."""
+    """Run `ghub consume` in its own process."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -100,7 +100,7 @@ def consuming(redis_url: str, ledger_url: str, folder: Path) -> Iterator[subproc
 
 
 def peak_mib(pid: int) -> float:
-    """The most resident memory that a process has had."""
+    """Find the maximum resident memory of a process so far."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024

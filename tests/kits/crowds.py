@@ -1,4 +1,4 @@
-"""Hostile connections in crowds, and honest customers beside them."""
+"""Crowds of hostile connections, and honest customers at the same time."""
 
 import asyncio
 import json
@@ -21,22 +21,22 @@ from tests.kits.system import FLUX, GPT, System
 
 PAUSE_S = 0.1
 WAVES = 20
-"""A crowd comes (again) in so many waves, one at a time."""
+"""Number of waves, one at a time, in which a crowd comes (again)."""
 
 RECEIVE_BYTES = 4096
-"""What a hostile client's kernel takes for it: as good as nothing."""
+"""Bytes that a hostile client's kernel accepts for it: nearly nothing."""
 
 HONEST_PAUSE_S = 0.2
 STREAMS = 990
 LISTENS, TIME_WAIT = "0A", "06"
 KEY = "tests/doors"
-"""The idempotency key of the order that is replayed."""
+"""Idempotency key of the replayed order."""
 
 
 class Crowd:
-    """`count` hostile connections, each opened anew when the gateway has ended it, from a thread of their own.
+    """`count` hostile connections, each reopened when the gateway has ended it, in their own thread.
 
-    `lasted_s` is how long each lasted that the gateway ended, in seconds.
+    `lasted_s` is the duration in seconds of each connection that the gateway ended.
     """
 
     def __init__(self, port: int, opening: bytes, count: int) -> None:
@@ -65,7 +65,7 @@ class Crowd:
                     self.lasted_s.append(time.monotonic() - began_s)
                     continue
                 held[one.fileno()] = one, began_s
-                poll.register(one, select.POLLRDHUP)  # errors and hang-ups are always told
+                poll.register(one, select.POLLRDHUP)  # errors and hang-ups are always reported
             self._over.wait(PAUSE_S)
             for number, _ in poll.poll(0):
                 one, began_s = held.pop(number)
@@ -76,7 +76,7 @@ class Crowd:
             one.close()
 
     def _open(self) -> socket.socket | None:
-        """None where the gateway ended it before it was told everything."""
+        """Open a connection; None if the gateway ended it before all was sent."""
         one = socket.socket()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         one.settimeout(10)
@@ -90,7 +90,7 @@ class Crowd:
 
 
 def openings(key: str) -> dict[str, bytes]:
-    """What a hostile client of each kind says before it falls silent. The last one has a customer's key."""
+    """First bytes of a hostile client of each kind, before it becomes silent. The last one has a customer's key."""
     return {
         "silent": b"",
         "half a head": b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ghub_",
@@ -101,7 +101,7 @@ def openings(key: str) -> dict[str, bytes]:
 
 
 def h2c(streams: int) -> bytes:
-    """Prior knowledge: so many requests on one connection whose window is shut."""
+    """Make prior knowledge of HTTP/2: this many requests on one connection whose window is closed."""
     connection = H2Connection(H2Configuration(client_side=True))
     connection.initiate_connection()
     connection.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
@@ -112,7 +112,7 @@ def h2c(streams: int) -> bytes:
 
 
 def replay(key: str) -> bytes:
-    """The order of `place_large` once more."""
+    """Make the order of `place_large` again."""
     body = json.dumps(LARGE).encode()
     return (
         f"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
@@ -124,7 +124,7 @@ LARGE = {"model": GPT, "prompt": "a large one", "response_format": "b64_json"}
 
 
 async def place_large(system: System, key: str, size_bytes: int) -> None:
-    """One order whose reply is a large picture in base64, under a key by which it is replayed for nothing."""
+    """Place one order whose reply is a large base64 picture, under a key that replays it for free."""
     system.behave(GPT, "ok", bytes=size_bytes)
     async with system.client(key) as client:
         reply = await client.post("/images/generations", json=LARGE, headers={"idempotency-key": KEY})
@@ -132,15 +132,15 @@ async def place_large(system: System, key: str, size_bytes: int) -> None:
 
 
 async def replayed(system: System, key: str) -> httpx2.Response:
-    """The order of `place_large` once more, by a client that reads what it is sent."""
+    """Place the order of `place_large` again, by a client that reads its reply."""
     async with system.client(key) as client:
         return await client.post("/images/generations", json=LARGE, headers={"idempotency-key": KEY})
 
 
 async def honest(system: System, key: str, customers: int, until: Awaitable[object]) -> Counter[int]:
-    """Statuses of all orders of so many customers, one after the other and each on a connection of its own.
+    """Count statuses of all orders of this many customers, one after the other, each on its own connection.
 
-    A 503 is asked again, as the SDKs do.
+    A 503 is retried, as the SDKs do.
     """
     statuses: Counter[int] = Counter()
     over = asyncio.ensure_future(until)
@@ -157,7 +157,7 @@ async def honest(system: System, key: str, customers: int, until: Awaitable[obje
 
 
 async def ordered(client: httpx2.AsyncClient) -> httpx2.Response:
-    """One order, tried at most five times."""
+    """Place one order, with at most five tries."""
     for _ in range(5):
         reply = await client.post("/images/generations", json={"model": FLUX, "prompt": "honest"})
         if reply.status_code != 503:
@@ -167,9 +167,9 @@ async def ordered(client: httpx2.AsyncClient) -> httpx2.Response:
 
 
 def connections(port: int) -> list[tuple[int, int]]:
-    """What the kernel still has to send, and to hand over, in bytes, for each connection to a port.
+    """List bytes that the kernel still has to send and to deliver, for each connection to a port.
 
-    Not of those that their process has closed and of which nothing is left but their name.
+    Connections that their process has closed and that hold nothing are left out.
     """
     found = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:

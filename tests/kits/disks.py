@@ -1,4 +1,4 @@
-"""A disk that fails in a process of the product, as a file says: for journals alone; everything else goes on."""
+"""A disk that fails in a process of the product, controlled by a file: for journals only."""
 
 import errno
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 from metering.journal.frames import PAGE_BYTES, SUFFIX
 
 FAULTS = ("sync", "short", "full")
-"""A sync fails with EIO; a write is cut short and its rest finds no room; no further file finds any."""
+"""Faults: a sync fails with EIO; a write is cut short and its rest finds no room; no new file finds any."""
 
 
 CUT_BYTES = 200
-"""Of a write that is cut short: less than any entry of an order has."""
+"""Bytes of a write that is cut short: fewer than any entry of an order has."""
 
 
 def failing(control: Path) -> Callable[[], None]:
-    """To be called in the new process: from then on its journals' disk fails as the text in `control` says."""
+    """Call it in the new process: from then on its journals' disk fails as the text in `control` says."""
     return partial(_install, control)
 
 
@@ -40,7 +40,7 @@ def _install(control: Path) -> None:
     def pwrite(descriptor: int, data: bytes, at: int) -> int:
         if fault(descriptor) != "short":
             return write(descriptor, data, at)
-        if len(data) % PAGE_BYTES:  # the rest of what was cut short
+        if len(data) % PAGE_BYTES:  # the rest of a write that was cut short
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(descriptor, memoryview(data)[:CUT_BYTES], at)
 

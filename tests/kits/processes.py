@@ -1,7 +1,6 @@
-"""`ghub` as a process of its own, started in one of two ways that are the same to a test.
-
-`executed` is what a user does: it loads the product, which takes most of a second of CPU. The tests start hundreds of
-processes, so `Forked` has a server load the product once for each test process, and fork the rest from it.
+"""`ghub` as its own process, started in one of two ways that are the same to a test.
+`executed` is a user's way: it loads the product, which takes most of a second of CPU. The tests start hundreds of
+processes, so `Forked` has a server load the product once for each test process, and fork the others from it.
 """
 
 import os
@@ -20,41 +19,41 @@ from metering.accounts import KEY_PREFIX
 from proxy.cli.root import ENTRIES, main
 
 COMMANDS = sorted({f"proxy.cli.{entry.module}" for entry in ENTRIES.values()})
-"""Each is loaded when it is asked for; here once for all of them."""
+"""Modules that are loaded when they are needed; here once for all processes."""
 
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload([__name__, *COMMANDS, "metering.ledger.postgres", "simulator.server"])
 
 ONE_AT_A_TIME = Lock()
-"""`multiprocessing` looks after all of its children whenever it starts one, and forgets codes that two threads read."""
+"""`multiprocessing` checks all of its children whenever it starts one, and loses codes that two threads read."""
 
 
 class Process(Protocol):
-    """What the tests need of a `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that the tests need."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Process id."""
 
     def poll(self) -> int | None:
-        """Its exit code, if it has ended; −n where signal n ended it."""
+        """Read its exit code, if it has ended; −n if signal n ended it."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, when it has ended. Raises subprocess.TimeoutExpired."""
+        """Wait for its exit code. Raises subprocess.TimeoutExpired."""
 
     def send_signal(self, sig: int) -> None:
-        """Unless it has ended."""
+        """Send a signal, unless it has ended."""
 
     def kill(self) -> None:
-        """kill −9, unless it has ended."""
+        """Send SIGKILL, unless it has ended."""
 
 
 Begin = Callable[[Sequence[str], Mapping[str, str], Path, Path], Process]
-"""Starts `ghub` with arguments, an environment, and the files that its output and its errors are added to."""
+"""Starts `ghub` with arguments, an environment, and the files for its output and its errors."""
 
 
 def executed(arguments: Sequence[str], environment: Mapping[str, str], out: Path, err: Path) -> Process:
-    """`python -m proxy.cli`, loaded anew."""
+    """Run `python -m proxy.cli` in a new interpreter."""
     with out.open("ab") as stdout, err.open("ab") as stderr:
         command = [sys.executable, "-m", "proxy.cli", *arguments]
         return subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr)
@@ -71,7 +70,7 @@ class Forked:
         err: Path,
         before: Callable[[], None] | None = None,
     ) -> None:
-        # Others see the server's command line. A key among these arguments is looked for here.
+        # Others see the server's command line, so check here for a key among these arguments.
         assert not any(KEY_PREFIX in argument for argument in arguments), "a key stands in a command line"
         self._arguments = arguments
         self._process = SERVER.Process(
@@ -85,12 +84,12 @@ class Forked:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code, if it has ended."""
+        """Read its exit code, if it has ended."""
         with ONE_AT_A_TIME:
             return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, when it has ended."""
+        """Wait for its exit code."""
         connection.wait([self._process.sentinel], timeout)
         code = self.poll()
         if code is None:
@@ -98,20 +97,20 @@ class Forked:
         return code
 
     def send_signal(self, sig: int) -> None:
-        """Unless it has ended."""
+        """Send a signal, unless it has ended."""
         if self.poll() is None:
             with suppress(ProcessLookupError):  # it ends at this moment
                 os.kill(self.pid, sig)
 
     def kill(self) -> None:
-        """kill −9, unless it has ended."""
+        """Send SIGKILL, unless it has ended."""
         self.send_signal(signal.SIGKILL)
 
 
 def finished(
     begin: Begin, arguments: Sequence[str], environment: Mapping[str, str], within_s: float
 ) -> subprocess.CompletedProcess[str]:
-    """A command that comes to its end, and what it said."""
+    """Run a command to its end; returns its output."""
     with NamedTemporaryFile() as out, NamedTemporaryFile() as err:
         process = begin(arguments, environment, Path(out.name), Path(err.name))
         try:
@@ -124,7 +123,7 @@ def finished(
 def _become_ghub(
     arguments: Sequence[str], environment: Mapping[str, str], out: Path, err: Path, before: Callable[[], None] | None
 ) -> None:
-    """All that an exec'd process would have, and no more: its environment, its descriptors, its arguments."""
+    """Set up what an exec'd process would have, and no more: its environment, its descriptors, its arguments."""
     os.environ.clear()
     os.environ.update(environment)
     with Path(os.devnull).open("rb") as nothing, out.open("ab") as stdout, err.open("ab") as stderr:

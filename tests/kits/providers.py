@@ -1,4 +1,4 @@
-"""All nine models over real HTTP: the simulator in this loop, the adapters with their keys, a store, what was sent."""
+"""All nine models over real HTTP: the simulator in this loop, the adapters with their keys, a store, sent requests."""
 
 import asyncio
 import io
@@ -17,14 +17,13 @@ from config.catalogue import read_catalogue
 from proxy.orders import calls as making
 from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.order import parse_order
-from proxy.outbound.clients import Outbound
+from proxy.outbound.clients import Outbound, Request
 from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import worst
 from proxy.ports import Order, Provider
 from proxy.providers import fal
 from proxy.providers.fal import Fal
-from proxy.providers.google import Google
-from proxy.providers.google_token import ApiKey
+from proxy.providers.google import ApiKey, Google
 from proxy.providers.openai import OpenAI
 from proxy.providers.xai import XAI
 from proxy.storage.local import LocalStore
@@ -44,13 +43,13 @@ FAL = (FLUX, ULTRA, RECRAFT, IDEOGRAM, SD)
 
 
 def order(model: str, n: int = 1, **fields: Any) -> Order:
-    """An order as a customer's request makes it."""
+    """Make an order like a customer's request."""
     return parse_order(orjson.dumps({"model": model, "prompt": "un faro", "n": n, **fields}), CATALOGUE)
 
 
 @dataclass
 class Sent:
-    """One request that left for a provider."""
+    """One request to a provider."""
 
     method: str
     url: str
@@ -60,7 +59,7 @@ class Sent:
 
 @dataclass
 class Bench:
-    """The simulator, the four adapters and a store. `sent` holds every request to a provider, in its order."""
+    """The simulator, the four adapters and a store. `sent` has every request to a provider, in order."""
 
     url: str
     outbound: Outbound
@@ -75,33 +74,33 @@ class Bench:
         return LocalStore(self.root)
 
     async def behave(self, model: str, scenario: str, **more: Any) -> None:
-        """From now on; whatever was pending is forgotten."""
+        """Set the behaviour from now on; anything pending is forgotten."""
         await self.tell("DELETE", "behaviour")
         await self.tell("PUT", "behaviour", {"model": model, "scenario": scenario, "times": None, **more})
 
     async def in_turn(self, model: str, *scenarios: str, **more: Any) -> None:
-        """The next requests, one scenario each; `ok` after them."""
+        """Set the next requests' behaviour, one scenario each; `ok` after them."""
         await self.tell("DELETE", "behaviour")
         await self.tell("PUT", "behaviour", {"model": model, "sequence": list(scenarios), **more})
 
     async def jobs(self, model: str) -> list[dict[str, Any]]:
-        """What the provider accepted."""
+        """List the jobs that the provider accepted."""
         found: list[dict[str, Any]] = await self.tell("GET", f"jobs?model={model}")
         return found
 
     async def forget(self) -> None:
-        """Nothing was sent and nothing accepted."""
+        """Forget everything sent and accepted."""
         await self.tell("DELETE", "jobs")
         self.sent.clear()
 
     async def tell(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask the simulator itself, beside its upstreams."""
+        """Call the simulator's own API."""
         reply = await self.control.request(method, f"{self.url}/_sim/{path}", json=body)
         assert reply.status_code in (200, 204), reply.text
         return reply.json() if reply.content else None
 
     async def make(self, asked: Order, within_s: float = 30.0) -> Progress:
-        """The order's pictures in the store, as far as they come."""
+        """Make the order's pictures in the store, as far as they come."""
         progress = Progress()
         upstream_calls = UpstreamCalls(uploader(self.store), self.providers)
         self.orders_made += 1  # each order has a folder of its own: a path is written once
@@ -111,11 +110,11 @@ class Bench:
         return progress
 
     def orders(self) -> list[Sent]:
-        """The requests that ask for pictures."""
+        """List the requests for pictures."""
         return [one for one in self.sent if one.method == "POST" and "/token" not in one.url]
 
     def picture(self, progress: Progress, number: int) -> Image.Image:
-        """A stored picture, decoded to its last pixel."""
+        """Decode a stored picture to its last pixel."""
         image = Image.open(io.BytesIO((self.root / progress.stored[number].path).read_bytes()))
         image.load()
         return image
@@ -145,14 +144,17 @@ async def upstream(url: str, root: Path, *, queue: bool = True) -> AsyncIterator
     control = Outbound(ImageHosts(""), verify=TRUST)
     bench = Bench(url, outbound, root, adapters(outbound, url, queue=queue), control.client)
 
-    async def record(request: httpx2.Request) -> None:
-        content = await request.aread()
+    async def recorded(request: Request, **options: Any) -> httpx2.Response:
+        assert isinstance(request.body, bytes)
         is_json = request.headers.get("content-type") == "application/json"
-        body = orjson.loads(content) if is_json and content else content
-        bench.sent.append(Sent(request.method, str(request.url), request.headers, body))
+        body = orjson.loads(request.body) if is_json and request.body else request.body
+        url = f"{request.origin.scheme}://{request.headers['host']}{request.target.decode()}"
+        bench.sent.append(Sent(request.method, url, httpx2.Headers(request.headers), body))
+        return await send(request, **options)
 
-    outbound.client.event_hooks = {"request": [record], "response": []}
+    send = outbound.client.send
     with ExitStack() as patches:
+        patches.enter_context(patch.object(outbound.client, "send", recorded))
         patches.enter_context(patch.object(fal, "FIRST_POLL_S", 0.004))
         patches.enter_context(patch.object(making, "FIRST_PAUSE_S", 0.01))
         try:

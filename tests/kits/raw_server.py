@@ -1,4 +1,4 @@
-"""A server of bare asyncio streams, which can misbehave in every way that an HTTP library would not let it."""
+"""A server of bare asyncio streams, which can misbehave in ways that an HTTP library would not allow."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ class Peer:
         return await self.reader.readuntil(b"\r\n\r\n")
 
     async def read_request(self) -> bytes:
-        """The head and the body of one request; the body has a content-length or is chunked."""
+        """Read the head and the body of one request; the body has a content-length or is chunked."""
         head = await self.read_head()
         if b"transfer-encoding: chunked" in head.lower():
             return head + await self.reader.readuntil(b"0\r\n\r\n")
@@ -43,7 +43,7 @@ class Peer:
         self.writer.transport.abort()
 
     async def gone(self) -> None:
-        """Returns when the client has closed its side."""
+        """Wait until the client has closed its side."""
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65536):
                 pass
@@ -66,7 +66,7 @@ class RawServer:
 
 @contextlib.asynccontextmanager
 async def raw_server(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    """Run `script` for each connection, and close it when the script ends. What a script raises fails the test."""
+    """Run `script` for each connection, and close it when the script ends. An error of a script fails the test."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A simulator for its tests: started in a thread, asked over HTTP, with one way to each model."""
+"""A simulator for its tests: started in a thread, used over HTTP, with one way to each model."""
 
 import asyncio
 import base64
@@ -102,12 +102,12 @@ class Simulator:
         return jobs[0]
 
     def billed(self) -> int:
-        """Images on the providers' bills."""
+        """Count images on the providers' bills."""
         assert all(job["billed"] == (job["images_billed"] > 0) for job in self.jobs())
         return sum(job["images_billed"] for job in self.jobs())
 
     def delivered(self) -> int:
-        """Good pictures, whether or not their client was still there."""
+        """Count good pictures, whether or not their client was still there."""
         return sum(job["images_delivered"] for job in self.jobs())
 
     def post(self, way: Way, **order: Any) -> httpx2.Response:
@@ -115,7 +115,7 @@ class Simulator:
         return self.http.post(self.url + path, headers=auth, json=body | order)
 
     def forget(self) -> None:
-        """As if nothing had happened and nothing were to happen."""
+        """Forget everything that happened or was planned."""
         assert self.http.delete(f"{self.url}/_sim/behaviour").status_code == 204
         self.http.delete(f"{self.url}/_sim/jobs")
 
@@ -133,7 +133,7 @@ class Simulator:
         return self.http.get(url, headers=FAL_AUTH)
 
     def completed(self, ticket: dict[str, Any]) -> dict[str, Any]:
-        """The status with which the job ended."""
+        """Wait for the job's end; returns its final status."""
         reply = eventually(lambda: (r := self.get(ticket["status_url"])).status_code == 200 and r)
         status: dict[str, Any] = reply.json()
         assert status["status"] == "COMPLETED"
@@ -141,7 +141,7 @@ class Simulator:
 
 
 def eventually(condition: Callable[[], Any], within_s: float = 10) -> Any:
-    """What `condition` returns as soon as that is true; fails after `within_s` seconds."""
+    """Wait until `condition()` is true, and return it; fail after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -150,7 +150,7 @@ def eventually(condition: Callable[[], Any], within_s: float = 10) -> Any:
 
 
 class Running:
-    """`serve` in a thread of its own, until stopped."""
+    """`serve` in its own thread, until stopped."""
 
     def __init__(self, **settings: Any) -> None:
         ports: queue.SimpleQueue[tuple[int, int | None]] = queue.SimpleQueue()
@@ -181,7 +181,7 @@ class Running:
 
 @contextmanager
 def simulating(folder: Path) -> Iterator[Simulator]:
-    """A simulator that answers at once, over HTTP and over TLS."""
+    """Run a simulator that answers at once, over HTTP and over TLS."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
     ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
@@ -197,7 +197,7 @@ def simulating(folder: Path) -> Iterator[Simulator]:
 
 
 def opened(data: bytes) -> Image.Image:
-    """The picture, decoded to its last pixel."""
+    """Decode the picture to its last pixel."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
@@ -208,7 +208,7 @@ def images(reply: httpx2.Response) -> list[bytes]:
 
 
 def ask(simulator: Simulator, way: Way) -> socket.socket:
-    """A raw connection on which the request has been sent."""
+    """Open a raw connection and send the request."""
     _, path, auth, body = way
     data = json.dumps(body).encode()
     (name, key) = next(iter(auth.items()))
@@ -226,7 +226,7 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 def fal_environment(simulator: Simulator) -> dict[str, str]:
-    """In which fal's official client takes the simulator for fal, over TLS."""
+    """Environment in which fal's official client takes the simulator for fal, over TLS."""
     return {
         **os.environ,
         "FAL_KEY": "id-0123:secret-456789",

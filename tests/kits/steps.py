@@ -1,6 +1,5 @@
 """`ghub` processes that kill or freeze themselves right before or after a step of the money's way.
-
-Nothing in the product knows of it: a new process wraps one function of the product, and then runs the ordinary command.
+The product does not know this: a new process wraps one function of the product, and then runs the normal command.
 """
 
 import os
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a process stops itself, the first time that it comes by; `file` is there as soon as it has."""
+    """Place where a process stops itself the first time it gets there; then `file` exists."""
 
     step: str
     when: str
@@ -36,7 +35,7 @@ class Stop:
     file: str
 
     def here(self, when: str) -> None:
-        """Stop, if this is where."""
+        """Stop, if this is the place."""
         if when == self.when and not Path(self.file).exists():
             Path(self.file).touch()
             os.kill(os.getpid(), self.number)
@@ -46,7 +45,7 @@ class Stop:
 
 
 def around_call(real: Any, stop: Stop) -> Any:
-    """A coroutine function."""
+    """Wrap a coroutine function."""
 
     async def wrapped(*arguments: Any, **named: Any) -> Any:
         stop.here("before")
@@ -58,7 +57,7 @@ def around_call(real: Any, stop: Stop) -> Any:
 
 
 def around_publish(real: Any, stop: Stop) -> Any:
-    """A picture's way into the store; what the store is tried out with does not count."""
+    """Wrap a picture's way into the store; probes of the store do not count."""
 
     async def wrapped(self: LocalStore, path: str, *arguments: Any, **named: Any) -> None:
         picture = not is_probe(path)
@@ -72,7 +71,7 @@ def around_publish(real: Any, stop: Stop) -> Any:
 
 
 def around_sync(real: Any, stop: Stop) -> Any:
-    """The journal's write and sync, in its own thread."""
+    """Wrap the journal's write and sync, in its own thread."""
 
     def wrapped(*arguments: Any) -> Any:
         stop.here("before")
@@ -84,7 +83,7 @@ def around_sync(real: Any, stop: Stop) -> Any:
 
 
 def around_reply(real: Any, stop: Stop) -> Any:
-    """What an order's client is sent: from the first byte of the reply to its last."""
+    """Wrap the reply to an order's client, from its first byte to its last."""
 
     async def wrapped(self: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
         async def stopping(message: Message) -> None:
@@ -100,7 +99,7 @@ def around_reply(real: Any, stop: Stop) -> Any:
 
 
 def around_insert(real: Any, stop: Stop) -> Any:
-    """The statements that book events, inside their transaction."""
+    """Wrap the statements that book events, inside their transaction."""
 
     def wrapped(*arguments: Any) -> Generator[Any, Any, Any]:
         stop.here("before")
@@ -112,7 +111,7 @@ def around_insert(real: Any, stop: Stop) -> Any:
 
 
 def around_commit(real: Any, stop: Stop) -> Any:
-    """The COMMIT of a transaction that writes."""
+    """Wrap the COMMIT of a transaction that writes."""
 
     @contextmanager
     def wrapped(self: Lane, begin: str) -> Iterator[Any]:
@@ -140,10 +139,10 @@ STEPS: dict[str, tuple[type, str, Callable[[Any, Stop], Any]]] = {
     "rebuild": (Projector, "_rebuild", around_call),
     "replace": (Projector, "_replace", around_call),
 }
-"""Owner, name and wrapper of the function that is the step."""
+"""Owner, name and wrapper of the step's function."""
 
 
 def arm(stop: Stop) -> None:
-    """From now on this process stops itself there."""
+    """Make this process stop itself there from now on."""
     owner, name, wrap = STEPS[stop.step]
     setattr(owner, name, wrap(getattr(owner, name), stop))

@@ -1,4 +1,4 @@
-"""What the tests of stores share: a store of each kind, paths that are cleared away, and what an upload looks like."""
+"""Shared parts of the tests of stores: a store of each kind, paths that are deleted, and the form of an upload."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from tests.stores.running import BUCKET, KEY, PATIENCE_S, SECRET, SupabaseProces
 from tests.stores.supabase import Bucket, Server
 
 PIECE_BYTES = 64 * 1024
-SHORT_S = 0.4  # a time-out that is meant to run out
+SHORT_S = 0.4  # a timeout that is meant to expire
 PAGE = 3
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def a_client(timeout_s: float = PATIENCE_S) -> httpx2.AsyncClient:
 
 @dataclasses.dataclass(frozen=True)
 class Kit:
-    """A store for tests: how to make it, where the public finds its images, and the process to freeze, if any."""
+    """A store for tests: how to make it, the public URL of its images, and the process to freeze, if any."""
 
     make: Callable[[httpx2.AsyncClient], ImageStore]
     public_url: str | None = None
@@ -57,7 +57,7 @@ def fresh_path(name: str = "0.png") -> str:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """On a fresh uvloop, and not for ever."""
+    """Run on a new uvloop, with a time limit."""
 
     async def bounded() -> T:
         async with asyncio.timeout(3 * PATIENCE_S):
@@ -90,7 +90,7 @@ def supabase_store(client: httpx2.AsyncClient, server: SupabaseProcess | Server,
 def with_supabase(
     folder: Path, work: Callable[[Server, httpx2.AsyncClient], Any], bucket: Bucket | None = None
 ) -> None:
-    """Run `work` beside a server of its own."""
+    """Run `work` with its own server."""
 
     async def main() -> None:
         async with Server(folder, SECRET, KEY, bucket).serving() as server, a_client() as client:

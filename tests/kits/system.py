@@ -46,12 +46,12 @@ NINE = {
 
 SUCCESSORS = {"fal/recraft-v4.1", "fal/recraft-v4.1-pro", "fal/ideogram-v4"}
 
-WAIT_S = 20.0
-"""The most that a test waits for something that must come about."""
+WAIT_S = 60.0
+"""Maximum time that a test waits for something that must happen: long, because six tests share two cores."""
 
 
 def wait_until(true: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:
-    """Poll until `true()`, or fail saying what did not come about. A long wait asks seldom: to ask costs CPU, too."""
+    """Poll until `true()`, or fail and say what did not happen. A long wait polls seldom, because polling costs CPU."""
     began = time.monotonic()
     while not true():
         waited_s = time.monotonic() - began
@@ -61,7 +61,7 @@ def wait_until(true: Callable[[], bool], what: str, within_s: float = WAIT_S) ->
 
 @dataclass
 class System:
-    """Valkey, simulator, consumer and gateway in one folder. Every key that it issues is remembered for the grep."""
+    """Valkey, simulator, consumer and gateway in one folder. Every issued key is remembered for the search."""
 
     folder: Path
     valkey: ValkeyServer
@@ -91,13 +91,13 @@ class System:
         self.processes[name] = self.begin(arguments, {**os.environ, **self.environment, **more}, log, log)
 
     def start_gateway(self, name: str = "gateway", **more: str) -> None:
-        """Start the gateway and wait until it takes work."""
+        """Start the gateway and wait until it accepts work."""
         self.start(name, "serve", **more)
         wait_until(lambda: self._answers(f"http://127.0.0.1:{self.port}/readyz"), "the gateway is ready")
         wait_until(self.projected, "Redis is projected")
 
     def start_all(self, latency_scale: str = "0") -> None:
-        """Everything, in order."""
+        """Start everything, in order."""
         self.valkey.start()
         self.start("simulator", "simulate", "--port", str(self.simulator_port), "--latency-scale", latency_scale)
         self.start("consumer", "consume")
@@ -105,7 +105,7 @@ class System:
         wait_until(lambda: self._answers(f"{self.simulator}/_sim/jobs"), "the simulator is ready")
 
     def start_all_but_ready(self) -> None:
-        """Everything, where the gateway is not going to be ready: when it answers at all."""
+        """Start everything if the gateway will not be ready: wait until it answers at all."""
         self.valkey.start()
         self.start("simulator", "simulate", "--port", str(self.simulator_port), "--latency-scale", "0")
         self.start("consumer", "consume")
@@ -127,7 +127,7 @@ class System:
         self.valkey.stop()
 
     def log(self, name: str = "gateway") -> str:
-        """What a process has said so far."""
+        """Read the log of a process so far."""
         return (self.folder / f"{name}.log").read_text()
 
     def _answers(self, url: str) -> bool:
@@ -146,7 +146,7 @@ class System:
         return Settings.model_validate(names)
 
     def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
-        """Do something with ledger and Redis, in this process."""
+        """Do `work` with ledger and Redis, in this process."""
 
         async def opened() -> T:
             async with open_back(self.settings()) as back:
@@ -170,7 +170,7 @@ class System:
         return org_id, key.secret
 
     def cut(self, org_id: str) -> WalletSnapshot:
-        """The wallet at this moment. A busy machine may miss the 100 ms that a customer would wait: asked again."""
+        """Read the wallet now. A busy machine may miss the 100 ms that a customer would wait: then retry."""
 
         async def read(back: Backends) -> WalletSnapshot:
             for _ in range(20):
@@ -181,13 +181,13 @@ class System:
         return self.back(read)
 
     def projected(self) -> bool:
-        """Does Redis know what SQL knows?"""
+        """True if Redis has everything in SQL."""
         with httpx2.Client(**LOOPBACK) as client:
             reply = client.get(f"{self.url}/credits", headers=bearer("ghub_sk_live_" + "0" * 32))
         return reply.status_code == 401
 
     def events(self, org_id: str, count: int) -> list[Event]:
-        """An organisation's events in the ledger, once there are `count` of them; more are a failure."""
+        """Wait until the ledger has `count` events of an organisation, and read them; more are a failure."""
 
         async def read(back: Backends) -> list[Event]:
             return [event async for event in back.ledger.events(org_id=org_id)]
@@ -210,19 +210,19 @@ class System:
         return httpx2.AsyncClient(base_url=self.url, headers=headers, **LOOPBACK, timeout=90, limits=limits, **options)
 
     def behave(self, model: str, scenario: str, times: int | None = 1, **more: Any) -> None:
-        """What the simulator does next for a model."""
+        """Set the simulator's next behaviour for a model."""
         body = {"model": model, "scenario": scenario, "times": times, **more}
         reply = httpx2.put(f"{self.simulator}/_sim/behaviour", json=body, **LOOPBACK)
         assert reply.status_code == 200, reply.text
 
     def jobs(self, model: str | None = None) -> list[dict[str, Any]]:
-        """Every generation that a provider would have billed."""
+        """List every generation that a provider would have billed."""
         params = {"model": model} if model else {}
         jobs: list[dict[str, Any]] = httpx2.get(f"{self.simulator}/_sim/jobs", params=params, **LOOPBACK).json()
         return jobs
 
     def images(self) -> set[str]:
-        """Paths of all files in the store, unpublished ones too."""
+        """List the paths of all files in the store, unpublished ones too."""
         root = self.folder / "images"
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
@@ -261,7 +261,7 @@ def prepare(folder: Path, **more: str) -> System:
 
 
 def assert_no_key(keys: Iterable[str], folder: Path) -> None:
-    """No issued key lies in any file below `folder`, nor in a command line of this machine."""
+    """Check that no issued key is in any file below `folder`, or in a command line of this machine."""
     needles = [key.encode() for key in keys]
     for path in folder.rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""A user whom the system has no name for, as the one of the shipped image."""
+"""A user without a name in the system, like that of the shipped image."""
 
 import ctypes
 import os
@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 NOBODY = 10001
-"""As `USER` in the Dockerfile, and without an entry in the table of users here, too."""
+"""`USER` in the Dockerfile, which has no entry in the table of users here either."""
 
 _CLONE_NEWUSER = 0x10000000
 
 
 def give_to_nobody(folder: Path) -> None:
-    """What it may use. Only root has to: to others a namespace gives their own files under that number."""
+    """Give it the files that it may use. Only root must do this: for others a namespace maps their own files to it."""
     if os.getuid() == 0:
         folder.parent.chmod(0o755)
         for path in (folder, *folder.rglob("*")):
@@ -21,7 +21,7 @@ def give_to_nobody(folder: Path) -> None:
 
 
 def become_nobody() -> None:
-    """This process, for good: root by setuid, as `setpriv --reuid` does it; anybody else in a user namespace."""
+    """Change this process for good: root by setuid, like `setpriv --reuid`; anybody else in a user namespace."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

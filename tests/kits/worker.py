@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def hang_after_commit(ledger: SqlLedger) -> None:
-    """From now on a booking is committed, says so, and hangs."""
+    """From now on a booking is committed, reports it, and hangs."""
     book = ledger.book
 
     async def and_hang(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
@@ -41,7 +41,7 @@ def hang_after_commit(ledger: SqlLedger) -> None:
 
 
 def hang_before_commit(ledger: SqlLedger) -> None:
-    """From now on a transaction does all its work, says so, and hangs with its whole process."""
+    """From now on a transaction does all its work, reports it, and hangs with its whole process."""
     run_it = ledger._run
 
     async def and_hang(mode: Mode, steps: Callable[[], Steps[T]]) -> T:
@@ -57,7 +57,7 @@ def hang_before_commit(ledger: SqlLedger) -> None:
 
 
 def wait_for_the_others() -> None:
-    """All processes of a race begin at the same moment."""
+    """Wait, so that all processes of a race begin at the same moment."""
     print("ready", flush=True)
     sys.stdin.readline()
 
@@ -75,7 +75,7 @@ async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> in
 
 
 async def refund(ledger_at: str, micro_mxn: str, *orders: str) -> int:
-    """Refund orders, whole where the amount is 0; returns how many were not refunded whole or too far already."""
+    """Refund orders, completely if the amount is 0; returns how many refunds were given."""
     ledger = open_ledger(ledger_at)
     accounts = Accounts(ledger, None, {}, (), "test")
     wait_for_the_others()
@@ -99,7 +99,7 @@ async def book(ledger_at: str, org_id: str, count: str, times: str) -> int:
 
 
 async def write_and_hang(ledger_at: str, org_id: str, what: str, idle_s: str) -> None:
-    """Book three events or add a credit, and never commit. A PostgreSQL may throw it out after `idle_s`."""
+    """Book three events or add a credit, and never commit. A PostgreSQL may disconnect it after `idle_s`."""
     postgres.CALL_S = float(idle_s)
     ledger = open_ledger(ledger_at)
     hang_before_commit(ledger)
@@ -110,7 +110,7 @@ async def write_and_hang(ledger_at: str, org_id: str, what: str, idle_s: str) ->
 
 
 async def migrate(ledger_at: str) -> int:
-    """Bring a ledger up to date."""
+    """Bring a ledger's schema up to date."""
     ledger = open_ledger(ledger_at)
     version = await ledger.migrate()
     await ledger.aclose()
@@ -134,7 +134,7 @@ async def consume_and_hang(url: str, ledger_at: str) -> None:
 
 
 async def consume(url: str, ledger_at: str, name: str) -> str:
-    """Consume until SIGTERM. What another leaves behind is taken over within three seconds."""
+    """Consume until SIGTERM. Entries of a dead consumer are taken over within three seconds."""
     consumer.IDLE_MS, consumer.SWEEP_S = 2_000, 1.0
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -145,7 +145,7 @@ async def consume(url: str, ledger_at: str, name: str) -> str:
 
 
 async def project(url: str, ledger_at: str, rounds: str) -> int:
-    """Look at the record again and again."""
+    """Project the record again and again."""
     async with open_books(url, ledger_at, projected=False) as books:
         for _ in range(int(rounds)):
             await books.projector.round()

@@ -48,7 +48,7 @@ class SupabaseProcess:
             self.process = None
 
     def behave(self, **behaviour: Any) -> None:
-        """What goes wrong next; nothing named is nothing wrong."""
+        """Set the next faults; no argument means no fault."""
         asked = urllib.request.Request(f"http://127.0.0.1:{self.port}/_test/behaviour", method="PUT")
         asked.data = json.dumps(behaviour).encode()
         with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:

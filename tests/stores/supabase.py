@@ -22,6 +22,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -43,7 +44,7 @@ UNREAD_S = 60.0  # how long a connection stays open whose body is not read any f
 
 @dataclass
 class Behaviour:
-    """What goes wrong next. The numbers of times count down; 0 is never."""
+    """The next faults. The numbers of times count down; 0 is never."""
 
     fail_times: int = 0
     fail_status: int = 500
@@ -124,7 +125,7 @@ class Request:
         return unquote(self.target.partition("?")[0])
 
     async def body(self) -> AsyncIterator[bytes]:
-        """As it comes. Raises IncompleteReadError where it breaks off."""
+        """Yield the body as it comes. Raises IncompleteReadError if it breaks off."""
         while self.chunked and (size := int((await self.reader.readline()).strip() or b"-1", 16)):
             if size < 0:
                 raise asyncio.IncompleteReadError(b"", None)
@@ -175,13 +176,13 @@ class Objects:
             made.mkdir(parents=True, exist_ok=True)
 
     def file(self, path: str) -> Path:
-        """Where an object's bytes are. Raises Refused."""
+        """Find the file of an object's bytes. Raises Refused."""
         if not path.isascii() or "#" in path or ".." in path or not path.strip("/"):
             raise Refused(400, "InvalidKey", f"Invalid key: {path}", "InvalidKey")
         return self._bytes / path
 
     def facts(self, path: str) -> dict[str, Any]:
-        """What is known of an object. Raises Refused."""
+        """Read the facts of an object. Raises Refused."""
         if not self.file(path).is_file():
             raise NO_SUCH_KEY
         return dict(json.loads((self._facts / path).read_text()))
@@ -208,7 +209,7 @@ class Objects:
             folder.rmdir()
 
     def names(self) -> list[str]:
-        """Of all of them."""
+        """Names of all objects."""
         return [path.relative_to(self._bytes).as_posix() for path in self._bytes.rglob("*") if path.is_file()]
 
     def has(self, name: str) -> bool:
@@ -252,13 +253,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}{BASE}"
 
     @contextlib.asynccontextmanager
-    async def serving(self, port: int = 0) -> AsyncIterator["Server"]:
+    async def serving(self, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator["Server"]:
         """Serve on `port`, or on a free one, until the end of the block."""
         listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = listener.getsockname()[1]
-        server = await asyncio.start_server(self._connection, sock=listener, limit=READ_BYTES)
+        server = await asyncio.start_server(self._connection, sock=listener, limit=READ_BYTES, ssl=tls)
         try:
             yield self
         finally:
@@ -299,7 +300,7 @@ class Server:
         return request.headers.get("connection", "").lower() != "close"
 
     async def _answer(self, request: Request) -> Answer | None:
-        """None where the connection is closed without one."""
+        """None if the connection is closed without an answer."""
         if request.target == "/_test/behaviour":
             if request.method == "PUT":
                 self.behaviour = Behaviour(**json.loads(await request.whole()))
@@ -367,7 +368,7 @@ class Server:
             raise NO_SUCH_BUCKET
 
     def _may_read(self, request: Request, bucket: str) -> None:
-        """Whoever has any token of the project reads from a public bucket."""
+        """Any token of the project may read from a public bucket."""
         if not self._is_service(request) and not self._bucket.public:
             raise NO_SUCH_KEY
         if bucket != self._bucket.name:
@@ -507,7 +508,11 @@ async def _main(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     bucket = Bucket(options.bucket, not options.private, options.file_size_limit, options.mime)
-    async with Server(options.folder, options.secret, options.key, bucket).serving(options.port) as server:
+    tls = None
+    if options.tls:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*options.tls)
+    async with Server(options.folder, options.secret, options.key, bucket).serving(options.port, tls) as server:
         print(json.dumps({"port": server.port}), flush=True)
         await over.wait()
     os._exit(0)  # nothing is left to do, and the interpreter would take a while over it
@@ -524,6 +529,7 @@ def main() -> None:
     parser.add_argument("--private", action="store_true")
     parser.add_argument("--file-size-limit", type=int)
     parser.add_argument("--mime", action="append")
+    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="serve https, and not http")
     asyncio.run(_main(parser.parse_args()))
 
 

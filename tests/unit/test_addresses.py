@@ -40,7 +40,7 @@ KNOWN = {
     ],
 )
 def test_the_address_that_is_meant_is_named(path: str, meant: str | None) -> None:
-    """A slash too many, `/v1` twice or not at all; where nothing is like it, no guess."""
+    """One slash too many, `/v1` twice or not at all; if nothing is similar, no guess."""
     said = nothing_at(path, KNOWN.__contains__)
     assert said.startswith("There is nothing at this address.")
     assert ("Did you mean" in said) == (meant is not None)
@@ -93,7 +93,7 @@ def test_a_target_with_a_host_is_the_path_behind_it(raw: bytes, path: str, kept:
 
 
 def test_a_scope_without_a_raw_path_is_left_alone() -> None:
-    """As some test clients make it."""
+    """Some test clients make one like this."""
     scope: dict[str, Any] = {"path": "/v1/models"}
     origin_form(scope)
     assert scope == {"path": "/v1/models"}

@@ -3,11 +3,10 @@
 import random
 
 import pytest
-from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
 from metering.accounts import KEY_PREFIX, TEST_PREFIX, hash_key
-from metering.wallet.connection import WalletAway
+from metering.wallet.connection import WalletAway, open_redis
 from metering.wallet.values import Caller, WalletLimits
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator, check_state
@@ -26,7 +25,7 @@ class Owners(Wallet):
     """A wallet that knows some keys, and which questions it was asked."""
 
     def __init__(self, *known: str) -> None:
-        super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
         self.known = {hash_key(key): Caller(f"org of {key}", "key") for key in known}
         self.asked: list[str] = []
         self.away = False
@@ -105,7 +104,7 @@ def test_a_malformed_key_makes_no_trip_to_redis(key: str) -> None:
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic eDp5", secret(1), f"Token {secret(1)}"])
 def test_no_bearer_key_is_a_missing_key(header: str | None) -> None:
-    """Told apart from a wrong one, and no trip either."""
+    """EventFacts apart from a wrong one, and no trip either."""
     wallet = Owners(secret(1))
     assert refused(Authenticator(wallet, CACHE_SIZE), header) is Kind.MISSING_KEY
     assert wallet.asked == []

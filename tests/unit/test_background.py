@@ -1,4 +1,4 @@
-"""Work beside the requests: a fault ends no part in silence, and what fails again and again stops orders (rule 2)."""
+"""Background work: no part ends silently, and a part that fails again and again stops orders (rule 2)."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -130,7 +130,7 @@ async def test_what_no_order_needs_is_begun_anew_for_ever() -> None:
 
 
 async def test_a_part_may_be_done() -> None:
-    """Where it is one that ends; who waits for it is told, and it does not fail by it."""
+    """A part that ends by itself: its waiters return, and it does not count as a failure."""
     part = Scripted(fails, ends)
     kept = Background([Part("recovery", part.run, ends=True)], nobody_gives_up)
     with capture_logs() as lines:
@@ -154,7 +154,7 @@ async def test_parts_do_not_end_each_other() -> None:
 
 
 async def test_the_end_ends_a_part_that_loses_its_first_cancellation() -> None:
-    """And nothing is begun anew by it."""
+    """And nothing is restarted by it."""
     begun = 0
 
     async def stubborn() -> None:
@@ -173,7 +173,7 @@ async def test_the_end_ends_a_part_that_loses_its_first_cancellation() -> None:
 
 
 async def test_every_looks_again_while_something_is_away() -> None:
-    """It says so under its name, with our own sentence where there is one; anything else is the caller's."""
+    """It logs this under its name, with our own sentence if there is one; any other error is the caller's."""
     looks: list[Exception | None] = [LedgerAway("host x"), LedgerMisconfigured("grant it"), None, ValueError("bug")]
     seen = 0
 
@@ -198,7 +198,7 @@ async def test_every_looks_again_while_something_is_away() -> None:
 
 
 async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
-    """As a library may lose one: the second is not lost."""
+    """A library may lose one: the second is not lost."""
     lost = asyncio.Event()
 
     async def loses() -> None:

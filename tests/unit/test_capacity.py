@@ -10,7 +10,7 @@ MARK, END = 800, 900
 
 
 def room(pictures: dict[str, int], spool: dict[str, int], broken: str | None = None) -> Capacity:
-    """Of 100 pictures, 20 spare, and a spool of 1,000 bytes."""
+    """Capacity for 100 pictures, 20 spare, and a spool of 1,000 bytes."""
     spooled = Shares(Bound(1000))
     capacity = Capacity(lambda: broken, Bound(100, 20), spooled, spool_mark=MARK, spool_end=END)
     for org_id, images in pictures.items():
@@ -21,7 +21,7 @@ def room(pictures: dict[str, int], spool: dict[str, int], broken: str | None = N
 
 
 def answer_of(capacity: Capacity, org: str, images: int, now_s: float) -> str | None:
-    """What its customer is told."""
+    """The customer's answer."""
     error = capacity.refusal(org, images, now_s)
     return error.message if error else None
 
@@ -71,7 +71,7 @@ def test_the_spool(spool: dict[str, int], org: str, answer: Refusal | None) -> N
 
 
 def test_a_share_binds_as_long_as_another_is_expected_back() -> None:
-    """And no longer: whoever was refused and does not come back keeps nothing from anyone."""
+    """And no longer: a refused organisation that does not come back keeps nothing from anyone."""
     one = room({"a": 60, "b": 8}, {})
     one.want("b", 10.0)
     assert one.wanting(10.0 + WANTED_S - 0.1) == ["b"]
@@ -80,7 +80,7 @@ def test_a_share_binds_as_long_as_another_is_expected_back() -> None:
 
 
 def test_what_is_broken_goes_first() -> None:
-    """No order is taken, whoever places it and however much room there is."""
+    """No order is accepted, from anyone, however much room there is."""
     error = room({}, {}, "the store is away").refusal("a", 1, 0.0)
     assert error is not None and (error.kind, error.message) == (Kind.UNAVAILABLE, "the store is away")
 

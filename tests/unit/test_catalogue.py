@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from config.catalogue import CatalogueError, read_catalogue, read_plans, read_seed_rates
+from config.catalogue import CatalogueError, read_catalogue, read_seed_rates
+from metering.plans import read_plans
 
 MODEL = """
 price_book = "test"
@@ -32,7 +33,7 @@ def test_the_catalogue_that_ships_is_right() -> None:
     catalogue = read_catalogue(None)
     assert catalogue.markup == Decimal("1.05")
     assert catalogue.models["fal/flux-1.1-pro"].usd_per_image == Decimal("0.04")
-    assert read_plans(None)["default"].requests_per_minute > 0
+    assert (read_plans(None)["default"].requests_per_minute or 0) > 0
     assert {rate.month for rate in read_seed_rates(None)} >= {"2026-11"}
 
 
@@ -102,7 +103,7 @@ def test_a_plans_budget_is_an_amount_that_can_be_counted(tmp_path: Path, mxn: st
     text = "[plans.default]\nrequests_per_minute = 1\nimages_per_minute = 1\nmxn_per_month = "
     with pytest.raises(CatalogueError, match=r"plans\.default\.mxn_per_month"):
         read_plans(written(tmp_path, f'{text}"{mxn}"'))
-    assert read_plans(written(tmp_path, f'{text}"5000.0000000"'))["default"].mxn_per_month == 5000
+    assert read_plans(written(tmp_path, f'{text}"5000.0000000"'))["default"].micro_mxn_per_month == 5_000_000_000
 
 
 @pytest.mark.parametrize("month", ["2026-13", "2026-1", "26-11"])

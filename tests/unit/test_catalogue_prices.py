@@ -237,7 +237,7 @@ CHANGES: list[tuple[str, tuple[str, str]]] = [
 
 @pytest.mark.parametrize(("price", "change"), CHANGES)
 def test_any_other_price_is_another_version_of_the_book(tmp_path: Path, price: str, change: tuple[str, str]) -> None:
-    """Of every kind, and the markup; what has nothing to do with prices leaves the version as it is."""
+    """Any kind of price, and the markup; a change without effect on prices leaves the version unchanged."""
     version = catalogue(tmp_path, price).price_book_version
     assert (
         version

@@ -1,4 +1,4 @@
-"""What is written under docs/ and beside the code is what is built."""
+"""The documents under docs/ and next to the code describe what is built."""
 
 import hashlib
 import re
@@ -13,6 +13,7 @@ from config.catalogue import Model, read_catalogue
 from config.settings import Settings
 from docs import errors
 from docs import map as map_of_files
+from metering.limits import LIMITS
 
 ROOT = Path(__file__).parents[2]
 APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
@@ -52,7 +53,7 @@ def test_a_page_is_printed_from_the_code(printed: ModuleType) -> None:
 
 
 def test_every_room_stands_in_the_architecture() -> None:
-    """As a folder with its path; the files are on the map."""
+    """Each is named as a folder with its path; the files are on the map."""
     told = (ROOT / "docs" / "architecture.md").read_text()
     rooms = [f"{room.relative_to(ROOT)}/" for room in map_of_files.rooms()]
     assert [room for room in rooms if f"`{room}`" not in told and f"`{room.removeprefix('proxy/')}`" not in told] == []
@@ -79,8 +80,14 @@ def test_every_setting_is_documented() -> None:
     assert [name for name in Settings.model_fields if f"`GHUB_{name.upper()}`" not in page] == []
 
 
+def test_every_limit_is_documented() -> None:
+    """Each kind has its row in docs/limits.md, under the name by which it is set."""
+    page = (ROOT / "docs" / "limits.md").read_text()
+    assert re.findall(r"(?m)^\| [^|]+ \| `(\w+)` \|", page) == [kind.name for kind in LIMITS.values()]
+
+
 def test_every_metric_and_every_alarm_is_documented() -> None:
-    """What an operator may see on the metrics port, and every log line above `info`, is told in docs/operations.md."""
+    """Every metric on the metrics port, and every log line above `info`, is in docs/operations.md."""
     page = (ROOT / "docs" / "operations.md").read_text()
     told: set[str] = set()
     for path in (one for folder in ("proxy", "metering", "config") for one in (ROOT / folder).rglob("*.py")):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.api.encodings import DECODERS, MAX_FRAMES, TOLD, ZSTD_WINDOW_LOG, Damaged, TooLarge
+from proxy.api.encodings import ACCEPTED, DECODERS, MAX_FRAMES, ZSTD_WINDOW_LOG, Damaged, TooLarge
 from tests.kits.packing import PACK, zstd
 from tests.long import examples
 
@@ -24,7 +24,7 @@ def streamed(body: bytes, level: int = 19) -> bytes:
 
 def test_what_is_told_is_what_is_taken() -> None:
     """But for the older name of gzip."""
-    assert {*TOLD.split(", "), "x-gzip"} == DECODERS.keys() == PACK.keys()
+    assert {*ACCEPTED.split(", "), "x-gzip"} == DECODERS.keys() == PACK.keys()
 
 
 @pytest.mark.parametrize("encoding", DECODERS)
@@ -77,7 +77,7 @@ def test_what_breaks_off_or_goes_on_is_damaged(encoding: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_several_members_are_one_body_and_a_thousand_are_none(encoding: str) -> None:
-    """The bound holds for all of them together, and a decoder is not made anew for every twenty bytes."""
+    """The limit holds for all of them together, and there is not a new decoder for every twenty bytes."""
     pack, unpack = PACK[encoding], DECODERS[encoding]
     assert unpack(pack(b"un ") + pack(b"faro"), MOST) == b"un faro"
     with pytest.raises(TooLarge):
@@ -87,7 +87,7 @@ def test_several_members_are_one_body_and_a_thousand_are_none(encoding: str) -> 
 
 
 def test_a_window_of_eight_megabytes_is_taken_and_a_larger_one_is_not() -> None:
-    """As every recipient must (RFC 9659); a frame of sixteen bytes may not ask for a gigabyte."""
+    """Every recipient must accept it (RFC 9659); a frame of sixteen bytes may not ask for a gigabyte."""
     wide = {int(zstd.CompressionParameter.window_log): 27}
     assert ZSTD_WINDOW_LOG == 23
     assert DECODERS["zstd"](streamed(b"un faro"), MOST) == b"un faro"

@@ -91,7 +91,7 @@ def test_no_header_is_zero_or_less_than_the_true_wait(wait_s: float) -> None:
 
 @pytest.mark.parametrize(("wait_s", "retry"), [(LONGEST_RETRY_S, True), (LONGEST_RETRY_S + 0.001, False), (1e9, False)])
 def test_a_wait_beyond_what_the_sdks_honour_forbids_the_retry(wait_s: float, retry: bool) -> None:
-    """They would come back at once instead, even where the raiser allowed it."""
+    """Otherwise they would come back at once, even if the raiser allowed the retry."""
     for error in (
         ApiError(Kind.RATE_LIMIT, "x", retry_after_s=wait_s),
         ApiError(Kind.RATE_LIMIT, "x", retry_after_s=wait_s, retry=True),

@@ -80,7 +80,7 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 @pytest.mark.parametrize("row", [Opened, Proof, StoredImage])
 def test_a_field_of_another_type_is_refused(row: Any) -> None:
-    """Of order, proof and image alike: what is text must be text, and a number a number."""
+    """In order, proof and image alike: text must be text, and a number a number."""
     for field in fields_of(row):
         wrong: Any = {"wrong": "type"}
         if field.name in ("proof", "images") and row is Opened:
@@ -135,6 +135,18 @@ def test_a_damaged_entry_is_an_event_error(damaged: dict[bytes, bytes]) -> None:
     """Nothing else is raised, so that one poison entry never stops the consumer (rule 30)."""
     with pytest.raises(EventError):
         decode(damaged)
+
+
+@pytest.mark.parametrize("equal", [840_000.0, "840000"])
+def test_a_proof_that_equals_a_known_one_is_still_checked(equal: Any) -> None:
+    """Proofs are remembered by value and type: a float is refused after the same integer was accepted."""
+    assert decode(entry()).opened.proof.unit_micro_mxn == 840_000
+    with pytest.raises(EventError, match="unit_micro_mxn: has another type"):
+        decode(entry(opened=proof(unit_micro_mxn=equal)))
+    one = entry(opened=proof(unit_micro_mxn=1), amount=b"1")
+    assert decode(one).opened.proof.unit_micro_mxn == 1
+    with pytest.raises(EventError, match="unit_micro_mxn: has another type"):
+        decode(one | {b"opened": proof(unit_micro_mxn=True)})
 
 
 @given(st.dictionaries(st.sampled_from(sorted(entry())), st.binary(max_size=40), min_size=1))

@@ -9,7 +9,7 @@ from proxy.api.health import Condition, Conditions, probe_routes, when
 
 
 def readyz(conditions: Conditions) -> tuple[int, str]:
-    """What the probe answers."""
+    """Answer of the probe."""
     (route,) = (route for route in probe_routes(conditions.not_ready) if route.path == "/readyz")
     reply = asyncio.run(route.endpoint(Request({"type": "http"})))
     return reply.status_code, bytes(reply.body).decode()

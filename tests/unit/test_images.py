@@ -5,10 +5,10 @@ import time
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.types import Message
 
+from metering.wallet.connection import open_redis
 from metering.wallet.values import Caller, OrderIdentity, OrderStatus, WalletLimits
 from metering.wallet.wallet import Wallet
 from proxy.api.images import joined
@@ -23,19 +23,19 @@ class Open(Wallet):
     """One order, made by a gateway that lives and never ends it."""
 
     def __init__(self) -> None:
-        super().__init__(Redis(), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
         self.left: list[tuple[str, str | None]] = []
 
     async def is_alive(self, org_id: str, owner: str) -> bool:
         return True
 
     async def client_gone(
-        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
+        self, caller: Caller, order_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
-        self.left.append((request_id, asked_by))
+        self.left.append((order_id, asked_by))
 
-    async def status_of(self, org_id: str, request_id: str) -> OrderStatus:
-        return OrderStatus(request_id, "open", "", 0, "owner")
+    async def status_of(self, org_id: str, order_id: str) -> OrderStatus:
+        return OrderStatus(order_id, "open", "", 0, "owner")
 
 
 class Dead(Open):
@@ -49,7 +49,7 @@ NOTHING: Any = None
 
 
 def duplicate(deadline_s: float) -> Duplicate:
-    """Of an order that is being made, due in so many seconds."""
+    """Duplicate of an order that is being made, due in this many seconds."""
     status = OrderStatus("r", "open", "", 0, "owner")
     return Duplicate(Caller("org", "key"), OrderIdentity("f"), "asker", status, 0, time.monotonic() + deadline_s, {})
 
@@ -60,7 +60,7 @@ def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeyp
     began_s = time.monotonic()
     with pytest.raises(ApiError, match="placed before"):
         run(Replay(Open(), NOTHING).of(duplicate(0.2)))
-    assert 0.2 <= time.monotonic() - began_s < 1.0
+    assert 0.19 < time.monotonic() - began_s < 1.0
 
 
 @pytest.mark.rule(38)
@@ -68,7 +68,7 @@ def test_an_order_that_is_joined_in_vain_is_answered_within_the_deadline(monkeyp
 def test_who_joins_in_vain_leaves_the_order_to_the_next(
     wallet: Open, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it is made; where its gateway is gone, the next need not wait for it (38)."""
+    """While it is made; if its gateway is dead, the next client need not wait for it (38)."""
     monkeypatch.setattr("proxy.orders.replay.JOIN_POLL_S", 0.01)
 
     async def silent() -> Message:

@@ -56,7 +56,7 @@ def test_each_answer_of_the_upstream_begins_the_ten_minutes_anew() -> None:
 
 
 def test_404_names_the_successor_where_there_is_one() -> None:
-    """And otherwise where to look; the field to change is `model`, and asking again is of no use."""
+    """Otherwise it says where to look. The field to change is `model`, and a retry is of no use."""
     told = gone(IMAGEN, MODELS[IMAGEN])
     assert told.message == (
         "`google/imagen-4` is not offered by its provider any more. Use `google/gemini-3.1-flash-image` instead."
@@ -95,7 +95,7 @@ def test_a_model_without_a_last_day_has_no_such_headers() -> None:
 
 
 def test_four_of_the_nine_have_a_last_day_and_name_a_successor() -> None:
-    """As their providers announced them."""
+    """The dates are those that their providers announced."""
     ending = {name for name, model in MODELS.items() if model.shutdown_date is not None}
     assert set(HEADERS) <= ending
     assert all(MODELS[name].successor for name in HEADERS)

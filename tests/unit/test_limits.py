@@ -1,4 +1,4 @@
-"""What customers are told of limits: OpenAI's rate headers, and for a refusal the number and the time."""
+"""Limits for customers: OpenAI's rate headers, and the number and the time of a refusal."""
 
 import re
 from dataclasses import replace

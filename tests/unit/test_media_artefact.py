@@ -26,7 +26,7 @@ VIEWS = "jpg with two views"
 
 
 class Taken:
-    """What a store is given of an image, and what is known of it then. `refused` tells why it got no more."""
+    """What a store has received of an image, and its known facts. `refused` is the reason why it got no more."""
 
     def __init__(self, chunks: Iterable[bytes], max_bytes: int = 64 * MIB, max_side_px: int = MAX_SIDE_PX) -> None:
         self.format: Format | None = None
@@ -117,7 +117,7 @@ def test_bytes_after_an_image_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
 def test_every_size_of_the_catalogue_passes(kind: str) -> None:
-    """As the providers make them, in pieces that no store has to cut."""
+    """In the providers' forms, in pieces that no store has to cut."""
     chance = random.Random(kind)
     options = {"PNG": {"compress_level": 1}, "WEBP": {"method": 0}, "AVIF": {"speed": 10}}.get(kind, {})
     tile = noise("P" if kind == "GIF" else "RGB", (48, 48))
@@ -156,7 +156,7 @@ def test_a_flipped_byte_is_passed_through_or_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_hostile_image_needs_no_memory(name: str) -> None:
-    """What goes on for 16 MB after any beginning of an image, in zeros, ones or noise, is not gathered."""
+    """16 MB of zeros, ones or noise after any beginning of an image are not collected in memory."""
     data = SMALL[name][1]
     chance = random.Random(name)
     for chunk in (bytes(PIECE_BYTES), b"\xff" * PIECE_BYTES, chance.randbytes(PIECE_BYTES)):

@@ -1,4 +1,4 @@
-"""What an image is by its first bytes, and what makes it whole: structures by hand, each broken in one place."""
+"""The format of an image by its first bytes, and its structure: made by hand, each broken in one place."""
 
 import gzip
 import struct
@@ -101,22 +101,22 @@ def test_a_hostile_head_takes_no_time_and_no_memory() -> None:
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    """Of a PNG."""
+    """Make a chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def header(width: int, height: int) -> bytes:
-    """Of a PNG."""
+    """Make the header of a PNG."""
     return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
 def segment(marker: int, data: bytes = b"") -> bytes:
-    """Of a JPEG."""
+    """Make a segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
 
 
 def frame(width: int, height: int, marker: int = 0xC0) -> bytes:
-    """Of a JPEG in grey."""
+    """Make a frame of a grey JPEG."""
     return segment(marker, struct.pack(">BHHBBBB", 8, height, width, 1, 1, 0x11, 0))
 
 
@@ -126,22 +126,22 @@ def riff(*chunks: bytes) -> bytes:
 
 
 def part(kind: bytes, data: bytes) -> bytes:
-    """Of a WebP."""
+    """Make a part of a WebP."""
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
 def canvas(width: int, height: int) -> bytes:
-    """Of a WebP."""
+    """Make a canvas of a WebP."""
     return part(b"VP8X", bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"))
 
 
 def lossy(width: int, height: int, more: bytes = b"") -> bytes:
-    """Of a WebP."""
+    """Make a lossy picture of a WebP."""
     return part(b"VP8 ", b"\x10\x00\x00\x9d\x01\x2a" + struct.pack("<HH", width, height) + more)
 
 
 def lossless(width: int, height: int) -> bytes:
-    """Of a WebP."""
+    """Make a lossless picture of a WebP."""
     return part(b"VP8L", b"\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14))
 
 
@@ -151,20 +151,20 @@ def screen(width: int, height: int, colours: int = 0) -> bytes:
 
 
 def picture(width: int, height: int, data: bytes = b"\x02ab\x00", colours: int = 0) -> bytes:
-    """Of a GIF."""
+    """Make a picture of a GIF."""
     table = bytes(3 * 2 ** ((colours & 7) + 1)) if colours else b""
     return b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, colours) + table + b"\x08" + data
 
 
 def box(kind: bytes, data: bytes = b"", *, wide: bool = False) -> bytes:
-    """Of an AVIF, its length in 32 or 64 bits."""
+    """Make a box of an AVIF, its length in 32 or 64 bits."""
     if wide:
         return struct.pack(">I4sQ", 1, kind, len(data) + 16) + data
     return struct.pack(">I4s", len(data) + 8, kind) + data
 
 
 def meta(*sides: tuple[int, int], wide: bool = False) -> bytes:
-    """Of an AVIF, with pictures of these sides."""
+    """Make the meta box of an AVIF, with pictures of these sides."""
     extents = b"".join(box(b"ispe", struct.pack(">III", 0, *pair)) for pair in sides)
     properties = box(b"iprp", box(b"ipco", box(b"pixi", b"123456") + extents, wide=wide) + box(b"ipma", b"12"))
     return box(b"meta", bytes(4) + box(b"hdlr", b"pict") + properties, wide=wide)
@@ -287,7 +287,7 @@ BROKEN: dict[str, tuple[Format, bytes, str]] = {
 
 
 def sides_px(kind: Format, data: bytes, size: int) -> tuple[int, int]:
-    """What the proof finds in chunks of `size` bytes. Raises NotAnImage."""
+    """Sides that the proof finds in chunks of `size` bytes. Raises NotAnImage."""
     proof = Proof(kind, MAX_SIDE_PX)
     for at in range(0, len(data), size):
         proof.feed(data[at : at + size])
@@ -306,7 +306,7 @@ def test_a_whole_structure_is_proven_at_any_chunk_borders(name: str) -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_structure_is_refused_for_its_reason_at_any_chunk_borders(name: str) -> None:
-    """What is too large is refused without the rest, which here never comes."""
+    """A picture that is too large is refused without the rest, which here never comes."""
     kind, data, reason = BROKEN[name]
     for size in (1, 2, 3, 7, len(data)):
         with pytest.raises(NotAnImage, match=reason):

@@ -1,4 +1,4 @@
-"""What customers are told: every sentence in both languages, with the same values in it."""
+"""Messages for customers: every sentence in both languages, with the same values in it."""
 
 import ast
 import string
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy import messages
-from proxy.messages import Text, told
+from proxy.messages import Text, translated
 
 TABLE = {name: value for name, value in vars(messages).items() if isinstance(value, Text)}
 PROXY = Path(messages.__file__).parent
@@ -16,13 +16,13 @@ ENGLISH_ALONE = "admin"
 
 
 def values(template: str) -> set[str]:
-    """What stands in it as `{name}`, with its form."""
+    """Names in the text as `{name}`, with their format."""
     return {f"{name}:{form}" for _, name, form, _ in string.Formatter().parse(template) if name is not None}
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_both_languages_have_the_same_values(name: str) -> None:
-    """None is lost on the way, and both are whole sentences where one is."""
+    """None is missing, and if one is a whole sentence, so is the other."""
     text = TABLE[name]
     assert values(text) == values(text.es)
     assert text.endswith((".", "?")) == text.es.endswith((".", "?"))
@@ -36,7 +36,7 @@ def test_a_value_that_is_a_text_is_told_in_its_own_language() -> None:
     assert said.es == "El límite de esta clave de API es de 4 imágenes por minuto."
     both = messages.NO_MODEL.of(model="{name}").then(messages.SEE_MODELS)
     assert both == "There is no model `{name}`. See GET /v1/models."
-    assert told(both, "es") == ("No existe el modelo `{name}`. Consulte GET /v1/models.", "es")
+    assert translated(both, "es") == ("No existe el modelo `{name}`. Consulte GET /v1/models.", "es")
 
 
 def test_no_customer_is_told_a_sentence_that_is_not_in_the_table() -> None:

@@ -46,7 +46,7 @@ def test_money_has_one_canonical_form(micro: int, text: str) -> None:
 @given(st.integers(-MAX_MICRO_MXN, MAX_MICRO_MXN))
 @settings(max_examples=examples(300), derandomize=True)
 def test_every_amount_survives_its_text(micro: int) -> None:
-    """What is printed reads back as the same number, and its text is plain digits."""
+    """A printed amount reads back as the same number, and its text is plain digits."""
     text = format_mxn(micro)
     assert parse_mxn(text) == micro
     assert "e" not in text.lower()

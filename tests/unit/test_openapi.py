@@ -170,7 +170,7 @@ def test_what_a_reply_leaves_out_is_not_null() -> None:
 
 
 def test_headers_of_an_order_that_failed_are_described() -> None:
-    """Its rates; and the wait that an upstream asks for, where the order may be placed again."""
+    """Its rates; and the wait that an upstream asks for, if the order may be retried."""
     answers = document(PUBLIC)["paths"]["/v1/images/generations"]["post"]["responses"]
     for rule in (outcome.value for outcome in Outcome):
         headers = answers[str(rule.error.value.status)]["headers"]

@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
-import aiohttp.abc
 import httpx2
 import pytest
 
-from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicResolver, is_public
+from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicNames, is_public
+from proxy.outbound.pool import Address
 
 HOSTS = ImageHosts(" fal.media, V3.Fal.Media., 93.184.216.34,10.0.0.1, xn--mnchen-3ya.de,,127.0.0.1:9000, [::1]:9001")
 
@@ -193,28 +194,12 @@ def test_an_address_that_is_not_of_the_internet_is_not_public(address: str) -> N
     assert not is_public(address)
 
 
-class Found(aiohttp.abc.AbstractResolver):
-    """Every name has these addresses."""
-
-    def __init__(self, *addresses: str) -> None:
-        self.addresses = addresses
-        self.closed = False
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        return [
-            aiohttp.abc.ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
-            for address in self.addresses
-        ]
-
-    async def close(self) -> None:
-        self.closed = True
-
-
 def resolved(host: str, port: int, *addresses: str) -> list[str]:
-    guard = PublicResolver(ImageHosts("fal.media, store.example:9000"), Found(*addresses))
-    return [result["host"] for result in asyncio.run(guard.resolve(host, port))]
+    async def every_name(host: str, port: int) -> Sequence[Address]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in addresses]
+
+    guard = PublicNames(ImageHosts("fal.media, store.example:9000"), every_name)
+    return [address[4][0] for address in asyncio.run(guard(host, port))]
 
 
 def test_the_addresses_that_were_checked_are_the_ones_given() -> None:
@@ -231,9 +216,3 @@ def test_a_name_with_its_port_may_be_private_on_that_port_only() -> None:
     assert resolved("store.example", 9000, "10.0.0.1") == ["10.0.0.1"]
     with pytest.raises(HostNotAllowed):
         resolved("store.example", 443, "10.0.0.1")
-
-
-def test_closing_the_guard_closes_what_it_guards() -> None:
-    inner = Found()
-    asyncio.run(PublicResolver(ImageHosts(""), inner).close())
-    assert inner.closed

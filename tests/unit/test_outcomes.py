@@ -1,4 +1,4 @@
-"""What becomes of an upstream call, and what the customer is told."""
+"""Outcomes of an upstream call, and the customer's answer to each."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What commands print for people: readable at 80 columns and in a pipe, and no value is cut."""
+"""Output of commands for people: readable at 80 columns and in a pipe, and no value is cut."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_nothing_is_printed_that_a_terminal_would_obey(capsys: pytest.CaptureFix
 def test_a_list_is_a_table_where_there_is_room(
     capsys: pytest.CaptureFixture[str], monkeypatch: Any, columns: str, lines: int
 ) -> None:
-    """And a block for each row where a terminal is narrower: no cell is cut or broken."""
+    """It is a block for each row if a terminal is narrower: no cell is cut or broken."""
     monkeypatch.setenv("COLUMNS", columns)
     say([{"name": "a", "url": LONG[:80]}, {"name": "b", "url": LONG[:80]}], as_json=False)
     said = capsys.readouterr().out

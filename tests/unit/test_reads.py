@@ -1,4 +1,4 @@
-"""What reading may cost a process: rates as a table of times, and the turns of reports."""
+"""Limits on reads: rates as a table of times, and the turns of reports."""
 
 import asyncio
 
@@ -70,7 +70,7 @@ def test_organisations_that_have_long_been_idle_are_forgotten() -> None:
 
 
 async def test_one_report_at_a_time_a_few_wait_and_the_next_is_refused() -> None:
-    """Of each organisation, from its query until it is sent; another's does not wait for that."""
+    """For each organisation, from its query until it is sent; another organisation's does not wait for it."""
     reports = Reports()
     await reports.begin("a")
     waiting = [asyncio.create_task(reports.begin("a")) for _ in range(REPORTS_WAITING)]
@@ -96,7 +96,7 @@ async def test_a_report_whose_turn_does_not_come_is_refused() -> None:
 
 
 async def test_so_many_are_in_memory_at_a_time_and_no_more() -> None:
-    """Of however many organisations."""
+    """From any number of organisations."""
     reports, made, most = Reports(), 0, 0
 
     async def report(org_id: str) -> None:

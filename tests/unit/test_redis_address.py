@@ -55,7 +55,7 @@ BAD = {
 
 @pytest.mark.parametrize("url", BAD)
 def test_an_address_that_is_none_is_a_sentence(url: str) -> None:
-    """Of what is wrong, before anything is opened, and without the password."""
+    """It says what is wrong, before anything is opened, and without the password."""
     with pytest.raises(ValueError, match=BAD[url].replace("?", r"\?")) as caught:
         open_redis(url, connections=2, call_timeout_s=1.0)
     assert "s3cret" not in str(caught.value)

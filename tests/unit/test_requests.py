@@ -50,7 +50,7 @@ def test_an_announced_body_above_the_cap_is_refused_unread(announced: bytes) -> 
 
 @pytest.mark.parametrize("announced", [b"1", b"-5", b"nonsense", b"\xb2"])
 def test_a_wrong_length_does_not_get_a_larger_body_in(announced: bytes) -> None:
-    """What arrives is counted too."""
+    """The bytes that arrive are counted, too."""
     assert refused(request(body([b"x" * 60] * 2), (b"content-length", announced))) is Kind.TOO_LARGE
 
 

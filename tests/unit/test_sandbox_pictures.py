@@ -105,7 +105,7 @@ def test_the_label_is_read_off_the_picture() -> None:
     ],
 )
 def test_the_beginning_of_the_prompt_is_in_it_and_never_all_of_a_long_one(prompt: str, words: str) -> None:
-    """As far as the font goes."""
+    """As much as the font allows."""
     assert excerpt(prompt) == words
 
 
@@ -118,7 +118,7 @@ def test_every_prompt_can_be_drawn() -> None:
 
 
 async def test_the_pieces_of_a_picture_are_the_picture() -> None:
-    """As the store is given them, with the length that was announced, and as often as they are asked for."""
+    """In the form that the store gets, with the announced length, and as often as they are read."""
     for number, picture in enumerate(pictures(order(n=3))):
         for _ in range(2):
             async with picture.open() as source:

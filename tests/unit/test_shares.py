@@ -1,4 +1,4 @@
-"""Who may have more of what there is only so much of: the rule as a table, and those who wait for their turn."""
+"""Shares of a limited resource: the rule as a table, and those that wait for their turn."""
 
 import asyncio
 import random
@@ -27,14 +27,14 @@ from metering.turns import Turns
 def test_who_has_less_than_an_equal_part_leaves_the_rest_to_the_others(
     settled: list[int], wanting: int, share: int
 ) -> None:
-    """Of 120, what each of those that want more may have."""
+    """What each organisation that wants more may have of 120."""
     assert Bound(120).share(settled, wanting) == share
 
 
 @pytest.mark.parametrize(
     ("has", "more", "taken", "settled", "wanting", "allowed"),
     [
-        # Alone, or beside others that want nothing: everything but what is spare.
+        # Alone, or with others that want nothing: everything except the spare.
         (0, 8, 0, [], 0, True),
         (92, 8, 92, [], 0, True),
         (93, 8, 93, [], 0, False),
@@ -52,7 +52,7 @@ def test_who_has_less_than_an_equal_part_leaves_the_rest_to_the_others(
         (0, 8, 108, [50, 50, 8], 0, False),
         (0, 1, 108, [50, 50, 8], 0, True),
         (50, 1, 100, [50], 0, False),
-        # An equal part among very many is less than one order: whoever has nothing may have one all the same.
+        # An equal part among very many is less than one order: an organisation that has nothing may have one anyway.
         (0, 8, 40, [2] * 20, 30, True),
         (8, 8, 48, [2] * 20, 30, False),
     ],

@@ -16,7 +16,8 @@ from starlette.datastructures import Headers
 
 from metering.clock import utc_now
 from proxy.api.admin.endpoint import ROLES
-from proxy.api.admin.tokens import Actor, Issuer, Secret, Tokens, check_role, mint
+from proxy.api.admin.minting import Issuer, mint
+from proxy.api.admin.tokens import Actor, Secret, Tokens, check_role
 from proxy.errors import ApiError, Kind
 from tests.conftest import run
 
@@ -32,7 +33,7 @@ PUBLIC = (
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """What Supabase puts into an administrator's token; a change to None takes the claim away."""
+    """Claims that Supabase puts into an administrator's token; a change to None removes a claim."""
     now = int(time.time())
     whole = {
         "iss": ISSUER.name,
@@ -175,7 +176,7 @@ def test_garbage_is_401(token: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer  ", "Basic YTpi"])
 def test_a_request_without_a_token_is_told_how_to_send_one(value: str) -> None:
-    """401, and where it goes."""
+    """It is a 401, and says in which header."""
     with pytest.raises(ApiError, match="Authorization: Bearer") as caught:
         run(Tokens(Secret(SECRET), ISSUER).actor(Headers({"authorization": value})))
     assert caught.value.kind is Kind.INVALID_TOKEN
@@ -194,6 +195,6 @@ def test_only_the_role_of_the_app_metadata_counts(metadata: Any) -> None:
 
 
 def test_a_secret_that_looks_like_a_public_key_verifies_nothing() -> None:
-    """Somebody has put a PEM where the secret belongs: everybody knows it, so nobody may sign with it."""
+    """Somebody has configured a PEM as the secret: everybody knows it, so nobody may sign with it."""
     token = by_hand(b'{"alg":"HS256"}', json.dumps(claims()).encode(), PUBLIC.encode())
     refusal(token, keys=Secret(PUBLIC))

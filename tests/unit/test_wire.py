@@ -4,7 +4,6 @@ import hashlib
 import json
 from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
 import orjson
 import pytest
@@ -40,7 +39,7 @@ def test_the_smallest_order_has_the_published_defaults() -> None:
 
 
 def test_every_field_is_taken_over() -> None:
-    """As the customer wrote it; quality in the upstream's word."""
+    """In the customer's form; quality in the upstream's word."""
     fields = {"n": 8, "size": "1536x1024", "quality": "hd", "response_format": "url", "stream": False, "user": "u1"}
     order = parsed(model=GPT, prompt=" un faro ", **fields)
     assert order == Order(GPT, CATALOGUE.models[GPT], " un faro ", 8, "1536x1024", "high", {"user": "u1"}, user="u1")
@@ -206,7 +205,7 @@ def test_a_model_that_is_not_offered_is_never_meant() -> None:
     ],
 )
 def test_what_asks_for_nothing_is_passed_over(fields: dict[str, Any]) -> None:
-    """Of a model without such a field: the order is the same, and the same by its fingerprint."""
+    """The model has no such field: the order is the same, and so is its fingerprint."""
     assert parsed(**fields) == parsed()
     assert fingerprint(parsed(**fields)) == fingerprint(parsed())
 
@@ -219,7 +218,7 @@ def test_default_is_unset_for_every_model(model: str, fields: dict[str, str]) ->
 
 
 def test_a_word_of_the_models_own_is_sent_to_it() -> None:
-    """`auto` and `vivid` are sent where the model knows them."""
+    """`auto` and `vivid` are sent if the model knows them."""
     assert parsed(model=GPT, background="auto", moderation="auto").fields == {
         "background": "auto",
         "moderation": "auto",
@@ -228,7 +227,7 @@ def test_a_word_of_the_models_own_is_sent_to_it() -> None:
 
 
 def test_user_is_a_part_of_what_is_identical_for_every_model() -> None:
-    """Sent on where the model takes it, as before with the same fingerprint; kept apart where it does not."""
+    """It is sent if the model accepts it, as before with the same fingerprint; otherwise it is kept separately."""
     one, other = parsed(user="u1"), parsed(user="u2")
     assert one.fields == other.fields == {}
     assert len({fingerprint(order) for order in (one, other, parsed())}) == 3
@@ -327,9 +326,9 @@ def test_any_bytes_are_refused_with_an_error_of_ours(body: bytes) -> None:
 
 
 def test_the_reply_has_the_published_form() -> None:
-    """OpenAI's list of URLs, with our id and model beside it."""
-    request_id = UUID("11111111-1111-4111-8111-111111111111")
-    result = Result(request_id, 1782412958, FLUX, "fal-ai/flux-pro/v1.1", {}, None, (None, None), 1_680_000, ())
+    """OpenAI's list of URLs, with our id and model."""
+    order_id = "11111111-1111-4111-8111-111111111111"
+    result = Result(order_id, 1782412958, FLUX, "fal-ai/flux-pro/v1.1", {}, None, (None, None), 1_680_000, ())
     body = result_reply(result, [{"url": "https://a/0.jpg"}, {"url": "https://a/1.jpg"}])
     assert orjson.loads(body) == {
         "served_model": "fal-ai/flux-pro/v1.1",

@@ -12,7 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from proxy.outbound.transport import CHUNK_BYTES, AiohttpTransport
+from proxy.outbound.connection import CHUNK_BYTES
+from proxy.outbound.transport import Transport
 from tests.kits.outbound import (
     LARGE_BYTES,
     SHORT_S,
@@ -30,7 +31,7 @@ from tests.kits.raw_server import OK, Peer, RawServer, raw_server
 
 def test_no_such_name_is_a_connect_error(run: Run) -> None:
     async def main() -> None:
-        async with httpx2.AsyncClient(transport=AiohttpTransport(resolver=Names())) as client:
+        async with httpx2.AsyncClient(transport=Transport(resolve=Names())) as client:
             with pytest.raises(httpx2.ConnectError):
                 await client.post("http://nowhere.example/", content=b"{}")
 
@@ -100,6 +101,26 @@ def test_a_connection_is_used_again_after_a_full_read(run: Run) -> None:
         async with raw_server(answers_ok) as server, our_client() as client:
             for _ in range(5):
                 assert (await client.post(server.url, content=b"{}")).text == "ok"
+            assert server.connections == 1
+
+    run(main())
+
+
+def test_an_answer_that_nobody_read_is_no_part_of_the_next_one(run: Run) -> None:
+    """It had arrived as a whole, so its connection is used again: the next answer has its own bytes only."""
+    numbers = iter(range(100))
+
+    async def counts(peer: Peer) -> None:
+        while True:
+            await peer.read_request()
+            await peer.send(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\n%02d" % next(numbers))
+
+    async def main() -> None:
+        async with raw_server(counts) as server, our_client() as client:
+            for number in range(0, 10, 2):
+                async with client.stream("GET", server.url) as response:
+                    assert response.status_code == 403
+                assert (await client.get(server.url)).content == b"%02d" % (number + 1)
             assert server.connections == 1
 
     run(main())

@@ -1,19 +1,17 @@
 """How an image is fetched: over redirects, from listed names with public addresses, with no credentials."""
 
 import contextlib
-import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import aiohttp
-import aiohttp.abc
 import httpx2
 import pytest
 
 from proxy.outbound.clients import MAX_REDIRECTS, USER_AGENT, ImageFetchFailed, Outbound
-from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicResolver
-from proxy.outbound.transport import AiohttpTransport
+from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicNames
+from proxy.outbound.pool import Address, Resolve
+from proxy.outbound.transport import Transport
 from tests.conftest import TRUST
 from tests.kits.outbound import LARGE_BYTES, SHORT_S, Names, Run, open_files, until
 from tests.kits.raw_server import Peer, RawServer, raw_server
@@ -26,11 +24,9 @@ class Rebound(Names):
         super().__init__()
         self.turns = list(addresses)
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
+    async def __call__(self, host: str, port: int) -> Sequence[Address]:
         self.addresses = {host: [self.turns.pop(0)]}
-        return await super().resolve(host, port, family)
+        return await super().__call__(host, port)
 
 
 def image(body: bytes, *headers: str) -> bytes:
@@ -151,7 +147,7 @@ def test_a_listed_name_with_a_private_address_is_not_dialled(run: Run) -> None:
     names = Names(cdn_example=["127.0.0.1"], mixed_example=["93.184.216.34", "10.0.0.1"])
 
     async def main() -> None:
-        async with outbound_to("cdn.example, mixed.example", resolver=names) as client:
+        async with outbound_to("cdn.example, mixed.example", resolve=names) as client:
             for url in ("https://cdn.example/x", "https://CDN.example./x", "https://mixed.example/x"):
                 with pytest.raises(HostNotAllowed):
                     await fetch(client, url)
@@ -165,15 +161,15 @@ def test_a_rebound_name_is_dialled_only_where_it_was_checked(run: Run) -> None:
     """Public at the first look, ours at the second: each look is for one dialling, so the first stands for nothing."""
     nobody = "2d00::1"  # in a part of the public space that is given to nobody
 
-    async def get(server: RawServer, resolver: aiohttp.abc.AbstractResolver) -> bytes:
-        transport = AiohttpTransport(resolver=resolver)
+    async def get(server: RawServer, resolve: Resolve) -> bytes:
+        transport = Transport(resolve=resolve)
         async with httpx2.AsyncClient(transport=transport, timeout=SHORT_S, trust_env=False) as client:
             return (await client.get(f"http://cdn.example:{server.port}/")).content
 
     async def main() -> None:
         async with site({"/": image(b"ours")}) as server:
             names = Rebound(nobody, "127.0.0.1")
-            guarded = PublicResolver(ImageHosts("cdn.example"), names)
+            guarded = PublicNames(ImageHosts("cdn.example"), names)
             with pytest.raises((httpx2.ConnectError, httpx2.ConnectTimeout)):
                 await get(server, guarded)
             assert names.turns == ["127.0.0.1"]
@@ -195,9 +191,7 @@ def test_a_name_listed_with_its_port_may_be_private(
     async def main() -> None:
         async with (
             raw_server(answers, tls=server_tls) as server,
-            outbound_to(
-                f"cdn.example:{server.port}", verify=trust, resolver=Names(cdn_example=["127.0.0.1"])
-            ) as client,
+            outbound_to(f"cdn.example:{server.port}", verify=trust, resolve=Names(cdn_example=["127.0.0.1"])) as client,
         ):
             assert await fetch(client, f"https://cdn.example:{server.port}/x") == b"pixels"
 
@@ -229,3 +223,20 @@ def test_the_client_keeps_no_cookies_and_names_itself(run: Run) -> None:
     run(main())
     assert b"cookie" not in seen[1].lower()
     assert f"user-agent: {USER_AGENT}\r\n".encode() in seen[1].lower()
+
+
+@pytest.mark.parametrize("target", ["?x=/y", "/a b", "/./c", "/é?q=ü", "/plain?x=/y"])
+def test_a_url_as_text_goes_where_httpx2_would_send_it(run: Run, target: str) -> None:
+    """A plain one is not parsed each time; any other is parsed as a whole."""
+    seen: list[bytes] = []
+
+    async def answers(peer: Peer) -> None:
+        seen.append((await peer.read_request()).split()[1])
+        await peer.send(image(b"x"))
+
+    async def main() -> None:
+        async with raw_server(answers) as server, outbound_to("") as client:
+            assert (await client.client.get(f"{server.url}{target}")).content == b"x"
+            assert seen == [httpx2.URL(f"{server.url}{target}").raw_path]
+
+    run(main())

@@ -51,7 +51,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def frozen_heap() -> Iterator[None]:
-    """What was there before the tests is not collected after each one of them: that would take most of their time."""
+    """Exclude objects from before the tests from each test's collection, which would take most of the time."""
     gc.collect()
     gc.freeze()
     yield
@@ -63,7 +63,6 @@ def nothing_is_left_open(frozen_heap: None, caplog: pytest.LogCaptureFixture) ->
     """An unclosed socket warns here, inside the test that left it; a task whose exception nobody saw is in the log."""
     yield
     gc.collect()
-    # aiohttp itself leaves a bare future behind where a peer resets a connection that is being closed.
     assert not [record for record in caplog.records if record.getMessage().startswith("Task")]
 
 

@@ -61,7 +61,7 @@ LARGE_BYTES = 40 * 1024 * 1024
 @pytest.mark.parametrize("size", [1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 1_500_000])
 @pytest.mark.parametrize("piece", [997, PIECE_BYTES])
 async def test_bytes_in_are_bytes_out(kit: Kit, size: int, piece: int, length: str) -> None:
-    """At every size, however they come, with a length and without where the store does without."""
+    """At every size, in any pieces, with a length, and without one if the store does not need it."""
     data, path = random.Random(size).randbytes(size), fresh_path()
     async with kit.opened() as store:
         assert not await store.exists(path)
@@ -113,7 +113,7 @@ async def test_the_public_sees_the_type_and_may_keep_the_image(remote: Kit, cont
 
 
 async def test_a_path_is_written_once_and_replaced_only_by_its_own_request(kit: Kit) -> None:
-    """The second put fails for good and changes nothing; with `again` it replaces, also where nothing is."""
+    """The second put fails for good and changes nothing. With `again` it replaces, even if nothing is there."""
     path = fresh_path()
     async with kit.opened() as store:
         await put(store, path, b"first")
@@ -229,7 +229,7 @@ async def test_what_is_deleted_is_gone_and_may_be_deleted_again(kit: Kit) -> Non
 
 
 def test_everything_in_the_store_is_listed(kit: Kit) -> None:
-    """Over many pages, in deep and shallow folders, whoever put it there, while it is deleted."""
+    """Over many pages, in deep and shallow folders, from any source, also while objects are deleted."""
     org, began = str(uuid.uuid4()), datetime.now(UTC) - timedelta(minutes=5)
     paths = {f"{org}/{request}/{number}.png" for request in range(8) for number in range(request)}
     paths |= {f"{org}/by hand.txt", f"{org}/a/deep/place/x.bin", f"top-{org}.png"}
@@ -288,7 +288,7 @@ async def test_a_store_that_would_take_images_passes_its_check(kit: Kit) -> None
 
 
 def test_a_probe_is_a_large_picture_that_nothing_makes_smaller() -> None:
-    """Of the size and the type that matter: a limit on bodies is met by it, and no cache has it from before."""
+    """It has a real image's size and type: a limit on bodies refuses it, and no cache already has it."""
     data = picture()
 
     async def work() -> Artefact:
@@ -469,7 +469,7 @@ async def test_nonsense_from_the_other_end_is_a_store_that_is_away(answer: bytes
     ],
 )
 async def test_an_error_names_host_cause_request_and_path(host: str, cause: str) -> None:
-    """All that it takes to know where to look; and nothing that is secret, wherever in the URL it stands."""
+    """The error says where to look, and contains no secret from any part of the URL."""
 
     async def silent(peer: Peer) -> None:
         await peer.read_request()
@@ -509,7 +509,7 @@ async def test_a_store_that_does_not_read_stops_the_source() -> None:
     """Less than 1 MiB is taken from it beyond what the connection's own buffers hold."""
 
     async def lead_bytes(number: int, client: httpx2.AsyncClient) -> int:
-        """What was taken from the source and never came to the store, which reads only what was sent before the end."""
+        """Bytes taken from the source that never reached the store, which reads only what was sent before the end."""
         given = received = 0
         stopped, ended = asyncio.Event(), asyncio.Event()
 
@@ -593,7 +593,7 @@ def opened(**values: Any) -> Opened:
 
 
 def test_the_storage_url_decides_the_store(tmp_path: Path) -> None:
-    """And where the public finds the images, unless that is set."""
+    """It also decides the public URL of images, unless that is set."""
     local = opened(storage_url=f"file://{tmp_path}")
     assert isinstance(local.store, LocalStore) and (local.public_url, local.folder) == (None, tmp_path)
     supabase_url = "supabase+https://p.supabase.co/storage/v1/?bucket=images"

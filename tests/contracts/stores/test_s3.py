@@ -22,7 +22,7 @@ def s3_head(**how: Any) -> bytes:
 
 
 def test_an_s3_upload_is_one_signed_put() -> None:
-    """With its length, a hash of nothing, and only where nothing is yet."""
+    """It has its length, no hash of the body, and the condition that nothing is there yet."""
     head = s3_head()
     assert head.startswith(b"put /generated-images/org/request/0.png http/1.1\r\n")
     for line in (
@@ -38,7 +38,7 @@ def test_an_s3_upload_is_one_signed_put() -> None:
 
 
 def test_credentials_are_looked_for_when_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session token is sent along; where there are none at all, it is a sentence."""
+    """A session token is sent along; if there are no credentials at all, the error is a sentence."""
     monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
     assert b"x-amz-security-token: temporary\r\n" in s3_head()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -159,7 +159,7 @@ async def test_an_s3_that_can_be_seen_and_not_used_fails_the_probe(moto: MotoPro
 
 
 async def test_an_s3_behind_a_limit_on_bodies_fails_the_probe() -> None:
-    """As behind nginx with its usual limit."""
+    """A proxy like nginx with its default limit is in front of it."""
 
     async def limited(peer: Peer) -> None:
         await peer.read_head()

@@ -177,7 +177,7 @@ def test_a_length_that_is_not_known_is_not_sent() -> None:
 
 
 def test_a_minted_token_is_used_for_half_its_life() -> None:
-    """Then there is a new one; also when the clock was set back. No apikey beside it."""
+    """Then there is a new one, also if the clock was set back. No apikey is sent with it."""
     now = [1_000_000.0]
     tokens = MintedTokens(SECRET, life_s=600, now_s=lambda: now[0])
     first = tokens.headers()
@@ -326,7 +326,7 @@ A_LINE = {"name": "a/b.png", "id": "1", "updated_at": "2026-11-26T10:00:00.5Z", 
 async def test_a_flat_list_is_read_whole_or_not_at_all(
     status: int, answers: list[bytes], found: list[str] | None
 ) -> None:
-    """Page by page; folder by folder only where the server does not know it. A sweep takes the list for the truth."""
+    """It is read page by page, and folder by folder only if the server does not know it. A sweep trusts the list."""
     left = list(answers)
 
     async def lists(peer: Peer) -> None:
@@ -384,7 +384,7 @@ async def test_a_store_in_trouble_is_away_and_not_misconfigured(supabase: Supaba
 
 
 async def test_a_killed_store_comes_back_with_its_objects(tmp_path: Path) -> None:
-    """What was broken off by its death is not there."""
+    """An upload that its death interrupted is not there."""
     server = SupabaseProcess(tmp_path)
     path, broken = fresh_path(), fresh_path()
 

@@ -433,8 +433,7 @@ def test_express_mode_takes_an_api_key_and_names_no_project(simulator: Simulator
 
 def clients(simulator: Simulator) -> dict[str, genai.Client]:
     info = {"client_email": EMAIL, "private_key": private_pem(KEY), "token_uri": f"{simulator.url}/vertex/token"}
-    # google-auth is untyped here.
-    credentials = service_account.Credentials.from_service_account_info(info, scopes=[SCOPE])  # type: ignore[no-untyped-call]
+    credentials = service_account.Credentials.from_service_account_info(info, scopes=[SCOPE])
     options = types.HttpOptions(base_url=f"{simulator.url}/vertex", api_version="v1")
     gemini_options = types.HttpOptions(base_url=f"{simulator.url}/google", api_version="v1beta")
     return {

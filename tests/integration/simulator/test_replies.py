@@ -1,4 +1,4 @@
-"""What the simulator answers in the words of OpenAI and of fal, with their official clients as judges."""
+"""The simulator's answers in the forms of OpenAI and of fal, checked by their official clients."""
 
 import base64
 import json

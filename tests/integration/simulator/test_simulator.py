@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from simulator.latency import Latency
+from simulator.app import make_world
 from simulator.server import serve
 from tests.kits.simulator import (
     EVERY_WAY,
@@ -232,7 +232,7 @@ def test_jobs_can_be_filtered_by_model_and_forgotten(simulator: Simulator) -> No
 )
 def test_latencies_are_the_published_ones_scaled_and_repeatable(model: str, p50: float, p95: float) -> None:
     def draws(scale: float, seed: int) -> list[float]:
-        latency = Latency(scale, seed)
+        latency = make_world(scale, seed).latency
         return [latency.draw_s(model) for _ in range(4_000)]
 
     times = sorted(draws(0.1, 3))

@@ -36,7 +36,7 @@ def test_a_grok_2_reply_has_all_its_keys_and_no_created(simulator: Simulator) ->
 
 
 def test_a_longer_prompt_is_as_long_as_one_likes(simulator: Simulator) -> None:
-    """4,000 characters of four bytes each where nothing is said."""
+    """4,000 characters of four bytes each by default."""
     for more, characters in (({}, 4_000), ({"bytes": 40_000}, 10_000)):
         simulator.behave(GROK, "longer_prompt", **more)
         assert [len(item["revised_prompt"]) for item in simulator.post(XAI_WAY, n=2).json()["data"]] == [characters] * 2

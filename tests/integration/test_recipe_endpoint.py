@@ -1,89 +1,10 @@
-"""The recipes of docs/development.md, followed in a copy of the tree: each works, and touches what it names."""
+"""The recipe "a public endpoint" of docs/development.md, followed in a copy of the tree."""
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).parents[2]
-LINT = Path(sysconfig.get_path("scripts")) / "lint-imports"
-
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".ghub", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
-WITHIN_S = 240.0
-"""Of one command: a test of a whole system starts it first, on a machine that runs other tests."""
-
-
-class Tree:
-    """A copy of the tree, in which a recipe is followed. `changed` are the files that were added or edited since."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        shutil.copytree(ROOT, root, ignore=LEFT_OUT)
-        self._before = self._files()
-
-    def add(self, name: str, text: str) -> None:
-        """A new file."""
-        path = self.root / name
-        assert not path.exists(), f"{name} is there already"
-        path.write_text(text, encoding="utf-8")
-
-    def edit(self, name: str, *changes: tuple[str, str]) -> None:
-        """Put text in place of other text that stands there once."""
-        path = self.root / name
-        text = path.read_text(encoding="utf-8")
-        for old, new in changes:
-            assert text.count(old) == 1, f"{name} has {text.count(old)} of {old!r}"
-            text = text.replace(old, new)
-        path.write_text(text, encoding="utf-8")
-
-    def run(self, *command: str) -> str:
-        """What a command says, which ends well; it is run in the copy, and imports the copy."""
-        ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        environment = {**ours, "PYTHONPATH": str(self.root), "COLUMNS": "300"}
-        result = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=WITHIN_S
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def python(self, *lines: str) -> str:
-        """What these lines print."""
-        return self.run(sys.executable, "-c", "\n".join(lines))
-
-    def tests(self, *names: str) -> None:
-        """These test files pass."""
-        self.run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
-
-    def lint(self) -> None:
-        """What `make lint` runs, but for the types of the whole tree, which take a minute."""
-        ruff = (sys.executable, "-m", "ruff")
-        self.run(*ruff, "check", "--no-cache", *self.changed(".py"))
-        self.run(*ruff, "format", "--check", "--no-cache", *self.changed(".py"))
-        self.run(str(LINT), "--no-cache")
-
-    def changed(self, ending: str = "") -> list[str]:
-        """Names of files that were added or edited."""
-        now = self._files()
-        assert self._before.keys() <= now.keys(), "a recipe takes nothing away"
-        return sorted(name for name in now if now[name] != self._before.get(name) and name.endswith(ending))
-
-    def _files(self) -> dict[str, str]:
-        left_out = {"__pycache__", ".hypothesis"}
-        paths = [path for path in self.root.rglob("*") if path.is_file() and not left_out & set(path.parts)]
-        return {str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    """A copy of a test's own."""
-    return Tree(tmp_path / "tree")
-
+from tests.kits.tree import Tree
 
 PING = '''\
 """GET /v1/ping: whose key this is."""
@@ -165,8 +86,9 @@ def test_a_key_is_told_whose_it_is(system: System) -> None:
 '''
 
 
-def test_a_public_endpoint_is_two_files_of_code_and_three_beside_them(tree: Tree) -> None:
+def test_a_public_endpoint_is_two_files_of_code_and_three_beside_them(tmp_path: Path) -> None:
     """`GET /v1/ping`: its file with its row, its place in the wiring; its room, its line on the map, its test."""
+    tree = Tree(tmp_path / "tree")
     tree.add("proxy/api/ping.py", PING)
     tree.edit(
         "proxy/wiring.py",
