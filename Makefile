@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test quick lint long fuzz chaos bench bench-keys bench-memory bench-consumer lock clean
+.PHONY: setup demo test quick lint long fuzz chaos bench bench-consumer lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -64,29 +64,22 @@ lint: $(VENV)/.test           ## ruff, mypy strict, import-linter
 quick: lint                   ## lint, types, import rules, unit tests: the daily loop, under 45 s on 2 cores
 	QUICK=1 $(PYTEST) -q -n 2 tests/unit
 
-# Four on two cores, because many tests wait; by file, because a file's servers are started once by who has all of it.
+# Six on two cores, because most tests wait; by file, because a file's servers are started once by who has all of it.
 test: lint                    ## everything; under 12 minutes on 2 cores
-	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder tests
+	$(PYTEST) -n 6 --dist loadfile --no-loadscope-reorder tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
-	LONG=1 $(PYTEST) tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py
+	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2
 
 chaos: $(VENV)/.test          ## random faults under load, and a judge; SEED=0 SECONDS=1500, on 2 cores
-	LONG=1 $(PYTEST) tests/e2e/test_chaos.py
+	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e/test_chaos.py
 	$(VENV)/bin/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS)
 
-bench: $(VENV)/.test          ## ratios within one run
-	$(VENV)/bin/python -m bench.gateway
-	$(VENV)/bin/python -m bench.ledger
-
-bench-keys: $(VENV)/.test     ## an admission among a million keys, beside one among ten; needs libjemalloc2; 3 minutes
-	$(VENV)/bin/python -m bench.keys
-
-bench-memory: $(VENV)/.test   ## memory for each image in flight, beside the naive way; 2 minutes
-	$(VENV)/bin/python -m bench.memory
+bench: $(VENV)/.test          ## every figure with its goal, on idle cores; ONLY=job,memory runs some, ROUNDS=1 is short
+	$(VENV)/bin/python -m bench
 
 bench-consumer: $(VENV)/.test ## how a backlog drains after an outage of the ledger, and the consumer's memory; 3 minutes
 	$(VENV)/bin/python -m bench.consumer

@@ -1,1 +1,1 @@
-"""Settings, the catalogue, plans and seed rates. Reads files and nothing else."""
+"""Settings, the catalogue, plans and seed rates. It only reads files."""

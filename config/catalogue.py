@@ -1,4 +1,4 @@
-"""The catalogue, the plans and the seed rates: TOML files, read once at start and checked to the last field."""
+"""The catalogue and the seed rates: TOML files, read once at start and checked to the last field."""
 
 import hashlib
 import re
@@ -23,7 +23,7 @@ class CatalogueError(Exception):
 
 
 def _decimal(value: object) -> Decimal:
-    """Takes a string only: TOML's own numbers are floats, and a price must not pass through one."""
+    """Parse a string. TOML's own numbers are floats, and a price must not pass through one."""
     if not isinstance(value, str):
         raise ValueError("must be a decimal in quotes")
     try:
@@ -36,17 +36,17 @@ def _decimal(value: object) -> Decimal:
 
 
 PositiveDecimal = Annotated[Decimal, BeforeValidator(_decimal)]
-# Whole micro-MXN, and at most as many as a Redis script keeps exact.
-_Budget = Annotated[PositiveDecimal, PydanticField(decimal_places=6, le=Decimal("9007199254.740991"))]
 _PIXELS = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 Month = Annotated[str, PydanticField(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
 
 
-class _Row(BaseModel):
+class Row(BaseModel):
+    """A table of a file: nothing in it that is not named here."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Field(_Row):
+class Field(Row):
     """An optional field of OpenAI's API that a model takes: one of `values`, a number up to `most`, or a text."""
 
     values: Mapping[str, str] | None = None
@@ -60,7 +60,7 @@ class Field(_Row):
         return self
 
 
-class TokenPrices(_Row):
+class TokenPrices(Row):
     """USD per million tokens, and the most output tokens of one image by `quality/size` (either may be `*`)."""
 
     text_input: PositiveDecimal
@@ -71,14 +71,14 @@ class TokenPrices(_Row):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The list price of one image: the most it can cost. `measured`: the provider's own figure may make it less."""
+    """The list price of one image: its maximum cost. `measured`: the provider's own figure may make it less."""
 
     usd_per_image: Decimal
     variant: str
     measured: bool
 
 
-class Model(_Row):
+class Model(Row):
     """One row of the catalogue. A model without any price is not for sale: refused, never free."""
 
     name: str
@@ -128,12 +128,12 @@ class Model(_Row):
 
     @property
     def priced(self) -> bool:
-        """Is it for sale?"""
+        """True if it is for sale."""
         kinds = (self.usd_per_image, self.usd_per_image_by, self.usd_per_megapixel)
         return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
-        """The list price of one image of this size (as customers write it) and quality (as the upstream does)."""
+        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words)."""
         if self.usd_per_image is not None:
             return Listed(self.usd_per_image, "", measured=False)
         if self.most_usd_per_image is not None:
@@ -144,7 +144,7 @@ class Model(_Row):
             return Listed(usd, variant, measured=False) if usd is not None else None
         if self.usd_per_megapixel is not None:
             width, _, height = size.partition("x")
-            # Begun megapixels count as whole ones: what providers do, and never less than they charge.
+            # A started megapixel counts as a whole one: providers do the same, and this is never less than they charge.
             begun = -(-int(width) * int(height) // 1_000_000)
             return Listed(self.usd_per_megapixel * begun, variant, measured=False)
         if self.usd_per_million_tokens is not None:
@@ -160,14 +160,14 @@ class Model(_Row):
         return Listed(usd / 1_000_000, variant, measured=True)
 
     def usd_of_tokens(self, input_tokens: int, output_tokens: int) -> Decimal | None:
-        """What a reported usage costs at the model's token prices; None where it has none."""
+        """Compute the cost of a reported usage at the model's token prices; None if it has none."""
         prices = self.usd_per_million_tokens
         if prices is None:
             return None
         return (prices.text_input * input_tokens + prices.image_output * output_tokens) / 1_000_000
 
     def prices(self) -> dict[str, Decimal]:
-        """Every list price that a quote of this model can name, by variant."""
+        """List every price that a quote of this model can name, by variant."""
         listed = [self.listed(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
         return {row.variant: row.usd_per_image for row in listed if row is not None}
 
@@ -176,7 +176,10 @@ ValueT = TypeVar("ValueT", int, Decimal)
 
 
 def _by_variant(table: Mapping[str, ValueT], quality: str | None, size: str) -> ValueT | None:
-    """The row of `quality/size`, in which either may be `*`. A quality that the upstream chooses costs the dearest."""
+    """Find the row of `quality/size`, in which either may be `*`.
+
+    If the upstream chooses the quality, the highest price.
+    """
     named = {name.partition("/")[0] for name in table}
     wanted = named if quality is None or (quality == "auto" and "auto" not in named) else {quality}
     rows = [_row(table, one, size) for one in wanted]
@@ -188,7 +191,7 @@ def _row(table: Mapping[str, ValueT], quality: str, size: str) -> ValueT | None:
     return next((table[name] for name in names if name in table), None)
 
 
-class Catalogue(_Row):
+class Catalogue(Row):
     """All models, with the price book that they stand in."""
 
     price_book: Annotated[str, PydanticField(min_length=1, max_length=40)]
@@ -197,33 +200,14 @@ class Catalogue(_Row):
 
     @property
     def price_book_version(self) -> str:
-        """The book's name and a digest of every price and the markup: two different books never share a version."""
+        """The book's name and a digest of every price and the markup, so two different books never share a version."""
         models = self.models.items()
         prices = sorted((name, variant, str(usd)) for name, model in models for variant, usd in model.prices().items())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
 
 
-_Limit = Annotated[int, PydanticField(ge=1, le=1_000_000)]
-_Quota = Annotated[int, PydanticField(ge=1, le=1_000_000_000)]
-
-
-class Plan(_Row):
-    """Limits of an organisation: whole numbers above zero, MXN as a decimal string. What is absent is not limited."""
-
-    requests_per_minute: _Limit
-    images_per_minute: _Limit
-    in_flight: _Limit | None = None
-    images_per_day: _Quota | None = None
-    images_per_month: _Quota | None = None
-    mxn_per_month: _Budget | None = None
-
-
-class Plans(_Row):
-    plans: Mapping[str, Plan]
-
-
-class SeedRate(_Row):
+class SeedRate(Row):
     """MXN for one USD in one calendar month."""
 
     month: Month
@@ -231,14 +215,15 @@ class SeedRate(_Row):
     source: Annotated[str, PydanticField(min_length=1)]
 
 
-class SeedRates(_Row):
+class SeedRates(Row):
     rates: tuple[SeedRate, ...] = ()
 
 
-RowT = TypeVar("RowT", bound=_Row)
+RowT = TypeVar("RowT", bound=Row)
 
 
-def _read(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:
+def read_rows(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:
+    """A file that `variable` names, or the one that ships. Raises CatalogueError, which names the field."""
     path = given or HERE / shipped
     try:
         return _parse(kind, path)
@@ -261,17 +246,9 @@ def _parse(kind: type[RowT], path: Path) -> RowT:
 
 def read_catalogue(path: Path | None) -> Catalogue:
     """The catalogue in `path`, or the one that ships. Raises CatalogueError."""
-    return _read(Catalogue, "GHUB_MODELS", path, "models.toml")
-
-
-def read_plans(path: Path | None) -> Mapping[str, Plan]:
-    """The plans in `path`, or those that ship. Raises CatalogueError; a plan named `default` must be there."""
-    plans = _read(Plans, "GHUB_PLANS", path, "plans.toml").plans
-    if "default" not in plans:
-        raise CatalogueError(f"GHUB_PLANS: {path}: plans.default: is missing")
-    return plans
+    return read_rows(Catalogue, "GHUB_MODELS", path, "models.toml")
 
 
 def read_seed_rates(path: Path | None) -> tuple[SeedRate, ...]:
     """The rates that seed an empty table. Raises CatalogueError."""
-    return _read(SeedRates, "GHUB_FX", path, "fx.toml").rates
+    return read_rows(SeedRates, "GHUB_FX", path, "fx.toml").rates

@@ -1,4 +1,4 @@
-"""One JSON line an event. No prompt, no key, no address of a customer's picture."""
+"""Logs: one JSON line for each event. No prompt, no key, no URL of a customer's picture."""
 
 import logging
 import re
@@ -12,9 +12,9 @@ _LIBRARY_LINE = '{"event":"library","level":"%(levelname)s","logger":"%(name)s",
 
 
 def set_up_logs(level: str, stream: TextIO) -> None:
-    """Structured lines from `level` (debug, info, warning, error) upwards.
+    """Log structured lines from `level` (debug, info, warning, error) upwards.
 
-    Of a library's warning only its place is logged: its text may carry an address or a body.
+    A library's warning is logged only by its place: its text may contain a URL or a body.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -38,7 +38,7 @@ def set_up_logs(level: str, stream: TextIO) -> None:
 
 
 class _PlaceOnly(logging.Formatter):
-    """Where a library complained, and neither its words nor a traceback, which may quote a request."""
+    """Place of a library's warning, without its text and traceback, which may quote a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         record.exc_info = record.exc_text = record.stack_info = None
@@ -46,5 +46,5 @@ class _PlaceOnly(logging.Formatter):
 
 
 def _without_keys(logger: object, method: str, line: bytes) -> bytes:
-    """Nothing here logs a key; should a foreign text ever carry one, it ends here."""
+    """Hide keys. Nothing here logs a key, but another program's text may contain one."""
     return _KEY.sub(b"ghub_sk_[hidden]", line) if b"ghub_sk_" in line else line

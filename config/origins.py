@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 LONGEST = 200
-"""Characters: a host's name has 253 at most, and nobody's page has half of that."""
+"""Maximum characters of an origin. A host name may have 253, and real ones have less than half of that."""
 
 _FORM = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[1-9][0-9]{0,4})?")
 _USUAL_PORTS = {"http": 80, "https": 443}
 
 
 def checked_origins(origins: Iterable[str]) -> tuple[str, ...]:
-    """Each of them once. Raises ValueError with a sentence for one that no browser would ever send."""
+    """Return each origin once. Raises ValueError with a sentence for one that no browser would ever send."""
     found = tuple(dict.fromkeys(origins))
     for origin in found:
         if len(origin) > LONGEST or not _FORM.fullmatch(origin):

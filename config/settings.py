@@ -1,4 +1,4 @@
-"""Every number and every address that the parts are built from: the environment's, and our own with their reasons."""
+"""Every number and address that the parts are built from: those of the environment, and ours with their reasons."""
 
 import os
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from tempfile import gettempdir
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from config.origins import checked_origins
@@ -20,13 +20,13 @@ REPLY_MARGIN_S = 2.0
 """Kept free at the deadline's end for settling and sending the reply; a tenth of deadlines under 20 s."""
 
 HOLD_MARGIN_S = 10.0
-"""A hold outlives its request's deadline by this, so that a settlement in time never meets a dead hold."""
+"""A hold lives this much longer than its request's deadline: a settlement in time never finds an expired hold."""
 
 STOP_MARGIN_S = 5.0
 """After SIGTERM the server waits a hold's life and this before it cuts what is still running."""
 
 EXIT_MARGIN_S = 5.0
-"""Closing pools and the process itself, between the server's stop and the platform's kill."""
+"""Time to close pools and end the process, between the server's stop and the platform's kill."""
 
 PRE_STOP_S = 10.0
 """The platform takes the pod off its load balancer before SIGTERM; `k8s/base` sleeps this long."""
@@ -43,44 +43,46 @@ REDIS_DECISION_S = 0.1
 """A request waits this long for a verdict, then answers 503: the promise is a decision within 100 ms."""
 
 REDIS_BACKGROUND_S = 2.0
-"""What no customer waits for (projection, consumer, a void that is repeated) may take this long a call."""
+"""The longest call for work that no customer waits for: projection, consumer, a void that is repeated."""
 
 REDIS_CONNECTIONS = 16
 """Per process. A script takes under 0.1 ms, so 16 answer more calls than one core can ask."""
 
 MAX_OPEN_HOLDS = 2_000
-"""Per organisation: 130 images a second at 15 s each. Bounds what one admission may have to expire (rule 7)."""
+"""For each organisation: 130 images a second at 15 s each. It limits how many holds one admission may have to expire
+(rule 7)."""
 
 STREAM_BACKLOG = 50_000
-"""Events of one partition not yet in the ledger, about 50 MB: admission stops here, settlement goes on (rule 28)."""
+"""Max events of one partition that are not in the ledger yet, about 50 MB: then admission stops, and settlement goes on
+(rule 28)."""
 
 MEMORY_MARK = 0.8
 """Admission stops when Redis has used this share of its `maxmemory`; the rest is for settling (rule 28)."""
 
 KEPT_BYTES = 16 * 1024 * 1024
-"""Of one partition's committed events, kept to be fed again: about 8,000 orders of one image. All 32 partitions take
-512 MiB at most, a third of what full backlogs would."""
+"""Committed events of one partition that are kept to be fed again: about 8,000 orders of one image. All 32 partitions
+take 512 MiB at most, a third of what full backlogs would take."""
 
 KEPT_MARK = 0.6
-"""Above this share of Redis' `maxmemory` no committed event is kept: well before admission stops at MEMORY_MARK."""
+"""Above this share of Redis' `maxmemory`, no committed event is kept: well before admission stops at MEMORY_MARK."""
 
 KEEP_H = 24.0
-"""How long committed events can be fed again: a backup each night, and the last of them is younger than this."""
+"""How long committed events can be fed again: with a backup each night, the last backup is younger than this."""
 
 MAX_KEEP_H = 31 * 24
-"""A month: whoever restores an older backup has other worries, and KEPT_BYTES ends it long before."""
+"""The most that GHUB_KEEP_H may be, a month: an older backup has other problems, and KEPT_BYTES comes long before."""
 
 CLOSED_S = 24 * 3600
 """How long Redis remembers how an order ended: far beyond every retry of a settlement."""
 
 LOW_BALANCE_MICRO_MXN = 20_000_000
-"""20.00 MXN: under it an organisation is told, as its customers were promised."""
+"""20.00 MXN: below it the organisation gets a notice, as its customers were promised."""
 
 PROJECTION_POLL_S = 1.0
-"""How often a change in SQL is looked for. "Within seconds" (rule 2)."""
+"""How often the projection looks for a change in SQL. "Within seconds" (rule 2)."""
 
 HEARTBEAT_S = 1.0
-"""How often a gateway says that it is alive; ten missed beats, and its upstream jobs are called off by another."""
+"""How often a gateway says that it is alive; after ten missed beats another gateway cancels its upstream jobs."""
 
 FX_POLL_S = 20.0
 """How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
@@ -88,117 +90,119 @@ FX_POLL_S = 20.0
 # --- Storage ---------------------------------------------------------------------------------------------------------
 
 STORE_CONNECT_S = 5.0
-"""Name, TCP and TLS of the store."""
+"""The longest connection to the store: DNS, TCP and TLS."""
 
 STORE_WRITE_S = 10.0
-"""For one chunk of an upload: a store that does not read for so long is frozen, and the upload is tried again."""
+"""The longest write of one chunk of an upload: a store that reads nothing for this long is frozen; it is retried."""
 
 STORE_ANSWER_S = 10.0
-"""From an upload's last byte to the store's word. Measured stores take well under a second for 40 MB."""
+"""The longest wait from an upload's last byte to the store's answer. Measured stores take well under 1 s for 40 MB."""
 
 STORE_STUCK_S = 3.0
-"""An upload that the deadline cuts off was failed by a store that took nothing of it for so long. One that works takes
-a piece within milliseconds: what it is still given then is an endless picture's."""
+"""If the deadline stops an upload, the store failed if it accepted nothing for this long. A store that works accepts a
+piece within milliseconds: if it was still accepting, the picture was endless."""
 
 STORE_JWT_LIFE_S = 600
-"""Of a service token that we mint; a new one is made when half of it is over, so clocks may differ by minutes."""
+"""The life of a service token that we mint; a new one is made after half of it, so clocks may differ by minutes."""
 
 STORE_WATCH_S = 10.0
-"""Between two looks at the store. After two that fail no order is taken: its image would be paid for and lost."""
+"""The time between checks of the store. After two failures no order is accepted: its image would be paid, then lost."""
 
 STORE_PROBE_S = 10.0
-"""For a probe of 4 MB, written, read and removed. Measured stores take well under a second, and one that takes longer
-brings no order's images in time."""
+"""The longest probe: 4 MB written, read and removed. Measured stores take well under a second, and a store that takes
+longer than this delivers no order's images in time."""
 
 STORE_FIRST_PAUSE_S = 0.25
-"""Before an upload's second try; doubled each time, up to the next number, and shortened by up to a half at random."""
+"""The pause before an upload's second try; doubled each time up to the next number, and cut at random by up to half."""
 
 STORE_LONGEST_PAUSE_S = 2.0
-"""Between two tries of an upload: a store that is back is noticed this fast."""
+"""The longest pause between two tries of an upload: the return of a store is noticed this fast."""
 
-SPOOL_MEMORY_BYTES = 128 * 1024
-"""A picture of at most this size waits in memory; a larger one goes to the spool's disk."""
+SPOOL_MEMORY_BYTES = 192 * 1024
+"""A picture of at most this size waits in memory; a larger one goes to the spool's disk, in pieces of this size."""
 
-SPOOL_WINDOW_BYTES = 256 * 1024
-"""An upload that follows a picture into the spool may fall back so far before the upstream is read no further."""
+SPOOL_WINDOW_BYTES = 192 * 1024
+"""How far an upload may be behind its picture in the spool before the upstream is read no further."""
 
 SPOOL_WAIT_S = 5.0
 """How long a picture waits for room in a full spool before it is given up."""
 
 SPOOL_MARK = 0.8
-"""Above this share of the spool those place no order whose pictures fill it; the rest is for what is under way."""
+"""Above this share of the spool, organisations whose pictures fill it place no order; the rest is for open orders."""
 
 SPOOL_END = 0.9
-"""Above this share nobody does."""
+"""Above this share of the spool, nobody places an order."""
 
 STREAMS = 400
-"""Pictures that one process reads at a time, each within 512 KiB: 200 MiB. The others wait, and their upstreams too."""
+"""Pictures that one process reads at a time, each within 512 KiB: 200 MiB. Others wait, and so do their upstreams."""
 
 SPARE_STREAMS = 40
-"""On top, for organisations that have less than their share while others read all of `STREAMS`: 20 MiB more."""
+"""More streams, for organisations that have less than their share while others read all of `STREAMS`: 20 MiB more."""
 
 MAX_PICTURES = 2_000
 """Pictures that one process has under way before it refuses orders; a waiting one holds at most 128 KiB of a reply.
 One organisation may have all of them."""
 
 SPARE_PICTURES = 400
-"""On top, for organisations that have less than their share while others have all of `MAX_PICTURES`. None takes more
-of it than it leaves: 25 orders of eight for the first that comes, 12 for the second, and so on; 50 MiB more."""
+"""More pictures, for organisations that have less than their share while others have all of `MAX_PICTURES`. None takes
+more of them than it leaves: 25 orders of eight for the first organisation, 12 for the second, and so on; 50 MiB more.
+"""
 
 MAX_IMAGE_SIDE_PX = 16_384
-"""Neither side may be longer: the largest model makes 3,840, and a header may claim four milliards."""
+"""Max length of a side: the largest model makes 3,840, and a header may claim four thousand million."""
 
 VERIFY_LOOKS = 256
-"""Images that `ghub verify` looks at at a time: a store that answers in 20 ms could tell 12,800 a second, so that our
-own 0.5 ms of CPU for each is what a million take: some eight minutes."""
+"""Images that `ghub verify` checks at a time. A store that answers in 20 ms could answer 12,800 a second, so our own
+0.5 ms of CPU for each image is the limit: a million take about eight minutes."""
 
 SWEEP_AGE_S = 24 * 3600
 """Younger objects are not swept: a hundred times as long as any order lives, and a day to notice a mistake."""
 
 SWEEP_SHORTEST_AGE_S = 15 * 60
-"""No sweep may look at younger ones: ten times the longest life of a hold, with room for clocks that disagree."""
+"""No sweep may look at younger objects: ten times the longest life of a hold, with room for clocks that disagree."""
 
 # --- Journal ---------------------------------------------------------------------------------------------------------
 
 JOURNAL_POLL_S = 1.0
-"""How often a gateway says what its journal still holds, and asks the ledger which answered orders it has by now."""
+"""How often a gateway reports what its journal still has, and asks the ledger which answered orders it has booked."""
 
 JOURNAL_KEPT_BYTES = 512 * 1024 * 1024
-"""Of a gateway's journal that the ledger has, for GHUB_KEEP_H at most: a restored ledger is fed from it (rule 30). A
-quarter of the claim in `k8s/base`; about 130,000 orders that were written down one by one."""
+"""The booked part of a gateway's journal that is kept, for GHUB_KEEP_H at most: a restored ledger is fed from it (rule
+30). It is a quarter of the claim in `k8s/base`; about 130,000 orders that were written one by one."""
 
 JOURNAL_STOP_S = 3.0
-"""At its end a gateway waits so long for the consumer to book its last orders; else its journal waits for the next."""
+"""How long a gateway that stops waits for the consumer to book its last orders; if it does not, the journal is left to
+the next gateway."""
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 USAGE_PER_MINUTE = 60
-"""Reports of an organisation, by each process. A dashboard asks every few seconds; the largest takes a second."""
+"""Reports of an organisation in each process. A dashboard asks every few seconds; the largest report takes a second."""
 
 HISTORY_PER_MINUTE = 1_200
-"""Generations by id or as a list: twice the default plan's orders, each of them looked at two times. A page of 100
-takes the ledger some milliseconds."""
+"""Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
+100 takes the ledger a few milliseconds."""
 
 CREDITS_PER_MINUTE = 600
-"""A balance for each order of the default plan. It costs one call of Redis, as an order's admission does."""
+"""One balance for each order of the default plan. It costs one call to Redis, like an order's admission."""
 
 MODELS_PER_MINUTE = 600
-"""As above: SDKs and tools ask at their start."""
+"""As many as balances: SDKs and tools list the models when they start."""
 
 REPORTS_MADE = 2
-"""Reports whose rows a process has in memory at a time: of two organisations, 50 MB together."""
+"""Reports whose rows a process has in memory at a time: for two organisations, 50 MB together."""
 
 REPORTS_OPEN = 16
-"""Reports that are made or being sent, one for each organisation: 8 MB each at most, where nobody reads them."""
+"""Reports that are being made or sent, one for each organisation: 8 MB each at most, if the client does not read."""
 
 REPORTS_WAITING = 4
-"""Of one organisation, behind the one that is made: a page with several charts asks for as many at once."""
+"""Reports of one organisation that wait behind the one being made: a page with several charts sends several."""
 
 REPORT_WAIT_S = 10.0
-"""For a report's turn: ten of the longest are made in it. Then it is 429."""
+"""How long a report waits for its turn: ten of the longest can be made in that time. After it the reply is 429."""
 
 REPORT_ROWS = 50_000
-"""The most of one report: a year, by day, of nine models and ten keys are 33,000. More is 400: ask for less at once."""
+"""Max rows of one report: a year by day, with nine models and ten keys, is 33,000. More is a 400: request less."""
 
 # --- HTTP, in and out ------------------------------------------------------------------------------------------------
 
@@ -212,45 +216,45 @@ MAX_IMAGE_BYTES = 64 * 1024 * 1024
 """The largest single picture of any known model is under 40 MB."""
 
 RESULT_DOCUMENT_BYTES = 512 * 1024
-"""An upstream's JSON without its pictures: a few kilobytes, but for eight rewritten prompts of 4,000 characters, each
-of them twelve bytes of escaped JSON."""
+"""Max bytes of an upstream's JSON without its pictures: a few kilobytes, except with eight rewritten prompts of 4,000
+characters, each character twelve bytes of escaped JSON."""
 
 JWT_LEEWAY_S = 5.0
-"""How far the clock of whoever issues tokens may be off ours."""
+"""How far the clock of the token issuer may differ from ours."""
 
 JWT_MAX_BYTES = 8 * 1024
-"""Of an administrator's token; Supabase's take about one kilobyte."""
+"""Max bytes of an administrator's token; Supabase's take about one kilobyte."""
 
 JWT_SECRET_BYTES = 32
-"""HS256 is as strong as its secret: at least as long as its hash (RFC 7518, 3.2)."""
+"""HS256 is as strong as its secret, which must be at least as long as the hash (RFC 7518, 3.2)."""
 
 JWKS_FRESH_S = 300.0
-"""Public keys are read anew after so long: one that was withdrawn is good for no longer."""
+"""Public keys are read again after this time: a withdrawn key is valid for no longer."""
 
 JWKS_STALE_S = 3600.0
-"""While they cannot be read the last ones go on for so long, then administrators get a 503."""
+"""If public keys cannot be read, the last ones stay valid for this time; then administrators get a 503."""
 
 JWKS_PAUSE_S = 5.0
-"""Between two readings, whatever tokens ask for: made-up key ids are no way to make us ask for more."""
+"""The shortest pause between two readings, whatever key ids tokens have: invented ids cannot cause more requests."""
 
 JWKS_TIMEOUT_S = 3.0
-"""Of a reading, whole; a real one takes a tenth of a second."""
+"""The longest that a whole reading may take; a real one takes a tenth of a second."""
 
 JWKS_BYTES = 64 * 1024
-"""A set of ten keys takes about 5 KB."""
+"""Max bytes of a key set; ten keys take about 5 KB."""
 
 GATEWAY_METRICS_PORT, CONSUMER_METRICS_PORT = 9090, 9091
-"""Where `/metrics` listens unless GHUB_METRICS_PORT says otherwise: two, so that both start on one machine."""
+"""The ports of `/metrics` unless GHUB_METRICS_PORT gives another: two, so that both processes start on one machine."""
 
 KEY_CACHE_SIZE = 100_000
 """Keys that one process remembers, about 300 bytes each."""
 
 ORIGINS_POLL_S = 5.0
-"""How often a gateway reads from which web pages keys may be used: a new one is answered within so long."""
+"""How often a gateway reads which web pages may use keys: a new page is answered within this time."""
 
 
 MAX_ACTOR_CHARACTERS = 128
-"""Of who acts, for the audit log; as many as a token's subject."""
+"""Max characters of an actor's name in the audit log; as many as a token's subject."""
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -262,6 +266,15 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss
 
 class SettingsError(Exception):
     """A variable is missing or wrong; the message is one sentence that names it."""
+
+
+def _http_address(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/")
+
+
+HttpAddress = Annotated[str, AfterValidator(_http_address)]
 
 
 class Settings(BaseSettings):
@@ -287,24 +300,25 @@ class Settings(BaseSettings):
     journal_dir: Path = Path("journal")
     spool_dir: Path = Path(gettempdir())
     spool_mb: Annotated[int, Field(ge=64)] = 1024
-    public_url: str | None = None
+    public_url: HttpAddress | None = None
 
-    openai_url: str = "https://api.openai.com/v1"
+    openai_url: HttpAddress = "https://api.openai.com/v1"
     openai_key: SecretStr | None = None
     fal_mode: Literal["queue", "direct"] = "queue"
-    fal_url: str = "https://fal.run"
-    fal_queue_url: str = "https://queue.fal.run"
+    fal_url: HttpAddress = "https://fal.run"
+    fal_queue_url: HttpAddress = "https://queue.fal.run"
     fal_key: SecretStr | None = None
-    xai_url: str = "https://api.x.ai/v1"
+    xai_url: HttpAddress = "https://api.x.ai/v1"
     xai_key: SecretStr | None = None
-    google_url: str | None = None
+    google_url: HttpAddress | None = None
     google_key: SecretStr | None = None
-    google_service_account: Path | None = None
+    google_service_account: Literal["default"] | Path | None = None
+    google_project: Annotated[str, Field(pattern=r"^[a-z0-9.:-]+$")] | None = None
     google_location: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] = "us-central1"
     image_hosts: str = "v3.fal.media,v3b.fal.media,fal.media"
 
     jwt_secret: SecretStr | None = None
-    jwks_url: str | None = None
+    jwks_url: HttpAddress | None = None
     jwt_audience: str = "authenticated"
     jwt_issuer: str | None = None
 
@@ -315,17 +329,8 @@ class Settings(BaseSettings):
     plans: Path | None = None
     fx: Path | None = None
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
-    topup_url: str | None = None
+    topup_url: HttpAddress | None = None
     topup_command: str | None = None
-
-    @field_validator(
-        "public_url", "openai_url", "xai_url", "google_url", "fal_url", "fal_queue_url", "topup_url", "jwks_url"
-    )
-    @classmethod
-    def _http_address(cls, value: str | None) -> str | None:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        return value.rstrip("/") if value else None
 
     @field_validator("cors_origins")
     @classmethod
@@ -371,8 +376,8 @@ class Settings(BaseSettings):
     @field_validator("jwks_url")
     @classmethod
     def _keys_that_one_can_trust(cls, value: str | None, info: ValidationInfo) -> str | None:
-        """Two kinds of key would leave the choice of the algorithm to whoever sends a token; and whoever can change
-        the keys on their way is an administrator."""
+        """Refuse two kinds of key, because the sender of a token would then choose the algorithm; and an address
+        that is not secure, because anybody who can change the keys on their way would be an administrator."""
         if value and info.data.get("jwt_secret"):
             raise ValueError("set this or GHUB_JWT_SECRET, not both")
         parts = urlsplit(value or "")
@@ -383,12 +388,19 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _no_spaces(cls, values: Any) -> Any:
-        """A trailing newline from a secret's file is the commonest wrong value there is."""
-        return {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
+        """Strip spaces, as a secret's file ends with a newline. An empty value counts as unset."""
+        given = {key: value.strip() if isinstance(value, str) else value for key, value in values.items()}
+        return {key: value for key, value in given.items() if value != ""}
+
+    @property
+    def has_upstream(self) -> bool:
+        """Return whether the key of any provider is set."""
+        keys = (self.openai_key, self.fal_key, self.xai_key, self.google_key, self.google_service_account)
+        return any(key is not None for key in keys)
 
     @property
     def any_key_from(self) -> tuple[str, ...]:
-        """Origins of the web pages that may use every key."""
+        """Return the origins of the web pages that may use every key."""
         return tuple(_listed(self.cors_origins))
 
 
@@ -397,22 +409,22 @@ def _listed(text: str) -> list[str]:
 
 
 def reply_margin_s(deadline_s: float) -> float:
-    """Seconds before the deadline after which no settlement starts."""
+    """Return how many seconds before the deadline settlements stop starting."""
     return min(REPLY_MARGIN_S, deadline_s / 10)
 
 
 def hold_life_s(deadline_s: float) -> float:
-    """Seconds that a hold lives, from its admission."""
+    """Return the seconds that a hold lives, from its admission."""
     return deadline_s + HOLD_MARGIN_S
 
 
 def graceful_stop_s(deadline_s: float) -> float:
-    """Seconds that the server lets requests and generations finish after SIGTERM."""
+    """Return the seconds that requests and generations have to finish after SIGTERM."""
     return hold_life_s(deadline_s) + STOP_MARGIN_S
 
 
 def read_settings() -> Settings:
-    """The environment's settings. Raises SettingsError with one sentence that names the variable."""
+    """Read the environment's settings. Raises SettingsError with one sentence that names the variable."""
     try:
         return Settings()
     except ValidationError as error:
@@ -422,14 +434,14 @@ def read_settings() -> Settings:
 
 
 def why_no_actor(name: str) -> str | None:
-    """Why nobody can stand under this name in the audit log; None where somebody can."""
+    """Return why the audit log cannot have an actor with this name; None if it can."""
     if name and name.isprintable() and name.strip() == name and len(name) <= MAX_ACTOR_CHARACTERS:
         return None
     return f"must be 1 to {MAX_ACTOR_CHARACTERS} printable characters, with no space around them"
 
 
 def operator(settings: Settings) -> str:
-    """Who runs this process: GHUB_ACTOR, the user's name, or its number where nothing names it, as in a container."""
+    """Name who runs this process: GHUB_ACTOR, the user's name, or its number if it has no name, as in a container."""
     try:
         return settings.actor or getuser()
     except (KeyError, OSError):  # neither the environment nor the table of users has a name; OSError from Python 3.13
@@ -437,9 +449,9 @@ def operator(settings: Settings) -> str:
 
 
 def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
-    """Variables that begin with GHUB_ and are no setting, each with the setting whose name is nearest, if one is near.
+    """Find variables that begin with GHUB_ and are no setting, each with the setting of the nearest name, if any.
 
-    A name that is misspelt is otherwise passed over in silence, and its default holds.
+    Without this, a misspelt name is ignored silently, and its default holds.
     """
     known = [field.upper() for field in Settings.model_fields]
     given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}

@@ -20,20 +20,20 @@ Every file of the code, by its own first sentence. [architecture.md](architectur
 
 
 def rooms() -> Iterator[Path]:
-    """Folders with code in them, each before those inside it."""
+    """List folders with code, each before those inside it."""
     for package in PACKAGES:
         yield from sorted({path.parent for path in (ROOT / package).rglob("*.py")})
 
 
 def first_sentence(path: Path) -> str:
-    """Of a file's docstring."""
+    """Read the first sentence of a file's docstring."""
     said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert said, f"{path} says nothing about itself"
     return re.sub(r"\brule (\d+)", r"[rule \1](rules.md#\1)", said.partition("\n")[0].replace("|", "\\|"))
 
 
 def page() -> str:
-    """The whole page."""
+    """Print the whole page."""
     lines = [HEAD]
     for room in rooms():
         lines += [f"## `{room.relative_to(ROOT)}/`", "", first_sentence(room / "__init__.py"), ""]

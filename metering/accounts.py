@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from config.origins import checked_origins
 from metering.clock import utc_now
-from metering.limits import LIMIT_NAMES, MAX_PER_MINUTE, NONE, PER_MINUTE, told
-from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
+from metering.limits import LIMITS, NONE, as_text
+from metering.money import format_mxn, format_rate
 from metering.names import check_name
 from metering.orders import order_id_of
 from metering.ports import (
@@ -41,22 +41,22 @@ from metering.wallet.projection import Projector
 log = structlog.get_logger(__name__)
 
 MAX_ORIGINS = 20
-"""Of a key: they go with it wherever it is remembered."""
-
-MAX_A_MONTH = 1_000_000_000
-"""Images: above every quota that means anything."""
+"""Maximum origins of a key. They are stored with the key wherever Redis or a process remembers it."""
 
 LONGEST_OVERLAP = timedelta(days=90)
-"""About how often keys are rotated: two keys for longer than that are two keys."""
+"""Maximum overlap of a rotation, about as long as one rotation cycle. Two keys for longer than that are two keys."""
 
 LATEST_END = datetime(2200, 1, 1, tzinfo=UTC)
-"""Of a key, exclusive: its µs stay below 2^53, where Redis' scripts count exactly."""
+"""Latest end of a key, exclusive: its µs stay below 2^53, where Redis' scripts count exactly."""
 
 SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
-"""Of a rate: it stands in every event of its month."""
+"""Form of a rate's source. It is written into every event of its month."""
 
 REASON = SOURCE
-"""Of a refund: it stands in its credit and in the export, so it has the bounds of a rate's source."""
+"""Form of a refund's reason.
+
+It is written into its credit and into the export, so it has the limits of a rate's source.
+"""
 
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
@@ -79,15 +79,15 @@ class IssuedKey:
 
 
 def hash_key(secret: str) -> str:
-    """SHA-256 in hex: a key has 190 random bits, so a slow hash would protect nothing."""
+    """Compute the SHA-256 in hex. A key has 190 random bits, so a slow hash would protect nothing."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class Accounts:
-    """What commands and the admin API do to organisations. Raises LedgerError with a sentence.
+    """Changes that commands and the admin API make to organisations. Raises LedgerError with a sentence.
 
-    Everything is written down with its `actor`. Without a projector (no Redis at hand) a change reaches Redis by the
-    running gateways and consumers, within seconds. `once` makes the next write one that is done only once.
+    Every change is written to the audit log with its `actor`. Without a projector (no Redis at hand) the running
+    gateways and consumers bring the change to Redis within seconds. With `once`, the next write is idempotent.
     """
 
     def __init__(
@@ -116,47 +116,47 @@ class Accounts:
         return org
 
     async def suspend_org(self, ref: str, reason: str = "") -> Org:
-        """Refuse the orders of all its keys, within seconds; what is being made is delivered, and reads go on."""
+        """Refuse new orders of all its keys, within seconds. Orders under way are delivered, and reads still work."""
         if reason and not _REASON.fullmatch(reason):
             raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
         org = await self._ledger.org(ref)
         act = self._act("org.suspend", org.org_id, org.org_id, reason=reason or None)
-        return await self._told(await self._ledger.suspend(org.org_id, True, utc_now(), act))
+        return await self._notified(await self._ledger.suspend(org.org_id, True, utc_now(), act))
 
     async def resume_org(self, ref: str) -> Org:
-        """Take its orders again."""
+        """Accept its orders again."""
         org = await self._ledger.org(ref)
         act = self._act("org.resume", org.org_id, org.org_id)
-        return await self._told(await self._ledger.suspend(org.org_id, False, utc_now(), act))
+        return await self._notified(await self._ledger.suspend(org.org_id, False, utc_now(), act))
 
     async def rename_org(self, ref: str, name: str) -> Org:
-        """Call it otherwise. Its id, its keys and its images' addresses stay."""
+        """Change its name. Its id, its keys and its images' URLs stay the same."""
         check_name(name)
         org = await self._ledger.org(ref)
         act = self._act("org.rename", org.org_id, org.org_id, name=name, before=org.name)
-        return await self._told(await self._ledger.rename(org.org_id, name, utc_now(), act))
+        return await self._notified(await self._ledger.rename(org.org_id, name, utc_now(), act))
 
     async def set_plan(self, ref: str, plan: str) -> Org:
-        """Give it another plan; its own limits stay above it."""
+        """Change its plan. Its own limits still take precedence over the plan's."""
         self._check_plan(plan)
         org = await self._ledger.org(ref)
         act = self._act("org.plan", org.org_id, org.org_id, plan=plan, before=org.plan)
-        return await self._told(await self._ledger.set_plan(org.org_id, plan, utc_now(), act))
+        return await self._notified(await self._ledger.set_plan(org.org_id, plan, utc_now(), act))
 
     def _check_plan(self, plan: str) -> None:
         if plan not in self._plans:
             raise WrongField("plan", f"there is no plan {plan!r}; there are: {', '.join(sorted(self._plans))}")
 
-    async def _told(self, org: Org) -> Org:
+    async def _notified(self, org: Org) -> Org:
         await self._tell(org.org_id)
         return org
 
     async def set_limits(self, ref: str, changes: Mapping[str, int | None]) -> Org:
         """Set an organisation's own limits, by the names of `Limits`: None is the plan's again, NONE lifts a quota."""
-        for name, limit in changes.items():
-            _check_limit(name, limit, lowest=1 if name in PER_MINUTE else NONE)
+        for column, limit in changes.items():
+            _check_limit(column, limit, may_lift=True)
         org = await self._ledger.org(ref)
-        act = self._act("org.limits", org.org_id, org.org_id, **told(changes))
+        act = self._act("org.limits", org.org_id, org.org_id, **as_text(changes))
         changed = await self._ledger.set_limits(org.org_id, changes, utc_now(), act)
         await self._tell(org.org_id)
         return changed
@@ -173,10 +173,10 @@ class Accounts:
         response_format: ResponseFormat = "url",
         origins: Sequence[str] = (),
     ) -> IssuedKey:
-        """Issue a key to an organisation: for all models where none are named, and with `test` for the sandbox.
+        """Issue a key to an organisation. Without `models` it may use all; with `test` it is for the sandbox.
 
-        Where `read` is not said, a key for some models reads its own orders, and one for all its organisation's.
-        `origins` are those of the pages from which browsers may use it.
+        If `read` is not given, a key with `models` reads its own orders, and any other key reads all its
+        organisation's. `origins` are the origins of the web pages from which browsers may use the key.
         """
         check_name(name)
         if expires is not None and expires <= utc_now():
@@ -207,7 +207,7 @@ class Accounts:
         return IssuedKey(key_id=key.key_id, secret=secret)
 
     async def rotate_key(self, key_id: str, overlap: timedelta) -> IssuedKey:
-        """Issue a key that may do what this one may, and let this one end after `overlap`, in which both work."""
+        """Issue a key with the same rights, and end the old one after `overlap`. Until then both work."""
         if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
             raise WrongField("overlap", f"{overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
         old, now = await self._ledger.key(key_id), utc_now()
@@ -231,15 +231,15 @@ class Accounts:
 
     async def set_key_limits(self, key_id: str, changes: Mapping[str, int | None]) -> ApiKey:
         """Set a key's own limits, beside its organisation's; None is no limit."""
-        for name, limit in changes.items():
-            _check_limit(name, limit, lowest=1)
-        act = self._act("key.limits", key_id, None, **told(changes))
+        for column, limit in changes.items():
+            _check_limit(column, limit, may_lift=False)
+        act = self._act("key.limits", key_id, None, **as_text(changes))
         key = await self._ledger.set_key_limits(key_id, changes, utc_now(), act)
         await self._tell(key.org_id)
         return key
 
     async def revoke_key(self, key_id: str) -> ApiKey:
-        """Revoke a key for good, from the next request on."""
+        """Revoke a key permanently, from the next request on."""
         key = await self._ledger.revoke_key(key_id, utc_now(), self._act("key.revoke", key_id, None))
         await self._tell(key.org_id)
         return key
@@ -254,7 +254,7 @@ class Accounts:
         order: str | None = None,
         reason: str | None = None,
     ) -> bool:
-        """Add a credit, idempotent by its id; False when it was there already. A refund has an order and a reason."""
+        """Add a credit, idempotent by its id. False if it existed already. A refund has an order and a reason."""
         if kind not in get_args(CreditType):
             raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
         if not _CREDIT_ID.fullmatch(credit_id):
@@ -283,9 +283,10 @@ class Accounts:
         return added
 
     async def accept_loss(self, ref: str, reason: str) -> tuple[int, int]:
-        """Give up what a restored ledger lost of an organisation; returns charges and credits in micro-MXN.
+        """Accept the loss of what a restored ledger lacks of an organisation.
 
-        `ghub verify` names it no more; the wallet of an organisation that the ledger has lost, too, is forgotten.
+        Returns charges and credits in micro-MXN. `ghub verify` no longer reports them. If the ledger lacks
+        the organisation itself, its wallet is deleted from Redis.
         """
         if not _SOURCE.fullmatch(reason):
             raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
@@ -305,7 +306,7 @@ class Accounts:
         return charged, credits_
 
     async def refund(self, order: str, reason: str, micro_mxn: int | None = None) -> Refund:
-        """Give back what an order was charged, or `micro_mxn` of it; all its refunds are at most that (rule 33)."""
+        """Refund an order's charge, or `micro_mxn` of it. All refunds of an order are at most its charge (rule 33)."""
         if micro_mxn is not None and micro_mxn <= 0:
             raise WrongField("mxn", f"{format_mxn(micro_mxn)} gives nothing back; name an amount above zero")
         refund, _ = await self._refund(order, micro_mxn, reason)
@@ -325,7 +326,7 @@ class Accounts:
         return refund, added
 
     async def add_rate(self, rate: FxRate) -> bool:
-        """Add a month's exchange rate; False when it is there already."""
+        """Add a month's exchange rate; False if it exists already."""
         if not _SOURCE.fullmatch(rate.source):
             raise WrongField("source", "must be 1 to 200 printable characters, with no space around them")
         act = self._act("fx.set", rate.month, None, mxn_per_usd=format_rate(rate.mxn_per_usd), source=rate.source)
@@ -346,7 +347,7 @@ class Accounts:
 
 
 def _uuid(ref: str) -> UUID:
-    """Of an organisation that has no name any more. Raises NotThere."""
+    """Parse the id of an organisation whose name is no longer known. Raises NotThere."""
     try:
         return UUID(ref)
     except ValueError:
@@ -358,7 +359,7 @@ def _secret(prefix: str) -> str:
 
 
 def _as_long(key: ApiKey, end: str | None, now: datetime) -> str | None:
-    """The end of a key that begins now and lives as long as this one was to live, which was given this end."""
+    """End of a key that is issued now and lives as long as `key` was meant to. `end` is the one it was issued with."""
     if end is None:
         return None
     return (now + (datetime.fromisoformat(end) - datetime.fromisoformat(key.created_at))).isoformat()
@@ -368,13 +369,17 @@ def _key_id(test: bool) -> str:
     return f"{TEST_KEY_ID if test else 'key_'}{secrets.token_hex(6)}"
 
 
-def _check_limit(name: str, limit: int | None, lowest: int) -> None:
-    most = {**dict.fromkeys(PER_MINUTE, MAX_PER_MINUTE), "micro_mxn_per_month": MAX_MICRO_MXN}.get(name, MAX_A_MONTH)
-    if name not in LIMIT_NAMES or not (limit is None or limit == lowest or lowest < limit <= most):
-        if name == "micro_mxn_per_month" and limit is not None:
-            sentence = f"{format_mxn(limit)} MXN is no limit: from 0.000001 to {format_mxn(most)}"
-            raise WrongField("mxn_per_month", sentence)
-        raise WrongField(name, f"{limit} is no limit: a whole number from 1 to {most}")
+def _check_limit(column: str, limit: int | None, *, may_lift: bool) -> None:
+    """Raises WrongField. Only an organisation `may_lift` a quota, which is its plan's."""
+    kind = LIMITS.get(column)
+    if kind is None:
+        raise WrongField(column, f"is no limit; there are: {', '.join(LIMITS)}")
+    if limit is None or 1 <= limit <= kind.max or (limit == NONE and may_lift and not kind.required):
+        return
+    if kind.money:
+        sentence = f"{format_mxn(limit)} MXN is no limit: from 0.000001 to {format_mxn(kind.max)}"
+        raise WrongField(kind.name, sentence)
+    raise WrongField(kind.name, f"{limit} is no limit: a whole number from 1 to {kind.max}")
 
 
 def _checked_origins(origins: Sequence[str]) -> tuple[str, ...]:

@@ -1,36 +1,39 @@
-"""What the journal says: this order is answered 200, with all that its charge takes; or, that it is not after all."""
+"""Entries of the journal: "this order is answered 200", with everything that its charge needs; or its withdrawal."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
 
-from metering.events import StoredImage, encode_images
+from metering.events import StoredImage
 
 VERSION = 1
 
 PROMPT_CHARS = 4_000
-"""Of a prompt that an upstream has rewritten: what the longest prompts of our models have. More is cut, and logged."""
+"""Maximum characters of a prompt that an upstream rewrote: our models' longest prompts. More is cut, and logged."""
 
 USAGE_BYTES = 4 * 1024
-"""Of an upstream's `usage` as JSON; a real one takes 200 bytes. A longer one is left out, and logged."""
+"""Maximum size of an upstream's `usage` as JSON; a real one has 200 bytes. A larger one is left out, and logged."""
 
 _IMAGE_BYTES = 7 * PROMPT_CHARS + 1024
-"""A rewritten prompt is JSON in JSON: a character takes seven bytes at most. And an image's path, hash and size."""
+"""A rewritten prompt is JSON inside JSON: at most seven bytes a character.
+
+The rest is an image's path, hash and size.
+"""
 
 _ORDER_BYTES = 16 * 1024
-"""Everything else: the admission's half of the event, `usage` with its quotes escaped, what the upstream echoes."""
+"""Everything else: the event's half from the admission, `usage` with escaped quotes, what the upstream echoes."""
 
 
 class AnsweredError(ValueError):
-    """An entry of the journal that is none of ours."""
+    """An entry that is not one of ours."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredOrder:
-    """An order that is answered 200. `opened` is the admission's half of its event; times are Unix µs by Redis.
+    """An order that is answered 200. `opened` is the event's half from the admission; times are Unix µs by Redis.
 
-    `fingerprint` and `key_hash` are those of its placing; `client_gone` where nobody was there for the answer.
+    `fingerprint` and `key_hash` are from the original request. `client_gone`: the client had left before its answer.
     """
 
     org_id: str
@@ -38,7 +41,7 @@ class AnsweredOrder:
     fingerprint: str
     key_hash: str | None
     client_gone: bool
-    request_id: str
+    order_id: str
     amount_micro_mxn: int
     images: tuple[StoredImage, ...]
     usd_measured: str | None
@@ -48,42 +51,48 @@ class AnsweredOrder:
     ended_us: int
 
 
+_IN_JOURNALS = {"order_id": "request_id"}
+"""Fields of an `AnsweredOrder` that have another name there, for good."""
+
+_FIELDS = [(field.name, _IN_JOURNALS.get(field.name, field.name)) for field in fields(AnsweredOrder)]
+
+
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The order's hold died before the answer was sent: the client got an error, and nothing is charged."""
+    """The order's hold ended before the answer was sent: the client got an error, and nothing is charged."""
 
-    request_id: str
+    order_id: str
 
 
 def max_bytes(images: int) -> int:
-    """The longest entry of an order of so many images, as far as its upstream's texts are bounded."""
+    """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited."""
     return _ORDER_BYTES + images * _IMAGE_BYTES
 
 
 def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
-    """As bytes for the journal."""
+    """Encode an entry for the journal."""
     if isinstance(entry, Withdrawn):
-        return orjson.dumps({"v": VERSION, "withdrawn": entry.request_id})
-    fields = asdict(entry) | {
-        "opened": entry.opened.decode(),
-        "result": entry.result.decode(),
-        "images": orjson.Fragment(encode_images(entry.images)),
-    }
-    return orjson.dumps({"v": VERSION, "answered": fields})
+        return orjson.dumps({"v": VERSION, "withdrawn": entry.order_id})
+    answered = {there: getattr(entry, name) for name, there in _FIELDS}
+    answered["opened"] = entry.opened.decode()
+    answered["result"] = entry.result.decode()
+    return orjson.dumps({"v": VERSION, "answered": answered})
 
 
 def decode(data: bytes) -> AnsweredOrder | Withdrawn:
-    """Raises AnsweredError: an entry whose checksum holds was written by another version."""
+    """Decode an entry. Raises AnsweredError: if its checksum is right, another version wrote it."""
     try:
         entry: dict[str, Any] = orjson.loads(data)
         if entry["v"] != VERSION:
             raise AnsweredError(f"version {entry['v']}")
         if "withdrawn" in entry:
             return Withdrawn(entry["withdrawn"])
-        fields = entry["answered"]
-        images = tuple(StoredImage(**image) for image in fields.pop("images"))
+        answered = entry["answered"]
+        order_id, images = answered.pop("request_id"), tuple(StoredImage(**image) for image in answered.pop("images"))
         return AnsweredOrder(
-            **fields | {"images": images, "opened": fields["opened"].encode(), "result": fields["result"].encode()}
+            order_id=order_id,
+            **answered
+            | {"images": images, "opened": answered["opened"].encode(), "result": answered["result"].encode()},
         )
     except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
         raise AnsweredError(f"{type(error).__name__} {error}") from None

@@ -1,4 +1,4 @@
-"""Entries of the stream that nobody could book: kept so that a person can read them, and fed again byte for byte."""
+"""Stream entries that could not be booked: kept so that a person can read them, and fed again byte for byte."""
 
 import base64
 from collections.abc import Collection, Mapping
@@ -10,12 +10,12 @@ import orjson
 from metering.events import VERSION
 from metering.money import MAX_MICRO_MXN, format_mxn
 from metering.pages import pages
-from metering.ports import Ledger, SetAside
+from metering.ports import Ledger, LedgerError, SetAside
 
 Fields = Mapping[bytes, bytes]
 
 _LONGEST_ID = 100
-"""Of what is taken for a request's or an organisation's id; ours have 36 characters."""
+"""Maximum characters of what is taken as a request's or an organisation's id; ours have 36."""
 
 _PLAIN = {
     "number": "number",
@@ -28,14 +28,14 @@ _PLAIN = {
     "usd_measured": "usd_measured",
     "result": "result",
 }
-"""Field of an entry → what a decoded event calls it."""
+"""Field of an entry → its name in a decoded event."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Whose an entry is, and what of, as far as it can be read; empty or None where it cannot."""
+class EventFacts:
+    """What an entry says about its order. Empty or None for what cannot be read."""
 
-    request_id: str = ""
+    order_id: str = ""
     org_id: str = ""
     month: str = ""
     end: str = ""
@@ -43,14 +43,15 @@ class Told:
 
 
 def pack(fields: Fields) -> bytes:
-    """An entry's fields as they are kept: JSON, in which what is no UTF-8 stands as base64."""
+    """Encode an entry's fields for keeping: JSON, in which values that are not UTF-8 are base64."""
     return orjson.dumps({"fields": [[_text(name), _text(value)] for name, value in fields.items()]})
 
 
 def unpack(kept: bytes) -> dict[bytes, bytes]:
-    """An entry's fields from what `pack` made of them, or from what an earlier version kept.
+    """Decode an entry's fields from what `pack` made, or from what an earlier version kept.
 
-    That was either the fields as text, with a replacement for what is none, or the decoded event. Raises ValueError.
+    An earlier version kept either the fields as text (with replacement characters for other bytes), or the decoded
+    event. Raises ValueError.
     """
     try:
         document = orjson.loads(kept)
@@ -63,20 +64,31 @@ def unpack(kept: bytes) -> dict[bytes, bytes]:
         raise ValueError(f"no entry that was set aside: {error!r}") from None
 
 
-def told_of_kept(kept: bytes) -> Told:
-    """What an entry says of itself, from the form in which it is kept."""
+def fields_of(entry: SetAside) -> Fields:
+    """Read an entry's fields, to be fed again. Raises LedgerError if there are none."""
     try:
-        return told_of(unpack(kept))
+        fields = unpack(entry.fields)
     except ValueError:
-        return Told()
+        raise LedgerError(f"event {entry.name} is kept in a form that nobody can feed again") from None
+    if not fields:
+        raise LedgerError(f"event {entry.name} has no field: there is nothing to feed again")
+    return fields
 
 
-def told_of(fields: Fields) -> Told:
-    """What an entry says of itself."""
+def facts_of_kept(kept: bytes) -> EventFacts:
+    """Read what a kept entry says about its order."""
+    try:
+        return facts_of(unpack(kept))
+    except ValueError:
+        return EventFacts()
+
+
+def facts_of(fields: Fields) -> EventFacts:
+    """Read what an entry says about its order."""
     opened = _json(fields.get(b"opened", b""))
     opened = opened if isinstance(opened, dict) else {}
-    return Told(
-        request_id=_id(opened.get("request_id")),
+    return EventFacts(
+        order_id=_id(opened.get("request_id")),
         org_id=_id(opened.get("org_id") or fields.get(b"org", b"").decode("utf-8", "replace")),
         month=_id(opened.get("month")),
         end="notice" if b"notice" in fields else _id(fields.get(b"end", b"").decode("utf-8", "replace")),
@@ -85,15 +97,15 @@ def told_of(fields: Fields) -> Told:
 
 
 def amount_of(entry: SetAside) -> str | None:
-    """What its order was charged, in MXN; None where nobody can read it."""
-    told = told_of_kept(entry.fields)
-    if told.end == "notice":
+    """Charge of its order in MXN; None if it cannot be read."""
+    facts = facts_of_kept(entry.fields)
+    if facts.end == "notice":
         return "0.00"
-    return None if told.amount_micro_mxn is None else format_mxn(told.amount_micro_mxn)
+    return None if facts.amount_micro_mxn is None else format_mxn(facts.amount_micro_mxn)
 
 
 async def left_out(ledger: Ledger, partitions: Collection[int]) -> list[SetAside]:
-    """Charges of these partitions that wait for a person: a wallet that is rebuilt does not contain them."""
+    """List charges in these partitions that wait for a person: a rebuilt wallet does not contain them."""
     found: list[SetAside] = []
     async for page in pages(ledger.set_asides):
         found += [entry for entry in page if entry.partition in partitions and amount_of(entry) != "0.00"]
@@ -101,7 +113,7 @@ async def left_out(ledger: Ledger, partitions: Collection[int]) -> list[SetAside
 
 
 def _stream_fields(event: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """A decoded event as the entry that it was decoded from; what it does not have is left out."""
+    """Turn a decoded event back into its stream entry. Fields that the event does not have are left out."""
     found = {name: event[kept] for name, kept in _PLAIN.items() if kept in event}
     fields = {name.encode(): b"" if value is None else str(value).encode() for name, value in found.items()}
     fields[b"opened"] = orjson.dumps({"v": VERSION, **event["opened"]})

@@ -1,4 +1,4 @@
-"""Work beside the requests: looked at again and again, and begun anew where it ends in a way that nobody foresaw."""
+"""Background work: repeated at intervals, and restarted if it ends in an unexpected way."""
 
 import asyncio
 import time
@@ -15,14 +15,17 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 8.0
-"""Between a fault and the next beginning; the pause doubles from the first to the longest."""
+"""Pauses before a restart after a fault: from the first to the longest, doubled each time."""
 
 STEADY_S = 60.0
-"""A part that has run for so long is well again: as long as the slowest of them waits between two looks."""
+"""Time after which a running part counts as healthy: as long as the longest interval of any part."""
 
 MAX_FAULTS = 8
-"""In a row, and a process ends: half a minute has passed by then, and what passes by itself is over. The platform's new
-process begins with nothing that this one may have got wrong."""
+"""Maximum faults in a row.
+
+Then the process ends: half a minute has passed, so any temporary cause is over. The platform starts a new process,
+without any state that this one may have got wrong.
+"""
 
 CANCEL_AGAIN_S = 0.5
 
@@ -30,15 +33,15 @@ FAULTS = Counter("ghub_background_faults_total", "Background work that ended unf
 
 
 class BeyondHelp(Exception):
-    """A part without which no order may be taken fails again and again; the message names it."""
+    """A part that orders need fails again and again; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of background work: `run` goes on until it is cancelled, or, where it `ends`, until it is done.
+    """One piece of background work. `run` goes on until it is cancelled or, if it `ends`, until it is done.
 
-    No order may be taken while a part that is `needed` does not run. One that is not needed is begun anew for ever: to
-    end every gateway, again and again, would make an outage of a nuisance.
+    No order is accepted while a `needed` part does not run. A part that is not needed is restarted without limit:
+    ending every gateway again and again would turn a small problem into an outage.
     """
 
     name: str
@@ -48,9 +51,9 @@ class Part:
 
 
 class Background:
-    """Runs its parts side by side. One that fails is logged, counted and begun anew, with its own state as it is.
+    """Runs its parts concurrently. A part that fails is logged, counted and restarted, with its own state unchanged.
 
-    `give_up` is called once a needed part has failed MAX_FAULTS times in a row; it should stop the process.
+    `give_up` is called when a needed part has failed MAX_FAULTS times in a row. It should stop the process.
     """
 
     def __init__(self, parts: Sequence[Part], give_up: Callable[[], None]) -> None:
@@ -60,28 +63,26 @@ class Background:
 
     @property
     def needed(self) -> list[str]:
-        """The parts without which no order may be taken."""
+        """Names of the parts that orders need."""
         return [name for name, kept in self._kept.items() if kept.part.needed]
 
     def fails(self, name: str) -> bool:
-        """Does this part not run, or fail again and again?"""
+        """True if this part does not run, or fails again and again."""
         return not self._kept[name].well
 
     def begin(self) -> None:
-        """Begin all parts."""
         self._keepers = {name: asyncio.create_task(self._keep(kept)) for name, kept in self._kept.items()}
 
     async def until_done(self, name: str) -> None:
-        """Wait for a part that ends by itself, or is given up."""
+        """Wait until a part ends by itself, or is given up."""
         await asyncio.wait({self._keepers[name]})
 
     async def end(self) -> None:
-        """End all parts."""
         await cancel_all(self._keepers.values())
         await cancel_all([kept.running for kept in self._kept.values() if kept.running is not None])
 
     def check(self) -> None:
-        """Raises BeyondHelp where a part was given up."""
+        """Raise BeyondHelp if a part was given up."""
         for name, kept in self._kept.items():
             if kept.given_up:
                 raise BeyondHelp(f"{name} failed {kept.faults} times in a row: see `background_fault` in the log")
@@ -108,7 +109,7 @@ class _Kept:
 
     @property
     def well(self) -> bool:
-        """After one fault it is as soon as it runs again, after more than one when it has gone on for a while."""
+        """True if it is done, or runs. After more than one fault it must also have run for `STEADY_S`."""
         if self._done:
             return True
         runs = self.running is not None and not self.running.done()
@@ -116,7 +117,7 @@ class _Kept:
 
     @property
     def given_up(self) -> bool:
-        """Has it failed too often?"""
+        """True if it has failed too often."""
         return self.part.needed and self.faults >= MAX_FAULTS
 
     @property
@@ -124,7 +125,7 @@ class _Kept:
         return time.monotonic() - self._began_s >= STEADY_S
 
     async def run(self) -> BaseException | None:
-        """Run it once; returns why it ended, or None where it is done. The task goes on when this is cancelled."""
+        """Run it once. Returns why it ended, or None if it is done. The task goes on if this call is cancelled."""
         self._began_s = time.monotonic()
         self.running = asyncio.create_task(self.part.run(), name=self.part.name)
         await asyncio.wait({self.running})
@@ -143,28 +144,30 @@ def _why(task: asyncio.Task[None]) -> BaseException | None:
 async def every(
     seconds: float, look: Callable[[], Awaitable[None]], *, away: Collection[type[Exception]], name: str
 ) -> NoReturn:
-    """Look now, and then every `seconds`, until cancelled.
+    """Call `look` now, and then every `seconds`, until cancelled.
 
-    While something that it needs is `away` it says so, in a line of the log with this name, and looks again.
+    If something that it needs is `away`, it writes a log line with this name and goes on.
     """
     foreseen = tuple(away)
     while True:
         try:
             await look()
         except foreseen as error:
-            log.warning(name, **told(error))
+            log.warning(name, **error_fields(error))
         await asyncio.sleep(seconds)
 
 
-def told(error: Exception) -> dict[str, str]:
-    """What the log may say of whatever is away: its kind, and its sentence where that is our own."""
+def error_fields(error: Exception) -> dict[str, str]:
+    """Log fields for something that is away: its kind, and its sentence if that is one of ours."""
     why = {"why": str(error)} if isinstance(error, LedgerMisconfigured) else {}
     return {"error": type(error).__name__, **why}
 
 
 async def cancel_all(tasks: Collection[asyncio.Task[None]]) -> None:
-    """End tasks. A cancellation may be lost inside a library (it meets a connection that is being made, for example),
-    so it is said again until all are gone."""
+    """Cancel tasks, again every `CANCEL_AGAIN_S` until all have ended.
+
+    A library may lose a cancellation, for example one that meets a connection being opened.
+    """
     pending = set(tasks)
     while pending:
         for task in pending:

@@ -7,7 +7,6 @@ from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 DAY_US = 24 * 3600 * 1_000_000
-"""A day in microseconds."""
 
 MEXICO = ZoneInfo("America/Mexico_City")
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
@@ -16,28 +15,31 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def utc_at(unix_us: int) -> datetime:
-    """The moment `unix_us` microseconds after 1970, as an aware datetime."""
-    return _EPOCH + timedelta(microseconds=unix_us)
+    """Return the moment `unix_us` microseconds after 1970, as an aware datetime."""
+    return _EPOCH + timedelta(0, 0, unix_us)
 
 
 def unix_us_at(moment: datetime) -> int:
-    """Microseconds since 1970 of an aware datetime."""
+    """Convert an aware datetime to microseconds since 1970."""
     return (moment - _EPOCH) // _MICRO
 
 
 def boottime_s() -> float:
-    """Seconds of a clock that nobody sets, and that counts the time in which the machine was suspended."""
+    """Read the seconds of a clock that nobody sets, and that also counts while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def utc_now() -> datetime:
-    """Now, aware."""
+    """Return the current time, aware."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """One day in Mexico City: what an order is booked to. `start_us` inclusive, `end_us` exclusive, both Unix µs."""
+    """One day in Mexico City, to which an order is booked.
+
+    `start_us` is inclusive, `end_us` exclusive, both Unix µs.
+    """
 
     day: str
     month: str
@@ -50,7 +52,7 @@ def _midnight_us(day: date) -> int:
 
 
 def period_at(unix_us: int) -> Period:
-    """The Mexican day that holds this moment."""
+    """Find the Mexican day that contains this moment."""
     day = utc_at(unix_us).astimezone(MEXICO).date()
     return Period(
         day=day.isoformat(),
@@ -61,22 +63,22 @@ def period_at(unix_us: int) -> Period:
 
 
 def month_start_us(month: str) -> int:
-    """Midnight in Mexico City on the first day of `YYYY-MM`, in Unix µs."""
+    """Find midnight in Mexico City on the first day of `YYYY-MM`, in Unix µs."""
     return _midnight_us(date.fromisoformat(f"{month}-01"))
 
 
 def is_month(text: str) -> bool:
-    """`YYYY-MM`, and nothing else."""
+    """True for `YYYY-MM`, and nothing else."""
     return _MONTH.fullmatch(text) is not None
 
 
 def next_month(month: str) -> str:
-    """`"2026-12"` → `"2027-01"`."""
+    """Turn `"2026-12"` into `"2027-01"`."""
     year, number = int(month[:4]), int(month[5:])
     return f"{year + number // 12}-{number % 12 + 1:02d}"
 
 
 def previous_month(month: str) -> str:
-    """`"2027-01"` → `"2026-12"`."""
+    """Turn `"2027-01"` into `"2026-12"`."""
     year, number = int(month[:4]), int(month[5:])
     return f"{year}-{number - 1:02d}" if number > 1 else f"{year - 1}-12"

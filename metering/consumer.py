@@ -1,8 +1,8 @@
 """The billing consumer: events → ledger, exactly once in effect.
 
-Read, write to the ledger in one transaction, then take out of the stream. Whatever dies in between is read again, and
-the ledger's unique event id makes the second time count for nothing. What was read stays in hand while the ledger is
-away, and nothing else is read meanwhile.
+Each batch is read, written to the ledger in one transaction, and only then removed from the stream. After a crash in
+between it is read again, and the unique event id makes the second write count for nothing. While the ledger is away,
+the batch stays in memory and nothing else is read.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from config.settings import KEEP_H
-from metering.aside import pack, told_of
-from metering.background import told
+from metering.aside import facts_of, pack
+from metering.background import error_fields
 from metering.clock import utc_now
 from metering.events import Event, EventError, Notice, decode, decode_notice
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
@@ -35,38 +35,50 @@ R = TypeVar("R")
 
 GROUP = "ledger"
 
-BATCH = 200
-"""Entries that are in hand at a time, and at most in one transaction: about 200 kB."""
+BATCH = 1_000
+"""Maximum entries in memory at a time, and in one transaction: about 1 MB.
+
+The larger a transaction, the less a sync to disk and a page that many events change cost each of them.
+"""
+
+TOLD = 200
+"""Maximum entries that one script call removes: about 2 ms, in which Redis admits no order."""
 
 FIRST = 2
-"""Entries of each stream that a read takes which waits for the first of them; where there may be more it goes on."""
+"""Entries of each stream in a read that waits for the first one. If a stream may have more, another read follows."""
 
 LARGEST_BYTES = 256 * 1024
-"""Of one entry: eight images, each with 4,000 characters that JSON has to escape. Room is made as if all were so."""
+"""Largest size of one entry: eight images, each with 4,000 characters that JSON must escape.
+
+Memory is reserved for this.
+"""
 
 MAX_BYTES = 8 * 1024 * 1024
-"""Of entries that one process has in hand, beside the first of each stream."""
+"""Maximum bytes of entries that one process has in memory, without the first entries of each stream."""
 
 BOOKED_BYTES = 2 * 1024 * 1024
-"""Of entries in one transaction. Decoded, as rows and on their way they take up to fifteen times that."""
+"""Maximum bytes of entries in one transaction.
+
+Decoded, as rows and while sent, they take up to fifteen times as much.
+"""
 
 BOOKINGS = 2
-"""Transactions of one process at a time: one is made while the other is synced."""
+"""Maximum transactions of one process at a time: one is prepared while the other is synced."""
 
 WAIT_MS = 500
-"""How long a read waits for the first event: bounds how late a stop is noticed."""
+"""How long a read waits for the first event. A stop is noticed after at most this time."""
 
 PAUSE_S = 0.5
-"""Before Redis or a ledger that is away is asked again."""
+"""Pause before another try, if Redis or the ledger is away."""
 
 IDLE_MS = 10_000
 """An entry that its consumer has not acknowledged for this long is taken over."""
 
 SWEEP_S = 5.0
-"""How often dead consumers' entries, holds that ran out and a ledger that lost something are looked for."""
+"""Interval between two checks for dead consumers' entries, expired holds and a ledger that lost something."""
 
 MAX_ENDED = 500
-"""Run-out holds that one script call writes down before it stops: about 10 ms. The next sweep goes on."""
+"""Maximum expired holds that one script call writes down: about 10 ms. The next sweep goes on."""
 
 NOTICES = Counter("ghub_notices_total", "Thresholds that organisations reached", ["what", "percent"])
 SET_ASIDE = Counter("ghub_events_set_aside_total", "Entries of the stream that could not be booked")
@@ -74,7 +86,7 @@ SET_ASIDE = Counter("ghub_events_set_aside_total", "Entries of the stream that c
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    """One entry as it was read. `fields` is None where it had left the stream before."""
+    """One entry as it was read. `fields` is None if the entry had already left the stream."""
 
     partition: int
     entry_id: bytes
@@ -85,8 +97,8 @@ class _Entry:
 class Consumer:
     """One of any number of consumers of the same group. `redis` must allow calls longer than WAIT_MS.
 
-    On one server it waits for all streams at once. In a cluster a read names one partition only, so there each
-    partition has a lane of its own, with a connection of its own: one that is away holds up no other. `remember_s` is
+    On one server it waits for all streams at once. In a cluster a read can name only one partition. So there each
+    partition has its own lane and its own connection, and one that is away does not delay the others. `remember_s` is
     how long Redis knows how an order ended, `keep_s` how long an event can be fed again, both in seconds.
     """
 
@@ -99,13 +111,13 @@ class Consumer:
 
     @property
     def alive(self) -> bool:
-        """Did every partition's last look succeed?"""
+        """True if every partition's last check succeeded."""
         return all(lane.alive for lane in self._lanes)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Consume until `stop`; what is being booked then is finished first. What no lane expects ends all of them.
+        """Consume until `stop`; the current transaction is finished first. An unexpected error in one lane ends all.
 
-        It may be begun again after such an end: what was in hand then is booked first.
+        It may be started again after such an end: entries in memory are booked first.
         """
         self._shared.over = False
         async with asyncio.TaskGroup() as group:
@@ -113,14 +125,17 @@ class Consumer:
                 group.create_task(lane.run(stop))
 
     async def round(self) -> int:
-        """Book one batch of each lane: new events, and what others left behind. Returns how many the ledger lacked."""
+        """Book one batch of each lane: new events, and entries of dead consumers.
+
+        Returns how many the ledger lacked.
+        """
         return sum(await asyncio.gather(*(lane.round() for lane in self._lanes)))
 
 
 class _Shared:
-    """What the lanes of one process share: memory for entries, and the ledger's time.
+    """Shared resources of one process' lanes: memory for entries, and turns at the ledger.
 
-    `over` is set where one of them has failed: a cancellation of the others may be lost in the library.
+    `over` is set when one lane has failed, because the library may lose a cancellation of the others.
     """
 
     def __init__(self) -> None:
@@ -130,12 +145,12 @@ class _Shared:
 
     @property
     def room(self) -> int:
-        """Entries that may be read, however large they are."""
+        """Number of entries that may be read, whatever their size."""
         return max(0, self._free_bytes) // LARGEST_BYTES
 
     @contextmanager
     def reserved(self, entries: int) -> Iterator[None]:
-        """Room for so many of them, until it is known how large they are."""
+        """Reserve memory for this many entries, until their sizes are known."""
         self._free_bytes -= entries * LARGEST_BYTES
         try:
             yield
@@ -143,11 +158,11 @@ class _Shared:
             self._free_bytes += entries * LARGEST_BYTES
 
     def take(self, entries: Sequence[_Entry]) -> None:
-        """They are in hand."""
+        """Count entries that are now in memory."""
         self._free_bytes -= sum(entry.size_bytes for entry in entries)
 
     def give_back(self, entries: Sequence[_Entry]) -> None:
-        """They are in the ledger."""
+        """Free the memory of entries that are in the ledger."""
         self._free_bytes += sum(entry.size_bytes for entry in entries)
 
 
@@ -175,11 +190,11 @@ class _Lane:
         self._next_sweep = 0.0
         self._claiming: deque[tuple[int, bytes]] = deque()
         self._batch: list[_Entry] = []
-        self._commit: Commit | None = None
+        self._untold: deque[Commit] = deque()
         self.alive = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Consume until `stop`; what is being booked then is finished first."""
+        """Consume until `stop`; the current transaction is finished first."""
         try:
             await self._run(stop)
         except BaseException:
@@ -199,12 +214,14 @@ class _Lane:
                 if groups_lost:
                     continue
                 self.alive = False
-                log.warning("consumer_waits", entries=len(self._batch), **told(error))
+                log.warning("consumer_waits", entries=len(self._batch), **error_fields(error))
                 await _first(stop.wait(), asyncio.sleep(PAUSE_S))
 
     async def round(self) -> int:
-        """What is in hand, or else a batch of what others left behind and of what is new. Returns how many events the
-        ledger lacked."""
+        """Book what is in memory, or else a batch of dead consumers' and new entries.
+
+        Returns how many the ledger lacked.
+        """
         await self._acknowledge()
         new = await self._book()
         if (now := asyncio.get_running_loop().time()) >= self._next_sweep:
@@ -214,10 +231,10 @@ class _Lane:
         await self._read()
         return new + await self._book()
 
-    # --- out of the streams, into hand ---
+    # --- out of the streams, into memory ---
 
     async def _sweep(self) -> None:
-        """Holds that ran out are ended, kept events let go; then entries that nobody acknowledges are looked for."""
+        """End expired holds and delete kept events that are too old; then look for entries that nobody acknowledges."""
         await self._expire.each(
             [
                 self._expire.call(
@@ -235,7 +252,7 @@ class _Lane:
             self._claiming.extend((partition, b"0-0") for partition in self._streams)
 
     async def _claim(self) -> None:
-        """Take over what others left behind, page by page until there is no more."""
+        """Take over entries of dead consumers, page by page until there are no more."""
         while self._claiming and (most := self._most()):
             partition, cursor = self._claiming[0]
             with self._shared.reserved(most):
@@ -248,7 +265,7 @@ class _Lane:
                 self._claiming.appendleft((partition, following))
 
     async def _read(self) -> None:
-        """New entries: some of every stream, and then more of those that may have more. A count is one stream's own."""
+        """Read new entries: some of every stream, then more of those that may have more. `count` is for each stream."""
         fresh = await self._take(list(self._streams.values()), FIRST, None if self._batch else WAIT_MS)
         count = FIRST
         while (most := self._most()) and (more := [stream for stream, taken in fresh.items() if taken >= count][:most]):
@@ -257,7 +274,7 @@ class _Lane:
                 fresh = await self._take(more, count, None)
 
     async def _take(self, streams: Sequence[str], count: int, wait_ms: int | None) -> dict[str, int]:
-        """New entries of these streams into hand; returns how many of each."""
+        """Read new entries of these streams into memory; returns how many of each."""
         fresh = await self._redis.xreadgroup(GROUP, self._name, dict.fromkeys(streams, ">"), count=count, block=wait_ms)
         found = {stream.decode(): [entry for page in pages for entry in page] for stream, pages in _pairs(fresh)}
         for stream, entries in found.items():
@@ -265,7 +282,7 @@ class _Lane:
         return {stream: len(entries) for stream, entries in found.items()}
 
     def _most(self) -> int:
-        """Entries that may be taken in hand beside those that are."""
+        """Count the entries that may be read in addition to those in memory."""
         return min(max(0, BATCH - len(self._batch)), self._shared.room)
 
     def _hold(self, partition: int, page: Sequence[tuple[bytes, dict[bytes, bytes] | None]]) -> None:
@@ -273,10 +290,10 @@ class _Lane:
         self._shared.take(entries)
         self._batch += entries
 
-    # --- from hand to the ledger ---
+    # --- from memory to the ledger ---
 
     async def _book(self) -> int:
-        """Book what is in hand, and tell Redis. What is not booked when the ledger goes away stays in hand."""
+        """Book what is in memory, and tell Redis. If the ledger goes away, the rest stays in memory."""
         if self._batch:
             await heal(self._redis, self._ledger, {entry.partition for entry in self._batch})
         new = 0
@@ -285,13 +302,13 @@ class _Lane:
                 done = await self._write(part)
             del self._batch[: len(part)]
             self._shared.give_back(part)
-            self._commit = Commit(done)
+            self._untold.extend(Commit(done[first : first + TOLD]) for first in range(0, len(done), TOLD))
             new += sum(one.what == NEW for one in done)
             await self._acknowledge()
         return new
 
     async def _write(self, entries: Sequence[_Entry]) -> list[Done]:
-        """Into the ledger, or set aside; returns what has become of each. Raises LedgerAway."""
+        """Write entries to the ledger, or set them aside; returns the outcome of each. Raises LedgerAway."""
         events: dict[_Entry, Event] = {}
         notices: dict[_Entry, Notice] = {}
         refused: dict[_Entry, str] = {}
@@ -303,7 +320,7 @@ class _Lane:
                     events[entry] = decode(entry.fields)
             except EventError as error:
                 refused[entry] = str(error)
-        # Notices first: an event that is booked is told again by nobody.
+        # Notices first: once an event is booked, nobody repeats its notice.
         for notice in await _book_all(list(notices.items()), self._ledger.book_notices, refused):
             NOTICES.labels(notice.what, notice.percent).inc()
             log.warning("notice", **asdict(notice))
@@ -325,13 +342,13 @@ class _Lane:
             log.error("event_set_aside", partition=entry.partition, entry=entry.entry_id.decode(), error=error)
 
     async def _acknowledge(self) -> None:
-        """Tell Redis what is committed. Where it gives no answer it is told again, by the same name."""
-        if self._commit is not None:
-            await self._commits.tell(self._commit)
-            self._commit = None
+        """Tell Redis what is committed. If there is no answer, it is told again, under the same name."""
+        while self._untold:
+            await self._commits.tell(self._untold[0])
+            self._untold.popleft()
 
     async def _make_groups(self) -> None:
-        """From the stream's beginning, never from `$`: a lost group must not lose an event (rule 28)."""
+        """Create the groups at the stream's beginning, never at `$`: a lost group must not lose an event (rule 28)."""
         for stream in self._streams.values():
             try:
                 await self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
@@ -345,7 +362,7 @@ async def _book_all(
     book: Callable[[list[T]], Awaitable[Collection[R]]],
     refused: dict[_Entry, str],
 ) -> list[R]:
-    """Book them together. Where the record takes not all of them, halves are tried, down to the one that it refuses."""
+    """Book rows together. If the record refuses them, try halves, down to the one row that it refuses."""
     if not rows:
         return []
     try:
@@ -359,7 +376,7 @@ async def _book_all(
 
 
 def _portion(batch: Sequence[_Entry]) -> list[_Entry]:
-    """The first entries: as many as one transaction takes, and at least one."""
+    """Choose the first entries of the batch: as many as one transaction may have, and at least one."""
     size_bytes = 0
     for place, entry in enumerate(batch[:BATCH]):
         size_bytes += entry.size_bytes
@@ -377,8 +394,8 @@ def _done(entry: _Entry, event: Event | None, new: Collection[str]) -> Done:
 
 def _aside(entry: _Entry, error: str) -> SetAside:
     fields = entry.fields or {}
-    told = told_of(fields)
-    return SetAside(entry.partition, entry.entry_id.decode(), error, pack(fields), told.request_id, told.org_id)
+    facts = facts_of(fields)
+    return SetAside(entry.partition, entry.entry_id.decode(), error, pack(fields), facts.order_id, facts.org_id)
 
 
 def _size(fields: dict[bytes, bytes] | None) -> int:

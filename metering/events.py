@@ -1,36 +1,42 @@
 """The metering event: one per order, immutable, with its price proof.
 
-An event comes in two halves. What is known at admission lies in Redis with the hold, so that an order whose gateway
-died can still end as an expiry that says what it was. The end is added by whoever closes the hold.
+An event comes in two halves. The half that is known at admission is kept in Redis with the hold. So if the gateway
+dies, the order can still end as an expiry that says what it was. Whoever closes the hold adds the end.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
 from metering.clock import utc_at
+from metering.limits import LIMITS
 from metering.money import MAX_MICRO_MXN, format_rate, measured_micro_mxn, unit_price_micro_mxn
 from metering.pricing import Quote
 
 VERSION = 1
 _SMALLEST = Decimal("1e-12")
-"""Of a price, a markup or a rate: below this none is meant, and above 2^53 neither."""
+"""Smallest price, markup or rate that makes sense. The largest is 2^53."""
 
 End = Literal["charge", "void", "expiry"]
+_ENDS = frozenset(get_args(End))
 UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
-"""Reasons of voids of which nobody knows what became of them upstream: they keep their idempotency key (rule 17)."""
+"""Reasons of voids whose upstream outcome is unknown: such an order keeps its idempotency key (rule 17)."""
+
+NOTICES = (*(kind.name for kind in LIMITS.values() if kind.noticed), "balance")
+"""What an organisation is told of."""
 
 
 class EventError(ValueError):
-    """A stream entry that is no event of ours; the message names the field."""
+    """A stream entry that is not one of our events; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How the unit price came about; decimals are canonical strings."""
+    """Factors of the unit price; decimals are canonical strings."""
 
     variant: str
     usd_per_image: str
@@ -42,15 +48,15 @@ class Proof:
     unit_micro_mxn: int
 
     def decimals(self) -> tuple[Decimal, Decimal, Decimal]:
-        """USD list price, markup, FX."""
+        """Parse USD list price, markup, FX."""
         return Decimal(self.usd_per_image), Decimal(self.markup), Decimal(self.mxn_per_usd)
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What is known of an order when it is admitted. `day` and `month` are Mexico City's.
+    """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
-    `once` is the hash of the idempotency key that it came with, and the order's fingerprint.
+    `once` is the hash of its idempotency key, with the order's fingerprint.
     """
 
     request_id: str
@@ -71,7 +77,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """One delivered image. `path` is its name in the store, `sha256` of exactly the bytes stored."""
+    """One delivered image. `path` is its name in the store, `sha256` is of exactly the stored bytes."""
 
     path: str
     content_type: str
@@ -85,8 +91,8 @@ class StoredImage:
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
-    `usd_measured` is the provider's own figure for the whole order, where the price depends on it; `result` is what the
-    order's owner may fetch again, beside the images.
+    `usd_measured` is the provider's own figure for the whole order, if the price depends on it. `result` is what the
+    order's owner may fetch again together with the images.
     """
 
     number: int
@@ -109,11 +115,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that an organisation, or who has one of its keys, should be told.
+    """Something that an organisation, or the owner of one of its keys, should know.
 
-    `what` is a quota (`images_per_day`, `images_per_month`, `mxn_per_month`) of which `percent` is reached, or
-    `balance`: credits less charges fell under `limit`. Money is in micro-MXN. `period` is the day, the month, or the
-    number of the last credit: in one period nothing is told twice.
+    `what` is a quota (`images_per_day`) of which `percent` is reached, or `balance`: credits less charges fell under
+    `limit`. Money is in micro-MXN. `period` is the day, the month, or the number of the last credit: in one period
+    nothing is told twice.
     """
 
     org_id: str
@@ -127,11 +133,18 @@ class Notice:
 
 
 RowT = TypeVar("RowT", Proof, Opened, StoredImage)
-_TYPES: Mapping[type, Mapping[str, Any]] = {kind: get_type_hints(kind) for kind in (Proof, Opened, StoredImage)}
+_TYPES: Mapping[type, Mapping[str, frozenset[type]]] = {
+    kind: {name: frozenset(get_args(hint) or (hint,)) for name, hint in get_type_hints(kind).items()}
+    for kind in (Proof, Opened, StoredImage)
+}
+"""The types that each field may have. A bool is no int here."""
+
+_PROOFS = 256
+"""Proofs that are remembered, about 200 kB: an event's proof is nearly always that of many others."""
 
 
-def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
-    """The admission's half as JSON. `facts`: model, provider, upstream, size, quality, region, once."""
+def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
+    """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once."""
     proof = Proof(
         variant=quote.price.variant,
         usd_per_image=format_rate(quote.price.usd_per_image),
@@ -145,7 +158,7 @@ def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts
     return orjson.dumps(
         {
             "v": VERSION,
-            "request_id": request_id,
+            "request_id": order_id,
             "org_id": org_id,
             "key_id": key_id,
             "images": quote.images,
@@ -158,17 +171,17 @@ def encode_opened(request_id: str, org_id: str, key_id: str, quote: Quote, facts
 
 
 def encode_images(images: tuple[StoredImage, ...]) -> bytes:
-    """The delivered images as JSON."""
-    return orjson.dumps([asdict(image) for image in images])
+    """Encode the delivered images as JSON."""
+    return orjson.dumps(images)
 
 
 def decode_images(data: bytes) -> tuple[StoredImage, ...]:
-    """From JSON that `encode_images` wrote."""
+    """Decode JSON that `encode_images` wrote."""
     return tuple(StoredImage(**image) for image in orjson.loads(data))
 
 
 def recompute(event: Event) -> int:
-    """The amount in micro-MXN by the event's own proof, from the list price on."""
+    """Compute the amount in micro-MXN again from the event's own proof, starting at the list price."""
     usd, markup, mxn_per_usd = event.opened.proof.decimals()
     quoted = unit_price_micro_mxn(usd, markup, mxn_per_usd) * event.quantity
     if event.usd_measured is None:
@@ -177,11 +190,11 @@ def recompute(event: Event) -> int:
 
 
 def decode(fields: Mapping[bytes, bytes]) -> Event:
-    """A stream entry → event. Raises EventError; a foreign or damaged entry must never reach the ledger."""
+    """Decode a stream entry. Raises EventError: a foreign or damaged entry must never reach the ledger."""
     try:
         opened = _opened(fields[b"opened"])
         end = fields[b"end"].decode()
-        if end not in get_args(End):
+        if end not in _ENDS:
             raise EventError("end: unknown")
         event = Event(
             number=int(fields[b"number"]),
@@ -205,7 +218,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
 
 
 def decode_opened(data: bytes) -> Opened:
-    """The admission's half, as `encode_opened` wrote it. Raises EventError."""
+    """Decode the half known at admission, which `encode_opened` wrote. Raises EventError."""
     try:
         return _opened(data)
     except KeyError as error:
@@ -215,7 +228,7 @@ def decode_opened(data: bytes) -> Opened:
 
 
 def decode_notice(fields: Mapping[bytes, bytes]) -> Notice:
-    """A stream entry that carries a `notice`. Raises EventError."""
+    """Decode a stream entry that carries a `notice`. Raises EventError."""
     try:
         notice = Notice(
             org_id=fields[b"org"].decode(),
@@ -242,25 +255,44 @@ def _opened(data: bytes) -> Opened:
             f"opened.v: is {version}, and this program reads version {VERSION}: run the newer consumer, then"
             " `ghub event retry`"
         )
-    return _row(Opened, opened | {"proof": _row(Proof, opened.pop("proof"))})
+    opened["proof"] = _proof(opened["proof"])
+    return _row(Opened, opened)
 
 
 def _row(kind: type[RowT], values: Any) -> RowT:
-    """JSON → row, each field of its declared type."""
-    if unknown := values.keys() - _TYPES[kind].keys():
-        raise EventError(f"{kind.__name__.lower()}: holds {min(unknown)!r}, which version {VERSION} does not know")
-    row = kind(**values)
-    for name, wanted in _TYPES[kind].items():
-        value = getattr(row, name)
-        if not isinstance(value, wanted) or isinstance(value, bool):
+    """Build a row from JSON, checking the type of each field."""
+    types = _TYPES[kind]
+    for name, value in values.items():
+        if name not in types:
+            raise EventError(f"{kind.__name__.lower()}: holds {name!r}, which version {VERSION} does not know")
+        if type(value) not in types[name]:
             raise EventError(f"{name}: has another type")
-        if isinstance(value, str) and "\0" in value:
+        if type(value) is str and "\0" in value:
             raise EventError(f"{name}: holds a NUL, which no database keeps")
-    return row
+    return kind(**values)
+
+
+def _proof(values: Any) -> Proof:
+    try:
+        return _known_proof(**values)
+    except TypeError:  # a value that cannot be looked up has a wrong type, or it is no object at all
+        return _row(Proof, values)
+
+
+@lru_cache(maxsize=_PROOFS, typed=True)
+def _known_proof(**values: Any) -> Proof:
+    """Build a proof once. Typed: 1, 1.0 and true are equal, and only one of them is valid."""
+    return _row(Proof, values)
+
+
+@lru_cache(maxsize=_PROOFS)
+def _are_prices(proof: Proof) -> bool:
+    """True if its numbers are in their range. Raises ArithmeticError if one is no number."""
+    return all(number.is_finite() and _SMALLEST <= number <= MAX_MICRO_MXN for number in proof.decimals())
 
 
 def _check(event: Event) -> None:
-    """What the record would refuse, or what nobody could recompute."""
+    """Refuse what the record would refuse, and what cannot be recomputed. Raises EventError."""
     if "\0" in event.reason + event.result + (event.usd_measured or ""):
         raise EventError("a text holds a NUL, which no database keeps")
     proof = event.opened.proof
@@ -275,7 +307,7 @@ def _check(event: Event) -> None:
         raise EventError("quantity: is not the number of stored images")
     if not 0 <= event.quantity <= event.opened.images or (event.end == "charge") != (event.quantity > 0):
         raise EventError("quantity: does not fit the order and its end")
-    if not all(number.is_finite() and _SMALLEST <= number <= MAX_MICRO_MXN for number in proof.decimals()):
+    if not _are_prices(proof):
         raise EventError("proof: holds a number that is no price")
     counted = (event.number, proof.unit_micro_mxn, event.opened.images, event.admitted_us, event.ended_us)
     if not all(0 < number <= MAX_MICRO_MXN for number in counted):
@@ -284,7 +316,7 @@ def _check(event: Event) -> None:
 
 def _check_notice(notice: Notice) -> None:
     """What the record would refuse, or what nobody is told of."""
-    if notice.what not in ("images_per_day", "images_per_month", "mxn_per_month", "balance"):
+    if notice.what not in NOTICES:
         raise EventError("notice: unknown")
     if "\0" in notice.org_id + notice.key_id + notice.period:
         raise EventError("a text holds a NUL, which no database keeps")

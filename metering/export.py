@@ -1,16 +1,19 @@
-"""What finance takes away, as CSV: one row for each charged order of a month, and one for each refund given in it."""
+"""Export for finance as CSV: one row for each charged order of a month, and one for each refund given in it."""
 
 import csv
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
+import orjson
+
 from metering.clock import period_at, unix_us_at, utc_at
-from metering.events import Event
 from metering.money import format_mxn
-from metering.ports import Refunded
+from metering.ports import Charge, Refunded
 
 COLUMNS = (
     "event_id",
@@ -60,12 +63,16 @@ _PRICE = frozenset(
         "images",
     }
 )
-"""Of a charge alone: what it is recomputed from, and what was delivered."""
+"""Columns that only a charge has: what it is recomputed from, and what was delivered."""
+
+
+_mxn = lru_cache(maxsize=1_024)(format_mxn)
+"""A month has millions of charges, of a few amounts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What an export has: its rows, and the sums of those of either kind in micro-MXN."""
+    """Totals of an export: its rows, and the sums of charges and of refunds in micro-MXN."""
 
     rows: int = 0
     charged_micro_mxn: int = 0
@@ -73,97 +80,107 @@ class Written:
 
     @property
     def amount_micro_mxn(self) -> int:
-        """What the column `amount_mxn` sums up to: charges less refunds."""
+        """Sum of the column `amount_mxn`: charges minus refunds."""
         return self.charged_micro_mxn - self.refunded_micro_mxn
 
 
-def row(event: Event) -> tuple[str | int, ...]:
-    """One charged order. Days and months are Mexico City's, moments are UTC, money is a decimal string."""
-    opened, proof = event.opened, event.opened.proof
+def row(charge: Charge) -> tuple[str, ...]:
+    """Format one charged order. Days and months are Mexico City's, moments are UTC, money is a decimal string."""
     return (
-        event.event_id,
-        opened.org_id,
-        event.number,
-        opened.key_id,
-        opened.day,
-        opened.month,
-        utc_at(event.admitted_us).isoformat(),
-        utc_at(event.ended_us).isoformat(),
-        opened.model,
-        opened.provider,
-        opened.upstream,
-        opened.size,
-        opened.quality or "",
-        opened.region,
-        opened.images,
-        event.quantity,
-        proof.variant,
-        proof.usd_per_image,
-        proof.price_book,
-        proof.markup,
-        proof.mxn_per_usd,
-        proof.fx_month,
-        text_cell(proof.fx_source),
-        format_mxn(proof.unit_micro_mxn),
-        event.usd_measured or "",
-        format_mxn(event.amount_micro_mxn),
-        " ".join(image.path for image in event.images),
+        charge.event_id,
+        charge.org_id,
+        str(charge.number),
+        charge.key_id,
+        charge.day,
+        charge.month,
+        utc_at(charge.admitted_us).isoformat(),
+        utc_at(charge.ended_us).isoformat(),
+        charge.model,
+        charge.provider,
+        charge.upstream,
+        charge.size,
+        charge.quality or "",
+        charge.region,
+        str(charge.images_asked),
+        str(charge.quantity),
+        charge.variant,
+        charge.usd_per_image,
+        charge.price_book,
+        charge.markup,
+        charge.mxn_per_usd,
+        charge.fx_month,
+        text_cell(charge.fx_source),
+        _mxn(charge.unit_micro_mxn),
+        charge.usd_measured or "",
+        _mxn(charge.amount_micro_mxn),
+        " ".join([image["path"] for image in orjson.loads(charge.images)]),
         "charge",
-        event.event_id,
+        charge.event_id,
         "",
     )
 
 
-def refund_row(refunded: Refunded) -> tuple[str | int, ...]:
-    """One refund, a negative amount in the period in which it was given; model and size are its order's.
+def refund_row(refunded: Refunded) -> tuple[str, ...]:
+    """Format one refund: a negative amount in the period in which it was given. Model and size are its order's.
 
-    It has no price of its own, and counts no images: quantities sum up to what was delivered.
+    It has no price of its own, and no images: quantities add up to what was delivered.
     """
     refund, charge = refunded.refund, refunded.charge
     given_us = unix_us_at(datetime.fromisoformat(refund.at))
     period = period_at(given_us)
-    told = dict(zip(COLUMNS, row(charge), strict=True)) | {
+    fields = dict(zip(COLUMNS, row(charge), strict=True)) | {
         "event_id": text_cell(refund.credit_id),
         "number": "",
         "day": period.day,
         "month": period.month,
         "charged_at": utc_at(given_us).isoformat(),
-        "images_asked": 0,
-        "quantity": 0,
+        "images_asked": "0",
+        "quantity": "0",
         "amount_mxn": format_mxn(-refund.amount_micro_mxn),
         "kind": "refund",
         "reason": text_cell(refund.reason),
     }
-    return tuple("" if name in _PRICE else told[name] for name in COLUMNS)
+    return tuple("" if name in _PRICE else fields[name] for name in COLUMNS)
 
 
-Format = Callable[[AsyncIterator[Event], AsyncIterator[Refunded], TextIO], Awaitable[Written]]
-"""Writes the charged ones of these events, then the refunds, to an open file."""
+Format = Callable[[AsyncIterator[Sequence[Charge]], AsyncIterator[Refunded], TextIO], Awaitable[Written]]
+"""Writes these pages of charges, then the refunds, to an open file."""
 
 
-async def write_csv(events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], file: TextIO) -> Written:
-    """A header, and a line each."""
-    writer = csv.writer(file)
-    writer.writerow(COLUMNS)
+async def write_csv(
+    charges: AsyncIterator[Sequence[Charge]], refunds: AsyncIterator[Refunded], file: TextIO
+) -> Written:
+    """Write a header, and a line for each row."""
+    file.write(csv_lines([COLUMNS]))
     rows = charged = refunded = 0
-    async for event in events:
-        if event.end == "charge":
-            writer.writerow(row(event))
-            rows, charged = rows + 1, charged + event.amount_micro_mxn
+    async for page in charges:
+        file.write(csv_lines([row(charge) for charge in page]))
+        rows, charged = rows + len(page), charged + sum(charge.amount_micro_mxn for charge in page)
     async for one in refunds:
-        writer.writerow(refund_row(one))
+        file.write(csv_lines([refund_row(one)]))
         rows, refunded = rows + 1, refunded + one.refund.amount_micro_mxn
     return Written(rows, charged, refunded)
 
 
+def csv_lines(rows: Sequence[Sequence[str]]) -> str:
+    """Write rows of all columns as `csv.writer` does, which is asked only if a cell of them needs quotes."""
+    text = "\r\n".join([*map(",".join, rows), ""])
+    separators = text.count(","), text.count("\r"), text.count("\n")
+    if '"' not in text and separators == ((len(COLUMNS) - 1) * len(rows), len(rows), len(rows)):
+        return text
+    quoted = io.StringIO(newline="")
+    csv.writer(quoted).writerows(rows)
+    return quoted.getvalue()
+
+
 async def write_file(
-    events: AsyncIterator[Event], refunds: AsyncIterator[Refunded], path: Path, write: Format = write_csv
+    charges: AsyncIterator[Sequence[Charge]], refunds: AsyncIterator[Refunded], path: Path, write: Format = write_csv
 ) -> Written:
-    """Write to `path`, whole or not at all."""
+    """Write to `path` completely or not at all."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:
-            written = await write(events, refunds, file)
+            written = await write(charges, refunds, file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -171,9 +188,9 @@ async def write_file(
 
 
 FORMATS: Mapping[str, Format] = {"csv": write_csv}
-"""By the name that `ghub usage export --format` knows; a new one is a function, and its line here."""
+"""Formats by their name in `ghub usage export --format`. A new format is a function, and a line here."""
 
 
 def text_cell(value: str) -> str:
-    """A spreadsheet runs a cell that begins like a formula; a quote before it makes it text."""
+    """Add a quote before text that begins like a formula: a spreadsheet would run it."""
     return f"'{value}" if value[:1] in "=+-@\t\r" else value

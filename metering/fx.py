@@ -1,4 +1,4 @@
-"""The month's rate: fixed per calendar month in Mexico City, one source of truth in SQL."""
+"""The month's exchange rate: fixed per calendar month in Mexico City, one source of truth in SQL."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ from metering.pricing import FxRate
 log = structlog.get_logger(__name__)
 
 WARN_US = 3 * 24 * 3600 * 1_000_000
-"""A month's missing rate is alarmed from three days before it begins."""
+"""A missing rate raises an alarm from three days before its month begins."""
 
 
 class FxRateMissing(Exception):
-    """There is no rate for the month, and last month's has run out of grace."""
+    """The month has no rate, and the grace period of last month's rate is over."""
 
 
 class FxTable:
@@ -28,7 +28,10 @@ class FxTable:
         self._by_month: dict[str, FxRate] = {}
 
     def rate_for(self, month: str, now_us: int) -> FxRate:
-        """The month's rate, or last month's within the grace; the rate names its own month. Raises FxRateMissing."""
+        """Find the month's rate, or last month's within the grace period; it names its own month.
+
+        Raises FxRateMissing.
+        """
         if rate := self._by_month.get(month):
             return rate
         last = self._by_month.get(previous_month(month))
@@ -37,22 +40,22 @@ class FxTable:
         raise FxRateMissing(month)
 
     def missing(self, now_us: int) -> list[str]:
-        """Months without a rate that should have one by now: this one, and from three days before it the next."""
+        """List months that lack a rate and should have one: this one, and the next from three days before it."""
         month = period_at(now_us).month
         ahead = next_month(month)
         due = [month] if month_start_us(ahead) - now_us > WARN_US else [month, ahead]
         return [wanted for wanted in due if wanted not in self._by_month]
 
     async def refresh(self) -> None:
-        """Read the table anew. Raises LedgerAway, and then the last reading stands."""
+        """Read the table again. Raises LedgerAway; then the last reading still holds."""
         self._by_month = {rate.month: rate for rate in await self._ledger.rates()}
 
     async def run(self, every_s: float) -> None:
-        """Follow the table until cancelled."""
+        """Refresh the table every `every_s` seconds until cancelled."""
         await every(every_s, self._follow, away=(LedgerAway,), name="fx_rates_not_read")
 
     async def _follow(self) -> None:
-        """One look, and an alarm for what is missing in the last reading, be it this one's or not."""
+        """Refresh once, and log an error for each missing rate even if the refresh failed."""
         try:
             await self.refresh()
         finally:
@@ -61,7 +64,7 @@ class FxTable:
 
 
 async def seed(ledger: Ledger, rates: Sequence[FxRate]) -> None:
-    """Fill an empty rate table, and nothing else."""
+    """Fill the rate table if it is empty."""
     if not await ledger.rates():
         for rate in rates:
             await ledger.add_rate(rate, utc_now())

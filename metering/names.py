@@ -1,6 +1,6 @@
-"""Names of organisations and keys: what may be chosen today. A name that is there already goes on working.
+"""Names of organisations and keys: which may be chosen today. An existing name goes on working.
 
-Money is added to an organisation by its name, so no two may look the same to whoever types it.
+Money is added to an organisation by its name, so no two names may look the same to the person who types them.
 """
 
 import re
@@ -13,20 +13,20 @@ _BETWEEN = re.compile(r"[ ._@-]")
 _UUID = re.compile(r"[0-9a-f]{32}")
 
 _INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0")
-"""Fillers of Hangul: letters by Unicode's tables, and nothing to be seen. Whatever else is invisible is no letter."""
+"""Hangul fillers: Unicode calls them letters, but they are invisible. No other invisible character is a letter."""
 
 _OF_LATIN = frozenset("ÆæØøŒœÐðÞþŁłĐđß")
-"""Beside A to Z and what accents make of them: letters of Europe that nobody takes for others."""
+"""European letters that nobody confuses with others. A to Z, with or without accents, need no entry here."""
 
 _LIKE_LATIN = frozenset("АВЕЅІЈКМНОРСТУХЬаеорсухѕіјһԁԛԝьΑΒΕΖΗΙΚΜΝΟΡΤΥΧανοικυχρϳ")
-"""Letters of Cyrillic and Greek that look like Latin ones: a name of nothing else could be somebody's in Latin."""
+"""Cyrillic and Greek letters that look Latin. A name made only of them could be mistaken for a Latin one."""
 
 _WRITTEN_TOGETHER = ({"CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"}, {"CJK", "HANGUL"}, {"CJK", "BOPOMOFO"})
-"""Scripts of one language."""
+"""Sets of scripts that one language mixes."""
 
 
 def check_name(name: str) -> None:
-    """Raises WrongField that says how a name must be."""
+    """Raise WrongField, which says what a name must be like, if this one may not be chosen."""
     if not _FORM.fullmatch(name):
         raise WrongField("name", f"{name!r} is no name: up to 64 letters, digits, spaces, or . _ @ -")
     usual = unicodedata.normalize("NFKC", name)
@@ -47,8 +47,8 @@ def _check_letters(name: str) -> None:
         raise WrongField("name", f"{name!r} has {strange[0]!a}, which is no usual digit; write 0 to 9")
     scripts = {_script(one) for one in name if one.isalpha()}
     if len(scripts) > 1 and not any(scripts <= together for together in _WRITTEN_TOGETHER):
-        told = ", ".join(sorted(script.capitalize() for script in scripts))
-        raise WrongField("name", f"{name!r} mixes letters that look alike ({told}); write it in one alphabet")
+        named = ", ".join(sorted(script.capitalize() for script in scripts))
+        raise WrongField("name", f"{name!r} mixes letters that look alike ({named}); write it in one alphabet")
     if scripts == {"LATIN"}:
         if strange := [one for one in letters if not _usual_latin(one)]:
             raise WrongField("name", f"{name!r} has {strange[0]!a}, which looks like another letter; write that")
@@ -57,7 +57,7 @@ def _check_letters(name: str) -> None:
 
 
 def _script(letter: str) -> str:
-    """By the first word of its name in Unicode, which is the script's for all that are letters of one."""
+    """Find a letter's script: the first word of its Unicode name."""
     return unicodedata.name(letter, "UNKNOWN").split()[0]
 
 

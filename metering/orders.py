@@ -1,4 +1,4 @@
-"""One order, with all that ledger, Redis and the state of the journals say of it, for a person who asks."""
+"""One order for an operator: everything that the ledger, Redis and the state of the journals say about it."""
 
 import re
 from contextlib import suppress
@@ -18,14 +18,14 @@ _ID = re.compile(r"req_[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class CannotKnow(WalletAway):
-    """Neither found nor certainly unknown: the message is a sentence that says where nobody could look."""
+    """Neither found nor certainly unknown. The message is a sentence that says what could not be searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenJournal:
     """A gateway's journal that is not closed. `uncharged`: its answered orders that Redis has yet to charge.
 
-    That is None where its gateway has not been heard of for some seconds, or Redis is away: then nobody knows.
+    `uncharged` is None if its gateway has been silent for some seconds, or if Redis is away: then nobody knows.
     """
 
     incarnation: UUID
@@ -34,9 +34,9 @@ class OpenJournal:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`waiting` is its entry in the event stream, and `coming` the end in it, which the ledger does not have yet.
+    """One order. `waiting` is its entry in the event stream; `coming` is the end in it, if the ledger lacks that end.
 
-    `away` says why Redis could not be asked; empty where it was.
+    `away` says why Redis could not be read. It is empty if Redis was read.
     """
 
     order_id: str
@@ -49,7 +49,7 @@ class Order:
 
     @property
     def ends(self) -> tuple[Event, ...]:
-        """Those of the ledger, and then the one that is coming there."""
+        """Ends in the ledger, then the coming one."""
         booked = tuple(one.event for one in self.record.ends)
         return booked if self.coming is None else (*booked, self.coming)
 
@@ -60,42 +60,47 @@ class Order:
 
     @property
     def opened(self) -> Opened | None:
-        """What was known of it at its admission; None where only its end is known."""
+        """Facts that were known at admission; None if none are known."""
         if (last := self.charge or next(iter(self.ends), None)) is not None:
             return last.opened
         return self.trace.hold.opened if self.trace is not None and self.trace.hold is not None else None
 
     @property
     def org_id(self) -> str | None:
-        """Whose it is."""
         if self.opened is not None:
             return self.opened.org_id
-        told = [one.org_id for one in self.record.set_aside] + [self.trace.org_id if self.trace else None]
-        return next((org_id for org_id in told if org_id is not None), None)
+        owners = [one.org_id for one in self.record.set_aside] + [self.trace.org_id if self.trace else None]
+        return next((org_id for org_id in owners if org_id is not None), None)
 
     @property
     def refundable_micro_mxn(self) -> int:
-        """Of what the ledger has as its charge, that which is not refunded yet."""
+        """The part of its booked charge that is not refunded yet."""
         charge = self.record.charge
         return 0 if charge is None else charge.amount_micro_mxn - self.record.refunded_micro_mxn
 
 
 def order_id_of(text: str) -> str:
-    """`req_` and 32 hex digits, or the same with hyphens, as the record has it. Raises NotThere for anything else."""
+    """Normalise `req_` and 32 hex digits, or the same with hyphens, to the record's form.
+
+    Raises NotThere for other text.
+    """
     if not _ID.fullmatch(text):
         raise NotThere("an order's id is req_ and 32 hex digits, or the same as a UUID with its hyphens")
     return str(UUID(text.removeprefix("req_")))
 
 
 class Orders:
-    """Looks for an order in the ledger, in Redis where there is one, and asks which journals may still bring it."""
+    """Looks for an order in the ledger and, if there is one, in Redis; lists the journals that may still bring it."""
 
     def __init__(self, ledger: Ledger, redis: Redis | None) -> None:
         self._ledger = ledger
         self._redis = redis
 
     async def look(self, text: str) -> Order:
-        """By its id, in either form. Raises NotThere where certainly nobody knows it, CannotKnow and LedgerAway."""
+        """Find an order by its id, in either form.
+
+        Raises NotThere if it certainly does not exist, CannotKnow, LedgerAway.
+        """
         order_id = order_id_of(text)
         record = await self._ledger.order(order_id)
         found: Trace | None = None
@@ -112,7 +117,7 @@ class Orders:
                 away = "Redis is not projected yet"
             except (RedisError, OSError, TimeoutError):
                 away = "Redis does not answer"
-        if record.charge is None:  # the consumer may have booked meanwhile what was still in the stream above
+        if record.charge is None:  # the consumer may have booked it since the stream was read
             record = await self._ledger.order(order_id)
         journals = await self._journals()
         if not (record.ends or record.set_aside or found or waiting):
@@ -120,7 +125,7 @@ class Orders:
         return Order(order_id, record, found, waiting, _coming(record, waiting), away, journals)
 
     async def _waiting(self, order_id: str, org_id: str | None) -> Entry | None:
-        """Its last entry in the stream. Without an organisation all streams are read."""
+        """Find its last entry in the stream. Without an organisation all streams are read."""
         assert self._redis is not None
         last: Entry | None = None
         named = f'"{order_id}"'.encode()
@@ -146,7 +151,7 @@ def _org_of(record: OrderRecord) -> str | None:
 
 
 def _coming(record: OrderRecord, waiting: Entry | None) -> Event | None:
-    """The end that its entry brings; None where that is booked, or cannot be read: then it is set aside soon."""
+    """Decode the end in its entry. None if that is booked, or cannot be read (then it is set aside soon)."""
     if waiting is None:
         return None
     try:

@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 async def pages(look: Callable[[T | None], Awaitable[list[T]]]) -> AsyncIterator[list[T]]:
-    """Every page that `look` finds: it is given the last entry of the page before, and at first None."""
+    """Yield every page. `look` gets the last entry of the page before, at first None."""
     page = await look(None)
     while page:
         yield page

@@ -1,10 +1,10 @@
-"""The seam to the permanent record: what this layer asks of a ledger."""
+"""The interface to the permanent record: what this layer needs from a ledger."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 from metering.clock import Period
@@ -13,25 +13,25 @@ from metering.limits import Limits
 from metering.pricing import FxRate
 
 PAGE = 500
-"""Organisations, and keys, that are read at a time."""
+"""Organisations or keys in one page."""
 
 LAST = 2**53
-"""Above every event number."""
+"""A number above every event number."""
 
 TEST_KEY_ID = "key_test_"
-"""How the short id of a sandbox's key begins."""
+"""Prefix of the short id of a sandbox key."""
 
 Reading = Literal["org", "own"]
-"""What a key may read: all orders of its organisation; or its own, and those of the keys that it was rotated from."""
+"""Orders that a key may read: all of its organisation; or its own, and those of the keys that it was rotated from."""
 
 ResponseFormat = Literal["url", "b64_json"]
-"""How images are answered where an order does not say."""
+"""How images are returned if an order does not say."""
 
 CreditType = Literal["bonus", "recharge", "refund", "adjustment"]
 
 
 class LedgerError(Exception):
-    """The record refuses: the message is a sentence for whoever asked."""
+    """The record refuses; the message is a sentence for the caller."""
 
 
 class NotThere(LedgerError):
@@ -39,7 +39,7 @@ class NotThere(LedgerError):
 
 
 class WrongField(LedgerError):
-    """One thing of what was asked for cannot be: `field` names it, `why` says how it must be."""
+    """One part of the request is invalid: `field` names it, `why` says what it must be like."""
 
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
@@ -48,7 +48,7 @@ class WrongField(LedgerError):
 
 
 class DatabaseRefused(LedgerError):
-    """What its tables do not take; the message is the database's own, and not for customers."""
+    """Its tables do not accept a value. The message is the database's own, and not for customers."""
 
 
 class LedgerAway(Exception):
@@ -56,10 +56,10 @@ class LedgerAway(Exception):
 
 
 class LedgerMisconfigured(LedgerAway):
-    """It answers, and will not do as it is set up: a right, a table, a password is wrong or missing.
+    """The database answers, but its set-up is wrong: a right, a table or a password is wrong or missing.
 
-    It is waited for like one that is away: whoever mends it need not restart anything. The message is a sentence for an
-    operator that names GHUB_LEDGER_URL and what is missing, and no password.
+    Callers wait as for one that is away: once it is repaired, nothing needs a restart. The message is a sentence for an
+    operator. It names GHUB_LEDGER_URL and what is missing, and contains no password.
     """
 
     def __init__(self, why: str) -> None:
@@ -68,7 +68,7 @@ class LedgerMisconfigured(LedgerAway):
 
 @dataclass(frozen=True, slots=True)
 class Org:
-    """An organisation. Of its own limits those are None where the plan's hold."""
+    """An organisation. In its own limits, None means that the plan's limit holds."""
 
     org_id: str
     name: str
@@ -79,16 +79,16 @@ class Org:
 
     @property
     def suspended(self) -> bool:
-        """Are its orders refused?"""
+        """True if its orders are refused."""
         return self.suspended_at is not None
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without the key: its hash is all that is kept. `models` is empty where it may use all.
+    """An API key, without its secret: only the hash is kept. `models` is empty if it may use all.
 
-    `origins` are those of the pages from which browsers may use it; `replaces` is the id of the key that it was rotated
-    from.
+    `origins` are the origins of the web pages from which browsers may use it. `replaces` is the id of the key that it
+    was rotated from.
     """
 
     key_id: str
@@ -107,11 +107,11 @@ class ApiKey:
 
     @property
     def test(self) -> bool:
-        """For the sandbox: its id says so, as the key itself does."""
+        """True for a sandbox key. Its id says so, as the key itself does."""
         return self.key_id.startswith(TEST_KEY_ID)
 
     def state(self, at: datetime) -> Literal["active", "expired", "revoked"]:
-        """At this moment."""
+        """Find the key's state at this moment."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= at else "active"
@@ -119,14 +119,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What the ledger has of an organisation, or of one of its keys: images of a day; images and money of its month."""
+    """Usage of an organisation or a key in the ledger: images of a day; images and money of its month."""
 
     day_images: int = 0
     month_images: int = 0
     month_micro_mxn: int = 0
 
     def plus(self, other: "Used") -> "Used":
-        """Both together."""
+        """Add two usages."""
         return Used(
             self.day_images + other.day_images,
             self.month_images + other.month_images,
@@ -136,9 +136,9 @@ class Used:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One organisation as the record has it at one moment: everything that its projection needs.
+    """One organisation in the record at one moment: everything that its projection needs.
 
-    `limits` are its own over its plan's; `used` is by key id, of the day and the month of `period`.
+    `limits` are its own on top of its plan's. `used` is by key id, for the day and the month of `period`.
     """
 
     org: Org
@@ -153,7 +153,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class IdempotentWrite:
-    """The idempotency key of a write, and what it asked for."""
+    """The idempotency key of a write, and the fingerprint of its request."""
 
     key: str
     fingerprint: str
@@ -161,7 +161,7 @@ class IdempotentWrite:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Who does what: written down together with what is done. `details` never holds a key."""
+    """Who does what. It is written in the same transaction as the change. `details` never contains a key."""
 
     actor: str
     action: str
@@ -186,7 +186,7 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What was charged of one model to one key on one day of Mexico City; what it is a sum over is empty."""
+    """Charges of one model to one key on one Mexico City day. A dimension that was summed over is empty."""
 
     day: str
     model: str
@@ -198,7 +198,7 @@ class UsageRow:
 
 @dataclass(frozen=True, slots=True)
 class Charged:
-    """The ledger's view of one organisation up to one of its event numbers."""
+    """The ledger's totals for one organisation up to one of its event numbers."""
 
     events: int
     last_event: int
@@ -207,7 +207,7 @@ class Charged:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the ledger has an order; `paths` names its stored images."""
+    """End of an order in the ledger; `paths` names its stored images."""
 
     end: End
     reason: str
@@ -215,18 +215,18 @@ class Ended:
 
     @property
     def charged(self) -> bool:
-        """Does its customer pay for it?"""
+        """True if its customer pays for it."""
         return self.end == "charge"
 
     @property
     def frees(self) -> bool:
-        """May the idempotency key that it was placed under be used again?"""
+        """True if its idempotency key may be used again."""
         return not self.charged and self.reason not in UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A credit that gives back what an order was charged, or a part of it; `reason` is in its giver's words."""
+    """A credit that gives back an order's charge or a part of it. `reason` is in the giver's words."""
 
     credit_id: str
     org_id: str
@@ -236,17 +236,49 @@ class Refund:
     at: str
 
 
+class Charge(NamedTuple):
+    """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote."""
+
+    event_id: str
+    org_id: str
+    number: int
+    key_id: str
+    day: str
+    month: str
+    admitted_us: int
+    ended_us: int
+    model: str
+    provider: str
+    upstream: str
+    size: str
+    quality: str | None
+    region: str
+    images_asked: int
+    quantity: int
+    variant: str
+    usd_per_image: str
+    price_book: str
+    markup: str
+    mxn_per_usd: str
+    fx_month: str
+    fx_source: str
+    unit_micro_mxn: int
+    usd_measured: str | None
+    amount_micro_mxn: int
+    images: str
+
+
 @dataclass(frozen=True, slots=True)
 class Refunded:
-    """A refund and the charge that it gives back, whenever that was."""
+    """A refund and its charge, from whatever month."""
 
     refund: Refund
-    charge: Event
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True)
 class Booked:
-    """An end of an order, and when the ledger had it."""
+    """An end of an order, and when it was booked."""
 
     event: Event
     booked_at: str
@@ -254,7 +286,10 @@ class Booked:
 
 @dataclass(frozen=True, slots=True)
 class OrderSetAside:
-    """An end of an order that could not be booked; `fed_again_at` where somebody has put it back into the stream."""
+    """An end of an order that could not be booked.
+
+    `fed_again_at` is set if somebody has put it back into the stream.
+    """
 
     partition: int
     entry_id: str
@@ -266,7 +301,7 @@ class OrderSetAside:
 
 @dataclass(frozen=True, slots=True)
 class OrderRecord:
-    """What the ledger has of one order, at one moment. Two ends: an expiry, and the charge that a journal brought."""
+    """One order in the ledger at one moment. It may have two ends: an expiry, and the charge that a journal brought."""
 
     ends: tuple[Booked, ...]
     refunds: tuple[Refund, ...]
@@ -280,18 +315,18 @@ class OrderRecord:
 
     @property
     def refunded_micro_mxn(self) -> int:
-        """In all."""
+        """Sum of its refunds."""
         return sum(refund.amount_micro_mxn for refund in self.refunds)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A charged order as its owner may fetch it again; `document` is the gateway's own.
+    """A charged order, as its owner may fetch it again; `document` is the gateway's own format.
 
-    `key_id` is the key that placed it; empty where Redis was told by a version that did not say so.
+    `key_id` is the key that placed it. It is empty if a version wrote to Redis that did not store it.
     """
 
-    request_id: str
+    order_id: str
     images: tuple[StoredImage, ...]
     document: bytes
     key_id: str
@@ -299,16 +334,14 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class ResultKey:
-    """Where a delivered order stands in the list of its organisation's: by its end in Unix µs, then by its id."""
+    """Position of a delivered order in its organisation's list: by its end in Unix µs, then by its id."""
 
     ended_us: int
-    request_id: str
+    order_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A delivered order of a list."""
-
     delivered: Delivered
     key: ResultKey
 
@@ -318,7 +351,7 @@ class Keyed:
     """A charged order that came with an idempotency key; `once` is the key's hash and the order's fingerprint."""
 
     org_id: str
-    request_id: str
+    order_id: str
     once: str
     amount_micro_mxn: int
     ended_us: int
@@ -326,7 +359,7 @@ class Keyed:
 
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """What the ledger knows of one start of a gateway; `lost_reason` where its journal was given up."""
+    """One start of a gateway in the ledger. `lost_reason` is set if its journal was given up."""
 
     opened_at: str | None
     closed_at: str | None
@@ -336,30 +369,30 @@ class Incarnation:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """A stream entry that could not be booked, kept for a person. `fields` is made and read by `metering.aside`.
+    """A stream entry that could not be booked, kept for a person. `metering.aside` writes and reads `fields`.
 
-    `request_id` and `org_id` say whose it is, as far as that can be read; they are empty where it cannot, and None in
-    rows of versions that did not look. `at` is when it was set aside, `fed_at` when it was put back into its stream.
+    `request_id` and `org_id` are empty if they cannot be read, and None in rows of versions that did not look. `at` is
+    when it was set aside, `fed_at` when it was put back into its stream.
     """
 
     partition: int
     entry_id: str
     error: str
     fields: bytes
-    request_id: str | None = None
+    order_id: str | None = None
     org_id: str | None = None
     at: str = ""
     fed_at: str | None = None
 
     @property
     def name(self) -> str:
-        """What a person calls it by."""
+        """Name of the entry for people."""
         return f"p{self.partition}-{self.entry_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class ListPrice:
-    """One row of an immutable price book; `variant` is empty where a model has one price for everything."""
+    """One row of an immutable price book; `variant` is empty if a model has one price for everything."""
 
     model: str
     usd_per_image: Decimal
@@ -452,10 +485,10 @@ class Ledger(Protocol):
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
     async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]: ...
-    async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]: ...
+    async def ended(self, order_ids: Sequence[str]) -> dict[str, Ended]: ...
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]: ...
     async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]: ...
-    async def result(self, org_id: str, request_id: str) -> Delivered | None: ...
+    async def result(self, org_id: str, order_id: str) -> Delivered | None: ...
     async def results(
         self, org_id: str, after: ResultKey | None = None, most: int = PAGE, key_ids: Collection[str] | None = None
     ) -> list[Listed]: ...
@@ -472,14 +505,13 @@ class Ledger(Protocol):
     async def open_incarnations(self) -> list[UUID]: ...
     async def incarnation(self, incarnation: UUID) -> Incarnation: ...
     async def lose_incarnation(self, incarnation: UUID, reason: str, at: datetime, act: Act) -> bool: ...
-    async def ends(self, request_ids: Sequence[str]) -> set[tuple[str, End]]: ...
+    async def ends(self, order_ids: Sequence[str]) -> set[tuple[str, End]]: ...
     async def count_set_aside(self) -> int: ...
     async def set_asides(self, after: SetAside | None = None, most: int = PAGE) -> list[SetAside]: ...
     async def set_aside(self, partition: int, entry_id: str) -> SetAside: ...
-    async def set_aside_of(self, request_ids: Collection[str]) -> set[str]: ...
+    async def set_aside_of(self, order_ids: Collection[str]) -> set[str]: ...
     async def end_set_aside(self, entry: SetAside, at: datetime, act: Act) -> bool: ...
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...
-    def events(
-        self, *, org_id: str | None = None, month: str | None = None, since_us: int = 0
-    ) -> AsyncIterator[Event]: ...
+    def events(self, *, org_id: str | None = None, since_us: int = 0) -> AsyncIterator[Event]: ...
+    def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]: ...
     def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]: ...

@@ -1,4 +1,4 @@
-"""An order's price, pinned: everything that somebody needs to compute it again."""
+"""An order's price, pinned: everything that is needed to compute it again."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +11,7 @@ from metering.money import measured_micro_mxn, unit_price_micro_mxn
 class Price:
     """One model's list price in one version of the price book.
 
-    `variant` is the row's size and quality where the price depends on them, else empty.
+    `variant` is the row's size and quality if the price depends on them, else empty.
     """
 
     model: str
@@ -23,7 +23,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class FxRate:
-    """MXN for one USD in one calendar month, as the rate table has it."""
+    """MXN for one USD in one calendar month, from the rate table."""
 
     month: str
     mxn_per_usd: Decimal
@@ -42,24 +42,24 @@ class Quote:
 
     @property
     def total_micro_mxn(self) -> int:
-        """The worst case: every image delivered. What the hold sets aside."""
+        """Price if every image is delivered. The hold sets it aside."""
         return self.unit_micro_mxn * self.images
 
     def charge_micro_mxn(self, delivered: int, usd_measured: Decimal | None) -> int:
-        """What `delivered` images cost: their unit prices, or less where the provider reported less in USD."""
+        """Compute the price of `delivered` images: their unit prices, or less if the provider reported less in USD."""
         quoted = self.unit_micro_mxn * delivered
         if usd_measured is None:
             return quoted
         return measured_micro_mxn(usd_measured, self.price.markup, self.rate.mxn_per_usd, quoted)
 
     def excess_usd(self, delivered: int, usd_measured: Decimal | None) -> Decimal:
-        """By how much the provider's figure is above the list price of what was delivered: our loss, never charged."""
+        """Compute how far the provider's figure is above the delivered images' list price: our loss, never charged."""
         if usd_measured is None:
             return Decimal(0)
         return max(Decimal(0), usd_measured - self.price.usd_per_image * delivered)
 
 
 def quote(price: Price, rate: FxRate, period: Period, images: int) -> Quote:
-    """Rule 23: rounded once per image; an order is the sum of its images."""
+    """Build the quote of an order. Each image is rounded once; an order is the sum of its images (rule 23)."""
     unit = unit_price_micro_mxn(price.usd_per_image, price.markup, rate.mxn_per_usd)
     return Quote(price=price, rate=rate, period=period, images=images, unit_micro_mxn=unit)

@@ -1,4 +1,4 @@
-"""A bound that is waited for: of the organisations that wait, the one that has least of it goes first."""
+"""A limit with a queue: of the waiting organisations, the one that has the least goes first."""
 
 import asyncio
 from collections import deque
@@ -9,9 +9,9 @@ from metering.shares import Bound, Shares
 
 
 class Turns:
-    """Like a semaphore, but fair between organisations; one that is alone may have all of it.
+    """A semaphore that is fair between organisations. An organisation alone may have all of it.
 
-    `each` is the most that one organisation may have even then.
+    `each` is the maximum for one organisation, even if it is alone.
     """
 
     def __init__(self, bound: Bound, each: int | None = None) -> None:
@@ -20,13 +20,19 @@ class Turns:
         self._queues: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
     def waiting(self, org_id: str) -> int:
-        """How many of an organisation wait."""
+        """Count an organisation's waiting callers."""
         return len(self._queues.get(org_id, ()))
 
+    def take_now(self, org_id: str, amount: int = 1) -> bool:
+        """Take an amount if nobody waits and there is room; False if not."""
+        if self._queues or not self._may(org_id, amount):
+            return False
+        self.shares.take(org_id, amount)
+        return True
+
     async def take(self, org_id: str, amount: int = 1) -> None:
-        """So much of it; waits until it is this organisation's turn. A caller that is cancelled has taken nothing."""
-        if not self._queues and self._may(org_id, amount):
-            self.shares.take(org_id, amount)
+        """Take an amount; waits for this organisation's turn. A cancelled caller has taken nothing."""
+        if self.take_now(org_id, amount):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(org_id, deque()).append((amount, turn))
@@ -42,13 +48,13 @@ class Turns:
             raise
 
     def give_back(self, org_id: str, amount: int = 1) -> None:
-        """Of what was taken."""
+        """Give back what was taken."""
         self.shares.give_back(org_id, amount)
         self._serve()
 
     @asynccontextmanager
     async def hold(self, org_id: str, amount: int = 1) -> AsyncIterator[None]:
-        """Take it, for the length of a block."""
+        """Take an amount for the length of a block."""
         await self.take(org_id, amount)
         try:
             yield
@@ -56,7 +62,10 @@ class Turns:
             self.give_back(org_id, amount)
 
     def _serve(self) -> None:
-        """Whoever has least, as long as there is room; of several that have the same, whoever began to wait first."""
+        """Serve the organisation that has the least, while there is room.
+
+        Among equals, the first to wait goes first.
+        """
         while self._queues:
             org_id = min(self._queues, key=self._rank)
             amount, turn = self._queues[org_id][0]

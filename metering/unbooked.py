@@ -1,4 +1,4 @@
-"""What may still come to a month: events that the ledger does not have yet, though they ended a while ago."""
+"""Late events of a month: those that the ledger does not have yet, though they ended a while ago."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from metering.aside import told_of_kept
+from metering.aside import facts_of_kept
 from metering.events import Event, EventError, decode
 from metering.money import format_mxn
 from metering.pages import pages
@@ -17,15 +17,15 @@ from metering.wallet.presence import Presence
 from metering.wallet.traces import entries, now_us, partitions_of
 
 LATE_S = 30.0
-"""Where a consumer runs an event is booked within a second of its end; one that is not by then is waited for."""
+"""Age from which an event counts as late. With a running consumer an event is booked within a second of its end."""
 
 BATCH = 500
-"""Events that the ledger is asked about at a time."""
+"""Events in one query to the ledger."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """What the streams hold that the ledger does not have."""
+    """Events in the streams that the ledger does not have."""
 
     events: int = 0
     charges: int = 0
@@ -34,10 +34,10 @@ class _Waiting:
 
 
 async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | None) -> list[str]:
-    """Why what the ledger has of a month, of one organisation or of all, may not be everything: a sentence for each.
+    """List why the ledger's data of a month, of one organisation or all, may be incomplete: one sentence a reason.
 
-    To be asked before the month is read, and itself in the order in which orders go: from journals to the streams, and
-    from there to the ledger. So what moves on meanwhile is told once too often, and never missed. Raises LedgerAway.
+    Call it before the month is read. It looks in the order in which orders move: journals, then streams, then the
+    ledger. So an order that moves meanwhile is reported twice at worst, and never missed. Raises LedgerAway.
     """
     cannot = f"nobody can say whether events of {month} are still to be booked"
     if redis is None:
@@ -45,7 +45,7 @@ async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | 
     try:
         wiped = not await _projected(redis, org_id)
         found = [f"{one.what} is {one.found}" for one in await journals(ledger, Presence(redis))]
-        found += _told(await _in_streams(ledger, redis, month, org_id), month)
+        found += _sentences(await _in_streams(ledger, redis, month, org_id), month)
     except (RedisError, OSError, TimeoutError):
         return [f"Redis does not answer: {cannot}"]
     if wiped:
@@ -56,7 +56,7 @@ async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | 
 
 
 async def _projected(redis: Redis, org_id: str | None) -> bool:
-    """Not after a wipe: the streams are lost, and journals are to bring back what was in them."""
+    """True unless Redis was wiped. After a wipe the streams are lost, and journals must bring back their content."""
     partitions = partitions_of(org_id)
     async with redis.pipeline(transaction=False) as pipe:
         for partition in partitions:
@@ -64,7 +64,7 @@ async def _projected(redis: Redis, org_id: str | None) -> bool:
         return all(await pipe.execute())
 
 
-def _told(waiting: _Waiting, month: str) -> list[str]:
+def _sentences(waiting: _Waiting, month: str) -> list[str]:
     found = []
     if waiting.events:
         sums = f"{waiting.charges} of them charges of {format_mxn(waiting.micro_mxn)} MXN in all"
@@ -88,7 +88,7 @@ async def _in_streams(ledger: Ledger, redis: Redis, month: str, org_id: str | No
 
 
 async def _late(redis: Redis, month: str, org_id: str | None, waiting: _Waiting) -> AsyncIterator[Event]:
-    """Events of the month that ended long enough ago; entries that cannot be read are counted."""
+    """Yield events of the month that ended long enough ago; count entries that cannot be read."""
     for partition in partitions_of(org_id):
         before_us = await now_us(redis, partition) - int(LATE_S * 1_000_000)
         async for entry in entries(redis, (partition,)):
@@ -104,7 +104,7 @@ async def _late(redis: Redis, month: str, org_id: str | None, waiting: _Waiting)
 
 
 async def _count(ledger: Ledger, events: Sequence[Event], waiting: _Waiting) -> None:
-    """Those that the ledger has are booked, and only not taken from the stream yet."""
+    """Count those that the ledger lacks. The others are booked, and only not removed from the stream yet."""
     ended = await ledger.ended([event.event_id for event in events])
     for event in events:
         booked = ended.get(event.event_id)
@@ -115,11 +115,11 @@ async def _count(ledger: Ledger, events: Sequence[Event], waiting: _Waiting) -> 
 
 
 async def _set_aside(ledger: Ledger, month: str, org_id: str | None) -> int:
-    """What could not be booked and waits for a person, unless it is surely of another month or organisation."""
+    """Count entries that could not be booked, except those surely of another month or organisation."""
     waiting: list[str] = []
     async for page in pages(ledger.set_asides):
-        for told in (told_of_kept(entry.fields) for entry in page):
+        for told in (facts_of_kept(entry.fields) for entry in page):
             if told.month in ("", month) and (org_id is None or told.org_id in ("", org_id)):
-                waiting.append(told.request_id)
-    booked = await ledger.ended([request_id for request_id in waiting if request_id])
-    return sum(request_id not in booked for request_id in waiting)
+                waiting.append(told.order_id)
+    booked = await ledger.ended([order_id for order_id in waiting if order_id])
+    return sum(order_id not in booked for order_id in waiting)

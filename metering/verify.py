@@ -1,4 +1,4 @@
-"""Does the money add up? Redis against the ledger, the ledger against its own proofs, charges against stored images."""
+"""Proof that the money adds up: Redis against the ledger, the ledger against its proofs, charges against images."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from config.settings import VERIFY_LOOKS
 from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Event, recompute
-from metering.limits import told
+from metering.limits import as_text
 from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import Charged, Ledger, Org, Snapshot
@@ -23,29 +23,30 @@ from metering.wallet.values import WalletSnapshot
 from metering.wallet.wallet import Wallet
 
 CATCH_UP_S = 15.0
-"""How long a page of organisations is given until Redis knows of every change, and again until the ledger has reached
-their wallets' cuts: all of them together."""
+"""Time for a page of organisations until Redis knows every change, and again until the ledger has reached their
+wallets' snapshots. It is for all of them together.
+"""
 
 GONE_S = 3.0
-"""A gateway that has not been heard of for so long is gone: it says so once a second."""
+"""A gateway that has been silent for this long is gone: it sends a beat once a second."""
 
 AT_ONCE = 32
-"""Wallets that are read at a time, below the number of background connections."""
+"""Maximum wallets read at a time, below the number of background connections."""
 
 TRIES = 3
-"""Looks at an image that fail before it is not provable."""
+"""Failed tries after which an image is not provable."""
 
 PAUSE_S = 0.5
-"""Between them."""
+"""Pause between two tries."""
 
 GIVE_UP = 2 * VERIFY_LOOKS
-"""Images in a row of which the store says nothing: then it is away, and the others are only counted."""
+"""Number of images in a row without an answer after which the store counts as away. Further images are only counted."""
 
 MAX_NAMED = 1_000
-"""Images that are named one by one, of those that are missing and of those that are not provable; all are counted."""
+"""Maximum images that are named one by one, missing and not provable ones separately. All are counted."""
 
 MAX_GAPS = 20
-"""Gaps in an organisation's event numbers that are named."""
+"""Maximum gaps in an organisation's event numbers that are named."""
 
 _POLL_S = 0.1
 
@@ -54,14 +55,14 @@ ImageExists = Callable[[str], Awaitable[bool]]
 
 
 class NotProvable(Exception):
-    """Whoever was asked about an image gave no answer: the message says why."""
+    """There is no answer about an image; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that does not hold. `expected` and `found` are text for a person.
+    """One thing that is not as it should be. `expected` and `found` are text for a person.
 
-    `kind`: whether it is wrong, or cannot be told now, or was lost by a restore and nobody has accepted that.
+    `kind`: it is wrong, or cannot be determined now, or was lost by a restore and nobody has accepted the loss.
     """
 
     org: str
@@ -74,7 +75,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is looked at: one organisation or all, orders that ended since then or all, their stored images or not."""
+    """What to check: one organisation or all, orders that ended since then or all, their stored images or not."""
 
     org: Org | None = None
     since_us: int = 0
@@ -82,7 +83,7 @@ class Scope:
 
 
 Tell = Callable[[str, int], None]
-"""Is told what was looked at, and how many of them since it was last told; "expected" are orders to be looked at."""
+"""Receives what was checked, and how many since the last call. "expected" counts orders that will be checked."""
 
 
 def _tell_nobody(what: str, count: int) -> None:
@@ -97,10 +98,11 @@ async def verify(
     scope: Scope | None = None,
     tell: Tell = _tell_nobody,
 ) -> list[Difference]:
-    """Every difference there is; an empty list means that the books are right. Raises LedgerAway.
+    """Find every difference; an empty list means that the books are right. Raises LedgerAway.
 
-    Exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event; what
-    is just being projected is looked at again. What cannot be told is a difference of its own kind, with the reason.
+    It is exact under live traffic: each wallet is read at one moment, and compared once the ledger has its last event.
+    Changes that are just being projected are read again. What cannot be determined is a difference of its own kind,
+    with the reason.
     """
     scope = scope or Scope()
     differences = await journals(ledger, presence)
@@ -119,7 +121,7 @@ async def verify(
 
 
 async def journals(ledger: Ledger, presence: Presence) -> list[Difference]:
-    """Answered orders that no wallet may know of, in journals that are not closed (rule 15)."""
+    """Find journals that are not closed, with answered orders that no wallet may know (rule 15)."""
     open_ = await ledger.open_incarnations()
     states = await asyncio.gather(*(_journal(incarnation, presence) for incarnation in open_))
     closed = set(open_) - set(await ledger.open_incarnations())
@@ -131,9 +133,9 @@ async def journals(ledger: Ledger, presence: Presence) -> list[Difference]:
 
 
 async def _journal(incarnation: UUID, presence: Presence) -> str:
-    """What its journal may know that no wallet does; empty for a gateway that lives, and has charged all its orders.
+    """Describe what its journal may know and no wallet does. Empty if its gateway lives and has charged all its orders.
 
-    It says so once a second. What it said before this began does not count: it may have died since.
+    A living gateway sends a beat once a second. A beat from before this call does not count: it may have died since.
     """
     known, waited_s, silent_s, uncharged, away = 0, 0.0, 0.0, 0, False
     while waited_s < CATCH_UP_S and silent_s < GONE_S:
@@ -158,7 +160,7 @@ async def _journal(incarnation: UUID, presence: Presence) -> str:
 
 @dataclass(slots=True)
 class _Compared:
-    """One organisation while it is compared."""
+    """One organisation during its comparison."""
 
     org: Org
     snapshot: Snapshot | None = None
@@ -170,13 +172,13 @@ class _Compared:
 
     @property
     def projected(self) -> bool:
-        """Has Redis all that the ledger says?"""
+        """True if Redis has everything in the ledger."""
         assert self.snapshot is not None
         return self.cut is not None and self.cut.credit_number == self.snapshot.credit_number and not self.projection
 
     @property
     def caught_up(self) -> bool:
-        """Has the ledger the wallet's last event? Counted: one of two consumers may be ahead of the other."""
+        """True if the ledger has all of the wallet's events. They are counted: one of two consumers may be ahead."""
         return self.cut is None or self.booked.events >= self.cut.events
 
 
@@ -213,7 +215,7 @@ async def _patiently(
     done: Callable[[_Compared], bool],
     look: Callable[[Sequence[_Compared]], Awaitable[None]],
 ) -> None:
-    """Look at them all, and again at those that are not done, until they are or their time is over."""
+    """Look at all, and again at those that are not done, until all are done or the time is over."""
     clock_s = asyncio.get_running_loop().time
     until_s = clock_s() + CATCH_UP_S
     behind = list(page)
@@ -226,7 +228,7 @@ async def _patiently(
 
 
 async def _look(behind: Sequence[_Compared], ledger: Ledger, wallet: Wallet) -> None:
-    """The ledger first, then Redis, then each wallet at one moment: what came in between is looked at again."""
+    """Read the ledger, then Redis, then each wallet at one moment. Later changes are read in the next round."""
     ids = [one.org.org_id for one in behind]
     today = period_at(unix_us_at(utc_now()))
     snapshots = {one.org.org_id: one for one in await ledger.snapshots(ids, today)}
@@ -258,7 +260,7 @@ async def _catch_up(behind: Sequence[_Compared], ledger: Ledger) -> None:
 
 
 def _projection(snapshot: Snapshot, redis: Projected) -> list[Difference]:
-    """What Redis has otherwise than the ledger: revision, limits, and all that its keys may."""
+    """Compare what the ledger and Redis say of revision, limits and keys."""
     found: list[Difference] = []
     right = expected(snapshot)
 
@@ -268,7 +270,7 @@ def _projection(snapshot: Snapshot, redis: Projected) -> list[Difference]:
 
     compare("last change", right.revision, redis.revision)
     compare("suspended", right.suspended, redis.suspended)
-    compare("limits", told(right.limits.values()), told(redis.limits.values()))
+    compare("limits", as_text(right.limits.values()), as_text(redis.limits.values()))
     for key_id, access in right.accesses.items():
         has = redis.accesses[key_id]
         assert access is not None
@@ -281,7 +283,7 @@ def _projection(snapshot: Snapshot, redis: Projected) -> list[Difference]:
 
 
 async def _differences(one: _Compared, ledger: Ledger) -> list[Difference]:
-    """Of one organisation, now that time has been given to catch up."""
+    """List differences of one organisation, after the time to catch up."""
     cut, snapshot, booked = one.cut, one.snapshot, one.booked
     assert snapshot is not None
     name = one.org.name
@@ -316,14 +318,14 @@ async def _differences(one: _Compared, ledger: Ledger) -> list[Difference]:
 
 
 async def _gaps(one: _Compared, cut: WalletSnapshot, ledger: Ledger) -> str:
-    """Which of its events the ledger lacks, by their numbers."""
+    """Name the numbers of its events that the ledger lacks."""
     gaps = await ledger.missing_numbers(one.org.org_id, cut.number, MAX_GAPS)
     texts = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
     return f"the ledger has no events {', '.join(texts)}" if texts else ""
 
 
 def _gone(name: str, redis: Projected, gaps: str) -> list[Difference]:
-    """What a restored backup did not have; and nobody has accepted that it is lost."""
+    """List what a restored backup lacked, if nobody has accepted the loss."""
     lost = [("charges", redis.gone_charged_micro_mxn, gaps), ("credits", redis.gone_credits_micro_mxn, "")]
     return [
         Difference(name, f"{what} that the ledger lost", "0.00", format_mxn(micro_mxn), "lost", detail)
@@ -365,7 +367,7 @@ class _Proofs:
         self._failed_in_a_row = 0
 
     async def of(self, ledger: Ledger) -> list[Difference]:
-        """What does not hold. Raises LedgerAway."""
+        """List what is not as it should be. Raises LedgerAway."""
         rates, prices = await ledger.rate_rows(), await ledger.price_rows()
         org_id = self._scope.org.org_id if self._scope.org is not None else None
         looks: set[asyncio.Task[None]] = set()
@@ -414,7 +416,7 @@ class _Proofs:
             self._tell("images", 1)
 
     async def _is_there(self, path: str) -> bool:
-        """Raises NotProvable, and at once where the store has not answered for long."""
+        """Look for an image. Raises NotProvable, without a try if the store has not answered for long."""
         for left in reversed(range(TRIES)):
             if self._failed_in_a_row >= GIVE_UP:
                 raise NotProvable("the store does not answer; not looked at")

@@ -1,4 +1,4 @@
-"""The HTTP surface: routes from the endpoints' rows, and the errors' envelope."""
+"""The HTTP surface: routes from the endpoints' rows, and the form of errors."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,7 +27,7 @@ Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
 def build_app(endpoints: Iterable[Endpoint], origins: Origins, not_ready: NotReady, lifespan: Lifespan) -> ASGIApp:
-    """The gateway as an ASGI application: these endpoints, the probes, and the document of all of them."""
+    """Build the gateway's ASGI application: these endpoints, the probes, and the document of all of them."""
     operations = [row for one in (*endpoints, ProbesEndpoint(not_ready)) for row in one.operations()]
     operations += OpenApiEndpoint(operations).operations()
     app = Starlette(
@@ -40,14 +40,14 @@ def build_app(endpoints: Iterable[Endpoint], origins: Origins, not_ready: NotRea
 
 
 def build_full_app(not_ready: NotReady) -> ASGIApp:
-    """What answers where there are as many connections as there may be: probes as always, and 503 to everybody else."""
+    """Build the application for connections above the maximum: probes as always, 503 for everything else."""
     return RequestMiddleware(Starlette(routes=probe_routes(not_ready), exception_handlers={HTTPException: _full}))
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     context = context_of(request.scope)
-    error = context.ending.as_told(error, context.public_id)
+    error = context.ending.as_answered(error, context.public_id)
     context.facts["code"] = error.kind.value.code
     language = language_of(request.headers)
     return Response(
@@ -59,7 +59,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """What the router itself refuses."""
+    """Answer what the router itself refuses."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
@@ -79,7 +79,7 @@ async def _full(request: Request, error: Exception) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    """What nobody foresaw: no word of it leaves the house. What only reads has begun no job, and may be tried again."""
+    """Answer an unexpected error without any of its text. A read has started no job, so it may be retried."""
     reads = request.method in ("GET", "HEAD")
     ours = ApiError(Kind.INTERNAL, FAULT, retry=reads)
     return await _api_error(request, ours)

@@ -5,12 +5,12 @@ from enum import Enum
 
 import orjson
 
-from proxy.messages import WALLET_AWAY, Language, told
+from proxy.messages import WALLET_AWAY, Language, translated
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table. `retry` is what `x-should-retry` says where the raiser does not know better."""
+    """One row of the table. `retry` is the default of `x-should-retry`, if the raiser does not set it."""
 
     status: int
     type: str
@@ -20,7 +20,7 @@ class Row:
 
 
 class Kind(Enum):
-    """The table of errors, which is the contract with customers."""
+    """The table of errors, which is our contract with customers."""
 
     INVALID_REQUEST = Row(400, "invalid_request_error", "invalid_request_error", False, "the body is wrong")
     CONTENT_POLICY = Row(
@@ -97,12 +97,15 @@ class Kind(Enum):
 
 
 LONGEST_RETRY_S = 60.0
-"""The official SDKs do not honour a longer `retry-after`; some retry at once instead."""
+"""Maximum `retry-after`. The official SDKs ignore a longer one; some then retry at once."""
 
 
 class ApiError(Exception):
-    """An answer to the customer. `message` is a text of `proxy/messages.py`, or a sentence of the admin API's, which
-    is told in English alone: no secret, address or traceback."""
+    """An error reply for the customer.
+
+    `message` is a text of `proxy/messages.py`, or a sentence of the admin API, which is in English only. It contains no
+    secret, URL or traceback.
+    """
 
     def __init__(
         self,
@@ -125,9 +128,9 @@ class ApiError(Exception):
             self.retry = False
 
     def body(self, request_id: str, wanted: Language = "en") -> bytes:
-        """OpenAI's envelope and our request id, in the language that is `wanted` where there are words in it."""
+        """Encode OpenAI's error envelope with our request id, in the `wanted` language if the message has it."""
         row = self.kind.value
-        message, _ = told(self.message, wanted)
+        message, _ = translated(self.message, wanted)
         return orjson.dumps(
             {
                 "error": {
@@ -141,8 +144,8 @@ class ApiError(Exception):
         )
 
     def reply_headers(self, wanted: Language = "en") -> dict[str, str]:
-        """What the official SDKs obey, and the language of the body."""
-        _, language = told(self.message, wanted)
+        """Build the headers that the official SDKs obey, and the language of the body."""
+        _, language = translated(self.message, wanted)
         headers = {"content-language": language, "vary": "accept-language"}
         headers |= {"x-should-retry": "true" if self.retry else "false", **self.headers}
         if self.retry_after_s is not None:
@@ -153,5 +156,5 @@ class ApiError(Exception):
 
 
 def wallet_away() -> ApiError:
-    """Redis gave no verdict: nothing was decided, so asking again is safe."""
+    """Build the 503 for a Redis without a verdict: nothing was decided, so a retry is safe."""
     return ApiError(Kind.UNAVAILABLE, WALLET_AWAY, retry_after_s=1.0)

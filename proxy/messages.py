@@ -1,6 +1,5 @@
-"""What customers are told, in English and in Spanish: one table, whole sentences with their numbers in place.
-
-The admin API is not in it: it speaks English, like the commands whose sentences it passes on.
+"""Messages for customers, in English and in Spanish: one table of whole sentences with their numbers in place.
+The admin API is not in it: like the commands whose sentences it returns, it uses English.
 """
 
 from typing import Literal, get_args
@@ -8,33 +7,33 @@ from typing import Literal, get_args
 Language = Literal["en", "es"]
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
-"""English is the one where a client asks for neither."""
+"""English is the default."""
 
 
 class Text(str):
-    """A sentence: itself in English, and `es` in Spanish. `{name}` stands for a value, which may be a text, too."""
+    """A sentence: itself in English, and `es` in Spanish. `{name}` stands for a value, which may also be a text."""
 
     __slots__ = ("es",)
     es: str
 
     def __new__(cls, english: str, spanish: str) -> "Text":
-        """Both languages, or the type checker complains."""
+        """Require both languages, so that the type checker finds a missing one."""
         made = super().__new__(cls, english)
         made.es = spanish
         return made
 
     def of(self, **values: object) -> "Text":
-        """With these values. They are not looked through for `{name}` again."""
+        """Insert values. `{name}` inside a value is not replaced again."""
         spanish = {name: value.es if isinstance(value, Text) else value for name, value in values.items()}
         return Text(self.format(**values), self.es.format(**spanish))
 
     def then(self, sentence: "Text") -> "Text":
-        """This, and another sentence behind it."""
+        """Add another sentence after this one."""
         return Text(f"{self} {sentence}", f"{self.es} {sentence.es}")
 
 
-def told(message: str, wanted: Language) -> tuple[str, Language]:
-    """A message in the language that is wanted, or in English where it has no other; and which one that is."""
+def translated(message: str, wanted: Language) -> tuple[str, Language]:
+    """Choose a message's text in the `wanted` language, or English if there is no other; also returns its language."""
     return (message.es, "es") if wanted == "es" and isinstance(message, Text) else (message, "en")
 
 
@@ -230,6 +229,10 @@ WALLET_AWAY = Text(
 BUSY = Text(
     "The gateway is busy: it is making as many images as it can; nothing was charged.",
     "El gateway está ocupado: está generando todas las imágenes que puede; no se cobró nada.",
+)
+CROWDED = Text(
+    "The gateway is busy: more orders come than it can take on; nothing was charged.",
+    "El gateway está ocupado: llegan más pedidos de los que puede aceptar; no se cobró nada.",
 )
 SHARE = Text(
     "The gateway is busy: your organisation has its share of it, and others wait; nothing was charged.",

@@ -1,4 +1,4 @@
-"""What can become of an upstream call, and what follows: one table. The reason code goes into the event."""
+"""Outcomes of an upstream call, and their consequences: one table. The reason code goes into the event."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -27,10 +27,10 @@ from proxy.messages import (
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`error` is what the customer sees where no image was delivered at all.
+    """Consequences of an outcome. `error` is what the customer sees if no image at all was delivered.
 
-    `accepted`: may the upstream have begun to work (and to bill us)? If so nobody is told to try again.
-    `again`: the gateway itself makes the call once more, within the deadline; only where it was surely not accepted.
+    `accepted`: the upstream may have begun to work, and to bill us; then nobody is told to retry. `again`: the gateway
+    itself repeats the call within the deadline. This needs certainty that the call was not accepted.
     """
 
     error: Kind
@@ -40,9 +40,9 @@ class Rule:
 
 
 class Outcome(Enum):
-    """Ends of an upstream call other than a stored image, which is the one thing that is charged. These are voids.
+    """Ends of an upstream call without a stored image. Only stored images are charged, so these are voids.
 
-    Of some nobody can say whether the upstream did it: `metering.events.UNKNOWN`.
+    For some of them it is unknown whether the upstream worked: `metering.events.UNKNOWN`.
     """
 
     CONTENT_POLICY = Rule(Kind.CONTENT_POLICY, True, PROVIDER_REFUSED)
@@ -64,12 +64,12 @@ class Outcome(Enum):
 
     @property
     def reason(self) -> str:
-        """The code in the event."""
+        """Reason code in the event."""
         return self.name.lower()
 
 
 class Failure(Exception):
-    """A call, or the rest of it, came to nothing. `retry_after_s` is the upstream's own wish."""
+    """A call, or the rest of it, brought nothing. `retry_after_s` comes from the upstream."""
 
     def __init__(self, outcome: Outcome, detail: str = "", retry_after_s: float | None = None) -> None:
         super().__init__(f"{outcome.reason} {detail}".strip())
@@ -78,7 +78,7 @@ class Failure(Exception):
         self.retry_after_s = retry_after_s
 
     def as_error(self) -> ApiError:
-        """What the customer is told."""
+        """Build the customer's error."""
         rule = self.outcome.value
         param = "model" if rule.error is Kind.MODEL_NOT_FOUND else None
         return ApiError(
@@ -91,13 +91,13 @@ class Failure(Exception):
 
 
 def reason_as_error(reason: str) -> ApiError:
-    """What a customer is told of an order that ended as a void earlier, by the reason in its event."""
+    """Build the customer's error for an order that was voided before, from the reason in its event."""
     known = {outcome.reason: outcome for outcome in Outcome}
     return Failure(known.get(reason, Outcome.FAULT)).as_error()
 
 
 def worst(failures: list[Failure]) -> Failure:
-    """The one to tell of several: a job that may have begun forbids a retry, so it goes before one that did not."""
+    """Choose the failure to report. A job that may have begun forbids a retry, so it wins over one that did not."""
     return max(
         failures, key=lambda failure: (failure.outcome.value.accepted, failure.outcome is Outcome.CONTENT_POLICY)
     )

@@ -1,4 +1,4 @@
-"""The seams of the edge: what a generation asks of a provider and of a store."""
+"""The interfaces of the edge: what a generation needs from a provider and from a store."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -10,15 +10,15 @@ from typing import Any, Protocol
 from config.catalogue import Model
 
 Chunks = AsyncIterator[bytes]
-"""An image's bytes as they come, in pieces of at most 64 KiB."""
+"""An image's bytes as they arrive, in pieces of at most 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
     """A validated request. `size` is one of the model's; `quality` and `fields` are in the upstream's words.
 
-    `quality` is None where the model has none; `response_format` is `url` or `b64_json`. `user` is whom the customer
-    orders for, whether or not the model is told: orders for two of them are not the same.
+    `quality` is None if the model has none; `response_format` is `url` or `b64_json`. `user` is the customer's own
+    user, whether or not the model receives it: orders for two users are not identical.
     """
 
     model_id: str
@@ -34,11 +34,11 @@ class Order:
 
 @dataclass(slots=True)
 class Report:
-    """What an upstream says about a call beside its pictures, filled in while its reply is read.
+    """What an upstream says about a call besides its pictures. It is filled while the reply is read.
 
-    `numbers` tells the number of the picture at each place of the reply's list. `revised_prompts` and `refused` go by
-    that number; a refused picture is not delivered, whatever was stored of it. `usd` is the provider's own figure for
-    the call, `served` the model that it says it used.
+    `numbers` maps a picture's index in the reply's list to its number in the order. `revised_prompts` and `refused` use
+    that number; a refused picture is not delivered, even if it was stored. `usd` is the provider's own figure for the
+    call, `served` the model that it reports.
     """
 
     numbers: dict[int, int] = field(default_factory=dict)
@@ -51,11 +51,11 @@ class Report:
 
 
 Note = Callable[[str], Awaitable[None]]
-"""Keeps what it takes to call a job off, durable outside this process, until its order has ended."""
+"""Stores the data for cancelling a job, durable outside this process, until its order has ended."""
 
 
 async def note_nothing(handle: str) -> None:
-    """Where there is nobody to keep it."""
+    """Store nothing: nobody could cancel the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image's bytes, to be read once. `size_bytes` is what the sender announced, None where it did not."""
+    """One image's bytes, to be read once. `size_bytes` is the announced size, None if there was none."""
 
     chunks: Chunks
     size_bytes: int | None = None
@@ -79,10 +79,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image as the upstream gives it, numbered within its order.
+    """One image from the upstream, numbered within its order.
 
-    An `inline` picture is a part of the upstream's reply: it is opened once, and read before the next one is asked
-    for. Any other lies at a URL of its own: it is read beside the others, and may be opened again.
+    An `inline` picture is a part of the upstream's reply: it is opened once, and read before the next one. Any other
+    has its own URL: it is read concurrently with others, and may be opened again.
     """
 
     index: int
@@ -91,19 +91,19 @@ class Picture:
 
 
 class Provider(Protocol):
-    """One upstream. Raises `outcomes.Failure` where the call, or the rest of it, brings no pictures."""
+    """One upstream. Raises `outcomes.Failure` if the call, or the rest of it, brings no pictures."""
 
     def generate(self, call: Call) -> AsyncGenerator[Picture]: ...
 
 
 class Cancels(Protocol):
-    """An upstream whose jobs go on without us. Never raises: calling off is best effort by its nature."""
+    """An upstream whose jobs go on without us. It never raises: cancelling is best effort by its nature."""
 
     async def cancel_job(self, handle: str) -> None: ...
 
 
 class StoreFailed(Exception):
-    """The store did not do what it was asked; `again` tells whether that may help.
+    """The store did not do what it should; `again` tells whether a retry may help.
 
     Nothing is published, unless the answer was lost: then the object may be there.
     """
@@ -114,19 +114,19 @@ class StoreFailed(Exception):
 
 
 class PictureLost(StoreFailed):
-    """It was not the store: the picture is not as long as was announced, or the spool gave it up."""
+    """Not the store's fault: the picture does not have its announced length, or the spool gave it up."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, again=False)
 
 
 class StoreMisconfigured(Exception):
-    """The store answers, and would not take our images; the message is a sentence that says what to do."""
+    """The store answers, but would not accept our images. The message is a sentence that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What a store lists. `modified_at` is the store's clock, aware, UTC."""
+    """An object in a store's listing. `modified_at` is by the store's clock, aware, UTC."""
 
     path: str
     size_bytes: int
@@ -134,61 +134,61 @@ class StoredObject:
 
 
 class Uploads(Protocol):
-    """Learns how uploads go, from whoever makes them. What is the source's fault, or the picture's, is not told."""
+    """Learns from uploads whether the store works. A fault of the source or the picture is not reported."""
 
     def stored(self) -> None:
-        """One is in the store."""
+        """Report an image in the store."""
         ...
 
     def failing(self) -> None:
-        """The store failed one, which will be made again."""
+        """Report an upload that the store failed and that will be repeated."""
         ...
 
     def failed(self) -> None:
-        """The store failed one for good, or stood still until the deadline cut it off."""
+        """Report an upload that the store failed for good, or that was stuck until the deadline."""
         ...
 
 
 class ImageStore(Protocol):
-    """Where images stay. A path is written once, by the request that owns it: `<org>/<request>/<i>.<ext>`.
+    """A store of images. A path is written once, by the request that owns it: `<org>/<request>/<i>.<ext>`.
 
-    Every method raises StoreFailed where the store is away, refuses, or answers nonsense, within a few seconds.
+    Every method raises StoreFailed within a few seconds if the store is away, refuses, or sends an invalid answer.
     """
 
     @property
     def needs_length(self) -> bool:
-        """Whether `put` must be told `size_bytes`."""
+        """True if `put` needs `size_bytes`."""
         ...
 
     async def check(self) -> None:
-        """Would it take our images, and show them to everybody, as far as it says? Raises StoreMisconfigured."""
+        """Check that it would accept our images and publish them, as far as it says. Raises StoreMisconfigured."""
         ...
 
     def unwritable(self, refused: StoreFailed) -> str:
-        """Where a probe was refused for good: the sentence that names the variable and says what to do."""
+        """Say what to do if a probe was refused for good; the sentence names the setting."""
         ...
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
     ) -> None:
-        """Publish all of `chunks` where nothing is yet, or nothing where it raises: also whatever `chunks` raised.
+        """Publish all of `chunks` at a free path, or nothing if it raises; it also raises errors of `chunks`.
 
         `again`: an earlier try of this request may have published it, and is replaced. `chunks` are never empty.
         """
         ...
 
     def read(self, path: str) -> Chunks:
-        """A published image, from its beginning."""
+        """Read a published image from its beginning."""
         ...
 
     async def delete(self, path: str) -> None:
-        """Remove a published image; one that is not there is no error."""
+        """Remove a published image. A missing one is no error."""
         ...
 
     async def exists(self, path: str) -> bool:
-        """Is it published?"""
+        """True if it is published."""
         ...
 
     def objects(self) -> AsyncIterator[StoredObject]:
-        """Everything in the store, in any order, whoever put it there."""
+        """Yield everything in the store, in any order, from whatever source."""
         ...

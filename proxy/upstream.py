@@ -1,4 +1,4 @@
-"""What every adapter does with an upstream's reply: read it within bounds, and say what a broken one means."""
+"""An upstream's reply, for every adapter: reading it within limits, and the meaning of a broken one."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,14 +16,14 @@ from proxy.ports import Call, Chunks, Picture, Report, Source
 log = structlog.get_logger(__name__)
 
 WORD_CHARS = 128
-"""Of what an upstream echoes, and of the name of a model; a real one has 40."""
+"""Maximum characters of an upstream's echo or model name; a real one has 40."""
 
 UNPACKED = {"accept-encoding": "identity"}
-"""Replies are read as they come, and pictures in them do not get smaller by packing."""
+"""Replies are read as they come; compression does not make pictures smaller."""
 
 
 Refusal = Callable[[httpx2.Response, bytes], Failure]
-"""What an answer other than 200 means: each provider has words of its own."""
+"""Meaning of an answer other than 200. Each provider has its own error codes."""
 
 
 async def post_for_pictures(
@@ -35,9 +35,9 @@ async def post_for_pictures(
     document: JsonPictures,
     refusal: Refusal,
 ) -> AsyncGenerator[Picture]:
-    """The pictures inside a JSON reply, one after the other, while it arrives. Raises Failure.
+    """Yield the pictures inside a JSON reply, one after the other, while it arrives. Raises Failure.
 
-    When they are through, `rest_of(document)` is the rest of the reply.
+    After the last one, `rest_of(document)` gives the rest of the reply.
     """
     try:
         async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
@@ -55,7 +55,7 @@ async def post_for_pictures(
 
 
 def rest_of(document: JsonPictures) -> dict[str, Any]:
-    """A reply without its pictures, as an object. Raises Failure."""
+    """Parse a reply without its pictures, as an object. Raises Failure."""
     try:
         rest = document.finish()
     except BadDocument as error:
@@ -79,7 +79,7 @@ def _opener(chunks: Chunks) -> Callable[[], AbstractAsyncContextManager[Source]]
 
 
 def items_of(rest: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
-    """(place, item) of a reply's list, as far as its items are objects."""
+    """List (index, item) of a reply's list; items that are not objects are left out."""
     items = rest.get(name)
     return [
         (place, item) for place, item in enumerate(items if isinstance(items, list) else []) if isinstance(item, dict)
@@ -87,7 +87,7 @@ def items_of(rest: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]
 
 
 def note_prompt(report: Report, number: int, prompt: Any) -> None:
-    """A prompt as the upstream has rewritten it, as far as it is text; a longer one than any model's is cut."""
+    """Note a prompt that the upstream rewrote, if it is text. One longer than any model's is cut."""
     if not isinstance(prompt, str):
         return
     if len(prompt) > PROMPT_CHARS:
@@ -96,7 +96,7 @@ def note_prompt(report: Report, number: int, prompt: Any) -> None:
 
 
 def note_usage(report: Report, usage: Any) -> None:
-    """What the upstream has counted, as far as it is an object; one that is out of all bounds is left out."""
+    """Note the upstream's usage, if it is an object. One that is far too large is left out."""
     if not isinstance(usage, dict):
         return
     if (size_bytes := len(orjson.dumps(usage))) > USAGE_BYTES:
@@ -106,12 +106,12 @@ def note_usage(report: Report, usage: Any) -> None:
 
 
 def short(text: Any) -> str | None:
-    """An upstream's word for a model or a size, as far as it is text."""
+    """Shorten an upstream's word for a model or a size; None if it is not text."""
     return text[:WORD_CHARS] if isinstance(text, str) else None
 
 
 async def read_document(response: httpx2.Response, max_bytes: int) -> bytes:
-    """A reply that holds no pictures, whole. Raises Failure past `max_bytes`."""
+    """Read a whole reply without pictures. Raises Failure above `max_bytes`."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -121,14 +121,14 @@ async def read_document(response: httpx2.Response, max_bytes: int) -> bytes:
 
 
 def broken_off(error: httpx2.HTTPError) -> Failure:
-    """Only a connection that never came about is certain not to have bought an image."""
+    """Classify a transport error: only if no connection was made is it certain that no image was bought."""
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
         return Failure(Outcome.REFUSED_CONNECTION, type(error).__name__)
     return Failure(Outcome.NO_ANSWER, type(error).__name__)
 
 
 def by_status(response: httpx2.Response) -> Failure:
-    """What a status means where the provider's own words say no more. 429 and 503 were not taken on."""
+    """Classify a status about which the provider says no more. 429 and 503 mean that the call was not accepted."""
     match response.status_code:
         case 401 | 403:
             return Failure(Outcome.NOT_AUTHORISED, f"status {response.status_code}")
@@ -143,6 +143,6 @@ def by_status(response: httpx2.Response) -> Failure:
 
 
 def retry_after_s(response: httpx2.Response) -> float | None:
-    """The upstream's wish in seconds; a date or nonsense is passed over."""
+    """Read `retry-after` in seconds; a date or an invalid value is ignored."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() and len(value) < 10 else None

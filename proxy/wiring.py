@@ -27,6 +27,7 @@ from config.settings import (
     MEMORY_MARK,
     ORIGINS_POLL_S,
     PROJECTION_POLL_S,
+    REDIS_BACKGROUND_S,
     REDIS_CONNECTIONS,
     SPARE_PICTURES,
     SPARE_STREAMS,
@@ -37,7 +38,7 @@ from config.settings import (
     Settings,
     SettingsError,
 )
-from metering.background import Background, Part, told
+from metering.background import Background, Part, error_fields
 from metering.clock import utc_now
 from metering.fx import FxTable, seed
 from metering.journal.file import Journal, JournalFailed, Keep
@@ -52,17 +53,17 @@ from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.login import Login
-from metering.wallet.presence import Presence
 from metering.wallet.pressure import Pressure
-from metering.wallet.projection import Projector
 from metering.wallet.wallet import Wallet
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.jwks import Jwks
-from proxy.api.admin.tokens import Issuer, Secret, Tokens
+from proxy.api.admin.minting import Issuer
+from proxy.api.admin.tokens import Secret, Tokens
 from proxy.api.auth import Authenticator
 from proxy.api.catalogue import ModelsEndpoint
 from proxy.api.cors import Origins
 from proxy.api.credits import CreditsEndpoint
+from proxy.api.crowd import Crowd
 from proxy.api.deliveries import HistoryEndpoint
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.health import Condition, Conditions, NotReady, running, when
@@ -87,6 +88,7 @@ from proxy.messages import (
 from proxy.orders.admission import Admissions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
+from proxy.orders.gate import Gate
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.orphans import Orphans
@@ -102,6 +104,7 @@ from proxy.outbound.hosts import ImageHosts
 from proxy.ports import Provider
 from proxy.providers import fal, google, openai, xai
 from proxy.providers.fal import Fal
+from proxy.server.connections import Early
 from proxy.storage.opening import open_store
 from proxy.storage.spool import Spool
 from proxy.storage.watch import StoreWatch
@@ -109,12 +112,12 @@ from proxy.storage.watch import StoreWatch
 log = structlog.get_logger(__name__)
 
 PROVIDERS = (openai, google, xai, fal)
-"""A new one is its file, and its place here."""
+"""The modules of all providers. A new provider needs its file, and its place here."""
 
 
 @asynccontextmanager
 async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tuple[Journal, list[OldJournal]]]:
-    """A new journal, and what is left of earlier ones in its folder. Raises JournalError."""
+    """Open a new journal, and those of earlier gateways that are left in its folder. Raises JournalError."""
     folder = Folder(settings.journal_dir)
     try:
         past = await asyncio.to_thread(folder.past)
@@ -132,7 +135,7 @@ async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tup
 
 
 async def _book(open_orders: OpenOrders) -> None:
-    """Wait a moment for the consumer: a gateway whose every answer is booked leaves no journal behind."""
+    """Wait a moment for the consumer: if all its answers are booked, a gateway leaves no journal behind."""
     with suppress(TimeoutError, WalletAway, LedgerAway, Unproven):
         async with asyncio.timeout(JOURNAL_STOP_S):
             while open_orders.waiting:
@@ -145,11 +148,11 @@ def _kept(settings: Settings) -> Keep:
 
 
 async def _end_incarnation(open_orders: OpenOrders) -> None:
-    """Tell the ledger that it has all that our journal says. Where that is not so, or not heard, the next one does."""
+    """Record in the ledger that it has all of our journal. If it does not, or is away, the next gateway does this."""
     try:
         await open_orders.end(utc_now())
     except (WalletAway, LedgerAway, JournalFailed, OSError) as error:
-        log.warning("journal_not_closed", **told(error))
+        log.warning("journal_not_closed", **error_fields(error))
 
 
 def _spool(settings: Settings) -> Spool:
@@ -172,11 +175,13 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 class Gateway:
     """The application, how long it needs to stop, what keeps it from being ready, and its background work.
 
-    `full` answers in its place where there are more connections than there may be.
+    `full` answers instead of the application if there are too many connections, and `early` if there are too many
+    orders.
     """
 
     app: ASGIApp
     full: ASGIApp
+    early: Early
     longest_deadline_s: float
     not_ready: NotReady
     background: Background
@@ -186,8 +191,8 @@ class Gateway:
 async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -> AsyncIterator[Gateway]:
     """Build the gateway; its background work begins and ends with the application's lifespan.
 
-    `port` is the one that is really bound. Raises SettingsError, CatalogueError, LedgerError or WrongPolicy: then it
-    must not start.
+    `port` is the one that is really bound. Raises SettingsError, CatalogueError, LedgerError or WrongPolicy: then the
+    gateway must not start.
     """
     async with AsyncExitStack() as stack:
         opened_store = await stack.enter_async_context(open_store(settings))
@@ -199,51 +204,53 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             )
         spool = _spool(settings)
         back = await stack.enter_async_context(open_back(settings))
-        catalogue = back.catalogue
-        hot = open_redis_of(settings, REDIS_CONNECTIONS)
+        catalogue, plans = back.catalogue, back.plans
+        hot = open_redis_of(settings, REDIS_CONNECTIONS, watched=True)
         stack.push_async_callback(hot.aclose)
-        assert back.redis is not None
         await back.ledger.check_schema()
         await _register(back.ledger, catalogue, settings)
-        await back.ledger.register_plans(back.plans, utc_now())
+        await back.ledger.register_plans(plans, utc_now())
         rates = FxTable(back.ledger, settings.fx_grace_h)
         await rates.refresh()
         origins = Origins(back.ledger, settings.any_key_from)
         await origins.refresh()
-        login, pressure = Login(back.redis), Pressure(back.redis, MEMORY_MARK)
-        with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start: requests get their 503
+        login, pressure = back.login(), Pressure(back.with_redis(), MEMORY_MARK)
+        with suppress(RedisError, OSError, TimeoutError):  # start even if Redis is away: requests get their 503
             await login.look()
             await pressure.look()
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
         wallet = Wallet(hot, wallet_limits())
         with suppress(RedisError, OSError, TimeoutError):  # as above
-            await warm_up(hot, REDIS_CONNECTIONS)
-            await wallet.set_clock()
+            async with asyncio.timeout(REDIS_BACKGROUND_S):
+                await warm_up(hot, REDIS_CONNECTIONS)
+                await wallet.set_clock()
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
         journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
-        open_orders = OpenOrders(journal, wallet, back.ledger, Presence(back.redis))
+        open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))
         await open_orders.begin(utc_now())
-        stack.push_async_callback(_end_incarnation, open_orders)  # also where the start fails below
+        stack.push_async_callback(_end_incarnation, open_orders)  # also if the start fails below
         uploader = Uploader(
             store, spool, ImageLimits(MAX_IMAGE_BYTES, MAX_IMAGE_SIDE_PX, Bound(STREAMS, SPARE_STREAMS)), watch
         )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
-        jobs = UpstreamJobs(back.redis)
+        jobs = UpstreamJobs(back.with_redis())
         tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks)
         generations = Generations(wallet, calls, settlement, tasks, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
+        gate = Gate()
         authenticator = Authenticator(wallet, KEY_CACHE_SIZE, settings.any_key_from)
         reads = ReadRates()
-        projector = Projector(back.redis, back.ledger)
+        projector = back.projection()
 
         background = Background(
             [
+                Part("gate", gate.run),
                 Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                 Part("rates", lambda: rates.run(FX_POLL_S)),
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
@@ -271,6 +278,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             places,
             Quotes(rates, markup=catalogue.markup, price_book=catalogue.price_book_version),
             settlement,
+            gate,
             owner=jobs.owner,
             region=settings.region,
             deadline_s=settings.deadline_s,
@@ -309,7 +317,9 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         app = build_app(endpoints, origins, conditions.not_ready, lifespan)
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         longest_s = max(settings.deadline_s, *deadlines)
-        yield Gateway(app, build_full_app(conditions.not_ready), longest_s, conditions.not_ready, background)
+        yield Gateway(
+            app, build_full_app(conditions.not_ready), Crowd(gate), longest_s, conditions.not_ready, background
+        )
 
 
 def _conditions(
@@ -320,7 +330,7 @@ def _conditions(
     pressure: Pressure,
     watch: StoreWatch,
 ) -> Conditions:
-    """What must hold before any order is taken, whoever places it."""
+    """Build the conditions that must hold before any order is accepted, from any client."""
     return Conditions(
         [
             Condition("stopping", when(stopping.is_set, STOPPING)),
@@ -334,7 +344,7 @@ def _conditions(
 
 
 def _admin(settings: Settings, back: Backends, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
-    """Nobody may be an administrator where nothing says how to tell one."""
+    """Build the admin API; None if no setting says how to verify an administrator, because then nobody may be one."""
     if settings.jwt_secret is not None:
         keys: Secret | Jwks = Secret(settings.jwt_secret.get_secret_value())
     elif settings.jwks_url is not None:
@@ -348,13 +358,13 @@ def _admin(settings: Settings, back: Backends, outbound: Outbound, public_url: s
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
-    """The upstreams whose keys are set. Raises SettingsError."""
+    """Build the upstreams whose keys are set. Raises SettingsError."""
     made = {one.NAME: one.from_settings(settings, outbound) for one in PROVIDERS}
     return {name: provider for name, provider in made.items() if provider is not None}
 
 
 def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalogue:
-    """The models that can be made: their provider's key is set."""
+    """Return the models that can be offered: their provider's key is set."""
     models = {name: model for name, model in catalogue.models.items() if model.provider in providers}
     if absent := sorted(set(catalogue.models) - set(models)):
         log.warning("models_not_offered", models=absent, why="the provider's key is not set")
@@ -362,7 +372,7 @@ def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalog
 
 
 def _top_up(settings: Settings) -> Text:
-    """How a customer gets more balance."""
+    """Return the text that says how a customer gets more balance."""
     if settings.topup_url is not None:
         return TOP_UP_AT.of(url=settings.topup_url)
     if settings.topup_command is not None:
@@ -371,7 +381,7 @@ def _top_up(settings: Settings) -> Text:
 
 
 async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:
-    """Write the price book down, and fill an empty rate table."""
+    """Record the price book, and fill an empty rate table."""
     prices = [
         ListPrice(name, usd, variant)
         for name, model in catalogue.models.items()

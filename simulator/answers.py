@@ -1,4 +1,4 @@
-"""Answers, good and spoilt, as ASGI applications that an endpoint returns."""
+"""Answers, good and broken, as ASGI applications that an endpoint returns."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def chunks(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def truncated(answer: ASGIApp) -> ASGIApp:
-    """The head of `answer` and half of its first piece of body, then the connection is closed."""
+    """Send the head of `answer` and half of its first piece of body, then close the connection."""
 
     async def cut_short(scope: Scope, receive: Receive, send: Send) -> None:
         cut = False
@@ -84,7 +84,7 @@ async def silent(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def with_headers(answer: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:
-    """`answer` with more headers."""
+    """Add headers to `answer`."""
     more = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
     async def adorned(scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,17 +99,17 @@ def with_headers(answer: ASGIApp, headers: Mapping[str, str]) -> ASGIApp:
 
 
 def secrets(key: str) -> dict[str, str]:
-    """Headers in which a provider repeats what nobody else may see."""
+    """Build headers in which a provider repeats secrets."""
     return {"x-upstream-authorization": key, "x-served-by": INTERNAL_URL}
 
 
 def redirect(key: str) -> Response:
-    """To an internal address, with the key in its query."""
+    """Redirect to an internal address, with the key in its query."""
     return RedirectResponse(f"{INTERNAL_URL}&key={quote(key, safe='')}", 307)
 
 
 def spoil(scenario: str, answer: ASGIApp, key: str) -> ASGIApp:
-    """What `scenario` makes of a good `answer` to the owner of `key` on its way; most leave it as it is."""
+    """Change a good `answer` to the owner of `key` as `scenario` says; most scenarios leave it unchanged."""
     match scenario:
         case "reset":
             return reset

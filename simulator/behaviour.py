@@ -1,4 +1,4 @@
-"""What the upstreams do next, when somebody asked for it."""
+"""The next behaviour of the upstreams, if a client has set one."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-# What any provider can do. Each provider's module adds its own.
+# Scenarios that every provider has. Each provider's module adds its own.
 SCENARIOS = {
     "ok": "Answers as it should. With times null this clears what is pending.",
     "slow": "Takes `seconds` for the generation, then answers as it should.",
@@ -32,7 +32,7 @@ SCENARIOS = {
     "secret_in_headers": "Answers as it should, with the provider key and an internal URL in headers. Billed.",
     "secret_in_redirect": "Answers 307 to an internal URL with the provider key in it. Not accepted, so not a job.",
 }
-# Scenarios that take turns: what a request with a place in the row is answered with.
+# Scenarios that alternate: the scenario of each request, by its position.
 TURNS = {
     "busy_503_then_ok": ("busy_503", "ok"),
     "one_of_eight_429": ("ok",) * 7 + ("rate_limited_429",),
@@ -52,14 +52,14 @@ FORMS = ("nested", "coded", "bare")  # of an xAI error
 
 
 class BehaviourError(ValueError):
-    """The request to behave is not understood; the text is a sentence for the one who sent it."""
+    """The request to set a behaviour is invalid; the text is a sentence for its sender."""
 
 
 def is_number(value: object, least: float, most: float, kind: type[int | float] = int) -> bool:
     return isinstance(value, (int, kind)) and not isinstance(value, bool) and least <= value <= most
 
 
-# What may be said of a scenario, beside its name.
+# Fields of a scenario besides its name.
 FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "times": (lambda value: is_number(value, 1, TIMES_MAX), f"a whole number from 1 to {TIMES_MAX}, or null"),
     "seconds": (lambda value: is_number(value, 0, SECONDS_MAX, float), f"a number from 0 to {SECONDS_MAX}"),
@@ -74,33 +74,33 @@ FIELDS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One entry of what happens next: `scenario` for `times` requests, or until changed if that is None."""
+    """One entry of the next behaviours: `scenario` for `times` requests, or until changed if that is None."""
 
     scenario: str = "ok"
     times: int | None = None
-    seconds: float | None = None  # the generation's length instead of the published latency
-    retry_after: float | None = None  # seconds that a refusal asks the client to wait
-    all: bool = False  # a scenario about images strikes the last one of a reply, or every one
-    last: int = 1  # or so many of the last ones
+    seconds: float | None = None  # the generation's time instead of the published latency
+    retry_after: float | None = None  # seconds in a refusal's retry-after
+    all: bool = False  # a scenario about images changes the last one of a reply, or every one
+    last: int = 1  # or this many of the last ones
     bytes: int | None = None  # pictures are padded to about this size
-    same: bool = False  # one picture, drawn once and used again
+    same: bool = False  # one picture, drawn once and reused
     form: str | None = None  # one of FORMS
-    turn: int = 0  # how many requests this entry has had
+    turn: int = 0  # number of requests that this entry has had
 
     def __post_init__(self) -> None:
         if self.scenario == "slow" and self.seconds is None:
             raise BehaviourError("The scenario slow needs seconds.")
 
     def strikes(self, index: int, count: int) -> bool:
-        """Whether the scenario concerns image `index` of `count`."""
+        """True if the scenario concerns image `index` of `count`."""
         return self.all or index >= count - self.last
 
     def spared(self, count: int) -> int:
-        """How many of `count` images the scenario does not concern."""
+        """Count the images, of `count`, that the scenario does not concern."""
         return sum(not self.strikes(index, count) for index in range(count))
 
     def revised(self, prompt: str) -> str:
-        """The prompt as the model is said to have understood it."""
+        """Build the revised prompt of the model."""
         if self.scenario != LONG_PROMPT:
             return prompt
         return "🌵" * (LONG_PROMPT_CHARS if self.bytes is None else self.bytes // 4)
@@ -111,12 +111,12 @@ class Play:
         return f"{wait:g}"
 
     def taken(self) -> "Play":
-        """What this entry means for its next request."""
+        """Choose the behaviour for this entry's next request."""
         row = TURNS.get(self.scenario)
         return self if row is None else replace(self, scenario=row[self.turn % len(row)])
 
     def left(self) -> "Play | None":
-        """The entry after one more request; None once it is used up."""
+        """Return the entry after one more request; None if it is used up."""
         if self.times == 1:
             return None
         return replace(self, turn=self.turn + 1, times=None if self.times is None else self.times - 1)
@@ -130,7 +130,7 @@ class Behaviour:
         self._standing = {model: Play() for model in scenarios}
 
     def set(self, body: bytes) -> None:
-        """Append to what happens next to a model. BehaviourError and no change if `body` makes no sense."""
+        """Add to a model's next behaviours. BehaviourError and no change if `body` is invalid."""
         model, plays = self._parse(body)
         pending = self._pending[model]
         if plays[0].scenario == "ok" and plays[0].times is None:
@@ -142,7 +142,7 @@ class Behaviour:
         pending.extend(plays)
 
     def next(self, model: str) -> Play:
-        """What happens to this request; counted as happened."""
+        """Choose the behaviour for this request, which is counted."""
         pending = self._pending[model]
         if not pending:
             return self._standing[model]
@@ -153,7 +153,7 @@ class Behaviour:
         return play.taken()
 
     def clear(self) -> None:
-        """Nothing is pending any more: every model answers as it should."""
+        """Clear everything pending: every model answers normally."""
         for model, pending in self._pending.items():
             pending.clear()
             self._standing[model] = Play()

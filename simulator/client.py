@@ -1,4 +1,4 @@
-"""The client at the other end of a connection: how one knows that it has left, and how it is cut off."""
+"""The client at the other end of a connection: how to notice that it has left, and how to cut it off."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ LINGER_0 = struct.pack("ii", 1, 0)  # closing then sends RST instead of FIN
 
 
 class Client:
-    """Who waits for one answer. `gone` is set once the connection is no more, whoever ended it."""
+    """A client that waits for one answer. `gone` is set once the connection is closed, by either side."""
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self.gone = asyncio.Event()
@@ -38,18 +38,18 @@ class Client:
                 tell()
 
     async def hang_up(self) -> None:
-        """Close after what is already written has been sent."""
+        """Close after everything written has been sent."""
         self._cut = True
         self._transport.close()
         await self.gone.wait()
 
     async def write_raw(self, data: bytes) -> None:
-        """Past HTTP: `data` as it is, then close."""
+        """Write `data` unchanged, without HTTP, then close."""
         self._transport.write(data)
         await self.hang_up()
 
     async def reset(self) -> None:
-        """TCP RST, with nothing sent before it."""
+        """Send a TCP RST, with nothing before it."""
         self._cut = True
         self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
         self._transport.abort()
@@ -59,8 +59,7 @@ class Client:
 class Connection:
     """ASGI for one TCP connection: reads each request's body whole, then watches the client while `app` works.
 
-    Hypercorn does not cancel a handler whose client has left, and that is right here: a provider goes on, and
-    bills.
+    Hypercorn does not cancel a handler whose client has left. That is right here: a provider goes on, and bills.
     """
 
     def __init__(self, app: ASGIApp, transport: asyncio.WriteTransport) -> None:
@@ -100,7 +99,7 @@ class Connection:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 if message.get("body"):
                     await send({**message, "more_body": True})
-                # From the end on, a disconnect is what always follows; one from before is heard first.
+                # After the end a disconnect always follows; one from before the end is handled first.
                 await asyncio.sleep(0)
                 watcher.cancel()
                 message = {"type": "http.response.body", "body": b""}

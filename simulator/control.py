@@ -1,4 +1,4 @@
-"""/_sim: what happens next, and what has been generated."""
+"""/_sim: the next behaviour, and what has been generated."""
 
 from starlette.requests import Request
 from starlette.responses import Response

@@ -1,6 +1,6 @@
-"""fal.ai: POST /fal/run/{model id} holds the connection, /fal/queue/{model id} takes the job and is polled.
-
-In the queue, a scenario that spoils an answer on its way spoils the submit's; one that fails a job shows in its result.
+"""fal.ai: POST /fal/run/{model id} holds the connection, /fal/queue/{model id} accepts the job and is polled.
+In the queue, a scenario that breaks an answer in transit breaks that of the submit. One that fails a job shows in its
+result.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from simulator.files import File
 from simulator.jobs import Job, State
 from simulator.world import World
 
+NAME = "fal"
+ADDRESSES = {"url": "/fal/run", "queue_url": "/fal/queue"}
 EVERY = {
     "content_policy_422": "The model refuses the prompt: 422 content_policy_violation. Not billed.",
     "no_media_422": "The model made nothing: 422 no_media_generated. Not billed.",
@@ -54,6 +56,17 @@ SCENARIOS = {
     "fal/ideogram-v4": CHECKED,
     "fal/sd-3.5-large": CHECKED,
 }
+# Seconds, (P50, P95). A successor without figures of its own has its predecessor's.
+LATENCY_S = {
+    "fal/flux-1.1-pro": (7.0, 25.0),
+    "fal/flux-1.1-pro-ultra": (12.0, 40.0),
+    "fal/recraft-v3": (8.0, 28.0),
+    "fal/recraft-v4.1": (8.0, 28.0),
+    "fal/recraft-v4.1-pro": (8.0, 28.0),
+    "fal/ideogram-v2": (12.0, 35.0),
+    "fal/ideogram-v4": (12.0, 35.0),
+    "fal/sd-3.5-large": (10.0, 30.0),
+}
 # Errors of a model's own, which come as an array whatever their status.
 MODEL_FAILURES = {
     "no_media_422": (422, "no_media_generated", "No media was generated"),
@@ -70,7 +83,7 @@ PRESETS = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
-# Width and height in pixels of flux-pro/v1.1-ultra's ratios; the others are about as large.
+# Width and height in pixels of flux-pro/v1.1-ultra's ratios; the others have a similar area.
 ULTRA_SIZES = {
     "1:1": (2048, 2048),
     "16:9": (2752, 1536),
@@ -93,13 +106,13 @@ RECRAFT_STYLE = re.compile(r"any|(realistic_image|digital_illustration|vector_il
 RECRAFT_PROMPT_CHARS_MAX = 1_000
 IDEOGRAM_RATIOS = ("1:1", "10:16", "16:10", "9:16", "16:9", "4:3", "3:4", "1:3", "3:1", "3:2", "2:3")
 IDEOGRAM_PIXELS = 1024 * 1024
-QUEUE_SHARE = 0.2  # of a job's time is spent waiting for a runner
+QUEUE_SHARE = 0.2  # part of a job's time that is spent waiting for a runner
 TICKETS_MAX = 20_000  # the oldest result is forgotten
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was answered to a request for images; `error` is what the queue's status tells of it."""
+    """Answer to a request for images; `error` is in the queue's status."""
 
     status: int
     body: Any
@@ -113,7 +126,7 @@ class Result:
 
 
 class RefusedError(Exception):
-    """There is no such model, or its input is wrong."""
+    """The model does not exist, or its input is wrong."""
 
     def __init__(self, result: Result) -> None:
         super().__init__(result.body)
@@ -134,11 +147,11 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One model: its public id, how it reads its input and what its reply tells."""
+    """One model: its public id, how it reads its input, and what its reply contains."""
 
     model: str
     parse: Callable[[dict[str, Any]], Order]
-    tells_all: bool = True  # sizes, flags of the safety checker, timings and prompt; if not, the file's own facts
+    tells_all: bool = True  # sizes, flags of the safety checker, timings and prompt; if False, only the file's facts
     tells_seed: bool = True
 
 
@@ -146,7 +159,7 @@ class Endpoint:
 class Ticket:
     """One request in the queue."""
 
-    app: str  # owner/name without the sub-path: that is where status and result live
+    app: str  # owner/name without the sub-path: there are status and result
     job: Job
     urls: Mapping[str, str]
     position: int = 0
@@ -175,7 +188,7 @@ class Fal:
         self._waiting: set[str] = set()
 
     async def run(self, request: Request) -> ASGIApp:
-        """The direct way: one connection, held until the model has answered."""
+        """Run a model directly: one connection, held until the model has answered."""
         request_id, key = str(uuid4()), api_key(request)
         try:
             given = fields(key, await request.body())
@@ -202,7 +215,7 @@ class Fal:
         return spoil(play.scenario, result.answer(request_id), key or "")
 
     async def submit(self, request: Request) -> ASGIApp:
-        """Takes any JSON for an application that exists: the model reads it later, so its 404 and 422 are results."""
+        """Accept any JSON for an existing application: the model reads it later, so its 404 and 422 are results."""
         request_id, key, path = str(uuid4()), api_key(request), request.path_params["path"]
         app = app_of(path)
         try:
@@ -260,7 +273,7 @@ class Fal:
         return json_answer(state, 202 if ticket.result is None else 200)
 
     async def result(self, request: Request) -> ASGIApp:
-        """The model's own status, headers and body."""
+        """Send the model's own status, headers and body."""
         ticket = self._find(request)
         result = ticket if isinstance(ticket, Result) else ticket.result
         if result is None:
@@ -268,7 +281,7 @@ class Fal:
         return result.answer(request.path_params["request_id"])
 
     async def cancel(self, request: Request) -> ASGIApp:
-        """A job in the queue never runs; one that runs is not stopped, as a model need not heed the signal."""
+        """Cancel a job. A queued one never runs; a running one is not stopped, as a model may ignore the signal."""
         ticket = self._find(request)
         if isinstance(ticket, Result):
             return json_answer({"status": "NOT_FOUND"} if ticket.status == 404 else ticket.body, ticket.status)
@@ -292,7 +305,7 @@ class Fal:
         return ticket
 
     def _find(self, request: Request) -> Ticket | Result:
-        """The request's ticket, or why there is none."""
+        """Find the request's ticket, or the reason why there is none."""
         if api_key(request) is None:
             return UNAUTHORIZED
         ticket = self._tickets.get(request.path_params["request_id"])
@@ -313,7 +326,7 @@ class Fal:
     async def _generate(
         self, endpoint: Endpoint, order: Order, play: Play, key: str, base_url: str, seconds: float
     ) -> Result:
-        """What the model answers. Result URLs begin with `base_url`, the address that the client used."""
+        """Make the model's answer. Result URLs begin with `base_url`, the address that the client used."""
         match play.scenario:
             case "http_500" | "completed_with_error":
                 return infra(500, "runner_server_error", "The runner failed with an internal error")
@@ -386,14 +399,14 @@ def close(job: Job, result: Result) -> None:
 
 
 def infra(status: int, error_type: str, text: str) -> Result:
-    """An error of fal's own, not of the model."""
+    """Build an error of fal itself, not of the model."""
     headers = {"x-fal-error-type": error_type, "x-fal-retryable": str(status in (503, 504)).lower()}
     error = {"error": text, "error_type": error_type}
     return Result(status, {"detail": text, "error_type": error_type}, headers, error=error)
 
 
 def wrong(loc: list[str], kind: str, msg: str, value: object, units: int | None = 0, **ctx: object) -> Result:
-    """An error of the model's: 422 with an array. Without `units` it does not say whether it is billed."""
+    """Build an error of the model: 422 with an array. Without `units` it does not say whether it is billed."""
     detail: dict[str, Any] = {"loc": ["body", *loc], "msg": msg, "type": kind, "input": value}
     if ctx:
         detail["ctx"] = ctx
@@ -406,7 +419,7 @@ def not_found(path: str) -> Result:
 
 
 def refuse(play: Play, path: str) -> None:
-    """RefusedError if the scenario keeps the job from being accepted."""
+    """Raise RefusedError if the scenario does not accept the job."""
     retry = {"retry-after": play.retry_after_s}
     busy = infra(503, "runner_scheduling_failure", "No runner could be scheduled")
     match play.scenario:
@@ -432,7 +445,7 @@ def api_key(request: Request) -> str | None:
 
 
 def fields(key: str | None, raw: bytes) -> dict[str, Any]:
-    """The request's JSON object. RefusedError without a key, or if there is none."""
+    """Parse the request's JSON object. RefusedError without a key, or without an object."""
     if key is None:
         raise RefusedError(UNAUTHORIZED)
     try:
@@ -445,7 +458,7 @@ def fields(key: str | None, raw: bytes) -> dict[str, Any]:
 
 
 def read(path: str, given: dict[str, Any]) -> tuple[Endpoint, Order]:
-    """The model at `path` and what is asked of it. RefusedError as the model words it."""
+    """Find the model at `path` and parse its order. RefusedError in the model's words."""
     if path not in ENDPOINTS:
         raise RefusedError(not_found(path))
     endpoint = ENDPOINTS[path]
@@ -460,18 +473,18 @@ def public_id(path: str) -> str:
     return ENDPOINTS[path].model if path in ENDPOINTS else path
 
 
-# The models' inputs. Fields that one does not know are ignored, as there.
+# The models' inputs. As in the real API, unknown fields are ignored.
 
 
 def flux_pro(given: dict[str, Any]) -> Order:
-    """flux-pro/v1.1."""
+    """Parse the input of flux-pro/v1.1."""
     prompt = needed_prompt(given)
     width, height = image_size(given, 256, 1440, 32)
     return flux(given, prompt, width, height)
 
 
 def flux_pro_ultra(given: dict[str, Any]) -> Order:
-    """flux-pro/v1.1-ultra: by ratio, any W:H."""
+    """Parse the input of flux-pro/v1.1-ultra: by ratio, any W:H."""
     prompt = needed_prompt(given)
     value = given.get("aspect_ratio", "16:9")
     if not isinstance(value, str) or not re.fullmatch(r"[1-9]\d?:[1-9]\d?", value):
@@ -491,7 +504,7 @@ def flux_pro_ultra(given: dict[str, Any]) -> Order:
 
 
 def usual(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
-    """The fields that most models have beside their prompt and size."""
+    """Parse the fields that most models have besides their prompt and size."""
     return Order(
         prompt=prompt,
         count=whole(given, "num_images", 1, 4, 1),
@@ -511,7 +524,7 @@ def flux(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
 
 
 def recraft(given: dict[str, Any]) -> Order:
-    """recraft/v3/text-to-image: one WebP, or an SVG in a vector style, and only in sizes from a list."""
+    """Parse recraft/v3/text-to-image: one WebP, or an SVG in a vector style, only in listed sizes."""
     prompt = needed_prompt(given)
     if len(prompt) > RECRAFT_PROMPT_CHARS_MAX:
         msg = f"String should have at most {RECRAFT_PROMPT_CHARS_MAX} characters"
@@ -534,7 +547,7 @@ def recraft(given: dict[str, Any]) -> Order:
 
 
 def ideogram(given: dict[str, Any]) -> Order:
-    """ideogram/v2: one PNG by ratio."""
+    """Parse ideogram/v2: one PNG by ratio."""
     prompt = needed_prompt(given)
     width, height = ratio_size(one_of(given, "aspect_ratio", IDEOGRAM_RATIOS), IDEOGRAM_PIXELS)
     one_of(given, "style", ("auto", "general", "realistic", "design", "render_3D", "anime"))
@@ -544,7 +557,7 @@ def ideogram(given: dict[str, Any]) -> Order:
 
 
 def recraft_v4(given: dict[str, Any]) -> Order:
-    """recraft/v4.1/text-to-image, and its pro: one WebP, without styles."""
+    """Parse recraft/v4.1/text-to-image and its pro version: one WebP, without styles."""
     prompt = needed_prompt(given)
     listed(given, "colors")
     flag(given, "enable_safety_checker", True)
@@ -552,7 +565,7 @@ def recraft_v4(given: dict[str, Any]) -> Order:
 
 
 def ideogram_v4(given: dict[str, Any]) -> Order:
-    """ideogram/v4: by width and height, at a speed that decides its price."""
+    """Parse ideogram/v4: by width and height, at a speed that decides its price."""
     prompt = needed_prompt(given)
     width, height = image_size(given, 256, 2048)
     one_of(given, "rendering_speed", ("BALANCED", "TURBO", "QUALITY"))
@@ -561,7 +574,7 @@ def ideogram_v4(given: dict[str, Any]) -> Order:
 
 
 def stable_diffusion(given: dict[str, Any]) -> Order:
-    """stable-diffusion-v35-large."""
+    """Parse stable-diffusion-v35-large."""
     prompt = needed_prompt(given)
     width, height = image_size(given, 64, 2048)
     optional_string(given, "negative_prompt")
@@ -582,7 +595,7 @@ def seed_of(given: dict[str, Any]) -> int | None:
 
 
 def ratio_size(ratio: str, pixels: int) -> tuple[int, int]:
-    """Sides of a picture of about so many pixels, in steps of 32."""
+    """Compute sides for about this many pixels, in steps of 32."""
     across, down = map(int, ratio.split(":"))
     scale = (pixels / (across * down)) ** 0.5
     return max(32, round(across * scale / 32) * 32), max(32, round(down * scale / 32) * 32)
@@ -646,7 +659,7 @@ def whole(given: dict[str, Any], name: str, least: int, most: int, default: int,
 
 
 def one_of(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
-    """The first option is the default."""
+    """Read a field that has one of these options; the first one is the default."""
     value = given.get(name, options[0])
     if not isinstance(value, str) or value not in options:
         expected = ", ".join(f"'{option}'" for option in dict.fromkeys(options))

@@ -1,4 +1,4 @@
-"""The provider's CDN: result URLs, and what goes wrong with them."""
+"""The provider's CDN: result URLs, and their failures."""
 
 import itertools
 from collections import OrderedDict
@@ -14,14 +14,14 @@ from starlette.types import ASGIApp
 from simulator.answers import json_answer, redirect, truncated
 from simulator.pictures import Picture, Studio
 
-FILES_MAX = 20_000  # a file is a description of its picture, drawn when fetched; the oldest is forgotten
+FILES_MAX = 20_000  # a file describes its picture, drawn when fetched; the oldest is forgotten
 METADATA_URL = "http://169.254.169.254/latest/meta-data/iam/security-credentials/"
 OTHER_HOST_URL = "https://cdn.elsewhere.example/files/"
 HTML = b"<!DOCTYPE html><html><head><title>503</title></head><body><h1>Service unavailable</h1></body></html>"
 DENIED = b"<?xml version='1.0' encoding='utf-8'?><Error><Code>AuthenticationFailed</Code></Error>"
-URL_S = 3600  # a signed URL's life, as it says of itself
+URL_S = 3600  # a signed URL's life, as stated in it
 
-# Each strikes the last image of a reply, or every one with `all`.
+# Each changes the last image of a reply, or every one with `all`.
 SCENARIOS = {
     "image_404": "The result URL answers 404.",
     "image_redirect_metadata": "The result URL redirects to a cloud's metadata address.",
@@ -38,8 +38,8 @@ class File:
     picture: Picture
     keep: bool = False
     scenario: str = "ok"
-    key: str = ""  # the provider key of the one who ordered it
-    signature: str | None = None  # what the URL's query must say in `sig`
+    key: str = ""  # the provider key of the client that ordered it
+    signature: str | None = None  # required value of `sig` in the URL's query
 
 
 class Files:
@@ -49,7 +49,7 @@ class Files:
         self._numbers = itertools.count(1)
 
     def add(self, file: File, base_url: str) -> str:
-        """The URL under which `file` can be fetched. `base_url` ends with a slash."""
+        """Add `file`; returns its URL. `base_url` ends with a slash."""
         name = f"{next(self._numbers):08x}.{file.picture.format}"
         if file.scenario == "image_other_host":
             return OTHER_HOST_URL + name + query_of(file)
@@ -81,7 +81,7 @@ class Files:
 
 
 def query_of(file: File) -> str:
-    """The query of a signed URL, in the manner of a shared access signature; nothing if it is not signed."""
+    """Build the query of a signed URL, like a shared access signature; empty if it is not signed."""
     if file.signature is None:
         return ""
     now = datetime.now(UTC).replace(microsecond=0)

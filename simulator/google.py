@@ -1,4 +1,4 @@
-"""Google's Imagen 4: POST …/{model}:predict as the Gemini API and as Vertex AI serve it, with Vertex's OAuth tokens."""
+"""Google's Imagen 4: POST …/{model}:predict like the Gemini API and Vertex AI, with Vertex's OAuth tokens."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,8 @@ from simulator.jobs import Job
 from simulator.vertex import ServiceAccount
 from simulator.world import World
 
+NAME = "google"
+ADDRESSES = {"url": "/google/v1beta"}
 IMAGEN_4 = "google/imagen-4"
 UPSTREAM = {"imagen-4.0-generate-001": IMAGEN_4}
 SCENARIOS = {
@@ -35,6 +37,7 @@ SCENARIOS = {
         **inline.SCENARIOS,
     }
 }
+LATENCY_S = {IMAGEN_4: (6.0, 18.0)}  # P50 and P95
 
 # The 1K sizes; 2K doubles both sides.
 SIZES = {
@@ -68,7 +71,7 @@ PROMPT_BLOCKED = (
 
 
 class RefusalError(Exception):
-    """The request is answered with an error of google.rpc's form."""
+    """The request is answered with an error in google.rpc's form."""
 
     def __init__(
         self,
@@ -123,12 +126,12 @@ class Google:
         self._account = account
 
     async def gemini(self, request: Request, *, on_vertex: bool = False) -> ASGIApp:
-        """The Gemini API: an API key."""
+        """Serve the Gemini API, with an API key."""
         key = request.headers.get("x-goog-api-key", "").strip()
         return await self._predict(request, key, self._gemini_entrance, on_vertex=on_vertex)
 
     async def vertex(self, request: Request) -> ASGIApp:
-        """Vertex AI: a project and a location with a bearer token, or neither with an API key (express mode)."""
+        """Serve Vertex AI: a project and a location with a bearer token, or neither with an API key (express mode)."""
         parts = request.path_params["path"].split("/")
         if parts == [""]:
             return await self.gemini(request, on_vertex=True)
@@ -179,7 +182,7 @@ class Google:
         return spoil(play.scenario, reply, key)
 
     async def _prediction(self, order: Order, index: int, play: Play) -> list[bytes]:
-        """One element of `predictions` as pieces of JSON. Base64 needs no escaping, so it goes in without a copy."""
+        """Build one element of `predictions` as pieces of JSON. Base64 needs no escaping, so it is not copied."""
         facts = {"mimeType": order.mime_type}
         if order.enhanced:
             facts["prompt"] = f"In more detail: {order.prompt}"
@@ -202,7 +205,7 @@ class Google:
 
 
 def body(predictions: list[list[bytes]]) -> list[bytes]:
-    """The reply as pieces of JSON; an empty list of predictions is left out, as protobuf's JSON does."""
+    """Build the reply as pieces of JSON. An empty list of predictions is left out, like in protobuf's JSON."""
     if not predictions:
         return [b"{}"]
     pieces = [b'{"predictions":[']
@@ -220,7 +223,7 @@ def not_found(upstream: str) -> RefusalError:
 
 
 def refuse(play: Play, upstream: str) -> None:
-    """RefusalError if the scenario keeps the job from being accepted."""
+    """Raise RefusalError if the scenario does not accept the job."""
     match play.scenario:
         case "http_503":
             raise RefusalError(503, "The model is overloaded. Please try again later.")
@@ -241,7 +244,7 @@ def refuse(play: Play, upstream: str) -> None:
 
 
 def fail(play: Play, key: str) -> None:
-    """RefusalError if the scenario lets the accepted job fail."""
+    """Raise RefusalError if the scenario fails the accepted job."""
     match play.scenario:
         case "http_500":
             raise RefusalError(500, "An internal error has occurred.")
@@ -253,7 +256,7 @@ def fail(play: Play, key: str) -> None:
 
 
 def parse(upstream: str, raw: bytes, on_vertex: bool) -> Order:
-    """The order in a request's body. RefusalError as the real API gives it."""
+    """Parse the order in a request's body. RefusalError as in the real API."""
     if upstream not in UPSTREAM:
         raise not_found(upstream)
     try:
@@ -337,7 +340,7 @@ def whole(given: dict[str, Any], name: str, least: int, most: int, default: int)
 
 
 def choice(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
-    """The first option is the default; capitals do not matter."""
+    """Read a field that has one of these options, in any case; the first one is the default."""
     value = given.pop(name, options[0])
     for option in options:
         if isinstance(value, str) and value.lower() == option.lower():

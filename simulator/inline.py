@@ -1,4 +1,4 @@
-"""Pictures that a reply carries in base64, and what goes wrong with them."""
+"""Base64 pictures in a reply, and their failures."""
 
 import base64
 
@@ -7,7 +7,7 @@ from simulator.files import HTML
 from simulator.pictures import Picture
 from simulator.world import World
 
-# Each strikes the last image of a reply, `last` of them, or every one with `all`.
+# Each changes the last image of a reply, `last` of them, or every one with `all`.
 SCENARIOS = {
     "bad_base64": "The last image, or with `all` every one, is no base64. Billed.",
     "empty_image": "The last image, or with `all` every one, is an empty string. Billed.",
@@ -16,7 +16,7 @@ SCENARIOS = {
 
 
 async def encoded(world: World, play: Play, struck: bool, picture: Picture) -> bytes:
-    """The picture in base64, spoilt if the scenario strikes it."""
+    """Encode the picture in base64, broken if `struck` and the scenario says so."""
     if struck:
         match play.scenario:
             case "bad_base64":

@@ -1,4 +1,4 @@
-"""What the providers would have on their bill: every generation that one of them accepted."""
+"""The providers' bill: every generation that one of them accepted."""
 
 import time
 from collections import deque
@@ -18,10 +18,10 @@ class State(StrEnum):
 
 @dataclass(slots=True)
 class Job:
-    """One accepted generation. Times are unix seconds; `model` is the public id.
+    """One accepted generation. Times are Unix seconds; `model` is the public id.
 
-    `images_delivered` counts the good pictures that the provider made, also when the client was gone by then; what
-    moderation kept back or blackened is not among them. `images_billed` counts those on the bill.
+    `images_delivered` counts the good pictures that the provider made, even if the client had left. It does not count
+    pictures that moderation withheld or blackened. `images_billed` counts those on the bill.
     """
 
     provider: str
@@ -41,7 +41,7 @@ class Job:
         self.state = State.RUNNING
 
     def finish(self, delivered: int, billed: int | None = None) -> None:
-        """`billed` is the number of images on the bill, if not that of the delivered ones."""
+        """End the job. `billed` is the number of images on the bill, if it differs from the delivered ones."""
         self._end(State.DONE)
         self.images_delivered = delivered
         self.images_billed = delivered if billed is None else billed
@@ -71,9 +71,9 @@ class Jobs:
         return job
 
     def listing(self, model: str | None) -> list[Job]:
-        """In the order of acceptance; all models if `model` is None."""
+        """List jobs in the order of acceptance; for all models if `model` is None."""
         return [job for job in self._jobs if model in (None, job.model)]
 
     def forget(self) -> None:
-        """Those still running go on, unlisted."""
+        """Forget all jobs. Running ones go on, unlisted."""
         self._jobs.clear()

@@ -24,6 +24,8 @@ from simulator.files import File
 from simulator.jobs import Job
 from simulator.world import World
 
+NAME = "openai"
+ADDRESSES = {"url": "/openai/v1"}
 GPT_IMAGE_1, DALL_E_3 = "openai/gpt-image-1", "openai/dall-e-3"
 BOTH = {
     "fewer_images": "Answers with one image less than asked for, or `last` less; only the others are billed.",
@@ -44,6 +46,7 @@ SCENARIOS = {
         **files.SCENARIOS,
     },
 }
+LATENCY_S = {GPT_IMAGE_1: (15.0, 45.0), DALL_E_3: (8.0, 20.0)}  # P50 and P95
 
 SIZES = ("1024x1024", "1536x1024", "1024x1536")
 DALL_E_SIZES = ("1024x1024", "1792x1024", "1024x1792")
@@ -101,7 +104,7 @@ class OpenAI:
         self._world = world
 
     async def generate(self, request: Request) -> ASGIApp:
-        """The endpoint: refuse, or accept and then answer in the way that the current scenario wants."""
+        """Serve the endpoint: refuse, or accept and then answer as the current scenario says."""
         request_id = f"req_{uuid4().hex}"
         started = time.monotonic()
         try:
@@ -139,7 +142,7 @@ class OpenAI:
         return failure(RefusalError(404, message, None), {"x-request-id": f"req_{uuid4().hex}"})
 
     async def _item(self, order: Order, index: int, play: Play, key: str, base_url: str) -> list[bytes]:
-        """One element of `data` as pieces of JSON. Base64 needs no escaping, so the image goes in without a copy."""
+        """Build one element of `data` as pieces of JSON. Base64 needs no escaping, so the image is not copied."""
         width, height = map(int, order.size.split("x"))
         picture = self._world.picture(
             play,
@@ -164,7 +167,7 @@ class OpenAI:
 
 
 def body(order: Order, items: list[list[bytes]]) -> list[bytes]:
-    """The reply as pieces of JSON."""
+    """Build the reply as pieces of JSON."""
     head: dict[str, Any] = {"created": int(time.time())}
     if order.background is not None:
         head["background"] = order.background
@@ -208,7 +211,7 @@ def failure(error: RefusalError, headers: dict[str, str]) -> Response:
 
 
 def refuse(play: Play, model: str) -> None:
-    """RefusalError if the scenario keeps the job from being accepted."""
+    """Raise RefusalError if the scenario does not accept the job."""
     retry = {"retry-after": play.retry_after_s}
     match play.scenario:
         case "http_503":
@@ -232,7 +235,7 @@ def refuse(play: Play, model: str) -> None:
 
 
 def fail(play: Play, request_id: str, key: str) -> None:
-    """RefusalError if the scenario lets the accepted job fail."""
+    """Raise RefusalError if the scenario fails the accepted job."""
     match play.scenario:
         case "http_500":
             raise RefusalError(500, f"The server had an error, request ID {request_id}.", None)
@@ -260,7 +263,7 @@ def bearer(request: Request) -> str:
 
 
 def parse(raw: bytes) -> Order:
-    """The order in a request's body. RefusalError as the real API gives it."""
+    """Parse the order in a request's body. RefusalError as in the real API."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -282,7 +285,7 @@ def parse(raw: bytes) -> Order:
 
 
 def gpt_image(given: dict[str, Any]) -> Order:
-    """What gpt-image-1 knows of `given`, taken out of it."""
+    """Parse the fields that gpt-image-1 knows, and remove them from `given`."""
     prompt = text(given, "prompt", PROMPT_CHARS_MAX)
     n = whole(given, "n", 1, 10, 1)
     size = choice(given, "size", (*SIZES, "auto"))
@@ -314,7 +317,10 @@ def gpt_image(given: dict[str, Any]) -> Order:
 
 
 def dall_e(given: dict[str, Any]) -> Order:
-    """What dall-e-3 knows of `given`, taken out of it. Its reply echoes nothing and counts no tokens."""
+    """Parse the fields that dall-e-3 knows, and remove them from `given`.
+
+    Its reply echoes nothing and has no token count.
+    """
     prompt = text(given, "prompt", DALL_E_PROMPT_CHARS_MAX)
     style = choice(given, "style", ("vivid", "natural"), "vivid")
     order = Order(

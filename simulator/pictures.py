@@ -1,4 +1,4 @@
-"""Real pictures: each shows its model, its prompt, its size and which one of the reply it is."""
+"""Real pictures: each shows its model, its prompt, its size and its number in the reply."""
 
 import asyncio
 import base64
@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "svg": "image/svg+xml"}
 PROMPT_CHARS_MAX = 400  # more would not be legible
-KEPT_MAX = 32  # drawings that are kept for reuse
+KEPT_MAX = 32  # drawings kept for reuse
 JPEG_SEGMENT_MAX = 65_533
 
-# Combining accent: the sign that stands for it, and by how many em it is raised over a small letter.
+# Combining accent: the character that replaces it, and by how many em it is raised over a small letter.
 ACCENTS = {
     "\u0300": ("`", 0.0),
     "\u0301": ("´", 0.0),
@@ -36,7 +36,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is to be drawn; equal pictures are equal to the byte."""
+    """What to draw. Equal pictures have equal bytes."""
 
     model: str  # public id
     prompt: str
@@ -46,7 +46,7 @@ class Picture:
     index: int = 0
     seed: int = 0
     bytes: int | None = None  # padded to about this size; never cut
-    black: bool = False  # what a safety checker leaves of a picture
+    black: bool = False  # like a picture that a safety checker blackened
     compression: int = 100  # 0 to 100, of a JPEG or WebP
     transparent: bool = False  # outside an oval; no JPEG
     script: bool = False  # an SVG with a script in it
@@ -68,13 +68,13 @@ class Drawing:
 
 
 class Studio:
-    """Draws in worker threads, so that the event loop goes on answering."""
+    """Draws in worker threads, so that the event loop can go on."""
 
     def __init__(self) -> None:
         self._kept: dict[Picture, Drawing] = {}
 
     async def draw(self, picture: Picture, keep: bool = False) -> Drawing:
-        """With `keep` the drawing is kept and reused for every equal picture."""
+        """Draw a picture. With `keep` the drawing is kept and reused for every equal picture."""
         if picture in self._kept:
             return self._kept[picture]
         drawing = Drawing(await asyncio.to_thread(draw, picture))
@@ -86,7 +86,7 @@ class Studio:
 
 
 def draw(picture: Picture) -> bytes:
-    """An encoded image of exactly the picture's size. About 30 ms for 1024 × 1024 as PNG, half that as JPEG."""
+    """Draw and encode an image of exactly the picture's size. About 30 ms for a PNG of 1024 × 1024, half for a JPEG."""
     if picture.format == "svg":
         return svg(picture)
     image = Image.new("RGB", (picture.width, picture.height)) if picture.black else paint(picture)
@@ -146,14 +146,14 @@ def paint(picture: Picture) -> Image.Image:
 
 
 def oval(picture: Picture) -> Image.Image:
-    """Opaque inside, transparent towards the corners."""
+    """Make a mask: opaque inside an oval, transparent towards the corners."""
     mask = Image.new("L", (picture.width, picture.height))
     ImageDraw.Draw(mask).ellipse((0, 0, picture.width - 1, picture.height - 1), fill=255)
     return mask
 
 
 def svg(picture: Picture) -> bytes:
-    """A vector picture; padded with a comment."""
+    """Make a vector picture, padded with a comment."""
     digest = hashlib.sha256(f"{picture.model}\0{picture.prompt}\0{picture.seed}\0{picture.index}".encode()).digest()
     ground = "#000" if picture.black else f"hsl({digest[12] * 360 // 255} 55% 28%)"
     prompt = "".join(char for char in picture.prompt[:PROMPT_CHARS_MAX] if char.isprintable())
@@ -173,7 +173,7 @@ def svg(picture: Picture) -> bytes:
 
 
 def write(pen: ImageDraw.ImageDraw, x: float, baseline: float, text: str, font: Font, em: float) -> None:
-    """One line. Pillow's own font has no accented letters, so an accent is set above its letter by hand."""
+    """Write one line. Pillow's own font has no accented letters, so an accent is drawn above its letter."""
     letters = ""
     for char in unicodedata.normalize("NFD", text):
         if char in ACCENTS and letters:
@@ -187,7 +187,7 @@ def write(pen: ImageDraw.ImageDraw, x: float, baseline: float, text: str, font: 
 
 
 def background(digest: bytes) -> Image.Image:
-    """Nine dark colours near one another, to be stretched into a soft gradient."""
+    """Make nine similar dark colours, which are stretched into a soft gradient."""
     hue = digest[12] / 255
     cells = Image.new("RGB", (3, 3))
     for cell in range(9):
@@ -198,7 +198,7 @@ def background(digest: bytes) -> Image.Image:
 
 
 def pad_png(data: bytes, noise: bytes) -> bytes:
-    """An ancillary private chunk right after IHDR, where OpenAI's pictures carry their provenance."""
+    """Add an ancillary private chunk right after IHDR, where OpenAI's pictures have their provenance."""
     head = 8 + 25
     chunk = b"ghPd" + noise
     padding = struct.pack(">I", len(noise)) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -206,7 +206,7 @@ def pad_png(data: bytes, noise: bytes) -> bytes:
 
 
 def pad_jpeg(data: bytes, noise: bytes) -> bytes:
-    """Comment segments right after the JFIF header."""
+    """Add comment segments right after the JFIF header."""
     head = 4 + struct.unpack(">H", data[4:6])[0]
     parts = [noise[start : start + JPEG_SEGMENT_MAX] for start in range(0, len(noise), JPEG_SEGMENT_MAX)]
     comments = [b"\xff\xfe" + struct.pack(">H", len(part) + 2) + part for part in parts]

@@ -14,7 +14,7 @@ from hypercorn.typing import ASGIFramework
 from simulator.app import make_app, make_world
 from simulator.client import Connection
 
-GRACE_S = 1.0  # for answers that are under way at shutdown
+GRACE_S = 1.0  # time for answers under way at shutdown
 BACKLOG = 2048
 KEEP_ALIVE_S = 75.0
 
@@ -29,9 +29,9 @@ async def serve(
     shutdown: asyncio.Event,
     started: Callable[[int, int | None], None] | None = None,
 ) -> None:
-    """Serve until `shutdown` is set; what is then unanswered after a second is cut off.
+    """Serve until `shutdown` is set; what is unanswered one second later is cut off.
 
-    `tls` is (port, certificate file, key file) of a second listener. A port of 0 is any free one; `started` is told
+    `tls` is (port, certificate file, key file) of a second listener. A port of 0 is any free one; `started` receives
     the ports of both. OSError if a port is busy or a file cannot be read, ValueError if `latency_scale` is negative.
     """
     world = make_world(latency_scale, seed)
@@ -43,8 +43,8 @@ async def serve(
     loop, context = asyncio.get_running_loop(), WorkerContext(None)
     connections: set[asyncio.Task[None]] = set()
 
-    # One application per connection, and so Hypercorn's connection class by hand: a reset, or bytes that are not
-    # HTTP, need the transport, which ASGI does not hand out.
+    # One application per connection, so Hypercorn's connection class is used directly: a reset, or bytes that are not
+    # HTTP, need the transport, which ASGI does not give.
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None

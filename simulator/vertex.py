@@ -1,6 +1,5 @@
-"""Vertex's OAuth: POST /vertex/token changes a service account's signed assertion for an access token.
-
-PUT /_sim/vertex says whose signature is good, GET tells how often a token was asked for.
+"""Vertex's OAuth: POST /vertex/token exchanges a service account's signed assertion for an access token.
+PUT /_sim/vertex sets the account whose signature is valid, GET says how often a token was requested.
 """
 
 import secrets
@@ -27,7 +26,7 @@ TOKENS_MAX = 1_000  # the oldest is forgotten
 
 
 class GrantError(Exception):
-    """No token; `code` is OAuth's word for the reason."""
+    """No token; `code` is OAuth's code for the reason."""
 
     def __init__(self, code: str, description: str) -> None:
         super().__init__(description)
@@ -35,7 +34,7 @@ class GrantError(Exception):
 
 
 class ServiceAccount:
-    """The one account that is known, and the tokens that it has been given."""
+    """The only known account, and the tokens that it has received."""
 
     def __init__(self) -> None:
         self._client_email: str | None = None
@@ -52,7 +51,7 @@ class ServiceAccount:
         ]
 
     def knows(self, token: str) -> bool:
-        """Whether `token` was given and has not run out."""
+        """True if `token` was issued and has not expired."""
         return time.monotonic() < self._ends.get(token, 0)
 
     async def token(self, request: Request) -> Response:
@@ -75,7 +74,7 @@ class ServiceAccount:
         return json_answer(self._state())
 
     async def register(self, request: Request) -> Response:
-        """Another account, another lifetime, or both; the tokens given so far are void and the counts begin anew."""
+        """Set another account, another lifetime, or both. All tokens become void and the counts start again."""
         try:
             wish = orjson.loads(await request.body())
         except orjson.JSONDecodeError:
@@ -103,7 +102,7 @@ class ServiceAccount:
         }
 
     def _check(self, assertion: str, own_url: str) -> None:
-        """GrantError unless `assertion` is signed by the account and claims no more than it may."""
+        """Raise GrantError unless the account has signed `assertion` and its claims are allowed."""
         if self._client_email is None:
             raise GrantError("invalid_grant", "Invalid grant: account not found")
         try:

@@ -1,4 +1,4 @@
-"""What all providers share: one clock of latencies, one bill, one CDN, one list of what happens next."""
+"""The shared state of all providers: one clock of latencies, one bill, one CDN, one list of next behaviours."""
 
 import asyncio
 import random
@@ -13,11 +13,11 @@ from simulator.pictures import Picture, Studio
 
 
 class World:
-    def __init__(self, scenarios: Mapping[str, Mapping[str, str]], latency_scale: float, seed: int) -> None:
-        """`scenarios` as `Behaviour` takes them, `latency_scale` and `seed` as `Latency` does."""
+    def __init__(self, scenarios: Mapping[str, Mapping[str, str]], latency: Latency, seed: int) -> None:
+        """`scenarios` as `Behaviour` takes them; `seed` of what is drawn beside the latencies."""
         self.behaviour = Behaviour(scenarios)
         self.jobs = Jobs()
-        self.latency = Latency(latency_scale, seed)
+        self.latency = latency
         self.studio = Studio()
         self.files = Files(self.studio)
         self.random = random.Random(seed)
@@ -25,17 +25,17 @@ class World:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def work_s(self, model: str, play: Play) -> float:
-        """Seconds that the next generation of `model` takes: `play` may say, else the published latency does."""
+        """Choose the next generation's seconds for `model`: from `play` if it says so, else the published latency."""
         return self.latency.draw_s(model) if play.seconds is None else play.seconds
 
     def picture(self, play: Play, **fields: Any) -> Picture:
-        """The picture with these fields, or the one that stands for all its like if `play` asks for that."""
+        """Build the picture with these fields, or the one for all similar pictures if `play` says so."""
         if play.same:
             fields |= {"prompt": "The same picture every time.", "index": 0, "seed": 0}
         return Picture(**fields, bytes=play.bytes)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Let `work` go on behind the answer, until it ends or the world does."""
+        """Run `work` after the answer, until it or the simulator ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -21,6 +21,8 @@ from simulator.files import File
 from simulator.jobs import Job
 from simulator.world import World
 
+NAME = "xai"
+ADDRESSES = {"url": "/xai/v1"}
 GROK_2, GROK_IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
 EVERY = {
     "moderated_items": (
@@ -38,6 +40,8 @@ EVERY = {
     **files.SCENARIOS,
 }
 SCENARIOS = {GROK_2: EVERY, GROK_IMAGINE: EVERY}
+# Seconds, (P50, P95). A successor without figures of its own has its predecessor's.
+LATENCY_S = {GROK_2: (10.0, 30.0), GROK_IMAGINE: (10.0, 30.0)}
 UPSTREAM = {
     "grok-2-image": GROK_2,
     "grok-2-image-1212": GROK_2,
@@ -45,10 +49,10 @@ UPSTREAM = {
     "grok-imagine-image": GROK_IMAGINE,
 }
 SERVED = {GROK_2: "grok-2-image-1212", GROK_IMAGINE: "grok-imagine-image"}
-TICKS = {GROK_2: 700_000_000, GROK_IMAGINE: 200_000_000}  # of an image; 1e10 are one dollar
+TICKS = {GROK_2: 700_000_000, GROK_IMAGINE: 200_000_000}  # for one image; 1e10 are one dollar
 ANOTHER, ANOTHER_TICKS = "grok-imagine-image-2.0", 400_000_000
 
-GROK_2_SIZE = (1024, 768)  # whatever one asks for
+GROK_2_SIZE = (1024, 768)  # whatever size is requested
 RATIOS = (
     *("auto", "1:1", "3:4", "4:3", "9:16", "16:9", "2:3", "3:2"),
     *("9:19.5", "19.5:9", "9:20", "20:9", "1:2", "2:1"),
@@ -70,7 +74,7 @@ class RefusalError(Exception):
         self.headers = headers
 
     def answer(self, form: str | None, request_id: str) -> Response:
-        """`form` instead of the error's own, if it is not None."""
+        """Build the answer, in `form` instead of the error's own form if it is not None."""
         body: dict[str, Any]
         match form or self.form:
             case "nested":
@@ -110,7 +114,7 @@ class XAI:
         self._world = world
 
     async def generate(self, request: Request) -> ASGIApp:
-        """The endpoint: refuse, or accept and then answer in the way that the current scenario wants."""
+        """Serve the endpoint: refuse, or accept and then answer as the current scenario says."""
         request_id, form = str(uuid4()), None
         try:
             key = bearer(request)
@@ -143,7 +147,7 @@ class XAI:
         return spoil(play.scenario, reply, key)
 
     async def _item(self, order: Order, index: int, struck: bool, play: Play, key: str, base_url: str) -> list[bytes]:
-        """One element of `data` as pieces of JSON. Base64 needs no escaping, so the image goes in without a copy."""
+        """Build one element of `data` as pieces of JSON. Base64 needs no escaping, so the image is not copied."""
         mime_type = "image/png" if play.scenario == "png_label" else "image/jpeg"
         facts: dict[str, Any] = {"mime_type": mime_type}
         if order.model == GROK_2:
@@ -171,7 +175,7 @@ class XAI:
 
 
 def body(order: Order, items: list[list[bytes]], good: int, play: Play) -> list[bytes]:
-    """The reply as pieces of JSON. It does not say when it was created."""
+    """Build the reply as pieces of JSON. It has no creation time."""
     model, ticks = SERVED[order.model], TICKS[order.model]
     if play.scenario == "served_by_another":
         model, ticks = ANOTHER, ANOTHER_TICKS
@@ -185,7 +189,7 @@ def body(order: Order, items: list[list[bytes]], good: int, play: Play) -> list[
 
 
 def refuse(play: Play, upstream: str) -> None:
-    """RefusalError if the scenario keeps the job from being accepted."""
+    """Raise RefusalError if the scenario does not accept the job."""
     retry = {"retry-after": play.retry_after_s}
     match play.scenario:
         case "http_503":
@@ -204,7 +208,7 @@ def refuse(play: Play, upstream: str) -> None:
 
 
 def fail(play: Play, key: str) -> None:
-    """RefusalError if the scenario lets the accepted job fail."""
+    """Raise RefusalError if the scenario fails the accepted job."""
     match play.scenario:
         case "http_500":
             raise RefusalError(500, "An internal error occurred.", "bare")
@@ -223,7 +227,7 @@ def bearer(request: Request) -> str:
 
 
 def parse(raw: bytes) -> tuple[str, Order]:
-    """The slug that was asked for and the order in a request's body. RefusalError as the real API gives it."""
+    """Parse the requested slug and the order in a request's body. RefusalError as in the real API."""
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -253,14 +257,14 @@ def parse(raw: bytes) -> tuple[str, Order]:
 
 
 def ratio_size(ratio: str, pixels: int) -> tuple[int, int]:
-    """Sides of a picture of about so many pixels, in steps of 16."""
+    """Compute sides for about this many pixels, in steps of 16."""
     across, down = map(float, (ratio if ratio != "auto" else "1:1").split(":"))
     scale = (pixels / (across * down)) ** 0.5
     return round(across * scale / 16) * 16, round(down * scale / 16) * 16
 
 
 def choice(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
-    """The first option is the default."""
+    """Read a field that has one of these options; the first one is the default."""
     value = given.pop(name, options[0])
     if not isinstance(value, str) or value not in options:
         raise RefusalError(400, f"{name} must be one of {', '.join(options)}, got {value!r}.")

@@ -1,1 +1,1 @@
-"""Orders that a gateway has answered 200, on its own disk until the ledger has them."""
+"""Orders that a gateway has answered 200, kept on its own disk until the ledger has them."""

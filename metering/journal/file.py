@@ -1,15 +1,13 @@
 """The gateway's own append-only files: "this order is answered 200", synced before the 200 goes out (rules 8, 12–15).
 
-A journal is a folder. Every start of a gateway is an *incarnation* with files and numbers of its own: entries are
+A journal is a folder. Every start of a gateway is an *incarnation* with its own files and its own numbers: entries are
 numbered from 1, without a gap. Callers that wait for an entry at the same time share one write and one sync (group
-commit); what they share is one *frame* (`frames.py`).
-
-Files are allocated ahead: as many as the open orders may need (`reserve`), and always one more. A file that is written
-begins with an empty frame that tells the next number. After a failed write or sync nobody knows what of the frame is on
-the disk. So that file is never written again: the next one begins with the number that was not acknowledged, and
-where two files tell a number, the later one is right. Until a frame on a fresh file is synced the journal has `failed`.
-
-Entries that are released stay on the disk for a while (`Keep`): a ledger that was restored is fed from them.
+commit). What they share is one *frame* (`frames.py`).
+Files are allocated ahead: as many as the open orders may need (`reserve`), and always one more. The first frame of each
+file is empty and says which number is next. After a failed write or sync nobody knows how much of the frame is on the
+disk. So that file is never written again: the next file begins with the number that was not acknowledged. If two files
+contain the same number, the later file is right. Until a frame on a fresh file is synced the journal has `failed`.
+Released entries stay on the disk for a while (`Keep`), so that a restored ledger can be fed from them.
 """
 
 import asyncio
@@ -44,13 +42,13 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""A file, allocated ahead: some 4,000 commits."""
+"""Size of a file, allocated ahead: some 4,000 commits."""
 
 COMPACT_FILES = 8
-"""Files, 128 MB: below that an old entry that is still needed costs nothing worth a second write …"""
+"""Number of files, 128 MB, below which an old entry that is still needed is not worth a second write."""
 
 COMPACT_ENTRIES = 64
-"""… and above so many in a file it is not an exception that keeps it."""
+"""Maximum needed entries in a file for it to be compacted. With more, it is not just a few that keep it."""
 
 SYNC_S = Histogram("ghub_journal_commit_seconds", "A group commit: one write and one sync")
 ENTRIES = Counter("ghub_journal_entries_total", "Entries that are on the disk")
@@ -60,7 +58,7 @@ WRITABLE = Gauge("ghub_journal_writable", "1 while the journal's last write reac
 
 
 class JournalFailed(Exception):
-    """An entry is not acknowledged: it may be on the disk, or not."""
+    """An entry is not acknowledged: it may or may not be on the disk."""
 
 
 class JournalFull(Exception):
@@ -69,7 +67,7 @@ class JournalFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """How long files stay that nobody needs any more, and how many bytes of them at most."""
+    """How long files that nobody needs are kept, and the maximum bytes of them."""
 
     age_s: float = 0.0
     max_bytes: int = 0
@@ -83,10 +81,10 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Segment:
-    """A file of this incarnation, from entry `first` on. `at`: where the next frame goes, moved by a good sync only.
+    """A file of this incarnation, from entry `first` on.
 
-    `entries` were acknowledged from it, `live` of them are still needed; `written_s` is when, in Unix time, it was last
-    written to.
+    `at` is where the next frame goes; only a successful sync moves it. `entries` were acknowledged from the file, and
+    `live` of them are still needed. `written_s` is the Unix time of its last write.
     """
 
     path: Path
@@ -99,14 +97,14 @@ class _Segment:
 
 
 _Place = tuple[_Segment, int, int]
-"""Where an entry lies: segment, offset and length in bytes."""
+"""Position of an entry: segment, offset and length in bytes."""
 
 
 class Journal:
     """The journal of one running gateway, in a folder that it has claimed.
 
-    `segment_bytes` are allocated twice at once. `registered` says that the ledger has this incarnation as open: then
-    its files outlive the process. Raises OSError where there is no room for them.
+    Two files of `segment_bytes` are allocated at once. `registered`: the ledger has this incarnation as open, so its
+    files must outlive the process. Raises OSError if there is no room for them.
     """
 
     def __init__(self, folder: Folder, segment_bytes: int = SEGMENT_BYTES, keep: Keep | None = None) -> None:
@@ -135,17 +133,20 @@ class Journal:
 
     @property
     def last_number(self) -> int:
-        """Of the last entry that was acknowledged."""
+        """Number of the last acknowledged entry."""
         return self._next_number - 1
 
     @property
     def room_bytes(self) -> int:
-        """What may surely be written to the allocated files: the rest of a file may be too short for a last frame."""
+        """Bytes that can certainly be written to the allocated files.
+
+        The end of a file may be too short for another frame.
+        """
         rest = [self._segment_bytes - segment.at for segment in (self._current, *self._spares) if segment is not None]
         return sum(max(0, size - PAGE_BYTES - self._frame_bytes) for size in rest)
 
     async def reserve(self, size_bytes: int) -> None:
-        """Set room aside for what an open order may write; files are allocated as they are needed.
+        """Reserve room for what an open order may write. Files are allocated as needed.
 
         Give it back with `give_back`. Raises JournalFull.
         """
@@ -158,16 +159,17 @@ class Journal:
             raise
 
     def give_back(self, size_bytes: int) -> None:
-        """The order has ended, whatever it wrote. Spare files that nobody is going to need are deleted."""
+        """Give back the room of an order that has ended. Spare files that will not be needed are deleted."""
         self._reserved_bytes -= size_bytes
         while len(self._spares) > 1 and self.room_bytes - self._segment_bytes > 2 * self._reserved_bytes:
             self._delete(self._spares.pop())
         self._tell_room()
 
     async def append(self, data: bytes) -> int:
-        """On the disk when it returns, under the number that it returns. Raises JournalFailed.
+        """Append an entry. It is on the disk when this returns its number. Raises JournalFailed.
 
-        A caller that is cancelled does not know whether it is. Raises ValueError above `MAX_ENTRY_BYTES`, at once.
+        A caller that is cancelled does not know whether the entry is on the disk. Raises ValueError above
+        `MAX_ENTRY_BYTES`, before anything is written.
         """
         if not 0 < len(data) <= min(MAX_ENTRY_BYTES, self._segment_bytes // 2):
             raise ValueError(f"an entry of {len(data)} bytes")
@@ -178,17 +180,17 @@ class Journal:
         return await waiting.done
 
     async def read(self, number: int) -> bytes:
-        """An entry that was not released. Raises OSError."""
+        """Read an entry that was not released. Raises OSError."""
         segment, at, length = self._where[number]
         return await self._on_disk(lambda: os.pread(segment.file.fileno(), length, at))
 
     def release(self, number: int) -> None:
-        """This entry is not needed any more."""
+        """Declare an entry as no longer needed."""
         self._where.pop(number)[0].live -= 1
         self.tidy()
 
     def tidy(self) -> None:
-        """Delete the oldest files that nobody needs, beyond what is kept; from the oldest on, so there are no gaps."""
+        """Delete files that nobody needs, beyond what is kept, starting with the oldest, so that there are no gaps."""
         kept_bytes = sum(segment.at for segment in list(self._segments) if segment is not self._current)
         while (first := self._unneeded()) is not None:
             if kept_bytes <= self._keep.max_bytes and time.time() - first.written_s < self._keep.age_s:
@@ -197,15 +199,17 @@ class Journal:
             self._delete(self._segments.popleft())
 
     def _unneeded(self) -> _Segment | None:
-        """The oldest file, where no entry in it is needed. The last one stays, whatever the disk does: nothing else
-        tells the next start of this journal, which the ledger has as open."""
+        """Find the oldest file, if no entry in it is needed.
+
+        The last file always stays: only it tells the next start about this journal, which the ledger has as open.
+        """
         if len(self._segments) < 2 or self._segments[0] is self._current or self._segments[0].live:
             return None
         return self._segments[0]
 
     @property
     def stuck(self) -> list[int]:
-        """Entries that alone keep the oldest file, where there are many files: written again, they free all of it."""
+        """Entries that alone keep the oldest file, if there are many files. Writing them again frees all of it."""
         if len(self._segments) < COMPACT_FILES:
             return []
         first = self._segments[0]
@@ -214,7 +218,7 @@ class Journal:
         return [number for number, (segment, _, _) in self._where.items() if segment is first]
 
     async def kept(self) -> AsyncIterator[list[bytes]]:
-        """Every acknowledged entry on the disk, a file at a time, the latest first; none where nothing is to be kept.
+        """Read every acknowledged entry on the disk, one file at a time, the latest first. Nothing if nothing is kept.
 
         Raises OSError, JournalError.
         """
@@ -223,12 +227,12 @@ class Journal:
                 yield await self._on_disk(partial(self._entries, segment))
 
     async def probe(self) -> None:
-        """After a failure: is a fresh file written and synced? Then the journal has no longer failed."""
+        """Write and sync a fresh file after a failure. If that succeeds, the journal has no longer `failed`."""
         if self.failed and self._committing is None:
             await self._probe()
 
     async def close(self) -> None:
-        """Wait for who waits. Files that are needed stay, and so do those that are kept for a while."""
+        """Wait for callers of `append` and `reserve`. Files that are needed or kept stay."""
         for task in (self._committing, self._allocating):
             if task is not None:
                 await asyncio.wait({task})
@@ -236,7 +240,7 @@ class Journal:
         for segment in self._spares:
             self._delete(segment)
         for segment in self._segments:
-            # One without an entry, too: a restored ledger may have this incarnation as open again.
+            # Also one without an entry: a restored ledger may have this incarnation as open again.
             if self.registered or self._keep.age_s:
                 with suppress(OSError):
                     os.ftruncate(segment.file.fileno(), segment.at)
@@ -251,7 +255,7 @@ class Journal:
             batch = self._batch()
             try:
                 segment, at = await self._on_disk(partial(self._commit, batch))
-            except Exception as error:  # noqa: BLE001  # whoever waits must be told, whatever it was
+            except Exception as error:  # noqa: BLE001  # callers must learn of any error
                 self._fail(error)
                 await self._probe()
                 for waiting in batch:
@@ -285,7 +289,7 @@ class Journal:
             self._next_number += 1
 
     def _batch(self) -> list[_Waiting]:
-        """As many as one frame takes, and at least one."""
+        """Take as many entries as one frame may hold, and at least one."""
         size_bytes, count = HEAD.size, 0
         for waiting in self._pending:
             size_bytes += LENGTH.size + len(waiting.data)
@@ -309,16 +313,16 @@ class Journal:
         WRITABLE.set(1)
 
     async def _allocate(self) -> None:
-        """One more spare file; callers at the same time share one. Raises JournalFull."""
+        """Allocate one more spare file. Callers at the same time share one. Raises JournalFull."""
         if self._allocating is None:
             self._allocating = asyncio.create_task(self._add_spare())
         if not await asyncio.shield(self._allocating) and self.room_bytes < self._reserved_bytes:
             raise JournalFull("the journal's disk has no room for another file")
 
     async def _add_spare(self) -> bool:
-        """Is there more room now? A disk that is full gives up what is kept, the oldest first."""
+        """Add a spare file, or delete the oldest kept one if the disk is full. False if neither makes room."""
         try:
-            # In the disk's thread, which also takes them: files are written in the order of their numbers.
+            # In the disk's thread, which also takes spare files: so files are written in the order of their numbers.
             await self._on_disk(lambda: self._spares.append(self._new_segment()))
         except OSError as error:
             if self._unneeded() is not None:
@@ -340,7 +344,7 @@ class Journal:
     # --- in the disk's thread ---
 
     def _commit(self, batch: list[_Waiting]) -> tuple[_Segment, int]:
-        """One frame, one sync; returns where it lies."""
+        """Write and sync one frame; returns its place."""
         frame = encode_frame(self.incarnation, self._next_number, [waiting.data for waiting in batch])
         segment = self._current
         if segment is None or segment.at + len(frame) > self._segment_bytes:
@@ -357,7 +361,7 @@ class Journal:
         return segment, at
 
     def _begin(self, frame: bytes) -> _Segment:
-        """Go on in a fresh file, with an empty frame first: what an earlier file says of later numbers is void."""
+        """Begin a fresh file with an empty frame: later numbers in earlier files are then void."""
         self._current = None
         segment = self._spares.popleft() if self._spares else self._new_segment()
         head = encode_frame(self.incarnation, self._next_number, [])
@@ -373,7 +377,7 @@ class Journal:
         return segment
 
     def _entries(self, segment: _Segment) -> list[bytes]:
-        """What was acknowledged from a file: behind it may lie what was not, and was told again elsewhere."""
+        """Read the acknowledged entries of a file. Later ones were not, and were written again elsewhere."""
         end = segment.first + segment.entries
         return [one.data for one in entries_of(self.incarnation, [segment.path]) if one.number < end]
 
@@ -394,12 +398,12 @@ class Journal:
     @staticmethod
     def _delete(segment: _Segment) -> None:
         segment.file.close()
-        with suppress(OSError):  # a disk that fails: what stays is read again, and told twice, which changes nothing
+        with suppress(OSError):  # if the disk fails, the file is read and replayed again, which changes nothing
             segment.path.unlink(missing_ok=True)
 
 
 def _write(segment: _Segment, frame: bytes) -> None:
-    """`at` is moved only when all of it is synced: a write that was cut short leaves the file as it was known."""
+    """Write and sync a frame. `at` moves only when all is synced, so after a partial write the file is as before."""
     rest, at = memoryview(frame), segment.at
     while rest:
         written = os.pwrite(segment.file.fileno(), rest, at)

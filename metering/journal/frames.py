@@ -1,13 +1,10 @@
-"""The journal's files: what a frame is, and how the files that a gateway has left are read.
-
-Two ways to read them: `Folder.past` takes only a journal that is whole; `survey` takes what is good of any, and names
-the rest. It writes nothing and claims nothing.
-
+"""The journal's files: what a frame is, and how a gateway's old files are read.
+There are two ways to read them. `Folder.past` accepts only an undamaged journal. `survey` reads the good part of any
+journal, and names the rest; it writes nothing and claims nothing.
     frame    magic, CRC-32 of the rest, length, number of its first entry, entries, incarnation; then the entries, each
-             behind its length; then zeros up to the next page
-
-Frames begin on page boundaries, so that writing one never touches another. Where two files tell a number, the later
-one is right.
+             after its length; then zeros up to the next page
+Frames begin on page boundaries, so that writing one never touches another. If two files contain the same number, the
+later file is right.
 """
 
 import fcntl
@@ -21,15 +18,15 @@ from uuid import UUID
 
 PAGE_BYTES = 4096
 MAX_ENTRY_BYTES = 256 * 1024
-"""An order of eight images whose prompts were all rewritten at the greatest length (`answered.max_bytes`)."""
+"""Size for an order of eight images with rewritten prompts of maximum length (`answered.max_bytes`)."""
 
 MAX_FRAME_BYTES = 512 * 1024
-"""What one commit writes at most; who waits beyond it waits for the next."""
+"""Maximum size of one commit. Further entries wait for the next one."""
 
 SUFFIX = ".journal"
 LOCK = "lock"
 WRITTEN = ".v2"
-"""In the name of a file whose first page is a frame as soon as it is in use: one of zeros alone is a spare one."""
+"""Part of a file's name: its first page is a frame once it is in use. A file of only zeros is a spare one."""
 
 _MAGIC = b"GHJ1"
 HEAD = struct.Struct("<4sIIQI16s")
@@ -42,7 +39,7 @@ class JournalError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was written, under its number: where it lies. A journal may be larger than memory."""
+    """One entry: its number and where it lies, not its bytes. A journal may be larger than memory."""
 
     number: int
     path: Path
@@ -51,19 +48,18 @@ class Entry:
 
     @property
     def data(self) -> bytes:
-        """Its bytes, from the disk. Raises OSError."""
+        """Bytes of the entry, read from the disk. Raises OSError."""
         with self.path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), self.length, self.at)
 
     @property
     def file(self) -> str:
-        """The name of its file."""
         return self.path.name
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes of a file, from `start` up to `end`, where something was written that cannot be read any more."""
+    """Bytes of a file, from `start` up to `end`, that were written and can no longer be read."""
 
     file: str
     start: int
@@ -76,7 +72,7 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class FileRead:
-    """How much of a file is good."""
+    """How much of a file is readable."""
 
     path: Path
     size_bytes: int
@@ -85,15 +81,15 @@ class FileRead:
 
 
 Numbers = tuple[int, int | None]
-"""From and to; None where nobody knows how far."""
+"""Range of numbers; the end is None if nobody knows it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OldJournal:
-    """What an incarnation has left: its entries in order, and its files.
+    """Entries and files of an earlier incarnation, in order.
 
-    `missing` are numbers, from and to, of entries that must have been there. Where the first file is damaged, some of
-    them may have been in files that nobody needed any more.
+    `missing` are ranges of numbers of entries that must have existed. If the first file is damaged, some of them may
+    have been in files that nobody needed any more.
     """
 
     incarnation: UUID
@@ -105,12 +101,12 @@ class OldJournal:
 
     @property
     def last_number(self) -> int:
-        """Of its last entry, 0 where it has none."""
+        """Number of its last entry, 0 if there is none."""
         return self.entries[-1].number if self.entries else 0
 
     @property
     def why_not_whole(self) -> str | None:
-        """A sentence about the first thing that is wrong with it; None where nothing is."""
+        """A sentence about the first problem in it; None if there is none."""
         if self.damage:
             return str(self.damage[0])
         if self.missing:
@@ -121,7 +117,7 @@ class OldJournal:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A folder as it was found, whatever its state. `strangers` end like files of a journal, and are none."""
+    """A folder as it was found, in any state. `strangers` have the ending of journal files, but are none."""
 
     incarnations: tuple[OldJournal, ...]
     strangers: tuple[str, ...]
@@ -129,9 +125,9 @@ class Survey:
 
 
 class Folder:
-    """An exclusive claim on a journal's folder, as long as it is open. Raises JournalError where another has it.
+    """An exclusive claim on a journal's folder, while it is open. Raises JournalError if another process has it.
 
-    With `make` a folder that is not there is made; without, one in which no journal ever was is refused.
+    With `make` a missing folder is created. Without it, a folder that never had a journal is refused.
     """
 
     def __init__(self, path: Path, *, make: bool = True) -> None:
@@ -150,7 +146,7 @@ class Folder:
         self.path = path
 
     def past(self) -> list[OldJournal]:
-        """Everything that earlier incarnations have left here. Raises JournalError where it is damaged."""
+        """Read everything that earlier incarnations have left here. Raises JournalError if any of it is damaged."""
         found = self.survey()
         for one in found:
             if (why := one.why_not_whole) is not None:
@@ -158,19 +154,22 @@ class Folder:
         return found
 
     def survey(self) -> list[OldJournal]:
-        """The same, with what is good of what is damaged. Raises JournalError for a file that is none of ours."""
+        """Read as `past` does, with the readable part of what is damaged.
+
+        Raises JournalError for a file that is not a journal's.
+        """
         found = survey(self.path)
         for name in found.strangers:
             raise JournalError(f"{name} in the journal's folder is no file of a journal")
         return [*found.incarnations]
 
     def close(self) -> None:
-        """Let others have it."""
+        """Release the claim."""
         self._lock.close()
 
 
 def survey(path: Path) -> Survey:
-    """What lies in a journal's folder. Raises JournalError where there is no journal, or one of another version."""
+    """Read a journal's folder. Raises JournalError if there is no journal, or one of another version."""
     _check_is_one(path)
     by_incarnation: dict[UUID, list[Path]] = {}
     strangers: list[str] = []
@@ -184,7 +183,7 @@ def survey(path: Path) -> Survey:
 
 
 def entries_of(incarnation: UUID, files: Sequence[Path]) -> list[Entry]:
-    """All entries of one incarnation. Only what was written last may be torn: it was never acknowledged.
+    """Read all entries of one incarnation. Only the last write may be torn, because it was never acknowledged.
 
     Raises JournalError, OSError.
     """
@@ -200,7 +199,7 @@ def _check_is_one(path: Path) -> None:
 
 
 def _in_use(path: Path) -> bool:
-    """Does a process have the claim at this moment? Nobody loses or gets it by the question."""
+    """True if a process has the claim now. Asking does not take or break the claim."""
     try:
         with (path / LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -212,12 +211,15 @@ def _in_use(path: Path) -> bool:
 
 
 def file_name(incarnation: UUID, count: int) -> str:
-    """Of the file that is the `count`th of its incarnation."""
+    """Name of the `count`th file of an incarnation."""
     return f"{incarnation.hex}-{count:08d}{WRITTEN}{SUFFIX}"
 
 
 def encode_frame(incarnation: UUID, first: int, entries: list[bytes]) -> bytes:
-    """Entries from number `first` on, padded to whole pages; without any it only says which number is next."""
+    """Encode entries from number `first` on, padded to whole pages.
+
+    Without entries it only says which number is next.
+    """
     payload = b"".join(LENGTH.pack(len(entry)) + entry for entry in entries)
     rest = HEAD.pack(_MAGIC, 0, len(payload), first, len(entries), incarnation.bytes)[8:] + payload
     frame = _MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
@@ -226,7 +228,7 @@ def encode_frame(incarnation: UUID, first: int, entries: list[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """`entries` are offset and length of each in the file."""
+    """One frame. `entries` are offset and length of each entry in the file."""
 
     first: int
     entries: list[tuple[int, int]]
@@ -235,7 +237,7 @@ class _Frame:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A file: its whole frames, the gaps before some of them, where the last one ends, and what is not zero."""
+    """Content of a file: its whole frames, gaps before some, the last one's end, and the end of all written bytes."""
 
     path: Path
     size: int
@@ -269,18 +271,18 @@ def _read(incarnation: UUID, files: Sequence[Path]) -> OldJournal:
             damage.append(before.damaged(before.end, before.written, " at its end, and is not the last of its files"))
         for frame in scan.frames:
             while entries and entries[-1].number >= frame.first:
-                entries.pop()  # of a commit that failed, and was begun again in this file
+                entries.pop()  # from a commit that failed and was begun again in this file
             entries += [Entry(frame.first + place, scan.path, *lies) for place, lies in enumerate(frame.entries)]
             number = frame.first + len(frame.entries)
     read = (FileRead(one.path, one.size, len(one.frames), sum(len(f.entries) for f in one.frames)) for one in scans)
     missing = tuple(_missing(first, entries, number))
     if damage and not any(scan.frames for scan in scans):
-        missing = ((1, None),)  # what was in use and cannot be read at all tells no number
+        missing = ((1, None),)  # a file that was in use and cannot be read at all gives no number
     return OldJournal(incarnation, tuple(entries), tuple(files), tuple(damage), missing, tuple(read))
 
 
 def _missing(first: int, entries: Sequence[Entry], end: int) -> Iterator[Numbers]:
-    """Numbers from `first` on and below `end` of which there is no entry, as ranges."""
+    """Yield ranges of numbers from `first` on and below `end` that have no entry."""
     for entry in entries:
         if entry.number > first:
             yield first, entry.number - 1
@@ -290,7 +292,7 @@ def _missing(first: int, entries: Sequence[Entry], end: int) -> Iterator[Numbers
 
 
 def _unreadable(scans: Sequence[_Scan]) -> list[Damage]:
-    """Files without a frame that are no spare ones: what they held is not known, and no number may tell."""
+    """Find damaged files: without a frame, and not spare ones. Their content is unknown, and so are their numbers."""
     used = [place for place, scan in enumerate(scans) if scan.frames]
     found: list[Damage] = []
     for place, scan in enumerate(scans):
@@ -304,7 +306,7 @@ def _unreadable(scans: Sequence[_Scan]) -> list[Damage]:
 
 
 def _scan(file: Path, incarnation: UUID) -> _Scan | None:
-    """Read a file; None where it is gone: the gateway that uses it needs it no more. Raises JournalError, OSError."""
+    """Read a file. None if its gateway has deleted it, because it is not needed. Raises JournalError, OSError."""
     try:
         data = file.read_bytes()
     except FileNotFoundError:

@@ -26,19 +26,28 @@ from metering.wallet.wallet import Wallet
 log = structlog.get_logger(__name__)
 
 SETTLED_S = 10.0
-"""An order that Redis charged is in the ledger long before; one that is not by then may have been lost with Redis."""
+"""Time after which a charged order that the ledger still lacks may have been lost with Redis.
+
+Booking takes far less.
+"""
 
 LONGEST_S = 600.0
-"""Between two times that an order's charge is brought to Redis: doubled from `SETTLED_S` while the consumer is away."""
+"""Maximum pause before an order's charge is brought to Redis again.
+
+Doubled from `SETTLED_S` while the consumer is away.
+"""
 
 OLD_S = CLOSED_S / 2
-"""An order that was answered so long ago may soon be forgotten by Redis."""
+"""Age of an answered order from which Redis may soon forget it."""
 
 PROOFS = 200
-"""Of what the ledger has booked last: as many would have to be booked between two looks for a restore to go unseen."""
+"""Number of recently booked orders that are checked for a restore.
+
+It goes unseen if so many are booked between checks.
+"""
 
 BATCH = 500
-"""Orders that the ledger is asked about at once."""
+"""Orders in one query to the ledger."""
 
 OPEN = Gauge("ghub_journal_open_orders", "Answered orders whose charge the ledger does not have yet")
 REPLAYED = Counter("ghub_journal_replayed_total", "Charges that a journal brought back, or brought later")
@@ -46,14 +55,14 @@ RESTORED = Counter("ghub_ledger_restored_total", "Times that the ledger lacked w
 
 
 class Unproven(Exception):
-    """It cannot be told yet whether an order was charged: the consumer is behind."""
+    """It is not known yet whether an order was charged: the consumer is behind."""
 
 
 class Gaps:
-    """Which charges the ledger lacks although it has every event that their wallets have numbered: so neither has them.
+    """Charges that the ledger lacks although it has every event that their wallets have numbered: neither has them.
 
-    To be asked in one round, by one looker: an organisation's wallet is read once, and what this very round charges
-    comes after that.
+    Use one for one round of one caller. It reads an organisation's wallet once; what this same round charges comes
+    after that reading.
     """
 
     def __init__(self, wallet: Wallet, ledger: Ledger) -> None:
@@ -62,44 +71,44 @@ class Gaps:
         self._looks: dict[str, tuple[int, int]] = {}
 
     async def lacks(self, order: AnsweredOrder) -> int | None:
-        """Up to which of its organisation's events this order's charge is missing; None where it is not.
+        """Find the event number up to which this order's charge is missing; None if it is not missing.
 
-        Raises Unproven where the ledger does not have every event yet.
+        Raises Unproven if the ledger does not have every event yet.
         """
         if order.org_id not in self._looks:
             cut = await self._wallet.read(order.org_id)
             booked = await self._ledger.charged_up_to(order.org_id, cut.number)
             self._looks[order.org_id] = (cut.number, cut.events - booked.events)
-        if await booked_of([order.request_id], self._ledger):
+        if await booked_of([order.order_id], self._ledger):
             return None
         number, waiting = self._looks[order.org_id]
-        if waiting != 0:  # below zero the ledger knows more than the wallet: no proof either
+        if waiting != 0:  # below zero the ledger has more than the wallet: no proof either
             raise Unproven(f"{waiting} events of {order.org_id} are not booked yet")
         return number
 
 
 class Waiting:
-    """An answered order that the ledger does not have yet. All else is read from the journal when it is needed.
+    """An answered order that the ledger does not have yet. The rest is read from the journal when it is needed.
 
-    From `charge_from_s` of `time.monotonic` on its charge is brought to Redis, and after that every `pause_s`.
+    Its charge is brought to Redis from `charge_from_s` (of `time.monotonic`) on, and after that every `pause_s`.
     """
 
-    __slots__ = ("charge_from_s", "org_id", "pause_s", "request_id")
+    __slots__ = ("charge_from_s", "order_id", "org_id", "pause_s")
 
-    def __init__(self, org_id: str, request_id: str, charge_from_s: float) -> None:
+    def __init__(self, org_id: str, order_id: str, charge_from_s: float) -> None:
         self.org_id = org_id
-        self.request_id = request_id
+        self.order_id = order_id
         self.charge_from_s = charge_from_s
         self.pause_s = SETTLED_S
 
     def brought(self) -> None:
-        """Not again before its pause, which is doubled each time."""
+        """Wait for its pause before the next try; the pause doubles each time."""
         self.charge_from_s = time.monotonic() + self.pause_s
         self.pause_s = min(2 * self.pause_s, LONGEST_S)
 
 
 class OpenOrders:
-    """Writes them down, and looks after them until they are booked: `run` beside the requests."""
+    """Writes answered orders down, and watches them until they are booked. `run` is background work."""
 
     def __init__(self, journal: Journal, wallet: Wallet, ledger: Ledger, presence: Presence) -> None:
         self._journal = journal
@@ -116,20 +125,20 @@ class OpenOrders:
 
     @property
     def waiting(self) -> int:
-        """Orders that the ledger does not have yet."""
+        """Number of orders that the ledger does not have yet."""
         return len(self._uncharged) + len(self._charged)
 
     async def begin(self, at: datetime) -> None:
-        """Register the journal, before anything is admitted. Raises LedgerAway."""
+        """Register the journal in the ledger, before any order is admitted. Raises LedgerAway."""
         await self._ledger.open_incarnation(self._journal.incarnation, at)
         self._journal.registered = True
 
     async def end(self, at: datetime) -> None:
-        """Close the journal, if the ledger has all that it says. Otherwise its files wait for the next start.
+        """Close the journal if the ledger has everything in it. Otherwise its files wait for the next start.
 
         Raises WalletAway, LedgerAway, JournalFailed, OSError.
         """
-        await self.round()  # a ledger that was restored just now lacks what it had
+        await self.round()  # a ledger that was just restored lacks what it had
         if self.waiting or self._writing:
             return
         last = self._journal.last_number
@@ -137,7 +146,10 @@ class OpenOrders:
             self._journal.registered = False
 
     async def note(self, entry: bytes) -> int:
-        """Write an order down; on the disk when it returns, under this number. Raises JournalFailed: nobody knows."""
+        """Write an order; when this returns its number, it is on the disk.
+
+        After JournalFailed nobody knows whether it is.
+        """
         self._writing += 1
         try:
             return await self._journal.append(entry)
@@ -145,34 +157,37 @@ class OpenOrders:
             self._writing -= 1
             raise
 
-    def confirm(self, number: int, org_id: str, request_id: str, *, charged: bool) -> None:
-        """It is answered 200. `charged`: Redis has said so; otherwise it is brought there as soon as Redis is back."""
+    def confirm(self, number: int, org_id: str, order_id: str, *, charged: bool) -> None:
+        """Record that it is answered 200.
+
+        `charged`: Redis has confirmed it. If not, the charge follows when Redis is back.
+        """
         self._writing -= 1
-        self._watch(number, Waiting(org_id, request_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
+        self._watch(number, Waiting(org_id, order_id, time.monotonic() + (SETTLED_S if charged else 0.0)), charged)
 
-    async def withdraw(self, number: int, request_id: str) -> None:
-        """It is not answered 200 after all: nothing is charged for it.
+    async def withdraw(self, number: int, order_id: str) -> None:
+        """Record that it is not answered 200 after all, and not charged.
 
-        Raises JournalFailed; then it is tried again until the disk takes it.
+        Raises JournalFailed; then it is tried again until the disk accepts it.
         """
         try:
-            await self._note_withdrawn(request_id)
+            await self._note_withdrawn(order_id)
         except JournalFailed:
-            self._withdrawals.append((number, request_id))
+            self._withdrawals.append((number, order_id))
             raise
         self._writing -= 1
         self._journal.release(number)
 
-    async def _note_withdrawn(self, request_id: str) -> None:
-        self._journal.release(await self._journal.append(encode(Withdrawn(request_id))))
+    async def _note_withdrawn(self, order_id: str) -> None:
+        self._journal.release(await self._journal.append(encode(Withdrawn(order_id))))
 
     async def _withdraw_again(self) -> None:
         again, self._withdrawals = self._withdrawals, []
-        for number, request_id in again:
-            await self.withdraw(number, request_id)
+        for number, order_id in again:
+            await self.withdraw(number, order_id)
 
     async def run(self, every_s: float) -> None:
-        """Look after them until cancelled. A Redis or a ledger that is away is waited for."""
+        """Watch the orders until cancelled. If Redis or the ledger is away, wait for it."""
         while True:
             try:
                 await self._journal.probe()
@@ -183,12 +198,12 @@ class OpenOrders:
             await asyncio.sleep(every_s)
 
     async def round(self) -> None:
-        """What the ledger has is let go; what it should have by now is charged. Two rounds never overlap.
+        """Release what the ledger has; charge what it should have by now. Two rounds never overlap.
 
-        Raises WalletAway, LedgerAway, JournalFailed, OSError: then what could be done without it is done.
+        Raises WalletAway, LedgerAway, JournalFailed, OSError, after everything else that is possible is done.
         """
         async with self._looking:
-            await self._look_back()  # first: what is booked from now on is no proof of what was
+            await self._look_back()  # first, because what is booked from now on does not prove what was booked before
             away = await self._uncharged_round() + await self._charged_round()
             await self._withdraw_again()
             await self._compact()
@@ -197,7 +212,7 @@ class OpenOrders:
             raise away[0]
 
     async def _uncharged_round(self) -> list[WalletAway]:
-        """All of them, the oldest first: as long as they wait, their money may be spent again."""
+        """Look at all uncharged orders, the oldest first: while they wait, their money may be spent again."""
         away: list[WalletAway] = []
         gaps = Gaps(self._wallet, self._ledger)
         for page in _pages(sorted(self._uncharged)):
@@ -206,7 +221,10 @@ class OpenOrders:
         return away
 
     async def _charged_round(self) -> list[WalletAway]:
-        """Page by page in a circle, as long as the ledger has some of a page: else the consumer is away."""
+        """Look at charged orders page by page in a circle.
+
+        Stop if the ledger has none of a page: the consumer is away.
+        """
         numbers = sorted(self._charged)
         at = bisect_right(numbers, self._cursor)
         away: list[WalletAway] = []
@@ -220,19 +238,19 @@ class OpenOrders:
         return away
 
     async def _let_go(self, page: Sequence[int], orders: dict[int, Waiting]) -> int:
-        """Forget those that the ledger has, and those whose event it has set aside (rule 30); returns how many."""
-        ids = [orders[number].request_id for number in page]
+        """Forget orders that the ledger has, or whose event it has set aside (rule 30); returns how many."""
+        ids = [orders[number].order_id for number in page]
         booked = await booked_of(ids, self._ledger)
         known = booked | await self._ledger.set_aside_of(ids)
-        gone = [number for number in page if orders[number].request_id in known]
+        gone = [number for number in page if orders[number].order_id in known]
         for number in gone:
-            if orders[number].request_id in booked:
-                self._booked.append(orders[number].request_id)
+            if orders[number].order_id in booked:
+                self._booked.append(orders[number].order_id)
             self._forget(number, orders)
         return len(gone)
 
     async def _charge_due(self, page: Sequence[int], orders: dict[int, Waiting], gaps: Gaps) -> list[WalletAway]:
-        """Bring charges to Redis. One that cannot be brought holds up no other, nor does a partition that is away."""
+        """Bring due charges to Redis. A failed one, or a partition that is away, does not delay the others."""
         away: dict[int, WalletAway] = {}
         for number in page:
             one = orders.get(number)
@@ -244,12 +262,12 @@ class OpenOrders:
                 away[keys.partition_of(one.org_id)] = error
                 continue
             except Unproven as error:
-                log.warning("charge_waits", request_id=one.request_id, org=one.org_id, why=str(error))
+                log.warning("charge_waits", request_id=one.order_id, org=one.org_id, why=str(error))
             except (AnsweredError, OSError) as error:
-                log.error("journal_entry_unreadable", number=number, request_id=one.request_id, error=str(error))
+                log.error("journal_entry_unreadable", number=number, request_id=one.order_id, error=str(error))
             else:
                 if done is Replay.SERVED:
-                    await self._note_withdrawn(one.request_id)  # or a later start would bring it once more
+                    await self._note_withdrawn(one.order_id)  # otherwise a later start would bring it again
                     self._forget(number, orders)
                     continue
                 if orders is self._uncharged:
@@ -258,35 +276,38 @@ class OpenOrders:
         return list(away.values())
 
     async def _look_back(self) -> None:
-        """Has the ledger lost what it had? Then it was restored: what the journal keeps is watched again (rule 30)."""
+        """Check whether the ledger was restored and lost orders.
+
+        If so, watch again what the journal keeps (rule 30).
+        """
         if lacking := {*self._booked} - await booked_of(self._booked, self._ledger):
             log.error("ledger_restored", lacks=len(lacking))
             RESTORED.inc()
             await self._watch_kept()
-            self._booked.clear()  # what is interrupted before this begins again, and passes over what is watched
+            self._booked.clear()  # if interrupted before this line, it starts again and skips what is watched already
 
     async def _watch_kept(self) -> None:
-        passed = {one.request_id for orders in (self._uncharged, self._charged) for one in orders.values()}
+        passed = {one.order_id for orders in (self._uncharged, self._charged) for one in orders.values()}
         try:
             async for entries in self._journal.kept():
                 found = [decode(data) for data in entries]
-                passed |= {entry.request_id for entry in found if isinstance(entry, Withdrawn)}
-                orders = [one for one in found if isinstance(one, AnsweredOrder) and one.request_id not in passed]
+                passed |= {entry.order_id for entry in found if isinstance(entry, Withdrawn)}
+                orders = [one for one in found if isinstance(one, AnsweredOrder) and one.order_id not in passed]
                 for start in range(0, len(orders), BATCH):
                     await self._watch_again(orders[start : start + BATCH])
         except (JournalError, AnsweredError) as error:
             log.error("journal_entry_unreadable", error=str(error))
 
     async def _watch_again(self, orders: Sequence[AnsweredOrder]) -> None:
-        booked = await booked_of([order.request_id for order in orders], self._ledger)
-        lost = [order for order in orders if order.request_id not in booked]
+        booked = await booked_of([order.order_id for order in orders], self._ledger)
+        lost = [order for order in orders if order.order_id not in booked]
         await doubt({order.org_id for order in lost}, self._wallet, self._ledger)
         for order in lost:
             number = await self._journal.append(encode(order))
-            self._watch(number, Waiting(order.org_id, order.request_id, time.monotonic() + SETTLED_S), True)
+            self._watch(number, Waiting(order.org_id, order.order_id, time.monotonic() + SETTLED_S), True)
 
     async def _compact(self) -> None:
-        """A few old orders that wait must not keep every later file: they are written again, at the end."""
+        """Write a few old waiting orders again at the journal's end, so that they do not keep every later file."""
         for number in self._journal.stuck:
             for orders in (self._uncharged, self._charged):
                 if number in orders:
@@ -310,21 +331,21 @@ def _pages(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def decode_order(data: bytes) -> AnsweredOrder:
-    """Raises AnsweredError for an entry that is no order."""
+    """Decode an order. Raises AnsweredError if the entry is not an order."""
     entry = decode(data)
     if isinstance(entry, Withdrawn):
         raise AnsweredError("a withdrawal")
     return entry
 
 
-async def booked_of(request_ids: Collection[str], ledger: Ledger) -> set[str]:
-    """Those of these orders whose charge the ledger has. Raises LedgerAway."""
-    ended = await ledger.ended(list(request_ids)) if request_ids else {}
-    return {request_id for request_id, end in ended.items() if end.charged}
+async def booked_of(order_ids: Collection[str], ledger: Ledger) -> set[str]:
+    """Find which of these orders have their charge in the ledger. Raises LedgerAway."""
+    ended = await ledger.ended(list(order_ids)) if order_ids else {}
+    return {order_id for order_id, end in ended.items() if end.charged}
 
 
 async def doubt(org_ids: Collection[str], wallet: Wallet, ledger: Ledger) -> None:
-    """Have those wallets made anew that know of events which the ledger lacks. Raises WalletAway, LedgerAway."""
+    """Request a rebuild of wallets that know events which the ledger lacks. Raises WalletAway, LedgerAway."""
     ahead = []
     for org_id in org_ids:
         cut = await wallet.read(org_id)
@@ -334,25 +355,26 @@ async def doubt(org_ids: Collection[str], wallet: Wallet, ledger: Ledger) -> Non
 
 
 async def charge(order: AnsweredOrder, wallet: Wallet, gaps: Gaps) -> Replay:
-    """Bring one order to its wallet, where it is charged at most once.
+    """Bring one order to its wallet, which charges it at most once.
 
     Raises WalletAway, LedgerAway, Unproven.
 
-    Redis forgets after a day how an order ended. So an old one is charged only once the ledger has every event of its
-    organisation that came before, and not its charge. And one that Redis has charged may be missing in the ledger for
-    good: that was restored, and the wallet made anew from it. The same proof tells, and it is charged once more.
+    Redis forgets after a day how an order ended. So an old order is charged only if the ledger has every earlier event
+    of its organisation, and not this charge. There is a second case: Redis has charged an order, but a restored ledger
+    lacks it for good, and the wallet was rebuilt from that ledger. The same proof shows this, and the order is charged
+    again.
     """
     up_to, age_us = None, wallet.now_us(order.org_id) - order.ended_us
     if age_us > OLD_S * 1_000_000 and (up_to := await gaps.lacks(order)) is None:
         return Replay.CHARGED
     done = await wallet.replay(order)
     if done is Replay.CHARGED:
-        with suppress(Unproven):  # its event is on its way
+        with suppress(Unproven):  # its event is still on its way
             if (up_to := await gaps.lacks(order) if up_to is None else up_to) is not None:
                 done = await wallet.replay(order, lost_up_to=up_to)
     if done is Replay.NOW:
         REPLAYED.inc()
-        log.warning("charge_replayed", request_id=order.request_id, org=order.org_id)
+        log.warning("charge_replayed", request_id=order.order_id, org=order.org_id)
     elif done is Replay.SERVED:
-        log.warning("served_again", request_id=order.request_id, org=order.org_id)
+        log.warning("served_again", request_id=order.order_id, org=order.org_id)
     return done

@@ -1,4 +1,4 @@
-"""Journals of gateways that are gone: every order that they answered 200 is charged, and then they are closed."""
+"""Journals of dead gateways: every order that they answered 200 is charged, and then they are closed."""
 
 import asyncio
 import time
@@ -32,26 +32,26 @@ from metering.wallet.wallet import Wallet
 log = structlog.get_logger(__name__)
 
 PAUSE_S = 0.5
-"""Between two looks at what the consumer has booked by now."""
+"""Pause between two checks of what the consumer has booked."""
 
 LOOK_BACK_S = 10.0
-"""Between two looks at journals that are kept: some questions for each."""
+"""Pause between two checks of kept journals. Each takes some queries."""
 
 
 class _Order(Waiting):
-    """One of a dead gateway, brought at once; its entry is read again when it is needed."""
+    """An order of a dead gateway, charged without delay. Its entry is read again when it is needed."""
 
     __slots__ = ("entry",)
 
     def __init__(self, order: AnsweredOrder, entry: Entry) -> None:
-        super().__init__(order.org_id, order.request_id, 0.0)
+        super().__init__(order.org_id, order.order_id, 0.0)
         self.entry = entry
 
 
 class _Journal:
-    """One of a dead gateway. `orders` is None until they were looked for; `doubtful`: the ledger had them once.
+    """A journal of a dead gateway. `orders` is None until they were searched; `doubtful`: the ledger had them once.
 
-    `charged`: some of those that were found in the ledger; where one is gone again, it was restored meanwhile.
+    `charged` are some of the orders that the ledger had. If one of them disappears, the ledger was restored.
     """
 
     def __init__(self, past: OldJournal) -> None:
@@ -61,31 +61,31 @@ class _Journal:
         self.doubtful = False
 
     def again(self) -> None:
-        """The ledger was restored: it is looked for anew which of its orders are there."""
+        """Forget which of its orders are in the ledger, after a restore: they are searched again."""
         self.orders = None
         self.charged.clear()
         self.doubtful = True
 
     def read(self) -> list[_Order]:
-        """The orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
+        """Read the orders that are answered and not withdrawn, in the order of their entries. Raises AnsweredError."""
         orders: dict[str, _Order] = {}
         there = {path for path in self.past.files if path.exists()}
         for entry in self.past.entries:
-            if entry.path not in there:  # of what was kept, the oldest go first
+            if entry.path not in there:  # kept files are deleted from the oldest on
                 continue
             found = decode(entry.data)
             if isinstance(found, Withdrawn):
-                orders.pop(found.request_id, None)
+                orders.pop(found.order_id, None)
             else:
-                orders[found.request_id] = _Order(found, entry)
+                orders[found.order_id] = _Order(found, entry)
         return list(orders.values())
 
 
 class Recovery:
-    """Brings dead incarnations to their end, however long Redis, the ledger or the consumer are away.
+    """Brings the journals of dead gateways to their end, however long Redis, the ledger or the consumer are away.
 
-    `left` counts what is not done: orders that the ledger does not have, and journals that are not closed. Files of
-    those that are closed are kept for a while: a ledger that is restored is fed from them (rule 30).
+    `left` counts what is not done: orders that the ledger lacks, and journals that are not closed. Files of closed
+    journals are kept for a while, so that a restored ledger can be fed from them (rule 30).
     """
 
     def __init__(self, past: Sequence[OldJournal], wallet: Wallet, ledger: Ledger, keep: Keep | None = None) -> None:
@@ -99,11 +99,10 @@ class Recovery:
 
     @property
     def left(self) -> int:
-        """Orders and journals."""
         return sum(1 + len(one.orders or ()) for one in self._open)
 
     async def run(self) -> None:
-        """Until cancelled: close them, and then look after those that are kept."""
+        """Close the journals, then watch the kept ones, until cancelled."""
         while True:
             if why := await self.round():
                 log.warning("journal_waits", left=self.left, why=why)
@@ -112,7 +111,7 @@ class Recovery:
             await asyncio.sleep(PAUSE_S if self._open else LOOK_BACK_S)
 
     async def round(self) -> str:
-        """One look at all of them; returns what they wait for. Replaying twice, or twice at once, changes nothing."""
+        """Look at all of them once; returns what they wait for. Replaying twice, or twice at once, changes nothing."""
         gaps = Gaps(self._wallet, self._ledger)
         waits = [await self._look(one, gaps) for one in [*self._open]]
         return next((why for why in waits if why), "")
@@ -145,17 +144,17 @@ class Recovery:
         return ""
 
     async def look_back(self) -> None:
-        """Let go of what was kept for long enough; open again what a restored ledger lacks. Raises LedgerAway."""
+        """Delete what was kept long enough; reopen what a restored ledger lacks. Raises LedgerAway."""
         self._tidy()
         for journal in [*self._kept]:
-            if not await self._is_done(journal.past):  # it was: the ledger was restored
+            if not await self._is_done(journal.past):  # it was done, so the ledger was restored
                 log.error("ledger_restored", journal=str(journal.past.incarnation))
                 journal.again()
                 self._kept.remove(journal)
                 self._open.append(journal)
 
     def _tidy(self) -> None:
-        """Delete kept files that are too old, and the oldest of those that are too many."""
+        """Delete kept files that are too old, and the oldest if there are too many bytes."""
         files = {path: path.stat() for one in self._kept for path in one.past.files if path.exists()}
         kept_bytes = sum(stat.st_size for stat in files.values())
         for path, stat in sorted(files.items(), key=lambda one: one[1].st_mtime):
@@ -165,18 +164,21 @@ class Recovery:
         self._kept = [one for one in self._kept if any(path.exists() for path in one.past.files)]
 
     async def _is_blank(self, past: OldJournal) -> bool:
-        """Was it in use, and is nothing there? Before it is registered its first file begins with a frame."""
+        """True if it was in use and nothing of it is left.
+
+        Its first file begins with a frame before it is registered.
+        """
         if any(file.frames for file in past.read) or not any(WRITTEN in path.name for path in past.files):
             return False
         known = await self._ledger.incarnation(past.incarnation)
         return known.opened_at is not None and known.closed_at is None
 
     async def _is_done(self, past: OldJournal) -> bool:
-        """Is it closed? Then the ledger had all of it: it is only kept, and is not read again."""
+        """True if it is closed. Then the ledger had all of it: it is only kept, and not read again."""
         return (await self._ledger.incarnation(past.incarnation)).closed_at is not None
 
     async def _charge(self, orders: list[_Order], gaps: Gaps) -> str:
-        """Bring them to Redis; one that cannot be brought holds up no other (rule 30). Returns what it waits for."""
+        """Bring orders to Redis; a failed one does not delay the others (rule 30). Returns what it waits for."""
         why, away = "", set[int]()
         for order in [*orders]:
             partition = keys.partition_of(order.org_id)
@@ -198,13 +200,16 @@ class Recovery:
         return why
 
     async def _unbooked(self, orders: list[_Order], charged: deque[str]) -> list[_Order]:
-        """Those that the ledger neither has nor has set aside; what it has goes to `charged`. Raises LedgerAway."""
+        """List orders that the ledger neither has nor has set aside.
+
+        What it has is added to `charged`. Raises LedgerAway.
+        """
         left: list[_Order] = []
         for start in range(0, len(orders), BATCH):
             batch = orders[start : start + BATCH]
-            ids = [order.request_id for order in batch]
+            ids = [order.order_id for order in batch]
             booked = await booked_of(ids, self._ledger)
             known = booked | await self._ledger.set_aside_of(ids)
             charged.extend(booked)
-            left += [order for order in batch if order.request_id not in known]
+            left += [order for order in batch if order.order_id not in known]
         return left

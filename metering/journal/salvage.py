@@ -1,4 +1,4 @@
-"""A journal as it is found, whatever became of it: looked at, saved as far as it is good, or given up."""
+"""A journal in any state: inspected, saved as far as it is readable, or given up."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,14 +21,14 @@ from metering.wallet.wallet import Wallet
 log = structlog.get_logger(__name__)
 
 ASIDE = "salvaged"
-"""The folder inside a journal's, to which the files of a damaged one are moved. Nothing is ever deleted there."""
+"""Folder inside a journal's folder for the files of a damaged journal. Nothing in it is ever deleted."""
 
 _REASON = re.compile(r"[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,498}[^\x00-\x20\x7f])?")
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """An order in a journal, under the number of its latest entry. `withdrawn`: it was not answered 200 after all."""
+    """An order in a journal, with the number of its latest entry. `withdrawn`: it was not answered 200 after all."""
 
     number: int
     order: AnsweredOrder
@@ -37,14 +37,14 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An entry whose bytes are whole, and which this version does not understand."""
+    """An entry with a correct checksum that this version does not understand."""
 
     entry: Entry
     why: str
 
 
 def read_orders(past: OldJournal) -> tuple[list[Noted], list[Unreadable]]:
-    """Its orders, the oldest first, and what cannot be read."""
+    """Read its orders, the oldest first, and list what cannot be read."""
     orders: dict[str, Noted] = {}
     unreadable: list[Unreadable] = []
     for entry in past.entries:
@@ -54,16 +54,15 @@ def read_orders(past: OldJournal) -> tuple[list[Noted], list[Unreadable]]:
             unreadable.append(Unreadable(entry, str(error)))
             continue
         if isinstance(found, AnsweredOrder):
-            orders[found.request_id] = Noted(entry.number, found)
-        elif (before := orders.get(found.request_id)) is not None:
-            orders[found.request_id] = Noted(entry.number, before.order, withdrawn=True)
+            orders[found.order_id] = Noted(entry.number, found)
+        elif (before := orders.get(found.order_id)) is not None:
+            orders[found.order_id] = Noted(entry.number, before.order, withdrawn=True)
     return [*orders.values()], unreadable
 
 
 def check_versions(past: Iterable[OldJournal]) -> None:
-    """Raises JournalError with what to do, where another version wrote what this one does not understand (rule 13).
-
-    All that a journal says was written by one process, so its first entry tells.
+    """Check that this version can read these journals (rule 13). Raises JournalError, which says what to do.
+    One process wrote all of a journal, so its first entry is enough.
     """
     for one in past:
         for entry in one.entries[:1]:
@@ -77,23 +76,23 @@ def check_versions(past: Iterable[OldJournal]) -> None:
 
 
 async def ends_of(orders: Sequence[AnsweredOrder], ledger: Ledger) -> dict[str, Ended]:
-    """How the ledger has them, by request id. Raises LedgerAway."""
+    """Read how these orders ended in the ledger, by request id. Raises LedgerAway."""
     ends: dict[str, Ended] = {}
     for start in range(0, len(orders), BATCH):
-        ends |= await ledger.ended([order.request_id for order in orders[start : start + BATCH]])
+        ends |= await ledger.ended([order.order_id for order in orders[start : start + BATCH]])
     return ends
 
 
 class Salvage:
-    """Brings the orders that are good in a damaged journal to the ledger. Twice, or twice at once, changes nothing.
+    """Brings the readable orders of a damaged journal to the ledger. Twice, or twice at once, changes nothing.
 
-    `charged` are those that it charged; `doubtful` those among them that may have been withdrawn: a withdrawal comes
-    after its order, and entries after it are missing.
+    `charged` are those that it charged. `doubtful` are those among them that may have been withdrawn: a withdrawal
+    comes after its order, and entries after it are missing.
     """
 
     def __init__(self, past: OldJournal, wallet: Wallet, ledger: Ledger) -> None:
         noted, _ = read_orders(past)
-        self._numbers = {one.order.request_id: one.number for one in noted if not one.withdrawn}
+        self._numbers = {one.order.order_id: one.number for one in noted if not one.withdrawn}
         self._left = [one.order for one in noted if not one.withdrawn]
         self._wallet = wallet
         self._ledger = ledger
@@ -103,24 +102,24 @@ class Salvage:
 
     @property
     def left(self) -> int:
-        """Orders that the ledger does not have yet."""
+        """Number of orders that the ledger does not have yet."""
         return len(self._left)
 
     @property
     def doubtful(self) -> list[str]:
-        """Charged now, and perhaps taken back at the time."""
+        """Orders that were charged now, and may have been withdrawn before."""
         return [one for one in self.charged if any(_ends_above(to, self._numbers[one]) for _, to in self.past.missing)]
 
     async def round(self) -> str:
-        """One look at all of them; returns what it waits for."""
+        """Look at all of them once; returns what it waits for."""
         why = "the consumer has not booked them yet"
         try:
             ends = await ends_of(self._left, self._ledger)
-            aside = await self._ledger.set_aside_of([one.request_id for one in self._left])
+            aside = await self._ledger.set_aside_of([one.order_id for one in self._left])
         except LedgerAway as error:
             return str(error)
-        booked = {request_id for request_id, end in ends.items() if end.charged}
-        self._left = [one for one in self._left if one.request_id not in booked | aside]
+        booked = {order_id for order_id, end in ends.items() if end.charged}
+        self._left = [one for one in self._left if one.order_id not in booked | aside]
         gaps = Gaps(self._wallet, self._ledger)
         for order in [*self._left]:
             try:
@@ -129,13 +128,13 @@ class Salvage:
                 why = str(error) or type(error).__name__
                 continue
             if done is Replay.NOW:
-                self.charged.append(order.request_id)
+                self.charged.append(order.order_id)
             elif done is Replay.SERVED:
                 self._left.remove(order)
         return why if self._left else ""
 
     async def end(self) -> None:
-        """Close it in the ledger if nothing of it is missing, and move its files aside, so that a gateway may start."""
+        """Close it in the ledger if nothing is missing, and move its files aside, so that a gateway may start."""
         if not self.past.missing:
             await self._ledger.close_incarnation(self.past.incarnation, self.past.last_number, utc_now())
         for file in self.past.files:
@@ -150,7 +149,7 @@ def _ends_above(last: int | None, number: int) -> bool:
 
 
 def _move(file: Path, folder: Path) -> None:
-    """Into the folder, over nothing that is there already."""
+    """Move a file into the folder without overwriting anything."""
     place, turn = folder / file.name, 1
     while place.exists():
         place, turn = folder / f"{file.name}.{turn}", turn + 1
@@ -158,10 +157,10 @@ def _move(file: Path, folder: Path) -> None:
 
 
 async def give_up(ledger: Ledger, presence: Presence, incarnation: UUID, reason: str, actor: str) -> bool:
-    """Close a journal that is lost for good; False where it is closed already (rule 12).
+    """Close a journal that is lost for good; False if it is closed already (rule 12).
 
-    Raises LedgerError where there is none, where its gateway lives, or where the reason is none; LedgerAway and
-    RedisError where nobody can tell.
+    Raises LedgerError if there is no such journal, if its gateway lives, or if the reason is invalid. Raises LedgerAway
+    and RedisError if that cannot be determined.
     """
     if not _REASON.fullmatch(reason):
         raise WrongField("reason", "must be 1 to 500 printable characters, with no space around them")

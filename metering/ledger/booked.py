@@ -1,4 +1,4 @@
-"""Events that are booked, and what is summed, found and delivered from them."""
+"""Booked events, and what is summed, found and delivered from them."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
@@ -8,24 +8,25 @@ import orjson
 
 from metering.clock import DAY_US, period_at
 from metering.events import End, Event, Notice, decode_images
-from metering.ledger.rows import Row, event_of, event_row, fields
+from metering.ledger.rows import Row, event_of, fields
 from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json
-from metering.ports import LAST, PAGE, Charged, Delivered, Ended, Keyed, Listed, ResultKey, SetAside, UsageRow
+from metering.ports import LAST, PAGE, Charge, Charged, Delivered, Ended, Keyed, Listed, ResultKey, SetAside, UsageRow
 
 
 class EventRecords(Transactions):
-    """Each event once, in one transaction with what follows from it (rule 30)."""
+    """Each event is written once, in one transaction with its consequences (rule 30)."""
 
     async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
         """Write events and their consumption in one transaction; returns the ids of those that were new."""
         booked_at = at.isoformat()
 
         def steps() -> Steps[set[str]]:
-            new = yield from self._book([event_row(event, booked_at) for event in events])
+            # Results first: an organisation's total is locked from its events on, and others wait for it.
             if results := [_result_row(event) for event in events if event.result]:
-                yield "add_results", {"results": orjson.dumps(results).decode()}
+                yield "add_results", results
+            new = (yield from self._book(events, booked_at)) if events else set()
             for entry in set_aside:
-                # Whatever came over the stream can be kept: PostgreSQL knows no text with a NUL in it.
+                # PostgreSQL's text cannot contain a NUL, but an entry of the stream may.
                 error = entry.error.replace("\0", "\\0")
                 yield "set_aside", {**fields(entry), "error": error, "at": booked_at}
             return new
@@ -33,7 +34,7 @@ class EventRecords(Transactions):
         return await self._run("book", steps)
 
     async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]:
-        """Write down what organisations are to be told; returns those that are new."""
+        """Write notices down; returns those that are new."""
 
         def steps() -> Steps[list[Notice]]:
             new = []
@@ -53,9 +54,9 @@ class EventRecords(Transactions):
         what: str | None = None,
         after: tuple[str, int, str, str, str] | None = None,
     ) -> list[Notice]:
-        """What an organisation, or any, was told before a moment, the latest first; of one kind where `what` names it.
+        """Read notices of one organisation, or of all, before a moment, the latest first. `what` selects one kind.
 
-        `after`, the last one's what, percent, key id, period and organisation, goes on within that moment.
+        `after` (what, percent, key id, period and organisation of the last notice) continues within that moment.
         """
         names = ("what", "percent", "key_id", "period", "last_org_id")
         last = dict(zip(names, after or ("", 0, "", "", ""), strict=True))
@@ -71,59 +72,59 @@ class EventRecords(Transactions):
         most: int,
         key_ids: Collection[str] | None = None,
     ) -> list[UsageRow]:
-        """What was charged from one day to another, both of Mexico City and included, by any of day, model and key.
+        """Sum charges from one Mexico City day to another, both included, by any of day, model and key.
 
-        At most so many rows, of no certain order. With `key_ids` it is what was charged to those.
+        Returns at most `most` rows, in no particular order. With `key_ids`, only charges to those keys.
         """
 
         def steps() -> Steps[list[UsageRow]]:
-            asked: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
-            asked |= {"org_id": org_id, "first": first, "last": last, "most": most}
-            rows = yield "usage", {**asked, "ids": None if key_ids is None else as_json([*key_ids])}
+            parameters: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
+            parameters |= {"org_id": org_id, "first": first, "last": last, "most": most}
+            rows = yield "usage", {**parameters, "ids": None if key_ids is None else as_json([*key_ids])}
             return [UsageRow(*row) for row in rows]
 
         return await self._run("report", steps)
 
-    async def ended(self, request_ids: Sequence[str]) -> dict[str, Ended]:
-        """Those of these orders that the ledger has, by request id: some hundreds at a time. A charge goes first."""
-        rows = await self._rows("ended", ids=as_json(request_ids))
+    async def ended(self, order_ids: Sequence[str]) -> dict[str, Ended]:
+        """Find how orders ended, by request id; call it with some hundreds at a time. A charge wins over other ends."""
+        rows = await self._rows("ended", ids=as_json(order_ids))
         rows.sort(key=lambda row: row[1] == "charge")
         return {
             event_id: Ended(end, reason, frozenset(image["path"] for image in orjson.loads(images)))
             for event_id, end, reason, images in rows
         }
 
-    async def ends(self, request_ids: Sequence[str]) -> set[tuple[str, End]]:
-        """Every end that the ledger has of these orders, by request id: some hundreds at a time."""
-        return {(event_id, end) for event_id, end in await self._rows("ends", ids=as_json(request_ids))}
+    async def ends(self, order_ids: Sequence[str]) -> set[tuple[str, End]]:
+        """Find every end of these orders, by request id; call it with some hundreds at a time."""
+        return {(event_id, end) for event_id, end in await self._rows("ends", ids=as_json(order_ids))}
 
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]:
-        """Charged orders of these organisations that came with an idempotency key, since then."""
+        """Find charged orders of these organisations since then that have an idempotency key."""
         return [Keyed(*row) for row in await self._rows("keyed", ids=as_json(org_ids), since_us=since_us)]
 
     async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]:
-        """Charged orders of these organisations that ended since then: organisation, request, amount."""
+        """Find charged orders of these organisations that ended since then: organisation, request, amount."""
         rows = await self._rows("charged_since", ids=as_json(org_ids), since_us=since_us)
-        return [(org_id, request_id, amount) for org_id, request_id, amount in rows]
+        return [(org_id, order_id, amount) for org_id, order_id, amount in rows]
 
     async def charged(self, org_ids: Sequence[str]) -> dict[str, Charged]:
-        """What the ledger has of those of these organisations of which it has anything."""
+        """Read the totals of these organisations. Those without any event are left out."""
         rows = await self._rows("charged", ids=as_json(org_ids))
         return {org_id: Charged(*figures) for org_id, *figures in rows}
 
-    async def result(self, org_id: str, request_id: str) -> Delivered | None:
-        """What a charged order of this organisation delivered, as long as it is kept."""
-        rows = await self._rows("result", org_id=org_id, request_id=request_id)
+    async def result(self, org_id: str, order_id: str) -> Delivered | None:
+        """Read what a charged order of this organisation delivered, while it is kept."""
+        rows = await self._rows("result", org_id=org_id, order_id=order_id)
         return _delivered(rows[0]) if rows else None
 
     async def results(
         self, org_id: str, after: ResultKey | None = None, most: int = PAGE, key_ids: Collection[str] | None = None
     ) -> list[Listed]:
-        """A page of an organisation's, the latest first; the next one begins `after` the last of this.
+        """Read a page of an organisation's results, the latest first; the next page begins `after` this one's last.
 
-        With `key_ids` of those that these keys placed.
+        With `key_ids`, only results of orders that these keys placed.
         """
-        until_us, after_id = (after.ended_us, after.request_id) if after is not None else (LAST, "")
+        until_us, after_id = (after.ended_us, after.order_id) if after is not None else (LAST, "")
         page = {"org_id": org_id, "until_us": until_us, "after_id": after_id, "page": most}
 
         def steps() -> Steps[list[Row]]:
@@ -140,12 +141,12 @@ class EventRecords(Transactions):
         return [Listed(_delivered(row[:4]), ResultKey(row[4], row[0])) for row in rows]
 
     async def charged_up_to(self, org_id: str, number: int = LAST) -> Charged:
-        """What the ledger has of one organisation up to its event `number`, from its running total."""
+        """Read one organisation's totals up to its event `number`, from its running total."""
         rows = await self._rows("charged_up_to", org_id=org_id, number=number)
         return Charged(*rows[0]) if rows else Charged(events=0, last_event=0, charged_micro_mxn=0)
 
     async def recount(self, org_id: str, number: int = LAST) -> Charged:
-        """The same from the events themselves. It reads an organisation's whole history: for `verify`."""
+        """Count the same from the events. It reads an organisation's whole history, so only `verify` uses it."""
 
         def steps() -> Steps[Charged]:
             (row,) = yield "recount", {"org_id": org_id, "number": number}
@@ -154,7 +155,7 @@ class EventRecords(Transactions):
         return await self._run("scan", steps)
 
     async def missing_numbers(self, org_id: str, number: int, most: int) -> list[tuple[int, int]]:
-        """Numbers up to this one of which the ledger has no event, as the first and the last of each gap."""
+        """Find event numbers up to this one that the ledger lacks, as the first and the last of each gap."""
 
         def steps() -> Steps[list[tuple[int, int]]]:
             rows = yield "missing_numbers", {"org_id": org_id, "number": number, "most": most}
@@ -163,7 +164,7 @@ class EventRecords(Transactions):
         return await self._run("scan", steps)
 
     async def refunded_above(self) -> list[tuple[str, str, int, int]]:
-        """Orders whose refunds together are above their charge: organisation, order, refunded, charged (rule 33)."""
+        """Find orders refunded above their charge: organisation, order, refunded, charged (rule 33)."""
 
         def steps() -> Steps[list[tuple[str, str, int, int]]]:
             rows = yield "refunded_above", {}
@@ -171,14 +172,12 @@ class EventRecords(Transactions):
 
         return await self._run("scan", steps)
 
-    async def events(
-        self, *, org_id: str | None = None, month: str | None = None, since_us: int = 0
-    ) -> AsyncIterator[Event]:
-        """Booked events that ended since then, by month, organisation and number, a page at a time."""
-        # An event's month is that of its admission, which may be the one before its end's.
+    async def events(self, *, org_id: str | None = None, since_us: int = 0) -> AsyncIterator[Event]:
+        """Yield booked events that ended since then, by month, organisation and number, one page at a time."""
+        # An event's month is that of its admission, and may be the month before its end.
         first = period_at(since_us - DAY_US).month if since_us else ""
         after: dict[str, Any] = {"after_month": first, "after_org_id": "", "after_number": 0, "after_event_id": ""}
-        since = {"org_id": org_id, "month": month, "since_us": since_us}
+        since = {"org_id": org_id, "since_us": since_us}
         while True:
             page = [event_of(row) for row in await self._rows("events", page=EVENTS, **since, **after)]
             for event in page:
@@ -193,6 +192,15 @@ class EventRecords(Transactions):
                 "after_event_id": last.event_id,
             }
 
+    async def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]:
+        """Yield pages of what was charged in a month of Mexico City, by organisation and number."""
+        after: dict[str, Any] = {"after_org_id": "", "after_number": 0, "after_event_id": ""}
+        of = {"org_id": org_id, "month": month, "page": EVENTS}
+        while page := [*map(Charge._make, await self._rows("charges", **of, **after))]:
+            yield page
+            last = page[-1]
+            after = {"after_org_id": last.org_id, "after_number": last.number, "after_event_id": last.event_id}
+
 
 def _result_row(event: Event) -> dict[str, Any]:
     opened = event.opened
@@ -205,5 +213,5 @@ def _result_row(event: Event) -> dict[str, Any]:
 
 
 def _delivered(row: Row) -> Delivered:
-    request_id, images, document, key_id = row
-    return Delivered(request_id, decode_images(images), document.encode(), key_id)
+    order_id, images, document, key_id = row
+    return Delivered(order_id, decode_images(images), document.encode(), key_id)

@@ -1,4 +1,4 @@
-"""Credits and refunds: numbered for each organisation, within its bounds."""
+"""Credits and refunds: numbered for each organisation, within its maximum."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,6 +12,7 @@ from metering.money import MAX_MICRO_MXN, format_mxn
 from metering.ports import (
     Act,
     Booked,
+    Charge,
     CreditType,
     LedgerError,
     NotThere,
@@ -24,14 +25,14 @@ from metering.ports import (
 
 
 class CreditRecords(Transactions):
-    """A refund names its order (rule 33)."""
+    """Credits, and refunds, which name their order (rule 33)."""
 
     async def add_credit(
         self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
     ) -> bool:
-        """Add a numbered credit; False when this very credit is there already.
+        """Add a numbered credit; False if this very credit exists already.
 
-        Raises LedgerError when the id stands for another credit: a payment's id is used once.
+        Raises LedgerError if the id belongs to another credit: a payment's id is used once.
         """
 
         def steps() -> Steps[bool]:
@@ -61,11 +62,11 @@ class CreditRecords(Transactions):
         org_id: str | None = None,
         credit_id: str | None = None,
     ) -> tuple[Refund, bool]:
-        """Give back `micro_mxn` of what an order was charged, or all that is left; and whether it was given now.
+        """Refund `micro_mxn` of an order's charge, or all that is left; False for a refund that existed already.
 
-        All refunds of an order together are at most its charge (rule 33). Without a `credit_id` of the giver's own
-        they are numbered; under one, the same refund is given once. Raises NotThere, also where the order is not this
-        organisation's; WrongField, LedgerError.
+        All refunds of an order together are at most its charge (rule 33). Without a `credit_id` they are numbered. With
+        one, the same refund is given once. Raises NotThere, also if the order is another organisation's; WrongField,
+        LedgerError.
         """
 
         def steps() -> Steps[tuple[Refund, bool]]:
@@ -88,20 +89,20 @@ class CreditRecords(Transactions):
         return await self._run("write", steps)
 
     async def order(self, order_id: str) -> OrderRecord:
-        """All that is known of one order; empty where nothing is."""
+        """Read everything about one order; empty if there is nothing."""
 
         def steps() -> Steps[OrderRecord]:
-            asked = {"order_id": order_id}
-            ends = [Booked(event_of(row[:-1]), row[-1]) for row in (yield "order_ends", asked)]
-            refunds = [Refund(*row) for row in (yield "refunds_of_order", asked)]
-            set_aside = [OrderSetAside(*row) for row in (yield "set_aside_of_order", asked)]
-            ((kept,),) = yield "result_kept", asked
+            parameters = {"order_id": order_id}
+            ends = [Booked(event_of(row[:-1]), row[-1]) for row in (yield "order_ends", parameters)]
+            refunds = [Refund(*row) for row in (yield "refunds_of_order", parameters)]
+            set_aside = [OrderSetAside(*row) for row in (yield "set_aside_of_order", parameters)]
+            ((kept,),) = yield "result_kept", parameters
             return OrderRecord(tuple(ends), tuple(refunds), tuple(set_aside), bool(kept))
 
         return await self._run("read", steps)
 
     async def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]:
-        """Those that were given in a month of Mexico City, in their order, a page at a time."""
+        """Yield refunds given in a month of Mexico City, oldest first, one page at a time."""
         span = {
             "first_at": utc_at(month_start_us(month)).isoformat(),
             "end_at": utc_at(month_start_us(next_month(month))).isoformat(),
@@ -110,7 +111,7 @@ class CreditRecords(Transactions):
         while True:
             rows = await self._rows("refunds", org_id=org_id, page=EVENTS, **span, **after)
             for row in rows:
-                yield Refunded(Refund(*row[:6]), event_of(row[6:]))
+                yield Refunded(Refund(*row[:6]), Charge(*row[6:]))
             if len(rows) < EVENTS:
                 return
             after = {"after_at": rows[-1][5], "after_id": rows[-1][0]}
@@ -125,7 +126,7 @@ def _add_credit(
     order_id: str | None = None,
     reason: str | None = None,
 ) -> Steps[None]:
-    """The organisation's next one, and word of it for Redis."""
+    """Add the organisation's next credit, and the change that Redis must know."""
     ((number, total),) = yield "last_credit", {"org_id": org_id}
     if abs(total + micro_mxn) > MAX_MICRO_MXN:
         raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
@@ -135,7 +136,7 @@ def _add_credit(
 
 
 def _charge_of(rows: list[Row], order_id: str, org_id: str | None) -> Event:
-    """The charge among the ends of an order of this organisation. Raises NotThere, LedgerError."""
+    """Find the charge among an order's ends, if it is this organisation's. Raises NotThere, LedgerError."""
     ends = [event_of(row[:-1]) for row in rows]
     if not ends or org_id not in (None, ends[0].opened.org_id):
         whose = " of this organisation" if org_id else ""
@@ -147,22 +148,25 @@ def _charge_of(rows: list[Row], order_id: str, org_id: str | None) -> Event:
 
 
 def _refundable(charge: Event, before: list[Refund], micro_mxn: int | None) -> int:
-    """What is asked for, or all that is left. Raises WrongField, LedgerError where there is less, or nothing."""
+    """Compute the refund: the requested amount, or all that is left.
+
+    Raises WrongField, LedgerError if less or nothing is left.
+    """
     charged, refunded = charge.amount_micro_mxn, sum(one.amount_micro_mxn for one in before)
-    told = f"order {charge.event_id!r} was charged {format_mxn(charged)} MXN"
+    message = f"order {charge.event_id!r} was charged {format_mxn(charged)} MXN"
     if refunded >= charged:
         last = before[-1]
-        raise LedgerError(f"{told}, and is refunded whole already: {last.credit_id} of {last.at} was the last")
+        raise LedgerError(f"{message}, and is refunded whole already: {last.credit_id} of {last.at} was the last")
     left = charged - refunded
     if micro_mxn is not None and micro_mxn > left:
         raise WrongField(
-            "mxn", f"{told}; {format_mxn(refunded)} MXN of it are refunded, {format_mxn(left)} MXN are left"
+            "mxn", f"{message}; {format_mxn(refunded)} MXN of it are refunded, {format_mxn(left)} MXN are left"
         )
     return left if micro_mxn is None else micro_mxn
 
 
 def _unused_id(order_id: str, before: int) -> Steps[str]:
-    """Of an order's next refund: by its number, unless somebody has given that id to another credit."""
+    """Find an id for an order's next refund: by its number, unless another credit has that id."""
     number = before + 1
     while (yield "credit", {"id": f"refund-{order_id}-{number}"}):
         number += 1

@@ -9,18 +9,19 @@ from metering.ports import Act, Incarnation, NotThere
 
 
 class IncarnationRecords(Transactions):
-    """One for each start of a gateway."""
+    """One row for each start of a gateway."""
 
     async def open_incarnation(self, incarnation: UUID, at: datetime) -> None:
-        """A gateway begins a journal: before it has admitted anything."""
+        """Register the journal of a gateway, before it has admitted anything."""
         await self._write_one("open_incarnation", id=str(incarnation), at=at.isoformat())
 
     async def close_incarnation(
         self, incarnation: UUID, last_number: int, at: datetime, charged: Collection[str] = ()
     ) -> bool:
-        """Everything that its journal says is in this ledger, up to its last number. Safe to repeat.
+        """Close a journal: everything in it, up to its last number, is in this ledger. Safe to repeat.
 
-        False, and not closed, where one of the orders that it had as `charged` is not there any more: it was restored.
+        Returns False, and does not close it, if one of its `charged` orders is no longer there: the ledger was
+        restored.
         """
 
         def steps() -> Steps[bool]:
@@ -33,15 +34,15 @@ class IncarnationRecords(Transactions):
         return await self._run("write", steps)
 
     async def open_incarnations(self) -> list[UUID]:
-        """Those whose journals may say more than this ledger knows, the oldest first."""
+        """List journals that may contain more than this ledger, the oldest first."""
         return [UUID(row[0]) for row in await self._rows("open_incarnations")]
 
     async def incarnation(self, incarnation: UUID) -> Incarnation:
-        """What is known of one, be it nothing."""
+        """Read what is known of one journal, which may be nothing."""
         return Incarnation(*(await self._rows("incarnation", id=str(incarnation)))[0])
 
     async def lose_incarnation(self, incarnation: UUID, reason: str, at: datetime, act: Act) -> bool:
-        """Close one whose journal nobody has any more; False where it is closed already. Raises NotThere."""
+        """Close a journal that is lost; False if it is closed already. Raises NotThere."""
 
         def steps() -> Steps[bool]:
             (row,) = yield "incarnation", {"id": str(incarnation)}

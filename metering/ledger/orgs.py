@@ -13,10 +13,10 @@ from metering.ports import PAGE, Act, ApiKey, NotThere, Org, WrongField
 
 
 class OrgRecords(Transactions):
-    """Every change has its line in the audit log, and its word for Redis."""
+    """Every change is written with its row in the audit log and its change for Redis."""
 
     async def create_org(self, org: Org, act: Act) -> None:
-        """Raises LedgerError when the name is taken."""
+        """Create an organisation. Raises LedgerError if the name is taken."""
 
         def steps() -> Steps[None]:
             if (yield "org", {"ref": org.name}):
@@ -28,19 +28,19 @@ class OrgRecords(Transactions):
         await self._run("write", steps)
 
     async def org(self, ref: str) -> Org:
-        """By id or name. Raises LedgerError when there is none."""
+        """Find an organisation by id or name. Raises LedgerError if there is none."""
         rows = await self._rows("org", ref=ref)
         if not rows:
             raise NotThere(f"there is no organisation {ref!r}")
         return org_of(rows[0])
 
     async def orgs(self, after: Org | None = None, most: int = PAGE) -> list[Org]:
-        """A page of them, oldest first; the next one begins `after` the last of this one."""
+        """Read a page of organisations, oldest first; the next page begins `after` the last of this one."""
         at, org_id = (after.created_at, after.org_id) if after is not None else ("", "")
         return [org_of(row) for row in await self._rows("orgs", after_at=at, after_id=org_id, page=most)]
 
     async def set_limits(self, org_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> Org:
-        """Set an organisation's own limits; what is not named stays, and None is the plan's again."""
+        """Set an organisation's own limits. Limits that are not named stay; None returns to the plan's."""
 
         def steps() -> Steps[Org]:
             (row,) = yield "org", {"ref": org_id}
@@ -57,7 +57,7 @@ class OrgRecords(Transactions):
         return await self._run("write", steps)
 
     async def suspend(self, org_id: str, suspended: bool, at: datetime, act: Act) -> Org:
-        """Refuse an organisation's orders from now on, or take them again; what is so already stays as it is."""
+        """Refuse an organisation's orders from now on, or accept them again. No effect if that is already so."""
 
         def since(org: Org) -> Org:
             return (
@@ -67,11 +67,11 @@ class OrgRecords(Transactions):
         return await self._change_org(org_id, since, "suspended" if suspended else "resumed", at, act)
 
     async def rename(self, org_id: str, name: str, at: datetime, act: Act) -> Org:
-        """Raises WrongField when the name is taken."""
+        """Change an organisation's name. Raises WrongField if the name is taken."""
         return await self._change_org(org_id, lambda org: replace(org, name=name), "renamed", at, act)
 
     async def set_plan(self, org_id: str, plan: str, at: datetime, act: Act) -> Org:
-        """Its own limits stay above the new plan's."""
+        """Change its plan. Its own limits still take precedence."""
         return await self._change_org(org_id, lambda org: replace(org, plan=plan), "plan", at, act)
 
     async def _change_org(self, org_id: str, change: Callable[[Org], Org], what: str, at: datetime, act: Act) -> Org:
@@ -92,11 +92,11 @@ class OrgRecords(Transactions):
         return await self._run("write", steps)
 
     async def plans(self) -> dict[str, Limits]:
-        """Those of the gateway that started last, by name; none where none has started yet."""
+        """Read the plans of the gateway that started last, by name. Empty if none has started yet."""
         return {row[0]: Limits(*row[1:]) for row in await self._rows("plans")}
 
     async def register_plans(self, plans: Mapping[str, Limits], at: datetime) -> bool:
-        """The plans that hold from now on; False where they are as they were. Otherwise all wallets are told."""
+        """Set the plans that hold from now on; False if they are unchanged. A change is sent to all wallets."""
 
         def steps() -> Steps[bool]:
             known = {row[0]: Limits(*row[1:]) for row in (yield "plans", {})}
@@ -112,7 +112,7 @@ class OrgRecords(Transactions):
         return await self._run("write", steps)
 
     async def create_key(self, key: ApiKey, act: Act, *, until: datetime | None = None) -> None:
-        """Record a key by its hash. The one that it `replaces` ends at `until`, if it does not end before."""
+        """Record a key by its hash. The key that it `replaces` ends at `until`, if it does not end before."""
 
         def steps() -> Steps[None]:
             lists = {"models": " ".join(key.models), "origins": " ".join(key.origins)}
@@ -125,27 +125,27 @@ class OrgRecords(Transactions):
         await self._run("write", steps)
 
     async def key(self, key_id: str) -> ApiKey:
-        """By its short id. Raises LedgerError when there is none."""
+        """Find a key by its short id. Raises LedgerError if there is none."""
         rows = await self._rows("key", key_id=key_id)
         if not rows:
             raise NotThere(f"there is no key {key_id!r}")
         return key_of(rows[0])
 
     async def given_end(self, key: ApiKey) -> str | None:
-        """The end that a key was issued with; a rotation may have brought it forward."""
+        """Find the end that a key was issued with. A rotation may have moved it forward."""
         rows = await self._rows("issued", org_id=key.org_id, key_id=key.key_id)
         details = orjson.loads(rows[0][0]) if rows else {}
         end: str | None = details.get("expires_at", key.expires_at)
         return end
 
     async def keys(self, org_id: str, after: ApiKey | None = None, most: int = PAGE) -> list[ApiKey]:
-        """A page of an organisation's keys, revoked ones too, oldest first."""
+        """Read a page of an organisation's keys, revoked ones too, oldest first."""
         at, key_id = (after.created_at, after.key_id) if after is not None else ("", "")
         rows = await self._rows("keys", org_id=org_id, after_at=at, after_id=key_id, page=most)
         return [key_of(row) for row in rows]
 
     async def revoke_key(self, key_id: str, at: datetime, act: Act) -> ApiKey:
-        """Revoke for good; a second time changes nothing. Raises LedgerError when there is no such key."""
+        """Revoke a key permanently; a second time changes nothing. Raises LedgerError if there is no such key."""
 
         def steps() -> Steps[ApiKey]:
             revoked = yield "revoke_key", {"key_id": key_id, "at": at.isoformat()}
@@ -160,7 +160,7 @@ class OrgRecords(Transactions):
         return await self._run("write", steps)
 
     async def set_key_limits(self, key_id: str, changes: Mapping[str, int | None], at: datetime, act: Act) -> ApiKey:
-        """Set a key's own limits; what is not named stays, and None is no limit."""
+        """Set a key's own limits. Limits that are not named stay; None is no limit."""
 
         def steps() -> Steps[ApiKey]:
             key = yield from key_row(key_id)
@@ -176,12 +176,12 @@ class OrgRecords(Transactions):
         return await self._run("write", steps)
 
     async def last_used(self, org_id: str) -> dict[str, int]:
-        """Key id → Unix µs of the last order that was charged to it."""
+        """Find the Unix µs of the last charged order of each key, by key id."""
         rows = await self._rows("last_used", org_id=org_id)
         return {key_id: last_us for (key_id, last_us) in rows}
 
     async def origins(self, at: datetime) -> set[str]:
-        """Of all pages from which browsers may use a key that is neither revoked nor past its end."""
+        """List origins of all pages from which browsers may use an active key (not revoked, not past its end)."""
         rows = await self._rows("origins", at=at.isoformat())
         return {origin for (origins,) in rows for origin in origins.split()}
 

@@ -1,14 +1,14 @@
 """The ledger in PostgreSQL, for production: any number of gateways, consumers and commands at once.
 
-Nothing is left in a session between two transactions (no prepared statement, no setting), so that it also works behind
-a pooler that hands every transaction another server.
+A session keeps nothing between two transactions (no prepared statement, no setting). So it also works behind a pooler
+that gives every transaction another server.
 """
 
 import asyncio
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -18,35 +18,45 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import DeadlockDetected, SerializationFailure
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from metering.events import Event
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import SqlLedger
-from metering.ledger.rows import Row
+from metering.ledger.rows import Row, event_row
 from metering.ledger.transactions import Mode, Steps
 from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
 
 T = TypeVar("T")
 
 CONNECTIONS = 4
-"""The most that one process opens, and only when it needs them: a consumer books one batch at a time, a gateway polls
-for changes and rates. Twenty processes stay below a new server's limit of 100."""
+"""Maximum connections of one process, opened only when needed.
+
+A consumer books one batch at a time, and a gateway polls for changes and rates. Twenty processes stay below a new
+server's limit of 100.
+"""
 
 CONNECT_S = 3.0
-"""Name, TCP, TLS and log-in. Where an address names several hosts, for each."""
+"""Timeout for name resolution, TCP, TLS and log-in. If an address names several hosts, for each of them."""
 
 CALL_S = 5.0
-"""For a free connection, its turn and the work together; then the ledger counts as away, as it does in SQLite. A batch
-takes 10 ms."""
+"""Timeout for a free connection, its turn and the work together.
+
+After it the ledger counts as away, as in SQLite. A full batch takes about 100 ms.
+"""
 
 SCAN_S = 600.0
-"""For a migration, and for reading a whole history: ten million events take a few seconds."""
+"""Timeout for a migration, and for reading a whole history: ten million events take a few seconds."""
 
 ATTEMPTS = CONNECTIONS + 1
-"""How often a transaction is begun where it lost a race, or where its connection turned out to be dead before it began:
-after a restart of the server every one in the pool is."""
+"""How often a transaction is tried if it lost a race, or if its connection was dead before it began.
+
+After a restart of the server, every connection in the pool is dead.
+"""
 
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-"""Each statement sees what was committed before it. A snapshot taken at the beginning would be older than the turn that
-the transaction then waits for."""
+"""Each statement sees what was committed before it.
+
+A snapshot from the transaction's beginning would be older than the turn that the transaction then waits for.
+"""
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
@@ -61,7 +71,9 @@ _REFUSED = re.compile(
     r"password authentication failed.*|no password supplied|role .* does not exist|database .* does not exist"
     r"|permission denied for database .*|role .* is not permitted to log in|.*pg_hba\.conf.*|session is read-only"
 )
-"""Why a log-in fails until somebody mends it. libpq gives no code, only the server's words; no password is in them."""
+"""Log-in failures that need a person to repair them. libpq gives no code, only the server's words; no password is in
+them.
+"""
 
 _HINTS = {
     "42501": "grant its role SELECT and INSERT on the ledger's tables, as docs/operations.md says",
@@ -69,11 +81,11 @@ _HINTS = {
     "25006": "it takes no writes: is its disk full, or is it a standby?",
 }
 _CLASSES = {"42": "run `ghub migrate`", "3D": "create it", "3F": "create it", "28": "look at the role and its password"}
-"""SQLSTATE, or its class, of what fails until somebody mends it → what to do."""
+"""What to do, by SQLSTATE or its class, for failures that need a person to repair them."""
 
 
 class PostgresLedger(SqlLedger):
-    """The record in a PostgreSQL database. Create it with `open_postgres`; every method may raise LedgerAway."""
+    """The record in a PostgreSQL database, created by `open_postgres`. Every method may raise LedgerAway."""
 
     dialect = "postgres"
 
@@ -105,7 +117,6 @@ class PostgresLedger(SqlLedger):
         return await self._transaction(_WRITE, SCAN_S, work)
 
     async def aclose(self) -> None:
-        """Close all connections."""
         await self._pool.close()
 
     async def _run(self, mode: Mode, steps: Callable[[], Steps[T]]) -> T:
@@ -117,8 +128,8 @@ class PostgresLedger(SqlLedger):
         begin = _WRITE if mode in ("book", "write") else _READ
         return await self._transaction(begin, SCAN_S if mode == "scan" else CALL_S, work)
 
-    def _book(self, rows: list[dict[str, Any]]) -> Steps[set[str]]:
-        booked = (yield "book", {"events": orjson.dumps(rows).decode()}) if rows else []
+    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+        booked = yield "book", [event_row(event, booked_at) for event in events]
         return {event_id for (event_id,) in booked}
 
     async def _walk(self, line: "_Line", steps: Steps[T]) -> T:
@@ -129,6 +140,8 @@ class PostgresLedger(SqlLedger):
             except StopIteration as end:
                 result: T = end.value
                 return result
+            if isinstance(values, list):
+                values = {"rows": orjson.dumps(values).decode()}
             cursor = await line.execute(self._sql[query], values)
             rows = await cursor.fetchall() if cursor.description else []
 
@@ -167,23 +180,26 @@ class PostgresLedger(SqlLedger):
 
 
 def _hint(sqlstate: str | None) -> str | None:
-    """What an operator may do; None where waiting may help."""
+    """Find advice for an operator; None if waiting may help."""
     return _HINTS.get(sqlstate or "") or _CLASSES.get((sqlstate or "")[:2])
 
 
 class _NotBegun(psycopg.OperationalError):
-    """The connection was dead before anything was done with it: another may be tried."""
+    """The connection was dead before it did anything: another one may be tried."""
 
 
 class _Line(psycopg.AsyncConnection[Row]):
     """A connection that can be given up at once."""
 
     failure = ""
-    """Why the last attempt to connect failed; empty after one that did not. The pool only says that it has waited."""
+    """Why the last attempt to connect failed; empty if it succeeded.
+
+    The pool itself only reports that it has waited.
+    """
 
     @classmethod
     async def connect(cls, *args: Any, **kwargs: Any) -> Self:
-        """As psycopg's, and remembers a failure."""
+        """Connect as psycopg does, and remember a failure."""
         try:
             line = await super().connect(*args, **kwargs)
         except psycopg.Error as error:
@@ -193,7 +209,7 @@ class _Line(psycopg.AsyncConnection[Row]):
         return line
 
     async def begin(self, begin: str, limit_s: float) -> None:
-        """Begin a transaction that the server ends, too, if nobody does: its process may be frozen or cut off."""
+        """Begin a transaction that the server also ends after `limit_s`: this process may be frozen or cut off."""
         limit_ms = round(limit_s * 1000)
         try:
             await self.execute(
@@ -204,13 +220,16 @@ class _Line(psycopg.AsyncConnection[Row]):
             raise (_NotBegun(str(error)) if self.closed else error) from error
 
     def hang_up(self) -> None:
-        """Let whoever waits on this connection have an error now; a frozen server would never send one."""
+        """Raise an error in this connection's callers now; a frozen server would never send one."""
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.fileno())) as end:
             end.shutdown(socket.SHUT_RDWR)
 
 
 def open_postgres(url: str) -> PostgresLedger:
-    """`postgresql://user:password@host:5432/database` and libpq's options. Raises ValueError that shows no password."""
+    """Open `postgresql://user:password@host:5432/database` with libpq's options.
+
+    Raises ValueError without the password.
+    """
     try:
         wanted = conninfo_to_dict(url)
     except psycopg.ProgrammingError:

@@ -12,12 +12,12 @@ from metering.pricing import FxRate
 
 
 class PriceRecords(Transactions):
-    """Proofs of events are checked against them (rule 25)."""
+    """Rates and prices, against which the proofs of events are checked (rule 25)."""
 
     async def add_rate(self, rate: FxRate, at: datetime, act: Act | None = None) -> bool:
-        """Add a month's rate; False when it is there already. Without `act` it is the seed of an empty table.
+        """Add a month's rate; False if it exists already. Without `act` it is the seed of an empty table.
 
-        Raises LedgerError when the month has begun with another rate.
+        Raises LedgerError if the month has begun with another rate.
         """
 
         def steps() -> Steps[bool]:
@@ -41,16 +41,16 @@ class PriceRecords(Transactions):
         return await self._run("write", steps)
 
     async def rates(self) -> list[FxRate]:
-        """The rate in force of each month, oldest month first."""
+        """Read the rate in force of each month, oldest month first."""
         rows = await self._rows("rates")
         return [FxRate(month=month, mxn_per_usd=Decimal(rate), source=source) for month, rate, source in rows]
 
     async def rate_rows(self) -> set[tuple[str, Decimal]]:
-        """Every rate that was ever in force, as (month, MXN for one USD)."""
+        """Read every rate that was ever in force, as (month, MXN for one USD)."""
         return {(month, Decimal(rate)) for month, rate in await self._rows("all_rates")}
 
     async def register_prices(self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime) -> None:
-        """Write a price book down, once; a version's rows never change."""
+        """Write a price book, once. A version's rows never change."""
 
         def steps() -> Steps[None]:
             if (yield "price_book", {"version": version}):
@@ -64,7 +64,7 @@ class PriceRecords(Transactions):
         await self._run("write", steps)
 
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]:
-        """(version, model, variant) → (USD per image, markup)."""
+        """Read list prices: (version, model, variant) → (USD per image, markup)."""
         rows = await self._rows("price_rows")
         return {
             (version, model, variant): (Decimal(usd), Decimal(markup)) for version, model, variant, usd, markup in rows

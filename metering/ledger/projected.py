@@ -1,4 +1,4 @@
-"""What Redis is to know: changes by their number, and organisations as they stand."""
+"""What Redis must know: numbered changes, and the current state of organisations."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -12,20 +12,20 @@ from metering.limits import Limits, plan_of
 from metering.ports import ApiKey, Snapshot, Used
 
 FINGERPRINT = 16
-"""Hex digits of a change's fingerprint: 64 bits, against chance and not against an enemy."""
+"""Hex digits of a change's fingerprint: 64 bits, enough against chance but not against an attacker."""
 
 
 class ProjectedRecords(Transactions):
-    """Read by whoever projects (rules 1, 34)."""
+    """Read by the projections (rules 1, 34)."""
 
     async def last_change(self) -> int:
-        """The number of the last change that Redis has to know of. None below it can appear later."""
+        """Find the number of the last change that Redis must know. No smaller number can appear later."""
         return int((await self._rows("last_change"))[0][0])
 
     async def begin_rebuild(self, at: datetime) -> int:
-        """Write down that wallets are made anew from what is read after this; returns the change that stands for it.
+        """Record that wallets are rebuilt from what is read after this; returns the number of that change.
 
-        A ledger that lacks it was restored from a backup since, and may lack what the wallets were made from.
+        A ledger without that change was restored from a backup since, and may lack what the wallets were made from.
         """
 
         def steps() -> Steps[int]:
@@ -36,9 +36,9 @@ class ProjectedRecords(Transactions):
         return await self._run("write", steps)
 
     async def fingerprints(self, changes: Collection[int]) -> dict[int, str]:
-        """What tells these changes from those of another ledger with the same numbers; without those not there.
+        """Compute fingerprints that tell these changes from another ledger's with the same numbers, if they exist.
 
-        A ledger that was restored from a backup and written to again has other rows: their time has microseconds.
+        A ledger that was restored from a backup and written again has other rows: their times have microseconds.
         """
 
         def steps() -> Steps[dict[int, str]]:
@@ -51,23 +51,23 @@ class ProjectedRecords(Transactions):
         return await self._run("read", steps)
 
     async def changed_since(self, change: int) -> list[str]:
-        """Ids of the organisations that changed after change number `change`."""
+        """List ids of the organisations that changed after change number `change`."""
         return [org_id for (org_id,) in await self._rows("changed_since", change=change)]
 
     async def known_orgs(self, org_ids: Sequence[str]) -> set[str]:
-        """Those of these ids that are of organisations here."""
+        """Find which of these ids belong to organisations here."""
         return {org_id for (org_id,) in await self._rows("known_orgs", ids=as_json(org_ids))}
 
     async def known_keys(self, key_ids: Sequence[str]) -> set[str]:
-        """Those of these ids that are of keys here."""
+        """Find which of these ids belong to keys here."""
         return {key_id for (key_id,) in await self._rows("known_keys", ids=as_json(key_ids))}
 
     async def known_hashes(self, key_hashes: Sequence[str]) -> set[str]:
-        """Those of these hashes that are of keys here."""
+        """Find which of these hashes belong to keys here."""
         return {key_hash for (key_hash,) in await self._rows("known_hashes", ids=as_json(key_hashes))}
 
     async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]:
-        """Everything that a projection of these needs, of one moment; `period` is today, for what was used."""
+        """Read everything that a projection of these needs, at one moment; `period` is today, for the usage."""
         days = {"day": period.day, "first": f"{period.month}-01", "last": f"{period.month}-31"}
 
         ids = {"ids": as_json(org_ids)}

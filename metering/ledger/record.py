@@ -1,4 +1,4 @@
-"""The record: all that a ledger keeps, whichever database it is in."""
+"""The record: everything that a ledger keeps, in either database."""
 
 from metering.ledger.audits import AuditRecords
 from metering.ledger.booked import EventRecords
@@ -23,10 +23,10 @@ class SqlLedger(
     AsideRecords,
     IncarnationRecords,
 ):
-    """Everything of a ledger but the database itself. Every method may raise LedgerAway."""
+    """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 
     async def check_schema(self) -> None:
-        """Raises LedgerError when the schema is not the one that this version needs."""
+        """Raise LedgerError if the schema is not the one that this version needs."""
 
         def steps() -> Steps[int]:
             ((migrated,),) = yield "is_migrated", {}

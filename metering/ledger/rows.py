@@ -1,4 +1,4 @@
-"""Events as rows of the record, and back."""
+"""Conversion between events and rows of the record."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ Row = tuple[Any, ...]
 
 
 def fields(row: Any) -> dict[str, Any]:
-    """A dataclass with slots as values by name."""
+    """Read a dataclass with slots as values by name."""
     return {name: getattr(row, name) for name in row.__slots__}
 
 
 def org_of(row: Row) -> Org:
-    """A row of the statements `org` and `orgs`."""
+    """Build an organisation from a row of the statements `org` and `orgs`."""
     org_id, name, plan, created_at, suspended_at, *limits = row
     return Org(org_id, name, plan, created_at, Limits(*limits), suspended_at)
 
 
 def key_of(row: Row) -> ApiKey:
-    """A row of the statements `key` and `keys`."""
+    """Build a key from a row of the statements `key` and `keys`."""
     key_id, org_id, name, key_hash, created_at, revoked_at, expires_at, *may = row
     models, read, response_format, origins, replaces, *limits = may
     return ApiKey(
@@ -44,10 +44,10 @@ def key_of(row: Row) -> ApiKey:
 
 
 def event_row(event: Event, booked_at: str) -> dict[str, Any]:
-    """Values by the names of the table's columns."""
-    opened = event.opened
+    """Build a row by the names of the table's columns, in the order of the statements that insert it."""
+    opened, proof = event.opened, event.opened.proof
     return {
-        "event_id": event.event_id,
+        "event_id": opened.request_id,
         "org_id": opened.org_id,
         "number": event.number,
         "key_id": opened.key_id,
@@ -57,26 +57,35 @@ def event_row(event: Event, booked_at: str) -> dict[str, Any]:
         "size": opened.size,
         "quality": opened.quality,
         "region": opened.region,
-        "once": opened.once,
         "day": opened.day,
         "month": opened.month,
         "images_asked": opened.images,
         "end": event.end,
         "reason": event.reason,
         "quantity": event.quantity,
-        **fields(opened.proof),
+        "variant": proof.variant,
+        "usd_per_image": proof.usd_per_image,
+        "price_book": proof.price_book,
+        "markup": proof.markup,
+        "mxn_per_usd": proof.mxn_per_usd,
+        "fx_month": proof.fx_month,
+        "fx_source": proof.fx_source,
+        "unit_micro_mxn": proof.unit_micro_mxn,
         "usd_measured": event.usd_measured,
         "amount_micro_mxn": event.amount_micro_mxn,
         "admitted_us": event.admitted_us,
         "ended_us": event.ended_us,
         "images": orjson.dumps(event.images).decode(),
         "booked_at": booked_at,
+        "once": opened.once,
     }
 
 
 def event_of(row: Row) -> Event:
-    """A row of the statement `events`."""
-    number, event_id, org_id, key_id, model, provider, upstream, size, quality, asked, day, month, region = row[:13]
+    """Build an event from a row of the statement `events`."""
+    number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region = row[
+        :13
+    ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once = row[21:]
     return Event(
         number=number,
@@ -89,7 +98,7 @@ def event_of(row: Row) -> Event:
             upstream=upstream,
             size=size,
             quality=quality,
-            images=asked,
+            images=images_asked,
             day=day,
             month=month,
             region=region,

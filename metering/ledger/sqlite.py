@@ -3,21 +3,36 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from metering.events import Event
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import SqlLedger
-from metering.ledger.transactions import Mode, Steps
+from metering.ledger.rows import event_row
+from metering.ledger.transactions import Mode, Steps, as_json
 from metering.ports import DatabaseRefused, LedgerAway, LedgerError, LedgerMisconfigured
 
 T = TypeVar("T")
 
 BUSY_S = 5.0
-"""How long a writer waits for another process's write before the ledger counts as away."""
+"""How long a writer waits for another process's write. After it the ledger counts as away."""
+
+CACHE_KIB = 32 * 1024
+"""Maximum memory for pages of each connection.
+
+A booking changes pages all over the indexes of ids. What does not fit is written to the disk and read again before the
+transaction ends.
+"""
+
+CHECKPOINT_PAGES = 16_384
+"""Pages in the write-ahead log, of 4 KiB each, from which on a commit copies them into the file.
+
+Most are changed by many bookings, and are copied once.
+"""
 
 _BEGIN: dict[Mode, str] = {
     "read": "BEGIN DEFERRED",
@@ -38,11 +53,11 @@ _TO_BE_MENDED = (
     sqlite3.SQLITE_AUTH,
     sqlite3.SQLITE_NOTADB,
 )
-"""What fails until somebody mends it; of anything else waiting may be enough."""
+"""Errors that need a person to repair them. After any other, waiting may be enough."""
 
 
 class SqliteLedger(SqlLedger):
-    """The record in one file. Create it with `open_sqlite`; every method may raise LedgerAway."""
+    """The record in one file, created by `open_sqlite`. Every method may raise LedgerAway."""
 
     dialect = "sqlite"
 
@@ -56,7 +71,7 @@ class SqliteLedger(SqlLedger):
         return await self._in(self._short, self._migrate)
 
     async def check_schema(self) -> None:
-        """Raises LedgerError when it is not the one that this version needs; a file that is not there is not made."""
+        """Raise LedgerError if the schema is not the one that this version needs. A missing file is not created."""
         if not await self._in(self._short, self._path.exists):
             raise LedgerError(f"GHUB_LEDGER_URL: {self._path} cannot be used: it is not there; run `ghub migrate`")
         await super().check_schema()
@@ -98,16 +113,23 @@ class SqliteLedger(SqlLedger):
             except StopIteration as end:
                 result: T = end.value
                 return result
-            rows = db.execute(self._sql[query], values).fetchall()
+            if isinstance(values, list):
+                rows = db.executemany(self._sql[query], [tuple(row.values()) for row in values]).fetchall()
+            else:
+                rows = db.execute(self._sql[query], values).fetchall()
 
-    def _book(self, rows: list[dict[str, Any]]) -> Steps[set[str]]:
-        new = set()
-        for row in rows:
-            if (yield "book_event", row):
-                new.add(row["event_id"])
-                if row["amount_micro_mxn"]:
-                    yield "book_consumption", row
-        return new
+    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+        # There is one writer, so what is missing now stays missing until it is inserted.
+        ends = yield "ends", {"ids": as_json([event.event_id for event in events])}
+        known = {(event_id, end == "charge") for event_id, end in ends}
+        new = []
+        for event in events:
+            if (name := (event.event_id, event.end == "charge")) not in known:
+                known.add(name)
+                new.append(event_row(event, booked_at))
+        yield "book_events", new
+        yield "book_consumption", [_consumption(row) for row in new if row["amount_micro_mxn"]]
+        return {row["event_id"] for row in new}
 
     def _migrate(self) -> int:
         with self._short.transaction("BEGIN EXCLUSIVE") as db:
@@ -122,7 +144,7 @@ class SqliteLedger(SqlLedger):
 
 
 class Lane:
-    """One connection and the only thread that uses it; nothing in another lane waits for it."""
+    """One connection, and the only thread that uses it. Other lanes do not wait for it."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path = path
@@ -131,7 +153,7 @@ class Lane:
 
     @contextmanager
     def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        """In the lane's thread."""
+        """Run a block as one transaction, in the lane's thread."""
         db = self._db()
         db.execute(begin)
         try:
@@ -143,7 +165,7 @@ class Lane:
             raise
 
     def close(self) -> None:
-        """In the lane's thread."""
+        """Close the connection, in the lane's thread."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -154,18 +176,30 @@ class Lane:
             db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
             _use_wal(db)
             db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             db.execute("PRAGMA foreign_keys = ON")
             self._connection = db
         return self._connection
 
 
 def open_sqlite(url: str) -> SqliteLedger:
-    """`sqlite:///relative.db` or `sqlite:////absolute.db`; the folder is made where it is missing."""
+    """Open `sqlite:///relative.db` or `sqlite:////absolute.db`. A missing folder is created later."""
     return SqliteLedger(Path(url.removeprefix("sqlite:///")))
 
 
+def _consumption(row: dict[str, Any]) -> dict[str, Any]:
+    """Build the credit transaction of an event's row."""
+    return {
+        "id": row["event_id"],
+        "org_id": row["org_id"],
+        "amount_micro_mxn": -row["amount_micro_mxn"],
+        "at": row["booked_at"],
+    }
+
+
 def _use_wal(db: sqlite3.Connection) -> None:
-    """Waits for others that open a new file at the same moment: here SQLite itself does not."""
+    """Wait for others that open a new file at the same moment, because SQLite itself does not wait here."""
     give_up_s = time.monotonic() + BUSY_S
     while True:
         try:
@@ -179,13 +213,13 @@ def _use_wal(db: sqlite3.Connection) -> None:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary code."""
+    """Find SQLite's primary error code."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)  # Python's own errors have none
     return code & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:
-    """`executescript` would commit first; a migration is one transaction."""
+    """Split a script into statements. `executescript` would commit first, but a migration is one transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

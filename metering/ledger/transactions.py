@@ -1,8 +1,7 @@
-"""Transactions, whichever database carries them out.
-
-Each is a generator: it yields the name of a statement with its values, and is sent the rows. So what must hold of money
-is written once, though one database is driven by a thread and the other by the event loop; and a transaction that lost
-a race is simply begun again.
+"""Transactions, independent of the database that runs them.
+Each is a generator: it yields the name of a statement with its values, and receives the rows. So the rules of money are
+written once, although a thread runs one database and the event loop the other. A transaction that lost a race is simply
+started again.
 """
 
 from abc import ABC, abstractmethod
@@ -11,18 +10,25 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import orjson
 
+from metering.events import Event
 from metering.ledger.queries import Dialect
 from metering.ledger.rows import Row
 from metering.ports import Act
 
 T = TypeVar("T")
-Steps = Generator[tuple[str, Mapping[str, Any]], Any, T]
+Values = Mapping[str, Any] | list[dict[str, Any]]
+"""Values by name, or many rows of them. SQLite repeats the statement with each row's values in their order; PostgreSQL
+takes all rows at once, as JSON with the name `rows`.
+"""
+
+Steps = Generator[tuple[str, Values], Any, T]
 """A transaction: yields statement and values, is sent a list of rows, returns its result."""
 
 Mode = Literal["read", "report", "scan", "book", "write"]
-"""read: one consistent cut. report: the same for a customer, who may ask for much; it holds up nobody else. scan: for
-as long as a whole history takes. book: adds events, beside others that do. write: alone among the writers of
-everything else, so that what it has read still holds when it commits."""
+"""read: one consistent snapshot. report: the same for a customer, who may ask for much; it delays nobody else. scan:
+may last as long as reading a whole history. book: adds events, concurrently with other bookings. write: the only
+writer of everything else, so that what it has read is still true when it commits.
+"""
 
 
 EVENTS = 1_000
@@ -30,7 +36,7 @@ EVENTS = 1_000
 
 
 class Transactions(ABC):
-    """What each part of the record is made of. Every method of theirs may raise LedgerAway."""
+    """Base of each part of the record. Every method of the parts may raise LedgerAway."""
 
     dialect: ClassVar[Dialect]
 
@@ -40,15 +46,15 @@ class Transactions(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Close what is open; nothing may be asked any more."""
+        """Close what is open. No method may be called afterwards."""
 
     @abstractmethod
     async def _run(self, mode: Mode, steps: Callable[[], Steps[T]]) -> T:
-        """Carry a transaction out, wholly or not at all. Raises LedgerAway, LedgerError."""
+        """Run a transaction, completely or not at all. Raises LedgerAway, LedgerError."""
 
     @abstractmethod
-    def _book(self, rows: list[dict[str, Any]]) -> Steps[set[str]]:
-        """Insert events and their consumption where they are not there yet; returns the ids of those that were not."""
+    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+        """Insert events and their consumption if they are not there yet; returns the ids of the new ones."""
 
     async def _rows(self, query: str, **values: Any) -> list[Row]:
         def steps() -> Steps[list[Row]]:
@@ -65,12 +71,12 @@ class Transactions(ABC):
 
 
 def as_json(values: Sequence[str]) -> str:
-    """As a statement takes a list."""
+    """Encode a list for a statement."""
     return orjson.dumps(list(values)).decode()
 
 
 def audit(act: Act, at: str) -> Steps[None]:
-    """Who did it, and under which idempotency key."""
+    """Write the audit row, and the idempotency key if there is one."""
     details = orjson.dumps(act.details).decode()
     values = {"actor": act.actor, "target": act.target, "at": at}
     yield "audit", {**values, "action": act.action, "org_id": act.org_id, "details": details}
@@ -78,12 +84,12 @@ def audit(act: Act, at: str) -> Steps[None]:
 
 
 def once(act: Act, at: str) -> Steps[None]:
-    """Its idempotency key alone, where it changed nothing: the key stands for this request all the same."""
+    """Write only the idempotency key, if nothing changed: the key still belongs to this request."""
     if act.once is not None:
         values = {"actor": act.actor, "target": act.target, "at": at}
         yield "add_write", {**values, "key": act.once.key, "fingerprint": act.once.fingerprint}
 
 
 def change_of(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:
-    """What tells Redis that something of an organisation has changed."""
+    """Build the statement that tells Redis about a change of an organisation."""
     return "change", {"org_id": org_id, "what": what, "at": at}

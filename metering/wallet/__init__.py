@@ -1,1 +1,1 @@
-"""Wallets and events in Redis: one `.lua` script a step."""
+"""Wallets and events in Redis: one `.lua` script for each step."""

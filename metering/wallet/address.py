@@ -1,4 +1,4 @@
-"""An address of Redis, taken apart and checked before anything is opened. Pure."""
+"""A Redis address, split and checked before anything is opened. Pure."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,10 @@ _TLS_PARAMETERS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """`nodes` are the server itself, some of a cluster, or sentinels that know the master of `service`."""
+    """A Redis address.
+
+    `nodes` are the server itself, some of a cluster, or sentinels that know the master of `service`.
+    """
 
     scheme: str
     kind: Literal["", "cluster", "sentinel"]
@@ -28,19 +31,20 @@ class RedisAddress:
     _given: str
 
     def url_of(self, node: Node) -> str:
-        """One server's address as redis-py takes it: with the user and password that all of them share."""
+        """Build one server's address for redis-py, with the user and password that all of them share."""
         host = f"[{node[0]}]" if ":" in node[0] else node[0]
         return f"{self.scheme}://{self._credentials}{host}:{node[1]}{self._rest}"
 
     @property
     def url(self) -> str:
-        """The same where there is one server."""
+        """Address of the only server, or the given address."""
         return self.url_of(self.nodes[0]) if self.kind else self._given
 
 
 def parse_address(url: str) -> RedisAddress:
-    """Raises ValueError, with what is wrong and how it should be; no password is in it."""
-    # The library's own splitting takes several hosts for one: where the second is an IPv6 address, for a broken one.
+    """Parse an address. Raises ValueError, which says what is wrong and how to write it, without the password."""
+    # The library's own splitting takes several hosts for one. If the second is an IPv6 address, it even calls it
+    # broken.
     before, _, rest = url.partition("://")
     ends_at = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     parts = urlsplit(f"{before}://{rest[ends_at:]}")
@@ -49,25 +53,25 @@ def parse_address(url: str) -> RedisAddress:
     if scheme not in SCHEMES or kind not in ("", "cluster", "sentinel") or (kind and scheme == "unix"):
         raise ValueError(f"must start with {FORMS}")
     _check_parameters(scheme, parts)
-    asked = (f"{credentials}{at_sign}", rest[ends_at:], url)
+    source = (f"{credentials}{at_sign}", rest[ends_at:], url)
     if scheme == "unix":
-        return RedisAddress(scheme, "", (), "", *asked)
+        return RedisAddress(scheme, "", (), "", *source)
     if not kind:
         _database(parts.path, "redis://host:port/0")
-        return RedisAddress(scheme, "", (_node(hosts or "localhost", PORT),), "", *asked)
+        return RedisAddress(scheme, "", (_node(hosts or "localhost", PORT),), "", *source)
     if not hosts:
         raise ValueError(f"name at least one node: redis+{kind}://host:port,host:port")
     nodes = tuple(_node(host, SENTINEL_PORT if kind == "sentinel" else PORT) for host in hosts.split(","))
     if kind == "cluster":
         if parts.path not in ("", "/", "/0"):
             raise ValueError("a cluster has no other database than 0: end it after the last host:port")
-        return RedisAddress(scheme, "cluster", nodes, "", *asked)
+        return RedisAddress(scheme, "cluster", nodes, "", *source)
     service, _, database = parts.path.removeprefix("/").partition("/")
     if not service:
         raise ValueError("name the service that the sentinels watch: redis+sentinel://host:port,host:port/SERVICE")
     _database(database, "redis+sentinel://host:port/SERVICE/0")
     query = f"?{parts.query}" if parts.query else ""
-    return RedisAddress(scheme, "sentinel", nodes, unquote(service), asked[0], f"/{database}{query}", url)
+    return RedisAddress(scheme, "sentinel", nodes, unquote(service), source[0], f"/{database}{query}", url)
 
 
 def _check_parameters(scheme: str, parts: SplitResult) -> None:

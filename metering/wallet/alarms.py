@@ -1,4 +1,4 @@
-"""What the scripts say that somebody must look at (rule 10)."""
+"""Alarms from the scripts, which a person must look at (rule 10)."""
 
 import structlog
 from prometheus_client import Counter
@@ -13,7 +13,7 @@ BELOW_ZERO = Counter(
 
 
 def below_zero(org_id: str, micro_mxn: int, **cause: str) -> None:
-    """Count and log one step that left a balance `micro_mxn` below zero; 0 is none."""
+    """Count and log a step that left a balance `micro_mxn` below zero; 0 means that it did not."""
     if micro_mxn:
         BELOW_ZERO.inc()
         log.error("balance_below_zero", org=org_id, balance_mxn=format_mxn(-micro_mxn), **cause)

@@ -1,8 +1,7 @@
-"""Redis or Valkey Cluster as one client, to which every command goes by its partition.
-
-redis-py's own client for clusters is not used: one node that is silent makes it look for the others anew, under a lock
-that everybody waits for, and then it closes all connections of the healthy ones, too. Here a node that is away is away
-for its own partitions only, and nothing is sent twice unless the server itself said that it has done nothing.
+"""Redis or Valkey Cluster as one client, which sends every command to the master of its partition.
+redis-py's own cluster client is not used. If one node is silent, it searches for the others again under a lock that
+everybody waits for, and then it also closes all connections of the healthy nodes. Here a node that is away affects its
+own partitions only, and nothing is sent twice unless the server itself said that it has done nothing.
 """
 
 import asyncio
@@ -26,21 +25,24 @@ log = structlog.get_logger(__name__)
 Command = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 PAUSE_S = 0.1
-"""Between two looks at a cluster in which a master does not answer."""
+"""Pause between two checks of a cluster in which a master does not answer."""
 
 PROBE_S = 0.5
-"""What answers in this time is there."""
+"""A node that answers in this time counts as present."""
+
+ASK_S = 2.0
+"""The longest answer of a node about the others; a healthy one takes a millisecond."""
 
 _SLOTS = [key_slot(keys.mark(partition).encode()) for partition in range(keys.PARTITIONS)]
 _SILENT = (NoConnection, NoAnswer, ClusterDownError, OSError)
 
 
 class Cluster(Redis):
-    """Every key of a command must lie in one partition; only pipelines may mix commands of several.
+    """A client for a cluster. Every key of a command must be in one partition; only pipelines may mix partitions.
 
-    A command that a server answers with MOVED wrote nothing, and goes once more, to where it says. Everything else is
-    the caller's: ASK and TRYAGAIN (a slot is being moved key by key), CLUSTERDOWN, a dead or silent node. The last two
-    make it look, beside the callers, until every master answers.
+    A command that a server answers with MOVED wrote nothing, and is sent once more, to the place it names. The caller
+    sees every other error: ASK and TRYAGAIN (a slot is being moved key by key), CLUSTERDOWN, a dead or silent node.
+    After the last two, a background task checks the cluster until every master answers.
     """
 
     def __init__(self, connect: Callable[[Address], Redis], seeds: Sequence[Address]) -> None:
@@ -53,10 +55,10 @@ class Cluster(Redis):
         self._looking: asyncio.Task[None] | None = None
         self._refusal: AuthenticationError | None = None
         self._closed = False
-        super().__init__(connection_pool=self._clients[seeds[0]].connection_pool)  # never asked: it has no node
+        super().__init__(connection_pool=self._clients[seeds[0]].connection_pool)  # never used: this client has no node
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send it to the master of its partition."""
+        """Send a command to the master of its partition."""
         partition = keys.partition_in(args)
         client = await self.master_of(partition)
         try:
@@ -65,18 +67,18 @@ class Cluster(Redis):
             except MovedError as moved:
                 self._follow(partition, moved)
                 return await _send(self.known_master_of(partition), args, options)
-        except (*_SILENT, asyncio.CancelledError):  # cancelled: its caller waits no longer
+        except (*_SILENT, asyncio.CancelledError):  # cancelled: its caller no longer waits
             self._look_for_them()
             raise
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "ClusterPipeline":
-        """Commands that go together to each master; there is no transaction over several."""
+        """Make a pipeline to every master, without a transaction, which cannot span several."""
         if transaction:
             raise ValueError("no transaction spans a cluster")
         return ClusterPipeline(self)
 
     async def execute_all(self, commands: Sequence[Command]) -> list[Any]:
-        """One round trip to each master that they concern, all at once. An answer may be an exception."""
+        """Send commands with one round trip to each master, all at once. A reply may be an exception."""
         places: dict[Redis, list[int]] = defaultdict(list)
         for place, (args, _) in enumerate(commands):
             places[await self.master_of(keys.partition_in(args))].append(place)
@@ -97,7 +99,7 @@ class Cluster(Redis):
         return answers
 
     async def master_of(self, partition: int) -> Redis:
-        """The client of the node that has a partition, as far as is known. Raises NoConnection."""
+        """Find the client of the node that should have a partition. Raises NoConnection."""
         if not self._masters:
             async with self._first_look:
                 if not self._masters:
@@ -105,11 +107,11 @@ class Cluster(Redis):
         return self.known_master_of(partition)
 
     def known_master_of(self, partition: int) -> Redis:
-        """The same without asking; before anything is known, the whole cluster."""
+        """Find the same without a query; before anything is known, it is the whole cluster."""
         return self._clients[self._masters[partition]] if self._masters else self
 
     async def servers(self) -> list[tuple[Redis, tuple[int, ...]]]:
-        """All masters that have a partition, each with its partitions."""
+        """List all masters that have a partition, each with its partitions."""
         found: dict[Redis, list[int]] = defaultdict(list)
         for partition in range(keys.PARTITIONS):
             found[await self.master_of(partition)].append(partition)
@@ -120,7 +122,7 @@ class Cluster(Redis):
         self._closed = True
         if self._looking is not None:
             self._looking.cancel()
-            await asyncio.wait({self._looking})  # a cancellation may be lost in the library: then it ends by itself
+            await asyncio.wait({self._looking})  # the library may lose a cancellation: then it ends by itself
         for client in self._clients.values():
             await client.aclose()
 
@@ -138,7 +140,7 @@ class Cluster(Redis):
             self._look_for_them()
         return answers
 
-    # --- who has what ---
+    # --- which node has which partition ---
 
     def _follow(self, partition: int, moved: MovedError) -> None:
         address = (str(moved.host) or self._masters[partition][0], int(moved.port))
@@ -155,7 +157,7 @@ class Cluster(Redis):
             self._looking = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
-        """Look until every master answers for its partitions: nobody has to be refused for that to be noticed."""
+        """Check until every master answers for its partitions, so that recovery is noticed without a failed request."""
         looks = 0
         while not await self._whole() and not self._closed:
             if not looks:
@@ -178,24 +180,25 @@ class Cluster(Redis):
 
     async def _look(self) -> None:
         """Learn from the first node that knows a master for every partition. Raises RedisError."""
-        asked = [asyncio.ensure_future(self._ask(address)) for address in self._clients]
+        tasks = [asyncio.ensure_future(self._ask(address)) for address in self._clients]
         try:
-            for answer in asyncio.as_completed(asked):
+            for answer in asyncio.as_completed(tasks):
                 if self._learn(nodes := await answer):
                     break
             else:
                 raise self._refusal or NoConnection("no node of the cluster knows all of its masters")
         finally:
-            for one in asked:
+            for one in tasks:
                 one.cancel()
-            await asyncio.wait(asked)  # or one would go on to open a connection that nobody closes
+            await asyncio.wait(tasks)  # otherwise one would go on and open a connection that nobody closes
         for gone in set(self._clients) - set(nodes) - self._seeds - set(self._masters):
             await self._clients.pop(gone).aclose()
 
     async def _ask(self, address: Address) -> dict[Address, Any]:
-        """What a node knows of all nodes, itself included; nothing where it does not answer."""
+        """Ask a node what it knows of all nodes, itself included. Empty if it does not answer."""
         try:
-            nodes = await _send(self._clients[address], ("CLUSTER NODES",), {})
+            async with asyncio.timeout(ASK_S):
+                nodes = await _send(self._clients[address], ("CLUSTER NODES",), {})
         except AuthenticationError as error:
             self._refusal = error
             return {}
@@ -205,12 +208,15 @@ class Cluster(Redis):
         found = {}
         for name, node in nodes.items():
             host, _, port = name.rpartition(":")
-            if int(port):  # or it has no address yet
+            if int(port):  # port 0: it has no address yet
                 found[node["hostname"] or host or address[0], int(port)] = node
         return found
 
     def _learn(self, nodes: dict[Address, Any]) -> bool:
-        """Take what a node says, unless it is new and knows nothing. An older configuration never wins over a newer."""
+        """Accept a node's answer, unless it knows too few masters.
+
+        An older configuration never replaces a newer one.
+        """
         masters = _masters(nodes)
         if len(masters) < keys.PARTITIONS:
             return False
@@ -232,7 +238,10 @@ class ClusterPipeline(Pipeline):
         self._cluster = cluster
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The answers in the order of the commands; with `raise_on_error` False, errors for masters that are away."""
+        """Run the commands; replies are in their order.
+
+        With `raise_on_error` False, masters that are away give errors.
+        """
         commands, self.command_stack = self.command_stack, []
         answers = await self._cluster.execute_all(commands)
         for answer in answers:
@@ -246,7 +255,7 @@ async def _send(client: Redis, args: tuple[Any, ...], options: Mapping[str, Any]
 
 
 def _masters(nodes: dict[Address, Any]) -> dict[int, tuple[int, Address]]:
-    """Partition → configuration epoch and address of its master."""
+    """Find the configuration epoch and the address of each partition's master."""
     found = {}
     for address, node in nodes.items():
         spans = [(int(span[0]), int(span[-1])) for span in node["slots"]]

@@ -1,18 +1,18 @@
--- Takes what the ledger has committed out of a partition's stream, in one step. Events are kept beside it for a while, so
--- that a ledger that was restored from a backup can be fed with them again (rule 30).
+-- Removes committed entries from a partition's stream, in one step. Events are kept for a while, so that a ledger that
+-- was restored from a backup can be fed with them again (rule 30).
 --
--- The same commit may come twice, for an answer that was not read: then it does nothing.
+-- The same commit may come twice, if its answer was lost: the second one does nothing.
 -- KEYS  mark fence events kept committed last_commit
 -- ARGV  group name keep_ms>=0 max_bytes>=0 proof proofs>=1 ...
 --
--- committed    what the ledger committed last; last_commit: of this consumer
+-- committed    events that the ledger committed last; last_commit: the last commit of this consumer
 -- name         of this commit
--- keep_ms      how long events are kept; max_bytes: of all that are, 0: none
--- proof        the last event of this commit, as proof that the ledger has it, or empty; so many proofs are remembered
+-- keep_ms      how long events are kept; max_bytes: of all kept events, 0: keep none
+-- proof        the last event of this commit, as proof that the ledger has it, or empty; `proofs` are remembered
 -- ...          for each entry its id, and what it is: 0 no event, 1 one that the ledger had, 2 one that is new to it
--- Returns 1 where an event was new to the ledger and not in the stream: nobody else has booked it, so Redis was wiped
--- meanwhile, and a wallet may have been rebuilt without it. Without its mark the partition is rebuilt again, from the
--- ledger; a rebuild that is under way loses its fence, and begins again.
+-- Returns 1 if an event was new to the ledger and not in the stream: nobody else has booked it, so Redis was wiped
+-- meanwhile, and a wallet may have been rebuilt without it. Then the mark is deleted, so the partition is rebuilt again
+-- from the ledger. A rebuild that is under way loses its fence, and starts again.
 local NEW, EVENT, REMEMBER_S, OVERHEAD, MAX_DROPPED, TAKEN_S = 2, 1, 86400, 100, 500, 600
 local taken = P .. ':taken'
 
@@ -20,7 +20,7 @@ if (#ARGV - REST) % 2 == 0 then error('an entry without what it is') end
 for i = REST + 1, #ARGV, 2 do whole('argument ' .. i, i, 0) end
 if #ARGV >= REST and redis.call('GET', last_commit_key) == name then return 0 end
 
--- Each kept entry ends with the number of bytes that were ever kept up to it, itself included.
+-- The last field of each kept entry is the number of bytes ever kept up to it, itself included.
 local function sum_of(entry) return entry and tonumber(entry[2][#entry[2]]) or 0 end
 local sum = max_bytes > 0 and sum_of(redis.call('XREVRANGE', kept_key, '+', '-', 'COUNT', 1)[1]) or 0
 local keeping = max_bytes > 0
@@ -30,7 +30,8 @@ for i = REST, #ARGV, 2 do
   local id, what = ARGV[i], tonumber(ARGV[i + 1])
   local entry = redis.call('XRANGE', events_key, id, id)[1]
   if not entry and what == NEW and redis.call('SISMEMBER', taken, id) == 0 then lost = 1 end
-  -- Another consumer, which had it in hand too, has told so first: what it knew, this one booked.
+  -- This consumer removes an event that another one booked and will still report as new. `taken` remembers this, so
+  -- that the other report does not count as a lost stream.
   if entry and what == EVENT then
     redis.call('SADD', taken, id)
     redis.call('EXPIRE', taken, TAKEN_S)
@@ -40,7 +41,8 @@ for i = REST, #ARGV, 2 do
     for _, part in ipairs(fields) do size = size + #part end
     fields[#fields + 1] = 'kept_sum'
     fields[#fields + 1] = string.format('%.0f', sum + size)
-    -- The first write of all, which a Redis that is full refuses: then what is kept makes room for what is not yet.
+    -- This is the first write, so it is the one that a full Redis refuses. Then the kept entries are deleted to make
+    -- room.
     local added = redis.pcall('XADD', kept_key, '*', unpack(fields))
     keeping = type(added) ~= 'table'
     if keeping then sum = sum + size end

@@ -1,10 +1,11 @@
--- How an order stands; writes nothing.
+-- Finds the status of an order; writes nothing.
 -- KEYS  mark
 -- ARGV  now_us>=0 org request
 -- REPLY known ending:text owner:text key_id:text
 --
 -- known   0 or 1; ending: `open`, or `ending:amount:reason:org`, or empty
 -- key_id  the key that placed it, or empty: not known
+-- WITH again
 local now = clock(now_us)
 if redis.call('EXISTS', mark_key) == 0 then return answer({}) end
 local hold = redis.call('HMGET', P .. ':hold:' .. request, 'owner', 'key')

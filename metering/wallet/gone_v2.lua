@@ -1,11 +1,12 @@
--- Notes that one who asked for an order, by placing or by joining it, has left without its answer. Where all of them
--- have, whoever places the same next is given it, for a while.
+-- Records that a client which asked for an order, by placing or by joining it, has left without its answer. If all of
+-- them have left, the next identical order gets it, for a while.
 -- KEYS  mark claims asking gone
 -- ARGV  now_us>=0 recent_us>=1 org order who tries>=-1
 --
--- recent_us  for how long it is given        who  left
--- tries      of its SDK before that, -1 where none counts them
--- Returns 1 where all have left, else 0.
+-- recent_us  how long the next identical order gets it        who  left
+-- tries      earlier tries by its SDK, -1 if nothing counts them
+-- Returns 1 if all have left, else 0.
+-- WITH again
 local now = clock(now_us)
 if redis.call('EXISTS', asking_key) == 1 then
   redis.call('SREM', asking_key, who)

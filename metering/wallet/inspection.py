@@ -1,4 +1,4 @@
-"""What Redis has of organisations and their keys, as it was projected: `verify` compares it with the record."""
+"""Organisations and keys in Redis as they were projected: `verify` compares them with the record."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -9,23 +9,24 @@ from typing import Any
 from redis.asyncio import Redis
 
 from metering.clock import unix_us_at
-from metering.limits import LIMIT_NAMES, Limits
+from metering.limits import LIMITS, Limits
 from metering.ports import ApiKey, Ledger, Snapshot
 from metering.wallet import keys
 from metering.wallet.connection import servers
 from metering.wallet.marks import keys_like
 
-_LIMITS = ["mxn_per_month" if name == "micro_mxn_per_month" else name for name in LIMIT_NAMES]
+_LIMITS = [kind.name for kind in LIMITS.values()]
 _MAY = ["state", "expires_us", "models", "reads", "response_format", "origins"]
 _GONE = ["gone_charged", "gone_credits"]
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one key may do, as Redis is told it; what is usual is empty.
+    """Rights of one key in Redis; default values are empty.
 
-    `ends_us` is the moment of its end in Unix µs; `models` are those that it may use, `reads` the keys whose orders it
-    may read and `origins` the pages that it may be used from, between spaces; `record` is whose key its hash is.
+    `ends_us` is the moment of its end in Unix µs. `models` are the models that it may use, `reads` the keys whose
+    orders it may read, and `origins` the origins of web pages that may use it, each separated by spaces. `record` is
+    the organisation and key that its hash belongs to.
     """
 
     state: str
@@ -40,7 +41,10 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """One organisation in Redis. What its wallet had when it was made anew, and the ledger had not, is in micro-MXN."""
+    """One organisation in Redis.
+
+    The `gone_` fields are what its rebuilt wallet had and the ledger had not, in micro-MXN.
+    """
 
     revision: int
     limits: Limits
@@ -60,17 +64,17 @@ class Stranger:
 
 
 class Inspection:
-    """Reads it. Every method may raise RedisError."""
+    """Reads what was projected. Every method may raise RedisError."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     async def answers(self) -> None:
-        """Does every server of it answer? Raises RedisError, OSError or TimeoutError where one does not."""
+        """Check that every server answers. Raises RedisError, OSError or TimeoutError if one does not."""
         await asyncio.gather(*(server.ping() for server, _ in await servers(self._redis)))
 
     async def projected(self, snapshots: Sequence[Snapshot]) -> list[Projected | None]:
-        """Of each of these organisations what was projected; None for one that has no wallet there."""
+        """Read what was projected of each of these organisations; None for one without a wallet."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for one in snapshots:
                 names = keys.OrgKeys(one.org.org_id)
@@ -82,9 +86,9 @@ class Inspection:
         return [_projected(one, replies) for one in snapshots]
 
     async def strangers(self, ledger: Ledger) -> AsyncIterator[Stranger]:
-        """What the ledger does not know, and what would work all the same. May raise LedgerAway.
+        """Find what the ledger does not know and what would work anyway. May raise LedgerAway.
 
-        The names are read first: what is new by then is in the ledger already, which is written before Redis.
+        The names are read first: whatever is new by then is already in the ledger, which is written before Redis.
         """
         everywhere = range(keys.PARTITIONS)
         async for page in keys_like(self._redis, "wallet", everywhere):
@@ -105,13 +109,13 @@ class Inspection:
                     yield Stranger("key", _id(name), _text(await self._redis.get(name)))
 
     async def lost(self, org_id: str, *, known: bool) -> tuple[int, int]:
-        """Charges and credits in micro-MXN that its wallet had and the ledger has not; all, where it is not `known`."""
+        """Read charges and credits in micro-MXN that its wallet had and the ledger lacks; all, if it is not `known`."""
         fields = _GONE if known else ["charged", "credits"]
         charged, credits_ = await self._redis.hmget(keys.OrgKeys(org_id).wallet, fields)
         return int(charged or 0), int(credits_ or 0)
 
     async def accept(self, org_id: str, *, known: bool) -> None:
-        """Name that no longer: where the ledger knows no such organisation, its wallet is forgotten."""
+        """Stop reporting the loss. If the ledger does not know the organisation, delete its wallet."""
         names = keys.OrgKeys(org_id)
         if known:
             await self._redis.hdel(names.wallet, *_GONE)
@@ -120,14 +124,17 @@ class Inspection:
 
 
 def expected(snapshot: Snapshot) -> Projected:
-    """How Redis should have this organisation."""
+    """Build the state that Redis should have for this organisation."""
     replaced = {key.key_id: key.replaces for key in snapshot.keys}
     accesses: dict[str, Access | None] = {key.key_id: access_of(key, replaced) for key in snapshot.keys}
     return Projected(snapshot.revision, snapshot.limits, accesses, snapshot.org.suspended)
 
 
 def access_of(key: ApiKey, replaced: Mapping[str, str | None]) -> Access:
-    """How Redis should have this key; `replaced` is which key each of its organisation's was rotated from."""
+    """Build the state that Redis should have for this key.
+
+    `replaced` maps each key to the one that it was rotated from.
+    """
     return Access(
         state="active" if key.revoked_at is None else "revoked",
         ends_us=None if key.expires_at is None else unix_us_at(datetime.fromisoformat(key.expires_at)),
@@ -141,7 +148,7 @@ def access_of(key: ApiKey, replaced: Mapping[str, str | None]) -> Access:
 
 
 def _line(key_id: str | None, replaced: Mapping[str, str | None]) -> Iterator[str]:
-    """A key and those that it was rotated from, the first one last."""
+    """Yield a key and those that it was rotated from, the first one last."""
     while key_id is not None:
         yield key_id
         key_id = replaced[key_id]
@@ -151,16 +158,16 @@ def _projected(snapshot: Snapshot, replies: Iterator[Any]) -> Projected | None:
     revision, suspended, gone_charged, gone_credits, *limits = next(replies)
     accesses: dict[str, Access | None] = {}
     for key in snapshot.keys:
-        told, record = next(replies), next(replies)
-        accesses[key.key_id] = None if told[0] is None else _access(told, record)
+        values, record = next(replies), next(replies)
+        accesses[key.key_id] = None if values[0] is None else _access(values, record)
     if revision is None:
         return None
     gone = int(gone_charged or 0), int(gone_credits or 0)
     return Projected(int(revision), _limits(limits), accesses, suspended is not None, *gone)
 
 
-def _access(told: list[bytes | None], record: bytes | None) -> Access:
-    state, ends_us, models, reads, response_format, origins, *limits = told
+def _access(values: list[bytes | None], record: bytes | None) -> Access:
+    state, ends_us, models, reads, response_format, origins, *limits = values
     return Access(
         state=_text(state),
         ends_us=None if ends_us is None else int(ends_us),

@@ -1,5 +1,5 @@
-"""What the ledger has committed: taken out of the streams, kept beside them for a while, and fed again to a ledger that
-lacks it because it was restored from a backup (rule 30)."""
+"""Committed events: removed from the streams, kept for a while, and fed again to a restored ledger that lacks them
+(rule 30)."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,24 @@ from metering.wallet.script import Call, load_script
 log = structlog.get_logger(__name__)
 
 PROOFS = 8
-"""Of what the ledger committed last, for each partition. One is not enough: of two consumers the one that committed
-first may say so last, and a backup may have been taken between them."""
+"""Number of last committed events that are remembered for each partition.
+
+One is not enough: of two consumers, the one that committed first may report last, and a backup may have been taken
+between them.
+"""
 
 FED_AT_ONCE = 100
-"""Events that one call feeds again: some milliseconds of Redis, with the largest."""
+"""Events that one call feeds again: some milliseconds of Redis, even with the largest."""
 
 FED = Counter("ghub_events_fed_again_total", "Kept events that a restored ledger was fed with again")
 
 NO_EVENT, KNOWN, NEW = 0, 1, 2
-"""What an entry of the stream is to the ledger: none of its events, one that it had, or one that is new to it."""
+"""Kinds of stream entries for the ledger: not an event, one that it had, or one that is new to it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An entry that the ledger has taken, as `what`; `proof` says which event it was, or is empty."""
+    """A stream entry that is done, as `what`. `proof` names its event, or is empty."""
 
     partition: int
     entry_id: bytes
@@ -42,7 +45,7 @@ class Done:
 
 
 class Commit:
-    """Entries that leave their streams together. It may be told to Redis again, as the same one."""
+    """Entries that leave their streams together. It may be sent to Redis again, as the same commit."""
 
     def __init__(self, done: Sequence[Done]) -> None:
         self.name = uuid4().hex
@@ -52,13 +55,15 @@ class Commit:
 
 
 def proof_of(event_id: str, end: End) -> str:
-    """By which it can be asked whether the ledger has an event."""
+    """Name of an end, for asking whether the ledger has it."""
     return f"{'charge' if end == 'charge' else 'other'}:{event_id}"
 
 
 class Commits:
-    """Takes committed entries out of the streams. `keep_s`: for how long events can be fed again, in seconds; with 0
-    none is kept, not even until the next look."""
+    """Removes committed entries from the streams.
+
+    `keep_s`: how long events can be fed again, in seconds. With 0 none is kept, not even until the next look.
+    """
 
     def __init__(self, redis: Redis, group: str, consumer: str, keep_s: float) -> None:
         self._redis = redis
@@ -69,14 +74,14 @@ class Commits:
         self._commit = load_script(redis, "commit_v1")
 
     async def tell(self, commit: Commit) -> None:
-        """Tell Redis what is committed. Where it gives no answer it is to be told again. Raises RedisError."""
+        """Tell Redis what is committed. If there is no answer, the caller must do it again. Raises RedisError."""
         calls = [self._call(partition, commit.name, done) for partition, done in commit.by_partition.items()]
         for partition, lost in zip(commit.by_partition, await self._commit.each(calls), strict=True):
             if lost:
                 log.warning("stream_lost", partition=partition)
 
     async def trim(self, partitions: Collection[int]) -> None:
-        """Let go of what is too old, or of everything where Redis has little memory left. Raises RedisError."""
+        """Delete what is too old, or everything if Redis has little memory left. Raises RedisError."""
         self._max_bytes = 0 if await self._short_of_memory(partitions) else self._allowed
         await self._commit.each([self._call(partition, "", []) for partition in partitions])
 
@@ -98,15 +103,15 @@ class Commits:
         )
 
     async def _short_of_memory(self, partitions: Collection[int]) -> bool:
-        asked = [server for server, here in await servers(self._redis) if not set(here).isdisjoint(partitions)]
-        infos = [await server.info("memory") for server in asked]
+        nodes = [server for server, here in await servers(self._redis) if not set(here).isdisjoint(partitions)]
+        infos = [await server.info("memory") for server in nodes]
         return any(0 < info["maxmemory"] * KEPT_MARK < info["used_memory"] for info in infos)
 
 
 async def feed_again(redis: Redis, partition: int) -> int:
-    """Put all that is kept of a partition back into its stream; returns how many events. Raises RedisError.
+    """Put all kept events of a partition back into its stream; returns how many. Raises RedisError.
 
-    They are booked by the next consumer, each once. Until the stream is empty again the partition is not projected.
+    The next consumer books each of them once. Until the stream is empty again the partition is not projected.
     """
     feed = load_script(redis, "feed_v1")
     latest = await redis.xrevrange(keys.kept(partition), count=1)
@@ -121,18 +126,18 @@ async def feed_again(redis: Redis, partition: int) -> int:
 
 
 async def heal(redis: Redis, ledger: Ledger, partitions: Collection[int]) -> int:
-    """Feed those of these partitions again of which the ledger lacks what it has committed; returns how many events.
+    """Feed partitions again if the ledger lacks what it has committed of them; returns how many events.
 
     Raises RedisError, LedgerAway.
     """
     proofs = await _proofs(redis, partitions)
     if not proofs:
         return 0
-    asked = {proof.partition(":")[2] for told in proofs.values() for proof in told}
-    there = {proof_of(*end) for end in await ledger.ends(sorted(asked))}
+    wanted = {proof.partition(":")[2] for ends in proofs.values() for proof in ends}
+    there = {proof_of(*end) for end in await ledger.ends(sorted(wanted))}
     fed = 0
-    for partition, told in proofs.items():
-        if not there.issuperset(told):
+    for partition, ends in proofs.items():
+        if not there.issuperset(ends):
             events = await feed_again(redis, partition)
             log.error("ledger_restored", partition=partition, fed_again=events)
             fed += events
@@ -144,7 +149,7 @@ async def _proofs(redis: Redis, partitions: Collection[int]) -> Mapping[int, lis
         for partition in partitions:
             pipe.lrange(keys.committed(partition), 0, -1)
         found = zip(partitions, await pipe.execute(), strict=True)
-    return {partition: [proof.decode() for proof in told] for partition, told in found if told}
+    return {partition: [proof.decode() for proof in ends] for partition, ends in found if ends}
 
 
 def _names(partition: int) -> dict[str, str]:

@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 PARTITIONS = 32
-"""Fixed for ever: it decides where an organisation's wallet lies. 32 spread well over a dozen cluster masters."""
+"""Number of partitions.
+
+It may never change, because it decides where an organisation's wallet is. 32 spread well over a dozen cluster masters.
+"""
 
 
+@lru_cache(maxsize=4096)
 def partition_of(org_id: str) -> int:
-    """The partition of an organisation's wallet and events, 0 to 31."""
+    """Find the partition of an organisation's wallet and events, 0 to 31."""
     return UUID(org_id).int % PARTITIONS
 
 
@@ -18,7 +23,7 @@ _TAG = re.compile(r"\{p([0-9]+)\}:")
 
 
 def partition_in(command: Iterable[Any]) -> int:
-    """Where a command belongs: the partition of its first key. Raises ValueError where it names none."""
+    """Find the partition of a command's first key. Raises ValueError if it has none."""
     for part in command:
         if isinstance(part, str) and (tag := _TAG.match(part)):
             return int(tag[1])
@@ -26,22 +31,22 @@ def partition_in(command: Iterable[Any]) -> int:
 
 
 def mark(partition: int) -> str:
-    """There, and holding the last projected change, as long as the partition is projected."""
+    """Exists while the partition is projected; holds the last projected change."""
     return f"{{p{partition}}}:mark"
 
 
 def fence(partition: int) -> str:
-    """There while somebody rebuilds the partition, and holding who."""
+    """Exists while the partition is rebuilt; holds who rebuilds it."""
     return f"{{p{partition}}}:fence"
 
 
 def home(partition: int) -> str:
-    """Which run of which server the partition was projected to."""
+    """Run of the server to which the partition was projected."""
     return f"{{p{partition}}}:home"
 
 
 def ledger(partition: int) -> str:
-    """Which ledger the partition was projected from: a change number, and the fingerprint of that change there."""
+    """Ledger from which the partition was projected: a change number, and that change's fingerprint there."""
     return f"{{p{partition}}}:ledger"
 
 
@@ -56,33 +61,33 @@ def kept(partition: int) -> str:
 
 
 def committed(partition: int) -> str:
-    """What the ledger committed last, the newest first."""
+    """Events that the ledger committed last, the newest first."""
     return f"{{p{partition}}}:committed"
 
 
 def last_commit(partition: int, consumer: str) -> str:
-    """The last thing that a consumer said to be committed: an answer that was lost is recognised."""
+    """Last commit that a consumer reported: if its answer was lost, the repetition is recognised."""
     return f"{{p{partition}}}:commit:{consumer}"
 
 
 def busy(partition: int) -> str:
-    """Organisations with holds, by the moment at which somebody is to look for those that ran out."""
+    """Organisations with holds, by the moment when expired ones must be searched."""
     return f"{{p{partition}}}:busy"
 
 
-def hold(partition: int, request_id: str) -> str:
+def hold(partition: int, order_id: str) -> str:
     """The hold of one order."""
-    return f"{{p{partition}}}:hold:{request_id}"
+    return f"{{p{partition}}}:hold:{order_id}"
 
 
-def closed(partition: int, request_id: str) -> str:
-    """How one order ended."""
-    return f"{{p{partition}}}:closed:{request_id}"
+def closed(partition: int, order_id: str) -> str:
+    """End of one order."""
+    return f"{{p{partition}}}:closed:{order_id}"
 
 
-def result(partition: int, request_id: str) -> str:
-    """What the owner of a charged order may fetch again."""
-    return f"{{p{partition}}}:result:{request_id}"
+def result(partition: int, order_id: str) -> str:
+    """Result that the owner of a charged order may fetch again."""
+    return f"{{p{partition}}}:result:{order_id}"
 
 
 def jobs(partition: int) -> str:
@@ -91,7 +96,7 @@ def jobs(partition: int) -> str:
 
 
 def alive(owner: str) -> str:
-    """There as long as a gateway lives; `owner` is its UUID in hex."""
+    """Exists while a gateway lives; `owner` is its UUID in hex."""
     return f"{{p{partition_of(owner)}}}:alive:{owner}"
 
 
@@ -107,7 +112,7 @@ def key_record(key_hash: str) -> tuple[int, str]:
 
 
 class OrgKeys:
-    """The names of one organisation."""
+    """Names of one organisation's keys in Redis."""
 
     def __init__(self, org_id: str) -> None:
         self.org_id = org_id
@@ -122,49 +127,49 @@ class OrgKeys:
         self.open = f"{self._tag}:open:{org_id}"
 
     def access(self, key_id: str) -> str:
-        """What one of the organisation's keys may do, and what it has used of its limits."""
+        """Rights of one of the organisation's API keys, and its use of its limits."""
         return f"{self._tag}:access:{key_id}"
 
-    def hold(self, request_id: str) -> str:
+    def hold(self, order_id: str) -> str:
         """The hold of one order."""
-        return hold(self.partition, request_id)
+        return hold(self.partition, order_id)
 
     def once(self, key_hash: str) -> str:
-        """Which order an idempotency key stands for."""
+        """Order that belongs to an idempotency key."""
         return f"{self._tag}:once:{self.org_id}:{key_hash}"
 
     def sandbox_once(self, key_hash: str) -> str:
-        """Which order of the sandbox an idempotency key stands for; it never meets a live order's."""
+        """Sandbox order that belongs to an idempotency key; it never meets a live order's."""
         return f"{self._tag}:sandbox:{self.org_id}:{key_hash}"
 
     def recent(self, key_id: str, fingerprint: str) -> str:
-        """Orders of one API key that are the same, by their admission: what may be given again."""
+        """Identical orders of one API key, by admission: those that may be given again."""
         return f"{self._tag}:recent:{key_id}:{fingerprint}"
 
     def retried(self, key_id: str, fingerprint: str) -> str:
-        """The last order of that kind that an SDK repeated, and that found none to repeat."""
+        """Last order of that kind that an SDK retried, and that found no order to repeat."""
         return f"{self._tag}:retried:{key_id}:{fingerprint}"
 
     def gone(self, key_id: str, fingerprint: str) -> str:
-        """Of those orders the ones whose clients have all left without their answer, by when the last one did."""
+        """Those of the identical orders whose clients have all left without an answer, by when the last one left."""
         return f"{self._tag}:gone:{key_id}:{fingerprint}"
 
-    def claims(self, request_id: str) -> str:
-        """Which retries of an SDK were given this order, and whether its clients have all left."""
-        return f"{self._tag}:claims:{request_id}"
+    def claims(self, order_id: str) -> str:
+        """SDK retries that were given this order, and whether its clients have all left."""
+        return f"{self._tag}:claims:{order_id}"
 
-    def asking(self, request_id: str) -> str:
-        """Which requests wait for this order, or have it, once it was given again."""
-        return f"{self._tag}:asking:{request_id}"
+    def asking(self, order_id: str) -> str:
+        """Requests that wait for this order, or have it, once it was given again."""
+        return f"{self._tag}:asking:{order_id}"
 
-    def result(self, request_id: str) -> str:
-        """What the owner of a charged order may fetch again."""
-        return result(self.partition, request_id)
+    def result(self, order_id: str) -> str:
+        """Result that the owner of a charged order may fetch again."""
+        return result(self.partition, order_id)
 
-    def claim(self, request_id: str) -> str:
-        """Who ends the order of a dead owner."""
-        return f"{self._tag}:claim:{request_id}"
+    def claim(self, order_id: str) -> str:
+        """Gateway that ends the order of a dead owner."""
+        return f"{self._tag}:claim:{order_id}"
 
-    def closed(self, request_id: str) -> str:
-        """How one order ended."""
-        return closed(self.partition, request_id)
+    def closed(self, order_id: str) -> str:
+        """End of one order."""
+        return closed(self.partition, order_id)

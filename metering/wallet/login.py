@@ -1,4 +1,4 @@
-"""Does Redis let this process in? A wrong password is no outage: nothing but a person mends it, so it is said."""
+"""Log-in to Redis. A wrong password is no outage: only a person can repair it, so it is logged."""
 
 import asyncio
 
@@ -16,14 +16,14 @@ REFUSED = (AuthenticationError, NoPermissionError)
 
 
 class Login:
-    """`refused` while Redis does not take the user name and password that it is sent, or lets that user do nothing."""
+    """`refused` while Redis does not accept the user name and password, or gives that user no rights."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.refused = False
 
     async def look(self) -> None:
-        """One look, logged where it is refused. Raises RedisError where a server is away."""
+        """Check once, and log a refusal. Raises RedisError if a server is away."""
         try:
             await asyncio.gather(*(server.ping() for server, _ in await servers(self._redis)))
         except REFUSED as error:
@@ -33,5 +33,5 @@ class Login:
             self.refused = False
 
     async def run(self, every_s: float) -> None:
-        """Look until cancelled. A Redis that is away says so elsewhere."""
+        """Check until cancelled. If Redis is away, other parts report it."""
         await every(every_s, self.look, away=(RedisError, OSError, TimeoutError), name="login_waits")

@@ -1,7 +1,6 @@
-"""Which partitions are projected, and from which ledger: what a mark is worth (rule 34).
-
-Beside the mark, "projected up to change N", stands what proves that it was made from this very ledger: the fingerprint
-of that change, and an order's end that was committed. A ledger that was restored from a backup lacks one or the other.
+"""Which partitions are projected, and from which ledger; whether a mark counts (rule 34).
+Stored with the mark, "projected up to change N", is the proof that it was made from this very ledger: the fingerprint
+of that change, and a committed end of an order. A ledger that was restored from a backup lacks one of them.
 """
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
@@ -11,22 +10,22 @@ from redis.asyncio import Redis
 
 from metering.ports import PAGE, Ended, Ledger
 from metering.wallet import keys
-from metering.wallet.connection import servers
+from metering.wallet.connection import lanes, servers
 from metering.wallet.script import Call, load_script
 
 NO_CHANGE = "-"
-"""Stands for the fingerprint of a change that is not there."""
+"""Replaces the fingerprint of a change that does not exist."""
 
 SCANNED = 1_000
-"""Keys that one step of a scan looks at: under a millisecond, so that it holds up no admission."""
+"""Keys in one step of a scan: under a millisecond, so that it delays no admission."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What Redis says of one partition; an empty text is what it does not know. `run` is its server's.
+    """State of one partition in Redis; text that Redis lacks is empty. `run` is its server's.
 
-    `booked`: orders' ends that consumers have seen committed, the last ones: `charge:` or `other:`, and the id. All of
-    them count: of two consumers the one that committed first may have said so last.
+    `booked`: the last ends of orders that consumers have seen committed, as `charge:` or `other:` and the id. All of
+    them count: of two consumers, the one that committed first may report last.
     """
 
     run: str
@@ -37,21 +36,21 @@ class Seen:
 
     @property
     def change(self) -> int:
-        """The one whose fingerprint stands beside the mark."""
+        """Number of the change whose fingerprint is stored with the mark."""
         return int(self.ledger.split()[0])
 
     @property
     def proven(self) -> str:
-        """The order's end that stands there."""
+        """The order's end that is stored with the mark."""
         return " ".join(self.ledger.split(" ")[2:])
 
     @property
     def ends(self) -> list[str]:
-        """Those that this ledger must have."""
+        """Ends that this ledger must have."""
         return [end for end in (self.proven, *self.booked) if end]
 
     def proof(self, change: int, fingerprint: str) -> str:
-        """What stands beside a mark at this change."""
+        """Build the proof to store with a mark at this change."""
         return f"{change} {fingerprint} {self.booked[0] if self.booked else self.proven}".rstrip()
 
 
@@ -69,7 +68,7 @@ class Look:
 
     @property
     def known(self) -> dict[int, int]:
-        """Partition → the last change projected to it, where its mark counts."""
+        """Last change projected to each partition whose mark counts."""
         ours = {p: one for p, one in self.seen.items() if p not in self.foreign and one.home == one.run}
         return {partition: int(one.mark) for partition, one in ours.items() if one.mark}
 
@@ -79,8 +78,19 @@ class Look:
         return self.seen.keys() - self.known.keys()
 
 
+_STATE = (keys.mark, keys.home, keys.ledger)
+"""The keys of a partition that hold one text each."""
+
+_LISTS = """
+local lists = {}
+for place, key in ipairs(KEYS) do lists[place] = redis.call('LRANGE', key, 0, -1) end
+return lists
+"""
+"""Reads many lists with one command."""
+
+
 class Marks:
-    """Reads and moves them. Every method may raise RedisError and LedgerAway."""
+    """Reads and moves marks. Every method may raise RedisError and LedgerAway."""
 
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
@@ -88,15 +98,12 @@ class Marks:
         self._move = load_script(redis, "mark_v1")
 
     async def look(self, runs: Mapping[int, str]) -> Look:
-        """What Redis says of every partition, and only then what the ledger says of that: another process may move a
-        mark to a change that was not there yet. `runs`: partition → the run of its server."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for partition in runs:
-                pipe.mget(keys.mark(partition), keys.home(partition), keys.ledger(partition))
-                pipe.lrange(keys.committed(partition), 0, -1)
-            replies = await pipe.execute()
-        told = zip(runs.items(), replies[0::2], replies[1::2], strict=True)
-        seen = {partition: _seen(run, values, booked) for (partition, run), values, booked in told}
+        """Read every partition's state in Redis, and only then compare it with the ledger.
+
+        In the other order, another process might move a mark to a change that was not there yet. `runs`: partition →
+        the run of its server.
+        """
+        seen = await self._seen(runs)
         last = await self._ledger.last_change()
         changes = {last, *(one.change for one in seen.values() if one.ledger)}
         fingerprints = await self._ledger.fingerprints(changes)
@@ -105,12 +112,31 @@ class Marks:
         foreign = {partition for partition, one in seen.items() if _is_of_another(one, last, fingerprints, ended)}
         return Look(seen, last, fingerprints.get(last, NO_CHANGE), frozenset(foreign))
 
+    async def _seen(self, runs: Mapping[int, str]) -> dict[int, Seen]:
+        """Read every partition's state, with two commands for all that one command may name together.
+
+        Every gateway does it once a second, also while nobody orders.
+        """
+        asked = [[partition for partition in lane if partition in runs] for lane in lanes(self._redis)]
+        asked = [lane for lane in asked if lane]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for lane in asked:
+                pipe.mget(*(kind(partition) for partition in lane for kind in _STATE))
+                pipe.eval(_LISTS, len(lane), *map(keys.committed, lane))
+            replies = await pipe.execute()
+        seen: dict[int, Seen] = {}
+        for lane, values, booked in zip(asked, replies[0::2], replies[1::2], strict=True):
+            for place, partition in enumerate(lane):
+                state = values[place * len(_STATE) : (place + 1) * len(_STATE)]
+                seen[partition] = _seen(runs[partition], state, booked[place])
+        return seen
+
     async def fingerprint(self, change: int) -> str:
-        """Of one change of the ledger."""
+        """Read the fingerprint of one change of the ledger."""
         return (await self._ledger.fingerprints([change])).get(change, NO_CHANGE)
 
     async def move(self, look: Look) -> None:
-        """All that is known is projected up to the last change now."""
+        """Record that all known partitions are projected up to the last change."""
         calls: list[Call] = []
         for partition, change in look.known.items():
             before, proof = look.seen[partition], look.seen[partition].proof(look.last, look.fingerprint)
@@ -121,7 +147,7 @@ class Marks:
 
 
 async def keys_like(redis: Redis, kind: str, partitions: Collection[int]) -> AsyncIterator[list[str]]:
-    """Pages of the names of all keys `{pN}:KIND:…` of these partitions. Raises RedisError."""
+    """Yield pages of the names of all keys `{pN}:KIND:…` in these partitions. Raises RedisError."""
     page: list[str] = []
     for server, here in await servers(redis):
         if set(here).isdisjoint(partitions):
@@ -142,9 +168,9 @@ def _seen(run: str, values: Iterable[bytes | None], booked: Iterable[bytes]) -> 
 
 
 def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended: Mapping[str, Ended]) -> bool:
-    """Was this partition projected from another ledger than the one that says this?
+    """True if this partition was projected from a ledger other than this one.
 
-    An older version leaves the proof out. Then only a mark that the ledger has not reached says so.
+    An older version stores no proof. Then the only sign is a mark that this ledger has not reached.
     """
     if seen.mark and int(seen.mark) > last:
         return True
@@ -154,7 +180,7 @@ def _is_of_another(seen: Seen, last: int, fingerprints: Mapping[int, str], ended
 
 
 def _is_lost(booked: str, ended: Mapping[str, Ended]) -> bool:
-    """Is an end that was committed not there? An order may have two, of which a charge is the one that is told."""
-    end, _, request_id = booked.partition(":")
-    order = ended.get(request_id)
+    """True if a committed end is missing. An order may have two ends; if one is a charge, that one is remembered."""
+    end, _, order_id = booked.partition(":")
+    order = ended.get(order_id)
     return order is None or (end == "charge" and not order.charged)

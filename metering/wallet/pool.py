@@ -1,4 +1,4 @@
-"""Connections to one Redis that are dropped when it is no master any more, and made anew beside the callers."""
+"""Connections to one Redis: dropped when it is no longer the master, and reopened in the background."""
 
 import asyncio
 import time
@@ -15,6 +15,7 @@ from redis.exceptions import (
     MasterDownError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as NoConnection
 
@@ -24,37 +25,43 @@ from metering.wallet.address import Node, RedisAddress
 log = structlog.get_logger(__name__)
 
 PAUSE_S = 0.2
-"""Between two tries to reach a server that is away."""
+"""Pause between two tries to reach a server that is away."""
 
 READY = 4
-"""Connections that are made anew at once; the others follow as they are needed."""
+"""Connections that are reopened at once; the others follow as they are needed."""
+
+FILL_S = 2.0
+"""Timeout for reopening them: a server that accepts connections and says nothing is tried again."""
 
 SENTINEL_S = 0.5
-"""For each sentinel that is asked, one after the other: one that answers does so within milliseconds."""
+"""Timeout for each sentinel; they are asked one after the other. A healthy one answers within milliseconds."""
 
 NO_MASTER = (ReadOnlyError, BusyLoadingError, MasterDownError, ClusterDownError)
-"""READONLY, LOADING, MASTERDOWN, CLUSTERDOWN: whoever answers so is not, or not yet, the server that is wanted. Behind
-one address (a Service, a name, a virtual IP) a demoted master keeps its connections; new ones go to its successor."""
+"""Errors READONLY, LOADING, MASTERDOWN, CLUSTERDOWN: the server is not, or not yet, the wanted one.
+
+Behind one address (a Service, a name, a virtual IP) a demoted master keeps its connections, and new ones go to its
+successor.
+"""
 
 
 class Line(AbstractConnection):
-    """A connection that is lost in words that are redis-py's: uvloop has its own for one that has just been closed.
+    """A connection whose loss raises redis-py's errors: uvloop has its own error for one that was just closed.
 
-    One that leads to no master is dropped, and with it all others of its pool, which lead there, too.
+    If it does not lead to a master, it is dropped with all others of its pool, which lead to the same server.
     """
 
     pool: "Pool"
 
     async def connect(self) -> None:
-        """Unless it is connected. A caller may not have the time for it: then it is done beside the callers.
+        """Connect, unless it is connected. If the caller has no time for it, a background task does it.
 
-        Raises ConnectionError, or what the server has answered, which redis-py wraps in one.
+        Raises ConnectionError, or the server's own error, which redis-py wraps in one.
         """
         try:
             await super().connect()  # type: ignore[no-untyped-call]
         except BaseException as error:
             said = error.__cause__
-            if isinstance(said, AuthenticationError):  # which no other try mends
+            if isinstance(said, AuthenticationError):  # another try does not help
                 raise said from None
             self.pool.mend()
             if isinstance(said, RedisError):
@@ -71,11 +78,17 @@ class Line(AbstractConnection):
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Read. Raises RedisError."""
         try:
-            return await super().read_response(*args, **options)
+            answer = await super().read_response(*args, **options)
         except NO_MASTER as error:
+            self.pool.answers += 1
             await self.pool.renew(type(error).__name__)
             await self.disconnect(nowait=True)
             raise
+        except ResponseError:
+            self.pool.answers += 1
+            raise
+        self.pool.answers += 1
+        return answer
 
 
 class _TcpLine(Line, Connection):
@@ -91,7 +104,7 @@ class _UnixLine(Line, UnixDomainSocketConnection):
 
 
 class _WatchedLine(Line):
-    """Goes to the master that the sentinels have named last."""
+    """Connects to the master that the sentinels named last."""
 
     host: str
     port: int
@@ -114,8 +127,9 @@ _WATCHED_LINES = {"redis": _WatchedTcpLine, "rediss": _WatchedTlsLine}
 
 
 class Pool(BlockingConnectionPool):
-    """`aim` it before its first use."""
+    """A pool of connections; call `aim` before its first use. `answers` counts the server's replies, errors too."""
 
+    answers = 0
     address: RedisAddress
     master: Node | None = None
     _mending: asyncio.Task[None] | None = None
@@ -123,23 +137,23 @@ class Pool(BlockingConnectionPool):
     _told_s = 0.0
 
     def aim(self, address: RedisAddress) -> None:
-        """Where its connections go, and over what. Raises ValueError for a parameter whose value makes no sense."""
+        """Set the address and the protocol. Raises ValueError if a parameter has an impossible value."""
         self.address = address
         lines = _WATCHED_LINES if address.kind == "sentinel" else _LINES
         self.connection_class = lines[address.scheme]  # an argument would have been overridden by the address
         try:
-            self.make_connection()  # which opens nothing
+            self.make_connection()  # it opens nothing
         except RedisError as error:
             raise ValueError(str(error)) from None
 
     def make_connection(self) -> AbstractConnection:
-        """A new one, that knows its pool."""
+        """Create a connection that knows its pool."""
         line: Line = super().make_connection()  # type: ignore[no-untyped-call]
         line.pool = self
         return line
 
     async def find(self) -> Node:
-        """Ask the sentinels where the master is; the first that knows is right. Raises ConnectionError."""
+        """Ask the sentinels for the master; the first answer counts. Raises ConnectionError."""
         sentinels = Sentinel(  # type: ignore[no-untyped-call]
             self.address.nodes, socket_timeout=SENTINEL_S, socket_connect_timeout=SENTINEL_S
         )
@@ -151,7 +165,7 @@ class Pool(BlockingConnectionPool):
         return self.master
 
     async def renew(self, why: str) -> None:
-        """Drop all: those that are idle now, those in use when they are given back."""
+        """Drop all connections: idle ones now, used ones when they are given back."""
         if time.monotonic() > self._told_s + 1:
             self._told_s = time.monotonic()
             log.warning("redis_is_no_master", error=why)
@@ -160,12 +174,12 @@ class Pool(BlockingConnectionPool):
         self.mend()
 
     def mend(self) -> None:
-        """Make some anew, beside the callers, who may wait for less time than that takes."""
+        """Reopen some in the background: callers may wait for less time than that takes."""
         if not self._closed and (self._mending is None or self._mending.done()):
             self._mending = asyncio.create_task(self._mend())
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
-        """Those that are idle; with `inuse_connections` all of them, for good."""
+        """Close idle connections; with `inuse_connections` close all of them, permanently."""
         if inuse_connections:
             self._closed = True
             if self._mending is not None:
@@ -177,7 +191,8 @@ class Pool(BlockingConnectionPool):
             try:
                 if self.address.kind == "sentinel":
                     await self.find()
-                await self._fill()
+                async with asyncio.timeout(FILL_S):
+                    await self._fill()
                 break
             except AuthenticationError:
                 break

@@ -1,4 +1,4 @@
-"""Does Redis have room? Admission stops before it is full, so that what is open can still be settled (rule 28)."""
+"""Memory of Redis. Admission stops before it is full, so that open orders can still be settled (rule 28)."""
 
 import asyncio
 
@@ -25,12 +25,12 @@ class Pressure:
         self.reason: str | None = None
 
     async def look(self) -> None:
-        """One look. Raises WrongPolicy, and RedisError where no server answers.
+        """Check once. Raises WrongPolicy, and RedisError if no server answers.
 
-        One that is away is left out: what it would admit is refused without it.
+        A server that is away is left out: it admits nothing anyway.
         """
-        asked = (server.info("memory") for server, _ in await servers(self._redis))
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        calls = (server.info("memory") for server, _ in await servers(self._redis))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         infos = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not infos:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
@@ -41,7 +41,7 @@ class Pressure:
         self.reason = "The gateway is running out of memory; nothing was charged." if full else None
 
     async def run(self, every_s: float) -> None:
-        """Look until cancelled. While Redis is away admission fails by itself."""
+        """Check until cancelled. While Redis is away admission fails by itself."""
         await every(every_s, self._watch, away=(RedisError, OSError, TimeoutError), name="pressure_waits")
 
     async def _watch(self) -> None:

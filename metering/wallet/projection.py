@@ -17,7 +17,7 @@ from config.settings import CLOSED_S, LOW_BALANCE_MICRO_MXN
 from metering.aside import amount_of, left_out
 from metering.background import every
 from metering.clock import Period, period_at, unix_us_at, utc_now
-from metering.limits import Limits
+from metering.limits import LIMITS, Limits
 from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 class Projected(IntEnum):
-    """What the project script says. LOST: there was a wallet, and there is none; FENCED_OFF: another rebuilds."""
+    """Replies of the project script. LOST: the wallet existed and is gone; FENCED_OFF: another process rebuilds."""
 
     DONE = 1
     AWAY = 2
@@ -42,7 +42,7 @@ class Projected(IntEnum):
 
 
 class Fenced(IntEnum):
-    """What the fence script says. UNDRAINED: the stream holds events that the ledger does not have yet."""
+    """Replies of the fence script. UNDRAINED: the stream holds events that the ledger does not have yet."""
 
     DONE = 1
     NOT_NOW = 2
@@ -50,43 +50,43 @@ class Fenced(IntEnum):
 
 
 FENCE_S = 5
-"""A rebuild whose process died, or stood still for so long, is taken over by another."""
+"""If a rebuild's process died, or did nothing for this long, another process takes the rebuild over."""
 
 LATE_S = 300.0
-"""A settlement that got no answer is tried again for seconds, and by an abandonment until its hold has run out."""
+"""A settlement without an answer is retried for seconds; an abandonment retries it until its hold has expired."""
 
 BOOKED_NOTHING = Charged(events=0, last_event=0, charged_micro_mxn=0)
 
 
 class Projector:
-    """Keeps Redis in step with the record."""
+    """Keeps Redis in step with the ledger."""
 
     def __init__(self, redis: Redis, ledger: Ledger) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._project = load_script(redis, "project_v4", Projected)
+        self._project = load_script(redis, "project_v5", Projected)
         self._fence = load_script(redis, "fence_v3", Fenced)
         self._marks = Marks(redis, ledger)
         self._end = load_script(redis, "end_v2")
 
     @property
     def inspection(self) -> Inspection:
-        """What is projected."""
+        """The reader of what is projected."""
         return Inspection(self._redis)
 
     async def run(self, every_s: float) -> None:
-        """Follow the record until cancelled. A database or a Redis that is away is waited for."""
+        """Follow the ledger until cancelled. If the database or Redis is away, wait for it."""
         away = (RedisError, LedgerAway, OSError, TimeoutError)
         await every(every_s, self.round, away=away, name="projection_waits")
 
     async def round(self) -> None:
-        """One look: what changed is projected, and a partition without a mark that counts is rebuilt.
+        """Look once: project what changed, and rebuild each partition that has no valid mark.
 
-        A partition whose server in a cluster is away keeps its mark, and is brought up to date when it is back.
+        If a partition's server in a cluster is away, the partition keeps its mark, and is updated when it is back.
         """
         look = await self._look()
-        # A mark says up to which change its partition is projected. Redis keeps the order of writes, so a Redis that
-        # lost some of them lost the mark that was set after them, too.
+        # A mark says up to which change its partition is projected. Redis keeps the order of writes: if it lost some
+        # of them, it also lost the mark that was set after them.
         changed = await self._ledger.changed_since(min(look.known.values())) if look.known else []
         for page in _pages([org_id for org_id in changed if keys.partition_of(org_id) in look.known]):
             await self._follow(page, look.seen)
@@ -95,7 +95,7 @@ class Projector:
         await self._marks.move(look)
 
     async def org(self, org_id: str) -> None:
-        """Project one organisation now. Where its partition is not projected, the next rebuild takes it along."""
+        """Project one organisation now. If its partition is not projected, the next rebuild includes it."""
         await self._follow([org_id], range(keys.PARTITIONS))
 
     async def _follow(self, org_ids: Sequence[str], partitions: Collection[int]) -> None:
@@ -108,28 +108,29 @@ class Projector:
         codes = await self._apply(new, "new", {})
         holding = [one.org.org_id for one, code in zip(new, codes, strict=True) if code == Projected.LOST]
         for org_id in [*booked, *holding]:
-            # Its wallet was there once. Without the mark the whole partition is fenced and rebuilt from the ledger.
+            # The wallet existed before. Without the mark, the whole partition is fenced and rebuilt from the ledger.
             log.error("wallet_lost", org=org_id)
             await self._redis.delete(keys.mark(keys.partition_of(org_id)))
         await self._records(snapshots, partitions)
 
     async def forget(self, org_id: str | None) -> None:
-        """Have an organisation's partition, or every one, made anew: until then nothing is admitted there."""
+        """Have an organisation's partition, or every partition, rebuilt: until then nothing is admitted there."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in _partitions(org_id):
                 pipe.delete(keys.mark(partition))
             await pipe.execute()
 
     async def missing(self, org_id: str | None) -> int:
-        """How many of those partitions are not projected."""
+        """Count those of these partitions that are not projected."""
         known = (await self._look()).known
         return sum(partition not in known for partition in _partitions(org_id))
 
     async def _rebuild(self, look: Look) -> None:
-        """Behind a fence: wiped, stalled or overtaken, it sets no mark, and the next round begins again."""
+        """Rebuild partitions behind a fence. If wiped, stalled or overtaken, it sets no mark, and the next round
+        retries."""
         who = uuid4().hex
         if foreign := sorted(look.missing & look.foreign):
-            # Before the fence, whose raising ends it: what dies on the way begins here again.
+            # This comes before the fence, because raising the fence ends it: a process that dies half-way starts here.
             fed = [await feed_again(self._redis, partition) for partition in foreign]
             log.error("ledger_restored", partitions=foreign, change=look.last, fed_again=sum(fed))
             await self._shut_out(set(foreign))
@@ -139,12 +140,12 @@ class Projector:
             log.warning("rebuild_waits_for_the_consumer", partitions=waiting)
         if not fenced:
             return
-        # A Redis that was wiped has no other proof that this very ledger had what is read from here on.
+        # If Redis was wiped, there is no other proof that this very ledger had what is read from here on.
         last = await self._ledger.begin_rebuild(utc_now())
         fingerprint = await self._marks.fingerprint(last)
         async for page in pages(self._ledger.orgs):
             await self._keep_up(fenced)
-            # Key records spread over all partitions by their own hash, so every organisation may have some here.
+            # Key records are spread over all partitions by their own hash, so every organisation may have some here.
             snapshots = await self._ledger.snapshots([org.org_id for org in page], _today())
             here = [one for one in snapshots if keys.partition_of(one.org.org_id) in fenced]
             fenced -= await self._replace(here, who)
@@ -156,27 +157,27 @@ class Projector:
                 log.warning("rebuilt_without", entry=entry.name, org=entry.org_id, amount_mxn=amount_of(entry))
 
     async def _replace(self, snapshots: Sequence[Snapshot], who: str) -> set[int]:
-        """Make wallets anew; returns the partitions whose fence is another's by now."""
+        """Rebuild wallets; returns the partitions whose fence now belongs to another process."""
         org_ids = [one.org.org_id for one in snapshots]
         async with self._redis.pipeline(transaction=False) as pipe:
             for org_id in org_ids:
                 pipe.zrange(keys.OrgKeys(org_id).open, 0, -1)
             held = zip(org_ids, await pipe.execute() if org_ids else [], strict=True)
         holds = {request.decode(): org_id for org_id, requests in held for request in requests}
-        for request_id, end in (await self._ledger.ended(list(holds))).items():
-            names = keys.OrgKeys(holds[request_id])
+        for order_id, end in (await self._ledger.ended(list(holds))).items():
+            names = keys.OrgKeys(holds[order_id])
             await self._end(
                 keys={
                     "mark": names.mark,
                     "fence": names.fence,
                     "open": names.open,
-                    "hold": names.hold(request_id),
-                    "closed": names.closed(request_id),
+                    "hold": names.hold(order_id),
+                    "closed": names.closed(order_id),
                     "jobs": names.jobs,
                 },
                 who=who,
                 org=names.org_id,
-                request=request_id,
+                request=order_id,
                 ending=end.end,
                 reason=end.reason,
                 remember_s=CLOSED_S,
@@ -194,7 +195,7 @@ class Projector:
         return lost
 
     async def _tell_gone(self, org_ids: Sequence[str]) -> None:
-        """Of wallets that were made anew: what they had, and this ledger has not."""
+        """Log what the rebuilt wallets had and this ledger does not have."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for org_id in org_ids:
                 pipe.hmget(keys.OrgKeys(org_id).wallet, "gone_charged", "gone_credits")
@@ -205,8 +206,8 @@ class Projector:
                 log.error("not_in_the_ledger", org=org_id, **gone)
 
     async def _remember(self, org_ids: Sequence[str]) -> None:
-        """How orders ended of late, so that a settlement that is tried again has its answer; and for a day those under
-        idempotency keys: the same order under one is not made again (rule 17)."""
+        """Restore how recent orders ended, so that a retried settlement has its answer. Those under idempotency keys
+        are restored for a day: the same order under the same key is not made again (rule 17)."""
         now_us = unix_us_at(utc_now())
         keyed = await self._ledger.keyed(org_ids, now_us - CLOSED_S * 1_000_000)
         late = await self._ledger.charged_since(org_ids, now_us - int(LATE_S * 1_000_000))
@@ -214,10 +215,10 @@ class Projector:
             for one in keyed:
                 names, left_s = keys.OrgKeys(one.org_id), max(1, CLOSED_S - (now_us - one.ended_us) // 1_000_000)
                 key_hash, fingerprint = one.once.split()
-                pipe.set(names.once(key_hash), f"{one.request_id} {fingerprint}", ex=left_s, nx=True)
-                pipe.set(names.closed(one.request_id), _charged(one.org_id, one.amount_micro_mxn), ex=left_s, nx=True)
-            for org_id, request_id, amount in late:
-                pipe.set(keys.OrgKeys(org_id).closed(request_id), _charged(org_id, amount), ex=CLOSED_S, nx=True)
+                pipe.set(names.once(key_hash), f"{one.order_id} {fingerprint}", ex=left_s, nx=True)
+                pipe.set(names.closed(one.order_id), _charged(one.org_id, one.amount_micro_mxn), ex=left_s, nx=True)
+            for org_id, order_id, amount in late:
+                pipe.set(keys.OrgKeys(org_id).closed(order_id), _charged(org_id, amount), ex=CLOSED_S, nx=True)
             await pipe.execute()
 
     async def _keep_up(self, fenced: set[int]) -> None:
@@ -227,9 +228,9 @@ class Projector:
             await pipe.execute()
 
     async def _raise(self, partition: int, seen: Seen, who: str) -> int:
-        """Unless its mark is another by now than the one that was seen, and counts for nothing."""
-        told = {"seen_mark": seen.mark, "seen_home": seen.home, "seen_ledger": seen.ledger}
-        return await self._at_fence(partition, "raise", who, seen.run, **told)
+        """Raise the fence, unless the mark is no longer the one that was seen, which is not valid."""
+        changes = {"seen_mark": seen.mark, "seen_home": seen.home, "seen_ledger": seen.ledger}
+        return await self._at_fence(partition, "raise", who, seen.run, **changes)
 
     async def _drop(self, partition: int, seen: Seen, who: str, change: int, fingerprint: str) -> int:
         return await self._at_fence(partition, "drop", who, seen.run, change=change, fingerprint=fingerprint)
@@ -247,9 +248,9 @@ class Projector:
         return code
 
     async def _shut_out(self, partitions: set[int]) -> None:
-        """Have keys that this ledger does not know stop working: they were issued after the backup (rule 34).
+        """Stop keys that this ledger does not know: they were issued after the backup (rule 34).
 
-        Their organisations' wallets stay, so that what is under way ends; `ghub verify` names them.
+        Their organisations' wallets stay, so that orders under way can end; `ghub verify` names them.
         """
         async for page in keys_like(self._redis, "access", partitions):
             known = await self._ledger.known_keys([_last_part(name) for name in page])
@@ -273,7 +274,7 @@ class Projector:
         booked: Mapping[str, Charged],
         who: str = "",
     ) -> list[int]:
-        """One code for each of them."""
+        """Run the project script for each snapshot; returns one code for each."""
         booked_of = [booked.get(one.org.org_id, BOOKED_NOTHING) for one in snapshots]
         calls = [call_of(self._project, *one, mode, who) for one in zip(snapshots, booked_of, strict=True)]
         codes: list[int] = []
@@ -294,30 +295,30 @@ class Projector:
         return await self._marks.look(await self._runs())
 
     async def _runs(self) -> dict[int, str]:
-        """Partition → the run of the server that has it, which a restart and a failover change; without those away."""
-        asked = await servers(self._redis)
-        answers = await asyncio.gather(*(server.info("server") for server, _ in asked), return_exceptions=True)
+        """Return partition → the run of its server, which a restart or a failover changes, without servers away."""
+        masters = await servers(self._redis)
+        answers = await asyncio.gather(*(server.info("server") for server, _ in masters), return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         if len(errors) == len(answers):
             raise errors[0]
-        found = zip(asked, answers, strict=True)
+        found = zip(masters, answers, strict=True)
         return {p: info["run_id"] for (_, here), info in found if not isinstance(info, BaseException) for p in here}
 
 
 def call_of(
     project: Script, snapshot: Snapshot, booked: Charged, mode: Literal["follow", "new", "rebuild"], who: str
 ) -> Call:
-    """A call of the script that sets one wallet."""
+    """Build the call of the script that sets one wallet."""
     org_id, period = snapshot.org.org_id, snapshot.period
     names, total = keys.OrgKeys(org_id), Used()
     for used in snapshot.used.values():
         total = total.plus(used)
-    rest: list[Any] = [*_nine(snapshot.limits, total)]
+    rest: list[Any] = [*_scope(snapshot.limits, total)]
     for key_id, access in expected(snapshot).accesses.items():
         assert access is not None
         rest += [key_id, access.state, access.models]
         rest += ["" if access.ends_us is None else access.ends_us, access.reads, access.response_format, access.origins]
-        rest += _nine(access.limits, snapshot.used.get(key_id, Used()))
+        rest += _scope(access.limits, snapshot.used.get(key_id, Used()))
     return project.call(
         {"mark": names.mark, "wallet": names.wallet, "open": names.open, "fence": names.fence},
         rest,
@@ -327,7 +328,7 @@ def call_of(
         credits=snapshot.credits_micro_mxn,
         mode=mode,
         charged=booked.charged_micro_mxn,
-        # Numbers may be doubled where a stream was lost: what follows must stand above all that are counted.
+        # If a stream was lost, numbers may be used twice: the next one must be above all that are counted.
         number=max(booked.last_event, booked.events),
         who=who,
         lost=max(0, booked.last_event - booked.events),
@@ -336,12 +337,14 @@ def call_of(
         day=period.day,
         month=period.month,
         suspended=int(snapshot.org.suspended),
+        limits=" ".join(kind.name for kind in LIMITS.values()),
     )
 
 
-def _nine(limits: Limits, used: Used) -> list[Any]:
-    six = ["" if limit is None else limit for limit in limits.values().values()]
-    return [*six, used.day_images, used.month_images, used.month_micro_mxn]
+def _scope(limits: Limits, used: Used) -> list[Any]:
+    """Return a number for each kind of limit and what is used, for an organisation or one of its keys."""
+    numbers = ["" if limit is None else limit for limit in limits.values().values()]
+    return [*numbers, used.day_images, used.month_images, used.month_micro_mxn]
 
 
 def _today() -> Period:

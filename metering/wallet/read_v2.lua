@@ -1,10 +1,10 @@
--- One organisation's wallet at one moment; writes nothing. Holds that ran out count as available.
+-- Reads one organisation's wallet at one moment; writes nothing. Expired holds count as available.
 -- KEYS  mark wallet access
 -- ARGV  now_us>=0 org key_id
 -- REPLY known now_us available held charged credits credit_number number key_state:text lost
 --
 -- key_id  or empty; then access is of no key
--- known   0 or 1: the wallet, and the key that is named; number: of its last event
+-- known   0 or 1: the wallet exists, and so does the key if one is named; number: of its last event
 local now = clock(now_us)
 local w = redis.call('HMGET', wallet_key, 'available', 'held', 'charged', 'credits', 'credit_number', 'number', 'lost')
 if redis.call('EXISTS', mark_key) == 0 or not w[1] then return answer({ now_us = now }) end

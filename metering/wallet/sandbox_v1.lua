@@ -1,16 +1,16 @@
--- Lets an order of the sandbox pass, or says why not; a denial writes nothing. What it takes is counted for its key
--- alone, beside the rates of live orders: by the key's own limits per minute, or else by the organisation's numbers.
--- No money, no quota, no hold and no event is touched.
+-- Admits a sandbox order, or says why not; a denial writes nothing. Usage counts for its key alone, apart from the
+-- rates of live orders: by the key's own limits per minute, or else by the organisation's numbers. No money, no quota,
+-- no hold and no event is touched.
 --
--- The same order under the same idempotency key is the same order again; that counts as a request, and no more.
+-- An identical order under the same idempotency key is a duplicate; it counts as a request only.
 -- KEYS  mark wallet access once
 -- ARGV  now_us>=0 org request images>=1 model fingerprint keyed>=0 once_s>=1
 -- REPLY code now_us available requests_limit requests_left requests_reset_us images_limit images_left images_reset_us
 -- REPLY retry_us order:text admitted_s
 --
--- access   what the API key may do      once   the idempotency key's record, of the sandbox's own
+-- access   rights of the API key     once   the idempotency key's record, the sandbox's own
 -- keyed    1 with an idempotency key, else 0; it counts for once_s
--- order    which it is, and when that was admitted, in Unix seconds
+-- order    the order's id; admitted_s: when it was admitted, in Unix seconds
 local now = clock(now_us)
 
 local key = redis.call('HMGET', access_key, 'state', 'expires_us', 'models', 'requests_per_minute', 'images_per_minute',
@@ -48,9 +48,9 @@ if image_taken then
   if keyed == 1 then redis.call('SET', once_key, request .. ' ' .. admitted_s .. ' ' .. fingerprint, 'EX', once_s) end
 end
 
+local requests_left, requests_reset = rate_after(requests, now, request_taken)
+local images_left, images_reset = rate_after(pictures, now, image_taken)
 return answer({ code = code, now_us = now, available = available_at(org, now),
-  requests_limit = requests.limit, requests_left = request_taken and requests.left or requests.kept_left,
-  requests_reset_us = request_taken and requests.reset or requests.kept_reset,
-  images_limit = pictures.limit, images_left = image_taken and pictures.left or pictures.kept_left,
-  images_reset_us = image_taken and pictures.reset or pictures.kept_reset,
+  requests_limit = requests.limit, requests_left = requests_left, requests_reset_us = requests_reset,
+  images_limit = pictures.limit, images_left = images_left, images_reset_us = images_reset,
   retry_us = retry, order = earlier or request, admitted_s = tonumber(admitted_s or 0) })

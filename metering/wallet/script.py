@@ -1,4 +1,8 @@
-"""Scripts in Redis, called by names: what one is given, and gives back, is declared once, in its own first lines."""
+"""Scripts in Redis, called with named arguments. Each script declares its arguments and reply in its first lines.
+
+A line `-- WITH NAME` in a script is replaced by `NAME.lua`: functions are made anew at each call of a script, so those
+that few orders need are made only where they are needed.
+"""
 
 import hashlib
 import re
@@ -12,6 +16,7 @@ from redis.exceptions import NoScriptError
 
 _HERE = Path(__file__).parent
 _COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
+_WITH = re.compile(r"^ *-- WITH (\w+)$", re.MULTILINE)
 _EMPTY = "''"
 
 
@@ -33,7 +38,7 @@ class _Declared:
         self.reply = {name: kind == "text" for name, _, kind in (one.partition(":") for one in _words(text, "REPLY"))}
 
     def prelude(self, codes: type[IntEnum] | None) -> str:
-        """The same in Lua: a local for each name, and whatever is a number checked."""
+        """Write the declarations in Lua: a local for each name, and a check for each number."""
         first = len(self.args) + 1
         count = f"#ARGV < {first - 1}" if self.varies else f"#ARGV ~= {first - 1}"
         lines = [f"if #KEYS ~= {len(self.keys)} or {count} then error('another number of arguments') end"]
@@ -43,23 +48,26 @@ class _Declared:
             lines.append(f"local {name} = " + (f"whole('{name}', {place}, {lowest})" if lowest else f"ARGV[{place}]"))
         lines += [f"local {code.name} = {code.value}" for code in codes or ()]
         if self.reply:
-            # Redis ends an array at its first nil: what a script does not name is 0, or empty.
+            # Redis ends an array at its first nil, so a name that the script leaves out is 0 or empty.
             fields = ", ".join(f"r.{name} or {_EMPTY if text else 0}" for name, text in self.reply.items())
             lines.append(f"local function answer(r) return {{ {fields} }} end")
         return "\n".join(lines) + "\n"
 
 
 class Script:
-    """One script: sent by its hash, and in full to a server that does not know it yet, which has then done nothing."""
+    """One script.
+
+    It is sent by its hash, and in full to a server that does not know the hash and so has done nothing.
+    """
 
     def __init__(self, redis: Redis, text: str, codes: type[IntEnum] | None = None) -> None:
         self._redis = redis
         self._declared = _Declared(text)
-        self._text = _COMMON + self._declared.prelude(codes) + text
+        self._text = _COMMON + self._declared.prelude(codes) + _WITH.sub(_part, text)
         self._hash = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, keys: Mapping[str, str], rest: Sequence[Any] = (), **args: Any) -> Call:
-        """To be sent with others by `each`. Raises TypeError for names that are not the declared ones."""
+        """Prepare a call for `each`. Raises TypeError if the names are not the declared ones."""
         if keys.keys() != set(self._declared.keys) or args.keys() != self._declared.args.keys():
             wrong = sorted({*keys} ^ {*self._declared.keys} | args.keys() ^ self._declared.args.keys())
             raise TypeError(f"missing or unknown: {', '.join(wrong)}")
@@ -68,11 +76,11 @@ class Script:
         )
 
     async def __call__(self, keys: Mapping[str, str], rest: Sequence[Any] = (), **args: Any) -> Any:
-        """Its answer: by name, with texts as `str`, where it declares a reply; otherwise as it is."""
+        """Call the script. A declared reply is returned by name, with texts as `str`; any other reply is unchanged."""
         return self._read(await self._send(self.call(keys, rest, **args)))
 
     async def each(self, calls: Sequence[Call]) -> list[Any]:
-        """Many calls in as few round trips as there are servers, and a reply for each."""
+        """Run many calls with one round trip to each server; returns a reply for each."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for names, args in calls:
                 pipe.evalsha(self._hash, len(names), *names, *args)
@@ -98,8 +106,12 @@ class Script:
 
 
 def load_script(redis: Redis, name: str, codes: type[IntEnum] | None = None) -> Script:
-    """The script `NAME.lua` of this folder, with the common part in front, and `codes` by their names."""
+    """Load `NAME.lua` from this folder, with the common part before it, and `codes` as Lua locals."""
     return Script(redis, (_HERE / f"{name}.lua").read_text(encoding="utf-8"), codes)
+
+
+def _part(found: re.Match[str]) -> str:
+    return (_HERE / f"{found[1]}.lua").read_text(encoding="utf-8")
 
 
 def _words(text: str, tag: str) -> list[str]:

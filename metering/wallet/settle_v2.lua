@@ -1,4 +1,4 @@
--- Charges an open, living hold for what was delivered and gives back the rest. Asked again, it gives the same answer.
+-- Charges an open, living hold for what was delivered and gives back the rest. A repetition gives the same answer.
 -- KEYS  mark wallet open hold events closed
 -- ARGV  now_us>=0 latest_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured result
 -- REPLY code now_us available charged below
@@ -6,28 +6,30 @@
 -- images        JSON; result, too
 -- usd_measured  by the provider, or empty: then the amount is quantity × unit price
 -- below         how far below zero this call left the balance
+-- WITH closing
 local now = clock(now_us)
 
 local function reply(code, charged, below)
   return answer({ code = code, now_us = now, available = available_at(org, now), charged = charged, below = below })
 end
 
-local before = redis.call('GET', closed_key)
+local before, mark = unpack(redis.call('MGET', closed_key, mark_key))
 if before then
   local ending, charged = string.match(before, '^(%a+):(%d+)')
   if ending == 'charge' then return reply(CHARGED, tonumber(charged)) end
   return reply(REFUSED)
 end
-if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AWAY, now_us = now }) end
+local order = order_of(org, request)
+if not mark or not order.available then return answer({ code = AWAY, now_us = now }) end
 if now > latest_us then return reply(LATE) end
 
-local hold = redis.call('HMGET', hold_key, 'amount', 'images')
 local expires = redis.call('ZSCORE', open_key, request)
-if not hold[1] or not expires or tonumber(expires) <= now then return reply(REFUSED) end
-local unit = tonumber(hold[1]) / tonumber(hold[2])
-if quantity > tonumber(hold[2]) then error('charge is above the hold') end
+if not order.amount or not expires or tonumber(expires) <= now then return reply(REFUSED) end
+local unit = order.amount / order.images
+if quantity > order.images then error('charge is above the hold') end
 if amount > quantity * unit then error('charge is above quantity × unit price') end
 if usd_measured == '' and amount ~= quantity * unit then error('charge is not quantity × unit price') end
 
-local below = close(org, request, 'charge', 'delivered', quantity, amount, usd_measured, images, result, now, remember_s)
-return reply(CHARGED, amount, below)
+local _, freed = expired_holds(org, now)
+local below, available = close(order, 'charge', 'delivered', quantity, amount, usd_measured, images, result, now, remember_s)
+return answer({ code = CHARGED, now_us = now, available = available + freed, charged = amount, below = below })

@@ -1,4 +1,4 @@
-"""What Redis knows of orders and of events that are not booked, for a person who asks: it only reads."""
+"""Orders and unbooked events in Redis, for an operator. It only reads."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,14 +12,14 @@ from metering.wallet import keys
 from metering.wallet.connection import NotProjected, server_of
 
 PAGE = 100
-"""Stream entries that are read at a time: of the largest events some megabytes."""
+"""Stream entries read at a time: some megabytes if all are of the largest size."""
 
 EVERYWHERE = range(keys.PARTITIONS)
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The hold of an order that has not ended. `expires_us` is None where no organisation's open orders name it."""
+    """The hold of an order that has not ended. `expires_us` is None if no organisation's open orders name it."""
 
     opened: Opened | None
     amount_micro_mxn: int
@@ -32,7 +32,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One order as Redis has it. `state` is `open`, `ran_out`, or its end: Redis remembers an end for a day."""
+    """One order in Redis. `state` is `open`, `ran_out`, or its end, which Redis remembers for a day."""
 
     partition: int
     org_id: str | None
@@ -53,19 +53,19 @@ class Entry:
 
 
 def partitions_of(org_id: str | None) -> Sequence[int]:
-    """Where an organisation's orders lie; without one all partitions."""
+    """List the partitions of an organisation's orders; without one all partitions."""
     return EVERYWHERE if org_id is None else (keys.partition_of(org_id),)
 
 
-async def trace(redis: Redis, request_id: str, org_id: str | None) -> Trace | None:
-    """How an order stands; None is certain: Redis does not know it. Raises RedisError, NotProjected."""
+async def trace(redis: Redis, order_id: str, org_id: str | None) -> Trace | None:
+    """Find the status of an order. None is certain: Redis does not know it. Raises RedisError, NotProjected."""
     partitions = partitions_of(org_id)
     async with redis.pipeline(transaction=False) as pipe:
         for partition in partitions:
             pipe.exists(keys.mark(partition))
-            pipe.get(keys.closed(partition, request_id))
-            pipe.hgetall(keys.hold(partition, request_id))
-            pipe.exists(keys.result(partition, request_id))
+            pipe.get(keys.closed(partition, order_id))
+            pipe.hgetall(keys.hold(partition, order_id))
+            pipe.exists(keys.result(partition, order_id))
         replies = await pipe.execute()
     for place, partition in enumerate(partitions):
         _, closed, hold, kept = replies[4 * place : 4 * place + 4]
@@ -73,14 +73,14 @@ async def trace(redis: Redis, request_id: str, org_id: str | None) -> Trace | No
             end, amount, reason, owner = (closed.decode().split(":") + ["0", "", ""])[:4]
             return Trace(partition, owner or org_id, end, reason, int(amount), None, bool(kept))
         if hold:
-            return await _open(redis, partition, request_id, hold)
+            return await _open(redis, partition, order_id, hold)
     if not all(replies[0::4]):
         raise NotProjected
     return None
 
 
 async def entries(redis: Redis, partitions: Sequence[int]) -> AsyncIterator[Entry]:
-    """Everything in the event streams of these partitions, a page at a time. Raises RedisError."""
+    """Yield everything in the event streams of these partitions, a page at a time. Raises RedisError."""
     for partition in partitions:
         after = "-"
         while page := await _page(redis, partition, after):
@@ -95,17 +95,17 @@ async def _page(redis: Redis, partition: int, after: str) -> list[tuple[bytes, d
 
 
 async def now_us(redis: Redis, partition: int) -> int:
-    """Unix µs by the clock of the server that has a partition. Raises RedisError."""
+    """Read the Unix µs of the clock of the server that has a partition. Raises RedisError."""
     seconds, microseconds = await server_of(redis, partition).time()
     return int(seconds) * 1_000_000 + int(microseconds)
 
 
-async def _open(redis: Redis, partition: int, request_id: str, hold: Mapping[bytes, bytes]) -> Trace:
+async def _open(redis: Redis, partition: int, order_id: str, hold: Mapping[bytes, bytes]) -> Trace:
     opened: Opened | None = None
-    with suppress(EventError, KeyError):  # of another version: the rest is told all the same
+    with suppress(EventError, KeyError):  # written by another version: the other fields are still reported
         opened = decode_opened(hold[b"opened"])
     org_id = None if opened is None else opened.org_id
-    expires = None if org_id is None else await redis.zscore(keys.OrgKeys(org_id).open, request_id)
+    expires = None if org_id is None else await redis.zscore(keys.OrgKeys(org_id).open, order_id)
     owner = hold.get(b"owner", b"").decode()
     is_alive = bool(owner) and bool(await redis.exists(keys.alive(owner)))
     ran_out = expires is None or expires <= await now_us(redis, partition)

@@ -1,11 +1,11 @@
-"""What a wallet is asked with, and what it answers."""
+"""Arguments and replies of a wallet."""
 
 from dataclasses import dataclass
 from enum import IntEnum
 
 
 class Verdict(IntEnum):
-    """What the admit script says."""
+    """Answer of the admit script."""
 
     ADMITTED = 1
     AWAY = 2
@@ -29,7 +29,7 @@ class Verdict(IntEnum):
 
 
 class Close(IntEnum):
-    """What the settle and void scripts say; UNKNOWN, LATE and AWAY wrote nothing."""
+    """Answer of the settle and void scripts; UNKNOWN, LATE and AWAY wrote nothing."""
 
     CHARGED = 1
     REFUSED = 2
@@ -40,7 +40,7 @@ class Close(IntEnum):
 
 
 class Replay(IntEnum):
-    """What became of a journal's order: charged before, charged now, or served by another in its place, at zero."""
+    """Outcome of a journal's order: charged before, charged now, or another was served instead of it, at zero."""
 
     CHARGED = 1
     NOW = 2
@@ -50,11 +50,11 @@ class Replay(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: an organisation by one of its keys, and what never changes about that key.
+    """A caller: an organisation by one of its keys, and the properties of that key that never change.
 
-    `test`: it is of the sandbox, is answered without a provider, and costs nothing. `models` are those that it may use,
-    empty for all. `line`, of one that reads its own orders only: itself, and the keys that it was rotated from, the
-    first one last. `response_format` holds where an order does not say; `origins` are pages it may be used from.
+    `test`: a sandbox key, served without a provider and free. `models` are those that it may use, empty for all. `line`
+    is set for a key that reads its own orders only: itself, and the keys that it was rotated from, the first one last.
+    `response_format` holds if an order does not say. `origins` are the origins of web pages that may use it.
     """
 
     org_id: str
@@ -67,22 +67,22 @@ class Caller:
 
     @property
     def reads(self) -> tuple[str, ...] | None:
-        """The keys whose orders it may read; None for all of its organisation. The sandbox's are in no books."""
+        """Keys whose orders it may read; None for all of its organisation. Sandbox orders are in no books."""
         return () if self.test else self.line or None
 
     def may_read(self, key_id: str) -> bool:
-        """An order that this key has placed."""
+        """True if this key may read an order that `key_id` has placed."""
         return self.reads is None or key_id in self.reads
 
     @property
     def scope(self) -> str:
-        """Within which its idempotency keys stand for an order: empty for its whole organisation."""
+        """Scope in which its idempotency keys are unique: empty for its whole organisation."""
         return self.line[-1] if self.line else ""
 
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """One rate limit after this request: per minute, what is left, and when all of it is back."""
+    """One rate limit after this request: per minute, what is left, and when all of it is available again."""
 
     limit: int
     remaining: int
@@ -91,10 +91,10 @@ class RateState:
 
 @dataclass(frozen=True, slots=True)
 class OrderIdentity:
-    """How an order was placed: what makes it the same as another, and what says that it may be one again.
+    """Identity of an order: what makes it a duplicate of another, and what says that it may be a retry.
 
-    `key_hash` is the SHA-256 of an idempotency key; `tries` is how often an SDK has tried before, by its own count, and
-    None where no SDK counts.
+    `key_hash` is the SHA-256 of an idempotency key. `tries` is how often an SDK has tried before, by its own count;
+    None if no SDK counts.
     """
 
     fingerprint: str
@@ -104,12 +104,12 @@ class OrderIdentity:
 
 @dataclass(frozen=True, slots=True)
 class OrderStatus:
-    """How an order stands: `open`, or its end with amount and reason. `owner` makes it while it is open.
+    """Status of an order: `open`, or its end with amount and reason. `owner` makes it while it is open.
 
-    `key_id` is the key that placed it; empty where that is not known, or was not asked.
+    `key_id` is the key that placed it; empty if that is not known, or was not asked.
     """
 
-    request_id: str
+    order_id: str
     end: str
     reason: str
     amount_micro_mxn: int
@@ -119,12 +119,12 @@ class OrderStatus:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The admit script's verdict. `earlier` goes with EARLIER.
+    """The admit script's verdict. `earlier` is set with EARLIER.
 
-    `retry_us` is 0 where waiting does not help. Of quotas it is what the rates ask for: the period's end comes on top.
-
-    Of two rates, the organisation's and the key's, the tighter one is told. Where a limit refuses, `whose` is `org` or
-    `key`, and of quotas, budgets (in micro-MXN) and images in flight `used` counts open orders, too.
+    `retry_us` is 0 if waiting does not help. For quotas it is what the rates require; the wait until the period's end
+    is added to it.
+    Of two rates, the organisation's and the key's, the tighter one is reported. If a limit refuses, `whose` is `org` or
+    `key`. For quotas, budgets (in micro-MXN) and images in flight, `used` also counts open orders.
     """
 
     verdict: Verdict
@@ -141,16 +141,16 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """The sandbox script's verdict; with ADMITTED and EARLIER, which order it is, and when that was admitted."""
+    """The sandbox script's verdict; with ADMITTED and EARLIER, the order's id and when it was admitted."""
 
     admission: Admission
-    request_id: str
+    order_id: str
     admitted_s: int
 
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """How an order ended, as far as the wallet knows."""
+    """End of an order, as far as the wallet knows."""
 
     close: Close
     now_us: int
@@ -161,8 +161,8 @@ class Closing:
 class WalletSnapshot:
     """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available.
 
-    `number` is its last event's; `lost_events` of those up to it went with a Redis that was wiped: voids and expiries,
-    since charges come back from journals.
+    `number` is its last event's. `lost_events` counts those up to it that were lost with a wiped Redis: voids and
+    expiries, since charges come back from journals.
     """
 
     now_us: int
@@ -177,13 +177,13 @@ class WalletSnapshot:
 
     @property
     def events(self) -> int:
-        """How many the ledger has, or will have."""
+        """Number of events that the ledger has, or will have."""
         return self.number - self.lost_events
 
 
 @dataclass(frozen=True, slots=True)
 class WalletLimits:
-    """What bounds one wallet's work and memory; the numbers and their reasons are in settings."""
+    """Limits of one wallet's work and memory; the numbers and their reasons are in settings."""
 
     decision_s: float
     max_open_holds: int

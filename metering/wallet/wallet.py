@@ -1,10 +1,9 @@
 """An organisation's hot state in Redis: holds, limits, settlement. One script a step; money is integer micro-MXN."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from inspect import CORO_CREATED, getcoroutinestate
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,15 +12,15 @@ from redis.asyncio import Redis
 from metering.answered import AnsweredOrder
 from metering.clock import period_at
 from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
+from metering.pauses import Pauses
 from metering.ports import Delivered
 from metering.pricing import Quote
-from metering.shares import Bound
-from metering.turns import Turns
 from metering.wallet import keys
 from metering.wallet.alarms import below_zero
-from metering.wallet.connection import NotProjected, Pulse, WalletAway, server_of, servers, verdict
+from metering.wallet.connection import NotProjected, WalletAway, server_of, servers
 from metering.wallet.inspection import Inspection
 from metering.wallet.script import load_script
+from metering.wallet.server import Call, Server
 from metering.wallet.values import (
     Admission,
     Caller,
@@ -38,36 +37,24 @@ from metering.wallet.values import (
 )
 
 _LATEST_S = 1.0
-"""An admission that Redis has not begun by then must not begin at all (rule 6): far beyond the wait for a verdict."""
+"""If Redis has not begun an admission by then, it must not begin it (rule 6): far beyond the wait for a verdict."""
 
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-"""Between the tries of an abandonment: quick for a hiccup, sparing while Redis is down and thousands wait."""
+"""Pauses between the tries of an abandonment: short for a hiccup, long while Redis is down and thousands wait."""
 
 
 RECENT_S = 180.0
-"""An SDK's retry finds its order for so long after the admission: a deadline, a lost connection, and its own pauses.
+"""How long after the admission an SDK's retry finds its order: a deadline, a lost connection, and the SDK's own pauses.
 
-And for so long after its clients have left without their answer an order is given to the next that is the same.
+For the same time after an order's clients have all left without their answer, the next equal order receives its result.
 """
 
 _RECENT_US = int(RECENT_S * 1_000_000)
 
 
-class _Server:
-    """What one server has told this process: that it lives, and by how much its clock is ahead of the process' own.
-
-    Its connections are taken in turns, so that a burst of one organisation's calls is no queue for another's.
-    """
-
-    def __init__(self, connections: int) -> None:
-        self.pulse = Pulse()
-        self.turns = Turns(Bound(connections))
-        self.offset_us = 0
-
-
 class Wallet:
-    """The wallets of all organisations on one Redis. Every method raises WalletAway where Redis gave no verdict.
+    """The wallets of all organisations on one Redis. Every method raises WalletAway if Redis gave no verdict.
 
     `now_us` scripts the time in tests; production sends 0, which means Redis `TIME`.
     """
@@ -76,7 +63,7 @@ class Wallet:
         self._redis = redis
         self._limits = limits
         self._scripted_us = now_us
-        self._servers: WeakKeyDictionary[Redis, _Server] = WeakKeyDictionary()
+        self._servers: WeakKeyDictionary[Redis, Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v3", Verdict)
         self._sandbox = load_script(redis, "sandbox_v1", Verdict)
         self._settle = load_script(redis, "settle_v2", Close)
@@ -88,13 +75,14 @@ class Wallet:
 
     @property
     def inspection(self) -> Inspection:
-        """What was projected to the same Redis."""
+        """The reader of what was projected to the same Redis."""
         return Inspection(self._redis)
 
     def now_us(self, org_id: str | None = None) -> int:
-        """Redis `TIME` as far as this process knows: set right by every verdict, wrong by a round trip at most.
+        """Return Redis `TIME` as this process estimates it: every verdict corrects it; the error is a round trip
+        at most.
 
-        The masters of a cluster have a clock each: an organisation's is its own master's.
+        Each master of a cluster has its own clock; an organisation uses its own master's.
         """
         partition = keys.partition_of(org_id) if org_id else 0
         return self._scripted_us or time.time_ns() // 1000 + self._server(partition).offset_us
@@ -110,9 +98,9 @@ class Wallet:
             self._learn(partitions[0], seconds * 1_000_000 + microseconds)
 
     async def key(self, key_hash: str) -> Caller | None:
-        """The owner of a key; None is certain: the key does not exist."""
+        """Find the owner of a key; None is certain: the key does not exist."""
         partition, name = keys.key_record(key_hash)
-        record, projected = await self._ask_at(partition, self._redis.mget([name, keys.mark(partition)]))
+        record, projected = await self._ask_at(partition, lambda: self._redis.mget([name, keys.mark(partition)]))
         if record is not None:
             org_id, key_id = record.decode().split()
             return await self._caller(org_id, key_id)
@@ -122,8 +110,8 @@ class Wallet:
 
     async def _caller(self, org_id: str, key_id: str) -> Caller:
         names = keys.OrgKeys(org_id)
-        asked = self._redis.hmget(names.access(key_id), ["state", "models", "reads", "response_format", "origins"])
-        state, *may = await self._ask(names, asked)
+        fields = ["state", "models", "reads", "response_format", "origins"]
+        state, *may = await self._ask(names, lambda: self._redis.hmget(names.access(key_id), fields))
         if state is None:
             raise NotProjected
         models, line, response_format, origins = ((one or b"").decode() for one in may)
@@ -139,7 +127,7 @@ class Wallet:
     async def admit(
         self,
         caller: Caller,
-        request_id: str,
+        order_id: str,
         quote: Quote,
         opened: bytes,
         identity: OrderIdentity,
@@ -149,25 +137,25 @@ class Wallet:
     ) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial takes nothing.
 
-        EARLIER: it is an order that was placed before, and counts as a request only.
+        EARLIER: the order is a duplicate, and counts as a request only.
 
-        Raises NotProjected where nothing can have been written. Where it raises any other WalletAway, the hold may be
-        there: the caller must `abandon` it.
+        Raises NotProjected if nothing can have been written. If it raises any other WalletAway, the hold may exist: the
+        caller must `abandon` it.
         """
         assert not caller.test, "an order of the sandbox holds nothing"
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
             names,
-            self._admit(
+            lambda: self._admit(
                 keys={
                     "mark": names.mark,
                     "wallet": names.wallet,
                     "access": names.access(caller.key_id),
                     "open": names.open,
-                    "hold": names.hold(request_id),
+                    "hold": names.hold(order_id),
                     "events": names.events,
                     "busy": names.busy,
-                    "closed": names.closed(request_id),
+                    "closed": names.closed(order_id),
                     "once": names.once(identity.key_hash or "-"),
                     "recent": names.recent(caller.key_id, identity.fingerprint),
                     "retried": names.retried(caller.key_id, identity.fingerprint),
@@ -178,7 +166,7 @@ class Wallet:
                 period_end_us=quote.period.end_us,
                 org=caller.org_id,
                 key_id=caller.key_id,
-                request=request_id,
+                request=order_id,
                 images=quote.images,
                 amount=quote.total_micro_mxn,
                 life_us=int(life_s * 1_000_000),
@@ -203,16 +191,16 @@ class Wallet:
         return replace(admission, earlier=_status(reply["earlier"], reply["ending"], reply["owner"]))
 
     async def admit_test(
-        self, caller: Caller, model: str, images: int, identity: OrderIdentity, request_id: str
+        self, caller: Caller, model: str, images: int, identity: OrderIdentity, order_id: str
     ) -> Rehearsal:
-        """Let an order of the sandbox pass, or say why not. It moves no money, and counts for no live order.
+        """Let an order of the sandbox pass, or say why not. It moves no money, and does not count as a live order.
 
-        EARLIER: it is the order that was placed before under the same idempotency key, and counts as a request only.
+        EARLIER: an order was placed before under the same idempotency key; this one counts as a request only.
         """
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
             names,
-            self._sandbox(
+            lambda: self._sandbox(
                 keys={
                     "mark": names.mark,
                     "wallet": names.wallet,
@@ -221,7 +209,7 @@ class Wallet:
                 },
                 now_us=self._scripted_us,
                 org=caller.org_id,
-                request=request_id,
+                request=order_id,
                 images=images,
                 model=model,
                 fingerprint=identity.fingerprint,
@@ -231,65 +219,71 @@ class Wallet:
         )
         return Rehearsal(self._admission(names.partition, reply, whose="key"), reply["order"], reply["admitted_s"])
 
-    async def status_of(self, org_id: str, request_id: str) -> OrderStatus | None:
-        """How an order of this organisation stands; None for one that is not known here."""
+    async def status_of(self, org_id: str, order_id: str) -> OrderStatus | None:
+        """Read the status of an order of this organisation; None if it is not known here."""
         names = keys.OrgKeys(org_id)
-        found = self._find(keys={"mark": names.mark}, now_us=self._scripted_us, org=org_id, request=request_id)
-        reply = await self._ask(names, found)
+        reply = await self._ask(
+            names,
+            lambda: self._find(keys={"mark": names.mark}, now_us=self._scripted_us, org=org_id, request=order_id),
+        )
         if not reply["known"]:
             raise NotProjected
-        return _status(request_id, reply["ending"], reply["owner"], reply["key_id"]) if reply["ending"] else None
+        return _status(order_id, reply["ending"], reply["owner"], reply["key_id"]) if reply["ending"] else None
 
     async def is_alive(self, org_id: str, owner: str) -> bool:
-        """Has this gateway said lately that it is alive?"""
-        return bool(await self._ask(keys.OrgKeys(org_id), self._redis.exists(keys.alive(owner))))
+        """Check whether this gateway's heartbeat is recent."""
+        return bool(await self._ask(keys.OrgKeys(org_id), lambda: self._redis.exists(keys.alive(owner))))
 
     async def order_of_key(self, org_id: str, key_hash: str) -> str | None:
-        """The order that an idempotency key stands for."""
+        """Find the order that was placed under an idempotency key."""
         names = keys.OrgKeys(org_id)
-        record = await self._ask(names, self._redis.get(names.once(key_hash)))
+        record = await self._ask(names, lambda: self._redis.get(names.once(key_hash)))
         return None if record is None else record.decode().split()[0]
 
-    async def result(self, org_id: str, request_id: str) -> Delivered | None:
-        """Of a charged order of this organisation, for a day."""
+    async def result(self, org_id: str, order_id: str) -> Delivered | None:
+        """Read the result of a charged order of this organisation; it is kept for a day."""
         names = keys.OrgKeys(org_id)
-        found = self._redis.hmget(names.result(request_id), ["org", "images", "result", "key"])
-        owner, images, document, key_id = await self._ask(names, found)
+        fields = ["org", "images", "result", "key"]
+        owner, images, document, key_id = await self._ask(
+            names, lambda: self._redis.hmget(names.result(order_id), fields)
+        )
         if owner is None or owner.decode() != org_id:
             return None
-        return Delivered(request_id, decode_images(images), document, (key_id or b"").decode())
+        return Delivered(order_id, decode_images(images), document, (key_id or b"").decode())
 
     async def client_gone(
-        self, caller: Caller, request_id: str, identity: OrderIdentity, *, asked_by: str | None = None
+        self, caller: Caller, order_id: str, identity: OrderIdentity, *, asked_by: str | None = None
     ) -> None:
-        """A client left this order without its answer: who placed it, or the request `asked_by` that joined it.
+        """Record that a client left this order without its answer: who placed it, or `asked_by`, which joined.
 
-        Where all have left, the next that places the same is given it, once, within `RECENT_S` (rule 38). One with an
-        idempotency key is found by that alone.
+        If all have left, the next client that places the same order receives it, once, within `RECENT_S` (rule 38). An
+        order with an idempotency key is found by that key alone.
         """
         if identity.key_hash is not None:
             return
         names = keys.OrgKeys(caller.org_id)
-        written = self._gone(
-            keys={
-                "mark": names.mark,
-                "claims": names.claims(request_id),
-                "asking": names.asking(request_id),
-                "gone": names.gone(caller.key_id, identity.fingerprint),
-            },
-            now_us=self._scripted_us,
-            recent_us=_RECENT_US,
-            org=caller.org_id,
-            order=request_id,
-            who=asked_by or request_id,
-            tries=_tries(identity),
+        await self._ask(
+            names,
+            lambda: self._gone(
+                keys={
+                    "mark": names.mark,
+                    "claims": names.claims(order_id),
+                    "asking": names.asking(order_id),
+                    "gone": names.gone(caller.key_id, identity.fingerprint),
+                },
+                now_us=self._scripted_us,
+                recent_us=_RECENT_US,
+                org=caller.org_id,
+                order=order_id,
+                who=asked_by or order_id,
+                tries=_tries(identity),
+            ),
         )
-        await self._ask(names, written)
 
     async def settle(
         self,
         org_id: str,
-        request_id: str,
+        order_id: str,
         amount_micro_mxn: int,
         images: tuple[StoredImage, ...],
         *,
@@ -301,17 +295,17 @@ class Wallet:
 
         Without `usd_measured`, the provider's own figure, the amount is quantity × unit price; with it, at most that.
 
-        Asked again, it gives the same answer. After `latest_us` by Redis `TIME` it writes nothing and says LATE.
+        If repeated, it gives the same answer. After `latest_us` by Redis `TIME` it writes nothing and returns LATE.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
             names,
-            self._settle(
-                keys=_ending_keys(names, request_id),
+            lambda: self._settle(
+                keys=_ending_keys(names, order_id),
                 now_us=self._scripted_us,
                 latest_us=latest_us,
                 org=org_id,
-                request=request_id,
+                request=order_id,
                 quantity=len(images),
                 amount=amount_micro_mxn,
                 remember_s=self._limits.remember_s,
@@ -321,24 +315,24 @@ class Wallet:
             ),
         )
         closing = self._closing(names.partition, reply)
-        below_zero(org_id, reply["below"], cause="settlement", request_id=request_id)
+        below_zero(org_id, reply["below"], cause="settlement", order_id=order_id)
         return closing
 
-    async def void(self, org_id: str, request_id: str, reason: str, *, comes_again: bool = False) -> Closing:
+    async def void(self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
 
-        Its idempotency key may be used again, unless nobody knows what became of it upstream. `comes_again`: who
-        waits for it is told to try again. That try of an SDK, or the one of a client that is gone and was not back yet,
-        repeats none of the orders that are the same.
+        Its idempotency key may be used again, unless nobody knows what happened to the order upstream. `comes_again`:
+        the reply tells the client to try again. That retry of an SDK, or the one of a client that left and has not come
+        back yet, is no duplicate of any equal order.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
             names,
-            self._void(
-                keys=_ending_keys(names, request_id),
+            lambda: self._void(
+                keys=_ending_keys(names, order_id),
                 now_us=self._scripted_us,
                 org=org_id,
-                request=request_id,
+                request=order_id,
                 reason=reason,
                 remember_s=self._limits.remember_s,
                 frees=int(reason not in UNKNOWN),
@@ -349,24 +343,24 @@ class Wallet:
         return self._closing(names.partition, reply)
 
     async def replay(self, answered: AnsweredOrder, *, lost_up_to: int = -1) -> Replay:
-        """Charge an order that a journal says is answered 200, whatever became of its hold, at most once.
+        """Charge an order that was answered 200 according to a journal, whatever happened to its hold, at most once.
 
-        What was charged longer than a day ago may be forgotten here: the ledger is to be asked first. `lost_up_to`: it
-        has every event of the organisation up to this one's number and not the order's, so that what is remembered of
-        its charge counts for nothing; once, unless that is lost again.
+        Redis may have forgotten a charge older than a day, so the caller asks the ledger first. `lost_up_to`: the
+        ledger has every event of the organisation up to this number, but not the order's; so what Redis remembers of
+        its charge is ignored, once, unless the charge is lost again.
         """
         names, period = keys.OrgKeys(answered.org_id), period_at(answered.admitted_us)
         reply = await self._ask(
             names,
-            self._replay(
-                keys=_ending_keys(names, answered.request_id)
+            lambda: self._replay(
+                keys=_ending_keys(names, answered.order_id)
                 | {
                     "once": names.once(answered.key_hash or "-"),
                     "retried": names.retried(answered.key_id, answered.fingerprint),
                 },
                 now_us=self._scripted_us,
                 org=answered.org_id,
-                request=answered.request_id,
+                request=answered.order_id,
                 quantity=len(answered.images),
                 amount=answered.amount_micro_mxn,
                 remember_s=self._limits.remember_s,
@@ -389,40 +383,38 @@ class Wallet:
         if replayed is Replay.AWAY:
             raise NotProjected
         self._learn(names.partition, reply["now_us"])
-        below_zero(answered.org_id, reply["below"], cause="replay", request_id=answered.request_id)
+        below_zero(answered.org_id, reply["below"], cause="replay", order_id=answered.order_id)
         return replayed
 
     async def doubt(self, org_ids: Collection[str]) -> None:
-        """The ledger has lost charges of these organisations: their partitions are made anew from it, and until then
-        nothing is admitted there. What the streams hold, or can be fed with again, comes before that (rule 34)."""
+        """Have the partitions of organisations whose charges the ledger has lost rebuilt from it; until then nothing is
+        admitted there. What the streams hold, or can be fed with again, is booked before that (rule 34)."""
         for partition in {keys.partition_of(org_id) for org_id in org_ids}:
-            await self._ask_at(partition, self._redis.delete(keys.mark(partition)))
+            await self._ask_at(partition, partial(self._redis.delete, keys.mark(partition)))
 
-    async def abandon(self, org_id: str, request_id: str, reason: str, *, until_us: int) -> Close:
+    async def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
 
-        A hold that is still unknown after the latest moment of its admission can no longer come (rule 6). Gives up,
-        with UNKNOWN, at `until_us`: by then the hold has run out by itself.
+        If a hold is still unknown after the latest moment of its admission, it can no longer appear (rule 6). Gives up
+        and returns UNKNOWN at `until_us`: by then the hold has expired by itself.
         """
         latest_us = self.now_us(org_id) + int(_LATEST_S * 1_000_000)
-        pause_s = _FIRST_PAUSE_S
-        while True:
+        async for _ in Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             try:
-                closing = await self.void(org_id, request_id, reason)
+                closing = await self.void(org_id, order_id, reason)
                 if closing.close is not Close.UNKNOWN or closing.now_us > latest_us:
                     return closing.close
             except WalletAway:
                 if self.now_us(org_id) > until_us:
-                    return Close.UNKNOWN
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                    break
+        return Close.UNKNOWN
 
     async def read(self, org_id: str, key_id: str = "") -> WalletSnapshot:
-        """One organisation at one moment, and the state of one of its keys. Raises NotProjected for an unknown one."""
+        """Read one organisation at one moment, and the state of one of its keys. Raises NotProjected if unknown."""
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
             names,
-            self._read(
+            lambda: self._read(
                 keys={"mark": names.mark, "wallet": names.wallet, "access": names.access(key_id)},
                 now_us=self._scripted_us,
                 org=org_id,
@@ -445,7 +437,7 @@ class Wallet:
         )
 
     async def last_used(self, org_id: str, key_ids: Sequence[str]) -> dict[str, int]:
-        """Key id → Unix µs of the last order that it placed; without those of which Redis knows nothing."""
+        """Return key id → Unix µs of the last order that it placed; without keys that Redis does not know."""
         names = keys.OrgKeys(org_id)
 
         async def look() -> list[Any]:
@@ -454,24 +446,14 @@ class Wallet:
                     pipe.hget(names.access(key_id), "used_us")
                 return list(await pipe.execute())
 
-        found = zip(key_ids, await self._ask(names, look()), strict=True)
+        found = zip(key_ids, await self._ask(names, look), strict=True)
         return {key_id: int(at_us) for key_id, at_us in found if at_us is not None}
 
-    async def _ask(self, names: keys.OrgKeys, call: Awaitable[Any]) -> Any:
+    async def _ask(self, names: keys.OrgKeys, call: Call) -> Any:
         return await self._ask_at(names.partition, call, names.org_id)
 
-    async def _ask_at(self, partition: int, call: Awaitable[Any], org_id: str = "") -> Any:
-        server = self._server(partition)
-
-        async def answer() -> Any:
-            async with server.turns.hold(org_id):
-                return await call
-
-        try:
-            return await verdict(answer(), self._limits.decision_s, server.pulse)
-        finally:
-            if isinstance(call, Coroutine) and getcoroutinestate(call) == CORO_CREATED:
-                call.close()  # its turn did not come
+    async def _ask_at(self, partition: int, call: Call, org_id: str = "") -> Any:
+        return await self._server(partition).ask(org_id, call)
 
     def _admission(self, partition: int, reply: dict[str, Any], whose: str) -> Admission:
         self._learn(partition, reply["now_us"])
@@ -498,31 +480,31 @@ class Wallet:
     def _learn(self, partition: int, now_us: int) -> None:
         self._server(partition).offset_us = now_us - time.time_ns() // 1000
 
-    def _server(self, partition: int) -> _Server:
+    def _server(self, partition: int) -> Server:
         redis = server_of(self._redis, partition)
         if (known := self._servers.get(redis)) is None:
-            known = self._servers[redis] = _Server(redis.connection_pool.max_connections)
+            known = self._servers[redis] = Server(redis, self._limits.decision_s)
         return known
 
 
 def _tries(identity: OrderIdentity) -> int:
-    """As scripts are told: -1 where no SDK counts them."""
+    """Return the number of tries as scripts take it: -1 if no SDK counts them."""
     return -1 if identity.tries is None else identity.tries
 
 
-def _ending_keys(names: keys.OrgKeys, request_id: str) -> dict[str, str]:
-    """Of every script that ends an order."""
+def _ending_keys(names: keys.OrgKeys, order_id: str) -> dict[str, str]:
+    """Return the keys that every script that ends an order takes."""
     return {
         "mark": names.mark,
         "wallet": names.wallet,
         "open": names.open,
-        "hold": names.hold(request_id),
+        "hold": names.hold(order_id),
         "events": names.events,
-        "closed": names.closed(request_id),
+        "closed": names.closed(order_id),
     }
 
 
-def _status(request_id: str, standing: str, owner: str, key_id: str = "") -> OrderStatus:
-    """From `open`, or `ending:amount:reason`."""
+def _status(order_id: str, standing: str, owner: str, key_id: str = "") -> OrderStatus:
+    """Parse a status from `open`, or `ending:amount:reason`."""
     end, amount, reason = (standing.split(":") + ["0", ""])[:3]
-    return OrderStatus(request_id, end, reason, int(amount), owner, key_id)
+    return OrderStatus(order_id, end, reason, int(amount), owner, key_id)

@@ -1,1 +1,1 @@
-"""The HTTP surface, an endpoint a file; `images.py` is the hot path."""
+"""The HTTP surface, one file for each endpoint; `images.py` is the hot path."""

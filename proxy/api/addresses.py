@@ -1,4 +1,4 @@
-"""What a request is for: its target, whatever its form; and what is meant by an address at which there is nothing."""
+"""The target of a request, in whatever form, and the probable meaning of an unknown path."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -7,18 +7,18 @@ from urllib.parse import unquote
 from proxy.messages import BASE_URL, DID_YOU_MEAN, IMAGES_ONLY, NO_EDITS, NO_VARIATIONS, NOTHING_HERE, Text
 
 MAX_TOLD_CHARACTERS = 128
-"""Of an address that is named to a client: ours are shorter."""
+"""Maximum characters of a path that is suggested to a client; ours are shorter."""
 
 _NOT_OFFERED: Mapping[str, Text] = {
     "images/edits": NO_EDITS,
     "images/variations": NO_VARIATIONS,
     **dict.fromkeys(("chat/completions", "completions", "responses", "embeddings", "moderations"), IMAGES_ONLY),
 }
-"""Addresses of OpenAI's that its clients know how to ask for, behind `/v1`."""
+"""OpenAI's paths after `/v1` that its clients may request."""
 
 
 def origin_form(scope: MutableMapping[str, Any]) -> None:
-    """Make `GET http://host/v1/models` the `GET /v1/models` that it means (RFC 9112, 3.2.2), whatever the host."""
+    """Turn `GET http://host/v1/models` into `GET /v1/models` (RFC 9112, 3.2.2), whatever the host."""
     raw: bytes = scope.get("raw_path") or b""
     scheme, found, rest = raw.partition(b"://")
     if found and scheme.lower() in (b"http", b"https"):
@@ -27,7 +27,10 @@ def origin_form(scope: MutableMapping[str, Any]) -> None:
 
 
 def nothing_at(path: str, known: Callable[[str], bool]) -> Text:
-    """What is said of a path at which there is nothing, with the one that is meant. `known`: is there something?"""
+    """Build the message for an unknown path, with the path that was probably meant.
+
+    `known` says whether a path exists.
+    """
     parts = [part for part in path.split("/") if part]
     behind = len(parts) - parts[::-1].index("v1") if "v1" in parts else 0
     rest = "/".join(parts[behind:])

@@ -1,4 +1,4 @@
-"""GET /v1/models: what can be ordered, and what an image costs this month in MXN."""
+"""GET /v1/models: the models on offer, and this month's price of an image in MXN."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from proxy.orders.order import DEFAULT_SIZE, no_model
 
 
 class ModelsEndpoint:
-    """The catalogue for a caller: a model without a price is not in it, nor one that its key may not use."""
+    """The catalogue for a caller, without models that have no price or that its key may not use."""
 
     def __init__(
         self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: FxTable, reads: ReadRates
@@ -40,7 +40,6 @@ class ModelsEndpoint:
         self._reads = reads
 
     def operations(self) -> Sequence[Operation]:
-        """All models, and one."""
         return [
             Operation(
                 id="list_models",
@@ -67,17 +66,17 @@ class ModelsEndpoint:
         ]
 
     async def list(self, request: Request) -> Response:
-        """All of them."""
+        """List all models."""
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         rate, offered = self._rate(), self._catalogue.models.items()
         rows = [self._row(name, model, rate) for name, model in offered if _listed(name, model, caller)]
         return _json({"object": "list", "data": rows})
 
     async def one(self, request: Request) -> Response:
-        """One model by its id; the slash in it may be written as %2F."""
+        """Show one model by its id; the slash in it may be written as %2F."""
         name = request.path_params["model_id"]
         if not name.strip("/"):
-            raise HTTPException(404)  # a slash too many behind the list's address
+            raise HTTPException(404)  # one slash too many after the list's path
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
         model = self._catalogue.models.get(name)
         if model is None or not _listed(name, model, caller):

@@ -1,7 +1,6 @@
-"""From which web pages browsers may call: what a preflight is answered, and which headers a page may read.
-
-Whether a page may use a certain key is asked with the key (`proxy/api/auth.py`): a preflight carries none, so it is
-answered for every page that may use any.
+"""CORS: which web pages browsers may call from, the answer to a preflight, and the headers that a page may read.
+`proxy/api/auth.py` checks whether a page may use a certain key. A preflight carries no key, so it is answered for every
+page that may use any key.
 """
 
 from collections.abc import Collection
@@ -15,24 +14,24 @@ from metering.clock import utc_now
 from metering.ports import Ledger, LedgerAway
 
 CUSTOMERS = "/v1/"
-"""What pages may call; the admin API is no page's."""
+"""Paths that web pages may call; they may not call the admin API."""
 
 PREFLIGHT_S = 600
-"""A browser asks again after ten minutes: how long a page that may not any more is not told so before its request."""
+"""A browser asks again after ten minutes. For that long, a page that lost its right still passes the preflight."""
 
 ANY_PAGE = {"access-control-allow-origin": "*"}
-"""Of what is public: it takes no key, and says the same to everybody."""
+"""Header of public replies: they need no key, and are the same for everybody."""
 
 _PREFLIGHT = {
     "access-control-allow-methods": "GET, HEAD, POST",
-    "access-control-allow-headers": "authorization, *",  # the star is all but that one
+    "access-control-allow-headers": "authorization, *",  # the star means every header except that one
     "access-control-max-age": str(PREFLIGHT_S),
     "vary": "origin",
 }
 
 
 class Origins:
-    """Of pages that may use every key (`GHUB_CORS_ORIGINS`), and of those that may use one, as last read."""
+    """Origins that may use every key (`GHUB_CORS_ORIGINS`), and those that may use some key, from the last reading."""
 
     def __init__(self, ledger: Ledger, of_every_key: Collection[str]) -> None:
         self._ledger = ledger
@@ -40,20 +39,20 @@ class Origins:
         self._of_some_key: frozenset[str] = frozenset()
 
     async def refresh(self) -> None:
-        """Read those of all keys. Raises LedgerAway."""
+        """Read the origins of all keys. Raises LedgerAway."""
         self._of_some_key = frozenset(await self._ledger.origins(utc_now()))
 
     async def run(self, every_s: float) -> None:
-        """Until cancelled; while the ledger is away the last ones go on."""
+        """Refresh until cancelled. While the ledger is away the last reading holds."""
         await every(every_s, self.refresh, away=(LedgerAway, OSError, TimeoutError), name="origins_not_read")
 
     def known(self, origin: str) -> bool:
-        """May pages from there use any key at all?"""
+        """True if pages from there may use any key at all."""
         return origin in self._of_every_key or origin in self._of_some_key
 
 
 class CorsMiddleware:
-    """Around the application, inside of what gives requests an id. `readable` are the headers that a page may read."""
+    """Middleware inside the one that gives requests an id. `readable` are the headers that a page may read."""
 
     def __init__(self, app: ASGIApp, origins: Origins, readable: Collection[str]) -> None:
         self._app = app
@@ -73,10 +72,10 @@ class CorsMiddleware:
 
         async def send_readable(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = MutableHeaders(scope=message)
-                told["access-control-allow-origin"] = origin
-                told["access-control-expose-headers"] = self._readable
-                told.add_vary_header("origin")
+                headers = MutableHeaders(scope=message)
+                headers["access-control-allow-origin"] = origin
+                headers["access-control-expose-headers"] = self._readable
+                headers.add_vary_header("origin")
             await send(message)
 
         await self._app(scope, receive, send_readable)

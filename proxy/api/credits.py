@@ -1,4 +1,4 @@
-"""What an organisation may read about itself: GET /v1/credits."""
+"""GET /v1/credits: an organisation's balance."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,11 +7,11 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, WalletSnapshot
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator, check_state
+from proxy.api.balances import balance_fields
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, Operation, Tag
 from proxy.api.reads import Read, ReadRates
@@ -22,8 +22,10 @@ from proxy.errors import Kind, wallet_away
 async def checked(
     request: Request, authenticator: Authenticator, wallet: Wallet, rates: ReadRates, read: Read
 ) -> tuple[Caller, WalletSnapshot]:
-    """The caller and its wallet, its key checked at this moment, and the read counted. Raises ApiError 401, 403, 429
-    or 503."""
+    """Check the caller's key now, and count the read; returns the caller and its wallet.
+
+    Raises ApiError 401, 403, 429 or 503.
+    """
     try:
         caller = await authenticator.caller(request.headers)
         context_of(request.scope).facts |= {"org": caller.org_id, "key": caller.key_id}
@@ -36,7 +38,7 @@ async def checked(
 
 
 class CreditsEndpoint:
-    """The prepaid balance, in MXN as decimal strings. The sandbox has none, and a test key is told of no other."""
+    """The prepaid balance, in MXN as decimal strings. The sandbox has none, so a test key gets zero."""
 
     def __init__(self, authenticator: Authenticator, wallet: Wallet, rates: ReadRates) -> None:
         self._authenticator = authenticator
@@ -44,7 +46,6 @@ class CreditsEndpoint:
         self._rates = rates
 
     def operations(self) -> Sequence[Operation]:
-        """The balance."""
         return [
             Operation(
                 id="get_credits",
@@ -60,7 +61,7 @@ class CreditsEndpoint:
         ]
 
     async def read(self, request: Request) -> Response:
-        """GET /v1/credits."""
+        """Answer GET /v1/credits."""
         caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.CREDITS)
         if caller.test:
             cut = replace(cut, available_micro_mxn=0, held_micro_mxn=0)
@@ -69,12 +70,3 @@ class CreditsEndpoint:
         return Response(
             orjson.dumps(document), media_type="application/json", headers={"x-geekhub-balance-mxn": available}
         )
-
-
-def balance_fields(cut: WalletSnapshot) -> dict[str, str]:
-    """What can be spent, what open orders hold, and their sum."""
-    return {
-        "available_mxn": format_mxn(cut.available_micro_mxn),
-        "held_mxn": format_mxn(cut.held_micro_mxn),
-        "balance_mxn": format_mxn(cut.available_micro_mxn + cut.held_micro_mxn),
-    }

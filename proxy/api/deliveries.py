@@ -1,6 +1,5 @@
-"""What an organisation was delivered, fetched again: GET /v1/images/generations, one by its id, and the list."""
+"""Delivered generations, fetched again: GET /v1/images/generations, one by its id, and the list."""
 
-import base64
 from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
@@ -17,6 +16,7 @@ from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.operation import ORDER_EXAMPLE, Operation, Tag, WholeNumber
+from proxy.api.pages import MOST, USUAL, BadCursor, cursor_of, page_of, text_of
 from proxy.api.reads import Read, ReadRates
 from proxy.api.replies import Replies
 from proxy.api.requests import language_of
@@ -32,20 +32,17 @@ from proxy.messages import (
     WHOLE_NUMBER,
     Language,
     Text,
-    told,
+    translated,
 )
 from proxy.orders.order import key_hash, result_document
-from proxy.orders.result import decode
+from proxy.orders.result import decode, public_id
 from proxy.outcomes import reason_as_error
 
 BOOKED_RETRY_S = 1.0
-"""The consumer takes about so long."""
-
-USUAL, MOST = 20, 100
-"""Of a list."""
+"""About the time that the consumer needs to book an order."""
 
 MAX_CURSOR = 128
-"""Characters; ours have some 80."""
+"""The most characters of a cursor; ours have about 80."""
 
 
 class HistoryQuery(BaseModel):
@@ -59,7 +56,7 @@ class HistoryQuery(BaseModel):
 
 
 class HistoryEndpoint:
-    """Only what the caller's key may read, as if nothing else were there; it is checked at this moment."""
+    """Shows only what the caller's key may read, as if nothing else existed; the key is checked at each request."""
 
     def __init__(
         self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies, rates: ReadRates
@@ -71,7 +68,7 @@ class HistoryEndpoint:
         self._rates = rates
 
     def operations(self) -> Sequence[Operation]:
-        """The list, and one."""
+        """Return the operations: the list, and one generation."""
         return [
             Operation(
                 id="list_generations",
@@ -100,7 +97,7 @@ class HistoryEndpoint:
         ]
 
     async def one(self, request: Request) -> Response:
-        """By the id that its reply had, or would have had."""
+        """Answer with the generation whose reply had this id, or would have had it."""
         try:
             caller = await self._caller(request)
             return await self._generation(request, caller, _uuid(request.path_params["id"]))
@@ -108,22 +105,21 @@ class HistoryEndpoint:
             raise wallet_away() from None
 
     async def list(self, request: Request) -> Response:
-        """The latest first, page by page; or, with `idempotency_key`, the one that was placed under it."""
+        """List generations, the latest first, page by page; with `idempotency_key`, only the one placed under it."""
         try:
             caller = await self._caller(request)
             query = _query(request)
             if query.idempotency_key is not None:
-                asked = key_hash(query.idempotency_key, caller.scope)
-                request_id = await self._wallet.order_of_key(caller.org_id, asked)
-                if request_id is None:
+                hashed = key_hash(query.idempotency_key, caller.scope)
+                order_id = await self._wallet.order_of_key(caller.org_id, hashed)
+                if order_id is None:
                     raise _unknown()
-                return await self._generation(request, caller, UUID(request_id))
+                return await self._generation(request, caller, UUID(order_id))
             found = await self._ledger.results(caller.org_id, _key(query.after), query.limit + 1, caller.reads)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
-        page = found[: query.limit]
+        page, cursor = page_of(found, query.limit, lambda one: _cursor(one.key))
         rows = [self._completed(one.delivered) for one in page]
-        cursor = _cursor(page[-1].key) if len(found) > len(page) else None
         return _json({"object": "list", "data": rows, "has_more": cursor is not None, "next_cursor": cursor})
 
     async def _caller(self, request: Request) -> Caller:
@@ -134,44 +130,44 @@ class HistoryEndpoint:
         result = decode(delivered)
         return result_document(result, self._replies.items(result)) | {"status": "completed"}
 
-    async def _generation(self, request: Request, caller: Caller, request_id: UUID) -> Response:
-        for _ in range(2):  # it may end between the two questions
-            if (delivered := await self._delivered(caller, str(request_id))) is not None:
+    async def _generation(self, request: Request, caller: Caller, order_id: UUID) -> Response:
+        for _ in range(2):  # it may end between the two reads
+            if (delivered := await self._delivered(caller, str(order_id))) is not None:
                 return _json(self._completed(delivered))
-            status = await self._wallet.status_of(caller.org_id, str(request_id))
+            status = await self._wallet.status_of(caller.org_id, str(order_id))
             if status is None or not caller.may_read(status.key_id):
                 raise _unknown()
             if status.end != "charge":
                 break
         else:
             raise ApiError(Kind.UNAVAILABLE, CHARGED_NOT_BOOKED, retry_after_s=BOOKED_RETRY_S)
-        public_id = f"req_{request_id.hex}"
-        row = {"id": public_id, "object": "list", "data": []}
+        known_as = public_id(str(order_id))
+        row = {"id": known_as, "object": "list", "data": []}
         if status.end == "open":
             return _json(row | {"status": "in_progress"})
         error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if status.end == "expiry" else reason_as_error(status.reason)
         wanted = language_of(request.headers)
-        envelope = orjson.loads(error.body(public_id, wanted))
-        return _json(row | {"status": "failed"} | envelope, told(error.message, wanted)[1])
+        envelope = orjson.loads(error.body(known_as, wanted))
+        return _json(row | {"status": "failed"} | envelope, translated(error.message, wanted)[1])
 
-    async def _delivered(self, caller: Caller, request_id: str) -> Delivered | None:
-        """Redis has it first, and may not know who placed it, which the ledger does."""
+    async def _delivered(self, caller: Caller, order_id: str) -> Delivered | None:
+        """Find a delivered order. Redis has it first, but may not know who placed it; the ledger does."""
         for kept in (self._wallet, self._ledger):
-            found = await kept.result(caller.org_id, request_id)
+            found = await kept.result(caller.org_id, order_id)
             if found is not None and caller.may_read(found.key_id):
                 return found
         return None
 
 
 def _json(document: dict[str, Any], language: Language | None = None) -> Response:
-    """`language` is the one of an error in it."""
+    """Build a JSON reply; `language` is that of an error in it."""
     headers = {"vary": "accept-language"} | ({"content-language": language} if language is not None else {})
     return Response(orjson.dumps(document), media_type="application/json", headers=headers)
 
 
-def _uuid(public_id: str) -> UUID:
-    digits = public_id.removeprefix("req_")
-    if len(digits) == 32 and public_id.startswith("req_") and set(digits) <= set("0123456789abcdef"):
+def _uuid(known_as: str) -> UUID:
+    digits = known_as.removeprefix("req_")
+    if len(digits) == 32 and known_as.startswith("req_") and set(digits) <= set("0123456789abcdef"):
         return UUID(digits)
     raise _unknown()
 
@@ -196,19 +192,17 @@ def _query(request: Request) -> HistoryQuery:
 
 
 def _cursor(key: ResultKey) -> str:
-    text = f"{key.ended_us} {key.request_id}"
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return cursor_of(f"{key.ended_us} {key.order_id}")
 
 
 def _key(cursor: str | None) -> ResultKey | None:
-    """Where a page begins. Raises ApiError 400 for what is no cursor of ours."""
+    """Parse the cursor at which a page begins. Raises ApiError 400 if it is no cursor of ours."""
     if cursor is None:
         return None
     try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-        ended_us, _, request_id = text.partition(" ")
-        key = ResultKey(int(ended_us), str(UUID(request_id)))
-    except ValueError:
+        ended_us, _, order_id = text_of(cursor).partition(" ")
+        key = ResultKey(int(ended_us), str(UUID(order_id)))
+    except (BadCursor, ValueError):
         raise _bad_cursor() from None
     if _cursor(key) != cursor or not 0 <= key.ended_us <= LAST:
         raise _bad_cursor()

@@ -1,4 +1,4 @@
-"""Compressed bodies, unpacked within the bound of one that is not. Pure."""
+"""Compressed bodies, unpacked within the size limit of an uncompressed one. Pure."""
 
 import sys
 import zlib
@@ -14,18 +14,18 @@ else:
     from backports import zstd
 
 ZSTD_WINDOW_LOG = 23
-"""8 MiB, the most that a sender may ask of everybody (RFC 9659); it is touched no further than what comes out."""
+"""8 MiB, the maximum that a sender may require of everybody (RFC 9659). Only as much is used as the output needs."""
 
 MAX_FRAMES = 16
-"""Of one body, one after another. Nobody writes an order in more, and each costs a fresh decoder."""
+"""Maximum consecutive frames in one body. Nobody writes an order in more, and each costs a new decoder."""
 
 
 class TooLarge(Exception):
-    """More comes out than is allowed; no more of it was unpacked than that."""
+    """The output is larger than allowed; nothing beyond the limit was unpacked."""
 
 
 class Damaged(Exception):
-    """It is not what it is said to be, or breaks off."""
+    """The body is not in the stated encoding, or is cut short."""
 
 
 class _Frame(Protocol):
@@ -84,7 +84,7 @@ DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
     "x-gzip": _gzip,
     "zstd": partial(_by_frames, _zstd),
 }
-"""By the name in `Content-Encoding`: the body and the most bytes that may come out. Each raises TooLarge or Damaged."""
+"""Decoders by the name in `Content-Encoding`: body and maximum output bytes. Each raises TooLarge or Damaged."""
 
-TOLD = "gzip, deflate, br, zstd"
-"""As clients are told of them; `x-gzip` is the older name of gzip."""
+ACCEPTED = "gzip, deflate, br, zstd"
+"""List for clients, without `x-gzip`, the older name of gzip."""

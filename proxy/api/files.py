@@ -1,4 +1,4 @@
-"""Published images of a local folder, where the gateway serves them itself; the path is Supabase's."""
+"""Published images of a local folder, if the gateway itself serves them. The path is Supabase's."""
 
 import mimetypes
 from collections.abc import Sequence
@@ -23,14 +23,13 @@ KEPT_FOR_EVER = "public, max-age=31536000, immutable"
 
 
 class FilesEndpoint:
-    """For any page, and to be kept by whoever fetched them: they never change. The folder is made if it is absent."""
+    """Images for any page. They never change, so clients may cache them. A missing folder is created."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._files = StaticFiles(directory=folder)
 
     def operations(self) -> Sequence[Operation]:
-        """An image."""
         return [
             Operation(
                 id="get_image",
@@ -55,14 +54,14 @@ class FilesEndpoint:
         ]
 
     async def read(self, request: Request) -> Response:
-        """One file. Raises HTTPException 404."""
+        """Send one file. Raises HTTPException 404."""
         at = request.path_params
         path = f"{at['org']}/{at['request']}/{at['file']}"
         return _Kept(await self._files.get_response(path, request.scope))
 
 
 class _Kept(Response):
-    """A file's reply with what lets everybody keep it: what answers a `Range` is known only when it is sent."""
+    """A file's reply with a cache header, which is added while sending: only then is the answer to a `Range` known."""
 
     def __init__(self, reply: Response) -> None:
         super().__init__()
@@ -71,10 +70,10 @@ class _Kept(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_cacheable(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told = MutableHeaders(scope=message)
-                told.update(ANY_PAGE)
+                headers = MutableHeaders(scope=message)
+                headers.update(ANY_PAGE)
                 if message["status"] == 200:
-                    told.update({"cache-control": KEPT_FOR_EVER, "x-content-type-options": "nosniff"})
+                    headers.update({"cache-control": KEPT_FOR_EVER, "x-content-type-options": "nosniff"})
             await send(message)
 
         await self._reply(scope, receive, send_cacheable)

@@ -1,4 +1,4 @@
-"""Probes and metrics. Liveness is the loop's alone; while Redis is away a pod stays ready and answers 503 itself."""
+"""Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from proxy.messages import FAULTY
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that must hold before work is taken. `refusal` is None while it does, else a sentence for customers.
+    """A condition for accepting work. `refusal` gives None while it holds, else a sentence for customers.
 
-    `name` is what `/readyz` says while it does not, to anyone. Where it is not `for_ready`, orders are refused and the
-    process stays ready.
+    `name` is what `/readyz` shows to anyone while it does not hold. If it is not `for_ready`, only orders are refused,
+    and the process stays ready.
     """
 
     name: str
@@ -30,42 +30,41 @@ class Condition:
 
 
 def when(broken: Callable[[], bool], refusal: str) -> Callable[[], str | None]:
-    """This sentence while it is broken."""
+    """Give this sentence while `broken` is true."""
     return lambda: refusal if broken() else None
 
 
 def running(background: Background) -> list[Condition]:
-    """That the parts run without which no order may be taken."""
+    """Build the conditions that the parts which orders need are running."""
     return [Condition(f"{name} fails", when(partial(background.fails, name), FAULTY)) for name in background.needed]
 
 
 class Conditions:
-    """All that must hold, in the order in which it is told."""
+    """All conditions, in the order in which they are reported."""
 
     def __init__(self, conditions: Sequence[Condition]) -> None:
         self._conditions = conditions
 
     def refusal(self) -> str | None:
-        """Why no order is taken at this moment, as a customer is told; None while they are."""
+        """Find the reason why no order is accepted now, for customers; None while orders are accepted."""
         return next((why for one in self._conditions if (why := one.refusal()) is not None), None)
 
     def not_ready(self) -> str | None:
-        """The name of the first condition that keeps this process from being ready; None while none does."""
+        """Name of the first condition that keeps this process from being ready; None if there is none."""
         return next((one.name for one in self._conditions if one.for_ready and one.refusal() is not None), None)
 
 
 NotReady = Callable[[], str | None]
-"""What keeps a process from being ready, in a word or a few; None where nothing does."""
+"""Reason why a process is not ready, in a few words; None if it is ready."""
 
 
 class ProbesEndpoint:
-    """`/healthz`: this process turns its loop. `/readyz`: it can do its work and wants it; else why it is not so."""
+    """`/healthz`: this process' event loop runs. `/readyz`: it can and wants to work; else the reason."""
 
     def __init__(self, not_ready: NotReady) -> None:
         self._not_ready = not_ready
 
     def operations(self) -> Sequence[Operation]:
-        """Both."""
         return [
             Operation(
                 id="get_healthz",
@@ -93,22 +92,22 @@ class ProbesEndpoint:
         ]
 
     async def healthz(self, request: Request) -> Response:
-        """Always 200."""
+        """Answer 200, always."""
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
-        """200, or 503 with the first condition that does not hold."""
+        """Answer 200, or 503 with the first condition that does not hold."""
         why = self._not_ready()
         return PlainTextResponse("ready\n" if why is None else f"not ready: {why}\n", 200 if why is None else 503)
 
 
 def probe_routes(not_ready: NotReady) -> list[Route]:
-    """The probes alone."""
+    """Build the routes of the probes alone."""
     return routes(ProbesEndpoint(not_ready).operations())
 
 
 def metrics_app(not_ready: NotReady) -> Starlette:
-    """What listens on the metrics port: `/metrics` and the probes."""
+    """Build the application of the metrics port: `/metrics` and the probes."""
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

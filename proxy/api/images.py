@@ -32,6 +32,9 @@ from proxy.orders.replay import Orphaned, Replay
 from proxy.orders.result import Delivery
 from proxy.orders.sandbox import Sandbox
 from proxy.ports import Order
+from proxy.server.connections import HERE_SINCE_S
+
+PATH = "/v1/images/generations"
 
 RATES = (*REQUEST_RATES, *IMAGE_RATES)
 
@@ -51,7 +54,7 @@ class OrderHeaders(BaseModel):
 
 
 class ImagesEndpoint:
-    """Authenticate, parse, admit (price, hold), generate (make, store, settle), reply."""
+    """Orders: authenticate, parse, admit (price, hold), generate (make, store, settle), reply."""
 
     def __init__(
         self,
@@ -76,13 +79,12 @@ class ImagesEndpoint:
         self._limits = limits
 
     def operations(self) -> Sequence[Operation]:
-        """An order."""
         return [
             Operation(
                 id="create_images",
                 tag=Tag.IMAGES,
                 method="POST",
-                path="/v1/images/generations",
+                path=PATH,
                 handler=self.create,
                 summary="Make images",
                 description="What is delivered is charged, and nothing else. The order goes on if its client hangs up:"
@@ -99,7 +101,7 @@ class ImagesEndpoint:
                     "sunset",
                     "link",
                 ),
-                # Its limits may have been asked before it was refused or failed.
+                # Its limits may have been read before it was refused or failed.
                 error_headers=dict.fromkeys((400, 404, 500, 502, 503, 504), RATES)
                 | dict.fromkeys((402, 429), (*BALANCE, *RATES)),
                 errors=(
@@ -123,29 +125,40 @@ class ImagesEndpoint:
         ]
 
     async def create(self, request: Request) -> Response:
-        """The whole job of one request."""
+        """Handle one order, from its body to its reply."""
         context = context_of(request.scope)
         try:
-            caller = await self._authenticator.caller(request.headers)
+            caller = await self._caller(context, request)
             context.facts |= {"org": caller.org_id, "key": caller.key_id}
-            order = parse_order(await read_body(request, self._limits), self._catalogue, caller.response_format)
-            context.facts |= {"model": order.model_id, "n": order.n}
-            self._lifecycle.check(order.model_id, order.model)
-            asked = identity_of(request.headers, order, caller.scope)
-            if caller.test:
-                delivery = await self._sandbox.deliver(context, caller, order, asked)
+            body = await read_body(request, self._limits)
+            async with self._admissions.turn(context):
+                order = parse_order(body, self._catalogue, caller.response_format)
+                context.facts |= {"model": order.model_id, "n": order.n}
+                self._lifecycle.check(order.model_id, order.model)
+                identity = identity_of(request.headers, order, caller.scope)
+                admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
+            if admitted is None:  # a test key's order, which holds nothing
+                delivery = await self._sandbox.deliver(context, caller, order, identity)
                 return self._reply(context, caller, order, delivery)
-            admitted = await self._admissions.admit(context, caller, order, asked)
         except WalletAway:
             raise wallet_away() from None
         if isinstance(admitted, Duplicate):
             return self._reply(context, caller, order, await joined(self._replay, request, admitted))
         generation = self._generations.start(admitted)
         await _until_done_or_left(request, generation, partial(self._generations.client_left, admitted))
-        # A client that hangs up ends this wait, and not the generation.
+        # A client that hangs up ends this wait, but not the generation.
         with with_headers(admitted.headers):
             delivery = await asyncio.shield(generation)
         return self._reply(context, caller, order, delivery)
+
+    async def _caller(self, context: RequestContext, request: Request) -> Caller:
+        """Authenticate. Raises ApiError, also if the gate is shut, before any of the body is read."""
+        caller = self._authenticator.known(request.headers)
+        self._admissions.check_gate(request.scope.get("state", {}).get(HERE_SINCE_S))
+        if caller is not None:
+            return caller
+        async with self._admissions.turn(context):
+            return await self._authenticator.caller(request.headers)
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn
@@ -166,9 +179,10 @@ class ImagesEndpoint:
 
 
 def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:
-    """How the order was placed. Raises ApiError 400 for an idempotency key that is none; `scope` is where it holds.
+    """Read an order's identity from its headers. Raises ApiError 400 for an invalid idempotency key.
 
-    An SDK counts its own retries; a key that its user gave goes before that count.
+    `scope`: where the key must be unique. An SDK counts its own retries; a key from its user takes precedence over that
+    count.
     """
     key_hash = idempotency_key(headers, scope)
     if key_hash is None:
@@ -179,7 +193,7 @@ def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:
 
 
 async def joined(replay: Replay, request: Request, duplicate: Duplicate) -> Delivery:
-    """The result of an order that was placed before. Raises ApiError; then the order is left to the next (rule 38)."""
+    """Wait for a duplicate's result. Raises ApiError; then the order is left to the next identical one (rule 38)."""
     left = partial(replay.client_left, duplicate)
     joining = asyncio.create_task(replay.of(duplicate))
     try:
@@ -199,7 +213,7 @@ async def joined(replay: Replay, request: Request, duplicate: Duplicate) -> Deli
 async def _until_done_or_left(
     request: Request, work: asyncio.Task[Delivery], left: Callable[[], Awaitable[None]]
 ) -> None:
-    """Until the work is done, or the client has `left` it: that ends nothing, and is told at once."""
+    """Wait until the work is done or the client has hung up. Hanging up ends no work; `left` is called at once."""
     leaving = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -211,6 +225,6 @@ async def _until_done_or_left(
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has hung up; the body was read before."""
+    """Wait until the client has hung up. The body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

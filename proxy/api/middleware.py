@@ -1,4 +1,4 @@
-"""Around every request: its id, its one log line, its metrics. Plain ASGI."""
+"""Middleware for every request: its id, its one log line, its metrics. Plain ASGI."""
 
 import time
 
@@ -18,27 +18,31 @@ SECONDS = Histogram(
 )
 
 MAX_CLIENT_ID_CHARACTERS = 128
-"""Of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
+"""Maximum characters of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
-"""Asked every few seconds by the platform: counted, not logged."""
+"""Paths that the platform requests every few seconds: counted, not logged."""
 
 
 def context_of(scope: Scope) -> RequestContext:
-    """The context that the middleware put into this request's scope."""
+    """Find the context that the middleware put into this request's scope."""
     context: RequestContext = scope["ghub"]
     return context
 
 
 def _client_request_id(scope: Scope) -> str | None:
-    """By which the client, or what stands before us, knows this request; one that is none is passed over."""
+    """Read the id that the client, or a proxy, gave this request. An invalid one is ignored."""
     sent = Headers(scope=scope).get("x-request-id", "")
-    plain = 0 < len(sent) <= MAX_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
-    return sent if plain else None
+    return sent if is_request_id(sent) else None
+
+
+def is_request_id(sent: str) -> bool:
+    """Check whether a client's id can be logged and sent back."""
+    return 0 < len(sent) <= MAX_CLIENT_ID_CHARACTERS and sent.isascii() and sent.isprintable()
 
 
 class RequestMiddleware:
-    """The outermost layer."""
+    """The outermost layer, except for reading unread bodies."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -68,7 +72,7 @@ class RequestMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            # Starlette has answered it with our envelope, and raises it again for whoever keeps the log.
+            # Starlette has answered with our error envelope, and raises it again for the server's log.
             log.exception("fault", request_id=context.public_id)
         finally:
             elapsed_s = time.monotonic() - context.started_s

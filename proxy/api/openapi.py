@@ -1,4 +1,4 @@
-"""GET /openapi.json: the whole HTTP surface, from the models that check what comes in and describe what goes out."""
+"""GET /openapi.json: the whole HTTP surface, from the models that check requests and describe replies."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,15 +20,15 @@ from proxy.errors import Kind
 from proxy.messages import DOCUMENTS_AT_ONCE, LANGUAGES
 
 VERSION = "1"
-"""Of the API: what stands in its paths."""
+"""Version of the API, which is in its paths."""
 
 OPENAPI_PATH = "/openapi.json"
 
 MAX_DOCUMENTS = 64
-"""That are being sent at a time, to all together: it is the one large reply that nobody needs a key for."""
+"""Maximum documents being sent at a time, to all together: no other large reply works without a key."""
 
 KEPT = "public, max-age=300"
-"""A client asks again after five minutes, and is told by ETag that nothing has changed."""
+"""Cache header. A client asks again after five minutes; if nothing has changed, the ETag says so."""
 
 _COMMON = {
     "key": (
@@ -42,7 +42,7 @@ _COMMON = {
     "admin": (),
     "none": (),
 }
-"""What an operation of a security may answer whatever it does."""
+"""Errors that any operation of a security may give."""
 
 _SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "admin": [{"admin": []}], "none": []}
 
@@ -81,7 +81,7 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "content-disposition": ("Of CSV: a name for its file", _TEXTS),
     "www-authenticate": ("How to send a token", _TEXTS),
 }
-"""All that a reply may carry beside HTTP's own, and a page's script may read."""
+"""All headers of a reply that a page's script may read, besides HTTP's own."""
 
 _ALWAYS = frozenset(
     {
@@ -96,11 +96,11 @@ _ALWAYS = frozenset(
         "www-authenticate",
     }
 )
-"""Never absent from a reply that may have them."""
+"""Headers that are always present in a reply that may have them."""
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without titles that repeat a field's name, and without `default: null` where a field may be absent."""
+    """Omits titles that repeat a field's name, and `default: null` if a field may be absent."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -113,12 +113,12 @@ class _Schemas(GenerateJsonSchema):
 
 
 def document(operations: Iterable[Operation]) -> dict[str, Any]:
-    """OpenAPI 3.1 of these operations."""
+    """Build the OpenAPI 3.1 document of these operations."""
     rows = list(operations)
     schemas, references = _components(rows)
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
-        paths.setdefault(row.told_path, {})[row.method.lower()] = _operation(row, references)
+        paths.setdefault(row.documented_path, {})[row.method.lower()] = _operation(row, references)
     tags = [tag.value for tag in Tag if any(row.tag is tag for row in rows)]
     return {
         "openapi": "3.1.0",
@@ -147,7 +147,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
 
 
 _References = dict[tuple[Any, JsonSchemaMode], dict[str, Any]]
-"""Where a model's schema is, by model and by whether it checks or describes; a parameters' model's is here itself."""
+"""Place of a model's schema, by model and purpose (checks or describes). For parameters it is the schema itself."""
 
 
 def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]:
@@ -167,10 +167,10 @@ def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]
 
 
 def _operation(row: Operation, references: _References) -> dict[str, Any]:
-    told: dict[str, Any] = {"operationId": row.id, "tags": [row.tag.value[0]], "summary": row.summary}
+    operation: dict[str, Any] = {"operationId": row.id, "tags": [row.tag.value[0]], "summary": row.summary}
     if row.description is not None:
-        told["description"] = row.description
-    told["security"] = _SECURITY[row.security]
+        operation["description"] = row.description
+    operation["security"] = _SECURITY[row.security]
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": _in_path(row.examples.get(name))}
         for name in _names(row)
@@ -179,16 +179,16 @@ def _operation(row: Operation, references: _References) -> dict[str, Any]:
         if model is not None:
             parameters += _parameters(place, references[model, "validation"])
     if parameters:
-        told["parameters"] = parameters
+        operation["parameters"] = parameters
     if row.body is not None:
         content = {"application/json": {"schema": references[row.body, "validation"]}}
-        told["requestBody"] = {"required": True, "content": content}
-    told["responses"] = {str(row.status): _answer(row, references)} | _errors(row)
-    return told
+        operation["requestBody"] = {"required": True, "content": content}
+    operation["responses"] = {str(row.status): _answer(row, references)} | _errors(row)
+    return operation
 
 
 def _names(row: Operation) -> list[str]:
-    return [part[1:-1] for part in row.told_path.split("/") if part.startswith("{")]
+    return [part[1:-1] for part in row.documented_path.split("/") if part.startswith("{")]
 
 
 def _in_path(example: str | None) -> dict[str, Any]:
@@ -196,14 +196,14 @@ def _in_path(example: str | None) -> dict[str, Any]:
 
 
 def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A model's fields as parameters: what is unset is not sent, so that null is none of their values."""
+    """Turn a model's fields into parameters. An unset one is not sent, so null is not one of its values."""
     parameters = []
     for name, field in schema["properties"].items():
         rest = {key: value for key, value in field.items() if key not in ("anyOf", "description")}
         kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
         rest |= kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {}
-        told = {"name": name, "in": place, "required": name in schema.get("required", ()), "schema": rest}
-        parameters.append(told | {key: field[key] for key in ("description",) if key in field})
+        parameter = {"name": name, "in": place, "required": name in schema.get("required", ()), "schema": rest}
+        parameters.append(parameter | {key: field[key] for key in ("description",) if key in field})
     return parameters
 
 
@@ -219,7 +219,7 @@ def _answer(row: Operation, references: _References) -> dict[str, Any]:
 
 
 def _content(row: Operation, media: str, schema: dict[str, Any] | None) -> dict[str, Any]:
-    """The model describes the JSON, or the one medium that there is; the same as CSV is text."""
+    """Describe a reply's content: the model describes JSON, or the only medium. As CSV, the same reply is text."""
     if schema is None:
         return {}
     return {"schema": schema if media == "application/json" or len(row.media) == 1 else {"type": "string"}}
@@ -269,7 +269,7 @@ def _header(name: str) -> dict[str, Any]:
 
 
 class OpenApiEndpoint:
-    """The document, made once: of these operations, and of its own."""
+    """The document of these operations and its own, made once."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         self._body = orjson.dumps(document([*operations, *self.operations()]))
@@ -278,7 +278,6 @@ class OpenApiEndpoint:
         self._documents = Sending(MAX_DOCUMENTS, DOCUMENTS_AT_ONCE)
 
     def operations(self) -> Sequence[Operation]:
-        """The document."""
         return [
             Operation(
                 id="get_openapi",
@@ -296,7 +295,7 @@ class OpenApiEndpoint:
         ]
 
     async def read(self, request: Request) -> Response:
-        """GET /openapi.json: nobody needs a key for it. Raises ApiError 429 above MAX_DOCUMENTS."""
+        """Send the document; no key is needed. Raises ApiError 429 above MAX_DOCUMENTS."""
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if known & {self._headers["etag"], "*"}:
             return Response(status_code=304, headers=self._headers)

@@ -14,13 +14,13 @@ from starlette.routing import Route
 from proxy.errors import Kind
 
 MAX_KEY_CHARACTERS = 255
-"""Of an `Idempotency-Key`."""
+"""Maximum characters of an `Idempotency-Key`."""
 
 TEXT: Mapping[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
-"""The content of an answer that is a sentence."""
+"""Content of an answer that is a sentence."""
 
 ORDER_EXAMPLE = "req_7d2f1f0e0c5b4a35a1f8f6f1f0b1c2d3"
-"""Of an order's id."""
+"""Example of an order's id."""
 
 BALANCE = ("x-geekhub-balance-mxn",)
 REQUEST_RATES = tuple(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))
@@ -29,20 +29,20 @@ IMAGE_RATES = tuple(f"x-ratelimit-{what}-images" for what in ("limit", "remainin
 
 
 def _digits(value: object) -> object:
-    """As an address writes a whole number: no sign, point or space."""
+    """Accept a whole number only as plain digits: no sign, point or space."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit()):
         raise ValueError("no whole number")
     return value
 
 
 WholeNumber = Annotated[int, BeforeValidator(_digits)]
-"""Of a query."""
+"""Whole number in a query."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Tag(Enum):
-    """What operations are about, and what the document says of it. Clients that are generated are divided by it."""
+    """Groups of operations, with the document's text about each. Generated clients are split by them."""
 
     IMAGES = "images", "Orders and what they delivered"
     MODELS = "models", "What can be ordered"
@@ -53,11 +53,11 @@ class Tag(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A method on a path: what answers it, and the models that check what it takes and describe what it answers.
+    """A method on a path: its handler, and the models that check its request and describe its reply.
 
-    `id` is unique and never changes: clients that are generated name their functions after it. `path` is Starlette's,
-    `{org}` or `{model_id:path}`. A GET is also answered as HEAD. `status` is that of success, and `reply` its model.
-    `errors` are its own; what every operation of its `security` may answer is added by the document.
+    `id` is unique and never changes, because generated clients name their functions after it. `path` is in Starlette's
+    form, `{org}` or `{model_id:path}`. A GET is also answered as HEAD. `status` is that of success, and `reply` its
+    model. `errors` are its own; the document adds those that every operation of its `security` may give.
     """
 
     id: str
@@ -76,35 +76,35 @@ class Operation:
     errors: tuple[Kind, ...] = ()
     security: Literal["key", "admin", "none"] = "key"
     examples: Mapping[str, str] = field(default_factory=dict)
-    """Of what stands in its path, by name."""
+    """Examples of the values in its path, by name."""
     reply_headers: tuple[str, ...] = ()
-    """Of a success, beside the ids that every answer has."""
+    """Headers of a success, besides the ids that every answer has."""
     error_headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Of an error, by status, beside those that every such error has."""
+    """Headers of an error, by status, besides those that every such error has."""
     answers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Those that are neither its success nor an error of the table, by status."""
+    """Answers that are neither its success nor an error of the table, by status."""
 
     @property
     def writes(self) -> bool:
-        """It may change something."""
+        """True if it may change something."""
         return self.method != "GET"
 
     @property
-    def told_path(self) -> str:
-        """As OpenAPI writes it."""
+    def documented_path(self) -> str:
+        """Path in OpenAPI's form."""
         return re.sub(r":\w+}", "}", self.path)
 
 
 class Endpoint(Protocol):
-    """What answers some operations, and tells which."""
+    """An object that answers some operations, and lists them."""
 
     def operations(self) -> Sequence[Operation]:
-        """Its rows, each with the method of this object that answers it."""
+        """List its rows, each with the method of this object that answers it."""
         ...
 
 
 def routes(operations: Iterable[Operation]) -> list[Route]:
-    """One for each path, with all its methods, so that a 405 names them all."""
+    """Build one route for each path, with all its methods, so that a 405 names them all."""
     by_path: dict[str, dict[str, Handler]] = {}
     for one in operations:
         handlers = by_path.setdefault(one.path, {})

@@ -1,4 +1,4 @@
-"""What reading may cost this process: rates of its own for each organisation, and turns for long reports."""
+"""Limits on what reads may cost this process: rates for each organisation, and turns for long reports."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ REPORT_RETRY_S = 2.0
 
 
 class Read(Enum):
-    """What is read: its name in a message, and how often a minute an organisation may do so."""
+    """Kinds of reads: the name in a message, and the maximum per minute for an organisation."""
 
     USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
@@ -39,7 +39,7 @@ class Read(Enum):
 
 
 class ReadRates:
-    """Of this process alone, whose memory and ledger they are for: GCRA with a burst of a minute's allowance.
+    """Rates of this process alone, because they protect its memory and its ledger: GCRA with a burst of one minute.
 
     `clock` gives seconds, and never goes back.
     """
@@ -50,12 +50,12 @@ class ReadRates:
         self._prune_at = 1_000
 
     def take(self, org_id: str, read: Read) -> None:
-        """Count one. Raises ApiError 429 above the rate, which takes nothing."""
+        """Count one read. Raises ApiError 429 above the rate, and then counts nothing."""
         what, limit = read.value
         step_s, now_s = MINUTE_S / limit, self._clock()
         from_s = max(self._ahead.get((org_id, read), now_s), now_s)
         over_s = from_s + step_s - now_s - MINUTE_S
-        if over_s > 1e-9:  # less is what is lost in adding up
+        if over_s > 1e-9:  # less is a rounding error of the sums
             raise reads_limited(what, RateState(limit, 0, int((from_s - now_s) * 1_000_000)), over_s)
         self._ahead[org_id, read] = from_s + step_s
         if len(self._ahead) > self._prune_at:
@@ -64,7 +64,7 @@ class ReadRates:
 
 
 class Reports:
-    """Turns: one report at a time for each organisation, from its query until it is sent; a few wait.
+    """Turns: one report at a time for each organisation, from its query until it is sent; a few more may wait.
 
     The process makes two at a time, of different organisations: their rows are in its memory, and writing them keeps a
     thread busy.
@@ -76,7 +76,7 @@ class Reports:
         self._made = Turns(Bound(REPORTS_MADE))
 
     async def begin(self, org_id: str) -> None:
-        """An organisation's turn, to be given back with `end`. Raises ApiError 429 where too many wait, or too long."""
+        """Wait for an organisation's turn; `end` gives it back. Raises ApiError 429 if too many wait, or too long."""
         if self._open.waiting(org_id) >= REPORTS_WAITING:
             raise _busy()
         try:
@@ -87,12 +87,12 @@ class Reports:
 
     @asynccontextmanager
     async def making(self, org_id: str) -> AsyncIterator[None]:
-        """While its rows are read and written, in the turn of an organisation."""
+        """Hold a turn while the rows of an organisation's report are read and written."""
         async with self._made.hold(org_id):
             yield
 
     def end(self, org_id: str) -> None:
-        """It is sent, or there is none."""
+        """Give the turn back: the report is sent, or there is none."""
         self._open.give_back(org_id)
 
 

@@ -1,4 +1,4 @@
-"""A result as its 200: with our own URLs, or with the images themselves, straight from the store."""
+"""The 200 of a result: with our own URLs, or with the images themselves, directly from the store."""
 
 from collections.abc import AsyncIterator, Mapping
 from uuid import uuid4
@@ -14,12 +14,14 @@ from proxy.orders.upload import read_until
 from proxy.ports import ImageStore
 
 MAX_REPLAYS = 64
-"""Replays in base64 that one organisation is being sent at a time. Nothing is paid for them, and each that its client
-does not read holds a file and some 100 KiB until it is cut off."""
+"""Maximum base64 replays that one organisation is being sent at a time.
+
+They are free, and one that its client does not read holds a file and some 100 KiB until it is cut off.
+"""
 
 
 class Replies:
-    """`public_url` is what stands before an image's path for everybody."""
+    """Builds replies. `public_url` comes before an image's path."""
 
     def __init__(self, store: ImageStore, public_url: str) -> None:
         self._store = store
@@ -27,24 +29,24 @@ class Replies:
         self._replays = Sending(MAX_REPLAYS, REPLAYS_AT_ONCE)
 
     def with_urls(self, result: Result, headers: Mapping[str, str]) -> Response:
-        """Each image by its address, which never changes."""
+        """Build a reply with each image's URL, which never changes."""
         return Response(result_reply(result, self.items(result)), media_type="application/json", headers=dict(headers))
 
     def items(self, result: Result) -> list[dict[str, str]]:
-        """`url`, and `revised_prompt` where there is one, of each image."""
+        """List `url`, and `revised_prompt` if there is one, of each image."""
         return [
             {"url": f"{self._public_url}/{image.path}"} | _prompt(prompt)
             for image, prompt in zip(result.images, result.prompts, strict=True)
         ]
 
     def replay_with_images(self, org_id: str, result: Result, headers: Mapping[str, str], until_s: float) -> Response:
-        """The same as `with_images` for an order that was answered before. Raises ApiError 429 above MAX_REPLAYS."""
+        """Do as `with_images` for an order that was answered before. Raises ApiError 429 above MAX_REPLAYS."""
         return self._replays.bounded(org_id, self.with_images(result, headers, until_s))
 
     def with_images(self, result: Result, headers: Mapping[str, str], until_s: float) -> Response:
-        """The images in base64: the JSON around them is cut where each of them goes.
+        """Build a reply with the images in base64: the JSON is cut at the place of each image.
 
-        A store that breaks off is asked again until `until_s` of `time.monotonic`.
+        If the store breaks off, it is read again until `until_s` of `time.monotonic`.
         """
         marks = [uuid4().hex for _ in result.images]
         items = [{"b64_json": mark} | _prompt(prompt) for mark, prompt in zip(marks, result.prompts, strict=True)]

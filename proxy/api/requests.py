@@ -1,4 +1,4 @@
-"""What a request carries beside its path, within bounds: its body, its `Idempotency-Key`, what it would rather have."""
+"""Parts of a request besides its path, within limits: its body, its `Idempotency-Key`, its preferences."""
 
 import asyncio
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from proxy.api.encodings import DECODERS, TOLD, Damaged, TooLarge
+from proxy.api.encodings import ACCEPTED, DECODERS, Damaged, TooLarge
 from proxy.api.operation import MAX_KEY_CHARACTERS
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
@@ -29,7 +29,7 @@ _WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Of one request: bytes of body and seconds that it may take to arrive, seconds until the reply is sent."""
+    """Limits of one request: bytes of its body, seconds for the body to arrive, seconds until the reply is sent."""
 
     body_bytes: int
     body_s: float
@@ -37,7 +37,7 @@ class RequestLimits:
 
 
 async def read_body(request: Request, limits: RequestLimits) -> bytes:
-    """The whole body, unpacked, within bounds of size and time. Raises ApiError 413, 415 or 400."""
+    """Read and unpack the whole body, within limits of size and time. Raises ApiError 413, 415 or 400."""
     encoding = _encoding(request.headers)
     too_large = ApiError(Kind.TOO_LARGE, BODY_TOO_LARGE.of(most=limits.body_bytes))
     announced = request.headers.get("content-length", "0")
@@ -58,13 +58,13 @@ async def read_body(request: Request, limits: RequestLimits) -> bytes:
 
 
 def _encoding(headers: Headers) -> str | None:
-    """How the body is compressed. Raises ApiError 415, before any of it is read."""
+    """Find the body's compression. Raises ApiError 415, before any of the body is read."""
     encoding = ", ".join(headers.getlist("content-encoding")).strip().lower()
     if encoding in ("", "identity"):
         return None
     if encoding not in DECODERS:
-        message = ENCODING.of(encoding=encoding[:64], known=TOLD)
-        raise ApiError(Kind.ENCODING, message, headers={"accept-encoding": TOLD})
+        message = ENCODING.of(encoding=encoding[:64], known=ACCEPTED)
+        raise ApiError(Kind.ENCODING, message, headers={"accept-encoding": ACCEPTED})
     return encoding
 
 
@@ -78,7 +78,7 @@ def _unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
 
 
 def weighed(header: str) -> Iterator[tuple[str, float]]:
-    """What a client names in an `Accept…` header, in lower case, each with its weight from 0 to 1."""
+    """Yield the values in an `Accept…` header, in lower case, each with its weight from 0 to 1."""
     for part in header.lower().split(","):
         name, *parameters = (word.strip() for word in part.split(";"))
         weights = [float(found[1]) for parameter in parameters if (found := _WEIGHT.fullmatch(parameter))]
@@ -86,7 +86,7 @@ def weighed(header: str) -> Iterator[tuple[str, float]]:
 
 
 def language_of(headers: Headers) -> Language:
-    """The one of ours that `Accept-Language` gives the highest weight, and of two with the same the first."""
+    """Choose our language with the highest weight in `Accept-Language`; of two with the same weight, the first."""
     best, chosen = 0.0, LANGUAGES[0]
     for tag, weight in weighed(", ".join(headers.getlist("accept-language"))):
         primary = tag.partition("-")[0].replace("*", LANGUAGES[0])
@@ -97,11 +97,10 @@ def language_of(headers: Headers) -> Language:
 
 
 def idempotency_key(headers: Headers, scope: str = "") -> str | None:
-    """The hash of the request's `Idempotency-Key`, where it has one. Raises ApiError 400 for one that is none.
+    """Hash the request's `Idempotency-Key`, if it has one. Raises ApiError 400 if it is invalid.
 
-    `scope`: within which it stands for one thing, see `wire.key_hash`.
-
-    It is the same key in UTF-8 and in Latin-1, which is how `fetch`, and so OpenAI's client for Node, sends it.
+    `scope`: where the key must be unique, see `order.key_hash`.
+    A key is the same in UTF-8 and in Latin-1, which `fetch`, and so OpenAI's client for Node, uses.
     """
     sent = headers.get("idempotency-key")
     if sent is None:

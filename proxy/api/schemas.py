@@ -1,6 +1,7 @@
-"""What the gateway answers, as models: the OpenAPI document is made from them, and tests hold real replies to them.
+"""Models of the gateway's replies: the OpenAPI document is made from them, and tests check real replies with them.
 
-Replies are not built through them: they would cost on the hot path what only a document needs.
+Replies are not built with them: on the hot path that would cost time for something that only the document needs. For
+the same reason their validators are made when they are first used, and not at every start.
 """
 
 from datetime import date
@@ -16,14 +17,14 @@ Month = Annotated[str, Field(pattern="^[0-9]{4}-(0[1-9]|1[0-2])$", description="
 
 
 def absent() -> Any:
-    """The default of a field that a reply may lack, and that is never null."""
+    """Default of a field that may be absent from a reply, and is never null."""
     return Field(default=None)
 
 
 class Document(BaseModel):
     """A reply has these fields and no other."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", defer_build=True)
 
 
 class ErrorDetail(Document):
@@ -85,7 +86,7 @@ class InProgress(Document):
 class Failed(InProgress):
     """An order that brought no image and cost nothing."""
 
-    status: Literal["failed"]  # type: ignore[assignment]  # the same fields, another word
+    status: Literal["failed"]  # type: ignore[assignment]    # same fields, another value
     error: ErrorDetail
 
 

@@ -1,4 +1,4 @@
-"""Replies that nobody pays for, so many at a time: one that is not read holds memory until it is cut off."""
+"""Limits for free replies being sent: an unread one uses memory until it is cut off."""
 
 from collections import Counter
 
@@ -9,11 +9,11 @@ from proxy.errors import ApiError, Kind
 from proxy.messages import Text
 
 AGAIN_S = 1.0
-"""A hint: whoever reads takes megabytes in less."""
+"""A hint: a client that reads takes megabytes in less."""
 
 
 class Sending:
-    """At most `most` replies are being sent to one recipient; above that `message` is the error's."""
+    """Sends at most `most` replies to one recipient at a time; above that the error has `message`."""
 
     def __init__(self, most: int, message: Text) -> None:
         self._most = most
@@ -21,7 +21,7 @@ class Sending:
         self._sent: Counter[str] = Counter()
 
     def bounded(self, recipient: str, reply: Response) -> Response:
-        """The reply, which counts while it is being sent. Raises ApiError 429 where one more would be too many."""
+        """Count the reply while it is being sent. Raises ApiError 429 if it is one too many."""
         if self._sent[recipient] >= self._most:
             raise ApiError(Kind.RATE_LIMIT, self._message.of(most=self._most), retry_after_s=AGAIN_S)
         return _Counted(self._sent, recipient, reply)

@@ -29,7 +29,8 @@ from config.settings import REPORT_ROWS
 from metering.clock import next_month, period_at
 from metering.export import text_cell
 from metering.money import format_mxn
-from metering.ports import ApiKey, Ledger, LedgerAway, UsageRow
+from metering.pages import pages
+from metering.ports import Ledger, LedgerAway, UsageRow
 from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
@@ -53,16 +54,16 @@ from proxy.messages import (
 )
 
 MAX_DAYS = 366
-"""A leap year, at once: with nine models and ten keys some 33,000 rows, 5 MB."""
+"""The most days of one report, a leap year: with nine models and ten keys about 33,000 rows, 5 MB."""
 
 PIECE_BYTES = 64 * 1024
-"""Of a reply, as it is sent."""
+"""The size of the pieces in which a reply is sent."""
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 Group = Literal["day", "model", "key"]
 GROUPINGS = [",".join(names) for count in range(4) for names in permutations(get_args(Group), count)]
-"""As they are written in an address."""
+"""All groupings, as they are written in a URL."""
 
 _FIELDS: Mapping[Group, str] = {"day": "day", "model": "model", "key": "key_id"}
 
@@ -73,7 +74,7 @@ class UsageQuery(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         populate_by_name=True,
-        json_schema_extra=lambda schema: schema.pop("required"),  # `read_query` fills in what is absent
+        json_schema_extra=lambda schema: schema.pop("required"),  # `read_query` sets the fields that are absent
     )
 
     first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
@@ -142,7 +143,7 @@ class UsageReply(BaseModel):
 
 
 class UsageEndpoint:
-    """Only what the caller's key may read; it is checked at this moment."""
+    """Reports only what the caller's key may read; the key is checked at each request."""
 
     def __init__(
         self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, rates: ReadRates, reports: Reports
@@ -154,7 +155,7 @@ class UsageEndpoint:
         self._reports = reports
 
     def operations(self) -> Sequence[Operation]:
-        """The report."""
+        """Return the operation of the report."""
         return [
             Operation(
                 id="get_usage",
@@ -173,11 +174,12 @@ class UsageEndpoint:
         ]
 
     async def read(self, request: Request) -> Response:
-        """GET /v1/usage."""
+        """Answer GET /v1/usage."""
         caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.USAGE)
         query = read_query(request.query_params.multi_items(), cut.now_us)
         as_table = _wants_csv(request.headers.get("accept", ""))
-        # Its turn comes before its rows: whoever waits has none in memory. It is over when the reply is sent.
+        # A report waits for its turn before it reads rows: while it waits, none are in memory. The turn ends when the
+        # reply is sent.
         org_id = caller.org_id
         await self._reports.begin(org_id)
         try:
@@ -205,17 +207,11 @@ class UsageEndpoint:
         return await asyncio.to_thread(_written, query, rows, names, as_table)
 
     async def _names(self, org_id: str) -> dict[str, str]:
-        names: dict[str, str] = {}
-        page = await self._ledger.keys(org_id)
-        while page:
-            names |= {key.key_id: key.name for key in page}
-            last: ApiKey = page[-1]
-            page = await self._ledger.keys(org_id, after=last)
-        return names
+        return {key.key_id: key.name async for page in pages(partial(self._ledger.keys, org_id)) for key in page}
 
 
 def read_query(items: Sequence[tuple[str, str]], now_us: int) -> UsageQuery:
-    """From a URL. Raises ApiError 400 that names the parameter."""
+    """Read the query from a URL. Raises ApiError 400 that names the parameter."""
     month = period_at(now_us).month
     begins, ends = date.fromisoformat(f"{month}-01"), date.fromisoformat(f"{next_month(month)}-01") - timedelta(days=1)
     given = dict(items)
@@ -235,7 +231,7 @@ def read_query(items: Sequence[tuple[str, str]], now_us: int) -> UsageQuery:
 
 
 def _why(rule: ErrorDetails, name: str) -> Text:
-    """The rule of the model that a query breaks, as the customer is told it."""
+    """Return the customer's message for the rule of the model that a query breaks."""
     match rule["type"]:
         case "extra_forbidden":
             return UNKNOWN_PARAMETER.of(name=name, known="`from`, `to`, `group_by`")
@@ -250,7 +246,7 @@ def _bad(name: str, message: Text) -> ApiError:
 
 
 class _Sent(StreamingResponse):
-    """A document in pieces, that says when it is over, however it ends."""
+    """A reply in pieces that calls `over` when it ends, however it ends."""
 
     def __init__(self, pieces: list[bytes], media: str, headers: Mapping[str, str], over: Callable[[], None]) -> None:
         length = str(sum(map(len, pieces)))
@@ -289,7 +285,7 @@ def _written(query: UsageQuery, rows: list[UsageRow], names: Mapping[str, str], 
 
 
 def _pieces(parts: Iterable[bytes]) -> list[bytes]:
-    """The same bytes in pieces of some 64 KiB: no copy of the whole is ever made."""
+    """Join the same bytes into pieces of about 64 KiB: the whole document is never copied."""
     pieces, piece = [], bytearray()
     for part in parts:
         piece += part
@@ -300,7 +296,7 @@ def _pieces(parts: Iterable[bytes]) -> list[bytes]:
 
 
 def _json(reply: UsageReply, items: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-    """The reply with these items: a model for each of tens of thousands would take ten times the memory."""
+    """Write the reply with these items: one model for each of tens of thousands would take ten times the memory."""
     before, empty, after = reply.model_dump_json(by_alias=True).partition('"data":[]')
     assert empty, "the reply was made without items"
     yield before.encode() + b'"data":['
@@ -310,7 +306,7 @@ def _json(reply: UsageReply, items: Iterable[Mapping[str, Any]]) -> Iterator[byt
 
 
 def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """As `UsageItem` describes them."""
+    """Yield items as `UsageItem` describes them."""
     for row in rows:
         group = {_FIELDS[name]: getattr(row, _FIELDS[name]) for name in by}
         if "key" in by:
@@ -319,7 +315,7 @@ def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, st
 
 
 def csv_lines(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """RFC 4180 with a header row; a name that begins like a formula is made text. The total is no row of it."""
+    """Write RFC 4180 with a header row; a name that begins like a formula is made text. The total has no row."""
     groups = [column for name in by for column in (("key_id", "key_name") if name == "key" else (name,))]
     file = io.StringIO()
     writer = csv.writer(file)
@@ -334,7 +330,7 @@ def csv_lines(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterat
 
 
 def _wants_csv(accept: str) -> bool:
-    """Of CSV and JSON, is CSV named with the higher weight, or first with the same?"""
+    """Check whether CSV has a higher weight than JSON, or the same weight and is named first."""
     best, chosen = 0.0, ""
     for kind, weight in weighed(accept):
         if kind in ("text/csv", "application/json") and weight > best:

@@ -8,11 +8,13 @@ from contextlib import suppress
 import structlog
 from redis.exceptions import RedisError
 
-from config.settings import CONSUMER_METRICS_PORT, PROJECTION_POLL_S
+from config.settings import CLOSED_S, CONSUMER_METRICS_PORT, PROJECTION_POLL_S
 from metering.background import Background, Part
+from metering.consumer import Consumer
 from proxy.api.health import Condition, Conditions, running, when
 from proxy.backends import LOGIN_REFUSED, open_back
-from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
+from proxy.cli.output import LogsAreJson
+from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
 from proxy.server.serving import stop_on_signals
 
@@ -28,8 +30,9 @@ def consume(as_json: LogsAreJson = True) -> None:
         probe = bind_metrics(settings, CONSUMER_METRICS_PORT)
         async with open_back(settings) as back, asyncio.TaskGroup() as tasks:
             await back.ledger.check_schema()
-            consumer, projector = back.consumer(f"{socket.gethostname()}-{os.getpid()}"), back.projector
-            assert projector is not None, "a consumer has a Redis"
+            name = f"{socket.gethostname()}-{os.getpid()}"
+            consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600)
+            projector = back.projection()
             login = back.login()
             with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start
                 await login.look()

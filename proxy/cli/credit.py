@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from metering.money import AmountError, format_mxn, parse_mxn
-from metering.wallet.values import WalletSnapshot
-from proxy.api.credits import balance_fields
+from proxy.api.balances import balance_fields
 from proxy.cli.output import AsJson, OrgRef, misuse, say
 from proxy.cli.running import As, back, run
 
@@ -42,9 +41,9 @@ def add(
 def balance(ref: OrgRef, as_json: AsJson = False) -> None:
     """What an organisation can spend, what open orders hold, and their sum."""
 
-    async def work() -> WalletSnapshot:
+    async def work() -> dict[str, str]:
         async with back() as opened:
             org = await opened.ledger.org(ref)
-            return await opened.wallet().read(org.org_id)
+            return balance_fields(await opened.wallet().read(org.org_id))
 
-    say(balance_fields(run(work())), as_json)
+    say(run(work()), as_json)

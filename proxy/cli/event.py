@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from metering.aside import amount_of, told_of_kept
-from metering.feeding import Fed, fields_of
+from metering.aside import amount_of, facts_of_kept, fields_of
 from metering.pages import pages
 from metering.ports import LedgerError, SetAside
 from metering.wallet import keys
+from proxy.cli.loading import loading
 from proxy.cli.output import AsJson, misuse, say
-from proxy.cli.running import As, back, run
+from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -32,8 +32,8 @@ def _row(entry: SetAside) -> dict[str, Any]:
         "id": entry.name,
         "at": entry.at,
         "org": entry.org_id or None,
-        "request_id": entry.request_id or None,
-        "end": told_of_kept(entry.fields).end or None,
+        "request_id": entry.order_id or None,
+        "end": facts_of_kept(entry.fields).end or None,
         "amount_mxn": amount_of(entry),
         "error": entry.error,
     }
@@ -44,7 +44,7 @@ def list_(as_json: AsJson = False) -> None:
     """All that wait for a person, the oldest first."""
 
     async def work() -> list[SetAside]:
-        async with back() as opened:
+        async with books() as opened:
             return [entry async for page in pages(opened.ledger.set_asides) for entry in page]
 
     say([_row(entry) for entry in run(work())], as_json)
@@ -56,7 +56,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     place = _place(name)
 
     async def work() -> SetAside:
-        async with back() as opened:
+        async with books() as opened:
             return await opened.ledger.set_aside(*place)
 
     entry = run(work())
@@ -72,25 +72,28 @@ def show(name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def retry(name: Name, who: As = None, as_json: AsJson = False) -> None:
     """Put it back into its stream, and say what became of it; exit 1 where it is refused again, under a new id."""
+    with loading():
+        from metering.feeding import Feeding  # noqa: PLC0415  # the loader of what the other commands here do not need
+
     place = _place(name)
 
-    async def work() -> Fed:
+    async def work() -> dict[str, Any]:
         async with back(who) as opened:
-            feeding = opened.feeding()
-            return await feeding.retry(await opened.ledger.set_aside(*place), opened.actor)
+            feeding = Feeding(opened.with_redis(), opened.ledger, opened.wallet(), opened.projection())
+            fed = await feeding.retry(await opened.ledger.set_aside(*place), opened.actor)
+            return {
+                "id": name,
+                "fed_as": fed.entry.name,
+                "outcome": fed.outcome,
+                "error": fed.error or None,
+                "wallet_rebuilt": fed.rebuilt,
+                "amount_mxn": amount_of(fed.entry),
+            }
 
-    fed = run(work())
-    report = {
-        "id": name,
-        "fed_as": fed.entry.name,
-        "outcome": fed.outcome,
-        "error": fed.error or None,
-        "wallet_rebuilt": fed.rebuilt,
-        "amount_mxn": amount_of(fed.entry),
-    }
+    report = run(work())
     say(report, as_json)
-    if fed.outcome == "waits for the consumer":
+    if report["outcome"] == "waits for the consumer":
         typer.echo("ghub: warning: no consumer has taken it yet: is one running? Nothing is lost.", err=True)
-    if fed.error:
-        typer.echo(f"ghub: it was refused again, and set aside as {fed.entry.name}: {fed.error}", err=True)
+    if report["error"]:
+        typer.echo(f"ghub: it was refused again, and set aside as {report['fed_as']}: {report['error']}", err=True)
         raise typer.Exit(1)

@@ -5,10 +5,11 @@ from typing import Annotated
 import typer
 
 from metering.clock import is_month
-from metering.money import AmountError, format_rate, parse_rate
+from metering.money import AmountError, parse_rate
 from metering.pricing import FxRate
+from proxy.api.admin.rows import rate_fields
 from proxy.cli.output import AsJson, misuse, say
-from proxy.cli.running import As, back, run
+from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -30,13 +31,13 @@ def set_(
         misuse(f"RATE: {error}")
     if not source.strip():
         misuse("--source: say where the rate comes from")
+    wanted = FxRate(month, number, source.strip())
 
     async def work() -> bool:
         async with back(who) as opened:
-            return await opened.accounts.add_rate(FxRate(month, number, source.strip()))
+            return await opened.accounts.add_rate(wanted)
 
-    added = run(work())
-    say({"month": month, "mxn_per_usd": format_rate(number), "source": source.strip(), "added": added}, as_json)
+    say(rate_fields(wanted) | {"added": run(work())}, as_json)
 
 
 @app.command("list")
@@ -44,11 +45,7 @@ def list_(as_json: AsJson = False) -> None:
     """The rate of every month that has one."""
 
     async def work() -> list[FxRate]:
-        async with back() as opened:
+        async with books() as opened:
             return await opened.ledger.rates()
 
-    rows = [
-        {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
-        for rate in run(work())
-    ]
-    say(rows, as_json)
+    say([rate_fields(rate) for rate in run(work())], as_json)

@@ -1,4 +1,4 @@
-"""`ghub journal`: what gateways that do not come back have answered: looked at, charged by hand, saved, or given up."""
+"""`ghub journal`: journals of gateways that do not come back: to inspect, charge by hand, salvage, or give up."""
 
 import asyncio
 import time
@@ -17,15 +17,14 @@ from metering.journal.recovery import PAUSE_S, Recovery
 from metering.journal.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
-from metering.wallet.presence import Presence
 from proxy.backends import Backends
 from proxy.cli.output import AsJson, fail, misuse, say
-from proxy.cli.running import As, back, run
+from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
 
 PATIENCE_S = 30.0
-"""Without any progress for so long it gives up: the consumer is not running, or Redis is away. Safe to repeat."""
+"""Without progress for this long it gives up: the consumer is not running, or Redis is away. Safe to repeat."""
 
 JournalDir = Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's GHUB_JOURNAL_DIR.", exists=True)]
 
@@ -91,7 +90,7 @@ def inspect(folder: JournalDir, as_json: AsJson = False) -> None:
     async def work() -> dict[str, Any]:
         found = await asyncio.to_thread(survey, folder)
         try:
-            async with back() as opened:
+            async with books() as opened:
                 return await _inspected(folder, found, opened.ledger, "")
         except (SettingsError, LedgerAway, LedgerError) as error:
             return await _inspected(folder, found, None, str(error) or type(error).__name__)
@@ -113,9 +112,8 @@ def close(
 
     async def work() -> dict[str, Any]:
         async with back(who) as opened:
-            opened.wallet()  # without Redis nobody can tell whether its gateway lives
-            assert opened.redis is not None
-            now = await give_up(opened.ledger, Presence(opened.redis), incarnation, reason.strip(), opened.actor)
+            presence = opened.presence()  # without Redis nobody can know whether its gateway is alive
+            now = await give_up(opened.ledger, presence, incarnation, reason.strip(), opened.actor)
             known = await opened.ledger.incarnation(incarnation)
         return {
             "incarnation": str(incarnation),
@@ -128,7 +126,7 @@ def close(
 
 
 async def _until_none(left: Callable[[], int], look: Callable[[], Awaitable[str]]) -> None:
-    """Look until nothing is left. Where nothing changes for long the command ends."""
+    """Look until nothing is left. If nothing changes for PATIENCE_S, the command ends."""
     before, since_s = left(), time.monotonic()
     while left():
         why = await look()
@@ -158,7 +156,7 @@ def _saved(one: Salvage) -> dict[str, Any]:
 
 
 def _rest(past: OldJournal) -> dict[str, Any]:
-    """What is not good of it."""
+    """Return the damaged and missing parts of a journal."""
     return {
         "damage": [{"file": one.file, "from_byte": one.start, "to_byte": one.end} for one in past.damage],
         "missing": [[first, last] for first, last in past.missing],
@@ -191,13 +189,13 @@ async def _incarnation(past: OldJournal, ledger: Ledger | None) -> dict[str, Any
         "last_number": past.last_number,
         "orders": [
             {
-                "request_id": one.order.request_id,
+                "request_id": one.order.order_id,
                 "org": one.order.org_id,
                 "mxn": format_mxn(one.order.amount_micro_mxn),
                 "answered_at": _at(one.order.ended_us),
                 "number": one.number,
                 "withdrawn": one.withdrawn,
-                "in_ledger": _end(one.order.request_id, ends),
+                "in_ledger": _end(one.order.order_id, ends),
             }
             for one in orders
         ],
@@ -214,10 +212,10 @@ def _state(known: Incarnation | None) -> str:
     return "open" if known.opened_at is not None else "unknown"
 
 
-def _end(request_id: str, ends: dict[str, Ended] | None) -> str:
+def _end(order_id: str, ends: dict[str, Ended] | None) -> str:
     if ends is None:
         return "not asked"
-    return ends[request_id].end if request_id in ends else "not there"
+    return ends[order_id].end if order_id in ends else "not there"
 
 
 def _at(unix_us: int) -> str:
@@ -225,12 +223,12 @@ def _at(unix_us: int) -> str:
 
 
 def _short(cell: Any) -> Any:
-    """A list has no room in a table; its length has."""
+    """Replace a list by its length, because a table has no room for the list."""
     return len(cell) if isinstance(cell, list) else cell
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
-    """One JSON value, or tables: the folder, its journals, their orders, and what is wrong with them."""
+    """Print one JSON value, or tables: the folder, its journals, their orders, and what is wrong with them."""
     if as_json:
         say(found, as_json)
         return

@@ -1,19 +1,23 @@
 """`ghub key`: API keys."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metering.accounts import IssuedKey
-from metering.clock import utc_at, utc_now
-from metering.limits import told
 from metering.pages import pages
 from metering.ports import ApiKey, Reading, ResponseFormat
-from proxy.cli.limits import KeyBudget, KeyLimit, limit_changes
+from metering.uses import last_used
+from proxy.api.admin.rows import key_fields
+from proxy.cli.limits import Changes, takes_limits
 from proxy.cli.output import AsJson, OrgRef, length_of_time, misuse, say, say_secret
 from proxy.cli.running import As, back, run
+
+if TYPE_CHECKING:
+    from metering.accounts import IssuedKey
+    from proxy.backends import Backends
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -22,20 +26,16 @@ KeyId = Annotated[str, typer.Argument(metavar="KEY_ID")]
 
 
 def _row(key: ApiKey, last_used_us: int | None = None) -> dict[str, Any]:
-    return {
-        "key_id": key.key_id,
-        "name": key.name,
-        "state": key.state(utc_now()),
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
-        "last_used_at": None if last_used_us is None else utc_at(last_used_us).isoformat(timespec="seconds"),
-        "models": ",".join(key.models) or None,
-        "read": key.read,
-        "response_format": key.response_format,
-        "origins": ",".join(key.origins) or None,
-        **told(key.limits.values()),
-    }
+    """Return a key as a row of a table: a list is one cell, in the form that `create` takes."""
+    fields = key_fields(key, last_used_us)
+    del fields["org"], fields["test"]
+    return fields | {"models": ",".join(key.models) or None, "origins": ",".join(key.origins) or None}
+
+
+async def _rows(opened: "Backends", org_id: str, keys: Sequence[ApiKey]) -> list[dict[str, Any]]:
+    wallet = opened.wallet() if opened.redis is not None else None
+    used = await last_used(opened.ledger, wallet, org_id, keys)
+    return [_row(key, used.get(key.key_id)) for key in keys]
 
 
 @app.command()
@@ -63,7 +63,7 @@ def create(
     chosen = tuple(models.split(",")) if models is not None else ()
     pages = tuple(origins.split(",")) if origins is not None else ()
 
-    async def work() -> IssuedKey:
+    async def work() -> "IssuedKey":
         async with back(who) as opened:
             return await opened.accounts.create_key(
                 ref,
@@ -90,7 +90,7 @@ def rotate(
     """Issue a key that may do what this one may, print it once, and let this one end after the overlap."""
     both = length_of_time("--overlap", overlap)
 
-    async def work() -> IssuedKey:
+    async def work() -> "IssuedKey":
         async with back(who) as opened:
             return await opened.accounts.rotate_key(key_id, both)
 
@@ -105,7 +105,7 @@ def show(key_id: KeyId, as_json: AsJson = False) -> None:
     async def work() -> dict[str, Any]:
         async with back() as opened:
             key = await opened.ledger.key(key_id)
-            return _row(key, (await opened.last_used(key.org_id)).get(key_id))
+            return (await _rows(opened, key.org_id, [key]))[0]
 
     say(run(work()), as_json)
 
@@ -117,37 +117,16 @@ def list_(ref: OrgRef, as_json: AsJson = False) -> None:
     async def work() -> list[dict[str, Any]]:
         async with back() as opened:
             org = await opened.ledger.org(ref)
-            used = await opened.last_used(org.org_id)
             every = pages(partial(opened.ledger.keys, org.org_id))
-            return [_row(key, used.get(key.key_id)) async for page in every for key in page]
+            return [row async for page in every for row in await _rows(opened, org.org_id, page)]
 
     say(run(work()), as_json)
 
 
 @app.command()
-def limits(
-    key_id: KeyId,
-    requests_per_minute: KeyLimit = None,
-    images_per_minute: KeyLimit = None,
-    in_flight: KeyLimit = None,
-    images_per_day: KeyLimit = None,
-    images_per_month: KeyLimit = None,
-    mxn_per_month: KeyBudget = None,
-    who: As = None,
-    as_json: AsJson = False,
-) -> None:
+@takes_limits(words={"none": None})
+def limits(key_id: KeyId, changes: Changes, who: As = None, as_json: AsJson = False) -> None:
     """Set a key's own limits, which hold beside its organisation's from the next request on."""
-    changes = limit_changes(
-        {
-            "requests_per_minute": requests_per_minute,
-            "images_per_minute": images_per_minute,
-            "in_flight": in_flight,
-            "images_per_day": images_per_day,
-            "images_per_month": images_per_month,
-            "mxn_per_month": mxn_per_month,
-        },
-        words={"none": None},
-    )
 
     async def work() -> ApiKey:
         async with back(who) as opened:

@@ -1,30 +1,66 @@
-"""Limits on a command line: of organisations and of keys."""
+"""Limits of organisations and keys on a command line."""
 
-from collections.abc import Mapping
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
+from metering.limits import LIMITS, LimitKind
 from metering.money import AmountError, parse_mxn
 from proxy.cli.output import misuse
 
-PerMinute = Annotated[str | None, typer.Option(help="A number, or `plan` for the plan's.", metavar="N")]
-OrgQuota = Annotated[str | None, typer.Option(help="A number, `plan` for the plan's, or `none`.", metavar="N")]
-OrgBudget = Annotated[str | None, typer.Option(help="Such as 500.00, `plan` for the plan's, or `none`.", metavar="MXN")]
-KeyLimit = Annotated[str | None, typer.Option(help="A number, or `none`.", metavar="N")]
-KeyBudget = Annotated[str | None, typer.Option(help="Such as 500.00, or `none`.", metavar="MXN")]
+Words = Mapping[str, int | None]
+Changes = Mapping[str, int | None]
+"""Changed limits by the columns of `Limits`."""
 
 
-def limit_changes(given: Mapping[str, str | None], words: Mapping[str, int | None]) -> dict[str, int | None]:
-    """What was given, by the names of `Limits`; `words` are those that stand for a value. Misuse ends the command."""
+def takes_limits(words: Words) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command with a parameter `changes`: typer sees an option for each kind of limit instead, and the given
+    options become `changes`. `words` are the words that stand for a value; misuse ends the command.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def given(**values: Any) -> None:
+            limits = {kind: values.pop(kind.name) for kind in LIMITS.values()}
+            command(**values, changes=_changes(limits, words))
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            parameters += _options(words) if parameter.name == "changes" else [parameter]
+        given.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it here
+        return given
+
+    return decorate
+
+
+def _options(words: Words) -> list[inspect.Parameter]:
+    options = []
+    for kind in LIMITS.values():
+        option = typer.Option(help=_help(kind, words), metavar="MXN" if kind.money else "N")
+        parameter = inspect.Parameter(kind.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        options.append(parameter.replace(annotation=Annotated[str | None, option]))
+    return options
+
+
+def _help(kind: LimitKind, words: Words) -> str:
+    shown = "Such as 500.00" if kind.money else "A number"
+    if "plan" not in words:
+        return f"{shown}, or `none`."
+    return f"{shown}, or `plan` for the plan's." if kind.required else f"{shown}, `plan` for the plan's, or `none`."
+
+
+def _changes(given: Mapping[LimitKind, str | None], words: Words) -> dict[str, int | None]:
     changes: dict[str, int | None] = {}
-    for name, text in given.items():
-        option = f"--{name.replace('_', '-')}"
+    for kind, text in given.items():
         if text is None:
             continue
+        option = _option(kind)
         if text in words:
             value = words[text]
-        elif name == "mxn_per_month":
+        elif kind.money:
             try:
                 value = parse_mxn(text)
             except AmountError as error:
@@ -35,7 +71,11 @@ def limit_changes(given: Mapping[str, str | None], words: Mapping[str, int | Non
             misuse(f"{option}: {text!r} is neither a whole number nor {' or '.join(words)}")
         if value is not None and value < 1 and text not in words:
             misuse(f"{option}: {text} is no limit; it must be above zero")
-        changes["micro_mxn_per_month" if name == "mxn_per_month" else name] = value
+        changes[kind.column] = value
     if not changes:
-        misuse("name a limit: " + ", ".join("--" + name.replace("_", "-") for name in given))
+        misuse("name a limit: " + ", ".join(_option(kind) for kind in given))
     return changes
+
+
+def _option(kind: LimitKind) -> str:
+    return f"--{kind.name.replace('_', '-')}"

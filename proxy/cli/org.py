@@ -1,19 +1,23 @@
 """`ghub org`: organisations, their plans, limits and states."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metering.accounts import Accounts
 from metering.limits import NONE, Limits
 from metering.pages import pages
+from metering.plans import read_plans
 from metering.ports import Org
 from proxy.api.admin.rows import org_fields
-from proxy.backends import Backends
-from proxy.cli.limits import OrgBudget, OrgQuota, PerMinute, limit_changes
+from proxy.books import Books
+from proxy.cli.limits import Changes, takes_limits
 from proxy.cli.output import AsJson, OrgRef, say
-from proxy.cli.running import As, back, run
+from proxy.cli.running import As, back, books, run
+
+if TYPE_CHECKING:
+    from metering.accounts import Accounts
+    from proxy.backends import Backends
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -21,7 +25,7 @@ NewName = Annotated[str, typer.Argument(metavar="NAME", help="Unique; letters, d
 
 
 def _rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For a person: of each limit what holds, and whose it is."""
+    """Return rows for a person: for each limit, the value that holds and whose it is."""
     return [
         {name: cell for name, cell in row.items() if name != "effective"}
         | {name: f"{one['limit']} ({one['of']})" for name, one in row["effective"].items()}
@@ -33,9 +37,9 @@ def _say(found: dict[str, Any], as_json: bool) -> None:
     say(found if as_json else _rows([found])[0], as_json)
 
 
-async def _plans(opened: Backends) -> Mapping[str, Limits]:
-    """Those that a gateway has registered; before the first one starts, those of the file."""
-    return await opened.ledger.plans() or opened.plans
+async def _plans(opened: "Books | Backends") -> Mapping[str, Limits]:
+    """Read the plans that a gateway has registered; before the first gateway starts, those of the file."""
+    return await opened.ledger.plans() or read_plans(opened.settings.plans)
 
 
 @app.command()
@@ -60,7 +64,7 @@ def show(ref: OrgRef, as_json: AsJson = False) -> None:
     """One organisation, its state, and the limits that hold of it: its own, or its plan's."""
 
     async def work() -> dict[str, Any]:
-        async with back() as opened:
+        async with books() as opened:
             return org_fields(await opened.ledger.org(ref), await _plans(opened))
 
     _say(run(work()), as_json)
@@ -71,7 +75,7 @@ def list_(as_json: AsJson = False) -> None:
     """All organisations."""
 
     async def work() -> list[dict[str, Any]]:
-        async with back() as opened:
+        async with books() as opened:
             plans = await _plans(opened)
             return [org_fields(org, plans) async for page in pages(opened.ledger.orgs) for org in page]
 
@@ -79,11 +83,11 @@ def list_(as_json: AsJson = False) -> None:
     say(found if as_json else _rows(found), as_json)
 
 
-Change = Callable[[Accounts], Awaitable[Org]]
+Change = Callable[["Accounts"], Awaitable[Org]]
 
 
 def _change(who: str | None, change: Change, as_json: bool, *arguments: str) -> None:
-    """Do it, and say how the organisation is now."""
+    """Make a change, and print the organisation as it is now."""
 
     async def work() -> dict[str, Any]:
         async with back(who) as opened:
@@ -127,28 +131,7 @@ def plan(
 
 
 @app.command()
-def limits(
-    ref: OrgRef,
-    requests_per_minute: PerMinute = None,
-    images_per_minute: PerMinute = None,
-    in_flight: OrgQuota = None,
-    images_per_day: OrgQuota = None,
-    images_per_month: OrgQuota = None,
-    mxn_per_month: OrgBudget = None,
-    who: As = None,
-    as_json: AsJson = False,
-) -> None:
+@takes_limits(words={"plan": None, "none": NONE})
+def limits(ref: OrgRef, changes: Changes, who: As = None, as_json: AsJson = False) -> None:
     """Set an organisation's own limits, above its plan's; they hold from the next request on."""
-    changes = limit_changes(
-        {
-            "requests_per_minute": requests_per_minute,
-            "images_per_minute": images_per_minute,
-            "in_flight": in_flight,
-            "images_per_day": images_per_day,
-            "images_per_month": images_per_month,
-            "mxn_per_month": mxn_per_month,
-        },
-        words={"plan": None, "none": NONE},
-    )
-
     _change(who, lambda accounts: accounts.set_limits(ref, changes), as_json)

@@ -1,4 +1,4 @@
-"""What commands say: text for people, one JSON value with --json, a sentence for a failure."""
+"""The output of commands: text for people, one JSON value with --json, a sentence for a failure."""
 
 import os
 import re
@@ -15,25 +15,26 @@ import typer
 Row = Mapping[str, Any]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
+LogsAreJson = Annotated[bool, typer.Option("--json", help="As every command has it; the log is JSON lines anyway.")]
 OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's UUID or its name.")]
 
 _LENGTH = re.compile(r"([0-9]{1,5})([hdm])")
 
 
 def fail(sentence: str) -> NoReturn:
-    """Say why, and end with 1."""
+    """Print why the command failed, and exit with 1."""
     sys.stderr.write(f"ghub: {sentence}\n")
     raise typer.Exit(1)
 
 
 def misuse(sentence: str) -> NoReturn:
-    """An argument is wrong: say which and how it should be, and end with 2."""
+    """Print which argument is wrong and how it should be, and exit with 2."""
     sys.stderr.write(f"ghub: {sentence}\n")
     raise typer.Exit(2)
 
 
 def length_of_time(option: str, text: str) -> timedelta:
-    """`24h`, `7d` or `30m`. Misuse ends the command."""
+    """Parse `24h`, `7d` or `30m`. Misuse ends the command."""
     parsed = _LENGTH.fullmatch(text)
     if parsed is None:
         misuse(f"{option}: {text!r} is no length of time; write 24h, 7d or 30m")
@@ -42,7 +43,7 @@ def length_of_time(option: str, text: str) -> timedelta:
 
 
 def say(value: Row | Sequence[Row], as_json: bool) -> None:
-    """Report: a mapping as a block of names and values, a list of mappings as a table. No value is ever cut."""
+    """Print a mapping as a block of names and values, a list of mappings as a table. No value is ever cut."""
     if as_json:
         sys.stdout.write(orjson.dumps(value).decode() + "\n")
         return
@@ -54,7 +55,7 @@ def say(value: Row | Sequence[Row], as_json: bool) -> None:
 
 
 def say_secret(secret: str, name: str, more: Row, as_json: bool) -> None:
-    """What is shown once, alone on standard output, so that `X=$(ghub …)` has it; the rest goes to standard error."""
+    """Print a secret once, alone on standard output, so that `X=$(ghub …)` has it; the rest goes to standard error."""
     if as_json:
         say({**more, name: secret}, as_json)
         return
@@ -63,7 +64,7 @@ def say_secret(secret: str, name: str, more: Row, as_json: bool) -> None:
 
 
 def _table(rows: Sequence[Mapping[str, str]], width: int | None) -> Iterator[str]:
-    """A line for each; where they are wider than the terminal, a block for each."""
+    """Yield a line for each row; if the lines are wider than the terminal, a block for each row."""
     if not rows:
         yield "none"
         return
@@ -78,10 +79,10 @@ def _table(rows: Sequence[Mapping[str, str]], width: int | None) -> Iterator[str
 
 
 def block(row: Row, width: int | None, indent: int = 0) -> Iterator[str]:
-    """A mapping as lines of names and values; what is in it as blocks of their own, one `- ` for each of a list.
+    """Yield a mapping as lines of names and values; nested values are blocks, with one `- ` for each item of a list.
 
-    Folded between words to `width` columns, where there is one. A word that is longer stays whole: an address or a
-    digest is there to be copied.
+    If `width` is given, lines are folded between words to that many columns. A longer word stays whole, because people
+    copy addresses and digests.
     """
     margin = " " * indent
     at = max(len(name) for name in row) + 2
@@ -109,14 +110,14 @@ def _folded(text: str, width: int | None) -> list[str]:
 
 
 def _width(stream: TextIO) -> int | None:
-    """Of the terminal. A pipe has none, unless COLUMNS says one: what is read by a program is not folded."""
+    """Return the terminal's width. A pipe has none, unless COLUMNS gives one: output for a program is not folded."""
     if "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
     return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
 
 
 def in_one_line(cell: Any) -> str:
-    """In one line, and with nothing in it that a terminal would obey."""
+    """Return a cell as one line, without control characters that a terminal would obey."""
     if cell is None:
         return "–"
     if isinstance(cell, bool):

@@ -4,10 +4,8 @@ import asyncio
 import os
 import socket
 import sys
-from typing import Annotated
 
 import structlog
-import typer
 
 from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, Settings, read_settings, unknown_names
@@ -17,11 +15,9 @@ from proxy.server.serving import bind, serve_http
 
 log = structlog.get_logger(__name__)
 
-LogsAreJson = Annotated[bool, typer.Option("--json", help="As every command has it; the log is JSON lines anyway.")]
-
 
 def begin() -> Settings:
-    """Read, the log set up by them, and what is no setting named there. Raises SettingsError."""
+    """Read the settings, set up the log with them, and log unknown GHUB_ variables. Raises SettingsError."""
     settings = read_settings()
     set_up_logs(settings.log_level, sys.stdout)
     for name, nearest in unknown_names(os.environ):
@@ -30,11 +26,11 @@ def begin() -> Settings:
 
 
 def bind_metrics(settings: Settings, usual_port: int) -> socket.socket | None:
-    """Where `/metrics` is to listen; None where it is off. Raises PortTaken."""
+    """Bind the socket on which `/metrics` will listen; None if it is off. Raises PortTaken."""
     port = usual_port if settings.metrics_port is None else settings.metrics_port
     return bind("GHUB_METRICS_PORT", settings.host, port) if port else None
 
 
 async def serve_probes(not_ready: NotReady, listener: socket.socket, stop: asyncio.Event) -> None:
-    """Apart from the customers', so that it answers where they have all the connections that there are."""
+    """Serve probes apart from customers, so that they are answered even if customers use all connections."""
     await serve_http(metrics_app(not_ready), listener, stop, EXIT_MARGIN_S, most=PROBE_CONNECTIONS)

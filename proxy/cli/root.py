@@ -1,28 +1,30 @@
-"""The command `ghub`: a table of what there is. A command is loaded when it is asked for, so that all start fast."""
+"""The command `ghub`: a table of all commands. A command is loaded only when it is called, so that all start fast."""
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command, get_group
 
+from proxy.cli.loading import loading
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a command is: a function of a module of this folder, or its `app`, which has commands of its own."""
+    """The place of a command: a function of a module of this folder, or the module's `app`, which has subcommands."""
 
     module: str
     name: str
     help: str
 
     def load(self) -> Any:
-        """As the parser wants it."""
-        found = getattr(import_module(f"proxy.cli.{self.module}"), self.name)
+        """Load the command in the form that the parser takes."""
+        with loading():
+            found = getattr(import_module(f"proxy.cli.{self.module}"), self.name)
         if isinstance(found, typer.Typer):
             group = get_group(found)
             group.help = self.help
@@ -39,9 +41,9 @@ ENTRIES = {
     "simulate": Entry(
         "simulate", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."
     ),
-    "migrate": Entry("ledger", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
+    "migrate": Entry("migrate", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
     "verify": Entry(
-        "ledger", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."
+        "verify", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."
     ),
     "balance": Entry("credit", "balance", "What an organisation can spend."),
     "org": Entry("org", "app", "Organisations, their plans, limits and states."),
@@ -51,8 +53,8 @@ ENTRIES = {
     "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
     "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),
     "usage": Entry("usage", "app", "Charged orders of a month."),
-    "audit": Entry("told", "audit", "Who did what, and when: the latest first."),
-    "notices": Entry("told", "notices", "What organisations were told: quotas nearly used, low balances."),
+    "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
+    "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),
     "journal": Entry("journal", "app", "Journals of gateways."),
     "token": Entry("token", "app", "Tokens for /admin/v1, by GHUB_JWT_SECRET."),
@@ -61,7 +63,7 @@ ENTRIES = {
 
 
 class _Later(TyperGroup):
-    """Knows of its commands what its help tells, and loads the one that is run."""
+    """Knows only the help text of its commands, and loads the one that is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -88,7 +90,8 @@ for _name, _entry in ENTRIES.items():
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"ghub {version('geekhub-gateway')}\n")
+        packages = import_module("importlib.metadata")  # it loads all of `email`, which no command needs
+        sys.stdout.write(f"ghub {packages.version('geekhub-gateway')}\n")
         raise typer.Exit
 
 
@@ -102,7 +105,7 @@ def _root(
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command with the words that call it: (`org`, `create`). Loads them all."""
+    """Yield every command with the words that call it: (`org`, `create`). Loads them all."""
     for name, entry in ENTRIES.items():
         loaded = entry.load()
         if isinstance(loaded, TyperGroup):
@@ -112,5 +115,5 @@ def commands() -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run `ghub`; the entry point."""
     app()

@@ -5,7 +5,8 @@ import asyncio
 import structlog
 
 from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
-from proxy.cli.process import LogsAreJson, begin, bind_metrics, serve_probes
+from proxy.cli.output import LogsAreJson
+from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
 from proxy.server.descriptors import raise_limit
 from proxy.server.serving import bind, serve_http, stop_on_signals
@@ -22,7 +23,7 @@ def serve(as_json: LogsAreJson = True) -> None:
         stop = stop_on_signals()
         files = raise_limit()
         listener = bind("GHUB_PORT", settings.host, settings.port)
-        # Before anything is opened that a start which fails would leave open.
+        # This comes before anything that a failed start would leave open.
         probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
@@ -30,7 +31,15 @@ def serve(as_json: LogsAreJson = True) -> None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, stop))
             graceful_s = graceful_stop_s(gateway.longest_deadline_s)
             servers.create_task(
-                serve_http(gateway.app, listener, stop, graceful_s, most=files.connections, full=gateway.full)
+                serve_http(
+                    gateway.app,
+                    listener,
+                    stop,
+                    graceful_s,
+                    most=files.connections,
+                    full=gateway.full,
+                    early=gateway.early,
+                )
             )
             log.info("files", before=files.before, now=files.now, connections=files.connections)
             log.info("serving", host=settings.host, port=port)

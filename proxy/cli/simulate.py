@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from proxy.cli.output import fail
-from proxy.cli.process import LogsAreJson
+from proxy.cli.output import LogsAreJson, fail
 from proxy.cli.running import run
 from proxy.server.serving import PortTaken, stop_on_signals
 

@@ -12,7 +12,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from config.settings import SWEEP_AGE_S, SWEEP_SHORTEST_AGE_S
 from metering.clock import utc_now
 from metering.ports import Act
-from metering.wallet.presence import Presence
 from proxy.cli.output import AsJson, say
 from proxy.cli.running import As, back, run
 from proxy.storage.opening import open_store
@@ -21,7 +20,7 @@ from proxy.storage.sweep import Finding, Found, Sweep
 app = typer.Typer(no_args_is_help=True)
 
 MAX_LISTED = 100
-"""Orphans that are named one by one; all are counted."""
+"""The most orphans that are named one by one; all are counted."""
 
 Age = Annotated[
     float,
@@ -39,7 +38,7 @@ COLUMNS = (
 
 
 class Report:
-    """What a sweep found, counted by finding."""
+    """The result of a sweep, counted by finding."""
 
     def __init__(self, delete: bool) -> None:
         self._delete = delete
@@ -50,7 +49,7 @@ class Report:
 
     @property
     def orphans(self) -> int:
-        """How many objects are proven to be nobody's."""
+        """Count the objects that are proven to be nobody's."""
         return sum(self._objects[finding] for finding in Finding if finding.orphan)
 
     def add(self, found: Found) -> None:
@@ -63,7 +62,7 @@ class Report:
             self._paths.append({"path": found.object.path, "why": found.finding.value})
 
     def summary(self) -> dict[str, Any]:
-        """The whole as one JSON value."""
+        """Return the whole report as one JSON value."""
         done = "deleted" if self._delete else "would be deleted"
         return {
             "deleted": self._delete,
@@ -97,9 +96,8 @@ def sweep_(
         report = Report(delete)
         async with back(who) as opened, open_store(opened.settings) as opened_store:
             wallet = opened.wallet()
-            assert opened.redis is not None, "a wallet has one"
             age = timedelta(hours=older_than)
-            swept = Sweep(opened_store.store, opened.ledger, wallet, Presence(opened.redis), now=utc_now(), age=age)
+            swept = Sweep(opened_store.store, opened.ledger, wallet, opened.presence(), now=utc_now(), age=age)
             console = Console(file=sys.stderr)
             with Progress(*COLUMNS, console=console, transient=True, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("", total=None, orphans=0)

@@ -7,11 +7,11 @@ import typer
 
 from config.settings import SettingsError, operator, read_settings
 from metering.clock import utc_now
-from proxy.api.admin.tokens import SUBJECT, Issuer, Role, mint
+from proxy.api.admin.minting import SUBJECT, Issuer, Role, mint
 from proxy.cli.output import AsJson, fail, length_of_time, misuse, say_secret
 
 LONGEST = timedelta(days=30)
-"""A token cannot be taken back but by another secret."""
+"""The longest life of a token: only a new secret can revoke one."""
 
 app = typer.Typer(no_args_is_help=True)
 

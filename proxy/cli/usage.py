@@ -1,4 +1,4 @@
-"""`ghub usage`: what finance takes away."""
+"""`ghub usage`: the export for finance."""
 
 import sys
 from contextlib import nullcontext, redirect_stdout
@@ -17,7 +17,7 @@ from proxy.cli.running import back, run
 app = typer.Typer(no_args_is_help=True)
 
 NOT_EVERYTHING = 3
-"""The exit code of what was done as far as everything is known."""
+"""The exit code of an export that is incomplete, because not everything is known yet."""
 
 
 @app.command()
@@ -44,11 +44,11 @@ def export(
             ledger = opened.ledger
             org_id = (await ledger.org(ref)).org_id if ref else None
             why = await doubts(ledger, opened.redis, month, org_id)
-            events, refunds = ledger.events(org_id=org_id, month=month), ledger.refunds(month, org_id=org_id)
+            charges, refunds = ledger.charges(month, org_id=org_id), ledger.refunds(month, org_id=org_id)
             if aside:
-                return await write(events, refunds, sys.stdout), why
+                return await write(charges, refunds, sys.stdout), why
             try:
-                return await write_file(events, refunds, out, write), why
+                return await write_file(charges, refunds, out, write), why
             except OSError as error:
                 fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
 

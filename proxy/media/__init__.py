@@ -1,1 +1,1 @@
-"""Images while they stream by. Pure."""
+"""Images while they are streamed. Pure."""

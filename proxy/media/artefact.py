@@ -1,4 +1,4 @@
-"""An image on its way from the upstream into the store: counted, hashed and proven while it streams by. No I/O."""
+"""An image on its way from the upstream into the store: counted, hashed and checked while it is streamed. No I/O."""
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -7,15 +7,15 @@ from proxy.media.formats import HEAD_BYTES, Format, NotAnImage, sniff
 from proxy.media.proof import Proof
 
 PIECE_BYTES = 64 * 1024
-"""The longest piece that is given out, but for the first: it is longer by up to HEAD_BYTES."""
+"""Maximum size of a piece. The first piece may be up to HEAD_BYTES longer."""
 
 
 class Artefact:
-    """Passes one image's chunks on, and proves on the way that they are one whole image.
+    """Passes one image's chunks on, and checks that they are one whole image.
 
-    `begin` first, then iterate once. A piece is given out only when the next one has stood the proof, and the last one
-    when all have: what takes the pieces has never all of a bad image. No piece is empty. Raises NotAnImage, and
-    whatever `chunks` raises. Afterwards the facts are known.
+    Call `begin` first, then iterate once. A piece is given out only after the next one has passed the check, and the
+    last one after all have passed. So the receiver never has all of a bad image. No piece is empty. Raises NotAnImage,
+    and whatever `chunks` raises. Afterwards hash, size and sides are known.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], max_bytes: int, max_side_px: int) -> None:
@@ -34,16 +34,16 @@ class Artefact:
 
     @property
     def width_px(self) -> int:
-        """As the image's header tells it; 0 until that has gone by."""
+        """Width from the image's header; 0 until the header has been read."""
         return self._proof.width_px if self._proof else 0
 
     @property
     def height_px(self) -> int:
-        """As the image's header tells it; 0 until that has gone by."""
+        """Height from the image's header; 0 until the header has been read."""
         return self._proof.height_px if self._proof else 0
 
     async def begin(self) -> Format:
-        """Read as much as it takes to know the format, and prove that much."""
+        """Read and check as much as is needed to know the format."""
         head = bytearray()
         async for piece in self._chunks:
             head += piece
@@ -73,7 +73,7 @@ class Artefact:
 
 
 async def _pieces(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes, no piece empty, none longer than PIECE_BYTES."""
+    """Split the same bytes into pieces: none is empty or longer than PIECE_BYTES."""
     async for chunk in chunks:
         for at in range(0, len(chunk), PIECE_BYTES):
             yield chunk[at : at + PIECE_BYTES]

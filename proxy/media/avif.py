@@ -1,4 +1,4 @@
-"""AVIF: boxes (length, type, data) one after the other, some with boxes inside. ISO 14496-12 and 23008-12."""
+"""AVIF: a sequence of boxes (length, type, data), some with boxes inside. ISO 14496-12 and 23008-12."""
 
 from proxy.media.formats import NotAnImage
 from proxy.media.reader import Reader, Reading
@@ -6,11 +6,11 @@ from proxy.media.reader import Reader, Reading
 VERSION_BYTES = 4
 """Version and flags, which some boxes have before their data."""
 ONCE = frozenset({b"ftyp", b"meta"})
-"""A second one would begin another file."""
+"""Boxes that may occur once. A second one would begin another file."""
 
 
 def walk(image: Reader) -> Reading[None]:
-    """To the end of all bytes, which must be the end of a box. The largest picture's sides are the image's."""
+    """Check all bytes; the last one must end a box. The image's sides are those of its largest picture."""
     seen: set[bytes] = set()
     pictured = False
     while not (yield from image.ended()):
@@ -29,7 +29,7 @@ def walk(image: Reader) -> Reading[None]:
 
 
 def _inside(image: Reader, left: int, path: tuple[bytes, ...]) -> Reading[None]:
-    """The boxes in `left` bytes; those of the path's first kind are looked into, the last kind tells sides."""
+    """Check the boxes in `left` bytes. Boxes of the path's first kind are opened; the path's last kind gives sides."""
     while left > 0:
         kind, head_length, length = yield from _box(image)
         left -= head_length + length
@@ -46,7 +46,7 @@ def _inside(image: Reader, left: int, path: tuple[bytes, ...]) -> Reading[None]:
 
 
 def _box(image: Reader) -> Reading[tuple[bytes, int, int]]:
-    """(type, length of its head, length of its data) of the next one; in front of its data."""
+    """Read (type, length of its head, length of its data) of the next box; stops before its data."""
     image.part()
     head = yield from image.take(8)
     length, head_length = int.from_bytes(head[:4], "big"), 8
@@ -58,7 +58,7 @@ def _box(image: Reader) -> Reading[tuple[bytes, int, int]]:
 
 
 def _extent(image: Reader, length: int) -> Reading[None]:
-    """Sides of one picture: the image itself, a tile of it, its alpha or a thumbnail."""
+    """Read the sides of one picture: the image itself, a tile of it, its alpha or a thumbnail."""
     if length != VERSION_BYTES + 8:
         raise NotAnImage("AVIF: broken sides")
     sides = yield from image.take(length)

@@ -1,11 +1,11 @@
-"""What an image is, by its own first bytes. Pure: no I/O."""
+"""The format of an image, from its first bytes. Pure: no I/O."""
 
 import re
 import zlib
 from dataclasses import dataclass
 
 HEAD_BYTES = 4096
-"""Enough to know every format below, what else it may be, and most images' sides."""
+"""Bytes that show the format, or what else it is, and most images' sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,14 @@ FORMATS = (PNG, JPEG, WEBP, GIF, AVIF)
 
 
 class NotAnImage(Exception):
-    """The bytes are not one whole image that we store. The message is ours: nothing of theirs is in it."""
+    """The bytes are not one whole image that we store. The message is ours and contains nothing of theirs."""
 
 
 def sniff(head: bytes) -> Format:
-    """The format by the first HEAD_BYTES, or all there are, whatever a label says. Raises NotAnImage."""
+    """Find the format from the first HEAD_BYTES, or from all bytes if there are fewer, not from a label.
+
+    Raises NotAnImage.
+    """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if head.startswith(b"\xff\xd8\xff"):
@@ -48,7 +51,7 @@ _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm"
 
 
 def _by_brands(head: bytes) -> Format:
-    """AVIF among its relatives: a major brand, a version, then the brands that it is compatible with."""
+    """Tell AVIF from similar formats: a major brand, a version, then the compatible brands."""
     length = int.from_bytes(head[:4], "big")
     major, _, *others = [head[at : at + 4] for at in range(8, max(16, min(length, len(head))), 4)]
     if major in _HEIC or not _AVIF & {major, *others}:
@@ -61,7 +64,7 @@ _ROOT = re.compile(r"<(?:!doctype\s+)?(?:[\w-]+:)?(svg|html)\b", re.IGNORECASE)
 
 
 def _what_else(head: bytes) -> str:
-    """A reason for the log: SVG is an image for whoever sent it, but it can carry scripts, so we store none."""
+    """Give a reason for the log. SVG can contain scripts, so it is not stored, although senders call it an image."""
     if not head:
         return "no bytes"
     if head.startswith(b"\x1f\x8b"):
@@ -74,7 +77,7 @@ def _what_else(head: bytes) -> str:
 
 
 def _unpacked(head: bytes) -> bytes:
-    """The beginning of what is packed with gzip, as far as it can be told."""
+    """Unpack the beginning of gzip data, as far as possible."""
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, HEAD_BYTES)
     except zlib.error:

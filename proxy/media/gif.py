@@ -7,7 +7,7 @@ EXTENSION, IMAGE, TRAILER = 0x21, 0x2C, 0x3B
 
 
 def walk(image: Reader) -> Reading[None]:
-    """To the end of the trailer."""
+    """Check up to the end of the trailer."""
     screen = yield from image.take(13)
     image.sides(int.from_bytes(screen[6:8], "little"), int.from_bytes(screen[8:10], "little"))
     _skip_colours(image, screen[10])
@@ -26,7 +26,7 @@ def walk(image: Reader) -> Reading[None]:
 
 
 def _picture(image: Reader) -> Reading[bool]:
-    """One image of an animation, or the only one; False where it is empty."""
+    """Check one image of an animation, or the only one; False if it is empty."""
     head = yield from image.take(9)
     image.check_sides(int.from_bytes(head[4:6], "little"), int.from_bytes(head[6:8], "little"))
     _skip_colours(image, head[8])
@@ -35,6 +35,6 @@ def _picture(image: Reader) -> Reading[bool]:
 
 
 def _skip_colours(image: Reader, flags: int) -> None:
-    """A table of 2 to 256 colours, where there is one."""
+    """Skip a table of 2 to 256 colours, if there is one."""
     if flags & 0x80:
         image.skip(3 * 2 ** ((flags & 7) + 1))

@@ -1,4 +1,4 @@
-"""Pictures in base64 inside JSON, in and out, while the bytes stream by. No I/O."""
+"""Base64 pictures inside JSON, read and written while the bytes are streamed. No I/O."""
 
 import binascii
 import re
@@ -7,33 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+import pybase64
 
 
 class BadDocument(Exception):
-    """An upstream's JSON is broken, too large, or not of its promised form."""
+    """An upstream's JSON is broken, too large, or not in its promised form."""
 
 
 def base64_length(size_bytes: int) -> int:
-    """Characters that so many bytes take in base64, padding included."""
+    """Count the base64 characters for this many bytes, padding included."""
     return -(-size_bytes // 3) * 4
 
 
 async def base64_of(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Chunks as one base64 text, in pieces."""
+    """Encode chunks as one base64 text, in pieces."""
     rest = b""
     async for chunk in chunks:
         data = rest + chunk
         whole = len(data) - len(data) % 3
-        rest, text = data[whole:], binascii.b2a_base64(data[:whole], newline=False)
-        del chunk, data  # a client may take its time over the text
+        rest, text = data[whole:], pybase64.b64encode(data[:whole])
+        del chunk, data  # a slow client may keep the text for long
         yield text
     if rest:
-        yield binascii.b2a_base64(rest, newline=False)
+        yield pybase64.b64encode(rest)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Decoded bytes of the picture at place `item` of the reply's list; `last` ends it."""
+    """Decoded bytes of the picture at index `item` of the reply's list; `last` ends it."""
 
     item: int
     data: bytes
@@ -42,17 +43,39 @@ class Piece:
 
 MAX_LABEL_BYTES = 128
 _LABEL = re.compile(rb"data:[!-~]*;base64")
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 
 class _Base64:
-    """Decodes base64 that comes in arbitrary cuts; white space and a `data:…;base64,` prefix are passed over."""
+    """Decodes base64 that is cut anywhere. White space and a `data:…;base64,` prefix are skipped."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._started = False
         self._padded = False
 
+    def feed_pure(self, text: bytes) -> bytes | None:
+        """Decode text that is base64 and nothing else, as nearly all of a picture is. None: `feed` must decode it."""
+        if self._padded or not (self._started or self._starts_plain(text)):
+            return None
+        text = self._rest + text
+        whole = len(text) - len(text) % 4
+        rest = text[whole:]
+        if rest.translate(None, _ALPHABET):
+            return None
+        try:
+            data = pybase64.b64decode(text[:whole], validate=True)
+        except binascii.Error:
+            return None
+        self._rest, self._padded, self._started = rest, text[whole - 1 : whole] == b"=", True
+        return data
+
+    def _starts_plain(self, text: bytes) -> bool:
+        """True if this is the whole beginning, and there is no label before it."""
+        return not self._rest and len(text) >= len(b"data:") and not text.startswith(b"data:")
+
     def feed(self, text: bytes) -> bytes:
+        """Decode text that may have white space in it, or the label of a data URI before it. Raises BadDocument."""
         text = self._rest + text.translate(None, b" \t\r\n")
         if not self._started:
             if len(text) < 5 and b"data:".startswith(text):
@@ -70,7 +93,7 @@ class _Base64:
         return self._decode(text)
 
     def finish(self) -> bytes:
-        """What is left; the four letters `data` may be three bytes of a picture after all."""
+        """Decode the rest. The four letters `data` may turn out to be three bytes of a picture."""
         data = b"" if self._started else self._decode(self._rest)
         if self._rest:
             raise BadDocument("base64 breaks off")
@@ -85,16 +108,16 @@ class _Base64:
             raise BadDocument("base64 goes on after its padding")
         self._padded = text[whole - 1 : whole] == b"="
         try:
-            return binascii.a2b_base64(text[:whole], strict_mode=True)
+            return pybase64.b64decode(text[:whole], validate=True)
         except binascii.Error:
             raise BadDocument("not base64") from None
 
 
 @dataclass(slots=True)
 class _Frame:
-    """An open object or array: the key or the place that is being read.
+    """An open object or array, with the current key or index.
 
-    `found` tells that the one key that leads to pictures was there: a second one would replace what has gone by.
+    `found`: the one key that leads to pictures was there. A second one would replace what has been passed on.
     """
 
     is_object: bool
@@ -108,25 +131,33 @@ _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _ESCAPE = re.compile(rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])')
 _PLAIN = rb'[^"\\\x00-\x1f]*'
 _RUN = re.compile(_PLAIN + rb"(?:" + _ESCAPE.pattern + _PLAIN + rb")*")
-"""As much of a string as there is: all but its end, a cut or wrong escape, and what JSON does not allow in it. Without
-possessive repeats: Python before 3.11.5 takes a part of a cut escape along with them."""
+"""The longest available part of a string: without its end, a cut or wrong escape, and characters that JSON forbids.
+
+It has no possessive repeats: Python before 3.11.5 includes a part of a cut escape with them.
+"""
 _SIMPLE = {b"\\/": b"/", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t", b"\\b": b"\b", b"\\f": b"\f"}
 _SIMPLE |= {b"\\\\": b"\\", b'\\"': b'"'}
 MAX_NESTING = 32
 MAX_KEY_BYTES = 256
 MAX_MARKS = 10_000
-"""Brackets, commas, colons and strings of a document: a real one has a few hundred, and each costs a microsecond."""
+"""Maximum brackets, commas, colons and strings of a document.
+
+A real one has a few hundred; each costs a microsecond.
+"""
 
 MAX_PICTURE_BYTES = 80 * 1024 * 1024
-"""Above every cap on an image: what is passed over of one that was refused ends here, not at the deadline."""
+"""Maximum size of a picture, above every limit for an image.
+
+A refused picture is skipped up to here, not until the deadline.
+"""
 
 
 @dataclass
 class JsonPictures:
     """Finds the base64 strings at `.LIST[i].FIELD` of a JSON document while it arrives, and decodes them.
 
-    Everything else is kept, with `null` in the pictures' places, and parsed at the end: `finish` returns it. So memory
-    is what one chunk takes and at most `max_document_bytes`. Raises BadDocument.
+    Everything else is kept, with `null` instead of the pictures, and parsed at the end: `finish` returns it. So memory
+    is one chunk and at most `max_document_bytes`. Raises BadDocument.
     """
 
     list_key: str
@@ -144,7 +175,7 @@ class JsonPictures:
     _failed: BadDocument | None = field(default=None, init=False)
 
     def feed(self, chunk: bytes) -> list[Piece]:
-        """Take the next bytes; returns the pieces of pictures that they hold, in order."""
+        """Read the next bytes; returns the pieces of pictures in them, in order."""
         if self._failed is not None:
             raise self._failed
         pieces: list[Piece] = []
@@ -153,7 +184,7 @@ class JsonPictures:
         except BadDocument as error:
             if not pieces:
                 raise
-            self._failed = error  # what came before it is whole: it is given out first
+            self._failed = error  # the pieces before the error are valid, so they are returned first
         return pieces
 
     def _read(self, chunk: bytes, pieces: list[Piece]) -> None:
@@ -164,7 +195,7 @@ class JsonPictures:
                 raise BadDocument("the document is too large")
 
     def finish(self) -> Any:
-        """The document without its pictures."""
+        """Parse the document without its pictures."""
         if self._failed is not None:
             raise self._failed
         try:
@@ -220,17 +251,19 @@ class JsonPictures:
             self._document += b'"'
 
     def _at_picture(self) -> bool:
-        """Is this the value of the field, in an object of the list?"""
+        """True if this is the value of the field, in an object of the list."""
         return len(self._frames) == 3 and self._in_item() and self._frames[2].key == self.field_key
 
     def _in_item(self) -> bool:
-        """Is this in an object of the list?"""
+        """True if this is in an object of the list."""
         top, items, item = self._frames
         return top.is_object and top.key == self.list_key and not items.is_object and item.is_object
 
     def _string(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
         if self._escape:
             return self._cut_escape(chunk, at, pieces)
+        if self._in == "picture" and (end := self._pure(chunk, at, pieces)) > at:
+            return end
         run = _RUN.match(chunk, at)
         assert run is not None  # it may be empty
         end = run.end()
@@ -244,8 +277,20 @@ class JsonPictures:
                 raise BadDocument("not JSON")
         return end + 1
 
+    def _pure(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
+        """Take a picture's text up to its end, or the chunk's, as long as there is nothing but base64 in it.
+
+        Returns where that is; `at` where it is not so. Ten times as fast as looking at each character by a pattern.
+        """
+        end = chunk.find(b'"', at)
+        end = len(chunk) if end < 0 else end
+        if chunk.find(b"\\", at, end) >= 0 or (data := self._base64.feed_pure(chunk[at:end])) is None:
+            return at
+        self._give(data, pieces)
+        return end
+
     def _cut_escape(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
-        """An escape over a chunk's border, or a wrong one: gathered until it must be whole."""
+        """Collect an escape across chunks, or a wrong one, until its full length."""
         self._escape += chunk[at : at + 1]
         if len(self._escape) == (6 if self._escape[1:2] == b"u" else 2):
             raw, self._escape = self._escape, b""
@@ -290,14 +335,14 @@ class JsonPictures:
             frame.found = True
 
     def _wanted_key(self) -> str | None:
-        """The key that leads to pictures from where we are."""
+        """Find the key that leads to pictures from here."""
         if len(self._frames) == 1:
             return self.list_key
         return self.field_key if len(self._frames) == 3 and self._in_item() else None
 
 
 def _unescape(raw: bytes) -> bytes:
-    """What a run says. The two escapes that base64 is written with go first, all at once: 6 times as fast."""
+    """Resolve a run's escapes. The two escapes that base64 uses are replaced first, all at once: 6 times as fast."""
     if b"\\" not in raw:
         return raw
     if b"\\\\" not in raw:  # so every backslash begins an escape
@@ -313,9 +358,9 @@ def _character(escape: re.Match[bytes]) -> bytes:
 async def inline_pictures(
     chunks: AsyncIterator[bytes], document: JsonPictures
 ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-    """(place, bytes) of each picture in a reply while it arrives, one after the other.
+    """Yield (index, bytes) of each picture in a reply while it arrives, one after the other.
 
-    What a reader leaves of one picture is passed over before the next begins. Raises BadDocument.
+    Bytes that the reader leaves of one picture are skipped before the next begins. Raises BadDocument.
     """
 
     async def pieces() -> AsyncIterator[Piece]:

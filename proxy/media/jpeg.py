@@ -8,25 +8,25 @@ from proxy.media.reader import Reader, Reading
 SOI, EOI, SOS, DNL = 0xD8, 0xD9, 0xDA, 0xDC
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
-"""Tables, APPn and comments: what has a length and need not be looked into."""
+"""Tables, APPn and comments: they have a length and need no further check."""
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""What ends entropy-coded data: no stuffed zero, no restart, no fill byte."""
+"""End of entropy-coded data: not a stuffed zero, a restart or a fill byte."""
 _NO_FILL = re.compile(rb"[^\xff]")
 _NO_PADDING = re.compile(rb"[^\x00]")
 
 
 def walk(image: Reader) -> Reading[None]:
-    """To the end of all bytes: whole JPEGs may follow the first (gain maps, other views), and zeros any of them."""
+    """Check all bytes. Whole JPEGs may follow the first (gain maps, other views), and zeros may follow each."""
     image.sides(*(yield from _stream(image)))
     while (yield from image.seek(_NO_PADDING, 1)):
         image.check_sides(*(yield from _stream(image)))
 
 
 def _stream(image: Reader) -> Reading[tuple[int, int]]:
-    """One JPEG from SOI to EOI; returns its width and height.
+    """Check one JPEG from SOI to EOI; returns its width and height.
 
-    A thumbnail's markers lie inside of a segment, which is passed over as a whole.
+    A thumbnail's markers are inside a segment, which is skipped as a whole.
     """
     if (yield from image.take(2)) != bytes((0xFF, SOI)):
         raise NotAnImage("JPEG: bytes after its end")
@@ -49,7 +49,7 @@ def _stream(image: Reader) -> Reading[tuple[int, int]]:
 
 
 def _marker(image: Reader) -> Reading[int]:
-    """The next one's code; any number of fill bytes may stand before it."""
+    """Read the next marker's code, after any number of fill bytes."""
     if (yield from image.take(1)) != b"\xff":
         raise NotAnImage("JPEG: no marker where one must be")
     yield from image.seek(_NO_FILL, 1)
@@ -57,7 +57,7 @@ def _marker(image: Reader) -> Reading[int]:
 
 
 def _segment(image: Reader, marker: int) -> Reading[int]:
-    """Its length without the two bytes that say it."""
+    """Read a segment's length, without the two bytes of the length itself."""
     image.part()
     if marker == DNL:
         raise NotAnImage("JPEG: a height that comes later")
@@ -68,7 +68,7 @@ def _segment(image: Reader, marker: int) -> Reading[int]:
 
 
 def _frame(image: Reader, length: int) -> Reading[tuple[int, int]]:
-    """Width and height, refused at once where they are not to be stored."""
+    """Read width and height; refuse them now if they are not allowed."""
     frame = yield from image.take(6)
     if length != 6 + 3 * frame[5]:
         raise NotAnImage("JPEG: a broken frame header")

@@ -10,13 +10,13 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """One part of a PNG that is made here: what stands after the signature."""
+    """Encode one part of a PNG that we make ourselves, for after the signature."""
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def walk(image: Reader) -> Reading[None]:
-    """To the end of IEND."""
-    image.skip(8)  # the signature: what chose this walker
+    """Check up to the end of IEND."""
+    image.skip(8)  # the signature, by which this walker was chosen
     yield from _header(image)
     kind, data_bytes = b"", 0
     while kind != b"IEND":
@@ -39,7 +39,7 @@ def _header(image: Reader) -> Reading[None]:
 
 
 def _chunk(image: Reader) -> Reading[tuple[int, bytes]]:
-    """(length, type) of the next one; in front of its data."""
+    """Read (length, type) of the next chunk; stops before its data."""
     image.part()
     head = yield from image.take(8)
     length, kind = int.from_bytes(head[:4], "big"), head[4:]

@@ -1,4 +1,4 @@
-"""The proof that bytes are one whole image of their format, while they go by. Pure."""
+"""The check that streamed bytes are one whole image of their format. Pure."""
 
 from proxy.media import avif, gif, jpeg, png, webp
 from proxy.media.formats import AVIF, GIF, JPEG, PNG, WEBP, Format, NotAnImage
@@ -8,10 +8,10 @@ WALKERS = {PNG: png.walk, JPEG: jpeg.walk, WEBP: webp.walk, GIF: gif.walk, AVIF:
 
 
 class Proof:
-    """Walks along the structure of one image, from its head to its end; pixels are not decoded.
+    """Checks the structure of one image from its head to its end, without decoding pixels.
 
-    `feed` all chunks, then `finish`. Either raises NotAnImage, and then neither may be called again. Less than 1 KiB is
-    kept between chunks, and a chunk of 64 KiB takes 50 ms where its bytes are made to take long.
+    `feed` all chunks, then `finish`. If either raises NotAnImage, neither may be called again. Less than 1 KiB is kept
+    between chunks. A chunk of 64 KiB takes 50 ms at worst, if its bytes are made to be slow.
     """
 
     def __init__(self, kind: Format, max_side_px: int) -> None:
@@ -20,21 +20,21 @@ class Proof:
 
     @property
     def width_px(self) -> int:
-        """0 until the header has gone by."""
+        """Width in pixels; 0 until the header has been read."""
         return self._reader.width_px
 
     @property
     def height_px(self) -> int:
-        """0 until the header has gone by."""
+        """Height in pixels; 0 until the header has been read."""
         return self._reader.height_px
 
     def feed(self, chunk: bytes) -> None:
-        """The next bytes, in chunks of any length."""
+        """Check the next bytes, in chunks of any length."""
         self._reader.give(chunk)
         next(self._walk)
 
     def finish(self) -> None:
-        """There are no more bytes: was it a whole image?"""
+        """Declare the end of the bytes, and check that they were a whole image."""
         self._reader.end()
         for _ in self._walk:
             raise AssertionError("it wants to read on after the end")

@@ -1,17 +1,17 @@
-"""WebP: RIFF chunks (type, length, data, a pad byte after odd lengths) in a file that tells its length. RFC 9649."""
+"""WebP: RIFF chunks (type, length, data, a pad byte after odd lengths) in a file with its length. RFC 9649."""
 
 from proxy.media.formats import NotAnImage
 from proxy.media.reader import Reader, Reading
 
 CANVAS, LOSSY, LOSSLESS, FRAME = b"VP8X", b"VP8 ", b"VP8L", b"ANMF"
 HEAD_BYTES = {CANVAS: 10, LOSSY: 10, LOSSLESS: 5}
-"""What tells the sides, of each chunk that does."""
+"""Bytes that contain the sides, for each kind of chunk that has them."""
 LEAST_FRAME_BYTES = 24
-"""A frame's own header and that of the picture in it."""
+"""Minimum size of a frame: its own header, and that of the picture in it."""
 
 
 def walk(image: Reader) -> Reading[None]:
-    """As far as the file says that it goes."""
+    """Check as many bytes as the file's length says."""
     left = int.from_bytes((yield from image.take(12))[4:8], "little") - 4
     pictured = False
     while left:
@@ -31,14 +31,14 @@ def walk(image: Reader) -> Reading[None]:
 
 
 def _chunk(image: Reader) -> Reading[tuple[bytes, int]]:
-    """(type, length) of the next one; in front of its data."""
+    """Read (type, length) of the next chunk; stops before its data."""
     image.part()
     head = yield from image.take(8)
     return head[:4], int.from_bytes(head[4:], "little")
 
 
 def _sides(image: Reader, kind: bytes, length: int) -> Reading[int]:
-    """Learn the sides, which a canvas and its picture share; returns how many bytes of the chunk were read."""
+    """Read the sides, which a canvas and its picture share; returns how many bytes of the chunk were read."""
     if length < HEAD_BYTES[kind]:
         raise NotAnImage("WebP: a broken header")
     head = yield from image.take(HEAD_BYTES[kind])
@@ -54,7 +54,7 @@ def _canvas(head: bytes) -> tuple[int, int]:
 
 
 def _lossy(head: bytes) -> tuple[int, int]:
-    """A key frame's; the upper two bits of each side only tell how to scale it."""
+    """Read a key frame's sides; the upper two bits of each only say how to scale it."""
     if head[0] & 1 or head[3:6] != b"\x9d\x01\x2a":
         raise NotAnImage("WebP: a broken header")
     return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF

@@ -1,6 +1,7 @@
-"""Steps 3 and 4 of a request: an order is priced, and its price set aside; or it is refused, and took nothing."""
+"""Steps 3 and 4 of a request: an order is priced, and its price is held; or it is refused, and nothing is taken."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from config.settings import hold_life_s, reply_margin_s
@@ -8,7 +9,7 @@ from metering.clock import boottime_s
 from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
-from metering.wallet.connection import NotProjected, WalletAway
+from metering.wallet.connection import NotProjected, NotSent, WalletAway
 from metering.wallet.values import Admission, Caller, OrderIdentity, OrderStatus, Verdict
 from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError, Kind, wallet_away
@@ -16,6 +17,7 @@ from proxy.messages import BACKLOG, BALANCE, HOLDS, IMAGES, REQUESTS, Text
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.capacity import BUSY_RETRY_S
 from proxy.orders.context import RequestContext
+from proxy.orders.gate import Gate, crowded
 from proxy.orders.places import Place, Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.refusals import (
@@ -32,9 +34,9 @@ from proxy.ports import Order
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """An order that was placed before, as `status` says; its result is due by `until_s` of `time.monotonic`.
+    """An order that was placed before, with its `status`. Its result is due by `until_s` of `time.monotonic`.
 
-    `headers` tell what is left of its rates.
+    `headers` are its rate-limit headers.
     """
 
     caller: Caller
@@ -47,8 +49,34 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An order that is not admitted yet: whose it is, what tells it from others, and how long it may take."""
+
+    context: RequestContext
+    caller: Caller
+    order: Order
+    identity: OrderIdentity
+    deadline_s: float
+
+    @property
+    def life_s(self) -> float:
+        """How long its hold lives."""
+        return hold_life_s(self.deadline_s)
+
+    @property
+    def margin_s(self) -> float:
+        """The time that is kept free for its reply."""
+        return reply_margin_s(self.deadline_s)
+
+    @property
+    def ends_s(self) -> float:
+        """Its deadline, by `time.monotonic`."""
+        return self.context.started_s + self.deadline_s
+
+
+@dataclass(frozen=True, slots=True)
 class _Hold:
-    """What a hold was asked for with, and when: its life began no earlier."""
+    """The request for a hold, and its time: the hold's life began no earlier."""
 
     quote: Quote
     opened: bytes
@@ -56,9 +84,9 @@ class _Hold:
 
 
 class Admissions:
-    """`owner` is this process, as the wallet knows it; `top_up` tells how to get more balance.
+    """Admits orders. `owner` is this process, as the wallet knows it; `top_up` says how to get more balance.
 
-    `deadline_s` is an order's where its model has none of its own.
+    `deadline_s` is the deadline of models that have none of their own.
     """
 
     def __init__(
@@ -67,6 +95,7 @@ class Admissions:
         places: Places,
         quotes: Quotes,
         settlement: Settlement,
+        gate: Gate,
         *,
         owner: str,
         region: str,
@@ -77,44 +106,52 @@ class Admissions:
         self._places = places
         self._quotes = quotes
         self._settlement = settlement
+        self._gate = gate
         self._owner = owner
         self._region = region
         self._deadline_s = deadline_s
         self._top_up = top_up
 
+    def check_gate(self, here_since_s: float | None) -> None:
+        """Check that new orders are let in. Raises ApiError 503. `here_since_s` is explained at `Gate.refuses`."""
+        if self._gate.refuses(here_since_s):
+            raise crowded()
+
+    def turn(self, context: RequestContext) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn to authenticate or to `admit`, within the order's deadline. Raises ApiError 503."""
+        return self._gate.turn(context.started_s + self._deadline_s)
+
     async def admit(
         self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity
     ) -> AdmittedOrder | Duplicate:
-        """Price an order and set its price aside. Raises ApiError for every denial, which took nothing; WalletAway."""
+        """Price an order and hold its price. Raises WalletAway, and ApiError for every denial, which takes nothing."""
         deadline_s = order.model.deadline_s or self._deadline_s
+        candidate = _Candidate(context, caller, order, identity, deadline_s)
         with await self._places.take(caller.org_id, order.n) as place:
-            admission, hold = await self._hold(context, caller, order, identity, hold_life_s(deadline_s))
+            admission, hold = await self._hold(candidate)
             if admission.verdict is Verdict.DUPLICATE:
-                return _duplicate(context, caller, identity, admission, deadline_s)
+                return _duplicate(candidate, admission)
             if admission.verdict is not Verdict.ADMITTED:
                 raise self._denial(admission, hold.quote)
-            return _admitted(context, caller, order, identity, admission, hold, place.hand_over(), deadline_s)
+            return _admitted(candidate, admission, hold, place.hand_over())
 
-    async def _hold(
-        self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity, life_s: float
-    ) -> tuple[Admission, _Hold]:
-        order_id = str(context.request_id)
+    async def _hold(self, candidate: _Candidate) -> tuple[Admission, _Hold]:
         try:
-            admission, hold = await self._ask(order_id, caller, order, identity, life_s)
+            admission, hold = await self._ask(candidate)
             if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
                 # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
-                admission, hold = await self._ask(order_id, caller, order, identity, life_s)
-        except NotProjected:
+                admission, hold = await self._ask(candidate)
+        except (NotProjected, NotSent):
             raise
         except (WalletAway, asyncio.CancelledError):
-            until_us = self._wallet.now_us(caller.org_id) + int(life_s * 1_000_000)
-            self._settlement.abandon(caller.org_id, order_id, "admission_unread", until_us=until_us)
+            org_id = candidate.caller.org_id
+            until_us = self._wallet.now_us(org_id) + int(candidate.life_s * 1_000_000)
+            self._settlement.abandon(org_id, candidate.context.order_id, "admission_unread", until_us=until_us)
             raise
         return admission, hold
 
-    async def _ask(
-        self, order_id: str, caller: Caller, order: Order, identity: OrderIdentity, life_s: float
-    ) -> tuple[Admission, _Hold]:
+    async def _ask(self, candidate: _Candidate) -> tuple[Admission, _Hold]:
+        caller, order, identity = candidate.caller, candidate.order, candidate.identity
         quote = self._quotes.quote(order, self._wallet.now_us(caller.org_id))
         facts = {
             "model": order.model_id,
@@ -125,11 +162,12 @@ class Admissions:
             "region": self._region,
             "once": f"{identity.key_hash} {identity.fingerprint}" if identity.key_hash else None,
         }
-        opened = encode_opened(order_id, caller.org_id, caller.key_id, quote, facts)
+        opened = encode_opened(candidate.context.order_id, caller.org_id, caller.key_id, quote, facts)
         hold = _Hold(quote, opened, boottime_s())
-        return await self._wallet.admit(
-            caller, order_id, quote, opened, identity, life_s=life_s, owner=self._owner
-        ), hold
+        admission = await self._wallet.admit(
+            caller, candidate.context.order_id, quote, opened, identity, life_s=candidate.life_s, owner=self._owner
+        )
+        return admission, hold
 
     def _denial(self, admission: Admission, quote: Quote) -> ApiError:
         if refused := key_refused(admission.verdict, quote.price.model):
@@ -140,8 +178,6 @@ class Admissions:
                 available = format_mxn(admission.available_micro_mxn)
                 message = BALANCE.of(cost=format_mxn(quote.total_micro_mxn), available=available)
                 return ApiError(Kind.BALANCE, message.then(self._top_up), headers=headers)
-            case Verdict.BUDGET | Verdict.DAY | Verdict.MONTH | Verdict.IN_FLIGHT:
-                return exceeded(admission, quote, headers)
             case Verdict.REQUESTS:
                 return rate_limited(REQUESTS, admission, admission.requests, 1, headers)
             case Verdict.IMAGES:
@@ -150,50 +186,39 @@ class Admissions:
                 return ApiError(Kind.RATE_LIMIT, HOLDS, retry_after_s=HOLDS_RETRY_S, headers=headers)
             case Verdict.BACKLOG:
                 return ApiError(Kind.UNAVAILABLE, BACKLOG, retry_after_s=BUSY_RETRY_S)
+            case _ if admission.whose:
+                return exceeded(admission, quote, headers)
             case _:
                 return wallet_away()
 
 
-def _duplicate(
-    context: RequestContext, caller: Caller, identity: OrderIdentity, admission: Admission, deadline_s: float
-) -> Duplicate:
+def _duplicate(candidate: _Candidate, admission: Admission) -> Duplicate:
     assert admission.earlier is not None, "the verdict says so"
     return Duplicate(
-        caller=caller,
-        identity=identity,
-        asked_by=str(context.request_id),
+        caller=candidate.caller,
+        identity=candidate.identity,
+        asked_by=candidate.context.order_id,
         status=admission.earlier,
         available_micro_mxn=admission.available_micro_mxn,
-        until_s=context.started_s + deadline_s - reply_margin_s(deadline_s),
+        until_s=candidate.ends_s - candidate.margin_s,
         headers=rate_headers(admission),
     )
 
 
-def _admitted(
-    context: RequestContext,
-    caller: Caller,
-    order: Order,
-    identity: OrderIdentity,
-    admission: Admission,
-    hold: _Hold,
-    place: Place,
-    deadline_s: float,
-) -> AdmittedOrder:
-    ends_s, life_s = context.started_s + deadline_s, hold_life_s(deadline_s)
-    margin_s = reply_margin_s(deadline_s)
+def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: Place) -> AdmittedOrder:
     return AdmittedOrder(
-        request_id=context.request_id,
-        caller=caller,
-        order=order,
-        identity=identity,
+        order_id=candidate.context.order_id,
+        caller=candidate.caller,
+        order=candidate.order,
+        identity=candidate.identity,
         quote=hold.quote,
-        generate_until_s=ends_s - margin_s,
-        reply_until_s=ends_s - margin_s / 4,
-        hold_ends_us=admission.now_us + int(life_s * 1_000_000),
-        hold_ends_boot_s=hold.asked_boot_s + life_s,
+        generate_until_s=candidate.ends_s - candidate.margin_s,
+        reply_until_s=candidate.ends_s - candidate.margin_s / 4,
+        hold_ends_us=admission.now_us + int(candidate.life_s * 1_000_000),
+        hold_ends_boot_s=hold.asked_boot_s + candidate.life_s,
         admitted_us=admission.now_us,
         opened=hold.opened,
         place=place,
-        ending=context.ending,
+        ending=candidate.context.ending,
         headers=rate_headers(admission),
     )

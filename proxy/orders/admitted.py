@@ -1,8 +1,7 @@
-"""An order that was let in: what it asks for, what it may cost, and until when."""
+"""An admitted order: its content, its maximum cost, and its deadlines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from metering.clock import boottime_s
 from metering.pricing import Quote
@@ -14,13 +13,13 @@ from proxy.ports import Order
 
 @dataclass(frozen=True, slots=True)
 class AdmittedOrder:
-    """The admission's half of its event is in `opened`; `place` is what it takes up until its end.
+    """An admitted order. `opened` is the event's half from the admission; `place` is what it occupies until its end.
 
     `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis. `headers`
-    tell its client what is left of its rates.
+    are its rate-limit headers.
     """
 
-    request_id: UUID
+    order_id: str
     caller: Caller
     order: Order
     identity: OrderIdentity
@@ -36,15 +35,10 @@ class AdmittedOrder:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def order_id(self) -> str:
-        """The request's id as the wallet, the event and the storage path carry it."""
-        return str(self.request_id)
-
-    @property
     def folder(self) -> str:
-        """Where its images go."""
+        """Folder of its images."""
         return f"{self.caller.org_id}/{self.order_id}"
 
     def hold_is_open(self) -> bool:
-        """By this machine's own clock, whatever Redis says or does not say."""
+        """True if the hold still lives by this machine's own clock, whatever Redis says or does not say."""
         return boottime_s() < self.hold_ends_boot_s

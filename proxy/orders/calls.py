@@ -1,4 +1,4 @@
-"""Steps 5 and 6 of a request: an order's pictures out of its provider into the store, as they arrive."""
+"""Steps 5 and 6 of a request: an order's pictures from its provider into the store, as they arrive."""
 
 import asyncio
 import contextlib
@@ -19,31 +19,34 @@ from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFaile
 log = structlog.get_logger(__name__)
 
 MAX_TRIES = 3
-"""Of one call, the first one included."""
+"""Maximum tries of one call, the first included."""
 
 FIRST_PAUSE_S = 0.5
-"""Before the second try, doubled for the third: 0.75 to 1.25 of it, or what the upstream asks for and up to half of
-it more, so that a crowd does not come back in step."""
+"""Pause before the second try, doubled for the third.
+
+The real pause is 0.75 to 1.25 of it, or the upstream's `retry-after` plus up to half of it, so that not all clients
+return at the same time.
+"""
 
 AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
 
 
 @dataclass(slots=True)
 class Progress:
-    """What has come of an order so far: stored images by number, failures, and what each call reported."""
+    """State of an order so far: stored images by number, failures, and each call's report."""
 
     stored: dict[int, StoredImage] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
 
     def take_refused(self) -> list[StoredImage]:
-        """Pictures that the upstream has refused after it had sent them: they are stored, and nobody's."""
+        """Take out pictures that the upstream refused after it had sent them: they are stored, but belong to nobody."""
         refused = {number for report in self.reports for number in report.refused}
         return [self.stored.pop(number) for number in sorted(refused & self.stored.keys())]
 
 
 class UpstreamCalls:
-    """Asks the providers and fills the store. `folder` is where an order's images go: `<org>/<request>`."""
+    """Calls the providers and fills the store. `folder` is the folder of an order's images: `<org>/<request>`."""
 
     def __init__(self, uploader: Uploader, providers: Mapping[str, Provider]) -> None:
         self._uploader = uploader
@@ -52,24 +55,27 @@ class UpstreamCalls:
     async def make(
         self, order: Order, folder: str, until_s: float, progress: Progress, note: Note = note_nothing
     ) -> None:
-        """Fill `made` until all is done or until `until_s` of `time.monotonic`; what is stored by then counts."""
+        """Fill `progress` until all is done or until `until_s` of `time.monotonic`.
+
+        Whatever is stored by then counts.
+        """
         try:
             async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
-                await asyncio.sleep(0)  # a deadline that has passed ends it here, before anything is bought
+                await asyncio.sleep(0)  # a deadline in the past ends it here, before anything is bought
                 for call in split(order, note):
                     calls.create_task(self._call(call, folder, until_s, progress))
         except TimeoutError:
             progress.failures.append(Failure(Outcome.DEADLINE))
-        except Exception as error:  # noqa: BLE001  # an adapter that fails while it is closed: the order needs its end
+        except Exception as error:  # noqa: BLE001  # raised while an adapter is closed: the order still needs its end
             progress.failures.append(fault(order, error))
 
     async def remove(self, images: list[StoredImage]) -> None:
-        """Take back what this order stored and nobody is charged for."""
+        """Delete what this order stored without a charge."""
         for image in images:
             await self._uploader.remove(image.path)
 
     async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
-        """One upstream call, made again only while it is certain that the upstream has not taken it."""
+        """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
         for tries in range(1, MAX_TRIES + 1):
             failure = await self._try(call, folder, until_s, progress)
             if failure is None:
@@ -83,7 +89,7 @@ class UpstreamCalls:
             call = replace(call, report=Report())
 
     async def _try(self, call: Call, folder: str, until_s: float, progress: Progress) -> Failure | None:
-        """Every picture of one call into the store; returns why the call, or the rest of it, brought none."""
+        """Store every picture of one call; returns the failure if the call, or a part of it, brought none."""
         failure: Failure | None = None
         brought = 0
         progress.reports.append(
@@ -102,14 +108,14 @@ class UpstreamCalls:
                     failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
             except Failure as known:
                 failure = known
-            except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+            except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
                 failure = fault(call.order, error)
         return failure
 
     async def _keep(
         self, order: Order, picture: Picture, folder: str, until_s: float, progress: Progress, read: asyncio.Event
     ) -> None:
-        """One picture into the store. `read` is set when the upstream may go on to the next."""
+        """Store one picture. `read` is set when the upstream may send the next one."""
 
         def publish(image: StoredImage) -> None:
             progress.stored[picture.index] = image
@@ -129,7 +135,7 @@ class UpstreamCalls:
 
 
 def _pause_s(failure: Failure, tries: int) -> float | None:
-    """Seconds until the call may be made again; None where it must not be."""
+    """Choose the seconds until the call may be repeated; None if it must not be."""
     if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MAX_TRIES:
         return None
     backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1)
@@ -138,12 +144,12 @@ def _pause_s(failure: Failure, tries: int) -> float | None:
 
 
 def fault(order: Order, error: Exception) -> Failure:
-    """What nobody foresaw: the order ends without a charge like every other failure, and the log has the trace."""
+    """Turn an unexpected error into a failure: the order ends without a charge, and the log has the trace."""
     log.error("fault_in_generation", model=order.model_id, exc_info=error)
     return Failure(Outcome.FAULT, type(error).__name__)
 
 
 def split(order: Order, note: Note = note_nothing) -> list[Call]:
-    """The upstream calls that make an order, each within what the model makes at once."""
+    """Split an order into upstream calls, each within the model's maximum."""
     most = order.model.images_per_call
     return [Call(order, first, min(most, order.n - first), note) for first in range(0, order.n, most)]

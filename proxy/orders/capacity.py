@@ -1,4 +1,4 @@
-"""May an order be taken now? All that must hold as one table, each organisation's share in it. Pure."""
+"""Whether an order may be accepted now: all conditions as one table, and each organisation's share. Pure."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -8,30 +8,31 @@ from proxy.errors import ApiError, Kind
 from proxy.messages import BUSY, DISK_FULL, SHARE
 
 BUSY_RETRY_S = 5.0
-"""A backlog of events takes seconds to book, not milliseconds."""
+"""Wait before a retry: booking a backlog of events takes seconds, not milliseconds."""
 
 WANTED_S = 2 * BUSY_RETRY_S
-"""An organisation that was refused for want of room is waited for so long: it was told to come back in half of it."""
+"""How long a refused organisation is expected back: it was told to retry after half of this time."""
 
 
 class Refusal(Enum):
-    """Why there is no room for an order, as its customer is told."""
+    """Reason why there is no room for an order, as its customer is told."""
 
     FULL = BUSY
     SHARE = SHARE
     DISK = DISK_FULL
 
     def as_error(self) -> ApiError:
-        """503, to be asked again."""
+        """Build the 503, which may be retried."""
         return ApiError(Kind.UNAVAILABLE if self is Refusal.DISK else Kind.BUSY, self.value, retry_after_s=BUSY_RETRY_S)
 
 
 class Capacity:
-    """What this process can see through at once: pictures under way, and bytes in the spool (rules 14, 28).
+    """What this process can do at once: pictures under way, and bytes in the spool (rules 14, 28).
 
-    One organisation alone may have all of it; its share binds it only while another was refused lately. `broken` comes
-    first: None, or the sentence with which every order is refused. Above `spool_mark` bytes those are refused whose
-    pictures fill the spool, above `spool_end` all are.
+    One organisation alone may have all of it. Its share limits it only if another organisation was refused within
+    WANTED_S. `broken` is checked first: it gives None, or the sentence with which every order is refused. With more
+    than `spool_mark` bytes in the spool, orders of organisations that fill the spool are refused; with more than
+    `spool_end`, all orders.
     """
 
     def __init__(
@@ -45,19 +46,19 @@ class Capacity:
         self._wanted: dict[str, float] = {}
 
     def refusal(self, org_id: str, images: int, now_s: float) -> ApiError | None:
-        """Why an organisation can place no order of so many images; None where it can. `now_s`: `time.monotonic`."""
+        """Find why an organisation cannot place an order of this many images, or None. `now_s`: `time.monotonic`."""
         if (reason := self._broken()) is not None:
             return ApiError(Kind.UNAVAILABLE, reason, retry_after_s=BUSY_RETRY_S)
         refusal = self._no_pictures(org_id, images, now_s) or self._no_spool(org_id)
         return refusal.as_error() if refusal else None
 
     def want(self, org_id: str, now_s: float) -> None:
-        """It was refused for want of room."""
+        """Record that an organisation was refused because there was no room."""
         self._wanted = {one: until_s for one, until_s in self._wanted.items() if until_s > now_s}
         self._wanted[org_id] = now_s + WANTED_S
 
     def wanting(self, now_s: float) -> list[str]:
-        """Who was refused, and is expected back."""
+        """List organisations that were refused and are expected back."""
         return [org_id for org_id, until_s in self._wanted.items() if until_s > now_s]
 
     def _no_pictures(self, org_id: str, images: int, now_s: float) -> Refusal | None:

@@ -1,26 +1,28 @@
-"""What belongs to one HTTP request, from its head to its last byte."""
+"""The state of one HTTP request, from its head to its last byte."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from proxy.orders.ending import Ending
+from proxy.orders.result import public_id
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """`started_s` is `time.monotonic` when the request's head was read; `facts` go into its line of the log.
+    """State of a request. `started_s` is `time.monotonic` when its head was read; `facts` go into its log line.
 
-    `ending` is what is known of the charge of the order that it places.
+    `order_id` is the id of the order that it places: the request's own. `ending` is what is known of that order's
+    charge.
     """
 
-    request_id: UUID = field(default_factory=uuid4)
+    order_id: str = field(default_factory=lambda: str(uuid4()))
     started_s: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
     ending: Ending = field(default_factory=Ending)
 
     @property
     def public_id(self) -> str:
-        """As customers see it."""
-        return f"req_{self.request_id.hex}"
+        """The id that customers see."""
+        return public_id(self.order_id)

@@ -1,4 +1,4 @@
-"""Is the order charged? Kept in one place, which alone decides what an error says of money (rule 8)."""
+"""Whether the order is charged. This is the only place that decides what an error says about money (rule 8)."""
 
 from enum import Enum
 
@@ -15,7 +15,7 @@ CHARGED_AFTER_ERROR = Counter(
 )
 
 FETCH_RETRY_S = 1.0
-"""Until the consumer has booked the charge, which is what an SDK's retry is answered from."""
+"""Time until the consumer has booked the charge; an SDK's retry is answered from the booked charge."""
 
 
 class Charge(Enum):
@@ -27,7 +27,7 @@ class Charge(Enum):
 
 
 class Ending:
-    """One order's end, as its client is told of it. `client_gone`: nobody waits for the answer."""
+    """One order's end, as its client is told. `client_gone`: nobody waits for the answer."""
 
     def __init__(self) -> None:
         self.client_gone = False
@@ -37,12 +37,12 @@ class Ending:
         self._counted = False
 
     def known(self, charge: Charge) -> None:
-        """What is known from now on. It may come long after the client was told something."""
+        """Set what is known from now on. It may come long after the client was told something."""
         self._charge = charge
         self._count()
 
-    def as_told(self, error: ApiError, order_id: str) -> ApiError:
-        """What the client is told: `error` itself only where nothing was charged. `order_id`: `req_…`."""
+    def as_answered(self, error: ApiError, order_id: str) -> ApiError:
+        """Choose the client's error: `error` itself only if nothing was charged. `order_id`: `req_…`."""
         self._order = order_id
         self._told_error = not self.client_gone
         self._count()

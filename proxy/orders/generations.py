@@ -1,4 +1,4 @@
-"""One generation's life, detached from the client's connection: made, then settled; drained when the process stops."""
+"""The life of a generation, detached from the client's connection: made, then settled; a stop waits for it."""
 
 import asyncio
 from functools import partial
@@ -36,13 +36,16 @@ class Generations:
         self._jobs = jobs
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
-        """Begin. The task ends with the delivery, or with the ApiError for the client."""
+        """Start a generation. The task ends with the delivery, or with the ApiError for the client."""
         generation = self._tasks.detach(self._run(admitted))
         generation.add_done_callback(lambda _: admitted.place.give_back())
         return generation
 
     async def client_left(self, admitted: AdmittedOrder) -> None:
-        """Nobody waits for it: its SDK's retry, or who places the same next, is given it. Raises WalletAway."""
+        """Record that its client left: its SDK's retry, or the next identical order, gets the result.
+
+        Raises WalletAway.
+        """
         admitted.ending.client_gone = True
         await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
 
@@ -54,7 +57,7 @@ class Generations:
         except asyncio.CancelledError:
             self._tasks.detach(self._settlement.void(admitted, Failure(Outcome.FAULT, "cancelled")))
             raise
-        # The end is a task of its own: once it has begun, no cancellation turns it into another end (rule 9).
+        # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 
     async def _note(self, admitted: AdmittedOrder, handle: str) -> None:
@@ -64,5 +67,5 @@ class Generations:
             provider = admitted.order.model.provider
             await self._jobs.note(admitted.caller.org_id, admitted.order_id, provider, handle)
         except (RedisError, OSError, TimeoutError) as error:
-            # The job goes on, and this process calls it off itself unless it dies before Redis is back.
+            # The job goes on, and this process cancels it itself, unless it dies before Redis is back.
             log.warning("job_not_noted", request_id=admitted.order_id, error=type(error).__name__)

@@ -54,7 +54,7 @@ _BROKEN: Mapping[str, Text] = {
     "missing": MISSING,
     "string_too_short": EMPTY,
 }
-"""What is said of a field that breaks its model, by pydantic's word for it."""
+"""Message for a field that breaks its model's rule, by pydantic's name of the rule."""
 
 
 class OrderBody(BaseModel):
@@ -95,8 +95,11 @@ class OrderBody(BaseModel):
 _KNOWN = frozenset(OrderBody.model_fields)
 
 _BY_MODEL = ("output_format", "output_compression", "background", "moderation", "style", "user")
-"""Fields that some models take: mapped as the catalogue says, or refused by name. None that would change the picture is
-dropped in silence."""
+"""Fields that some models accept.
+
+They are mapped as the catalogue says, or refused by name. A field that would change the picture is never dropped
+silently.
+"""
 
 _USUAL: Mapping[str, frozenset[str]] = {
     "size": frozenset({"auto", "default"}),
@@ -106,30 +109,33 @@ _USUAL: Mapping[str, frozenset[str]] = {
     "moderation": frozenset({"auto", "default"}),
     "style": frozenset({"auto", "default", "vivid"}),
 }
-"""Words that ask for what is made anyway, as clients send them with every order: the same as unset where the model has
-no such word of its own."""
+"""Words for the default result, which clients send with every order.
+
+They are the same as unset if the model has no such word of its own.
+"""
 
 _NEAR = 0.65
-"""How alike two models' names must be, from 0 to 1, for the one to be meant by the other: dall-e-2 and dall-e-3 are
-0.875, flux-pro-1.1 and flux-1.1-pro 0.67, gpt-4o and gpt-image-1 0.47."""
+"""Minimum similarity of two models' names, from 0 to 1, for a suggestion. dall-e-2 and dall-e-3 have 0.875,
+flux-pro-1.1 and flux-1.1-pro 0.67, gpt-4o and gpt-image-1 0.47.
+"""
 
 
 def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url") -> Order:
-    """The request's body as an order. Raises ApiError that names the field; JSON null is the same as unset.
+    """Parse the request's body as an order. Raises ApiError that names the field. JSON null is the same as unset.
 
-    `response_format` holds where the body has none.
+    `response_format` holds if the body has none.
     """
-    asked = _asked(body)
-    if not asked.prompt.strip():
+    request = _read(body)
+    if not request.prompt.strip():
         raise _wrong("prompt", EMPTY.of(name="prompt"))
-    if asked.stream:
+    if request.stream:
         raise _wrong("stream", NO_STREAM)
-    if asked.partial_images:
+    if request.partial_images:
         raise _wrong("partial_images", NO_PARTIAL_IMAGES)
-    return _against_catalogue(asked, catalogue, response_format)
+    return _against_catalogue(request, catalogue, response_format)
 
 
-def _asked(body: bytes) -> OrderBody:
+def _read(body: bytes) -> OrderBody:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -137,7 +143,7 @@ def _asked(body: bytes) -> OrderBody:
     if not isinstance(document, dict):
         raise _wrong(None, NO_OBJECT)
     fields = {name: value for name, value in document.items() if value is not None}
-    for name in fields:  # the first alone: a body may hold ten thousand, and the model would collect them all
+    for name in fields:  # only the first: a body may have ten thousand, and the model would collect them all
         if name not in _KNOWN:
             raise _wrong(name[:64], UNKNOWN_FIELD.of(name=name[:64]))
     try:
@@ -147,7 +153,7 @@ def _asked(body: bytes) -> OrderBody:
 
 
 def _broken(rule: ErrorDetails) -> ApiError:
-    """The first rule of the model that a body breaks, as the customer is told it."""
+    """Build the customer's error for the first rule of the model that a body breaks."""
     name, value = str(rule["loc"][0]), rule["input"]
     match rule["type"]:
         case "string_too_long":
@@ -161,20 +167,20 @@ def _broken(rule: ErrorDetails) -> ApiError:
     return _wrong(name, said)
 
 
-def _against_catalogue(asked: OrderBody, catalogue: Catalogue, response_format: str) -> Order:
-    model_id = asked.model
+def _against_catalogue(request: OrderBody, catalogue: Catalogue, response_format: str) -> Order:
+    model_id = request.model
     model = catalogue.models.get(model_id)
     if model is None:
         raise no_model(model_id, catalogue)
     if not model.priced:
         raise ApiError(Kind.MODEL_NOT_FOUND, NO_PRICE.of(model=model_id), param="model")
-    if (count := len(asked.prompt)) > (most := model.prompt_characters):
+    if (count := len(request.prompt)) > (most := model.prompt_characters):
         raise _wrong("prompt", TOO_LONG_FOR.of(name="prompt", count=count, most=most, model=model_id))
-    size = _unless_usual("size", asked.size, model.sizes)
+    size = _unless_usual("size", request.size, model.sizes)
     size = DEFAULT_SIZE if size is None else size
     if size not in model.sizes:
         raise _wrong("size", _one_of("size", model_id, model.sizes))
-    quality = _unless_usual("quality", asked.quality, model.qualities)
+    quality = _unless_usual("quality", request.quality, model.qualities)
     if model.qualities and quality is not None:
         if quality not in model.qualities:
             raise _wrong("quality", _one_of("quality", model_id, model.qualities))
@@ -182,32 +188,32 @@ def _against_catalogue(asked: OrderBody, catalogue: Catalogue, response_format: 
     return Order(
         model_id=model_id,
         model=model,
-        prompt=asked.prompt,
-        n=1 if asked.n is None else asked.n,
+        prompt=request.prompt,
+        n=1 if request.n is None else request.n,
         size=size,
         quality=quality if model.qualities else None,
-        fields=_mapped(asked, model_id, model),
-        response_format=asked.response_format or response_format,
-        user=asked.user,
+        fields=_mapped(request, model_id, model),
+        response_format=request.response_format or response_format,
+        user=request.user,
     )
 
 
 def no_model(model_id: str, catalogue: Catalogue) -> ApiError:
-    """404 for a name that is no model's, with the one that is meant by it, if there is one on offer."""
+    """Build the 404 for an unknown model, with the name that was probably meant, if there is one."""
     meant = _meant(model_id[:64].strip().lower(), [name for name, model in catalogue.models.items() if model.priced])
     hint = SEE_MODELS if meant is None else DID_YOU_MEAN.of(it=meant).then(SEE_MODELS)
     return ApiError(Kind.MODEL_NOT_FOUND, NO_MODEL.of(model=model_id[:64]).then(hint), param="model")
 
 
 def _meant(name: str, offered: Iterable[str]) -> str | None:
-    """Of the models on offer the one whose name is nearest, whatever provider stands before it."""
+    """Find the offered model with the nearest name, ignoring the provider before it."""
     names = {model.rpartition("/")[2]: model for model in offered}
     near = get_close_matches(name.rpartition("/")[2], names, n=1, cutoff=_NEAR)
     return names[near[0]] if near else None
 
 
 def _unless_usual(name: str, value: str | None, words: Collection[str]) -> str | None:
-    """The field's value, or None where it asks for nothing."""
+    """Return the field's value, or None if it only asks for the default."""
     return None if value in _USUAL[name] and value not in words else value
 
 
@@ -215,11 +221,11 @@ def _one_of(name: str, model_id: str, words: Iterable[str]) -> Text:
     return ONE_OF_MODEL.of(name=name, model=model_id, values=", ".join(words))
 
 
-def _mapped(asked: OrderBody, model_id: str, model: Model) -> dict[str, str | int]:
-    """The fields of `_BY_MODEL` as the upstream is sent them."""
+def _mapped(request: OrderBody, model_id: str, model: Model) -> dict[str, str | int]:
+    """Map the fields of `_BY_MODEL` to what the upstream receives."""
     mapped: dict[str, str | int] = {}
     for name in _BY_MODEL:
-        value, rule = getattr(asked, name), model.fields.get(name)
+        value, rule = getattr(request, name), model.fields.get(name)
         if name in _USUAL:
             value = _unless_usual(name, value, (rule.values or ()) if rule is not None else ())
         if value is None or (rule is None and name == "user"):
@@ -235,8 +241,8 @@ def _mapped(asked: OrderBody, model_id: str, model: Model) -> dict[str, str | in
         elif rule.characters is not None and len(value) > rule.characters:
             raise _wrong(name, TOO_LONG.of(name=name, count=len(value), most=rule.characters))
         mapped[name] = value
-    file = _unless_usual("output_format", asked.output_format, ()) or "png"
-    if asked.background == "transparent" and file == "jpeg":
+    file = _unless_usual("output_format", request.output_format, ()) or "png"
+    if request.background == "transparent" and file == "jpeg":
         raise _wrong("background", TRANSPARENT)
     if "output_compression" in mapped and file == "png":
         raise _wrong("output_compression", COMPRESSION)
@@ -248,7 +254,7 @@ def _wrong(param: str | None, message: Text) -> ApiError:
 
 
 def fingerprint(order: Order) -> str:
-    """The same for two orders exactly where they ask for the same: a hex digest."""
+    """Compute a hex digest that is equal for two orders exactly if they ask for the same."""
     fields = order.fields if order.user is None else {**order.fields, "user": order.user}
     canonical = (
         order.model_id,
@@ -263,14 +269,14 @@ def fingerprint(order: Order) -> str:
 
 
 def key_hash(key: str, scope: str = "") -> str:
-    """By which an `Idempotency-Key` is known: the same key in another scope is another. No scope has a NUL in it."""
+    """Hash an `Idempotency-Key`. The same key in another scope has another hash. No scope contains a NUL."""
     return hashlib.sha256(f"{scope}\0{key}".encode() if scope else key.encode()).hexdigest()
 
 
 def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """The 200 of POST /v1/images/generations; an item has `url` or `b64_json`, and perhaps `revised_prompt`.
+    """Build the 200 of POST /v1/images/generations. An item has `url` or `b64_json`, and perhaps `revised_prompt`.
 
-    What it cost is the order's, also where it is told again.
+    The cost is that of the order, also in a replay.
     """
     return {
         "id": result.public_id,
@@ -286,5 +292,5 @@ def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[
 
 
 def result_reply(result: Result, items: Sequence[Mapping[str, str]]) -> bytes:
-    """The same as JSON."""
+    """Encode `result_document` as JSON."""
     return orjson.dumps(result_document(result, items))

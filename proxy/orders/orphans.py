@@ -1,4 +1,4 @@
-"""Jobs that outlived their gateway: called off upstream, and their orders ended as voids, by any gateway that lives."""
+"""Jobs that outlived their gateway: any living gateway cancels them upstream and voids their orders."""
 
 from collections.abc import Mapping
 from itertools import groupby
@@ -17,11 +17,11 @@ from proxy.ports import Cancels
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY = 5
-"""Beats between two looks for orphans."""
+"""Beats between two searches for orphans."""
 
 
 class Orphans:
-    """Says that this gateway is alive, and looks after those that are not."""
+    """Reports that this gateway lives, and cancels jobs of dead gateways."""
 
     def __init__(self, jobs: UpstreamJobs, wallet: Wallet, providers: Mapping[str, Cancels]) -> None:
         self._jobs = jobs
@@ -30,7 +30,7 @@ class Orphans:
         self._beats = 0
 
     async def run(self, every_s: float) -> None:
-        """Until cancelled."""
+        """Beat and search until cancelled."""
         away = (RedisError, WalletAway, OSError, TimeoutError)
         await every(every_s, self._beat, away=away, name="orphans_wait")
 
@@ -41,8 +41,8 @@ class Orphans:
             await self.look()
 
     async def look(self) -> None:
-        """Call off what dead owners left behind."""
-        by_order = attrgetter("org_id", "request_id")
+        """Cancel jobs of dead owners."""
+        by_order = attrgetter("org_id", "order_id")
         for _, jobs in groupby(sorted(await self._jobs.orphans(), key=by_order), key=by_order):
             await self._end(list(jobs))
 
@@ -53,7 +53,7 @@ class Orphans:
         for job in jobs:
             if provider := self._providers.get(job.provider):
                 await provider.cancel_job(job.handle)
-        closing = await self._wallet.void(first.org_id, first.request_id, "owner_died")
+        closing = await self._wallet.void(first.org_id, first.order_id, "owner_died")
         if closing.close is Close.UNKNOWN:
             await self._jobs.forget(first)
-        log.warning("orphan_ended", request_id=first.request_id, org=first.org_id, jobs=len(jobs))
+        log.warning("orphan_ended", request_id=first.order_id, org=first.org_id, jobs=len(jobs))

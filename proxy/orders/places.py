@@ -1,4 +1,4 @@
-"""Places that open orders take up, from before their admission until their end."""
+"""Places that open orders occupy, from before their admission until their end."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from metering.journal.frames import PAGE_BYTES
 from proxy.orders.capacity import Capacity, Refusal
 
 _ROUNDING_BYTES = 2 * PAGE_BYTES
-"""An entry ends in the middle of a page, and its withdrawal takes another."""
+"""Extra room for an entry: it may end in the middle of a page, and its withdrawal takes another page."""
 
 
 class Place:
-    """What one open order takes up, given back once: at the end of the block, or by whoever it is handed over to."""
+    """What one open order occupies. It is given back once: at the end of the block, or by its new holder."""
 
     def __init__(self, give_back: Callable[[], None]) -> None:
         self._give_back = give_back
@@ -23,12 +23,12 @@ class Place:
         self._handed_over = False
 
     def hand_over(self) -> Self:
-        """The block's end does not give it back any more."""
+        """Keep the place after the block; its new holder gives it back."""
         self._handed_over = True
         return self
 
     def give_back(self) -> None:
-        """The order has ended, or was not admitted."""
+        """Give the place back: the order has ended, or was not admitted."""
         if self._held:
             self._held = False
             self._give_back()
@@ -42,14 +42,14 @@ class Place:
 
 
 class Places:
-    """Each has its pictures of the process' capacity, and room in the journal for the one entry that it may write."""
+    """Gives places. Each has pictures of the process' capacity, and room in the journal for its one entry."""
 
     def __init__(self, journal: Journal, capacity: Capacity) -> None:
         self._journal = journal
         self._capacity = capacity
 
     async def take(self, org_id: str, images: int) -> Place:
-        """A place for an order of so many images. Raises ApiError 503."""
+        """Take a place for an order of this many images. Raises ApiError 503."""
         pictures, now_s = self._capacity.pictures, time.monotonic()
         if (refusal := self._capacity.refusal(org_id, images, now_s)) is not None:
             self._capacity.want(org_id, now_s)

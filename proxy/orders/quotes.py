@@ -1,4 +1,4 @@
-"""Step 3 of a request: what an order costs, at the prices and the rate of its month."""
+"""Step 3 of a request: the price of an order, at the prices and the rate of its month."""
 
 from decimal import Decimal
 
@@ -11,7 +11,7 @@ from proxy.ports import Order
 
 
 class Quotes:
-    """`price_book` is the version that a quote names."""
+    """Quotes orders. `price_book` is the version that a quote names."""
 
     def __init__(self, rates: FxTable, *, markup: Decimal, price_book: str) -> None:
         self._rates = rates
@@ -19,7 +19,7 @@ class Quotes:
         self._price_book = price_book
 
     def quote(self, order: Order, now_us: int) -> Quote:
-        """Its quote at a Unix time in µs. Raises ApiError 503 where the month has no exchange rate."""
+        """Quote an order at a Unix time in µs. Raises ApiError 503 if the month has no exchange rate."""
         period = period_at(now_us)
         try:
             rate = self._rates.rate_for(period.month, now_us)

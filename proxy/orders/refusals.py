@@ -1,4 +1,4 @@
-"""What a customer is told of the limits: headers on every reply, and for a refusal the number and the time."""
+"""Limits as customers see them: headers on every reply, and numbers and times in a refusal."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,16 +29,16 @@ from proxy.messages import (
 )
 
 HOLDS_RETRY_S = 2.0
-"""A hint: an image takes several seconds, so that some holds are closed by then."""
+"""A hint: an image takes several seconds, so some holds are closed by then."""
 
 
 def balance_header(available_micro_mxn: int) -> dict[str, str]:
-    """What the organisation can spend now."""
+    """Build the header with what the organisation can spend now."""
     return {"x-geekhub-balance-mxn": format_mxn(available_micro_mxn)}
 
 
 def rate_headers(admission: Admission) -> dict[str, str]:
-    """OpenAI's rate-limit headers."""
+    """Build OpenAI's rate-limit headers."""
     return _rate("requests", admission.requests) | _rate("images", admission.images)
 
 
@@ -52,7 +52,7 @@ def _rate(name: str, state: RateState) -> dict[str, str]:
 
 @contextmanager
 def with_headers(headers: Mapping[str, str]) -> Iterator[None]:
-    """Add the headers of rates to an error that comes after the admission: a failed order has used its rate up, too."""
+    """Add rate-limit headers to an error raised after admission: a failed order has still used its rate."""
     try:
         yield
     except ApiError as error:
@@ -61,7 +61,7 @@ def with_headers(headers: Mapping[str, str]) -> Iterator[None]:
 
 
 def _duration(microseconds: int) -> str:
-    """OpenAI's form: `20ms`, `1s`, `6m0s`, rounded up."""
+    """Format a duration like OpenAI: `20ms`, `1s`, `6m0s`, rounded up."""
     milliseconds = -(-microseconds // 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"
@@ -70,7 +70,7 @@ def _duration(microseconds: int) -> str:
 
 
 def rate_limited(what: Text, admission: Admission, state: RateState, cost: int, headers: dict[str, str]) -> ApiError:
-    """429: more requests or images per minute than are allowed."""
+    """Build the 429 for too many requests or images per minute."""
     message = RATE.of(whose=_whose(admission), limit=state.limit, what=what)
     if cost > state.limit:
         message = COUNTS_AS.of(cost=cost, what=what).then(message)
@@ -83,14 +83,14 @@ def rate_limited(what: Text, admission: Admission, state: RateState, cost: int, 
 
 
 def reads_limited(what: Text, state: RateState, wait_s: float) -> ApiError:
-    """429: more reads per minute than an organisation may make of this kind; `what` is the kind in words."""
+    """Build the 429 for too many reads of a kind per minute; `what` is the kind in words."""
     message = RATE.of(whose=THE_ORGANISATIONS, limit=state.limit, what=what)
     message = message.then(TRY_AGAIN.of(seconds=-(-wait_s * 1000 // 1) / 1000))
     return ApiError(Kind.RATE_LIMIT, message, retry_after_s=wait_s, headers=_rate("requests", state))
 
 
 def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
-    """401, 403 or 422: the order that this key places is refused whatever it costs; None for every other verdict."""
+    """Build the 401, 403 or 422 for a verdict about the key itself, which no price changes; None for other verdicts."""
     match verdict:
         case Verdict.REVOKED:
             return ApiError(Kind.KEY_REVOKED, REVOKED)
@@ -107,20 +107,23 @@ def key_refused(verdict: Verdict, model_id: str) -> ApiError | None:
 
 
 def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> ApiError:
-    """402 for a month's budget, 429 for a quota of images or for images at once."""
+    """Build the 402 for a month's budget, or the 429 for a quota of images or for images in flight."""
     whose, limit, used, images = _whose(admission), admission.limit, admission.used, order.images
-    if admission.verdict is Verdict.IN_FLIGHT:
-        message = AT_ONCE.of(whose=whose, limit=limit, used=used, images=images)
-        if images > limit:
-            return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
-        return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
     period, ends_us = _period(admission.verdict, order.period)
-    if admission.verdict is Verdict.BUDGET:
-        kind, cost = Kind.BUDGET, format_mxn(order.total_micro_mxn)
-        message = BUDGET.of(whose=whose, limit=format_mxn(limit), used=format_mxn(used), cost=cost)
-    else:
-        kind = Kind.QUOTA
-        message = QUOTA.of(whose=whose, limit=limit, period=period, used=used, images=images)
+    match admission.verdict:
+        case Verdict.IN_FLIGHT:
+            message = AT_ONCE.of(whose=whose, limit=limit, used=used, images=images)
+            if images > limit:
+                return ApiError(Kind.RATE_LIMIT, message, retry=False, headers=headers)
+            return ApiError(Kind.RATE_LIMIT, message, retry_after_s=HOLDS_RETRY_S, headers=headers)
+        case Verdict.BUDGET:
+            kind, cost = Kind.BUDGET, format_mxn(order.total_micro_mxn)
+            message = BUDGET.of(whose=whose, limit=format_mxn(limit), used=format_mxn(used), cost=cost)
+        case Verdict.DAY | Verdict.MONTH:
+            kind = Kind.QUOTA
+            message = QUOTA.of(whose=whose, limit=limit, period=period, used=used, images=images)
+        case other:
+            raise AssertionError(f"{other.name} has no message")
     if admission.retry_us == 0:
         return ApiError(kind, message, headers=headers)
     begins = utc_at(ends_us)
@@ -131,7 +134,7 @@ def exceeded(admission: Admission, order: Quote, headers: dict[str, str]) -> Api
 
 
 def _period(verdict: Verdict, period: Period) -> tuple[Text, int]:
-    """What the limit is per, and when the next one begins, in Unix µs."""
+    """Find the limit's period, and when the next one begins, in Unix µs."""
     return (DAY, period.end_us) if verdict is Verdict.DAY else (MONTH, month_start_us(next_month(period.month)))
 
 

@@ -1,9 +1,8 @@
-"""What a customer was delivered, and may fetch again: by the order's id, its idempotency key, or an SDK's own retry."""
+"""A customer's delivered order, fetched again by its id, its idempotency key, or an SDK's own retry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -13,14 +12,19 @@ from metering.ports import Delivered
 VERSION = 1
 
 
+def public_id(order_id: str) -> str:
+    """Return an order's id as its customer knows it: `req_` and 32 hex digits."""
+    return f"req_{order_id.replace('-', '')}"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A charged order. `prompts` go with the images, None where the upstream kept the prompt as it was.
+    """A charged order. `prompts` belong to the images, None if the upstream did not change the prompt.
 
-    `echo` is the upstream's own size, quality, background and output format, `served` the model that it says it used.
+    `echo` is the upstream's own size, quality, background and output format. `served` is the model that it reports.
     """
 
-    request_id: UUID
+    order_id: str
     created_s: int
     model_id: str
     served: str
@@ -32,15 +36,15 @@ class Result:
 
     @property
     def public_id(self) -> str:
-        """The order's id as its customer knows it."""
-        return f"req_{self.request_id.hex}"
+        """The order's id that its customer knows."""
+        return public_id(self.order_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A charged order, and what is left to spend; None where Redis is away. `headers` tell what is left of its rates.
+    """A charged order, and the remaining balance (None if Redis is away). `headers` are its rate-limit headers.
 
-    `replayed`: it was placed before, and charged then.
+    `replayed`: it was placed, and charged, before.
     """
 
     result: Result
@@ -50,7 +54,7 @@ class Delivery:
 
 
 def encode(result: Result) -> bytes:
-    """Without its images, which the event carries anyway."""
+    """Encode a result without its images, which the event contains."""
     return orjson.dumps(
         {
             "v": VERSION,
@@ -66,8 +70,8 @@ def encode(result: Result) -> bytes:
 
 
 def decode(delivered: Delivered) -> Result:
-    """As it was encoded, with its images."""
+    """Decode a result, with its images."""
     fields = orjson.loads(delivered.document)
     fields.pop("v")
     fields["prompts"] = tuple(fields["prompts"])
-    return Result(request_id=UUID(delivered.request_id), images=delivered.images, **fields)
+    return Result(order_id=delivered.order_id, images=delivered.images, **fields)

@@ -1,12 +1,10 @@
-"""Orders with a test key: the delivery of a live order, about a picture that is drawn here.
-
-Redis and the store are asked, nobody else: no provider, no exchange rate, no hold, no journal, no event.
+"""Orders with a test key: delivered like a live order, with a picture that is drawn here.
+Only Redis and the store are used: no provider, no exchange rate, no hold, no journal, no event.
 """
 
 import asyncio
 import time
 from functools import partial
-from uuid import UUID
 
 import structlog
 
@@ -28,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class Sandbox:
-    """`deadline_s` is a request's, where its model has none of its own."""
+    """Serves sandbox orders. `deadline_s` is the deadline of models that have none of their own."""
 
     def __init__(self, wallet: Wallet, places: Places, uploader: Uploader, deadline_s: float) -> None:
         self._wallet = wallet
@@ -37,13 +35,12 @@ class Sandbox:
         self._deadline_s = deadline_s
 
     async def deliver(self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity) -> Delivery:
-        """Answer one order. Raises ApiError, or WalletAway where Redis gave no verdict.
+        """Answer one order. Raises ApiError, or WalletAway if Redis gave no verdict.
 
-        An order that is placed again is drawn again: it is the same picture at the same address.
+        A duplicate is drawn again: it is the same picture at the same URL.
         """
         with await self._places.take(caller.org_id, order.n):
-            request_id = str(context.request_id)
-            rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, identity, request_id)
+            rehearsal = await self._wallet.admit_test(caller, order.model_id, order.n, identity, context.order_id)
             admission = rehearsal.admission
             headers = rate_headers(admission)
             if admission.verdict not in (Verdict.ADMITTED, Verdict.DUPLICATE):
@@ -51,9 +48,9 @@ class Sandbox:
             deadline_s = order.model.deadline_s or self._deadline_s
             until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
             with with_headers(headers):
-                images = await self._keep(order, f"{caller.org_id}/{rehearsal.request_id}", until_s)
+                images = await self._keep(order, f"{caller.org_id}/{rehearsal.order_id}", until_s)
         replayed = admission.verdict is Verdict.DUPLICATE
-        # A test key is told of no balance but the sandbox's own.
+        # A test key sees no balance except the sandbox's own.
         return Delivery(_result(rehearsal, order, images), 0, headers, replayed)
 
     async def _keep(self, order: Order, folder: str, until_s: float) -> tuple[StoredImage, ...]:
@@ -84,7 +81,7 @@ def _denial(admission: Admission, order: Order, headers: dict[str, str]) -> ApiE
 
 def _result(rehearsal: Rehearsal, order: Order, images: tuple[StoredImage, ...]) -> Result:
     return Result(
-        request_id=UUID(rehearsal.request_id),
+        order_id=rehearsal.order_id,
         created_s=rehearsal.admitted_s,
         model_id=order.model_id,
         served=SERVED,

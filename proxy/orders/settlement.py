@@ -1,4 +1,7 @@
-"""Steps 7 and 8 of a request: an order's end. Charged and written down before its 200, or void; never in between."""
+"""Steps 7 and 8 of a request: an order's end.
+
+It is charged and journaled before its 200, or void; nothing in between.
+"""
 
 import asyncio
 import time
@@ -13,6 +16,7 @@ from metering.answered import encode as encode_entry
 from metering.events import StoredImage
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
+from metering.pauses import Pauses
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Close, Closing
 from metering.wallet.wallet import Wallet
@@ -29,13 +33,13 @@ from proxy.ports import Report
 log = structlog.get_logger(__name__)
 
 SETTLE_PAUSE_S = 0.1
-"""Between two tries of a settlement that Redis gave no verdict on."""
+"""Pause between two tries of a settlement without a verdict from Redis."""
 
 SETTLE_S = 1.0
-"""How long a verdict is asked for before the journal alone answers for the order; Redis restarts in less."""
+"""How long a verdict is requested before the journal alone is enough for the order. Redis restarts in less."""
 
 USD_STEP = Decimal("0.0000000001")
-"""Of a provider's figure: the smallest unit that one of them reports."""
+"""Smallest unit of USD that a provider reports."""
 
 ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
 EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
@@ -44,7 +48,7 @@ ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 w
 
 
 class Settlement:
-    """Ends orders. What is stored is charged; everything else is a void."""
+    """Ends orders. Stored images are charged; an order without any is void."""
 
     def __init__(
         self, wallet: Wallet, open_orders: OpenOrders, calls: UpstreamCalls, lifecycle: Lifecycle, tasks: Tasks
@@ -60,7 +64,7 @@ class Settlement:
         self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us))
 
     async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
-        """What was made of an order is charged and delivered. Raises ApiError where nothing was: it is void."""
+        """Charge and deliver what was made of an order. If nothing was, void it and raise ApiError."""
         for failure in progress.failures:
             model_id = admitted.order.model_id
             log.warning("upstream_failure", request_id=admitted.order_id, model=model_id, failure=str(failure))
@@ -75,16 +79,16 @@ class Settlement:
         raise failure.as_error()
 
     async def _settle(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
-        """Charge for what is stored, write down that it is answered 200, and only then answer (rule 8).
+        """Charge what is stored, journal that it is answered 200, and only then answer (rule 8).
 
-        Where Redis gives no verdict and the hold still lives, the journal alone is enough: it is charged later. What
-        can fail on data, an upstream's texts and figures, is checked before the settlement.
+        If Redis gives no verdict and the hold still lives, the journal alone is enough: the charge follows later. Data
+        that may be invalid (an upstream's texts and figures) is checked before the settlement.
         """
         try:
             usd = _measured_usd(admitted, progress)
             result = _result(admitted, progress, usd)
             answered, entry = self._answered(admitted, result, usd)
-        except Exception as error:  # noqa: BLE001  # logged whole; the order must end as a void, not in the air
+        except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
             failure = fault(admitted.order, error)
             await self.void(admitted, failure)
             raise failure.as_error() from None
@@ -103,7 +107,7 @@ class Settlement:
         return Delivery(result, available_micro_mxn, admitted.headers)
 
     def _answered(self, admitted: AdmittedOrder, result: Result, usd: Decimal | None) -> tuple[AnsweredOrder, bytes]:
-        """What the journal is to say, and its bytes; raises ValueError where those are more than were set aside."""
+        """Build the journal's entry and its bytes. Raises ValueError if they are more than was reserved."""
         if excess := admitted.quote.excess_usd(len(result.images), usd):
             EXCESS.labels(admitted.order.model_id).inc()
             model_id = admitted.order.model_id
@@ -114,7 +118,7 @@ class Settlement:
             fingerprint=admitted.identity.fingerprint,
             key_hash=admitted.identity.key_hash,
             client_gone=admitted.ending.client_gone,
-            request_id=admitted.order_id,
+            order_id=admitted.order_id,
             amount_micro_mxn=result.cost_micro_mxn,
             images=result.images,
             usd_measured=None if usd is None else f"{usd:f}",
@@ -129,16 +133,16 @@ class Settlement:
         return answered, entry
 
     async def _charge(self, admitted: AdmittedOrder, answered: AnsweredOrder) -> Closing | None:
-        """Redis' verdict, asked for again for a while; None where it gives none."""
+        """Ask Redis for a verdict, again for a while; None if it gives none."""
         latest_us = self._wallet.now_us(answered.org_id) + int((admitted.reply_until_s - time.monotonic()) * 1_000_000)
         now_s = time.monotonic()
         until_s = min(now_s + SETTLE_S, (now_s + admitted.reply_until_s) / 2)  # the other half is the journal's
-        while time.monotonic() < until_s:
+        async for _ in Pauses(SETTLE_PAUSE_S, until_s=until_s):
             admitted.ending.known(Charge.UNKNOWN)
             try:
                 return await self._wallet.settle(
                     answered.org_id,
-                    answered.request_id,
+                    answered.order_id,
                     answered.amount_micro_mxn,
                     answered.images,
                     latest_us=latest_us,
@@ -146,22 +150,22 @@ class Settlement:
                     result=answered.result,
                 )
             except WalletAway:
-                await asyncio.sleep(SETTLE_PAUSE_S)
+                continue
         return None
 
     async def _write_down(self, admitted: AdmittedOrder, answered: AnsweredOrder, entry: bytes, charged: bool) -> None:
-        """The order is answered 200 when this returns. Raises ApiError where it must not be."""
+        """Journal the order; when this returns it is answered 200. Raises ApiError if it must not be."""
         writing = self._tasks.detach(self._open_orders.note(entry))
         await asyncio.wait({writing}, timeout=max(0.0, admitted.reply_until_s - time.monotonic()))
         written = writing.done() and writing.exception() is None
         if written and (charged or admitted.hold_is_open()):
-            self._open_orders.confirm(writing.result(), answered.org_id, answered.request_id, charged=charged)
+            self._open_orders.confirm(writing.result(), answered.org_id, answered.order_id, charged=charged)
             if not charged:
                 ANSWERED_AWAY.inc()
             return
         self._tasks.detach(self._unanswered(admitted, answered, writing, charged))
         if charged:
-            # Its client is told to try again, and has no answer: whatever try that is, it is given this order.
+            # Its client has no answer and is told to retry. Any retry, by whatever count, gets this order.
             with suppress(WalletAway):
                 await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
         raise Failure(Outcome.DEADLINE, "not written down").as_error()
@@ -169,16 +173,16 @@ class Settlement:
     async def _unanswered(
         self, admitted: AdmittedOrder, answered: AnsweredOrder, writing: asyncio.Task[int], charged: bool
     ) -> None:
-        """The client got an error for an order whose record is on its way to the disk, or perhaps there already."""
+        """Finish an order whose client got an error while its entry may be on the disk, or on its way there."""
         try:
             number = await writing
             if charged:
-                self._open_orders.confirm(number, answered.org_id, answered.request_id, charged=True)
+                self._open_orders.confirm(number, answered.org_id, answered.order_id, charged=True)
             else:
-                await self._open_orders.withdraw(number, answered.request_id)
+                await self._open_orders.withdraw(number, answered.order_id)
         except JournalFailed:
-            # Nobody knows what the disk has. If it has the order, a replay charges it: so its images stay, and its
-            # owner finds them by the request's id. If it has not, the hold runs out, and the sweep takes the images.
+            # Nobody knows what is on the disk. If the order is, a replay charges it: so its images stay, and its owner
+            # finds them by the request's id. If it is not, the hold expires, and the sweep deletes the images.
             if not charged:
                 log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
             return
@@ -186,10 +190,10 @@ class Settlement:
             await self._take_back(admitted, answered.images, unheard=True)
 
     async def _take_back(self, admitted: AdmittedOrder, images: tuple[StoredImage, ...], unheard: bool) -> None:
-        """After a settlement without a yes: void the order and remove its images, unless the charge came through.
+        """Void an order after a settlement without a yes, and delete its images, unless it was charged after all.
 
-        `unheard`: a settlement was sent that nobody answered. If Redis never says what became of it, the images stay:
-        a charge without its images would be worse than images without a charge, which the ledger's end tells apart.
+        `unheard`: a settlement was sent and not answered. If Redis never reports its outcome, the images stay. A charge
+        without images would be worse than images without a charge, which the ledger's end identifies.
         """
         close = await self._wallet.abandon(
             admitted.caller.org_id, admitted.order_id, "not_settled", until_us=admitted.hold_ends_us
@@ -205,7 +209,7 @@ class Settlement:
         await self._calls.remove(list(images))
 
     async def void(self, admitted: AdmittedOrder, failure: Failure) -> None:
-        """It ends without a charge, at once or as soon as Redis is back."""
+        """End an order without a charge, now or as soon as Redis is back."""
         org_id, reason = admitted.caller.org_id, failure.outcome.reason
         ENDS.labels(admitted.order.model_id, reason).inc()
         try:
@@ -215,13 +219,13 @@ class Settlement:
 
 
 def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) -> Result:
-    """What is delivered: the stored pictures in the order of their numbers."""
+    """Build the result: the stored pictures in the order of their numbers."""
     numbers = sorted(progress.stored)
     images = tuple(progress.stored[number] for number in numbers)
     prompts = {n: text for report in progress.reports for n, text in report.revised_prompts.items()}
     report = _merged(progress.reports)
     return Result(
-        request_id=admitted.request_id,
+        order_id=admitted.order_id,
         created_s=int(time.time()),
         model_id=admitted.order.model_id,
         served=report.served or admitted.order.model.upstream,
@@ -234,7 +238,7 @@ def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) ->
 
 
 def _merged(reports: list[Report]) -> Report:
-    """What the customer is told of several calls: the first word on each thing, and a usage only if it is the whole."""
+    """Merge several calls' reports: the first value of each field, and the usage only if one call gave it."""
     merged = Report(served=next((report.served for report in reports if report.served), None))
     for report in reversed(reports):
         merged.echo |= report.echo
@@ -244,7 +248,7 @@ def _merged(reports: list[Report]) -> Report:
 
 
 def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
-    """The provider's own figure for the order, where its price depends on it and every call gave one."""
+    """Sum up the provider's own figure for the order, if its price depends on it and every call gave one."""
     listed = admitted.order.model.listed(admitted.order.size, admitted.order.quality)
     reports = [report for report in progress.reports if report.numbers]
     if listed is None or not listed.measured or not reports:
@@ -253,7 +257,7 @@ def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None
     for report in reports:
         if report.usd is None:
             return None
-        # A picture of this call that was not stored is not the customer's to pay for.
+        # The customer does not pay for a picture of this call that was not stored.
         stored = len(progress.stored.keys() & set(report.numbers.values()))
         usd += report.usd * stored / len(report.numbers)
     return usd.quantize(USD_STEP).normalize()

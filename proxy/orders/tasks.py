@@ -1,4 +1,4 @@
-"""Work that goes on to its end, whatever becomes of whoever asked for it."""
+"""Work that runs to its end, even if its caller is gone."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -17,7 +17,7 @@ IN_FLIGHT = Gauge("ghub_generations_in_flight", "Generations under way, their en
 
 
 class Tasks:
-    """Everything that is under way in this process, detached from clients' connections."""
+    """All running work of this process that is detached from clients' connections."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

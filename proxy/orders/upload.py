@@ -1,12 +1,11 @@
 """Step 6 of a request: one picture out of its upstream into the store, proven on the way.
 
-A picture at a URL streams straight through, and is read from its URL again where the store failed. An inline picture,
-and one of unknown length for a store that wants to know it, goes through the spool: its upload follows it there while
-it arrives, and starts again from there.
+A picture at a URL is streamed directly, and read from its URL again if the store failed. The spool is for an inline
+picture, and for one of unknown length if the store needs the length. The upload reads the spooled copy while it grows,
+and can start again from it.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from prometheus_client import Counter
 
 from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_STUCK_S
 from metering.events import StoredImage
+from metering.pauses import Pauses
 from metering.shares import Bound
 from metering.turns import Turns
 from proxy.media.artefact import Artefact
@@ -32,7 +32,7 @@ Publish = Callable[[StoredImage], None]
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What one picture may be, and how many of them are read at a time."""
+    """Limits of one picture, and how many are read at a time."""
 
     max_bytes: int
     max_side_px: int
@@ -40,7 +40,7 @@ class ImageLimits:
 
 
 class _NoLength(Exception):
-    """The store wants to be told the length, and the source does not tell it."""
+    """The store needs the length, and the source does not give it."""
 
 
 class _Source:
@@ -52,7 +52,7 @@ class _Source:
 
     @property
     def stuck_s(self) -> float:
-        """For how long the store has had the last piece, or all of them; 0 while it is the source that is awaited."""
+        """How long the store has had the last piece, or all of them, in seconds; 0 while the source is slow."""
         return 0.0 if self._given_s is None else time.monotonic() - self._given_s
 
     async def read(self) -> AsyncIterator[bytes]:
@@ -64,7 +64,7 @@ class _Source:
 
 
 class Uploader:
-    """Stores pictures, and tells `uploads` how that goes. `folder` is where an order's images go: `<org>/<request>`."""
+    """Stores pictures, and reports success to `uploads`. `folder` is an order's image folder: `<org>/<request>`."""
 
     def __init__(self, store: ImageStore, spool: Spool, limits: ImageLimits, uploads: Uploads) -> None:
         self._store = store
@@ -83,9 +83,9 @@ class Uploader:
         *,
         again: bool = False,
     ) -> None:
-        """Store it, and call `publish` at the moment in which it is; `read` when its source is no longer needed.
+        """Store a picture. It calls `publish` at the moment of success, and `read` when the source is no longer needed.
 
-        Tries until `until_s` of `time.monotonic`. `again`: the same picture may be there already, and is replaced.
+        It tries until `until_s` of `time.monotonic`. `again`: the same picture may be there already, and is replaced.
         Raises NotAnImage, StoreFailed, and what the picture's source raises.
         """
         try:
@@ -101,7 +101,7 @@ class Uploader:
             read()
 
     async def remove(self, path: str) -> None:
-        """Take back an image that nobody is charged for; what cannot be taken back now is left to the sweep."""
+        """Delete an image that nobody is charged for. If that is not possible now, the sweep does it."""
         try:
             await self._store.delete(path)
         except StoreFailed as error:
@@ -146,13 +146,13 @@ class Uploader:
     async def _fill(
         self, copy: Copy, picture: Picture, folder: str, begun: asyncio.Future[tuple[Artefact, Format]]
     ) -> None:
-        """The reading half: what goes wrong here is told to whoever waits for the beginning, or reads the copy."""
+        """Read the source into the copy. An error is raised where the beginning is awaited, or the copy read."""
         try:
             async with self._streams.hold(_org_of(folder)), picture.open() as source:
                 artefact = self._artefact(source)
                 begun.set_result((artefact, await artefact.begin()))
                 await copy.fill(aiter(artefact))
-        except Exception as error:  # noqa: BLE001  # raised by who reads it
+        except Exception as error:  # noqa: BLE001  # raised by the reader
             if begun.done():
                 copy.fail(error)
             else:
@@ -160,10 +160,11 @@ class Uploader:
 
     async def _again_until(self, until_s: float, attempt: Callable[[bool], Awaitable[None]]) -> None:
         """Make `attempt(False)`, and where the store failed `attempt(True)` until it is done or time is over."""
-        pause_s, again = STORE_FIRST_PAUSE_S, False
-        while True:
+        again = False
+        async for pause_s in Pauses(STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, least=0.5):
             try:
-                return await attempt(again)
+                await attempt(again)
+                return
             except PictureLost:
                 raise
             except StoreFailed as error:
@@ -173,11 +174,10 @@ class Uploader:
                 self._uploads.failing()
                 AGAIN.inc()
                 log.warning("store_failed_once", error=str(error))
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, no secret
-            pause_s, again = min(2 * pause_s, STORE_LONGEST_PAUSE_S), True
+            again = True
 
     async def _put(self, path: str, chunks: Chunks, kind: Format, size_bytes: int | None, again: bool) -> None:
-        """One try. Where the deadline cuts it off, a store that has stood still has failed it."""
+        """Try once. If the deadline ends a try while the store was stuck, the store has failed it."""
         source = _Source(chunks)
         try:
             await self._store.put(path, source.read(), kind.content_type, size_bytes=size_bytes, again=again)
@@ -196,8 +196,8 @@ class Uploader:
 
 async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncIterator[bytes]:
     """A stored image, read again from where the store broke off, until `until_s` of `time.monotonic`."""
-    sent_bytes, pause_s = 0, STORE_FIRST_PAUSE_S
-    while True:
+    sent_bytes = 0
+    async for pause_s in Pauses(STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S):
         skip_bytes = sent_bytes
         try:
             async for chunk in store.read(path):
@@ -211,8 +211,6 @@ async def read_until(store: ImageStore, path: str, until_s: float) -> AsyncItera
             if not error.again or time.monotonic() + pause_s > until_s:
                 raise
             AGAIN.inc()
-        await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, STORE_LONGEST_PAUSE_S)
 
 
 def _org_of(folder: str) -> str:

@@ -1,1 +1,1 @@
-"""Outgoing HTTP: the transport, the hosts that images may come from, and the clients that are made of both."""
+"""Outgoing HTTP: the transport, the allowed image hosts, and the clients that use both."""

@@ -1,16 +1,16 @@
-"""The allow-list of image hosts: which URL of an upstream may be fetched, and at which addresses."""
+"""The allow-list of image hosts: which URLs of an upstream may be fetched, and at which addresses."""
 
 import ipaddress
-import socket
+from collections.abc import Sequence
 
-import aiohttp
-import aiohttp.abc
 import httpx2
 
+from proxy.outbound.pool import Address, Resolve
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")  # all else embeds IPv4 (mapped, NAT64) or is local
+_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")  # all other ranges embed IPv4 (mapped, NAT64) or are local
 _6TO4 = ipaddress.IPv6Network("2002::/16")  # inside 2000::/3, but embeds an IPv4 address
-_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the one metadata service at a public address
+_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the only metadata service at a public address
 
 
 class HostNotAllowed(Exception):
@@ -22,10 +22,10 @@ class HostNotAllowed(Exception):
 
 
 class ImageHosts:
-    """The hosts from which a result may be fetched: a comma separated list of `host` and `host:port`.
+    """Hosts from which a result may be fetched: a comma-separated list of `host` and `host:port`.
 
-    A host alone is allowed by https on port 443, at public addresses. With a port it is allowed on that port,
-    by http too, at any address: the endpoint is named. Raises ValueError for anything else.
+    A host alone is allowed by https on port 443, at public addresses. With a port it is allowed on that port, by http
+    too, at any address, because the endpoint is explicit. Raises ValueError for anything else.
     """
 
     def __init__(self, text: str) -> None:
@@ -46,25 +46,27 @@ class ImageHosts:
                 self._endpoints.add((host, port))
 
     def check(self, url: str, base: httpx2.URL | None = None) -> httpx2.URL:
-        """The URL to fetch, spelled in one way, without fragment; `base` is what a redirect is relative to.
+        """Check a URL; return it in canonical form, without fragment. `base` is the URL that redirected to it.
 
         Raises HostNotAllowed.
         """
         try:
-            asked = base.join(url) if base else httpx2.URL(url)
+            parsed = base.join(url) if base else httpx2.URL(url)
         except (httpx2.InvalidURL, ValueError) as error:  # the latter for a lone surrogate, which JSON may hold
             raise HostNotAllowed("") from error
-        host = _host(asked)
-        if asked.scheme not in _DEFAULT_PORTS or asked.userinfo:
+        host = _host(parsed)
+        if parsed.scheme not in _DEFAULT_PORTS or parsed.userinfo:
             raise HostNotAllowed(host)
-        port = _DEFAULT_PORTS[asked.scheme] if asked.port is None else asked.port
-        named = (asked.scheme, port) == ("https", 443) and host in self._names and not _is_private_literal(host)
+        port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
+        named = (parsed.scheme, port) == ("https", 443) and host in self._names and not _is_private_literal(host)
         if not named and not self.is_endpoint(host, port):
             raise HostNotAllowed(host)
-        return httpx2.URL(scheme=asked.scheme, host=host, port=port, raw_path=asked.raw_path)
+        if url == f"{parsed.scheme}://{host}{'' if parsed.port is None else f':{port}'}{parsed.raw_path.decode()}":
+            return parsed  # nearly always
+        return httpx2.URL(scheme=parsed.scheme, host=host, port=port, raw_path=parsed.raw_path)
 
     def is_endpoint(self, host: str, port: int) -> bool:
-        """Whether this host is listed with this port, and thus allowed at any address."""
+        """True if this host is listed with this port, and so allowed at any address."""
         return (host, port) in self._endpoints
 
 
@@ -81,30 +83,26 @@ def _is_private_literal(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, and neither a group's nor a metadata service's."""
+    """True if an IP address is on the public internet, and neither multicast nor a metadata service."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         return ip.is_global and ip in _GLOBAL_UNICAST_V6 and ip not in _6TO4
     return ip.is_global and not ip.is_multicast and ip != _AZURE_METADATA
 
 
-class PublicResolver(aiohttp.abc.AbstractResolver):
-    """Refuses names with an address that is not public; in the connector, so what was checked is dialled.
+class PublicNames:
+    """Refuses names with an address that is not public. The pool connects to what it returns: the checked addresses.
 
-    One private address among several refuses the name. Raises HostNotAllowed.
+    One private address among several refuses the name.
     """
 
-    def __init__(self, hosts: ImageHosts, resolver: aiohttp.abc.AbstractResolver) -> None:
+    def __init__(self, hosts: ImageHosts, resolve: Resolve) -> None:
         self._hosts = hosts
-        self._resolver = resolver
+        self._resolve = resolve
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if not self._hosts.is_endpoint(host, port) and not all(is_public(result["host"]) for result in found):
+    async def __call__(self, host: str, port: int) -> Sequence[Address]:
+        """Look up a name. Raises HostNotAllowed, OSError."""
+        found = await self._resolve(host, port)
+        if not self._hosts.is_endpoint(host, port) and not all(is_public(address[4][0]) for address in found):
             raise HostNotAllowed(host)
         return found
-
-    async def close(self) -> None:
-        await self._resolver.close()

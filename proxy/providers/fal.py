@@ -9,6 +9,7 @@ import httpx2
 import orjson
 
 from config.settings import RESULT_DOCUMENT_BYTES, Settings
+from metering.pauses import Pauses
 from proxy.outbound.clients import ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
@@ -18,30 +19,30 @@ from proxy.upstream import UNPACKED, broken_off, by_status, read_document
 FIRST_POLL_S = 0.25
 POLL_GROWTH = 1.3
 LONGEST_POLL_S = 1.5
-"""A job takes 7 s in the median: about ten polls, and the result is seen at most 1.5 s late."""
+"""The longest pause between polls. The median job takes 7 s: about ten polls, and the result is at most 1.5 s late."""
 
 CANCEL_S = 0.5
-"""At the deadline the job is called off; the reply does not wait longer than this for it."""
+"""At the deadline the job is cancelled; the reply waits no longer than this for the cancellation."""
 
 MAX_POLL_FAILURES = 5
-"""Polling is free and safe to repeat; a status that fails this often in a row is given up."""
+"""Polling is free and safe to repeat; after this many failures in a row the job is given up."""
 
 MAX_RESULT_TRIES = 3
 
 _MODERATED = "content_policy_violation"
 
 _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runner_connection_refused")
-"""503s in which no runner had the job. Of a runner that was lost (`runner_disconnected`) nobody knows what it did."""
+"""503s in which no runner had the job. If a runner was lost (`runner_disconnected`), nobody knows what it did."""
 
 _UNREAD = (Outcome.OVERLOADED, Outcome.RATE_LIMITED, Outcome.NOT_AUTHORISED)
-"""Answers to a question for a result that say nothing of its job: that was taken long ago."""
+"""Answers to a request for a result that say nothing about its job, which was accepted long ago."""
 
 
 NAME = "fal"
 
 
 class Fal:
-    """The adapter. With `queue_url` a job survives a lost connection; without it the direct call is used."""
+    """The adapter. With `queue_url`, a job survives a lost connection; without it, the direct call is used."""
 
     def __init__(self, outbound: Outbound, *, url: str, queue_url: str | None, key: str, document_bytes: int) -> None:
         self._outbound = outbound
@@ -52,7 +53,7 @@ class Fal:
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
-        """The call's pictures, each to be fetched from its URL. Raises Failure."""
+        """Yield the call's pictures, each to be fetched from its URL. Raises Failure."""
         try:
             result = await (self._queued(call) if self._queue_url else self._direct(call))
         except httpx2.HTTPError as error:
@@ -83,7 +84,7 @@ class Fal:
         return await self._result(result_url)
 
     async def _submitted(self, call: Call, queue_url: str) -> Any:
-        """The queue's answer. A deadline that strikes in between waits a moment for it: a job is to be called off."""
+        """Submit a job; returns the queue's answer. After the deadline, wait a moment for it, to cancel the job."""
         asking = asyncio.ensure_future(self._ask("POST", f"{queue_url}/{call.order.model.upstream}", _body(call)))
         try:
             return await asyncio.shield(asking)
@@ -95,10 +96,10 @@ class Fal:
             raise
 
     async def _wait(self, status_url: str) -> None:
-        """Until the job is completed, well or not. Raises Failure where that cannot be known."""
-        pause_s, failures = FIRST_POLL_S, 0
-        while True:
-            await asyncio.sleep(pause_s)
+        """Wait until the job is completed, with success or not. Raises Failure if that cannot be known."""
+        failures = 0
+        await asyncio.sleep(FIRST_POLL_S)
+        async for _ in Pauses(FIRST_POLL_S * POLL_GROWTH, LONGEST_POLL_S, growth=POLL_GROWTH):
             try:
                 status = await self._ask("GET", status_url)
                 failures = 0
@@ -108,10 +109,9 @@ class Fal:
                 failures += 1
                 if failures == MAX_POLL_FAILURES:
                     raise Failure(Outcome.NO_ANSWER, "status unknown") from error
-            pause_s = min(pause_s * POLL_GROWTH, LONGEST_POLL_S)
 
     async def _result(self, result_url: str) -> Any:
-        """A finished job is paid for: reading its result is safe to repeat, and never a reason to buy it again."""
+        """Read a finished job's result. The job is paid: a read is safe to repeat, never a reason to buy again."""
         failure = Failure(Outcome.NO_ANSWER)
         for tries in range(MAX_RESULT_TRIES):
             await asyncio.sleep(FIRST_POLL_S if tries else 0)
@@ -131,7 +131,7 @@ class Fal:
             async with asyncio.timeout(CANCEL_S):
                 await self._ask("PUT", handle)
         except (httpx2.HTTPError, Failure, TimeoutError):
-            return  # best effort by its nature: the order is void either way, and fal may have finished
+            return  # only a best effort: the order is void in any case, and fal may have finished
 
     async def _ask(self, method: str, url: str, body: Any = None) -> Any:
         async with self._client.stream(method, url, headers=self._headers, json=body) as response:
@@ -163,7 +163,7 @@ class Fal:
 
 
 def _pinned(job: Any, name: str, queue_url: str) -> str:
-    """The returned URL, as long as it leads to the host that was asked: it is sent our key."""
+    """Return the job's URL if it leads to the host that we called, because our key is sent to it."""
     url = job.get(name) if isinstance(job, dict) else None
     with suppress(httpx2.InvalidURL, ValueError):
         if isinstance(url, str) and _origin(url) == _origin(queue_url):
@@ -172,13 +172,14 @@ def _pinned(job: Any, name: str, queue_url: str) -> str:
 
 
 def _origin(url: str) -> tuple[str, bytes, bytes]:
-    """Where a request goes, as the client that makes it reads the URL."""
+    """Return where a request goes, as the HTTP client reads the URL."""
     parsed = httpx2.URL(url)
     return parsed.scheme, parsed.userinfo, parsed.netloc
 
 
 def _body(call: Call) -> dict[str, Any]:
-    """`16:9` is a ratio, `1440x960` are pixels, all else a preset. A model that makes one image has no `num_images`."""
+    """Build the body. `16:9` is a ratio, `1440x960` is pixels, any other size a preset. A model that makes one image
+    has no `num_images`."""
     order = call.order
     body: dict[str, Any] = {"prompt": order.prompt, **order.model.always, **order.fields}
     if order.model.images_per_call > 1:
@@ -195,7 +196,7 @@ def _body(call: Call) -> dict[str, Any]:
 
 
 def _images(result: Any) -> tuple[list[str], list[bool]]:
-    """URLs, and which of them are black pictures in a refused one's place."""
+    """Read the URLs, and which of them are black pictures in place of a refused one."""
     try:
         urls = [image["url"] for image in result["images"]]
         flags = [bool(flag) for flag in result.get("has_nsfw_concepts") or []]
@@ -225,7 +226,7 @@ def _refusal(response: httpx2.Response, document: Any) -> Failure:
 
 
 def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
-    """The adapter; None where its key is not set."""
+    """Build the adapter; None if its key is not set."""
     if settings.fal_key is None:
         return None
     return Fal(

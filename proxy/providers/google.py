@@ -1,8 +1,10 @@
-"""Google's Imagen: `:predict` by API key (Gemini API) or by service account (Vertex), pictures as base64 in JSON."""
+"""Google's Imagen: `:predict` by API key (Gemini API) or by identity (Vertex), pictures as base64 in JSON."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import httpx2
 import orjson
@@ -12,7 +14,6 @@ from proxy.media.inline import JsonPictures
 from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider
-from proxy.providers.google_token import ApiKey, BadServiceAccount, Credentials, ServiceAccount
 from proxy.upstream import (
     by_status,
     items_of,
@@ -21,11 +22,36 @@ from proxy.upstream import (
     rest_of,
 )
 
+if TYPE_CHECKING:
+    from proxy.providers.google_token import ServiceAccount
+
 _BLOCKED_PROMPT = ("could not be submitted", "safety", "responsible ai", "sensitive words", "58061214", "39322892")
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
 NAME = "google"
+
+
+class Credentials(Protocol):
+    """The headers that say who pays."""
+
+    async def headers(self) -> dict[str, str]: ...
+
+    def refused(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of the Gemini API."""
+
+    key: str
+
+    async def headers(self) -> dict[str, str]:
+        """Return the key's header."""
+        return {"x-goog-api-key": self.key}
+
+    def refused(self) -> None:
+        """Do nothing: a key is not renewed by itself."""
 
 
 class Google:
@@ -40,7 +66,7 @@ class Google:
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
-        """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        """Yield the call's pictures, one after the other, while the reply arrives. Raises Failure."""
         headers = await self._credentials.headers()
         url = f"{call.order.model.url or self._models_url}/{call.order.model.upstream}:predict"
         document = JsonPictures("predictions", "bytesBase64Encoded", self._document_bytes)
@@ -59,7 +85,7 @@ class Google:
         _read(call, rest)
         missing = call.images - len(call.report.numbers)
         if missing:
-            # What the filter took out is simply missing, with a reason or without; all of it leaves `{}`.
+            # A filtered picture is simply missing, with a reason or without; if all are filtered, the reply is `{}`.
             raise Failure(Outcome.CONTENT_POLICY, f"{missing} filtered")
 
 
@@ -102,16 +128,27 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
 
 
 def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
-    """The adapter, by service account before a key; None where neither is set. Raises SettingsError."""
+    """Build the adapter; a Google Cloud identity goes before a key; None if neither is set. Raises SettingsError."""
     if settings.google_service_account is not None:
-        try:
-            account = ServiceAccount(outbound.client, settings.google_service_account)
-        except BadServiceAccount as error:
-            raise SettingsError(f"GHUB_GOOGLE_SERVICE_ACCOUNT: {error}") from None
+        account = _service_account(settings.google_service_account, outbound)
+        project = settings.google_project or account.project
+        if project is None:
+            raise SettingsError("GHUB_GOOGLE_PROJECT: set it; only a service account's own file names its project")
         base = settings.google_url or f"https://{settings.google_location}-aiplatform.googleapis.com/v1"
-        models = f"{base}/projects/{account.project}/locations/{settings.google_location}/publishers/google/models"
+        models = f"{base}/projects/{project}/locations/{settings.google_location}/publishers/google/models"
         return Google(outbound.client, models, account, RESULT_DOCUMENT_BYTES)
     if settings.google_key is not None:
         key = ApiKey(settings.google_key.get_secret_value())
         return Google(outbound.client, f"{settings.google_url or GEMINI_URL}/models", key, RESULT_DOCUMENT_BYTES)
     return None
+
+
+def _service_account(source: Path | Literal["default"], outbound: Outbound) -> "ServiceAccount":
+    """Open an identity. This is the loader of google-auth, which a key does not need. Raises SettingsError."""
+    from proxy.providers.google_identity import BadServiceAccount  # noqa: PLC0415
+    from proxy.providers.google_token import ServiceAccount  # noqa: PLC0415
+
+    try:
+        return ServiceAccount(outbound.client, source)
+    except BadServiceAccount as error:
+        raise SettingsError(f"GHUB_GOOGLE_SERVICE_ACCOUNT: {error}") from None

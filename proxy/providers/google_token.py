@@ -1,110 +1,79 @@
-"""Who pays Google: an API key, or a service account's file → access tokens, renewed before they end."""
+"""An identity at Google Cloud → access tokens by google-auth, renewed before they expire."""
 
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal
 
 import httpx2
-import jwt
-import orjson
 
 from proxy.outcomes import Failure, Outcome
+from proxy.providers.google_identity import Identity, Metadata, read_identity
 from proxy.upstream import UNPACKED, read_document
 
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-
-ASSERTION_S = 3600
-"""The longest life that Google accepts for an assertion."""
-
 RENEW_BEFORE_S = 300.0
-"""A token is renewed this long before it ends, so that none ends on its way; shorter-lived ones at half their life."""
+"""A token is renewed this long before it expires, so that none expires on its way; a short one at half its life."""
 
 TOKEN_TIMEOUT_S = 10.0
+"""The longest that a renewal may take with all its requests: an external account may need five."""
+
 TOKEN_BYTES = 16 * 1024
 
 _TOKEN = re.compile(r"[!-~]+")
 
-
-class Credentials(Protocol):
-    """Who pays: the headers that say so."""
-
-    async def headers(self) -> dict[str, str]: ...
-
-    def refused(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A key of the Gemini API."""
-
-    key: str
-
-    async def headers(self) -> dict[str, str]:
-        """The key's header."""
-        return {"x-goog-api-key": self.key}
-
-    def refused(self) -> None:
-        """A key is not renewed by itself."""
-
-
-class BadServiceAccount(Exception):
-    """The service account's file cannot be read, or is none; the message is a sentence."""
+_NO_LIFE = re.compile(rb'"expires_in"\s*:\s*true')
+"""google-auth would read this value as one second."""
 
 
 class ServiceAccount:
-    """A service account's JSON file → access tokens, one request for all who wait, renewed before they end."""
+    """An identity's access tokens: one renewal for all callers that wait, before the token expires.
 
-    def __init__(self, client: httpx2.AsyncClient, path: Path) -> None:
+    `source` is an account's file, or `default` for the metadata server's. `project` is the one that the file names, if
+    it names one. Raises BadServiceAccount.
+    """
+
+    def __init__(self, client: httpx2.AsyncClient, source: Path | Literal["default"]) -> None:
         self._client = client
-        account = _read_account(path)
-        self._email, self._token_url = account["client_email"], account["token_uri"]
-        self._key, self.project = account["private_key"], account["project_id"]
+        self._identity: Identity
+        self._identity, self.project = (Metadata(), None) if source == "default" else read_identity(source)
         self._renewal: asyncio.Task[Failure | None] | None = None
         self._token = ""
         self._renew_at_s = self._ends_s = 0.0
 
     async def headers(self) -> dict[str, str]:
-        """The token's header. Raises Failure where none is to be had; nothing was bought then."""
+        """Return the token's header. Raises Failure if there is no token; then nothing was bought."""
         if time.monotonic() >= self._renew_at_s:
             if self._renewal is None or self._renewal.done():
                 self._renewal = asyncio.create_task(self._renew())
-            # Whoever is cancelled while waiting leaves the request to the others.
+            # If one caller is cancelled while it waits, the request goes on for the others.
             failure = await asyncio.shield(self._renewal)
             if failure is not None and time.monotonic() >= self._ends_s:
                 raise Failure(failure.outcome, failure.detail)
         return {"authorization": f"Bearer {self._token}"}
 
     def refused(self) -> None:
-        """The token was not accepted, whatever life it was given: the next call asks for another."""
+        """Discard a token that was not accepted, even if it has not expired: the next call requests another."""
         self._renew_at_s = self._ends_s = 0.0
 
     async def _renew(self) -> Failure | None:
-        now_s = int(time.time())
-        claims = {"iss": self._email, "scope": SCOPE, "aud": self._token_url, "iat": now_s, "exp": now_s + ASSERTION_S}
-        assertion = jwt.encode(claims, self._key, algorithm="RS256")
-        form = {"grant_type": GRANT, "assertion": assertion}
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + TOKEN_TIMEOUT_S
         try:
-            async with (
-                asyncio.timeout(TOKEN_TIMEOUT_S),
-                self._client.stream("POST", self._token_url, data=form, headers=UNPACKED) as response,
-            ):
-                body = await read_document(response, TOKEN_BYTES)
-        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
-            return Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}")
+            async with asyncio.timeout_at(until_s):
+                await asyncio.to_thread(self._identity.refresh, _Exchange(self._client, loop, until_s))
         except Failure as failure:
-            return Failure(Outcome.NOT_AUTHORISED, f"token: {failure}")
-        if response.status_code != 200:
-            return Failure(Outcome.NOT_AUTHORISED, f"token: status {response.status_code}")
-        try:
-            reply = orjson.loads(body)
-            token, life_s = reply["access_token"], reply["expires_in"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            token = life_s = None
-        if not isinstance(token, str) or not _TOKEN.fullmatch(token) or type(life_s) is not int or life_s <= 0:
+            return failure
+        except TimeoutError as error:
+            return Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001  # for a malformed reply google-auth raises any Python error
+            return Failure(Outcome.NOT_AUTHORISED, f"token: {type(error).__name__}")
+        token, ends = self._identity.token, self._identity.expiry
+        life_s = (ends.replace(tzinfo=UTC) - datetime.now(UTC)).total_seconds() if ends else 0.0
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token) or life_s <= 0:
             return Failure(Outcome.NOT_AUTHORISED, "token: no token in the reply")
         given_s = time.monotonic()
         self._token, self._ends_s = token, given_s + life_s
@@ -112,22 +81,48 @@ class ServiceAccount:
         return None
 
 
-def _read_account(path: Path) -> dict[str, str]:
-    """The fields of a service account's file that are needed. Raises BadServiceAccount."""
-    try:
-        account = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise BadServiceAccount(f"{path} cannot be read: {error.strerror}") from None
-    except orjson.JSONDecodeError:
-        account = None
-    wrong = f"{path} is no service account's JSON:"
-    if not isinstance(account, dict):
-        raise BadServiceAccount(f"{wrong} it holds no JSON object")
-    for name in ("client_email", "token_uri", "private_key", "project_id"):
-        if not isinstance(account.get(name), str) or not account[name]:
-            raise BadServiceAccount(f"{wrong} `{name}` is missing, or no text")
-    try:
-        jwt.encode({}, account["private_key"], algorithm="RS256")
-    except (ValueError, TypeError, AttributeError, jwt.PyJWTError):
-        raise BadServiceAccount(f"{wrong} `private_key` is no RSA key in PEM") from None
-    return account
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """google-auth's transport: it calls from a thread, and `loop` sends with our client, until `until_s` of its clock.
+
+    Raises Failure for all but a 200: google-auth would retry by itself, and repeat what the reply says.
+    """
+
+    client: httpx2.AsyncClient
+    loop: asyncio.AbstractEventLoop
+    until_s: float
+
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        **_: Any,
+    ) -> _Reply:
+        sending = self._send(method, url, body, {**(headers or {}), **UNPACKED})
+        return asyncio.run_coroutine_threadsafe(sending, self.loop).result()
+
+    async def _send(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> _Reply:
+        try:
+            async with (
+                asyncio.timeout_at(self.until_s),
+                self.client.stream(method, url, content=body, headers=headers) as response,
+            ):
+                data = await read_document(response, TOKEN_BYTES)
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError) as error:
+            raise Failure(Outcome.REFUSED_CONNECTION, f"token: {type(error).__name__}") from error
+        except Failure as failure:
+            raise Failure(Outcome.NOT_AUTHORISED, f"token: {failure}") from failure
+        if response.status_code != 200:
+            raise Failure(Outcome.NOT_AUTHORISED, f"token: status {response.status_code}")
+        if _NO_LIFE.search(data):
+            raise Failure(Outcome.NOT_AUTHORISED, "token: no token in the reply")
+        return _Reply(response.status_code, response.headers, data)

@@ -15,7 +15,7 @@ from proxy.ports import Call, Picture, Provider
 from proxy.upstream import by_status, items_of, note_prompt, note_usage, post_for_pictures, rest_of, short
 
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached")
-"""429s that no pause cures: our account is empty."""
+"""429s that no pause helps: our account is empty."""
 
 _MODERATED = ("moderation_blocked", "content_policy_violation")
 _ECHOED = ("size", "quality", "background", "output_format")
@@ -34,7 +34,7 @@ class OpenAI:
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
-        """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        """Yield the call's pictures, one after the other, while the reply arrives. Raises Failure."""
         url = f"{call.order.model.url or self._url}/images/generations"
         document = JsonPictures("data", "b64_json", self._document_bytes)
         pictures = post_for_pictures(self._client, url, self._headers, _body(call), call, document, _refusal)
@@ -60,7 +60,7 @@ def _body(call: Call) -> dict[str, Any]:
 
 
 def _read(call: Call, rest: dict[str, Any]) -> None:
-    """What the reply says beside its pictures."""
+    """Read what the reply says besides its pictures."""
     report = call.report
     for place, item in items_of(rest, "data"):
         if place in report.numbers:
@@ -89,7 +89,7 @@ def _refusal(response: httpx2.Response, body: bytes) -> Failure:
 
 
 def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
-    """The adapter; None where its key is not set."""
+    """Build the adapter; None if its key is not set."""
     if settings.openai_key is None:
         return None
     key = settings.openai_key.get_secret_value()

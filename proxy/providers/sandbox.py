@@ -1,6 +1,6 @@
 """The sandbox's upstream: a labelled picture, drawn in this process out of the order and nothing else.
 
-A PNG by a palette, made with zlib alone: the gateway needs no imaging library for it.
+It is a PNG with a palette, made with zlib alone: the gateway needs no imaging library for it.
 """
 
 import asyncio
@@ -14,10 +14,10 @@ from proxy.media.png import SIGNATURE, chunk
 from proxy.ports import Chunks, Order, Picture, Source
 
 SERVED = "sandbox"
-"""What a reply of the sandbox says made its images."""
+"""The name that a reply of the sandbox gives as the maker of its images."""
 
 EXCERPT_CHARACTERS = 32
-"""Of the prompt that stand in the picture: enough to tell one order from another."""
+"""Characters of the prompt in the picture: enough to distinguish one order from another."""
 
 _FONT = """
 A     B     C     D     E     F     G     H     I     J     K     L     M
@@ -57,11 +57,11 @@ N     O     P     Q     R     S     T     U     V     W     X     Y     Z
 ..... .##.. ..... .#... ..... ..... ..#.. ..#.. ...#. .#... ..... .##.# #####
 """
 _CELL, _ROWS = 6, 7
-"""A glyph is 5 dots wide with one of space after it, and 7 high."""
+"""A glyph is 5 dots wide, with one dot of space after it, and 7 dots high."""
 
 
 def _glyphs() -> dict[str, list[str]]:
-    """Character → the seven rows of its glyph, in `#` and `.`."""
+    """Return character → the seven rows of its glyph, in `#` and `.`."""
     glyphs = {" ": ["....."] * _ROWS}
     for block in _FONT.strip().split("\n\n"):
         names, *rows = (line.split() for line in block.splitlines())
@@ -73,19 +73,19 @@ _GLYPHS = _glyphs()
 _PIXELS = re.compile(r"([1-9][0-9]*)x([1-9][0-9]*)")
 
 _PAPER, _DIM, _INK, _ACCENT = "0123"
-"""Places in the palette, as the hexadecimal digits of which a row of pixels is written."""
+"""Places in the palette, as hexadecimal digits: a row of pixels is written with them."""
 
 _COLOURS = ("10151f", "8d98ab", "f5f7fa")
 _ACCENTS = ("f5a524", "36c2a8", "6c8cff", "f0609e", "9bd14b", "c58bff", "4cc3f0", "ff7f50")
-"""Each image of an order has the next one, so that eight in a row are told apart at a glance."""
+"""Accent colours. Each image of an order takes the next one, so that eight in a row are easy to distinguish."""
 
 
 PIECE_BYTES = 64 * 1024
-"""The longest piece in which a picture is given."""
+"""The longest piece of a picture that is passed on at a time."""
 
 
 def pictures(order: Order) -> list[Picture]:
-    """All images of an order. One is drawn when it is opened, in a thread: 2 ms of work for the largest size."""
+    """Return all images of an order. Each is drawn in a thread when it is opened: 2 ms of work for the largest size."""
 
     def drawn(number: int) -> Picture:
         @asynccontextmanager
@@ -99,7 +99,7 @@ def pictures(order: Order) -> list[Picture]:
 
 
 def draw(order: Order, number: int) -> bytes:
-    """Image `number`, from 0, of an order, as a whole PNG: it says what was asked for, and that it is the sandbox."""
+    """Draw an order's image `number`, from 0, as a whole PNG: it shows the order's data, and that it is the sandbox."""
     width, height = _sides(order.size)
     palette = bytes.fromhex("".join((*_COLOURS, _ACCENTS[number % len(_ACCENTS)])))
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((4, 3, 0, 0, 0))  # 4 bits, by the palette
@@ -109,7 +109,7 @@ def draw(order: Order, number: int) -> bytes:
 
 
 def excerpt(prompt: str) -> str:
-    """The beginning of a prompt, as far as the font has its characters; accents are dropped."""
+    """Return the beginning of a prompt, without accents and without characters that the font does not have."""
     plain = unicodedata.normalize("NFKD", " ".join(prompt.split()).upper())
     known = "".join(character for character in plain if character in _GLYPHS).strip()
     return known if len(known) <= EXCERPT_CHARACTERS else known[: EXCERPT_CHARACTERS - 3].rstrip() + "..."
@@ -121,13 +121,13 @@ async def _pieces(png: bytes) -> Chunks:
 
 
 def _sides(size: str) -> tuple[int, int]:
-    """In pixels; a catalogue may have sizes that are none, which are drawn as a square."""
+    """Return the sides in pixels; a catalogue may have sizes that are not pixels, which are drawn as a square."""
     sides = _PIXELS.fullmatch(size)
     return (int(sides[1]), int(sides[2])) if sides else (1024, 1024)
 
 
 def _rows(order: Order, number: int, width: int, height: int) -> list[str]:
-    """The picture from top to bottom, a digit for each pixel."""
+    """Draw the picture from top to bottom, one digit for each pixel."""
     step = min(width, height) // 128
     band = max(2, height // 16)
     lines = (
@@ -153,7 +153,7 @@ def _stripes(width: int, rows: int) -> list[str]:
 
 
 def _text(text: str, colour: str, largest: int, width: int) -> list[str]:
-    """A line of text in the middle: its dots are squares of at most `largest` pixels, so that it leaves a margin."""
+    """Draw a line of text in the middle: its dots are squares of at most `largest` pixels, so that a margin is left."""
     scale = max(1, min(largest, width * 7 // 8 // (_CELL * len(text))))
     rows = []
     for y in range(_ROWS):
@@ -164,7 +164,7 @@ def _text(text: str, colour: str, largest: int, width: int) -> list[str]:
 
 
 def _scanlines(rows: list[str]) -> Iterator[bytes]:
-    """Each row packed, two pixels a byte; one that is like that above it is said to be (filter "Up", all zeros)."""
+    """Pack each row, two pixels a byte; a row equal to the one above it is written as such (filter "Up", all zeros)."""
     packed_bytes, above = (len(rows[0]) + 1) // 2, ""
     same = b"\2" + bytes(packed_bytes)
     for row in rows:

@@ -1,4 +1,4 @@
-"""xAI: OpenAI's shape with a mind of its own. Refusals hide in a 200, retirement in a 500, the price in the reply."""
+"""xAI: OpenAI's format with exceptions. A refusal can be a 200, a retired model is a 500, the price is in the reply."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -35,7 +35,7 @@ class XAI:
         self._document_bytes = document_bytes
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
-        """The call's pictures, one after the other, while the reply arrives. Raises Failure."""
+        """Yield the call's pictures, one after the other, while the reply arrives. Raises Failure."""
         url = f"{call.order.model.url or self._url}/images/generations"
         document = JsonPictures("data", "b64_json", self._document_bytes)
         pictures = post_for_pictures(self._client, url, self._headers, _body(call), call, document, _refusal)
@@ -64,7 +64,7 @@ def _body(call: Call) -> dict[str, Any]:
 
 
 def _read(call: Call, rest: dict[str, Any]) -> int:
-    """What the reply says beside its pictures; returns how many of them are flagged."""
+    """Read what the reply says besides its pictures; returns how many of them are flagged."""
     report, flagged = call.report, 0
     for place, item in items_of(rest, "data"):
         number = report.numbers.get(place)
@@ -82,7 +82,7 @@ def _read(call: Call, rest: dict[str, Any]) -> int:
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> Failure:
-    """Three shapes of error, and prose: a retired model is a 500 that must not be asked again."""
+    """Classify an error of three formats, or in prose: a retired model is a 500 that must not be retried."""
     text = _message(body).lower()
     if response.status_code == 404 or (response.status_code in _FINAL and any(words in text for words in _RETIRED)):
         return Failure(Outcome.RETIRED)
@@ -100,7 +100,7 @@ def _message(body: bytes) -> str:
 
 
 def from_settings(settings: Settings, outbound: Outbound) -> Provider | None:
-    """The adapter; None where its key is not set."""
+    """Build the adapter; None if its key is not set."""
     if settings.xai_key is None:
         return None
     key = settings.xai_key.get_secret_value()

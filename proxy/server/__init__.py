@@ -1,1 +1,1 @@
-"""Clients' connections: HTTP/1.1 on sockets of our own, every one within bounds."""
+"""Clients' connections: HTTP/1.1 on our own sockets, every one with limits."""

@@ -1,4 +1,4 @@
-"""A client's connection: HTTP/1.1 and nothing else; what it may hold without asking, unread, or ahead of its turn."""
+"""A client's connection: HTTP/1.1 only, with limits for silence, unread replies and requests sent ahead."""
 
 import asyncio
 import copy
@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -27,54 +28,75 @@ from starlette.types import ASGIApp
 from proxy.server.memory import give_back
 
 FIRST_HEAD_S = 10.0
-"""From a connection's start until its first request's head is whole: proxies connect when they have a request."""
+"""Maximum time from a connection's start to the end of its first request's head. Proxies connect when they have one."""
 
 KEEP_ALIVE_S = 75.0
-"""Above the idle time of common proxies (60 s), so that we are not the ones who close under a request."""
+"""Idle time before we close: above that of common proxies (60 s), so that we never close while a request arrives."""
 
 UNREAD_S = 20.0
-"""A reply of which its client takes nothing for so long is cut off, and what it holds (a stored image, a connection to
-the store, memory of the kernel) is let go. Whoever takes a little, and that in time, is served to the end."""
+"""Maximum time in which a client takes nothing of its reply.
+
+Then the reply is cut off, and what it holds (a stored image, a connection to the store, kernel memory) is freed. A
+client that takes a little within this time is served to the end.
+"""
 
 LOOK_S = 1.0
-"""How often connections are looked at. Time is counted in looks: one that the process itself slept through is none."""
+"""Interval between two checks of connections.
+
+Time is counted in checks, so time in which the process itself slept does not count.
+"""
 
 READ_BYTES = 16 * 1024
-"""Read at a time: the longest head, too. While a reply is under way one such piece of the next requests is taken apart
-and at most twice as much and one read of the kernel's buffer waits before it; the rest is left to the client."""
+"""Bytes of one read, and maximum size of a head.
+
+During a reply, one such piece of the next requests is parsed. At most twice as much and one read of the kernel's buffer
+wait before it; the rest stays with the client.
+"""
 
 UNSENT_BYTES = 16 * 1024
-"""Of a reply that the kernel has not taken; its maker waits above that, and holds one more piece."""
+"""Maximum bytes of a reply that the kernel has not taken. Above it the reply's maker waits, holding one more piece."""
+
+HERE_SINCE_S = "here_since_s"
+"""In a request's `state`: when its client connected, by `time.monotonic`, if this is its first request."""
 
 LINGER_S, LINGER_BYTES = 1.0, 4 * 1024 * 1024
-"""After a reply that came before the end of its request, as much of the rest is read for so long and dropped: the
-client's kernel would throw the reply away where ours had bytes that nobody read."""
+"""If a reply came before its request's end, the rest is read and dropped for this time, up to this size.
+
+Otherwise the client's kernel would discard the reply, because ours had unread bytes.
+"""
 
 SPARE = 64
-"""Connections above the most that are told so; a crowd that is larger is closed without a word."""
+"""Connections above the maximum that get an error reply. Further ones are closed without a reply."""
 
 SPARE_HEAD_S = 2.0
-"""Until the head of a request that is going to be refused."""
+"""Maximum time until the head of a request that will be refused."""
 
 CROWD = 100
-"""Connections: fewer leave nothing behind that is worth giving back."""
+"""Minimum number of connections for which giving back memory is worth it."""
 
 GIVE_BACK_LOOKS = 10
-"""Looks between two times that memory is given back: 50 ms of them are half a percent of a load that comes and goes."""
+"""Checks between two times that memory is given back: 50 ms of them are half a percent of a changing load."""
 
 log = structlog.get_logger(__name__)
+
+Early = Callable[[bytes, float | None], bytes | None]
+"""Given the first bytes of a request, and when its client connected if this is its first one: the whole reply, if the
+request is complete and refused without parsing; otherwise None."""
 
 OPEN = prometheus_client.Gauge("ghub_connections", "Connections of clients that are open")
 CUT = prometheus_client.Counter("ghub_connections_cut_total", "Connections that were refused or cut off", ["why"])
 
 
 class Connections:
-    """All connections of one listener: at most `most`, and above that `SPARE` to which `full` gives one reply each.
+    """All connections of one listener: at most `most`, and above that `SPARE`, to which `full` gives one reply each.
 
-    Without `full` those are closed without a word.
+    Without `full` those are closed without a reply.
     """
 
-    def __init__(self, app: ASGIApp, full: ASGIApp | None, most: int, config: Config) -> None:
+    def __init__(
+        self, app: ASGIApp, full: ASGIApp | None, most: int, config: Config, early: Early | None = None
+    ) -> None:
+        self.early = early
         self._usual = _Terms(app, config, FIRST_HEAD_S)
         self._spare = None if full is None else _Terms(full, _once(config), SPARE_HEAD_S)
         self._most = most
@@ -82,14 +104,13 @@ class Connections:
         self._none = asyncio.Event()
         self._cut: Counter[str] = Counter()
         self.context = _Context(None)
-        self.state = ConnectionState({})
 
     def new(self) -> "Connection":
-        """One that is being accepted."""
+        """Create a connection that is being accepted."""
         return Connection(self)
 
     def admit(self, connection: "Connection") -> "_Terms | None":
-        """How it is served until it is `remove`d; None: it is to be closed at once."""
+        """Choose how it is served until it is `remove`d; None means that it must be closed at once."""
         terms: _Terms | None = self._usual
         if len(self._open) >= self._most:
             self.count("full")
@@ -100,7 +121,7 @@ class Connections:
         return terms
 
     def remove(self, connection: "Connection") -> None:
-        """It is over; nothing where it was never admitted."""
+        """Remove an ended connection; no effect if it was never admitted."""
         if connection in self._open:
             self._open.remove(connection)
             OPEN.dec()
@@ -108,14 +129,14 @@ class Connections:
                 self._none.set()
 
     def count(self, why: str) -> None:
-        """One more that was refused or cut off."""
+        """Count one more that was refused or cut off."""
         CUT.labels(why).inc()
         self._cut[why] += 1
 
     async def watch(self) -> NoReturn:
-        """Look at all of them, again and again, say what was cut off, and give back what a crowd that went has used.
+        """Check all connections at intervals, log what was cut off, and give back the memory of a crowd that has left.
 
-        Once more a while later: what it had asked for may be worked on for some seconds without it.
+        Memory is given back once more later: work that the crowd had requested may go on for some seconds.
         """
         most, looks, again = 0, 0, False
         while True:
@@ -132,7 +153,7 @@ class Connections:
                 self._cut.clear()
 
     async def finish(self, within_s: float) -> None:
-        """End those that wait for a request, and let the others finish theirs; what then goes on is cancelled."""
+        """Close idle connections, and let the others finish their requests; what runs after `within_s` is cancelled."""
         await self.context.terminated.set()
         for connection in tuple(self._open):
             connection.finish()
@@ -149,7 +170,7 @@ class Connections:
 
 
 class _Terms(NamedTuple):
-    """Who answers a connection's requests, and how soon its first head must be whole."""
+    """The application for a connection's requests, and the maximum time for its first head."""
 
     app: ASGIApp
     config: Config
@@ -157,7 +178,7 @@ class _Terms(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """One of them. While its client says nothing it is this object alone, without a task: a crowd costs little."""
+    """One connection. While its client is silent it is only this object, without a task: a crowd costs little."""
 
     __slots__ = (
         "_can_write",
@@ -165,6 +186,7 @@ class Connection(asyncio.Protocol):
         "_connections",
         "_ended",
         "_head_within_s",
+        "_here_since_s",
         "_left_bytes",
         "_lost",
         "_protocol",
@@ -173,6 +195,7 @@ class Connection(asyncio.Protocol):
         "_requests",
         "_served",
         "_silent_s",
+        "_state",
         "_stirred",
         "_taken_bytes",
         "_terms",
@@ -186,23 +209,25 @@ class Connection(asyncio.Protocol):
         self._connections = connections
         self._terms: _Terms
         self._transport: asyncio.Transport
+        self._state: ConnectionState  # from its first byte on
         self._protocol: _Http1 | None = None  # from its first byte on
         self._requests = _Requests()
-        self._read = b""  # and not taken apart yet
+        self._read = b""  # and not parsed yet
         self._read_all = self._lost = self._ended = self._served = False
         self._working: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._can_write: asyncio.Event | None = None  # while the client takes less than it is sent
-        self._stirred: asyncio.Event | None = None  # while it is closed: its client did something
+        self._can_write: asyncio.Event | None = None  # while the client reads more slowly than we write
+        self._stirred: asyncio.Event | None = None  # while it is closing: its client did something
         self._left_bytes = LINGER_BYTES
         self._head_within_s: float | None = None  # None while a request is worked on
+        self._here_since_s: float | None = time.monotonic()  # None after its first request
         self._silent_s = self._unread_s = 0.0
         self._written_bytes = self._taken_bytes = 0
 
-    # --- what happens to it ---
+    # --- events ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is accepted; or there are too many."""
+        """Handle an accepted connection, or one too many."""
         self._transport = cast(asyncio.Transport, transport)
         terms = self._connections.admit(self)
         if terms is None:
@@ -214,30 +239,46 @@ class Connection(asyncio.Protocol):
         self._head_within_s = terms.first_head_s
 
     def data_received(self, data: bytes) -> None:
-        """A piece of a request, or of what nobody is going to read."""
+        """Handle a piece of a request, or of data that nobody will read."""
         if self._ended:
             self._left_bytes -= len(data)
             if self._left_bytes <= 0:
                 self._transport.pause_reading()
                 self._stir()
             return
+        early = self._connections.early
+        if early is not None and self._is_fresh and (reply := early(data, self._here_since_s)) is not None:
+            self._refuse(reply)
+            return
         self._read += data
         if len(self._read) > READ_BYTES:
             self._transport.pause_reading()
         self._work()
 
+    def _refuse(self, reply: bytes) -> None:
+        """Send a whole reply to a whole request, and wait for the next one."""
+        self._written_bytes += len(reply)
+        self._transport.write(reply)
+        self._await_next(KEEP_ALIVE_S)
+        self._here_since_s = None
+
+    def _await_next(self, head_within_s: float | None) -> None:
+        self._served = True
+        self._silent_s = 0.0
+        self._head_within_s = head_within_s
+
     def eof_received(self) -> bool:
-        """The client says no more; what it asked for is told so."""
+        """Handle the end of the client's data; its running requests learn of it."""
         self._read_all = True
         self._stir()
         if self._is_idle:
             self._end()
         else:
             self._work()
-        return True  # what is under way may still be sent
+        return True  # a reply under way may still be sent
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Neither side says any more."""
+        """Handle the end of both directions."""
         self._lost = True
         self.resume_writing()
         self._stir()
@@ -246,19 +287,19 @@ class Connection(asyncio.Protocol):
             self._let_go()
 
     def pause_writing(self) -> None:
-        """More is unsent than UNSENT_BYTES."""
+        """Handle more than UNSENT_BYTES of unsent data."""
         self._can_write = asyncio.Event()
 
     def resume_writing(self) -> None:
-        """It is not any more, or never will be sent."""
+        """Handle enough sent data, or a connection that will send no more."""
         if self._can_write is not None:
             self._can_write.set()
             self._can_write = None
 
-    # --- what is done with it from outside ---
+    # --- calls from outside ---
 
     def look(self) -> None:
-        """Once in LOOK_S: end it where its client let us wait too long for a request, or for taking its reply."""
+        """Check every LOOK_S: end it if its client was too slow with a request, or with reading its reply."""
         unread = False
         if self._taken_bytes < self._written_bytes:  # most wait for a request, and have taken everything
             before_bytes, self._taken_bytes = self._taken_bytes, self._written_bytes - self._untaken_bytes()
@@ -274,12 +315,12 @@ class Connection(asyncio.Protocol):
                 self._end()
 
     def finish(self) -> None:
-        """No request comes any more: end it, unless one is worked on."""
+        """End it unless a request is worked on: no further request is accepted."""
         if self._head_within_s is not None:
             self._end()
 
     def cancel(self) -> None:
-        """End it, and what is worked on."""
+        """End it together with its running work."""
         for task in self._requests.tasks:
             task.cancel()
         self._transport.abort()
@@ -288,7 +329,7 @@ class Connection(asyncio.Protocol):
     # --- its work ---
 
     def _work(self) -> None:
-        """Take apart what was read, unless that is being done; or tell that no more comes."""
+        """Parse what was read, unless a task does so already; also tell that no more comes."""
         if self._working is None and not self._ended:
             self._working = asyncio.create_task(self._take_apart())
 
@@ -317,14 +358,15 @@ class Connection(asyncio.Protocol):
             self._working = None
 
     def _begin(self) -> "_Http1":
-        """Raises OSError where the client is gone."""
+        """Create the protocol. Raises OSError if the client is gone."""
         peer = self._transport.get_extra_info("socket")
+        self._state = ConnectionState({HERE_SINCE_S: self._here_since_s})
         return _Http1(
             cast(AppWrapper, self._terms.app),
             self._terms.config,
             self._connections.context,
             cast(TaskGroup, self._requests),
-            self._connections.state,
+            self._state,
             False,  # no TLS
             parse_socket_addr(peer.family, peer.getpeername()),
             parse_socket_addr(peer.family, peer.getsockname()),
@@ -332,15 +374,15 @@ class Connection(asyncio.Protocol):
         )
 
     async def _send(self, event: Event) -> None:
-        """What the protocol wants of the connection."""
+        """Handle what the protocol wants of the connection."""
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Closed):
             self._end()
         elif isinstance(event, Updated):
-            self._served = True
-            self._silent_s = 0.0
-            self._head_within_s = KEEP_ALIVE_S if event.idle else None
+            self._await_next(KEEP_ALIVE_S if event.idle else None)
+            if event.idle:
+                self._here_since_s = self._state[HERE_SINCE_S] = None
 
     async def _write(self, data: bytes) -> None:
         if self._transport.is_closing():  # the application goes on for a moment
@@ -352,7 +394,7 @@ class Connection(asyncio.Protocol):
             await self._can_write.wait()  # for ever, if nobody looked
 
     def _untaken_bytes(self) -> int:
-        """Of what was written: what is here, and what our kernel still has to hand over to the client's."""
+        """Count the bytes written and not taken: those here, and those that our kernel still has to send."""
         here_bytes = self._transport.get_write_buffer_size()
         if self._transport.is_closing():
             return here_bytes
@@ -363,11 +405,16 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_idle(self) -> bool:
-        """Is nothing worked on, nor waits to be?"""
+        """True if nothing is worked on or waiting."""
         return self._head_within_s is not None and not (self._read or self._working or self._requests.tasks)
 
+    @property
+    def _is_fresh(self) -> bool:
+        """True if the next byte begins a request, and its reply can be written at once."""
+        return self._is_idle and self._can_write is None and (self._protocol is None or self._protocol.fresh)
+
     def _end(self) -> None:
-        """Take no more of it apart, and close it: at once, or when what is worked on has ended."""
+        """Parse no more, and close: now, or when the running work has ended."""
         if self._ended:
             return
         idle, self._ended, self._head_within_s = self._is_idle, True, None
@@ -377,7 +424,7 @@ class Connection(asyncio.Protocol):
             self._closing = asyncio.create_task(self._close())
 
     def _abort(self, why: str) -> None:
-        """At once, and without what the kernel still holds for the client."""
+        """Close at once, and drop what the kernel still holds for the client."""
         self._connections.count(why)
         with suppress(OSError):
             peer = self._transport.get_extra_info("socket")
@@ -404,15 +451,15 @@ class Connection(asyncio.Protocol):
                 self._stirred.clear()
                 await self._stirred.wait()
         finally:
-            self._transport.abort()  # where something went wrong
+            self._transport.abort()  # if something went wrong
             self._let_go()
 
     def _let_go(self) -> None:
         self._connections.remove(self)
-        self._protocol = self._closing = None  # which hold this: a crowd is freed when it goes, by no collection later
+        self._protocol = self._closing = None  # they refer to this object: it is freed now, not by a later collection
 
     async def _linger(self, stirred: asyncio.Event) -> None:
-        """Read what the client still says, and drop it."""
+        """Read and drop what the client still sends."""
         self._transport.write_eof()
         self._transport.resume_reading()
         with suppress(TimeoutError):
@@ -424,9 +471,9 @@ class Connection(asyncio.Protocol):
 
 
 class _Requests:
-    """The application's work on a connection's requests: what Hypercorn asks of a task group.
+    """The application's work on a connection's requests; Hypercorn needs it as a task group.
 
-    Hypercorn's own waits for ever to tell that a client is gone where the application has left a long body unread.
+    Hypercorn's own would wait for ever to report that a client is gone, if the application has left a long body unread.
     """
 
     __slots__ = ("tasks",)
@@ -441,7 +488,7 @@ class _Requests:
         scope: Scope,
         send: Callable[[ASGISendEvent | None], Awaitable[None]],
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """Begin the work on one request; what is returned hands over its body, and at last that the client is gone."""
+        """Start the work on one request. The returned function gives its body, and finally that the client is gone."""
         messages: asyncio.Queue[ASGIReceiveEvent] = asyncio.Queue(config.max_app_queue_size)
 
         async def put(message: ASGIReceiveEvent) -> None:
@@ -471,7 +518,7 @@ async def _answer(
 
 
 class _Gate:
-    """Hypercorn's event, which each connection has and few wait for."""
+    """Hypercorn's event, created only when somebody waits: each connection has one, and few need it."""
 
     __slots__ = ("_event", "_open")
 
@@ -505,20 +552,25 @@ class _NotHttp1(Exception):
 
 
 class _Http1(H11Protocol):
-    """Hypercorn's HTTP/1.1, without its ways to HTTP/2 and to WebSocket."""
+    """Hypercorn's HTTP/1.1, without its switches to HTTP/2 and to WebSocket."""
 
     @property
     def unfinished(self) -> bool:
-        """Is the client in the midst of a request?"""
+        """True if the client is in the middle of a request."""
         return self.connection.their_state in (h11.SEND_BODY, h11.ERROR)
 
+    @property
+    def fresh(self) -> bool:
+        """True if the client has sent nothing of its next request."""
+        return self.connection.their_state is h11.IDLE and not self.connection.trailing_data[0]
+
     async def _check_protocol(self, request: h11.Request) -> None:
-        """What decides on HTTP/2 in Hypercorn: prior knowledge begins with `PRI * HTTP/2.0`."""
+        """Refuse HTTP/2, which Hypercorn decides here: prior knowledge begins with `PRI * HTTP/2.0`."""
         if not request.http_version.startswith(b"1."):
             raise _NotHttp1
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """An `Upgrade` is ignored, as a server may (RFC 9110, 7.8)."""
+        """Ignore an `Upgrade`, as a server may (RFC 9110, 7.8)."""
         headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
         if len(headers) < len(request.headers):
             request = h11.Request(
@@ -528,7 +580,7 @@ class _Http1(H11Protocol):
 
 
 def _once(config: Config) -> Config:
-    """The same, with one request for each connection."""
+    """Copy the configuration, with one request for each connection."""
     once = copy.copy(config)
     once.keep_alive_max_requests = 0
     return once

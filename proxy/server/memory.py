@@ -1,14 +1,14 @@
-"""Memory that was freed goes back to the machine: the C library keeps it otherwise, below what is still in use."""
+"""Freed memory goes back to the machine: otherwise the C library keeps what lies below memory in use."""
 
 import ctypes
 import gc
 
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc's; other C libraries give back by themselves, or cannot."""
+"""glibc's function; other C libraries give memory back by themselves, or cannot."""
 
 
 def give_back() -> None:
-    """Holds up the process for some 50 ms, most of them for the collection: to be done seldom."""
+    """Give memory back. It blocks the process for some 50 ms, most of it for the collection, so call it seldom."""
     gc.collect()
     if _TRIM is not None:
         _TRIM(0)

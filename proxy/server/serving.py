@@ -15,21 +15,31 @@ from hypercorn.config import Config
 from starlette.types import ASGIApp
 
 from config.settings import SettingsError
-from proxy.server.connections import UNREAD_S, Connections
+from proxy.server.connections import UNREAD_S, Connections, Early
 
-BACKLOG = 2048
-"""Connections that wait to be accepted: a burst of a thousand clients."""
+BACKLOG = 4096
+"""Connections that wait to be accepted: a burst of as many clients. The kernel's own limit is the same, by default."""
+
+ACCEPTS = 16
+"""Connections that are accepted in one turn of the event loop, each by a descriptor of its own for the same socket.
+
+libuv accepts one for each, so a crowd would wait in the kernel, where nobody counts it, while the loop serves others.
+"""
 
 RECEIVE_BYTES = 32 * 1024
-"""What the kernel takes of requests that we have not read yet, and as much again for itself: a body has 64 KiB."""
+"""Request bytes in the kernel that we have not read yet; it uses as much again for itself. A body has 64 KiB."""
 
 UNSENT_BYTES = 128 * 1024
-"""Of a reply that the kernel takes before it can send it: else 4 MB for each client that does not read. What is on its
-way does not count, so that this slows nobody."""
+"""Reply bytes that the kernel accepts before it can send them; by default 4 MB for each client that does not read.
+
+Bytes on their way do not count, so nobody becomes slower.
+"""
 
 UNSENT_S = UNREAD_S + 10.0
-"""The end of a reply whose connection we have closed, which the kernel alone still has, goes by the same rule as the
-rest: a little later, so that what is ours to cut off is cut off by us, and counted."""
+"""Timeout for the end of a reply that only the kernel still has, because we have closed its connection.
+
+It is a little longer than ours, so that we are the ones who cut off and count what we can.
+"""
 
 
 class PortTaken(SettingsError):
@@ -37,9 +47,9 @@ class PortTaken(SettingsError):
 
 
 def bind(named: str, host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes any free one.
+    """Bind a listening TCP socket; port 0 takes any free one.
 
-    Raises PortTaken with a sentence that begins with `named`: where the port was set.
+    Raises PortTaken with a sentence that begins with `named`: the setting of the port.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -56,7 +66,7 @@ def bind(named: str, host: str, port: int) -> socket.socket:
 
 
 def _bound_buffers(listener: socket.socket) -> None:
-    """What the kernel may hold for a client; each connection that is accepted has it from its listener."""
+    """Limit what the kernel holds for a client. Each accepted connection inherits it from its listener."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
@@ -71,34 +81,41 @@ async def serve_http(
     *,
     most: int,
     full: ASGIApp | None = None,
+    early: Early | None = None,
 ) -> None:
-    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Takes `listener` over.
+    """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Closes `listener`.
 
-    At most `most` connections at a time are the application's; of what comes above that `full` refuses a few.
+    The application gets at most `most` connections at a time. `full` refuses some of those above that. `early` may
+    refuse a request by its first bytes.
     """
     config = Config()
     config.shutdown_timeout = graceful_s
-    config.keep_alive_max_requests = 1_000_000_000  # else it closes every thousandth request's connection
+    config.keep_alive_max_requests = 1_000_000_000  # otherwise it closes every thousandth request's connection
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = logging.getLogger("hypercorn.error")
     config.loglevel = "WARNING"
-    connections = Connections(app, full, most, config)
+    connections = Connections(app, full, most, config, early)
+    loop = asyncio.get_running_loop()
     with listener:
         async with _lifespan(app, config):
-            server = await asyncio.get_running_loop().create_server(connections.new, sock=listener, backlog=BACKLOG)
+            same = [listener.dup() for _ in range(ACCEPTS - 1)]
+            servers = [
+                await loop.create_server(connections.new, sock=one, backlog=BACKLOG) for one in (listener, *same)
+            ]
             watch = asyncio.create_task(connections.watch())
             try:
                 await stop.wait()
             finally:
-                server.close()
+                for server in servers:
+                    server.close()
                 await connections.finish(graceful_s)
                 watch.cancel()
 
 
 @asynccontextmanager
 async def _lifespan(app: ASGIApp, config: Config) -> AsyncIterator[None]:
-    """The application's own start and end, around its requests."""
+    """Run the application's own start and end around its requests."""
     loop = asyncio.get_running_loop()
     lifespan = Lifespan(ASGIWrapper(app), config, loop, {})  # type: ignore[arg-type]  # Hypercorn's own ASGI types
     task = loop.create_task(lifespan.handle_lifespan())
@@ -117,7 +134,7 @@ async def _lifespan(app: ASGIApp, config: Config) -> AsyncIterator[None]:
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set; to be called inside the running loop."""
+    """Create an event that SIGTERM and SIGINT set. Call it inside the running loop."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,7 +1,6 @@
-"""A request that is answered before its body has arrived: what is left of it is read off, within bounds.
-
-Who closes a connection on which the peer still writes resets it, and the peer loses the answer with it: Node's clients
-report EPIPE where we said 404 or 413.
+"""A request that is answered before its body has arrived: the rest of the body is read, within limits.
+Closing a connection while the peer still writes resets it, and the peer loses the answer with it. For example, Node's
+clients report EPIPE although we said 404 or 413.
 """
 
 import asyncio
@@ -10,16 +9,16 @@ from contextlib import suppress
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_REST_BYTES = 8 * 1024 * 1024
-"""Read and thrown away: a picture that was sent to be edited, or a prompt with one inside."""
+"""Maximum bytes to read and drop: a picture to be edited, or a prompt with one inside."""
 
 MAX_REST_S = 2.0
-"""Whoever has not sent the rest by then loses the connection, and perhaps the answer."""
+"""Maximum time for the rest. After it the client loses the connection, and perhaps the answer."""
 
 _ANNOUNCING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class UnreadBody:
-    """Around the whole application: the answer goes out at once, and its end waits for the rest of the body."""
+    """Wraps the whole application: the answer is sent at once, and its end waits for the rest of the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

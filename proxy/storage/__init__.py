@@ -1,1 +1,1 @@
-"""Stores for images, one file each; what looks after them; the spool."""
+"""Stores for images, one file each; their monitoring; the spool."""

@@ -1,5 +1,4 @@
-"""Images as files, for development and the demo: written beside their place, synced, then linked into it.
-
+"""Images as files, for development and the demo: written to a temporary name, synced, then linked into place.
 Not for production: one disk, no replicas, no CDN.
 """
 
@@ -22,17 +21,17 @@ from proxy.storage.streams import measured
 T = TypeVar("T")
 
 READ_BYTES = 16 * 1024
-"""As much of an image is held for a client that takes its time over its reply."""
+"""Bytes of an image in memory for a client that reads slowly."""
 
 WRITE_BYTES = 128 * 1024
-"""Gathered before a trip to a thread: a trip costs as much as writing this."""
+"""Bytes gathered before a call to a thread: the call costs as much as writing them."""
 
 
 PART = ".part"
-"""The end of an unfinished file's name."""
+"""Suffix of an unfinished file's name."""
 
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""What a disk may do at the next try that it did not at this one."""
+"""Errors of a disk that the next try may not have."""
 
 
 class LocalStore:
@@ -44,7 +43,7 @@ class LocalStore:
         self._root = root
 
     async def check(self) -> None:
-        """Can a file be made and published in it?"""
+        """Check that a file can be made and published in it."""
         upload = _Upload(self._root / f".check-{uuid4().hex}")
         try:
             await _on_disk(upload.publish, [b"check"])
@@ -56,13 +55,13 @@ class LocalStore:
             await asyncio.shield(asyncio.to_thread(upload.abort))
 
     def unwritable(self, refused: StoreFailed) -> str:
-        """What to do about a refusal that stays."""
+        """Say what to do about a lasting refusal."""
         return f"GHUB_STORAGE_URL: {self._root} is no folder in which this process can write: {refused}"
 
     async def put(
         self, path: str, chunks: Chunks, content_type: str, *, size_bytes: int | None = None, again: bool = False
     ) -> None:
-        """Publish all of `chunks`. The content type is the extension's."""
+        """Publish all of `chunks`. The extension gives the content type."""
         upload = _Upload(self._root / path, replace=again)
         gathered: list[bytes] = []
         waiting = 0
@@ -76,27 +75,27 @@ class LocalStore:
                         gathered, waiting = [], 0
             await _on_disk(upload.publish, gathered)
         except BaseException:
-            # In a thread too: the lock may be held for as long as the disk takes.
+            # In a thread too: the lock may be held as long as the disk needs.
             await asyncio.shield(asyncio.to_thread(upload.abort))
             raise
 
     async def read(self, path: str) -> AsyncGenerator[bytes]:
-        """A published image, from its beginning."""
+        """Read a published image from its beginning."""
         file = await _on_disk(io.FileIO, self._root / path)
         with file:
             while chunk := await _on_disk(file.read, READ_BYTES):
                 yield chunk
 
     async def delete(self, path: str) -> None:
-        """Remove a published image; one that is not there is no error."""
+        """Remove a published image. A missing one is no error."""
         await _on_disk(partial((self._root / path).unlink, missing_ok=True))
 
     async def exists(self, path: str) -> bool:
-        """Is it published?"""
+        """True if it is published."""
         return await _on_disk((self._root / path).is_file)
 
     async def objects(self) -> AsyncGenerator[StoredObject]:
-        """Every file in the folder but the unfinished."""
+        """Yield every file in the folder, except unfinished ones."""
         folders = os.walk(self._root, onerror=_unless_gone)
         while (found := await _on_disk(_next_folder, self._root, folders)) is not None:
             for item in found:
@@ -104,7 +103,7 @@ class LocalStore:
 
 
 async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
-    """Run in a thread. Only what the disk itself refuses is a StoreFailed: a source has OSErrors of its own."""
+    """Run in a thread. Only errors of the disk itself become StoreFailed: a source has its own OSErrors."""
     try:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
@@ -112,13 +111,13 @@ async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def _unless_gone(error: OSError) -> None:
-    """A folder may be removed while others are listed; any other error must not shorten the list in silence."""
+    """Ignore a folder that was removed during the listing; any other error must not shorten the list silently."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 def _next_folder(root: Path, folders: Iterator[tuple[str, list[str], list[str]]]) -> list[StoredObject] | None:
-    """The files of the walk's next folder, None after the last."""
+    """List the files of the walk's next folder; None after the last."""
     step = next(folders, None)
     if step is None:
         return None
@@ -133,8 +132,11 @@ def _next_folder(root: Path, folders: Iterator[tuple[str, list[str], list[str]]]
 
 
 class _Upload:
-    """One file on its way. A cancelled caller leaves a thread behind that may still be writing: the lock makes `abort`
-    the last word, whatever that thread was about to do."""
+    """One file on its way.
+
+    A cancelled caller leaves a thread that may still be writing. The lock makes sure that `abort` is final, whatever
+    that thread was going to do.
+    """
 
     def __init__(self, target: Path, *, replace: bool = False) -> None:
         self._target = target
@@ -168,13 +170,13 @@ class _Upload:
         with self._lock:
             self._aborted = True
             if self._file is not None:
-                with suppress(OSError):  # what the disk did not take before it does not take now
+                with suppress(OSError):  # what the disk did not accept before is lost
                     self._file.close()
-                with suppress(OSError):  # what is told is why the picture failed, not why its rest stays
+                with suppress(OSError):  # the picture's own error is reported, not a remaining file
                     self._written.unlink(missing_ok=True)
 
     def _move(self) -> None:
-        """Into its place, in one step; a link, unlike renaming, never takes the place of another file."""
+        """Move it into place, in one step. Unlike a rename, a link never replaces another file."""
         if self._replace:
             self._part.rename(self._target)
         else:

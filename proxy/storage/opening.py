@@ -1,4 +1,4 @@
-"""GHUB_STORAGE_URL → the store, and where everybody finds its images."""
+"""GHUB_STORAGE_URL → the store, and the public URL of its images."""
 
 import os
 from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ DEFAULT_REGION = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A store. `public_url` is what stands before an image's path, None where the gateway itself serves `folder`."""
+    """A store. `public_url` comes before an image's path; it is None if the gateway itself serves `folder`."""
 
     store: ImageStore
     public_url: str | None
@@ -30,9 +30,9 @@ class Opened:
 
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncGenerator[Opened]:
-    """The store that is set, with its own connections, closed at the end; it is not asked anything yet.
+    """Open the configured store, with its own connections, and close it at the end. No request is sent yet.
 
-    Raises SettingsError, and StoreMisconfigured where a part for it is not installed.
+    Raises SettingsError, and StoreMisconfigured if a package for it is not installed.
     """
     if settings.storage_url is None:
         raise SettingsError("GHUB_STORAGE_URL is not set; for a local folder it is file:///path/to/images")
@@ -46,7 +46,7 @@ async def open_store(settings: Settings) -> AsyncGenerator[Opened]:
 
 
 def public_url_of(settings: Settings) -> str | None:
-    """What stands before an image's path, without a connection; None where only a running gateway can say it."""
+    """Find the public URL before an image's path, without a connection; None if only a running gateway knows it."""
     address = urlsplit(settings.storage_url or "")
     bucket = dict(parse_qsl(address.query)).get("bucket")
     if settings.public_url is None and bucket and address.scheme.startswith("supabase+"):

@@ -1,4 +1,4 @@
-"""Does the store take an image at this moment, and give it back? It is seen by doing it, with a picture of our own."""
+"""A probe of the store: one of our own pictures is written, read back and removed."""
 
 import asyncio
 import hashlib
@@ -12,17 +12,17 @@ from proxy.media import png
 from proxy.ports import Chunks, ImageStore, StoreFailed, StoreMisconfigured
 
 PREFIX = "_probe/"
-"""Where probes lie: no organisation's folder, as those are UUIDs."""
+"""Folder of probes. It is not an organisation's folder, as those are UUIDs."""
 
 SIDE_PX = 1_200
-"""Three random bytes a pixel: 4.3 MB, the size of a large image. A limit that is below it is seen."""
+"""Side of the probe. At three random bytes a pixel it has 4.3 MB, like a large image, so a lower limit is detected."""
 
 PIECE_BYTES = 64 * 1024
-"""The longest piece in which the picture is given, as an image from upstream comes."""
+"""Maximum piece of the picture, like an image from upstream."""
 
 
 async def probe(store: ImageStore) -> None:
-    """Write a picture, read it back, and remove it. Raises StoreFailed, or StoreMisconfigured where it is refused."""
+    """Write a picture, read it back, and remove it. Raises StoreFailed, or StoreMisconfigured if it is refused."""
     path = f"{PREFIX}{uuid4()}.png"
     try:
         async with asyncio.timeout(STORE_PROBE_S):
@@ -32,7 +32,7 @@ async def probe(store: ImageStore) -> None:
                 raise StoreFailed(f"the store gave back something else than the probe {path}", again=True)
             await store.delete(path)
     except (StoreFailed, TimeoutError) as error:
-        with suppress(StoreFailed):  # what stays is found by the sweep
+        with suppress(StoreFailed):  # the sweep finds what stays
             await store.delete(path)
         if isinstance(error, TimeoutError):
             raise StoreFailed(f"the probe {path} was not done within {STORE_PROBE_S:g} s", again=True) from None
@@ -42,7 +42,7 @@ async def probe(store: ImageStore) -> None:
 
 
 def is_probe(path: str) -> bool:
-    """Is it the path of a probe, in the very form in which we write it?"""
+    """True if it is the path of a probe, in exactly the form in which we write it."""
     name = path.removeprefix(PREFIX).removesuffix(".png")
     try:
         return path == f"{PREFIX}{UUID(name)}.png"
@@ -51,7 +51,7 @@ def is_probe(path: str) -> bool:
 
 
 def picture() -> bytes:
-    """A valid PNG of random pixels: nothing on its way can make it smaller, or have it from before."""
+    """Make a valid PNG of random pixels: nobody on its way can compress it, or have it cached."""
     header = SIDE_PX.to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))  # 8 bits of red, green and blue
     rows = b"".join(b"\0" + os.urandom(3 * SIDE_PX) for _ in range(SIDE_PX))
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))

@@ -1,14 +1,14 @@
-"""Images in S3 and in what speaks its protocol: signed by botocore, sent by our own client, one PUT each.
+"""Images in S3 and in stores with its protocol: signed by botocore, sent by our own client, one PUT each.
 
 | store | address | what is different |
 |---|---|---|
-| AWS | `s3://bucket?region=eu-west-1` | it must be told the length; create-only holds, for two at once too |
+| AWS | `s3://bucket?region=eu-west-1` | it needs the length; create-only works, also for two at once |
 | R2 | `…?endpoint=https://<account>.r2.cloudflarestorage.com&region=auto` | |
 | MinIO | `…?endpoint=https://minio.example:9000` | create-only since 2024 |
 | GCS | `…?endpoint=https://storage.googleapis.com&region=auto` | HMAC keys; create-only is not documented |
 | Supabase | `…?endpoint=https://<project>.supabase.co/storage/v1/s3` | create-only is ignored: it overwrites |
 
-Where create-only is ignored, the paths' random request ids are what keeps one image from replacing another.
+If create-only is ignored, the paths' random request ids prevent one image from replacing another.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from proxy.storage.streams import (
 )
 
 PAGE = 1_000
-"""Entries of a listing at a time: the most that S3 gives."""
+"""Entries in one page of a listing: S3's maximum."""
 
 _AGAIN_CODES = frozenset({"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "SlowDown"})
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
@@ -44,10 +44,10 @@ _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
 class Signer:
-    """AWS signatures, version 4. `sign` may look for credentials on the network: it runs in a thread.
+    """AWS signatures, version 4. `sign` may look for credentials on the network, so call it in a thread.
 
-    Credentials come from botocore's chain (variables, profiles, web identity, instance roles), and are renewed by it.
-    Raises StoreMisconfigured where botocore is not installed.
+    Credentials come from botocore's chain (variables, profiles, web identity, instance roles), which renews them.
+    Raises StoreMisconfigured if botocore is not installed.
     """
 
     def __init__(self, region: str) -> None:
@@ -65,12 +65,12 @@ class Signer:
         self._botocore = botocore
         self._region = region
         self._session = botocore.session.Session()
-        # A body that is sent while it arrives has no hash beforehand; TLS is what protects it.
+        # A body that is sent while it arrives has no hash beforehand; TLS protects it.
         self._unsigned_payload = botocore.config.Config(s3={"payload_signing_enabled": False})
         self._loading = threading.Lock()
 
     def sign(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """`headers` and the signature's. Raises StoreFailed where there are no credentials."""
+        """Return `headers` with the signature's. Raises StoreFailed if there are no credentials."""
         request = self._botocore.awsrequest.AWSRequest(method, url, dict(headers))
         request.context["client_config"] = self._unsigned_payload
         self._botocore.auth.S3SigV4Auth(self._credentials(), "s3", self._region).add_auth(request)
@@ -88,22 +88,22 @@ class Signer:
 
 
 class _Refused(StoreFailed):
-    """The store's refusal: its own word, where it has one, and its status."""
+    """The store's refusal: its own code, if there is one, and its status."""
 
-    def __init__(self, code: str | None, response: httpx2.Response, asked: str) -> None:
+    def __init__(self, code: str | None, response: httpx2.Response, request: str) -> None:
         status = response.status_code
         again = code in _AGAIN_CODES or status in (408, 429) or status >= 500
-        super().__init__(f"the store refused: {code or f'status {status}'}, at {asked}", again=again)
+        super().__init__(f"the store refused: {code or f'status {status}'}, at {request}", again=again)
         self.code = code
         self.status = status
         self.region = response.headers.get("x-amz-bucket-region", "")
 
 
 class S3:
-    """A bucket. `endpoint` is None for AWS itself; with one, the bucket is the first part of the path.
+    """A bucket. `endpoint` is None for AWS itself; otherwise the bucket is the first part of the path.
 
-    `client` is `outbound.store_client()`, whose time-outs bound every call. Raises StoreMisconfigured where botocore
-    is not installed.
+    `client` is `outbound.store_client()`, whose timeouts apply to every call. Raises StoreMisconfigured if botocore is
+    not installed.
     """
 
     needs_length = True
@@ -119,7 +119,7 @@ class S3:
         self._page = page
 
     async def check(self) -> None:
-        """Is there a bucket that our credentials may use? Whether everybody may read from it cannot be seen here."""
+        """Check that there is a bucket that our credentials may use. Public reading cannot be checked here."""
         try:
             async with self._ask("HEAD", ""):
                 pass
@@ -136,7 +136,7 @@ class S3:
             ) from failed
 
     def unwritable(self, refused: StoreFailed) -> str:
-        """Where the bucket may be used and a probe in it was refused: the sentence that says what to do."""
+        """Say what to do if the bucket may be used, but a probe in it was refused."""
         if not isinstance(refused, _Refused):
             return f"GHUB_STORAGE_URL: the store does not keep an image ({refused})"
         if refused.status == 413:
@@ -168,13 +168,13 @@ class S3:
         await upload(chunks, size_bytes, send)
 
     async def read(self, path: str) -> AsyncGenerator[bytes]:
-        """A published image, from its beginning."""
+        """Read a published image from its beginning."""
         async with self._ask("GET", path) as response:
             async for chunk in response.aiter_raw():
                 yield chunk
 
     async def delete(self, path: str) -> None:
-        """Remove a published image; one that is not there is no error."""
+        """Remove a published image. A missing one is no error."""
         try:
             async with self._ask("DELETE", path):
                 pass
@@ -183,7 +183,7 @@ class S3:
                 raise
 
     async def exists(self, path: str) -> bool:
-        """Is it published? AWS says so only to who may list the bucket."""
+        """True if it is published. AWS answers this only to those who may list the bucket."""
         try:
             async with self._ask("HEAD", path):
                 return True
@@ -193,7 +193,7 @@ class S3:
             raise
 
     async def objects(self) -> AsyncGenerator[StoredObject]:
-        """Everything in the bucket, by name."""
+        """Yield everything in the bucket, by name."""
         token: str | None = ""
         while token is not None:
             query = {"list-type": "2", "max-keys": str(self._page), "encoding-type": "url"}
@@ -214,7 +214,7 @@ class S3:
         headers: Mapping[str, str] | None = None,
         content: Chunks | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """An answer that is no refusal. Raises StoreFailed."""
+        """Send a request; yield an answer that is not a refusal. Raises StoreFailed."""
         url = f"{self._url}/{quote(path, safe='/~')}"
         if query:
             url += f"?{urlencode(query, quote_via=quote, safe='~')}"
@@ -229,7 +229,7 @@ class S3:
             raise away(error, request_of(method, url)) from error
 
     def _why(self, refused: _Refused) -> str:
-        """What to do about a refusal that stays."""
+        """Say what to do about a lasting refusal."""
         match refused.status:
             case 404:
                 return f"GHUB_STORAGE_URL: there is no bucket {self._bucket!r}; make it"
@@ -246,7 +246,7 @@ class S3:
 
 
 def bucket_url(bucket: str, region: str, endpoint: str | None) -> str:
-    """Where a bucket's objects lie. A certificate of AWS covers no name with dots before `.s3`."""
+    """Build the URL of a bucket's objects. AWS' certificate covers no name with dots before `.s3`."""
     if endpoint is not None:
         return f"{endpoint.rstrip('/')}/{bucket}"
     if "." in bucket:
@@ -254,13 +254,13 @@ def bucket_url(bucket: str, region: str, endpoint: str | None) -> str:
     return f"https://{bucket}.s3.{region}.amazonaws.com"
 
 
-def _refusal(response: httpx2.Response, body: bytes, asked: str) -> _Refused:
+def _refusal(response: httpx2.Response, body: bytes, request: str) -> _Refused:
     code = _CODE.search(body)
-    return _Refused(code[1].decode() if code else None, response, asked)
+    return _Refused(code[1].decode() if code else None, response, request)
 
 
 def _listing(body: bytes) -> tuple[list[StoredObject], str | None]:
-    """A page of a listing and the token of the next one, None after the last. Raises StoreFailed."""
+    """Parse a page of a listing and the next page's token, None after the last. Raises StoreFailed."""
     try:
         page = ElementTree.fromstring(body)  # noqa: S314  # bounded in size, and expat bounds what entities become
         decoded = unquote if page.findtext("{*}EncodingType") == "url" else str

@@ -1,4 +1,4 @@
-"""Bounded disk space for pictures that cannot be read twice, or whose length must be known before they are sent on."""
+"""Limited disk space for pictures that cannot be read twice, or whose length must be known before sending."""
 
 import asyncio
 import tempfile
@@ -19,22 +19,22 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 PREFIX = "ghub-spool-"
-"""Of our files' names, for the moment in which they have one."""
+"""Prefix of our files' names, while they have one."""
 
 READ_BYTES = 64 * 1024
 
 STUCK_S = 1.0
-"""A reader that takes nothing for so long no longer holds the upstream back: its upload will fail, or go on later."""
+"""Time after which a stuck reader no longer slows the upstream: its upload will fail, or go on later."""
 
 TAKEN = Gauge("ghub_spool_bytes", "Bytes of pictures in the spool, memory and disk")
 FULL = Counter("ghub_spool_full_total", "Pictures given up as the spool was full")
 
 
 class Spool:
-    """One folder and one bound, in bytes, for all pictures of a process.
+    """One folder and one limit, in bytes, for all pictures of a process.
 
-    A file loses its name as soon as it is made, so that it ends with the process, however that ends. On a file system
-    that cannot do so at once a crash may leave a name behind: `clean` removes those at start.
+    A file's name is removed as soon as it is made, so the file ends with the process, however that ends. On a file
+    system without this feature, a crash may leave a name: `clean` removes it at start.
     """
 
     def __init__(self, folder: Path, max_bytes: int, *, wait_s: float = SPOOL_WAIT_S) -> None:
@@ -44,7 +44,7 @@ class Spool:
         self._turns = Turns(Bound(max_bytes))
 
     def clean(self) -> None:
-        """Make the folder, and remove what a crash left. Raises OSError where the folder cannot be used."""
+        """Make the folder, and remove what a crash left. Raises OSError if the folder cannot be used."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{PREFIX}*"):
             log.warning("spool_cleaned", bytes=left.stat().st_size)
@@ -57,30 +57,32 @@ class Spool:
         return self._turns.shares
 
     def part(self, of: float) -> int:
-        """So much of all of it, in bytes; `of` is from 0 to 1."""
+        """Compute a fraction of the spool in bytes; `of` is from 0 to 1."""
         return int(of * self._max_bytes)
 
     async def take(self, org_id: str, size_bytes: int) -> None:
-        """Room for so many more bytes; a full spool is waited for, in turns. Raises PictureLost."""
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await self._turns.take(org_id, size_bytes)
-        except TimeoutError:
-            FULL.inc()
-            raise PictureLost("the spool is full") from None
+        """Take room for this many more bytes. If the spool is full, wait for a turn. Raises PictureLost."""
+        if not self._turns.take_now(org_id, size_bytes):
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    await self._turns.take(org_id, size_bytes)
+            except TimeoutError:
+                FULL.inc()
+                raise PictureLost("the spool is full") from None
         TAKEN.set(self.shares.taken)
 
     def give_back(self, org_id: str, size_bytes: int) -> None:
-        """Of a picture that is stored or given up."""
+        """Give back the room of a picture that is stored or given up."""
         self._turns.give_back(org_id, size_bytes)
         TAKEN.set(self.shares.taken)
 
 
 class Copy:
-    """One picture in the spool: filled once, and read from its beginning as often as it takes, also while it grows.
+    """One picture in the spool: filled once, and read from its beginning as often as needed, even while it grows.
 
-    A reader that follows the growing copy holds its filling back: the upstream is read no faster than the store
-    takes it. Only the newest reader counts. The last bytes stay in memory, so a small picture never sees the disk.
+    A reader that follows the growing copy slows its filling, so the upstream is read no faster than the store accepts.
+    Only the newest reader counts. It is given bytes from memory as long as it keeps up; the disk is for those who begin
+    again. The last bytes stay in memory, so a small picture is never written to disk.
     """
 
     def __init__(self, spool: Spool, org_id: str) -> None:
@@ -88,7 +90,8 @@ class Copy:
         self._org_id = org_id
         self._file: _File | None = None
         self._on_disk_bytes = 0
-        self._tail = bytearray()
+        self._memory = bytearray()
+        self._memory_at = 0  # what came before it is on the disk only
         self._whole = False
         self._failure: Exception | None = None
         self._grown = asyncio.Event()
@@ -99,35 +102,35 @@ class Copy:
         self.size_bytes = 0
 
     async def fill(self, pieces: Chunks) -> None:
-        """Take all of `pieces` in. Raises what they raise, and PictureLost where there is no room; then call `fail`."""
+        """Take in all of `pieces`. Raises their error, or PictureLost if there is no room; then call `fail`."""
         async for piece in pieces:
             await self._spool.take(self._org_id, len(piece))
             self.size_bytes += len(piece)
-            self._tail += piece
+            self._memory += piece
             self._grown.set()
-            if len(self._tail) > SPOOL_MEMORY_BYTES:
+            if self.size_bytes - self._on_disk_bytes > SPOOL_MEMORY_BYTES:
                 await self._to_disk()
             await self._in_step()
         self._whole = True
         self._grown.set()
 
     def fail(self, error: Exception) -> None:
-        """It will never be whole: whoever reads it gets `error` in the end's place."""
+        """Declare that it will never be whole: its readers get `error` instead of its end."""
         self._failure = error
         self._grown.set()
 
     @property
     def known_bytes(self) -> int | None:
-        """Its length, once it is whole."""
+        """Length, once it is whole."""
         return self.size_bytes if self._whole else None
 
     async def whole(self) -> None:
-        """Wait until it is. Raises what `fail` was told."""
+        """Wait until it is whole. Raises the error of `fail`."""
         while not self._whole:
             await self._growth()
 
     async def read(self) -> AsyncIterator[bytes]:
-        """All of it, from the beginning. Raises what `fail` was told."""
+        """Read all of it from the beginning. Raises the error of `fail`."""
         me = self._reader = object()
         at = self._read_bytes = 0
         while at < self.size_bytes or not self._whole:
@@ -144,16 +147,16 @@ class Copy:
                 self._moved.set()
 
     def let_go(self) -> None:
-        """The reader is gone: nothing holds the filling back any more."""
+        """Remove the reader, so that it no longer slows the filling."""
         self._reader = None
         self._moved.set()
 
     async def close(self) -> None:
-        """Give its room back; a reader that is left behind reads no further."""
+        """Give its room back. A remaining reader can read no further."""
         self._closed = True
         if self._file is not None:
             await asyncio.to_thread(self._file.close)
-        self._tail = bytearray()
+        self._memory = bytearray()
         self._spool.give_back(self._org_id, self.size_bytes)
 
     async def _growth(self) -> None:
@@ -172,19 +175,21 @@ class Copy:
                 self._reader = None
 
     async def _chunk(self, at: int) -> bytes:
-        if at >= self._on_disk_bytes:
-            start = at - self._on_disk_bytes
-            return bytes(self._tail[start : start + READ_BYTES])
+        if at >= self._memory_at:
+            start = at - self._memory_at
+            return bytes(memoryview(self._memory)[start : start + READ_BYTES])
         assert self._file is not None
-        return await _on_disk(self._file.read, at, min(READ_BYTES, self._on_disk_bytes - at))
+        return await _on_disk(self._file.read, at, min(READ_BYTES, self._memory_at - at))
 
     async def _to_disk(self) -> None:
-        """The tail may be read until it lies on the disk as a whole."""
+        """Write what is not there yet, and forget what the reader has passed."""
         if self._file is None:
             self._file = _File(self._spool.folder)
-        await _on_disk(self._file.append, self._tail)
-        self._on_disk_bytes += len(self._tail)
-        self._tail = bytearray()
+        await _on_disk(self._file.append, self._memory[self._on_disk_bytes - self._memory_at :])
+        self._on_disk_bytes = self.size_bytes
+        passed = self._on_disk_bytes if self._reader is None else self._read_bytes
+        del self._memory[: max(0, passed - self._memory_at)]
+        self._memory_at = max(self._memory_at, passed)
 
 
 async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
@@ -196,7 +201,10 @@ async def _on_disk(work: Callable[..., T], *arguments: Any) -> T:
 
 
 class _File:
-    """A cancelled caller leaves a thread behind that still works on it: the lock makes `close` the last word."""
+    """A file in threads.
+
+    A cancelled caller leaves a thread that still uses it; the lock makes sure that `close` is final.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

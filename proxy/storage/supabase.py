@@ -1,9 +1,9 @@
 """Images in Supabase Storage, each one streamed as the body of a single request.
 
-What its server does was measured, not read: `tests/stores/supabase.py` does the same. It answers nearly every error as
-HTTP 400, with the real status as a string in the body. A connection that breaks off leaves nothing behind, and the
-object that was there before. An upload that ends properly with no bytes is an object of no bytes. A body of unknown
-length passes the bucket's limit. Create-only is looked at when an upload begins: of two at the same time both succeed.
+The server's behaviour was measured, not read: `tests/stores/supabase.py` does the same. It answers nearly every error
+as HTTP 400, with the real status as a string in the body. A connection that breaks off leaves nothing new, and the old
+object stays. An upload that ends properly with no bytes is an object of no bytes. A body of unknown length passes the
+bucket's limit. Create-only is checked when an upload begins: of two at the same time both succeed.
 """
 
 import re
@@ -33,10 +33,10 @@ from proxy.storage.streams import (
 )
 
 PAGE = 1_000
-"""Entries of a listing at a time; the server gives at most 1,500."""
+"""Entries in one page of a listing; the server gives at most 1,500."""
 
 IMAGE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/avif"})
-"""What a bucket must take: the formats that upstreams make."""
+"""Types that a bucket must accept: the formats that upstreams make."""
 
 _AGAIN_CODES = frozenset({"SlowDown", "too_many_connections", "LockTimeout", "ResourceLocked", "DatabaseTimeout"})
 _AGAIN_STATUSES = frozenset({408, 423, 425, 429})
@@ -45,7 +45,7 @@ _CODE = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 
 class Auth(Protocol):
-    """Who we are to the store. `variable` is the one to mend when it does not believe us."""
+    """Our credentials for the store. `variable` is the setting to correct if the store refuses them."""
 
     variable: str
 
@@ -53,7 +53,7 @@ class Auth(Protocol):
 
 
 class Key:
-    """A key of the project: a legacy service_role JWT, or `sb_secret_…`, which its gateway wants to see twice."""
+    """A key of the project: a legacy service_role JWT, or `sb_secret_…`, which its gateway requires in two headers."""
 
     variable = "GHUB_STORAGE_KEY"
 
@@ -65,7 +65,7 @@ class Key:
 
 
 class MintedTokens:
-    """Service tokens of our own, with the project's JWT secret; each is used for half of its `life_s`."""
+    """Service tokens that we make with the project's JWT secret; each is used for half of its `life_s`."""
 
     variable = "GHUB_STORAGE_JWT_SECRET"
 
@@ -86,23 +86,23 @@ class MintedTokens:
 
 
 def public_url(url: str, bucket: str) -> str:
-    """Where everybody finds the images of a public bucket."""
+    """Build the public URL of a public bucket's images."""
     return f"{url}/object/public/{quote(bucket)}"
 
 
 class _Refused(StoreFailed):
-    """The store's refusal. `code` is the store's own word, where it has one; `status` the one that it means."""
+    """The store's refusal. `code` is the store's own code, if there is one; `status` is the real status."""
 
-    def __init__(self, code: str | None, status: int, asked: str) -> None:
+    def __init__(self, code: str | None, status: int, request: str) -> None:
         again = code in _AGAIN_CODES or status in _AGAIN_STATUSES or status >= 500
-        super().__init__(f"the store refused: {code or f'status {status}'}, at {asked}", again=again)
+        super().__init__(f"the store refused: {code or f'status {status}'}, at {request}", again=again)
         self.code = code
         self.status = status
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A line of a folder's listing: a file, or a folder of which nothing but the name is known."""
+    """A line of a folder's listing: a file, or a folder of which only the name is known."""
 
     name: str
     file: tuple[int, datetime] | None
@@ -110,17 +110,17 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Of the flat list; `cursor` is where the next one begins, None after the last."""
+    """A page of the flat list; `cursor` begins the next one, None after the last."""
 
     objects: list[StoredObject]
     cursor: str | None
 
 
 class Supabase:
-    """A bucket. `url` ends in `/storage/v1`; `client` is `outbound.store_client()`, whose time-outs bound every call.
+    """A bucket. `url` ends in `/storage/v1`; `client` is `outbound.store_client()`, whose timeouts apply to every call.
 
-    What is listed may be deleted on the way. An older server lists folder by folder, and by offset: a whole folder's
-    names, about 200 bytes each, are read before it goes into one of them.
+    Listed objects may be deleted during the listing. An older server lists by folder and offset: a whole folder's
+    names, about 200 bytes each, are read before its subfolders.
     """
 
     needs_length = False
@@ -133,7 +133,7 @@ class Supabase:
         self._page = page
 
     async def check(self) -> None:
-        """Is there a public bucket that takes our images? A limit of the whole project cannot be seen from here."""
+        """Check that a public bucket accepts our images. A limit of the whole project cannot be checked here."""
         try:
             async with self._ask("GET", f"/bucket/{quote(self._bucket)}") as response:
                 bucket = _parsed(await document(response, ERROR_BYTES))
@@ -146,7 +146,7 @@ class Supabase:
         self._check_bucket(bucket)
 
     def unwritable(self, refused: StoreFailed) -> str:
-        """Where the bucket may be seen and a probe in it was refused: the sentence that says what to do."""
+        """Say what to do if the bucket may be seen, but a probe in it was refused."""
         if not isinstance(refused, _Refused):
             return f"GHUB_STORAGE_URL: the store does not keep an image ({refused})"
         if refused.status == 413:
@@ -175,21 +175,21 @@ class Supabase:
         await upload(chunks, size_bytes, send)
 
     async def read(self, path: str) -> AsyncGenerator[bytes]:
-        """A published image, from its beginning."""
+        """Read a published image from its beginning."""
         async with self._ask("GET", self._object(path)) as response:
             async for chunk in response.aiter_raw():
                 yield chunk
 
     async def delete(self, path: str) -> None:
-        """Remove a published image; one that is not there is no error."""
+        """Remove a published image. A missing one is no error."""
         await self._is_there("DELETE", self._object(path))
 
     async def exists(self, path: str) -> bool:
-        """Is it published?"""
+        """True if it is published."""
         return await self._is_there("GET", f"/object/info/{quote(self._bucket)}/{quote(path)}")
 
     async def objects(self) -> AsyncGenerator[StoredObject]:
-        """Everything in the bucket, by name; folder by folder where the server is too old for that."""
+        """Yield everything in the bucket, by name; folder by folder if the server is too old for a flat list."""
         try:
             page = await self._page_after(None)
         except _Refused as refused:
@@ -206,12 +206,12 @@ class Supabase:
             page = await self._page_after(page.cursor)
 
     async def _page_after(self, cursor: str | None) -> _Page:
-        """A page of the flat list. A cursor costs the same wherever it stands, and does not mind what is deleted."""
+        """Read a page of the flat list. A cursor costs the same anywhere, and deletions do not disturb it."""
         query = {"limit": self._page, "with_delimiter": False} | ({} if cursor is None else {"cursor": cursor})
         async with self._ask("POST", f"/object/list-v2/{quote(self._bucket)}", json=query) as response:
             page = _page_of(_parsed(await document(response, LISTING_BYTES)))
         if page.cursor is not None and page.cursor == cursor:
-            raise _unreadable()  # it would never end
+            raise _unreadable()  # otherwise it would never end
         return page
 
     async def _by_folder(self) -> AsyncGenerator[StoredObject]:
@@ -234,7 +234,7 @@ class Supabase:
         content: Chunks | None = None,
         json: Any = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """An answer that is no refusal. Raises StoreFailed."""
+        """Send a request; yield an answer that is not a refusal. Raises StoreFailed."""
         sent = {"accept-encoding": "identity", **self._auth.headers(), **(headers or {})}
         url = f"{self._url}{path}"
         try:
@@ -247,7 +247,7 @@ class Supabase:
             raise away(error, request_of(method, url)) from error
 
     async def _is_there(self, method: str, path: str) -> bool:
-        """Whether the object was there when this was asked of it."""
+        """Send a request about an object; returns whether the object was there."""
         try:
             async with self._ask(method, path) as response:
                 await document(response, ERROR_BYTES)
@@ -258,7 +258,7 @@ class Supabase:
         return True
 
     async def _entries(self, folder: str) -> list[_Entry]:
-        """What lies in a folder. By name, as an entry that comes between two pages may be seen twice."""
+        """Read a folder. The result is by name, because an entry added between two pages may be seen twice."""
         found: dict[str, _Entry] = {}
         for offset in range(0, 2**31, self._page):
             query = {
@@ -296,7 +296,7 @@ class Supabase:
             )
 
     def _why(self, refused: _Refused) -> str:
-        """What to do about a refusal that stays."""
+        """Say what to do about a lasting refusal."""
         if refused.code == "NoSuchBucket":
             return (
                 f"GHUB_STORAGE_URL: there is no bucket {self._bucket!r}, or {self._auth.variable} is not one of a "
@@ -317,26 +317,26 @@ _NOT_SUPABASE = (
 
 
 def _parsed(body: bytes) -> Any:
-    """JSON, or None where it is none."""
+    """Parse JSON; None if it is invalid."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
 
 
-def _refusal(http_status: int, body: bytes, asked: str) -> _Refused:
-    """By the code in the body, then by the status in it, then by the one of HTTP: that is nearly always 400."""
+def _refusal(http_status: int, body: bytes, request: str) -> _Refused:
+    """Build a refusal by the code in the body, then its status, then HTTP's status, which is nearly always 400."""
     error = _parsed(body)
     if not isinstance(error, dict):
-        return _Refused(None, http_status, asked)
+        return _Refused(None, http_status, request)
     code, status = error.get("code", error.get("error")), str(error.get("statusCode"))
     known = isinstance(code, str) and _CODE.fullmatch(code)
     meant = int(status) if re.fullmatch(r"[1-5][0-9]{2}", status) else http_status
-    return _Refused(code if known else None, meant, asked)
+    return _Refused(code if known else None, meant, request)
 
 
 def _entries_of(page: Any) -> list[_Entry]:
-    """Raises StoreFailed where it is no listing."""
+    """Parse a folder's listing. Raises StoreFailed if it is none."""
     try:
         return [_entry(line) for line in page]
     except (TypeError, KeyError, ValueError) as error:
@@ -344,7 +344,7 @@ def _entries_of(page: Any) -> list[_Entry]:
 
 
 def _page_of(page: Any) -> _Page:
-    """Raises StoreFailed where it is none."""
+    """Parse a page of the flat list. Raises StoreFailed if it is none."""
     try:
         found = [StoredObject(line.get("key") or line["name"], *_facts(line)) for line in page["objects"]]
         cursor = str(page["nextCursor"]) if page["hasNext"] else None
@@ -362,7 +362,7 @@ def _entry(line: Mapping[str, Any]) -> _Entry:
 
 
 def _facts(line: Mapping[str, Any]) -> tuple[int, datetime]:
-    """Size and time of a listed object. An upload in parts has no facts until it ends."""
+    """Read size and time of a listed object. A multipart upload has no size until it ends."""
     size = (line["metadata"] or {}).get("size", 0)
     return int(size), datetime.fromisoformat(line["updated_at"]).astimezone(UTC)
 

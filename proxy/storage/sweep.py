@@ -1,4 +1,4 @@
-"""Which stored objects are nobody's? One is deleted only where that is proven (rule 32); all others stay."""
+"""Stored objects that belong to nobody. One is deleted only if that is proven (rule 32); all others stay."""
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from proxy.storage.probe import is_probe
 
 
 class Finding(Enum):
-    """What an object is. The values are for a person."""
+    """Kinds of objects. The values are text for a person."""
 
     CHARGED = "a charged image"
     YOUNG = "younger than the sweep age"
@@ -29,13 +29,13 @@ class Finding(Enum):
 
     @property
     def orphan(self) -> bool:
-        """Is it proven that nobody was given it, and nobody will be?"""
+        """True if it is proven that nobody has got it, and nobody will."""
         return self in (Finding.VOID, Finding.NOT_DELIVERED, Finding.NO_ORDER, Finding.PROBE)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One object; `why` adds to the finding what stands in the way of a proof."""
+    """One object; `why` adds to the finding what prevents a proof."""
 
     object: StoredObject
     finding: Finding
@@ -43,11 +43,11 @@ class Found:
 
 
 BATCH = 500
-"""Objects that are asked about in one query."""
+"""Objects in one query."""
 
 
 class Sweep:
-    """One look at a store. `age`: younger objects are never touched."""
+    """One pass over a store. `age`: younger objects are never touched."""
 
     def __init__(
         self, store: ImageStore, ledger: Ledger, wallet: Wallet, presence: Presence, *, now: datetime, age: timedelta
@@ -61,13 +61,13 @@ class Sweep:
         self._wallets: dict[str, str] = {}
 
     async def run(self, *, delete: bool) -> AsyncIterator[Found]:
-        """Every object; with `delete`, orphans are deleted as they are found.
+        """Yield every object; with `delete`, orphans are deleted when found.
 
         Raises StoreFailed, StoreMisconfigured and LedgerAway.
         """
-        await self._store.check()  # a store may show an empty list to whoever may not see what is in it
+        await self._store.check()  # without the right to list it, a store may return an empty list
         async for batch in _batches(self._store.objects()):
-            # The proof is looked for first: what is booked between it and the look at the orders is seen by both.
+            # The proof comes first: whatever is booked between it and the query of the orders is seen by both.
             for org_id in {item.path.partition("/")[0] for item in batch if self._may_go(item)}:
                 await self._unbooked(org_id)
             ended = await self._ledger.ended([request for item in batch if (request := _request_of(item.path))])
@@ -92,27 +92,28 @@ class Sweep:
             return Found(item, Finding.UNPROVEN, obstacle)
         if order is not None and order.charged:
             return Found(item, Finding.NOT_DELIVERED)
-        # An order that ended without a charge, too: a journal may have brought one since, and the stream has it.
+        # Also for an order that ended without a charge: a journal may have brought one since, which is still in the
+        # stream.
         if obstacle := await self._unbooked(item.path.partition("/")[0]):
             return Found(item, Finding.UNPROVEN, obstacle)
         return Found(item, Finding.NO_ORDER if order is None else Finding.VOID)
 
     def _may_go(self, item: StoredObject) -> bool:
-        """Does it need a proof, as far as its path and its age tell?"""
+        """True if its path and its age allow a deletion, so it needs a proof."""
         return item.modified_at <= self._before and _request_of(item.path) is not None
 
     async def _unreplayed(self) -> str:
-        """Why a journal may still charge an order whose hold ran out; empty where none can."""
+        """Find why a journal may still charge an order whose hold expired; empty if none can."""
         if self._journals is None:
             open_ = await journals(self._ledger, self._presence)
             self._journals = f"{len(open_)} journals of gateways are not replayed" if open_ else ""
         return self._journals
 
     async def _unbooked(self, org_id: str) -> str:
-        """Why an order of this organisation may still come into the ledger; empty where all of them have.
+        """Find why an order of this organisation may still reach the ledger; empty if all have.
 
-        An order is older than the sweep age here, and no hold lives nearly as long: what the wallet has not numbered by
-        now ends without a charge.
+        Orders here are older than the sweep age, and no hold lives nearly as long. So an order that the wallet has not
+        numbered by now ends without a charge.
         """
         if org_id not in self._wallets:
             self._wallets[org_id] = await self._unreplayed() or await self._look_at(org_id)
@@ -145,12 +146,12 @@ async def _batches(objects: AsyncIterator[StoredObject]) -> AsyncIterator[list[S
 
 
 def _request_of(path: str) -> str | None:
-    """The request's id of `<org>/<request>/<i>.<ext>`, in the very form in which we write it; None for any other."""
+    """Find the request's id in `<org>/<request>/<i>.<ext>`, in exactly our form; None for any other path."""
     org_id, _, rest = path.partition("/")
-    request_id, _, name = rest.partition("/")
+    order_id, _, name = rest.partition("/")
     index, _, extension = name.partition(".")
-    ours = _is_uuid([org_id, request_id]) and index.isascii() and index.isdigit() and extension.isalnum()
-    return request_id if ours else None
+    ours = _is_uuid([org_id, order_id]) and index.isascii() and index.isdigit() and extension.isalnum()
+    return order_id if ours else None
 
 
 def _is_uuid(texts: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Would the store take our images at this moment? An order that cannot be stored is not bought."""
+"""Whether the store would take our images now. No order is accepted if its images cannot be stored."""
 
 import asyncio
 from contextlib import suppress
@@ -12,44 +12,46 @@ from proxy.storage.probe import probe
 log = structlog.get_logger(__name__)
 
 MAX_FAILURES = 2
-"""Looks and uploads in a row that fail before orders are refused: one may be a hiccup, which uploads outlive by
-themselves."""
+"""Failed checks and uploads in a row before orders are refused.
+
+A single one may be a short problem, and uploads survive it by themselves.
+"""
 
 
 class StoreWatch:
-    """Looks at the store from time to time, and learns from uploads. `reason` is None, or the sentence with which
-    admission is refused.
+    """Checks the store at intervals, and learns from uploads.
 
-    A look asks the store about itself. That says little of writing: so where something has failed, and at the start,
-    it also writes a probe, and nothing but a probe that came back opens admission again.
+    `reason` is None, or the sentence with which admission is refused. A check asks the store about itself, which proves
+    little about writing. So after a failure, and at the start, it also writes a probe. Only a probe that came back
+    opens admission again.
     """
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
-        self._failures = MAX_FAILURES  # nothing is known of it yet
+        self._failures = MAX_FAILURES  # nothing is known yet
         self._doubted = True
         self._look_now = asyncio.Event()
         self.reason: str | None = None
 
     def stored(self) -> None:
-        """An upload went well: failures are no longer in a row. It does not open what is shut."""
+        """Record a successful upload: failures are no longer in a row. It does not reopen admission."""
         if self.reason is None:
             self._failures = 0
 
     def failing(self) -> None:
-        """The store failed an upload that will be made again: a look that writes is made now."""
+        """Record an upload that failed and will be repeated: a check with a probe follows at once."""
         self._doubt()
 
     def failed(self) -> None:
-        """The store failed an upload for good: that is a look that failed."""
+        """Record an upload that failed for good: it counts as a failed check."""
         was_open = self.reason is None
         self._count()
         if was_open and self.reason is not None:
             log.warning("store_away", error="uploads fail in a row")
-            self._look_now.set()  # it may have been the one picture: the probe tells
+            self._look_now.set()  # perhaps only this picture failed: the probe will show
 
     async def look(self) -> None:
-        """One look. Raises StoreMisconfigured."""
+        """Check once. Raises StoreMisconfigured."""
         try:
             await self._store.check()
             if self._doubted:
@@ -65,7 +67,7 @@ class StoreWatch:
             self._failures, self._doubted, self.reason = 0, False, None
 
     async def run(self, every_s: float) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):

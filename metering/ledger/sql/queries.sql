@@ -7,74 +7,51 @@ SELECT coalesce(max(version), 0) FROM schema_version;
 INSERT INTO organizations (id, name, plan, created_at) VALUES (:org_id, :name, :plan, :created_at);
 
 -- name: org
-SELECT
-    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
-    images_per_month, micro_mxn_per_month
-FROM organizations WHERE id = :ref OR name = :ref;
+SELECT id, name, plan, created_at, suspended_at, {limit} FROM organizations WHERE id = :ref OR name = :ref;
 
 -- name: orgs
-SELECT
-    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
-    images_per_month, micro_mxn_per_month
-FROM organizations WHERE (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
+SELECT id, name, plan, created_at, suspended_at, {limit} FROM organizations
+WHERE (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
 
 -- name: orgs_of
-SELECT
-    id, name, plan, created_at, suspended_at, requests_per_minute, images_per_minute, in_flight, images_per_day,
-    images_per_month, micro_mxn_per_month
-FROM organizations WHERE id IN (:ids) ORDER BY created_at, id;
+SELECT id, name, plan, created_at, suspended_at, {limit} FROM organizations WHERE id IN (:ids) ORDER BY created_at, id;
 
 -- name: set_org
 UPDATE organizations SET name = :name, plan = :plan, suspended_at = :suspended_at WHERE id = :org_id;
 
 -- name: set_limits
-UPDATE organizations SET
-    requests_per_minute = :requests_per_minute, images_per_minute = :images_per_minute, in_flight = :in_flight,
-    images_per_day = :images_per_day, images_per_month = :images_per_month, micro_mxn_per_month = :micro_mxn_per_month
-WHERE id = :org_id;
+UPDATE organizations SET {limit = :limit} WHERE id = :org_id;
 
 -- name: plans
-SELECT
-    name, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
-FROM plans ORDER BY name;
+SELECT name, {limit} FROM plans ORDER BY name;
 
 -- name: set_plan
-INSERT INTO plans (
-    name, requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month, at
-) VALUES (
-    :name, :requests_per_minute, :images_per_minute, :in_flight, :images_per_day, :images_per_month,
-    :micro_mxn_per_month, :at
-) ON CONFLICT (name) DO UPDATE SET
-    requests_per_minute = excluded.requests_per_minute, images_per_minute = excluded.images_per_minute,
-    in_flight = excluded.in_flight, images_per_day = excluded.images_per_day,
-    images_per_month = excluded.images_per_month, micro_mxn_per_month = excluded.micro_mxn_per_month, at = excluded.at;
+INSERT INTO plans (name, {limit}, at) VALUES (:name, {:limit}, :at)
+ON CONFLICT (name) DO UPDATE SET {limit = excluded.limit}, at = excluded.at;
 
 -- name: drop_plan
 DELETE FROM plans WHERE name = :name;
 
 -- name: change_all
--- Every organisation, for one of a plan that is no more has the default's limits.
+-- All organisations change, because one whose plan no longer exists has the default plan's limits.
 INSERT INTO changes (org_id, what, at) SELECT id, :what, :at FROM organizations ORDER BY id;
 
 -- name: create_key
 INSERT INTO api_keys (
-    id, org_id, name, hash, created_at, expires_at, models, read, response_format, origins, replaces,
-    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+    id, org_id, name, hash, created_at, expires_at, models, read, response_format, origins, replaces, {limit}
 ) VALUES (
     :key_id, :org_id, :name, :key_hash, :created_at, :expires_at, :models, :read, :response_format, :origins, :replaces,
-    :requests_per_minute, :images_per_minute, :in_flight, :images_per_day, :images_per_month, :micro_mxn_per_month
+    {:limit}
 );
 
 -- name: keys
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
-    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces, {limit}
 FROM api_keys WHERE org_id = :org_id AND (created_at, id) > (:after_at, :after_id) ORDER BY created_at, id LIMIT :page;
 
 -- name: keys_of
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
-    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces, {limit}
 FROM api_keys WHERE org_id IN (:ids) ORDER BY created_at, id;
 
 -- name: origins
@@ -83,8 +60,7 @@ WHERE origins <> '' AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at
 
 -- name: key
 SELECT
-    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces,
-    requests_per_minute, images_per_minute, in_flight, images_per_day, images_per_month, micro_mxn_per_month
+    id, org_id, name, hash, created_at, revoked_at, expires_at, models, read, response_format, origins, replaces, {limit}
 FROM api_keys WHERE id = :key_id;
 
 -- name: known_orgs
@@ -107,10 +83,7 @@ UPDATE api_keys SET expires_at = :at
 WHERE id = :key_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > :at) RETURNING id;
 
 -- name: set_key_limits
-UPDATE api_keys SET
-    requests_per_minute = :requests_per_minute, images_per_minute = :images_per_minute, in_flight = :in_flight,
-    images_per_day = :images_per_day, images_per_month = :images_per_month, micro_mxn_per_month = :micro_mxn_per_month
-WHERE id = :key_id;
+UPDATE api_keys SET {limit = :limit} WHERE id = :key_id;
 
 -- name: audit
 INSERT INTO audit (at, actor, action, org_id, target, details) VALUES (:at, :actor, :action, :org_id, :target, :details);
@@ -131,7 +104,7 @@ INSERT INTO writes (actor, key, fingerprint, target, at) VALUES (:actor, :key, :
 SELECT key_id, max(last_us) FROM usage WHERE org_id = :org_id GROUP BY key_id;
 
 -- name: usage
--- Summed here over what nobody asked for, which is empty then: a year of many keys is many rows.
+-- Sums over the dimensions that were not requested, which are empty then: a year of many keys is many rows.
 SELECT
     CASE WHEN :by_day THEN day ELSE '' END, CASE WHEN :by_model THEN model ELSE '' END,
     CASE WHEN :by_key THEN key_id ELSE '' END,
@@ -141,7 +114,7 @@ WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) 
 GROUP BY 1, 2, 3 LIMIT :most;
 
 -- name: used
--- By organisation and key: images of a day, images and money of its month.
+-- For each organisation and key: images of a day, and images and money of its month.
 SELECT
     org_id, key_id, CAST(coalesce(sum(CASE WHEN day = :day THEN images END), 0) AS BIGINT),
     CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
@@ -162,7 +135,7 @@ ORDER BY at DESC, what DESC, percent DESC, key_id DESC, period DESC, org_id DESC
 INSERT INTO changes (org_id, what, at) VALUES (:org_id, :what, :at);
 
 -- name: change_for_a_rebuild
--- Of any organisation, for none has changed: it is the row's own time that no other ledger has.
+-- Uses any organisation, because none has changed: only the row's own time matters, which no other ledger has.
 INSERT INTO changes (org_id, what, at) SELECT id, 'rebuild', :at FROM organizations ORDER BY id LIMIT 1;
 
 -- name: last_change
@@ -181,7 +154,7 @@ SELECT org_id, max(seq) FROM changes WHERE org_id IN (:ids) GROUP BY org_id;
 SELECT org_id, type, amount_micro_mxn FROM credit_transactions WHERE id = :id AND type <> 'consumption';
 
 -- name: last_credit
--- Asked by number and not by type: so the index finds the credits, and consumption, a thousand times as much, is not read.
+-- Selects by number, not by type: the index finds the credits, and consumption, a thousand times as much, is not read.
 SELECT coalesce(max(number), 0), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
 FROM credit_transactions WHERE org_id = :org_id AND number IS NOT NULL;
 
@@ -198,13 +171,12 @@ SELECT id, org_id, order_id, amount_micro_mxn, reason, at FROM credit_transactio
 WHERE order_id = :order_id ORDER BY number;
 
 -- name: refunds
--- Those of a span of time, each with the charge that it gives back.
+-- Refunds of a span of time, each with the charge that it gives back.
 SELECT
     c.id, c.org_id, c.order_id, c.amount_micro_mxn, c.reason, c.at,
-    e.number, e.event_id, e.org_id, e.key_id, e.model, e.provider, e.upstream, e.size, e.quality, e.images_asked, e.day,
-    e.month, e.region, e.variant, e.usd_per_image, e.price_book, e.markup, e.mxn_per_usd, e.fx_month, e.fx_source,
-    e.unit_micro_mxn, e."end", e.reason, e.quantity, e.usd_measured, e.amount_micro_mxn, e.admitted_us, e.ended_us,
-    e.images, e.once
+    e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model, e.provider,
+    e.upstream, e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
+    e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images
 FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.order_id IS NOT NULL AND c.at >= :first_at AND c.at < :end_at
     AND (CAST(:org_id AS TEXT) IS NULL OR c.org_id = :org_id) AND (c.at, c.id) > (:after_at, :after_id)
@@ -227,7 +199,7 @@ WHERE s.request_id = :order_id ORDER BY s.at, s.entry_id;
 
 -- name: set_aside
 INSERT INTO events_set_aside (partition, entry_id, error, fields, request_id, org_id, at)
-VALUES (:partition, :entry_id, :error, :fields, :request_id, :org_id, :at) ON CONFLICT DO NOTHING;
+VALUES (:partition, :entry_id, :error, :fields, :order_id, :org_id, :at) ON CONFLICT DO NOTHING;
 
 -- name: count_set_aside
 SELECT count(*) FROM events_set_aside AS a
@@ -245,7 +217,7 @@ LEFT JOIN set_aside_ends AS e ON (e.partition, e.entry_id) = (a.partition, a.ent
 WHERE a.partition = :partition AND a.entry_id = :entry_id;
 
 -- name: set_aside_of
--- And those of which a version that did not look knows no request: they are read.
+-- Includes rows without a request id, written by a version that did not extract it: they must be read.
 SELECT a.request_id, a.fields FROM events_set_aside AS a
 WHERE (a.request_id IN (:ids) OR a.request_id IS NULL)
     AND NOT EXISTS (SELECT 1 FROM set_aside_ends AS e WHERE (e.partition, e.entry_id) = (a.partition, a.entry_id));
@@ -255,8 +227,8 @@ INSERT INTO set_aside_ends (partition, entry_id, at) VALUES (:partition, :entry_
 ON CONFLICT DO NOTHING RETURNING entry_id;
 
 -- name: charged_up_to
--- What came after the number asked for is taken off the running total. A wallet's cut is never
--- far behind, so few rows are read.
+-- Subtracts from the running total what came after the given number. A wallet's cut is never far behind, so few rows
+-- are read.
 SELECT
     total.events - count(later.number),
     (SELECT coalesce(max(number), 0) FROM events WHERE org_id = :org_id AND number <= :number),
@@ -293,15 +265,25 @@ SELECT
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once
 FROM events
-WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND (CAST(:month AS TEXT) IS NULL OR month = :month)
-    AND ended_us >= :since_us
+WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;
+
+-- name: charges
+-- By the columns of `Charge`.
+SELECT
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
+    unit_micro_mxn, usd_measured, amount_micro_mxn, images
+FROM events
+WHERE "end" = 'charge' AND month = :month AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+    AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
+ORDER BY org_id, number, event_id LIMIT :page;
 
 -- name: result
 SELECT r.request_id, e.images, r.document, e.key_id FROM results AS r
 JOIN events AS e ON e.event_id = r.request_id AND e."end" = 'charge'
-WHERE r.org_id = :org_id AND r.request_id = :request_id;
+WHERE r.org_id = :org_id AND r.request_id = :order_id;
 
 -- name: results
 SELECT r.request_id, e.images, r.document, e.key_id, r.ended_us FROM results AS r

@@ -1,4 +1,4 @@
--- What only PostgreSQL is asked.
+-- The statements that only PostgreSQL runs.
 
 -- name: is_migrated
 SELECT to_regclass('schema_version') IS NOT NULL;
@@ -8,8 +8,8 @@ SELECT to_regclass('schema_version') IS NOT NULL;
 SELECT pg_advisory_xact_lock(1734899042);
 
 -- name: book
--- One round trip for a batch. In the order of their ids, so that two consumers with the same events wait for each other
--- and never in a circle.
+-- One round trip for a batch. Events are inserted in the order of their ids, so that two consumers with the same events
+-- never deadlock.
 WITH booked AS (
     INSERT INTO events (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
@@ -19,7 +19,7 @@ WITH booked AS (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once
-    FROM json_populate_recordset(NULL::events, %(events)s::json)
+    FROM json_populate_recordset(NULL::events, %(rows)s::json)
     ORDER BY event_id, "end"
     ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING
     RETURNING event_id, org_id, amount_micro_mxn, booked_at
@@ -31,5 +31,5 @@ SELECT event_id FROM booked;
 
 -- name: add_results
 INSERT INTO results (request_id, org_id, ended_us, document)
-SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(results)s::json)
+SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(rows)s::json)
 ORDER BY request_id ON CONFLICT DO NOTHING;

@@ -1,1 +1,1 @@
-"""The admin API, and what operators read of the record."""
+"""The admin API, and the rows of the ledger that operators read."""

@@ -1,4 +1,4 @@
-"""An issuer's public keys by its JWKS address: remembered, read again when they rotate, and bounded every way."""
+"""An issuer's public keys from its JWKS address: cached, read again when they rotate, with limits on size and time."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from config.settings import JWKS_BYTES, JWKS_FRESH_S, JWKS_PAUSE_S, JWKS_STALE_S
 log = structlog.get_logger(__name__)
 
 ALGORITHMS = {"RSA": "RS256", "EC": "ES256"}
-"""By a key's type: what a token says of itself chooses nothing. An EC key is of P-256."""
+"""The algorithm by a key's type: what a token says about itself chooses nothing. An EC key is of P-256."""
 
 SHORTEST_RSA_BITS = 2048
 
@@ -37,7 +37,7 @@ class Jwks:
         self._reading: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str | None) -> tuple[PublicKey, str] | None:
-        """A key and its one algorithm; None where the issuer has no such key. Raises JwksAway."""
+        """Find a key and its one algorithm; None if the issuer has no such key. Raises JwksAway."""
         if key_id not in self._keys or self._age_s > JWKS_FRESH_S:
             await self._read_again()
         known = self._keys.get(key_id or "")
@@ -50,12 +50,12 @@ class Jwks:
         return time.monotonic() - self._read_s
 
     async def _read_again(self) -> None:
-        """One reading for all who wait for it, and none soon after another."""
+        """Read the keys once for all callers that wait, and not soon after the last reading."""
         if self._reading is None or self._reading.done():
             if time.monotonic() - self._tried_s < JWKS_PAUSE_S:
                 return
             self._reading = asyncio.create_task(self._read())
-        await asyncio.shield(self._reading)  # whoever is cancelled leaves it to the others
+        await asyncio.shield(self._reading)  # if one caller is cancelled, it goes on for the others
 
     async def _read(self) -> None:
         began_s = time.monotonic()
@@ -83,7 +83,7 @@ class Jwks:
 
 
 def _keys_of(document: bytes) -> dict[str, tuple[PublicKey, str]]:
-    """Those that sign and that we can use, by their ids; the rest is passed over. Raises ValueError for no key set."""
+    """Read by id the keys that sign and that we can use; ignore the others. Raises ValueError if it is no key set."""
     found = orjson.loads(document)
     if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
         raise ValueError("no key set")

@@ -1,4 +1,4 @@
-"""One order as an operator reads it, by `ghub order show` and over HTTP: whatever anybody knows of it."""
+"""One order as an operator reads it, by `ghub order show` and over HTTP: all that any part knows about it."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,6 +9,7 @@ from metering.money import format_mxn
 from metering.orders import Order, Orders
 from metering.ports import Booked, Ledger, NotThere, OrderRecord, OrderSetAside, Refund
 from metering.wallet.traces import Trace
+from proxy.orders.result import public_id
 
 Fields = dict[str, Any]
 
@@ -16,7 +17,7 @@ _ENDED = {"charge": "charged", "void": "void", "expiry": "expired"}
 
 
 async def order_fields(orders: Orders, ledger: Ledger, public_url: str | None, order: str) -> Fields:
-    """Raises NotThere where certainly nobody knows it, CannotKnow and LedgerAway."""
+    """Return all that is known about an order. Raises NotThere if it surely is unknown; CannotKnow; LedgerAway."""
     found = await orders.look(order)
     opened, org_id = found.opened, found.org_id
     org_name = key_name = None
@@ -64,7 +65,7 @@ async def order_fields(orders: Orders, ledger: Ledger, public_url: str | None, o
 
 
 def refund_fields(refund: Refund, record: OrderRecord) -> Fields:
-    """A refund, and what is left of its order now."""
+    """Return a refund, and what can still be refunded of its order."""
     charged = record.charge.amount_micro_mxn if record.charge is not None else 0
     return {
         "id": refund.credit_id,
@@ -79,13 +80,9 @@ def refund_fields(refund: Refund, record: OrderRecord) -> Fields:
     }
 
 
-def public_id(order_id: str) -> str:
-    """As its customer knows it."""
-    return f"req_{order_id.replace('-', '')}"
-
-
 def _status(found: Order) -> str:
-    """Of two ends the charge counts. What only Redis knows of has ended all the same, and is booked soon."""
+    """Return an order's status. If it has two ends, the charge counts. An end that only Redis knows counts too, and is
+    booked soon."""
     if found.charge is not None:
         return "charged"
     if found.trace is not None and found.trace.state not in _ENDED:
@@ -157,7 +154,7 @@ def _set_aside(one: OrderSetAside) -> Fields:
 
 
 def _redis(found: Order, trace: Trace | None) -> Fields | None:
-    """Null where Redis was not asked; it remembers an end for a day."""
+    """Return what Redis knows; null if Redis was not read. Redis remembers an end for a day."""
     if found.away:
         return None
     hold = trace.hold if trace is not None else None

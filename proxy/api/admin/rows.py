@@ -1,40 +1,67 @@
-"""Rows of the record as operators read them, by command and over HTTP; and the cursors of their pages."""
+"""Rows of the ledger as operators read them, by command and over HTTP; and the cursors of their pages."""
 
-import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from metering.clock import utc_at, utc_now
 from metering.events import Notice
-from metering.limits import Limits, in_force, plan_of, told
-from metering.money import format_mxn
-from metering.ports import Audit, Org
+from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
+from metering.money import format_mxn, format_rate
+from metering.ports import LAST, ApiKey, Audit, Org
+from metering.pricing import FxRate
+from proxy.api.pages import BadCursor, cursor_of, text_of
 
 Fields = dict[str, Any]
 
 END = "\x7f"
-"""After every moment."""
+"""A text that sorts after every moment."""
 
-_PRINTED = frozenset({"mxn_per_month", "balance"})
+_PRINTED = frozenset({"balance", *(kind.name for kind in LIMITS.values() if kind.money)})
 
 
 def org_fields(org: Org, plans: Mapping[str, Limits]) -> Fields:
-    """An organisation with its own limits, null where its plan's hold; and `effective`, what holds of either."""
+    """Return an organisation with its own limits, null if the plan's holds; and `effective`, the limits in force."""
     return {
         "org": org.org_id,
         "name": org.name,
         "plan": org.plan,
         "state": "suspended" if org.suspended else "active",
-        **told(org.limits.values()),
+        **as_text(org.limits.values()),
         "effective": in_force(org.limits, plan_of(plans, org.plan)),
         "suspended_at": org.suspended_at,
         "created_at": org.created_at,
     }
 
 
+def key_fields(key: ApiKey, used_us: int | None) -> Fields:
+    """Return a key with its own limits; `used_us` is the moment of its last order, in Unix µs."""
+    return {
+        "key_id": key.key_id,
+        "org": key.org_id,
+        "name": key.name,
+        "test": key.test,
+        "state": key.state(utc_now()),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+        "last_used_at": None if used_us is None else utc_at(used_us).isoformat(timespec="seconds"),
+        "models": list(key.models),
+        "read": key.read,
+        "response_format": key.response_format,
+        "origins": list(key.origins),
+        **as_text(key.limits.values()),
+    }
+
+
+def rate_fields(rate: FxRate) -> Fields:
+    """Return a month's rate."""
+    return {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
+
+
 def audit_fields(row: Audit) -> Fields:
-    """Who did what to which target."""
+    """Return who did what to which target."""
     return {
         "id": row.id,
         "at": row.at,
@@ -47,7 +74,7 @@ def audit_fields(row: Audit) -> Fields:
 
 
 def notice_fields(notice: Notice) -> Fields:
-    """What an organisation was told; money as a decimal string."""
+    """Return a notice to an organisation; money is a decimal string."""
     money = notice.what in _PRINTED
     return {
         "what": notice.what,
@@ -60,21 +87,78 @@ def notice_fields(notice: Notice) -> Fields:
     }
 
 
-class BadCursor(Exception):
-    """It is none that a page has given out."""
+# --- cursors: the row after which a page begins ---
 
 
-def cursor_of(parts: Sequence[str]) -> str:
-    """What asks for the page after the row that these parts name."""
-    return base64.urlsafe_b64encode(orjson.dumps(list(parts))).decode().rstrip("=")
+def org_cursor(org: Org) -> str:
+    """Return the cursor after this organisation."""
+    return _cursor(org.created_at, org.org_id)
 
 
-def parts_of(cursor: str, count: int) -> list[str]:
-    """What a cursor holds. Raises BadCursor."""
+def after_org(cursor: str | None) -> Org | None:
+    """Parse a cursor; the organisation has only the fields that give its place in the list. Raises BadCursor."""
+    if cursor is None:
+        return None
+    created_at, org_id = _parts(cursor, 2)
+    return Org(org_id, "", "", created_at)
+
+
+def key_cursor(key: ApiKey) -> str:
+    """Return the cursor after this key."""
+    return _cursor(key.created_at, key.key_id)
+
+
+def after_key(cursor: str | None) -> ApiKey | None:
+    """Parse a cursor; the key has only the fields that give its place in the list. Raises BadCursor."""
+    if cursor is None:
+        return None
+    created_at, key_id = _parts(cursor, 2)
+    return ApiKey(key_id, "", "", "", created_at)
+
+
+def rate_cursor(rate: FxRate) -> str:
+    """Return the cursor after this rate."""
+    return _cursor(rate.month)
+
+
+def after_month(cursor: str | None) -> str:
+    """Parse a cursor; without one, return a text before all months. Raises BadCursor."""
+    return "" if cursor is None else _parts(cursor, 1)[0]
+
+
+def audit_cursor(row: Audit) -> str:
+    """Return the cursor after this row of the audit log."""
+    return _cursor(str(row.id))
+
+
+def before_audit(cursor: str | None) -> int:
+    """Return the number of the row below which a page of the audit log begins. Raises BadCursor."""
+    return LAST if cursor is None else _number(_parts(cursor, 1)[0])
+
+
+def notice_cursor(one: Notice) -> str:
+    """Return the cursor after this notice."""
+    return _cursor(one.at, one.what, str(one.percent), one.key_id, one.period, one.org_id)
+
+
+def after_notice(cursor: str | None) -> tuple[str, tuple[str, int, str, str, str] | None]:
+    """Return a page's latest moment, and the notice of that moment after which the page begins. Raises BadCursor."""
+    if cursor is None:
+        return END, None
+    at, what, percent, key_id, period, org_id = _parts(cursor, 6)
+    return at, (what, _number(percent), key_id, period, org_id)
+
+
+def _cursor(*parts: str) -> str:
+    return cursor_of(orjson.dumps(parts).decode())
+
+
+def _parts(cursor: str, count: int) -> list[str]:
+    text = text_of(cursor)
     try:
-        parts = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        parts = orjson.loads(text)
     except ValueError:
-        parts = None
+        raise BadCursor from None
     if not isinstance(parts, list) or len(parts) != count:
         raise BadCursor
     if not all(isinstance(part, str) and part.isprintable() for part in parts):
@@ -82,31 +166,7 @@ def parts_of(cursor: str, count: int) -> list[str]:
     return parts
 
 
-def number_of(part: str) -> int:
-    """A whole number in a cursor. Raises BadCursor."""
+def _number(part: str) -> int:
     if not (part.isascii() and part.isdigit() and len(part) < 17):
         raise BadCursor
     return int(part)
-
-
-def audit_cursor(row: Audit) -> list[str]:
-    """Where a page of the audit log goes on."""
-    return [str(row.id)]
-
-
-def notice_cursor(one: Notice) -> list[str]:
-    """Where a page of notices goes on."""
-    return [one.at, one.what, str(one.percent), one.key_id, one.period, one.org_id]
-
-
-def after_notice(cursor: str | None) -> tuple[str, tuple[str, int, str, str, str] | None]:
-    """The moment before which a page of notices begins, and within it after which of them. Raises BadCursor."""
-    if cursor is None:
-        return END, None
-    at, what, percent, key_id, period, org_id = parts_of(cursor, 6)
-    return at, (what, number_of(percent), key_id, period, org_id)
-
-
-def before_audit(cursor: str | None, last: int) -> int:
-    """The row below which a page of the audit log begins; `last` without a cursor. Raises BadCursor."""
-    return last if cursor is None else number_of(parts_of(cursor, 1)[0])

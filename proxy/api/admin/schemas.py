@@ -1,25 +1,24 @@
 """The admin API as data: its bodies, its queries and its replies.
 
-A field's description says how it must be: it completes "`field` must be …" in the message for one that is not.
+A field's description says how it must be: it completes "`field` must be …" in the message for one that is not. The
+validators are made when they are first used: most gateways never use most of them.
 """
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MAX_A_MONTH, MAX_ORIGINS, REASON, SOURCE
+from metering.accounts import LONGEST_OVERLAP, MAX_ORIGINS, REASON, SOURCE
 from metering.events import End
-from metering.limits import MAX_PER_MINUTE
+from metering.limits import LimitKind, limit_fields
 from metering.ports import CreditType, Reading, ResponseFormat
 from proxy.api.operation import MAX_KEY_CHARACTERS, WholeNumber
+from proxy.api.pages import MOST, USUAL
 
 T = TypeVar("T")
 
-USUAL, MOST = 20, 100
-"""Rows of a page."""
-
 MAX_MODELS = 100
-"""That one key may name."""
+"""The most models that one key may name."""
 
 _NAME = "a name: up to 64 letters, digits, spaces, or . _ @ -"
 _OVERLAP_H = int(LONGEST_OVERLAP.total_seconds() // 3600)
@@ -29,13 +28,11 @@ Mxn = Annotated[str, StringConstraints(pattern=r"^-?[0-9]{1,10}(\.[0-9]{1,6})?$"
 Budget = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}(\.[0-9]{1,6})?$")]
 Month = Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$")]
 Reason = Annotated[str, StringConstraints(pattern=REASON)]
-PerMinute = Annotated[int, Field(ge=1, le=MAX_PER_MINUTE)]
-Quota = Annotated[int, Field(ge=1, le=MAX_A_MONTH)]
 Lifted = Literal["none"]
 
 
 def _written_out(value: object) -> object:
-    """A number of seconds is a moment to the parser, also as text, but has no zone that somebody chose."""
+    """Refuse a number of seconds: the parser reads it as a moment, also as text, but nobody chose its time zone."""
     if not isinstance(value, str) or "-" not in value[1:]:
         raise ValueError("no moment with its zone")
     return value
@@ -47,7 +44,7 @@ Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written_
 class Asked(BaseModel):
     """What a client sends as JSON: nothing else in it, and no value of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 class NewOrg(Asked):
@@ -55,11 +52,6 @@ class NewOrg(Asked):
 
     name: Name = Field(description=_NAME)
     plan: str = Field("default", max_length=64, description="the name of a plan")
-
-
-_PER_MINUTE = f"a whole number from 1 to {MAX_PER_MINUTE}, or null"
-_QUOTA = f'a whole number from 1 to {MAX_A_MONTH}, "none", or null for the plan\'s'
-_KEY_QUOTA = f"a whole number from 1 to {MAX_A_MONTH}, or null"
 
 
 class Suspension(Asked):
@@ -80,28 +72,37 @@ class PlanChange(Asked):
     plan: str = Field(max_length=64, description="the name of a plan")
 
 
-class OrgLimits(Asked):
+# --- limits: a field for each row of `metering.limits.Limits` ---
+
+
+def _input(kind: LimitKind) -> tuple[Any, str]:
+    """Return the type of what may be set, and the description of how it must be."""
+    if kind.money:
+        return Budget, 'an amount such as "500.00"'
+    return Annotated[int, Field(ge=1, le=kind.max)], f"a whole number from 1 to {kind.max}"
+
+
+def _input_of_org(kind: LimitKind) -> tuple[Any, Any]:
+    value, must = _input(kind)
+    if kind.required:
+        return value | None, Field(None, description=f"{must}, or null for the plan's")
+    return value | Lifted | None, Field(None, description=f'{must}, "none", or null for the plan\'s')
+
+
+def _input_of_key(kind: LimitKind) -> tuple[Any, Any]:
+    value, must = _input(kind)
+    return value | None, Field(None, description=f"{must}, or null")
+
+
+class OrgLimits(limit_fields(Asked, _input_of_org)):  # type: ignore[misc]
     """An organisation's own limits: what is absent stays, null is the plan's again, "none" lifts a quota."""
 
-    requests_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
-    images_per_minute: PerMinute | None = Field(None, description=f"{_PER_MINUTE} for the plan's")
-    in_flight: Quota | Lifted | None = Field(None, description=_QUOTA)
-    images_per_day: Quota | Lifted | None = Field(None, description=_QUOTA)
-    images_per_month: Quota | Lifted | None = Field(None, description=_QUOTA)
-    mxn_per_month: Budget | Lifted | None = Field(
-        None, description='an amount such as "500.00", "none", or null for the plan\'s'
-    )
 
-
-class KeyLimits(Asked):
+class KeyLimits(limit_fields(Asked, _input_of_key)):  # type: ignore[misc]
     """A key's own limits, beside its organisation's: what is absent stays, null is none."""
 
-    requests_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
-    images_per_minute: PerMinute | None = Field(None, description=_PER_MINUTE)
-    in_flight: Quota | None = Field(None, description=_KEY_QUOTA)
-    images_per_day: Quota | None = Field(None, description=_KEY_QUOTA)
-    images_per_month: Quota | None = Field(None, description=_KEY_QUOTA)
-    mxn_per_month: Budget | None = Field(None, description='an amount such as "500.00", or null')
+
+# --- the other bodies and queries ---
 
 
 class NewKey(Asked):
@@ -167,7 +168,7 @@ class NewRate(Asked):
 class PageQuery(BaseModel):
     """Which part of a list."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
     cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
@@ -193,13 +194,13 @@ class WriteHeaders(BaseModel):
     )
 
 
-class Told(BaseModel):
+class EventFacts(BaseModel):
     """What a client is answered."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-class Page(Told, Generic[T]):
+class Page(EventFacts, Generic[T]):
     """A part of a list; `next_cursor` asks for the next one, and is null after the last."""
 
     object: Literal["list"] = "list"
@@ -207,48 +208,47 @@ class Page(Told, Generic[T]):
     next_cursor: str | None
 
 
-class InForce(Told):
+class InForce(EventFacts):
     """A limit that holds, and whose it is; "none" where nothing is limited."""
 
     limit: int | str
     of: Literal["plan", "organisation"]
 
 
-class Effective(Told):
+def _shown_in_force(kind: LimitKind) -> tuple[Any, Any]:
+    return InForce, ...
+
+
+def _shown_of_org(kind: LimitKind) -> tuple[Any, Any]:
+    if kind.money:
+        return str | None, ...
+    return (int | None if kind.required else int | Lifted | None), ...
+
+
+def _shown_of_key(kind: LimitKind) -> tuple[Any, Any]:
+    return (str if kind.money else int) | None, ...
+
+
+class Effective(limit_fields(EventFacts, _shown_in_force)):  # type: ignore[misc]
     """The limits that hold of an organisation: its own, and where it has none its plan's."""
 
-    requests_per_minute: InForce
-    images_per_minute: InForce
-    in_flight: InForce
-    images_per_day: InForce
-    images_per_month: InForce
-    mxn_per_month: InForce
 
-
-class OrgRow(Told):
-    """An organisation; of its own limits null is the plan's, "none" is lifted. `effective` is what holds of both."""
-
+class _Org(EventFacts):
     org: str
     name: str
     plan: str
     state: Literal["active", "suspended"]
-    requests_per_minute: int | None
-    images_per_minute: int | None
-    in_flight: int | Lifted | None
-    images_per_day: int | Lifted | None
-    images_per_month: int | Lifted | None
-    mxn_per_month: str | None
+
+
+class OrgRow(limit_fields(_Org, _shown_of_org)):  # type: ignore[misc]
+    """An organisation; of its own limits null is the plan's, "none" is lifted. `effective` is what holds of both."""
+
     effective: Effective
     suspended_at: str | None
     created_at: str
 
 
-class KeyRow(Told):
-    """A key without the key; of its own limits null is none. `models` is empty where it may use all.
-
-    `read` is whose orders it may read: its organisation's, or its own and those of the keys that it was rotated from.
-    """
-
+class _Key(EventFacts):
     key_id: str
     org: str
     name: str
@@ -262,12 +262,13 @@ class KeyRow(Told):
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
-    requests_per_minute: int | None
-    images_per_minute: int | None
-    in_flight: int | None
-    images_per_day: int | None
-    images_per_month: int | None
-    mxn_per_month: str | None
+
+
+class KeyRow(limit_fields(_Key, _shown_of_key)):  # type: ignore[misc]
+    """A key without the key; of its own limits null is none. `models` is empty where it may use all.
+
+    `read` is whose orders it may read: its organisation's, or its own and those of the keys that it was rotated from.
+    """
 
 
 class IssuedKeyRow(KeyRow):
@@ -276,7 +277,7 @@ class IssuedKeyRow(KeyRow):
     key: str | None
 
 
-class CreditRow(Told):
+class CreditRow(EventFacts):
     """A credit; `added` is false where it was there before this request."""
 
     id: str
@@ -288,7 +289,7 @@ class CreditRow(Told):
     added: bool
 
 
-class RefundRow(Told):
+class RefundRow(EventFacts):
     """A refund, and what its order was charged, what of that is refunded in all, and what still may be."""
 
     id: str
@@ -302,7 +303,7 @@ class RefundRow(Told):
     refundable_mxn: str
 
 
-class PriceRow(Told):
+class PriceRow(EventFacts):
     """How an order's unit price came about."""
 
     usd_per_image: str
@@ -315,7 +316,7 @@ class PriceRow(Told):
     unit_mxn: str
 
 
-class EndRow(Told):
+class EndRow(EventFacts):
     """How an order ended; `booked_at` is null until the ledger has it."""
 
     end: End
@@ -327,7 +328,7 @@ class EndRow(Told):
     amount_mxn: str
 
 
-class ImageRow(Told):
+class ImageRow(EventFacts):
     """A delivered image."""
 
     path: str
@@ -339,7 +340,7 @@ class ImageRow(Told):
     height_px: int
 
 
-class OrderRefundRow(Told):
+class OrderRefundRow(EventFacts):
     """A refund of the order."""
 
     id: str
@@ -348,7 +349,7 @@ class OrderRefundRow(Told):
     at: str
 
 
-class SetAsideRow(Told):
+class SetAsideRow(EventFacts):
     """An end of the order that could not be booked, and when it was fed again."""
 
     partition: int
@@ -358,7 +359,7 @@ class SetAsideRow(Told):
     fed_again_at: str | None
 
 
-class HoldRow(Told):
+class HoldRow(EventFacts):
     """The hold of an open order, and the gateway that makes it."""
 
     held_mxn: str
@@ -368,14 +369,14 @@ class HoldRow(Told):
     owner_lives: bool
 
 
-class WaitingRow(Told):
+class WaitingRow(EventFacts):
     """Where its event waits in the stream."""
 
     partition: int
     entry: str
 
 
-class RedisRow(Told):
+class RedisRow(EventFacts):
     """What Redis knows of it, which is null after a day."""
 
     state: Literal["open", "ran_out", "charge", "void", "expiry"] | None
@@ -385,14 +386,14 @@ class RedisRow(Told):
     waiting: WaitingRow | None
 
 
-class OpenJournalRow(Told):
+class OpenJournalRow(EventFacts):
     """A gateway's journal that is not closed, with its answered orders that Redis has yet to charge; null: unknown."""
 
     incarnation: str
     uncharged: int | None
 
 
-class OrderRow(Told):
+class OrderRow(EventFacts):
     """What is known of an order. A charge that is `booked` may be refunded; `redis_away` says why `redis` is null."""
 
     id: str
@@ -429,7 +430,7 @@ class OrderRow(Told):
     journals_not_closed: list[OpenJournalRow]
 
 
-class BalanceRow(Told):
+class BalanceRow(EventFacts):
     """What an organisation can spend, what open orders hold, and their sum."""
 
     org: str
@@ -439,7 +440,7 @@ class BalanceRow(Told):
     balance_mxn: str
 
 
-class NoticeRow(Told):
+class NoticeRow(EventFacts):
     """What an organisation was told. `limit` and `used` are images, or MXN as a decimal string."""
 
     what: str
@@ -451,7 +452,7 @@ class NoticeRow(Told):
     at: str
 
 
-class RateRow(Told):
+class RateRow(EventFacts):
     """The rate in force of a month."""
 
     month: str
@@ -465,7 +466,7 @@ class NewRateRow(RateRow):
     added: bool
 
 
-class AuditRow(Told):
+class AuditRow(EventFacts):
     """Who did what to which target."""
 
     id: int

@@ -1,4 +1,4 @@
-"""`ghub migrate` and `ghub verify`: the ledger's schema, and whether the books are right."""
+"""`ghub verify`: whether the books are right."""
 
 import re
 import sys
@@ -16,29 +16,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from metering.clock import MEXICO, unix_us_at
 from metering.verify import Difference, NotProvable, Scope, Tell
 from metering.verify import verify as verify_books
-from metering.wallet.presence import Presence
-from proxy.backends import open_ledger
 from proxy.cli.output import AsJson, misuse, say
-from proxy.cli.running import back, run, settings
+from proxy.cli.running import back, run
 from proxy.ports import ImageStore, StoreFailed
 from proxy.storage.opening import open_store
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 LOOKED_AT = ("organisations", "orders", "images")
-
-
-def migrate(as_json: AsJson = False) -> None:
-    """Bring the ledger's schema up to date, under a lock; safe to repeat."""
-
-    async def work() -> int:
-        ledger = open_ledger(settings())
-        try:
-            return await ledger.migrate()
-        finally:
-            await ledger.aclose()
-
-    say({"schema": run(work())}, as_json)
 
 
 def verify(
@@ -57,10 +42,9 @@ def verify(
     async def work() -> list[Difference]:
         async with back() as opened, open_store(opened.settings) as opened_store:
             wallet = opened.wallet()
-            assert opened.redis is not None, "a wallet has one"
             only = None if org is None else await opened.ledger.org(org)
             scope = Scope(only, since_us, not no_images)
-            presence, exists = Presence(opened.redis), _Exists(opened_store.store)
+            presence, exists = opened.presence(), _Exists(opened_store.store)
             with _progress(looked_at) as tell:
                 return await verify_books(opened.ledger, wallet, presence, exists, scope, tell)
 
@@ -76,7 +60,7 @@ def verify(
 
 
 class _Exists:
-    """Asks the store; one that fails proves nothing."""
+    """Asks the store whether an image exists; a store that fails proves nothing."""
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
@@ -90,7 +74,7 @@ class _Exists:
 
 @contextmanager
 def _progress(looked_at: Counter[str]) -> Iterator[Tell]:
-    """Counts what was looked at, and shows it to a person who waits."""
+    """Count what was checked, and show the count to a person who waits."""
     columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -1,4 +1,4 @@
-"""`ghub audit` and `ghub notices`: who did what, and what organisations were told, page by page."""
+"""`ghub audit` and `ghub notices`: who did what, and the notices to organisations, page by page."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,21 +6,20 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from metering.events import Notice
-from metering.ports import LAST, Audit
+from metering.events import NOTICES, Notice
+from metering.ports import Audit
 from proxy.api.admin.rows import (
-    BadCursor,
     after_notice,
     audit_cursor,
     audit_fields,
     before_audit,
-    cursor_of,
     notice_cursor,
     notice_fields,
 )
-from proxy.backends import Backends
+from proxy.api.pages import BadCursor, page_of
+from proxy.books import Books
 from proxy.cli.output import AsJson, in_one_line, misuse, say
-from proxy.cli.running import back, run
+from proxy.cli.running import books, run
 
 T = TypeVar("T", Audit, Notice)
 
@@ -39,12 +38,12 @@ def audit(
 ) -> None:
     """Who did what to what, the latest first."""
     try:
-        before = before_audit(cursor, LAST)
+        before = before_audit(cursor)
     except BadCursor:
         _no_cursor()
 
     async def work() -> list[Audit]:
-        async with back() as opened:
+        async with books() as opened:
             org_id = await _org_id(opened, ref)
             return await opened.ledger.audits(org_id, before, limit + 1, actor=actor, action=action)
 
@@ -53,7 +52,7 @@ def audit(
 
 def notices(
     ref: Of = None,
-    what: Annotated[str | None, typer.Option(help="images_per_day, images_per_month, mxn_per_month, balance.")] = None,
+    what: Annotated[str | None, typer.Option(help=f"{', '.join(NOTICES)}.")] = None,
     limit: Rows = 50,
     cursor: Cursor = None,
     as_json: AsJson = False,
@@ -65,7 +64,7 @@ def notices(
         _no_cursor()
 
     async def work() -> list[Notice]:
-        async with back() as opened:
+        async with books() as opened:
             org_id = await _org_id(opened, ref)
             return await opened.ledger.notices(org_id, before, limit + 1, what=what, after=after)
 
@@ -76,12 +75,12 @@ def _say(
     rows: Sequence[T],
     limit: int,
     fields: Callable[[T], dict[str, Any]],
-    cursor: Callable[[T], Sequence[str]],
+    cursor: Callable[[T], str],
     as_json: bool,
 ) -> None:
-    """A page, and how the next one is asked for; `rows` has one more than the page, where there is a next one."""
-    more = cursor_of(cursor(rows[limit - 1])) if len(rows) > limit else None
-    found = [fields(row) for row in rows[:limit]]
+    """Print a page, and the option that gives the next one; `rows` has one more than the page if there is a next."""
+    page, more = page_of(rows, limit, cursor)
+    found = [fields(row) for row in page]
     if as_json:
         say({"data": found, "next_cursor": more}, as_json)
         return
@@ -100,5 +99,5 @@ def _no_cursor() -> None:
     misuse("--cursor: must be what the page before has told")
 
 
-async def _org_id(opened: Backends, ref: str | None) -> str | None:
+async def _org_id(opened: Books, ref: str | None) -> str | None:
     return None if ref is None else (await opened.ledger.org(ref)).org_id
