@@ -10,7 +10,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test quick lint long fuzz chaos bench bench-consumer lock clean
+.PHONY: setup demo test alone quick lint long fuzz chaos bench bench-consumer lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -66,7 +66,11 @@ quick: lint                   ## lint, types, import rules, unit tests: the dail
 
 # Six on two cores, because most tests wait; by file, because a file's servers are started once by who has all of it.
 test: lint                    ## everything; under 12 minutes on 2 cores
-	$(PYTEST) -n 6 --dist loadfile --no-loadscope-reorder tests
+	$(PYTEST) -n 6 --dist loadfile --no-loadscope-reorder tests || { [ $$? -eq 1 ] && $(MAKE) --no-print-directory alone; }
+
+# A test that a machine full of others made late is told apart from one that found a fault: that fails alone too.
+alone: $(VENV)/.test          ## what failed last, with nothing beside it, up to the first that fails again
+	$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
 	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py
