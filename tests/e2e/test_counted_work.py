@@ -115,8 +115,8 @@ def test_an_order_takes_no_more_work_than_it_did(counted: System) -> None:
 
 
 def _scripts(redis: Redis, org: str, place: Callable[[], None]) -> int:
-    """Count the scripts that Redis runs for one order of an organisation; the gateway's others are of no organisation."""
-    with redis.monitor() as seen:
+    """Count the scripts that Redis runs for one order of an organisation. The gateway's others name none."""
+    with redis.monitor() as seen:  # type: ignore[no-untyped-call]
         place()
         redis.echo("placed")
         commands = iter(lambda: seen.next_command()["command"], "ECHO placed")
