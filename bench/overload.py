@@ -38,6 +38,9 @@ FACTORS = (0.5, 1.0, 2.0, 5.0)
 IMAGE_BYTES = 16_000
 WARM_UP, PROBES = 400, 20
 
+FILLED_S = 3.0
+"""From a load's beginning until the gateway has as many orders in work as it will have: deliveries count from then on."""
+
 LEAST_GOODPUT = 0.9
 """Of the best, at every load from 2 on."""
 
@@ -48,7 +51,7 @@ NORMAL = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One load: orders a second that were offered and delivered while it lasted, and how the gateway was after it.
+    """One load: orders a second that were offered, and delivered while it lasted, and how the gateway was after it.
 
     `core` is the share of its core that the gateway used meanwhile: below 1, others had no time for it.
     """
@@ -93,11 +96,12 @@ async def leg(
     recovery = await recovered_s(system, key, numbers, usual)
     shots: list[Shot] = await load
     served = sorted(shot.took_s for shot in shots if shot.status == 200)
-    delivered = sum(shot.status == 200 and shot.at_s + shot.took_s <= began_s + seconds for shot in shots)
+    over_s = [shot.at_s + shot.took_s - began_s for shot in shots if shot.status == 200]
+    delivered = sum(FILLED_S <= one <= seconds for one in over_s)
     return Leg(
         factor,
         len(shots) / (shots[-1].at_s - began_s),
-        delivered / seconds,
+        delivered / (seconds - FILLED_S),
         Counter(shot.status for shot in shots),
         served[int(len(served) * 0.99)],
         max((shot.took_s for shot in shots if shot.status == 503), default=0.0),

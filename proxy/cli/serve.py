@@ -9,6 +9,7 @@ from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
 from proxy.server.descriptors import raise_limit
+from proxy.server.memory import search_seldom
 from proxy.server.serving import bind, serve_http, stop_on_signals
 from proxy.wiring import open_gateway
 
@@ -20,6 +21,7 @@ def serve(as_json: LogsAreJson = True) -> None:
 
     async def work() -> None:
         settings = begin()
+        search_seldom()
         stop = stop_on_signals()
         files = raise_limit()
         listener = bind("GHUB_PORT", settings.host, settings.port)

@@ -48,7 +48,8 @@ def counting(out: Path) -> None:
     def tell(number: int, frame: FrameType | None) -> None:
         lines = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
         kernel = {name: int(value) for name, value in lines}
-        counts = {"calls": calls, "syscalls": kernel["syscr"] + kernel["syscw"]}
+        garbage = sum(generation["collected"] for generation in gc.get_stats()) + gc.collect()
+        counts = {"calls": calls, "syscalls": kernel["syscr"] + kernel["syscw"], "garbage": garbage}
         part = out.with_suffix(".part")
         part.write_text(json.dumps(counts))
         part.rename(out)
@@ -84,7 +85,7 @@ def test_an_order_takes_no_more_work_than_it_did(counted: System) -> None:
     """Of five batches the one that took least, because the gateway does other things from time to time."""
     org, key = counted.customer("counted", "5000.00", requests_per_minute=10**6, images_per_minute=10**6)
     redis = Redis.from_url(counted.valkey.url, decode_responses=True)
-    found: dict[str, dict[tuple[str, int], float]] = {"calls": {}, "syscalls": {}}
+    found: dict[str, dict[tuple[str, int], float]] = {"calls": {}, "syscalls": {}, "garbage": {}}
     scripts: dict[tuple[str, int], int] = {}
     with httpx2.Client(base_url=counted.url, headers=bearer(key), **LOOPBACK) as client:
 
@@ -111,6 +112,7 @@ def test_an_order_takes_no_more_work_than_it_did(counted: System) -> None:
     print({name: {case: round(each) for case, each in of.items()} for name, of in found.items()}, scripts)
     assert all(each <= MOST_CALLS[case] for case, each in found["calls"].items()), found["calls"]
     assert all(each <= MOST_SYSCALLS[case] for case, each in found["syscalls"].items()), found["syscalls"]
+    assert not any(found["garbage"].values()), f"objects that only the collector finds: {found['garbage']}"
     assert set(scripts.values()) == {2}, f"an admission and a settlement: {scripts}"
 
 
