@@ -36,7 +36,7 @@ FACTORS = (0.5, 1.0, 2.0, 5.0)
 """Offered load, as a multiple of what the gateway does with 64 clients that wait for their answers."""
 
 IMAGE_BYTES = 16_000
-WARM_UP, PROBES = 400, 20
+WARM_UP, AT_BEST, PROBES = 400, 4_000, 20
 
 FILLED_S = 3.0
 """From a load's beginning until the gateway has as many orders in work as it will have: deliveries count from then on."""
@@ -143,7 +143,7 @@ def loads(core: set[int]) -> list[Figure]:
                 numbers, legs = count(), list[Leg]()
                 run(closed_loop(system.port, [order(key, next(numbers)) for _ in range(WARM_UP)], IN_FLIGHT))
                 usual = run(usual_s(system, key, numbers))
-                best = run(closed_loop(system.port, [order(key, next(numbers)) for _ in range(3 * WARM_UP)], IN_FLIGHT))
+                best = run(closed_loop(system.port, [order(key, next(numbers)) for _ in range(AT_BEST)], IN_FLIGHT))
                 for factor in FACTORS:
                     legs.append(run(leg(system, key, numbers, best, usual, factor=factor, seconds=LEG_S)))
                     progress.advance(task)
