@@ -47,9 +47,15 @@ def order(system: System, key: str, model: str, images: int) -> None:
         runner.run(storm())
 
 
-def gateway_kib(system: System, key: str, model: str, before: int) -> float:
-    """Measure the gateway's peak above `before` bytes, for each of `IMAGES` at once."""
+def gateway_kib(system: System, key: str, model: str, size_mb: int) -> float:
+    """Measure a gateway that has served only small images: its peak above that, for each of `IMAGES` at once."""
+    system.stop("gateway")
+    system.start_gateway()
     pid = system.processes["gateway"].pid
+    system.behave(model, "ok", None, bytes=16_000, same=True)
+    order(system, key, model, IMAGES)  # connections, threads and caches are there once
+    system.behave(model, "ok", None, bytes=size_mb * 1_000_000, same=True)
+    before = resident_bytes(pid, "VmRSS")
     forget_peak(pid)
     order(system, key, model, IMAGES)
     return (resident_bytes(pid, "VmHWM") - before) / IMAGES / 1024
@@ -86,7 +92,7 @@ async def naive(simulator: str, way: str, folder: Path) -> float:
 
 
 def measure() -> list[Figure]:
-    """Measure a gateway of its own that has served only small images before."""
+    """Measure a new gateway for each case and round: what the C library keeps of the one before is not this one's."""
     with tempfile.TemporaryDirectory(prefix="ghub-") as name:
         system = prepare(Path(name), GHUB_FAL_MODE="direct")
         system.begin = executed  # with memory that it shares with nobody
@@ -101,16 +107,11 @@ def measure() -> list[Figure]:
 
 def _sizes(system: System, key: str, folder: Path) -> list[Figure]:
     figures = []
-    for model in WAYS.values():  # connections, threads and caches are there once
-        system.behave(model, "ok", None, bytes=16_000, same=True)
-        order(system, key, model, IMAGES)
-    before = resident_bytes(system.processes["gateway"].pid, "VmRSS")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("memory", total=len(SIZES_MB) * len(WAYS))
         for size_mb in SIZES_MB:
             for way, model in WAYS.items():
-                system.behave(model, "ok", None, bytes=size_mb * 1_000_000, same=True)
-                ours = [gateway_kib(system, key, model, before) for _ in range(ROUNDS)]
+                ours = [gateway_kib(system, key, model, size_mb) for _ in range(ROUNDS)]
                 theirs = [naive_kib(system.simulator, way, folder / "naive")]
                 case = f"{size_mb} MB by {way}"
                 figures.append(Figure(f"{case}: an image in flight", "KiB", ours, most=MOST_KIB))

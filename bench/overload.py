@@ -39,7 +39,7 @@ IMAGE_BYTES = 16_000
 WARM_UP, AT_BEST, PROBES = 400, 4_000, 20
 
 FILLED_S = 3.0
-"""From a load's beginning until the gateway has as many orders in work as it will have: deliveries count from then on."""
+"""From a load's beginning until as many orders are in work as there will be: deliveries count from then on."""
 
 LEAST_GOODPUT = 0.9
 """Of the best, at every load from 2 on."""

@@ -328,6 +328,7 @@ class Settings(BaseSettings):
     models: Path | None = None
     plans: Path | None = None
     fx: Path | None = None
+    tax: Path | None = None
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     topup_url: HttpAddress | None = None
     topup_command: str | None = None

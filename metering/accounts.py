@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from config.origins import checked_origins
-from metering.clock import utc_now
+from metering.clock import period_at, unix_us_at, utc_now
 from metering.limits import LIMITS, NONE, as_text
 from metering.money import format_mxn, format_rate
 from metering.names import check_name
@@ -28,6 +28,7 @@ from metering.ports import (
     Ledger,
     LedgerAway,
     LedgerError,
+    NewCredit,
     NotThere,
     Org,
     Reading,
@@ -36,6 +37,7 @@ from metering.ports import (
     WrongField,
 )
 from metering.pricing import FxRate
+from metering.tax import IvaRates, Tax, tax_on
 from metering.wallet.projection import Projector
 
 log = structlog.get_logger(__name__)
@@ -53,10 +55,21 @@ SOURCE = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]{0,198}[^\x00-\x20\x7f])?$"
 """Form of a rate's source. It is written into every event of its month."""
 
 REASON = SOURCE
-"""Form of a refund's reason.
+"""Form of a credit's reason.
 
-It is written into its credit and into the export, so it has the limits of a rate's source.
+It is written into the credit and into the export, so it has the limits of a rate's source.
 """
+
+CREDIT_FACTS: Mapping[str, tuple[str, str]] = {
+    "rfc": (r"^[A-ZÑ&]{3,4}[0-9]{6}[A-Z0-9]{3}$", "an RFC of 12 or 13 characters, such as XAXX010101000"),
+    "name": (SOURCE, "the name on the tax document, in up to 200 printable characters"),
+    "regimen": (r"^[0-9]{3}$", "a key of c_RegimenFiscal, such as 601"),
+    "cp": (r"^[0-9]{5}$", "a postal code of five digits"),
+    "uso_cfdi": (r"^[A-Z]{1,2}[0-9]{2}$", "a key of c_UsoCFDI, such as G03"),
+    "forma_pago": (r"^[0-9]{2}$", "a key of c_FormaPago, such as 03"),
+    "cfdi": (r"^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$", "the CFDI's UUID"),
+}
+"""Facts for a credit's tax document: the form of each, and how it is told to people. CFDI 4.0 names them."""
 
 KEY_PREFIX, TEST_PREFIX = "ghub_sk_live_", "ghub_sk_test_"
 KEY = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
@@ -96,6 +109,7 @@ class Accounts:
         projector: Projector | None,
         plans: Collection[str],
         models: Collection[str],
+        iva: IvaRates,
         actor: str,
         once: IdempotentWrite | None = None,
     ) -> None:
@@ -103,6 +117,7 @@ class Accounts:
         self._projector = projector
         self._plans = plans
         self._models = models
+        self._iva = iva
         self._actor = actor
         self._once = once
 
@@ -253,23 +268,32 @@ class Accounts:
         *,
         order: str | None = None,
         reason: str | None = None,
+        recharge: str | None = None,
     ) -> bool:
-        """Add a credit, idempotent by its id. False if it existed already. A refund has an order and a reason."""
+        """Add a credit, idempotent by its id. False if it existed already. A refund has an order and a reason.
+
+        A recharge is what enters the wallet, without IVA; the IVA on it is kept beside it. A chargeback takes it back,
+        or a part of it, and may leave the balance below zero: its amount may be given with a sign or without.
+        """
         if kind not in get_args(CreditType):
             raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
         if not _CREDIT_ID.fullmatch(credit_id):
             raise WrongField("id", "1 to 128 visible ASCII characters")
         if micro_mxn == 0:
             raise WrongField("mxn", "0.00 changes nothing; name an amount")
-        if micro_mxn < 0 and kind != "adjustment":
+        if kind == "chargeback":
+            micro_mxn = -abs(micro_mxn)
+        elif micro_mxn < 0 and kind != "adjustment":
             raise WrongField("mxn", f"{format_mxn(micro_mxn)} is negative, and only an adjustment may be")
-        for name, text in (("order", order), ("reason", reason)):
-            if text is not None and kind != "refund":
-                raise WrongField(name, f"only a refund has one, and this is of type {kind}")
+        for name, text, only in (("order", order, "refund"), ("recharge", recharge, "chargeback")):
+            if text is not None and kind != only:
+                raise WrongField(name, f"only a {only} has one, and this is of type {kind}")
         if kind == "refund" and order is None:
             raise WrongField("order", _NAMES_ITS_ORDER)
         if kind == "refund" and reason is None:
             raise WrongField("reason", "a refund says why it is given")
+        if reason is not None and not _REASON.fullmatch(reason):
+            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
         org = await self._ledger.org(ref)
         if order is not None and reason is not None:
             try:
@@ -277,10 +301,47 @@ class Accounts:
             except NotThere as error:
                 raise WrongField("order", str(error)) from None
             return added
-        act = self._act("credit.add", credit_id, org.org_id, type=kind, mxn=format_mxn(micro_mxn))
-        added = await self._ledger.add_credit(org.org_id, credit_id, kind, micro_mxn, utc_now(), act)  # type: ignore[arg-type]  # checked above
+        tax = await self._tax(org, kind, micro_mxn, recharge)
+        new = NewCredit(credit_id, org.org_id, kind, micro_mxn, reason=reason, recharge_id=recharge, tax=tax)  # type: ignore[arg-type]  # checked above
+        details = {"type": kind, "mxn": format_mxn(micro_mxn)}
+        details |= {name: text for name, text in (("reason", reason), ("recharge", recharge)) if text is not None}
+        added = await self._ledger.add_credit(new, utc_now(), self._act("credit.add", credit_id, org.org_id, **details))
         await self._tell(org.org_id)
         return added
+
+    async def _tax(self, org: Org, kind: str, micro_mxn: int, recharge: str | None) -> Tax | None:
+        """Compute what was paid for a recharge; a chargeback has the rate of what it takes back.
+
+        Raises LedgerError if GHUB_TAX has no rate for today.
+        """
+        if kind not in ("recharge", "chargeback"):
+            return None
+        if recharge is not None:
+            try:
+                taken = (await self._ledger.credit(recharge)).new.tax
+            except NotThere as error:
+                raise WrongField("recharge", str(error)) from None
+            return None if taken is None else tax_on(micro_mxn, taken.rate)
+        day = period_at(unix_us_at(utc_now())).day
+        rate = self._iva.rate_for(org.org_id, org.name, day)
+        if rate is None:
+            raise LedgerError(f"GHUB_TAX: no rate of IVA holds on {day} for {org.name}; add one")
+        return tax_on(micro_mxn, rate)
+
+    async def complete_credit(self, credit_id: str, facts: Mapping[str, str]) -> bool:
+        """Add what a credit's tax document says, or correct it; False if nothing changed. Older rows stay."""
+        if not facts:
+            raise WrongField("credit", f"name at least one of {', '.join(CREDIT_FACTS)}")
+        for name, value in facts.items():
+            if name not in CREDIT_FACTS:
+                raise WrongField(name, f"there is no such fact; there are: {', '.join(CREDIT_FACTS)}")
+            form, must = CREDIT_FACTS[name]
+            if not re.fullmatch(form, value):
+                raise WrongField(name, f"must be {must}")
+        org_id = (await self._ledger.credit(credit_id)).new.org_id
+        return await self._ledger.complete_credit(
+            credit_id, facts, utc_now(), self._act("credit.complete", credit_id, org_id, **facts)
+        )
 
     async def accept_loss(self, ref: str, reason: str) -> tuple[int, int]:
         """Accept the loss of what a restored ledger lacks of an organisation.

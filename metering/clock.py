@@ -10,6 +10,7 @@ DAY_US = 24 * 3600 * 1_000_000
 
 MEXICO = ZoneInfo("America/Mexico_City")
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MICRO = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -65,6 +66,19 @@ def period_at(unix_us: int) -> Period:
 def month_start_us(month: str) -> int:
     """Find midnight in Mexico City on the first day of `YYYY-MM`, in Unix µs."""
     return _midnight_us(date.fromisoformat(f"{month}-01"))
+
+
+def day_end_us(day: str) -> int:
+    """Find the midnight in Mexico City that ends `YYYY-MM-DD`, in Unix µs."""
+    return _midnight_us(date.fromisoformat(day) + timedelta(days=1))
+
+
+def is_day(text: str) -> bool:
+    """True for a `YYYY-MM-DD` of the calendar, and nothing else."""
+    try:
+        return _DAY.fullmatch(text) is not None and date.fromisoformat(text) is not None
+    except ValueError:
+        return False
 
 
 def is_month(text: str) -> bool:

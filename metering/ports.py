@@ -11,12 +11,16 @@ from metering.clock import Period
 from metering.events import UNKNOWN, End, Event, Notice, StoredImage
 from metering.limits import Limits
 from metering.pricing import FxRate
+from metering.tax import Tax
 
 PAGE = 500
 """Organisations or keys in one page."""
 
 LAST = 2**53
 """A number above every event number."""
+
+LATEST = "\x7f"
+"""A text that sorts after every moment."""
 
 TEST_KEY_ID = "key_test_"
 """Prefix of the short id of a sandbox key."""
@@ -27,7 +31,7 @@ Reading = Literal["org", "own"]
 ResponseFormat = Literal["url", "b64_json"]
 """How images are returned if an order does not say."""
 
-CreditType = Literal["bonus", "recharge", "refund", "adjustment"]
+CreditType = Literal["bonus", "recharge", "refund", "adjustment", "chargeback"]
 
 
 class LedgerError(Exception):
@@ -236,6 +240,62 @@ class Refund:
     at: str
 
 
+@dataclass(frozen=True, slots=True)
+class NewCredit:
+    """Money that enters or leaves a wallet other than by orders. `amount_micro_mxn` has no IVA in it.
+
+    `tax` is what was paid for a recharge. A refund gives back `order_id`, a chargeback takes back `recharge_id`.
+    """
+
+    credit_id: str
+    org_id: str
+    type: CreditType
+    amount_micro_mxn: int
+    reason: str | None = None
+    order_id: str | None = None
+    recharge_id: str | None = None
+    tax: Tax | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A credit of record. `number` counts its organisation's. `balance_micro_mxn` is credits less charges after it.
+
+    `facts` are for its tax document, as they were last completed. Rows of earlier versions have no actor and balance.
+    """
+
+    new: NewCredit
+    number: int
+    at: str
+    actor: str | None
+    balance_micro_mxn: int | None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditKey:
+    """Position of a credit in the list of all of them: by its moment, then its organisation, then its number."""
+
+    at: str
+    org_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceAt:
+    """What was owed to an organisation at a day's end: its credits until then, less the charges of its days."""
+
+    org_id: str
+    name: str
+    credits_micro_mxn: int
+    charged_micro_mxn: int
+
+    @property
+    def balance_micro_mxn(self) -> int:
+        """Credits less charges."""
+        return self.credits_micro_mxn - self.charged_micro_mxn
+
+
 class Charge(NamedTuple):
     """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote."""
 
@@ -427,10 +487,20 @@ class Ledger(Protocol):
     async def last_used(self, org_id: str) -> dict[str, int]: ...
     async def origins(self, at: datetime) -> set[str]: ...
 
-    async def add_credit(
-        self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
-    ) -> bool: ...
-
+    async def add_credit(self, new: NewCredit, at: datetime, act: Act) -> bool: ...
+    async def credit(self, credit_id: str) -> Credit: ...
+    async def credits(
+        self,
+        org_id: str | None,
+        before: CreditKey | None,
+        most: int,
+        *,
+        kind: CreditType | None = None,
+        first_at: str = "",
+        end_at: str = LATEST,
+    ) -> list[Credit]: ...
+    async def complete_credit(self, credit_id: str, facts: Mapping[str, str], at: datetime, act: Act) -> bool: ...
+    async def balances_at(self, day: str, after: BalanceAt | None = None, most: int = PAGE) -> list[BalanceAt]: ...
     async def refund(
         self,
         order_id: str,

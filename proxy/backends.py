@@ -21,6 +21,7 @@ from metering.accounts import Accounts
 from metering.limits import Limits
 from metering.plans import read_plans
 from metering.ports import IdempotentWrite, Ledger
+from metering.tax import IvaRates, read_iva
 from metering.wallet.connection import open_redis
 from metering.wallet.login import Login
 from metering.wallet.presence import Presence
@@ -92,6 +93,11 @@ class Backends:
         return read_plans(self.settings.plans)
 
     @cached_property
+    def iva(self) -> IvaRates:
+        """The rates of GHUB_TAX. Raises CatalogueError."""
+        return read_iva(self.settings.tax)
+
+    @cached_property
     def catalogue(self) -> Catalogue:
         """The models of GHUB_MODELS. Raises CatalogueError."""
         return read_catalogue(self.settings.models)
@@ -111,7 +117,7 @@ class Backends:
 
         Raises CatalogueError.
         """
-        return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, actor, once)
+        return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, self.iva, actor, once)
 
     def with_redis(self) -> Redis:
         """Redis, for what cannot be done without it. Raises SettingsError if none is set."""

@@ -72,6 +72,7 @@ from proxy.api.operation import Endpoint
 from proxy.api.reads import ReadRates, Reports
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
+from proxy.api.transactions import TransactionsEndpoint
 from proxy.api.usage import UsageEndpoint
 from proxy.app import build_app, build_full_app
 from proxy.backends import LOGIN_REFUSED, Backends, open_back, open_redis_of, wallet_limits
@@ -307,6 +308,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ),
             ModelsEndpoint(authenticator, wallet, offered, rates, reads),
             CreditsEndpoint(authenticator, wallet, reads),
+            TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
             UsageEndpoint(authenticator, wallet, back.ledger, reads, Reports()),
         ]

@@ -1,20 +1,28 @@
 """Credits and refunds: numbered for each organisation, within its maximum."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 
-from metering.clock import month_start_us, next_month, utc_at
+from metering.clock import day_end_us, month_start_us, next_month, utc_at
 from metering.events import Event
 from metering.ledger.rows import Row, event_of
-from metering.ledger.transactions import EVENTS, Steps, Transactions, audit, change_of, once
-from metering.money import MAX_MICRO_MXN, format_mxn
+from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, audit, change_of, once
+from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import (
+    LAST,
+    LATEST,
+    PAGE,
     Act,
+    BalanceAt,
     Booked,
     Charge,
+    Credit,
+    CreditKey,
     CreditType,
     LedgerError,
+    NewCredit,
     NotThere,
     OrderRecord,
     OrderSetAside,
@@ -22,34 +30,103 @@ from metering.ports import (
     Refunded,
     WrongField,
 )
+from metering.tax import Tax
 
 
 class CreditRecords(Transactions):
     """Credits, and refunds, which name their order (rule 33)."""
 
-    async def add_credit(
-        self, org_id: str, credit_id: str, kind: CreditType, micro_mxn: int, at: datetime, act: Act
-    ) -> bool:
+    async def add_credit(self, new: NewCredit, at: datetime, act: Act) -> bool:
         """Add a numbered credit; False if this very credit exists already.
 
-        Raises LedgerError if the id belongs to another credit: a payment's id is used once.
+        Raises LedgerError if the id belongs to another credit: a payment's id is used once. Raises WrongField if a
+        chargeback takes back no recharge of this organisation, or more than it was.
         """
 
         def steps() -> Steps[bool]:
-            if before := (yield "credit", {"id": credit_id}):
-                if before[0] == (org_id, kind, micro_mxn):
+            if before := (yield "credit", {"id": new.credit_id}):
+                if before[0] == (new.org_id, new.type, new.amount_micro_mxn):
                     yield from once(act, at.isoformat())
                     return False
                 raise WrongField(
                     "id",
-                    f"credit {credit_id!r} exists already: {before[0][1]} of {format_mxn(before[0][2])} MXN"
+                    f"credit {new.credit_id!r} exists already: {before[0][1]} of {format_mxn(before[0][2])} MXN"
                     f" for organisation {before[0][0]}",
                 )
-            yield from _add_credit(org_id, credit_id, kind, micro_mxn, at.isoformat())
+            if new.recharge_id is not None:
+                yield from _check_recharge(new, new.recharge_id)
+            yield from _add_credit(new, at.isoformat(), act.actor)
             yield from audit(act, at.isoformat())
             return True
 
         return await self._run("write", steps)
+
+    async def credit(self, credit_id: str) -> Credit:
+        """Read one credit. Raises NotThere."""
+
+        def steps() -> Steps[Credit]:
+            rows = yield "credit_row", {"id": credit_id}
+            if not rows:
+                raise NotThere(f"there is no credit {credit_id!r}")
+            return (yield from _with_facts(rows))[0]
+
+        return await self._run("read", steps)
+
+    async def credits(
+        self,
+        org_id: str | None,
+        before: CreditKey | None,
+        most: int,
+        *,
+        kind: CreditType | None = None,
+        first_at: str = "",
+        end_at: str = LATEST,
+    ) -> list[Credit]:
+        """Read credits, latest first: of one organisation or all, of one kind or all, from a moment until another."""
+        last = before or CreditKey(LATEST, "", LAST)
+
+        def steps() -> Steps[list[Credit]]:
+            rows = yield (
+                "credits",
+                {
+                    "org_id": org_id,
+                    "type": kind,
+                    "first_at": first_at,
+                    "end_at": end_at,
+                    "before_at": last.at,
+                    "before_org_id": last.org_id,
+                    "before_number": last.number,
+                    "page": most,
+                },
+            )
+            return (yield from _with_facts(rows))
+
+        return await self._run("read", steps)
+
+    async def complete_credit(self, credit_id: str, facts: Mapping[str, str], at: datetime, act: Act) -> bool:
+        """Add facts for a credit's tax document; False if it has just these. Raises NotThere."""
+
+        def steps() -> Steps[bool]:
+            if not (yield "credit", {"id": credit_id}):
+                raise NotThere(f"there is no credit {credit_id!r}")
+            known = {name: value for _, name, value in (yield "credit_facts", {"ids": as_json([credit_id])})}
+            new = {name: value for name, value in facts.items() if known.get(name) != value}
+            for name, value in new.items():
+                yield "add_credit_fact", {"credit_id": credit_id, "name": name, "value": value, "at": at.isoformat()}
+            if new:
+                yield from audit(act, at.isoformat())
+            else:
+                yield from once(act, at.isoformat())
+            return bool(new)
+
+        return await self._run("write", steps)
+
+    async def balances_at(self, day: str, after: BalanceAt | None = None, most: int = PAGE) -> list[BalanceAt]:
+        """Compute what was owed to each organisation at the end of a day of Mexico City, in the order of their ids."""
+        end_at = utc_at(day_end_us(day)).isoformat()
+        after_id = "" if after is None else after.org_id
+        rows = await self._rows("balances_at", day=day, end_at=end_at, after_id=after_id, page=most)
+        return [BalanceAt(*row) for row in rows]
 
     async def refund(
         self,
@@ -81,7 +158,8 @@ class CreditRecords(Transactions):
             if credit_id is not None and (yield "credit", {"id": credit_id}):
                 raise WrongField("id", f"credit {credit_id!r} exists already, and is another one")
             new = Refund(name, charge.opened.org_id, order_id, amount, reason, at.isoformat())
-            yield from _add_credit(new.org_id, name, "refund", amount, new.at, order_id, reason)
+            credit = NewCredit(name, new.org_id, "refund", amount, reason=reason, order_id=order_id)
+            yield from _add_credit(credit, new.at, act.actor)
             details = {**act.details, "mxn": format_mxn(amount)}
             yield from audit(replace(act, target=name, org_id=new.org_id, details=details), new.at)
             return new, True
@@ -117,22 +195,63 @@ class CreditRecords(Transactions):
             after = {"after_at": rows[-1][5], "after_id": rows[-1][0]}
 
 
-def _add_credit(
-    org_id: str,
-    credit_id: str,
-    kind: CreditType,
-    micro_mxn: int,
-    at: str,
-    order_id: str | None = None,
-    reason: str | None = None,
-) -> Steps[None]:
+def _add_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
     """Add the organisation's next credit, and the change that Redis must know."""
+    org_id, amount, tax = new.org_id, new.amount_micro_mxn, new.tax
     ((number, total),) = yield "last_credit", {"org_id": org_id}
-    if abs(total + micro_mxn) > MAX_MICRO_MXN:
+    if abs(total + amount) > MAX_MICRO_MXN:
         raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")
-    values = {"id": credit_id, "org_id": org_id, "type": kind, "number": number + 1, "amount_micro_mxn": micro_mxn}
-    yield "add_credit", {**values, "at": at, "order_id": order_id, "reason": reason}
+    charged = sum(row[3] for row in (yield "charged", {"ids": as_json([org_id])}))
+    yield (
+        "add_credit",
+        {
+            "id": new.credit_id,
+            "org_id": org_id,
+            "type": new.type,
+            "number": number + 1,
+            "amount_micro_mxn": amount,
+            "at": at,
+            "order_id": new.order_id,
+            "reason": new.reason,
+            "actor": actor,
+            "recharge_id": new.recharge_id,
+            "base_micro_mxn": None if tax is None else tax.base_micro_mxn,
+            "iva_rate": None if tax is None else format_rate(tax.rate),
+            "iva_micro_mxn": None if tax is None else tax.iva_micro_mxn,
+            "balance_micro_mxn": total + amount - charged,
+        },
+    )
     yield change_of(org_id, "credit", at)
+
+
+def _check_recharge(new: NewCredit, recharge_id: str) -> Steps[None]:
+    """Raises WrongField if there is no such recharge of the organisation, or less is left of it."""
+    rows = yield "credit", {"id": recharge_id}
+    if not rows or rows[0][:2] != (new.org_id, "recharge"):
+        raise WrongField("recharge", f"{recharge_id!r} is no recharge of organisation {new.org_id}")
+    ((taken,),) = yield "charged_back", {"id": recharge_id}
+    left = rows[0][2] + taken
+    if left + new.amount_micro_mxn < 0:
+        raise WrongField(
+            "mxn",
+            f"recharge {recharge_id!r} was of {format_mxn(rows[0][2])} MXN; {format_mxn(left)} MXN of it are left",
+        )
+
+
+def _with_facts(rows: list[Row]) -> Steps[list[Credit]]:
+    """Build credits of rows of the statement `credits`, with what was completed of each."""
+    facts: dict[str, dict[str, str]] = {}
+    for credit_id, name, value in (yield "credit_facts", {"ids": as_json([row[0] for row in rows])}):
+        facts.setdefault(credit_id, {})[name] = value
+    return [_credit_of(row, facts.get(row[0], {})) for row in rows]
+
+
+def _credit_of(row: Row, facts: Mapping[str, str]) -> Credit:
+    base, rate, iva = row[7:10]
+    tax = None if base is None else Tax(base, Decimal(rate), iva)
+    number, at, actor, balance = row[10:]
+    new = replace(NewCredit(*row[:7]), tax=tax)
+    return Credit(new, number, at, actor, balance, facts)
 
 
 def _charge_of(rows: list[Row], order_id: str, org_id: str | None) -> Event:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,19 +19,14 @@ from proxy.api.operation import ORDER_EXAMPLE, Operation, Tag, WholeNumber
 from proxy.api.pages import MOST, USUAL, BadCursor, cursor_of, page_of, text_of
 from proxy.api.reads import Read, ReadRates
 from proxy.api.replies import Replies
-from proxy.api.requests import language_of
+from proxy.api.requests import bad_cursor, language_of, page_query
 from proxy.api.schemas import Found, Generation
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import (
     CHARGED_NOT_BOOKED,
-    CURSOR,
     NO_GENERATION,
     RAN_OUT,
-    TWICE,
-    UNKNOWN_PARAMETER,
-    WHOLE_NUMBER,
     Language,
-    Text,
     translated,
 )
 from proxy.orders.order import key_hash, result_document
@@ -108,7 +103,7 @@ class HistoryEndpoint:
         """List generations, the latest first, page by page; with `idempotency_key`, only the one placed under it."""
         try:
             caller = await self._caller(request)
-            query = _query(request)
+            query = page_query(HistoryQuery, request)
             if query.idempotency_key is not None:
                 hashed = key_hash(query.idempotency_key, caller.scope)
                 order_id = await self._wallet.order_of_key(caller.org_id, hashed)
@@ -172,25 +167,6 @@ def _uuid(known_as: str) -> UUID:
     raise _unknown()
 
 
-def _query(request: Request) -> HistoryQuery:
-    given = request.query_params.multi_items()
-    names = [name for name, _ in given]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise _bad(twice[:64], TWICE.of(name=twice[:64]))
-    try:
-        return HistoryQuery.model_validate(dict(given))
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])[:64]
-    match name:
-        case "limit":
-            raise _bad(name, WHOLE_NUMBER.of(name=name, least=1, most=MOST))
-        case "after":
-            raise _bad_cursor()
-        case _:
-            known = ", ".join(f"`{one}`" for one in HistoryQuery.model_fields)
-            raise _bad(name, UNKNOWN_PARAMETER.of(name=name, known=known))
-
-
 def _cursor(key: ResultKey) -> str:
     return cursor_of(f"{key.ended_us} {key.order_id}")
 
@@ -203,18 +179,10 @@ def _key(cursor: str | None) -> ResultKey | None:
         ended_us, _, order_id = text_of(cursor).partition(" ")
         key = ResultKey(int(ended_us), str(UUID(order_id)))
     except (BadCursor, ValueError):
-        raise _bad_cursor() from None
+        raise bad_cursor() from None
     if _cursor(key) != cursor or not 0 <= key.ended_us <= LAST:
-        raise _bad_cursor()
+        raise bad_cursor()
     return key
-
-
-def _bad_cursor() -> ApiError:
-    return _bad("after", CURSOR.of(name="after"))
-
-
-def _bad(name: str, message: Text) -> ApiError:
-    return ApiError(Kind.INVALID_REQUEST, message, param=name)
 
 
 def _unknown() -> ApiError:

@@ -4,25 +4,34 @@ import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from proxy.api.encodings import ACCEPTED, DECODERS, Damaged, TooLarge
 from proxy.api.operation import MAX_KEY_CHARACTERS
+from proxy.api.pages import MOST
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
     BODY_BROKE_OFF,
     BODY_DAMAGED,
     BODY_LATE,
     BODY_TOO_LARGE,
+    CURSOR,
     ENCODING,
     KEY_LENGTH,
     LANGUAGES,
+    TWICE,
+    UNKNOWN_PARAMETER,
     UNPACKED_TOO_LARGE,
+    WHOLE_NUMBER,
     Language,
 )
 from proxy.orders.order import key_hash
+
+QueryT = TypeVar("QueryT", bound=BaseModel)
 
 _WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
 
@@ -112,3 +121,28 @@ def idempotency_key(headers: Headers, scope: str = "") -> str | None:
     if not 0 < len(key) <= MAX_KEY_CHARACTERS:
         raise ApiError(Kind.INVALID_REQUEST, KEY_LENGTH.of(count=len(key), most=MAX_KEY_CHARACTERS))
     return key_hash(key, scope)
+
+
+def page_query(model: type[QueryT], request: Request) -> QueryT:
+    """Read the query of a list with `limit` and `after`. Raises ApiError 400 that names the parameter."""
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ApiError(Kind.INVALID_REQUEST, TWICE.of(name=twice[:64]), param=twice[:64])
+    try:
+        return model.model_validate(dict(given))
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])[:64]
+    match name:
+        case "limit":
+            raise ApiError(Kind.INVALID_REQUEST, WHOLE_NUMBER.of(name=name, least=1, most=MOST), param=name)
+        case "after":
+            raise bad_cursor()
+        case _:
+            known = ", ".join(f"`{one}`" for one in model.model_fields)
+            raise ApiError(Kind.INVALID_REQUEST, UNKNOWN_PARAMETER.of(name=name, known=known), param=name)
+
+
+def bad_cursor() -> ApiError:
+    """Build the 400 for an `after` that no page has given out."""
+    return ApiError(Kind.INVALID_REQUEST, CURSOR.of(name="after"), param="after")

@@ -161,6 +161,35 @@ class Credits(Document):
     balance_mxn: Mxn
 
 
+class Transaction(Document):
+    """Money in or out other than by orders. `mxn` is what entered the balance, without IVA."""
+
+    id: str
+    object: Literal["credit_transaction"]
+    type: Literal["bonus", "recharge", "refund", "adjustment", "chargeback"]
+    mxn: Mxn
+    created: UnixSeconds
+    order: Annotated[PublicId | None, Field(description="The order that a refund gave back.")]
+    recharge: Annotated[str | None, Field(description="The recharge that a chargeback took back.")]
+    reason: str | None
+    base_mxn: Annotated[Mxn | None, Field(description="What was paid without IVA; null where nothing was paid.")]
+    iva_rate: FxRate | None
+    iva_mxn: Mxn | None
+    total_mxn: Annotated[Mxn | None, Field(description="What was paid.")]
+    balance_mxn: Annotated[Mxn | None, Field(description="Credits less charges after it.")]
+    cfdi: Annotated[str | None, Field(description="UUID of its CFDI.")]
+
+
+class Transactions(Document):
+    """Money in and out, the latest first, a page of it; `next_cursor` asks for the next one as `after`."""
+
+    object: Literal["list"]
+    currency: Literal["MXN"]
+    data: list[Transaction]
+    has_more: bool
+    next_cursor: Annotated[str | None, Field(description="Null after the last.")]
+
+
 class Alive(RootModel[Literal["ok\n"]]):
     """This process turns its loop."""
 

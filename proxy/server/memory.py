@@ -6,9 +6,9 @@ import gc
 YOUNG, MIDDLE, OLD = 10_000, 20, 100
 """New objects until the collector searches those, then those of so many searches, then all.
 
-An order leaves no garbage that only a search finds (`tests/e2e/test_counted_work.py`), and Python's own numbers (700, 10,
-10) take 6 % of the CPU to look for it, 12 % where a thousand orders wait. A search among all of them stops the process
-for 200 ms where 5,000 are open. What a fault leaves is found a little later.
+An order leaves no garbage that only a search finds (`tests/e2e/test_counted_work.py`). With Python's own numbers (700,
+10, 10) the searches take 6 % of the CPU, 12 % if a thousand orders wait, and stop the process for 200 ms if 5,000 are
+open. What a fault leaves is found a little later.
 """
 
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -17,7 +17,7 @@ from metering.wallet.connection import NotProjected, open_redis
 from metering.wallet.projection import Projector
 from metering.wallet.values import Verdict
 from tests.conftest import run
-from tests.kits.books import MODELS, PLANS, UNIT, dump, open_books
+from tests.kits.books import IVA, MODELS, PLANS, UNIT, dump, open_books
 
 
 async def test_an_account_is_usable_at_once(redis_url: str, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_a_change_is_of_record_though_redis_is_away(redis_url: str, tmp_pa
         caller = await books.org()
         nowhere = open_redis(f"unix://{tmp_path}/nobody.sock", connections=1, call_timeout_s=0.1)
         for projector in (Projector(nowhere, books.ledger), None):
-            accounts = Accounts(books.ledger, projector, PLANS, MODELS, "test")
+            accounts = Accounts(books.ledger, projector, PLANS, MODELS, IVA, "test")
             await accounts.add_credit(caller.org_id, f"c-{projector is None}", "recharge", UNIT)
         await accounts.revoke_key(caller.key_id)
         assert (await books.admit(caller, "r1")).verdict is Verdict.ADMITTED
@@ -216,7 +216,7 @@ async def test_a_new_key_is_not_lost_when_the_record_cannot_be_read_again(redis_
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await books.accounts.create_org("acme", "default")
         unreadable = SqliteLedger(tmp_path / "other.db")
-        accounts = Accounts(books.ledger, Projector(books.redis, unreadable), PLANS, MODELS, "test")
+        accounts = Accounts(books.ledger, Projector(books.redis, unreadable), PLANS, MODELS, IVA, "test")
         issued = await accounts.create_key("acme", "main")
         await unreadable.aclose()
         assert await books.wallet.key(hash_key(issued.secret)) is None

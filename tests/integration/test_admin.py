@@ -32,7 +32,7 @@ from proxy.api.requests import RequestLimits
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import ValkeyServer, run
-from tests.kits.books import MODELS, PLANS, UNIT, Books, drain, open_books, pinned
+from tests.kits.books import IVA, MODELS, PLANS, UNIT, Books, drain, open_books, pinned
 from tests.kits.surface import operations
 
 SECRET = "a secret of the tests, " * 2
@@ -72,7 +72,7 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
     async with open_books(redis_url, ledger_url, now_us=0) as books:
 
         def accounts_of(actor: str, once: IdempotentWrite | None) -> Accounts:
-            return Accounts(books.ledger, books.projector, [*PLANS, "big"], MODELS, actor, once)
+            return Accounts(books.ledger, books.projector, [*PLANS, "big"], MODELS, IVA, actor, once)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
         orders = Orders(books.ledger, books.redis)
@@ -446,7 +446,7 @@ async def test_the_record_refuses_a_second_write_of_a_key_as_a_whole(redis_url: 
     """The row of the idempotency key and what it did are one transaction: the second leaves nothing behind."""
     async with open_books(redis_url, ledger_url) as books:
         once = IdempotentWrite("k", "f")
-        accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, "ana", once)
+        accounts = Accounts(books.ledger, books.projector, PLANS, MODELS, IVA, "ana", once)
         org = await accounts.create_org("a", "default")
         with pytest.raises(DatabaseRefused):
             await accounts.create_org("b", "default")

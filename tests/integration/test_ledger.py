@@ -13,7 +13,7 @@ import pytest
 
 from metering.ledger.record import SqlLedger
 from metering.money import MAX_MICRO_MXN
-from metering.ports import Charged, Ended, LedgerError, ListPrice, Org, SetAside
+from metering.ports import Charged, Ended, LedgerError, ListPrice, NewCredit, Org, SetAside
 from metering.pricing import FxRate
 from tests.conftest import run
 from tests.kits.books import (
@@ -52,7 +52,7 @@ TABLES = ["credit_transactions", "events", "changes", "price_books", "prices", "
 async def test_the_database_refuses_to_change_what_was_written(ledger_url: str, table: str) -> None:
     """UPDATE, DELETE and TRUNCATE on every append-only table fail at the database itself (rule 3)."""
     async with aclosing(await opened(ledger_url)) as ledger:
-        await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
+        await ledger.add_credit(NewCredit("c1", ORG, "recharge", 5), NOON, ACT)
         await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
         await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
         await ledger.book([event(ORG, 1)], [], NOON)
@@ -179,7 +179,7 @@ async def test_a_writer_killed_in_mid_transaction_leaves_nothing(ledger_url: str
             0,
         )
         assert len(await ledger.book([event(ORG, number) for number in (1, 2, 3)], [], NOON)) == 3
-        assert await ledger.add_credit(ORG, "credit-1", "recharge", 1, NOON, ACT)
+        assert await ledger.add_credit(NewCredit("credit-1", ORG, "recharge", 1), NOON, ACT)
         assert (await ledger.charged_up_to(ORG), (await snapshot(ledger, ORG)).credit_number) == (
             Charged(3, 3, 3 * UNIT),
             1,
@@ -189,12 +189,12 @@ async def test_a_writer_killed_in_mid_transaction_leaves_nothing(ledger_url: str
 async def test_a_credit_is_added_once_by_its_id(ledger_url: str) -> None:
     """The same again is False; the same id for another credit is refused with a sentence that says what it is."""
     async with aclosing(await opened(ledger_url)) as ledger:
-        assert await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON, ACT)
-        assert not await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_000, NOON, ACT)
+        assert await ledger.add_credit(NewCredit("spei-1", ORG, "recharge", 500_000_000), NOON, ACT)
+        assert not await ledger.add_credit(NewCredit("spei-1", ORG, "recharge", 500_000_000), NOON, ACT)
         with pytest.raises(LedgerError, match=r"credit 'spei-1' exists already: recharge of 500\.00 MXN"):
-            await ledger.add_credit(ORG, "spei-1", "recharge", 500_000_001, NOON, ACT)
+            await ledger.add_credit(NewCredit("spei-1", ORG, "recharge", 500_000_001), NOON, ACT)
         with pytest.raises(LedgerError, match="exists already"):
-            await ledger.add_credit(ORG, "spei-1", "bonus", 500_000_000, NOON, ACT)
+            await ledger.add_credit(NewCredit("spei-1", ORG, "bonus", 500_000_000), NOON, ACT)
         found = await snapshot(ledger, ORG)
         assert (found.credit_number, found.credits_micro_mxn) == (1, 500_000_000)
 
@@ -202,13 +202,13 @@ async def test_a_credit_is_added_once_by_its_id(ledger_url: str) -> None:
 async def test_credits_beyond_what_a_wallet_can_hold_are_refused(ledger_url: str) -> None:
     """The sum stays within 2^53 - 1 both ways: beyond it no wallet could be projected."""
     async with aclosing(await opened(ledger_url)) as ledger:
-        await ledger.add_credit(ORG, "c1", "recharge", MAX_MICRO_MXN, NOON, ACT)
+        await ledger.add_credit(NewCredit("c1", ORG, "recharge", MAX_MICRO_MXN), NOON, ACT)
         with pytest.raises(LedgerError, match=r"9007199254\.740991"):
-            await ledger.add_credit(ORG, "c2", "recharge", 1, NOON, ACT)
-        await ledger.add_credit(ORG, "c3", "adjustment", -MAX_MICRO_MXN, NOON, ACT)
-        await ledger.add_credit(ORG, "c4", "adjustment", -MAX_MICRO_MXN, NOON, ACT)
+            await ledger.add_credit(NewCredit("c2", ORG, "recharge", 1), NOON, ACT)
+        await ledger.add_credit(NewCredit("c3", ORG, "adjustment", -MAX_MICRO_MXN), NOON, ACT)
+        await ledger.add_credit(NewCredit("c4", ORG, "adjustment", -MAX_MICRO_MXN), NOON, ACT)
         with pytest.raises(LedgerError, match=r"9007199254\.740991"):
-            await ledger.add_credit(ORG, "c5", "adjustment", -1, NOON, ACT)
+            await ledger.add_credit(NewCredit("c5", ORG, "adjustment", -1), NOON, ACT)
         assert (await snapshot(ledger, ORG)).credits_micro_mxn == -MAX_MICRO_MXN
 
 

@@ -23,7 +23,7 @@ from metering.ledger.queries import named_queries
 from metering.ledger.record import SqlLedger
 from metering.ledger.rows import event_row
 from metering.ledger.transactions import Steps
-from metering.ports import Charged, LedgerAway, LedgerError, Org, SetAside
+from metering.ports import Charged, LedgerAway, LedgerError, NewCredit, Org, SetAside
 from metering.verify import verify
 from metering.wallet.presence import Presence
 from tests.conftest import run
@@ -262,7 +262,7 @@ async def test_a_frozen_writer_holds_the_others_up_for_a_bounded_time(postgres_u
         assert worker.stdout is not None
         assert await asyncio.to_thread(worker.stdout.readline) == b"written\n"
         worker.send_signal(signal.SIGSTOP)
-        assert await ledger.add_credit(ORG, "credit-2", "recharge", 7, NOON, ACT)
+        assert await ledger.add_credit(NewCredit("credit-2", ORG, "recharge", 7), NOON, ACT)
         found = await snapshot(ledger, ORG)
         assert (found.credit_number, found.credits_micro_mxn) == (1, 7)
         worker.kill()

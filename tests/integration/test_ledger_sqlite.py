@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from metering.ledger.sqlite import open_sqlite
-from metering.ports import LedgerAway, ListPrice
+from metering.ports import LedgerAway, ListPrice, NewCredit
 from metering.pricing import FxRate
 from tests.conftest import run
 from tests.integration.test_ledger import ORG, migrate_many, opened
@@ -31,7 +31,7 @@ KEYS = {
 async def test_nothing_is_replaced(tmp_path: Path, table: str, key: str) -> None:
     """INSERT OR REPLACE would delete without a DELETE: by a row's key, by its number, or by its rowid (rule 3)."""
     async with aclosing(await opened(tmp_path / "l.db")) as ledger:
-        await ledger.add_credit(ORG, "c1", "recharge", 5, NOON, ACT)
+        await ledger.add_credit(NewCredit("c1", ORG, "recharge", 5), NOON, ACT)
         await ledger.add_rate(FxRate("2036-11", Decimal(20), "test"), NOON)
         await ledger.register_prices("book", Decimal(1), [ListPrice("m", Decimal(1))], NOON)
         await ledger.book([event(ORG, 1)], [], NOON)

@@ -17,6 +17,7 @@ from metering.wallet.connection import NotProjected
 from metering.wallet.projection import Projector
 from metering.wallet.values import Caller, Close, Verdict
 from tests.kits.books import (
+    IVA,
     MODELS,
     PLANS,
     UNIT,
@@ -151,7 +152,7 @@ async def test_a_change_whose_process_died_reaches_redis(redis_url: str, tmp_pat
     """Revocation, credit, limit and key were written to SQL and projected by nobody (rule 2)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
-        dying = Accounts(books.ledger, None, PLANS, MODELS, "test")
+        dying = Accounts(books.ledger, None, PLANS, MODELS, IVA, "test")
         await dying.add_credit("acme", "c", "bonus", UNIT)
         await dying.set_limits("acme", {"images_per_minute": 3})
         await dying.revoke_key(caller.key_id)

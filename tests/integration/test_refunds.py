@@ -17,7 +17,7 @@ from metering.orders import Orders
 from metering.ports import LedgerError, NotThere, WrongField
 from metering.wallet.values import Caller, Close
 from tests.conftest import run
-from tests.kits.books import NOON, UNIT, Books, drain, open_books, race, sql
+from tests.kits.books import IVA, NOON, UNIT, Books, drain, open_books, race, sql
 
 
 @asynccontextmanager
@@ -191,7 +191,7 @@ def test_race_refunds_at_once_are_at_most_the_charge(redis_url: str, ledger_url:
 async def test_a_refund_is_of_record_though_redis_is_away(redis_url: str, ledger_url: str) -> None:
     """(rules 1, 33) It is written first; any process that can reach Redis projects it."""
     async with charged(redis_url, ledger_url) as (books, caller, order):
-        await Accounts(books.ledger, None, {}, (), "test").refund(order, "x")
+        await Accounts(books.ledger, None, {}, (), IVA, "test").refund(order, "x")
         assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("8.40")
         await books.projector.round()
         assert (await books.cut(caller)).credits_micro_mxn == parse_mxn("9.24")

@@ -9,7 +9,7 @@ from metering.verify import Scope, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
 from metering.wallet.values import Close, OrderIdentity, Verdict
-from tests.kits.books import MODELS, PLANS, open_books
+from tests.kits.books import IVA, MODELS, PLANS, open_books
 from tests.long import LONG
 
 
@@ -61,7 +61,7 @@ async def test_redis_follows_and_forgets_nothing(redis_url: str, ledger_url: str
         caller = await books.org("acme")
         org = await books.ledger.org("acme")
         wallet = keys.OrgKeys(caller.org_id).wallet
-        await Accounts(books.ledger, None, PLANS, MODELS, "test").suspend_org(org.org_id)
+        await Accounts(books.ledger, None, PLANS, MODELS, IVA, "test").suspend_org(org.org_id)
         assert await books.redis.hget(wallet, "suspended") is None, "nobody has told Redis yet"
         if while_redis_is == "wiped":
             with Redis.from_url(redis_url) as redis:

@@ -10,7 +10,7 @@ import pytest
 from metering import verify as module
 from metering.consumer import Consumer
 from metering.ledger.sqlite import SqliteLedger
-from metering.ports import ListPrice
+from metering.ports import ListPrice, NewCredit
 from metering.verify import Difference, verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
@@ -103,7 +103,9 @@ async def test_a_credit_that_was_not_projected_is_found(redis_url: str, tmp_path
     async with open_books(redis_url, tmp_path / "l.db") as books:
         await traffic(books)
         last = await books.ledger.last_change()
-        await books.ledger.add_credit((await books.ledger.org("acme")).org_id, "c2", "bonus", UNIT, NOON, ACT)
+        await books.ledger.add_credit(
+            NewCredit("c2", (await books.ledger.org("acme")).org_id, "bonus", UNIT), NOON, ACT
+        )
         assert await verify(books.ledger, books.wallet, Presence(books.redis), stored) == [
             Difference("acme", "last change: ledger, Redis", str(last + 1), str(last)),
             Difference("acme", "last credit: ledger, wallet", "2", "1"),
@@ -203,7 +205,7 @@ async def test_race_verify_is_exact_under_live_traffic(redis_url: str, tmp_path:
             nonlocal done
             while not stop.is_set():
                 done += 1
-                await books.ledger.add_credit(caller.org_id, f"credit-{done}", "bonus", 1, NOON, ACT)
+                await books.ledger.add_credit(NewCredit(f"credit-{done}", caller.org_id, "bonus", 1), NOON, ACT)
                 await asyncio.sleep(0.02)
                 await books.projector.org(caller.org_id)
 

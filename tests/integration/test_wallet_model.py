@@ -25,7 +25,7 @@ from metering.clock import period_at
 from metering.consumer import Consumer
 from metering.events import encode_opened
 from metering.journal.open_orders import booked_of
-from metering.ports import CreditType, Delivered, Snapshot
+from metering.ports import CreditType, Delivered, NewCredit, Snapshot
 from metering.wallet import keys, projection
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from metering.wallet.wallet import RECENT_S
@@ -372,7 +372,9 @@ class WalletMachine(RuleBasedStateMachine):
         if at_once:
             self.do(self.books.accounts.add_credit(self.org_id, self.id(f"c{number}"), kind, amount))
         else:
-            self.do(self.books.ledger.add_credit(self.org_id, self.id(f"c{number}"), kind, amount, NOON, ACT))
+            self.do(
+                self.books.ledger.add_credit(NewCredit(self.id(f"c{number}"), self.org_id, kind, amount), NOON, ACT)
+            )
         self.model.of_record.append(amount)
         if at_once:
             self.model.project()

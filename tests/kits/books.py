@@ -29,6 +29,7 @@ from metering.limits import Limits
 from metering.money import parse_mxn
 from metering.ports import Act, Charge, ListPrice, Snapshot
 from metering.pricing import FxRate, Price, Quote, quote
+from metering.tax import read_iva
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, open_redis, servers
 from metering.wallet.projection import Projector
@@ -62,6 +63,7 @@ UNIT = parse_mxn("0.84")
 BOOK = "2026-11-22+test"
 PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
 MODELS = ("a/b", "fal/flux-1.1-pro")
+IVA = read_iva(None)
 ACT = Act("test", "test", "test")
 LIMITS = WalletLimits(decision_s=10.0, max_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
 FACTS = {
@@ -269,7 +271,11 @@ async def open_books(
         if projected:
             await projector.round()
         yield Books(
-            redis, ledger, projector, Accounts(ledger, projector, PLANS, MODELS, "test"), Wallet(redis, limits, now_us)
+            redis,
+            ledger,
+            projector,
+            Accounts(ledger, projector, PLANS, MODELS, IVA, "test"),
+            Wallet(redis, limits, now_us),
         )
     finally:
         await ledger.aclose()

@@ -9,7 +9,7 @@ from metering.answered import AnsweredOrder
 from metering.background import cancel_all
 from metering.events import encode_opened
 from metering.money import parse_mxn
-from metering.ports import ApiKey, Org
+from metering.ports import ApiKey, NewCredit, Org
 from metering.verify import Difference, verify
 from metering.wallet import keys
 from metering.wallet.connection import WalletAway
@@ -40,7 +40,9 @@ async def everywhere(books: Books, mxn: str = "1000.00") -> list[Caller]:
         await books.ledger.create_org(org, ACT)
         key = ApiKey(caller.key_id, caller.org_id, "main", hash_of(caller.key_id), NOON.isoformat(), None)
         await books.ledger.create_key(key, ACT)
-        await books.ledger.add_credit(caller.org_id, f"credit-{partition}", "recharge", parse_mxn(mxn), NOON, ACT)
+        await books.ledger.add_credit(
+            NewCredit(f"credit-{partition}", caller.org_id, "recharge", parse_mxn(mxn)), NOON, ACT
+        )
         callers.append(caller)
     await books.projector.round()
     return callers

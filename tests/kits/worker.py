@@ -19,10 +19,10 @@ from metering.events import Event
 from metering.ledger import postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.transactions import Mode, Steps
-from metering.ports import LedgerError, SetAside
+from metering.ports import LedgerError, NewCredit, SetAside
 from metering.wallet.values import Caller, Verdict
 from tests.conftest import run
-from tests.kits.books import ACT, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
+from tests.kits.books import ACT, IVA, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> in
     ledger = open_ledger(ledger_at)
     wait_for_the_others()
     added = [
-        await ledger.add_credit(org_id, f"credit-{i}", "recharge", 1, NOON, ACT)
+        await ledger.add_credit(NewCredit(f"credit-{i}", org_id, "recharge", 1), NOON, ACT)
         for i in range(int(first), int(first) + int(count))
     ]
     await ledger.aclose()
@@ -77,7 +77,7 @@ async def add_credits(ledger_at: str, org_id: str, first: str, count: str) -> in
 async def refund(ledger_at: str, micro_mxn: str, *orders: str) -> int:
     """Refund orders, completely if the amount is 0; returns how many refunds were given."""
     ledger = open_ledger(ledger_at)
-    accounts = Accounts(ledger, None, {}, (), "test")
+    accounts = Accounts(ledger, None, {}, (), IVA, "test")
     wait_for_the_others()
     given = 0
     for order in orders:
@@ -106,7 +106,7 @@ async def write_and_hang(ledger_at: str, org_id: str, what: str, idle_s: str) ->
     if what == "events":
         await ledger.book([event(org_id, number) for number in (1, 2, 3)], [], NOON)
     else:
-        await ledger.add_credit(org_id, "credit-1", "recharge", 1, NOON, ACT)
+        await ledger.add_credit(NewCredit("credit-1", org_id, "recharge", 1), NOON, ACT)
 
 
 async def migrate(ledger_at: str) -> int:

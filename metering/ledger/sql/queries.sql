@@ -163,8 +163,55 @@ SELECT org_id, max(number), CAST(sum(amount_micro_mxn) AS BIGINT)
 FROM credit_transactions WHERE org_id IN (:ids) AND number IS NOT NULL GROUP BY org_id;
 
 -- name: add_credit
-INSERT INTO credit_transactions (id, org_id, type, number, amount_micro_mxn, at, order_id, reason)
-VALUES (:id, :org_id, :type, :number, :amount_micro_mxn, :at, :order_id, :reason);
+INSERT INTO credit_transactions (
+    id, org_id, type, number, amount_micro_mxn, at, order_id, reason, actor, recharge_id, base_micro_mxn, iva_rate,
+    iva_micro_mxn, balance_micro_mxn
+) VALUES (
+    :id, :org_id, :type, :number, :amount_micro_mxn, :at, :order_id, :reason, :actor, :recharge_id, :base_micro_mxn,
+    :iva_rate, :iva_micro_mxn, :balance_micro_mxn
+);
+
+-- name: credit_row
+-- By the columns of `Credit`.
+SELECT
+    id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
+    at, actor, balance_micro_mxn
+FROM credit_transactions WHERE id = :id AND type <> 'consumption';
+
+-- name: credits
+SELECT
+    id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
+    at, actor, balance_micro_mxn
+FROM credit_transactions
+WHERE number IS NOT NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+    AND (CAST(:type AS TEXT) IS NULL OR type = :type)
+    AND at >= :first_at AND at < :end_at AND (at, org_id, number) < (:before_at, :before_org_id, :before_number)
+ORDER BY at DESC, org_id DESC, number DESC LIMIT :page;
+
+-- name: charged_back
+SELECT CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT) FROM credit_transactions WHERE recharge_id = :id;
+
+-- name: add_credit_fact
+INSERT INTO credit_facts (credit_id, name, value, at) VALUES (:credit_id, :name, :value, :at);
+
+-- name: credit_facts
+SELECT credit_id, name, value FROM credit_facts
+WHERE credit_id IN (:ids)
+    AND id IN (SELECT max(id) FROM credit_facts WHERE credit_id IN (:ids) GROUP BY credit_id, name)
+ORDER BY credit_id, name;
+
+-- name: balances_at
+-- Credits until a moment, and charges until the end of the day before it, of each organisation.
+SELECT o.id, o.name, CAST(coalesce(c.credits, 0) AS BIGINT), CAST(coalesce(u.charges, 0) AS BIGINT)
+FROM organizations AS o
+LEFT JOIN (
+    SELECT org_id, sum(amount_micro_mxn) AS credits FROM credit_transactions
+    WHERE number IS NOT NULL AND at < :end_at GROUP BY org_id
+) AS c ON c.org_id = o.id
+LEFT JOIN (
+    SELECT org_id, sum(amount_micro_mxn) AS charges FROM usage WHERE day <= :day GROUP BY org_id
+) AS u ON u.org_id = o.id
+WHERE o.id > :after_id AND o.created_at < :end_at ORDER BY o.id LIMIT :page;
 
 -- name: refunds_of_order
 SELECT id, org_id, order_id, amount_micro_mxn, reason, at FROM credit_transactions

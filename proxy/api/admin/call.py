@@ -40,6 +40,13 @@ class Call:
         (ref,) = self.at.values()
         return checked_ref(ref)
 
+    @property
+    def credit_id(self) -> str:
+        """Read the credit in its path: the id that somebody else gave a payment. Raises NotThere for an API key."""
+        if KEY.search(self.at["credit"]):
+            raise NotThere("an API key stands where the id of a credit belongs")
+        return self.at["credit"]
+
 
 async def read_call(request: Request, row: Operation, actor: Actor, limits: RequestLimits) -> Call:
     """Read a request and check it. Raises ApiError 400 or 413."""

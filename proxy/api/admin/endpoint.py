@@ -23,11 +23,14 @@ from proxy.api.admin.schemas import (
     AuditQuery,
     AuditRow,
     BalanceRow,
+    CreditFacts,
     CreditRow,
+    CreditsQuery,
     IssuedKeyRow,
     KeyLimits,
     KeyRow,
     NewCredit,
+    NewCreditRow,
     NewKey,
     NewOrg,
     NewRate,
@@ -60,6 +63,7 @@ ROLES: tuple[Role, ...] = ("admin",)
 ORGS = "/admin/v1/orgs"
 ORG = f"{ORGS}/{{org}}"
 A_KEY = "/admin/v1/keys/{key_id}"
+A_CREDIT = "/admin/v1/credits/{credit:path}"
 ORDER = "/admin/v1/orders/{id}"
 RATES = "/admin/v1/fx"
 
@@ -180,7 +184,26 @@ class AdminEndpoint:
                 201,
             ),
             write("revoke_key", "POST", f"{A_KEY}/revoke", "Revoke a key for good", KeyRow, key(writes.revoke_key)),
-            write("add_credit", "POST", f"{ORG}/credits", "Add credit, once per id", CreditRow, credit, NewCredit, 201),
+            write(
+                "add_credit", "POST", f"{ORG}/credits", "Add credit, once per id", NewCreditRow, credit, NewCredit, 201
+            ),
+            read(
+                "list_credits",
+                f"{ORG}/credits",
+                "Money in and out, latest first",
+                Page[CreditRow],
+                Reads.credits,
+                CreditsQuery,
+            ),
+            write(
+                "complete_credit",
+                "PATCH",
+                A_CREDIT,
+                "Say what its tax document says",
+                CreditRow,
+                Writing(writes.complete_credit, Reads.show_credit),
+                CreditFacts,
+            ),
             read("get_order", ORDER, "All that is known of an order", OrderRow, Reads.order),
             write(
                 "refund", "POST", f"{ORDER}/refund", "Give back what it was charged", RefundRow, refund, NewRefund, 201

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from metering.money import format_mxn, parse_mxn
 from metering.orders import Orders, order_id_of
 from metering.ports import ApiKey, Ledger
 from metering.uses import last_used
@@ -20,6 +19,9 @@ from proxy.api.admin.rows import (
     audit_cursor,
     audit_fields,
     before_audit,
+    before_credit,
+    credit_cursor,
+    credit_fields,
     key_cursor,
     key_fields,
     notice_cursor,
@@ -55,10 +57,7 @@ class Reads:
         return key_fields(key, used.get(key.key_id))
 
     async def show_credit(self, call: Call, target: str) -> Fields:
-        org = await self._ledger.org(call.ref)
-        mxn = format_mxn(parse_mxn(call.body.mxn))
-        credit = {"id": target, "org": org.org_id, "type": call.body.type, "mxn": mxn}
-        return credit | {"order": call.body.order, "reason": call.body.reason}
+        return credit_fields(await self._ledger.credit(target))
 
     async def show_refund(self, call: Call, target: str) -> Fields:
         record = await self._ledger.order(order_id_of(call.ref))
@@ -96,6 +95,12 @@ class Reads:
     async def balance(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
         return {"org": org.org_id, **balance_fields(await self._wallet.read(org.org_id))}
+
+    async def credits(self, call: Call) -> Fields:
+        org = await self._ledger.org(call.ref)
+        query = call.query
+        rows = await self._ledger.credits(org.org_id, before_credit(query.cursor), query.limit + 1, kind=query.type)
+        return _page(call, rows, credit_fields, credit_cursor)
 
     async def notices(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)

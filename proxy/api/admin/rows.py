@@ -9,14 +9,11 @@ from metering.clock import utc_at, utc_now
 from metering.events import Notice
 from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
 from metering.money import format_mxn, format_rate
-from metering.ports import LAST, ApiKey, Audit, Org
+from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, Org
 from metering.pricing import FxRate
 from proxy.api.pages import BadCursor, cursor_of, text_of
 
 Fields = dict[str, Any]
-
-END = "\x7f"
-"""A text that sorts after every moment."""
 
 _PRINTED = frozenset({"balance", *(kind.name for kind in LIMITS.values() if kind.money)})
 
@@ -58,6 +55,40 @@ def key_fields(key: ApiKey, used_us: int | None) -> Fields:
 def rate_fields(rate: FxRate) -> Fields:
     """Return a month's rate."""
     return {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
+
+
+def credit_fields(credit: Credit) -> Fields:
+    """Return money in or out: what enters the wallet, what was paid for it with IVA, and the balance after it."""
+    new, tax = credit.new, credit.new.tax
+    return {
+        "id": new.credit_id,
+        "org": new.org_id,
+        "number": credit.number,
+        "type": new.type,
+        "mxn": format_mxn(new.amount_micro_mxn),
+        "at": credit.at,
+        "by": credit.actor,
+        "order": new.order_id,
+        "recharge": new.recharge_id,
+        "reason": new.reason,
+        "base_mxn": None if tax is None else format_mxn(tax.base_micro_mxn),
+        "iva_rate": None if tax is None else format_rate(tax.rate),
+        "iva_mxn": None if tax is None else format_mxn(tax.iva_micro_mxn),
+        "total_mxn": None if tax is None else format_mxn(tax.total_micro_mxn),
+        "balance_mxn": None if credit.balance_micro_mxn is None else format_mxn(credit.balance_micro_mxn),
+        "facts": dict(credit.facts),
+    }
+
+
+def liability_fields(balance: BalanceAt) -> Fields:
+    """Return what was owed to an organisation at a day's end."""
+    return {
+        "org": balance.org_id,
+        "name": balance.name,
+        "credits_mxn": format_mxn(balance.credits_micro_mxn),
+        "charged_mxn": format_mxn(balance.charged_micro_mxn),
+        "balance_mxn": format_mxn(balance.balance_micro_mxn),
+    }
 
 
 def audit_fields(row: Audit) -> Fields:
@@ -126,6 +157,19 @@ def after_month(cursor: str | None) -> str:
     return "" if cursor is None else _parts(cursor, 1)[0]
 
 
+def credit_cursor(credit: Credit) -> str:
+    """Return the cursor after this credit."""
+    return _cursor(credit.at, credit.new.org_id, str(credit.number))
+
+
+def before_credit(cursor: str | None) -> CreditKey | None:
+    """Return the credit after which a page begins, latest first. Raises BadCursor."""
+    if cursor is None:
+        return None
+    at, org_id, number = _parts(cursor, 3)
+    return CreditKey(at, org_id, _number(number))
+
+
 def audit_cursor(row: Audit) -> str:
     """Return the cursor after this row of the audit log."""
     return _cursor(str(row.id))
@@ -144,7 +188,7 @@ def notice_cursor(one: Notice) -> str:
 def after_notice(cursor: str | None) -> tuple[str, tuple[str, int, str, str, str] | None]:
     """Return a page's latest moment, and the notice of that moment after which the page begins. Raises BadCursor."""
     if cursor is None:
-        return END, None
+        return LATEST, None
     at, what, percent, key_id, period, org_id = _parts(cursor, 6)
     return at, (what, _number(percent), key_id, period, org_id)
 

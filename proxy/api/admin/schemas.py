@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from metering.accounts import LONGEST_OVERLAP, MAX_ORIGINS, REASON, SOURCE
+from metering.accounts import CREDIT_FACTS, LONGEST_OVERLAP, MAX_ORIGINS, REASON, SOURCE
 from metering.events import End
 from metering.limits import LimitKind, limit_fields
 from metering.ports import CreditType, Reading, ResponseFormat
@@ -133,13 +133,28 @@ _WHY = "why the refund is given, in up to 200 printable characters"
 
 
 class NewCredit(Asked):
-    """Money to add, once per id. A refund, and nothing else, has an `order` and a `reason`."""
+    """Money to add, once per id. `order` is a refund's alone, and `recharge` a chargeback's."""
 
     id: str = Field(min_length=1, max_length=128, description="the payment's id: 1 to 128 visible ASCII characters")
-    type: CreditType = Field(description="bonus, recharge, refund or adjustment")
-    mxn: Mxn = Field(description='an amount such as "500.00", with at most six decimals')
+    type: CreditType = Field(description="bonus, recharge, refund, adjustment or chargeback")
+    mxn: Mxn = Field(description='what enters the wallet, without IVA, such as "500.00", with at most six decimals')
     order: str | None = Field(None, max_length=64, description="the id of the order that a refund gives back")
     reason: Reason | None = Field(None, description=_WHY)
+    recharge: str | None = Field(
+        None, max_length=128, description="the id of the recharge that a chargeback takes back"
+    )
+
+
+class CreditFacts(Asked):
+    """What a credit's tax document says. What is absent stays as it is."""
+
+    rfc: str | None = Field(None, description=CREDIT_FACTS["rfc"][1])
+    name: str | None = Field(None, description=CREDIT_FACTS["name"][1])
+    regimen: str | None = Field(None, description=CREDIT_FACTS["regimen"][1])
+    cp: str | None = Field(None, description=CREDIT_FACTS["cp"][1])
+    uso_cfdi: str | None = Field(None, description=CREDIT_FACTS["uso_cfdi"][1])
+    forma_pago: str | None = Field(None, description=CREDIT_FACTS["forma_pago"][1])
+    cfdi: str | None = Field(None, description=CREDIT_FACTS["cfdi"][1])
 
 
 class NewRefund(Asked):
@@ -172,6 +187,12 @@ class PageQuery(BaseModel):
 
     limit: WholeNumber = Field(USUAL, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
     cursor: str | None = Field(None, max_length=1024, description="`next_cursor` of the page before")
+
+
+class CreditsQuery(PageQuery):
+    """Which part of an organisation's credits."""
+
+    type: CreditType | None = Field(None, description="bonus, recharge, refund, adjustment or chargeback")
 
 
 class AuditQuery(PageQuery):
@@ -278,15 +299,44 @@ class IssuedKeyRow(KeyRow):
 
 
 class CreditRow(EventFacts):
-    """A credit; `added` is false where it was there before this request."""
+    """Money in or out. `mxn` is what enters the wallet, without IVA; what was paid for a recharge stands beside it.
+
+    `balance_mxn` is credits less charges after it, as the ledger had them. `by` and `balance_mxn` are null in rows of
+    earlier versions.
+    """
 
     id: str
     org: str
+    number: int
     type: CreditType
     mxn: str
+    at: str
+    by: str | None
     order: str | None
+    recharge: str | None
     reason: str | None
+    base_mxn: str | None
+    iva_rate: str | None
+    iva_mxn: str | None
+    total_mxn: str | None
+    balance_mxn: str | None
+    facts: dict[str, str]
+
+
+class NewCreditRow(CreditRow):
+    """A credit; `added` is false where it was there before this request."""
+
     added: bool
+
+
+class LiabilityRow(EventFacts):
+    """What was owed to an organisation at a day's end: its credits until then, less the charges of its days."""
+
+    org: str
+    name: str
+    credits_mxn: str
+    charged_mxn: str
+    balance_mxn: str
 
 
 class RefundRow(EventFacts):

@@ -81,8 +81,16 @@ async def revoke_key(call: Call, accounts: Accounts) -> Written:
 async def add_credit(call: Call, accounts: Accounts) -> Written:
     body = call.body
     micro_mxn = _amount("mxn", body.mxn)
-    added = await accounts.add_credit(call.ref, body.id, body.type, micro_mxn, order=body.order, reason=body.reason)
+    added = await accounts.add_credit(
+        call.ref, body.id, body.type, micro_mxn, order=body.order, reason=body.reason, recharge=body.recharge
+    )
     return Written(body.id, {"added": added})
+
+
+async def complete_credit(call: Call, accounts: Accounts) -> Written:
+    facts = {name: value for name, value in call.body.model_dump(exclude_unset=True).items() if value is not None}
+    await accounts.complete_credit(call.credit_id, facts)
+    return Written(call.credit_id)
 
 
 async def refund(call: Call, accounts: Accounts) -> Written:
