@@ -118,10 +118,10 @@ STORE_FIRST_PAUSE_S = 0.25
 STORE_LONGEST_PAUSE_S = 2.0
 """The longest pause between two tries of an upload: the return of a store is noticed this fast."""
 
-SPOOL_MEMORY_BYTES = 192 * 1024
+SPOOL_MEMORY_BYTES = 96 * 1024
 """A picture of at most this size waits in memory; a larger one goes to the spool's disk, in pieces of this size."""
 
-SPOOL_WINDOW_BYTES = 192 * 1024
+SPOOL_WINDOW_BYTES = 64 * 1024
 """How far an upload may be behind its picture in the spool before the upstream is read no further."""
 
 SPOOL_WAIT_S = 5.0

@@ -12,13 +12,16 @@ import httpx2
 CHUNK_BYTES = 64 * 1024
 """Maximum size of a piece, both ways. More of an answer is not read before somebody takes it."""
 
+READ_BYTES = 128 * 1024
+"""Maximum bytes of one read. They are read into one buffer of the process, and copied out of it at once, in pieces."""
+
 HEAD_BYTES = 64 * 1024
 """Maximum size of an answer's head, and of the trailer after its body. Real heads have one or two KiB."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """A connection. Its owner calls `send`, then `head`, then `read` until it returns no bytes.
 
     Timeouts are in seconds; None means no timeout. Raises httpx2's errors: `RemoteProtocolError` (closed without an
@@ -29,6 +32,7 @@ class Connection(asyncio.Protocol):
         "_answered",
         "_body",
         "_body_bytes",
+        "_buffer",
         "_done",
         "_ends_by_close",
         "_error",
@@ -50,8 +54,10 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
+        """`buffer` is for reads, and may be shared with other connections of the loop: nothing stays in it."""
         self._loop = loop
+        self._buffer = buffer
         self.transport: asyncio.Transport
         self.is_lost = False
         self._is_full = False  # more is unsent than the transport's own limit
@@ -144,8 +150,13 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=CHUNK_BYTES)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where the next bytes are read into."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Handle a piece of the answer."""
+        data = self._buffer[:nbytes]
         if self._done:
             self._silent = False
         elif self._left_bytes is not None:
@@ -228,7 +239,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._left_bytes = None
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: memoryview) -> None:
         assert self._parser is not None
         self._head_bytes += len(data)
         try:
@@ -243,14 +254,11 @@ class Connection(asyncio.Protocol):
         if self._head_bytes > HEAD_BYTES and not self._done:
             self.drop(httpx2.RemoteProtocolError(f"a head of more than {HEAD_BYTES} bytes"))
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes | memoryview) -> None:
         if self._left_bytes is not None:
             self._left_bytes -= len(data)
             self._done = not self._left_bytes
-        if len(data) <= CHUNK_BYTES:
-            self._body.append(data)
-        else:
-            self._body.extend(data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+        self._body.extend(bytes(data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
         self._body_bytes += len(data)
         if self._body_bytes > CHUNK_BYTES and not (self._paused or self._done or self.transport.is_closing()):
             self._paused = True

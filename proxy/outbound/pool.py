@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import aiohappyeyeballs
 import httpx2
 
-from proxy.outbound.connection import Connection
+from proxy.outbound.connection import READ_BYTES, Connection
 
 NAME_LIFE_S = 10.0
 """How long the addresses of a name are used: a provider that moves is followed within this time."""
@@ -50,6 +50,7 @@ class Pool:
         self._verify = verify
         self._resolve = resolve
         self._keep_alive_s = keep_alive_s
+        self._buffer = memoryview(bytearray(READ_BYTES))  # of all reads, for one is over before the next begins
         self._open: set[Connection] = set()
         self._idle: dict[Origin, dict[Connection, asyncio.TimerHandle]] = {}
         self._names: dict[tuple[str, int], tuple[float, asyncio.Task[Sequence[Address]]]] = {}
@@ -121,7 +122,7 @@ class Pool:
         )
         try:
             _, connection = await self._loop.create_connection(
-                lambda: Connection(self._loop),
+                lambda: Connection(self._loop, self._buffer),
                 sock=connected,
                 ssl=self._verify if tls else None,
                 server_hostname=origin.host.removesuffix(".") if tls else None,

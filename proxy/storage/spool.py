@@ -185,7 +185,9 @@ class Copy:
         """Write what is not there yet, and forget what the reader has passed."""
         if self._file is None:
             self._file = _File(self._spool.folder)
-        await _on_disk(self._file.append, self._memory[self._on_disk_bytes - self._memory_at :])
+        # A view instead of a copy, released here: the thread may still hold it, and then the memory cannot shrink.
+        with memoryview(self._memory) as memory, memory[self._on_disk_bytes - self._memory_at :] as rest:
+            await _on_disk(self._file.append, rest)
         self._on_disk_bytes = self.size_bytes
         passed = self._on_disk_bytes if self._reader is None else self._read_bytes
         del self._memory[: max(0, passed - self._memory_at)]
@@ -212,7 +214,7 @@ class _File:
         self._lock = Lock()
         self._closed = False
 
-    def append(self, data: bytearray) -> None:
+    def append(self, data: memoryview) -> None:
         with self._lock:
             if self._closed:
                 return
