@@ -113,6 +113,7 @@ WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
     ("key.rotate", "POST", "/keys/KEY/rotate", {"overlap_h": 24}, 201),
     ("key.revoke", "POST", "/keys/KEY/revoke", None, 200),
     ("credit.add", "POST", "/orgs/acme/credits", {"id": "p1", "type": "recharge", "mxn": "50.00"}, 201),
+    ("credit.complete", "PATCH", "/credits/paid%2F1", {"rfc": "XAXX010101000", "forma_pago": "03"}, 200),
     ("order.refund", "POST", "/orders/ORDER/refund", {"reason": "blurred", "mxn": "0.42"}, 201),
     ("fx.set", "POST", "/fx", {"month": "2041-01", "mxn_per_usd": "18.4512", "source": "DOF"}, 201),
 ]
@@ -138,6 +139,8 @@ async def test_a_write_that_comes_again_is_done_once(
         issued = await desk.books.accounts.create_key("acme", "first")
         if action == "org.resume":
             await desk.books.accounts.suspend_org("acme")
+        if action == "credit.complete":
+            await desk.books.accounts.add_credit("acme", "paid/1", "recharge", UNIT)
         before = len(await desk.audit(action))
         where = path.replace("KEY", issued.key_id)
         if "ORDER" in path:
@@ -270,7 +273,9 @@ async def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, i
         assert shown["images"][0]["url"] == f"https://images/{shown['images'][0]['path']}"
         body = {"id": "r1", "type": "refund", "mxn": "0.04", "order": public, "reason": "x"}
         credit = (await desk.ask("POST", "/orgs/acme/credits", body)).json()
-        assert credit == {**body, "org": caller.org_id, "added": True}
+        expected = {**body, "org": caller.org_id, "added": True, "number": 3, "by": "jwt:ana"}
+        assert {name: credit[name] for name in expected} == expected
+        assert (credit["base_mxn"], credit["total_mxn"]) == (None, None), "nothing was paid for it"
         assert (await desk.ask("POST", "/orgs/acme/credits", body)).json()["added"] is False
         refund = await desk.ask("POST", f"/orders/{public}/refund", {"reason": "blurred"})
         assert refund.status_code == 201
@@ -299,7 +304,8 @@ async def test_an_order_is_shown_and_refunded(redis_url: str, ledger_url: str, i
         ("/orgs/acme/credits", {"id": "r", "type": "refund", "mxn": "0.84", "order": "ORDER"}, 400, "reason"),
         ("/orgs/acme/credits", {"id": "r", "type": "refund", "mxn": "0.84", "order": "x", "reason": "x"}, 400, "order"),
         ("/orgs/acme/credits", {"id": "r", "type": "bonus", "mxn": "0.84", "order": "ORDER"}, 400, "order"),
-        ("/orgs/acme/credits", {"id": "r", "type": "bonus", "mxn": "0.84", "reason": "x"}, 400, "reason"),
+        ("/orgs/acme/credits", {"id": "r", "type": "bonus", "mxn": "0.84", "recharge": "x"}, 400, "recharge"),
+        ("/orgs/acme/credits", {"id": "r", "type": "chargeback", "mxn": "0.84", "recharge": "x"}, 400, "recharge"),
         (
             "/orgs/acme/credits",
             {"id": "r", "type": "refund", "mxn": "840.00", "order": "ORDER", "reason": "x"},

@@ -120,8 +120,8 @@ async def test_a_credit_of_type_refund_needs_its_order(redis_url: str, ledger_ur
             await add(org_id, "r1", "refund", UNIT, order=order)
         with pytest.raises(WrongField, match="order: only a refund"):
             await add(org_id, "r1", "bonus", UNIT, order=order)
-        with pytest.raises(WrongField, match="reason: only a refund"):
-            await add(org_id, "r1", "bonus", UNIT, reason="x")
+        with pytest.raises(WrongField, match="recharge: only a chargeback"):
+            await add(org_id, "r1", "bonus", UNIT, recharge="x")
         with pytest.raises(WrongField, match="order: "):
             await add(org_id, "r1", "refund", UNIT, order=str(uuid4()), reason="x")
         other = await books.accounts.create_org("other", "default")

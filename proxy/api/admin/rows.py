@@ -12,6 +12,7 @@ from metering.money import format_mxn, format_rate
 from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, Org
 from metering.pricing import FxRate
 from proxy.api.pages import BadCursor, cursor_of, text_of
+from proxy.orders.result import public_id
 
 Fields = dict[str, Any]
 
@@ -68,7 +69,7 @@ def credit_fields(credit: Credit) -> Fields:
         "mxn": format_mxn(new.amount_micro_mxn),
         "at": credit.at,
         "by": credit.actor,
-        "order": new.order_id,
+        "order": None if new.order_id is None else public_id(new.order_id),
         "recharge": new.recharge_id,
         "reason": new.reason,
         "base_mxn": None if tax is None else format_mxn(tax.base_micro_mxn),
