@@ -330,6 +330,9 @@ class Settings(BaseSettings):
     fx: Path | None = None
     tax: Path | None = None
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
+    fx_approval: Literal["required", "none"] = "required"
+    banxico_url: HttpAddress = "https://www.banxico.org.mx/SieAPIRest/service/v1"
+    banxico_token: SecretStr | None = None
     topup_url: HttpAddress | None = None
     topup_command: str | None = None
 

@@ -24,6 +24,8 @@ from metering.ports import (
     Act,
     ApiKey,
     CreditType,
+    FxOrigin,
+    FxRecord,
     IdempotentWrite,
     Ledger,
     LedgerAway,
@@ -36,7 +38,7 @@ from metering.ports import (
     ResponseFormat,
     WrongField,
 )
-from metering.pricing import FxRate
+from metering.pricing import MAX_FX_JUMP, FxRate
 from metering.tax import IvaRates, Tax, tax_on
 from metering.wallet.projection import Projector
 
@@ -386,12 +388,35 @@ class Accounts:
         await self._tell(refund.org_id)
         return refund, added
 
-    async def add_rate(self, rate: FxRate) -> bool:
-        """Add a month's exchange rate; False if it exists already."""
+    async def add_rate(
+        self, rate: FxRate, *, origin: FxOrigin | None = None, force: bool = False, approved: bool = False
+    ) -> bool:
+        """Enter a month's exchange rate; False if it is entered already. It is in force once it is approved.
+
+        Raises WrongField if it is further than MAX_FX_JUMP from the rate before, without `force`: a digit too many
+        costs a month.
+        """
         if not _SOURCE.fullmatch(rate.source):
             raise WrongField("source", "must be 1 to 200 printable characters, with no space around them")
+        before = await self.rate_before(rate.month)
+        if before is not None and not force and abs(rate.mxn_per_usd / before.mxn_per_usd - 1) > MAX_FX_JUMP:
+            percent = (rate.mxn_per_usd / before.mxn_per_usd - 1) * 100
+            raise WrongField(
+                "mxn_per_usd",
+                f"{format_rate(before.mxn_per_usd)} of {before.month} → {format_rate(rate.mxn_per_usd)} is"
+                f" {percent:+.1f} %, and more than {MAX_FX_JUMP * 100:.0f} % is refused; if it is right, force it",
+            )
         act = self._act("fx.set", rate.month, None, mxn_per_usd=format_rate(rate.mxn_per_usd), source=rate.source)
-        return await self._ledger.add_rate(rate, utc_now(), act)
+        return await self._ledger.add_rate(rate, utc_now(), act, origin=origin, approved=approved)
+
+    async def rate_before(self, month: str) -> FxRate | None:
+        """Find the rate that a new one of this month is compared with: the month's own, or the last one before it."""
+        known = [one.rate for one in await self._ledger.rate_records() if one.rate.month <= month]
+        return known[-1] if known else None
+
+    async def approve_rate(self, month: str) -> FxRecord:
+        """Approve the last rate that was entered for a month. Raises NotThere, LedgerError."""
+        return await self._ledger.approve_rate(month, utc_now(), self._act("fx.approve", month, None))
 
     def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
         if KEY.search(f"{target} {details}"):

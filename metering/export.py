@@ -1,4 +1,4 @@
-"""Export for finance as CSV: one row for each charged order of a month, and one for each refund given in it."""
+"""Export for finance, as CSV or JSON lines: a row for each charged order of a month, and one for each refund in it."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import orjson
 
@@ -65,6 +65,9 @@ _PRICE = frozenset(
 )
 """Columns that only a charge has: what it is recomputed from, and what was delivered."""
 
+
+_NUMBERS = ("number", "images_asked", "quantity")
+"""Columns that are whole numbers. Money, prices and rates are decimal strings everywhere."""
 
 _mxn = lru_cache(maxsize=1_024)(format_mxn)
 """A month has millions of charges, of a few amounts."""
@@ -162,6 +165,28 @@ async def write_csv(
     return Written(rows, charged, refunded)
 
 
+async def write_json_lines(
+    charges: AsyncIterator[Sequence[Charge]], refunds: AsyncIterator[Refunded], file: TextIO
+) -> Written:
+    """Write a JSON object for each row, by the names of the columns; what a row does not have is null."""
+    rows = charged = refunded = 0
+    async for page in charges:
+        file.write("".join([_json_line(row(charge), charge.fx_source) for charge in page]))
+        rows, charged = rows + len(page), charged + sum(charge.amount_micro_mxn for charge in page)
+    async for one in refunds:
+        file.write(_json_line(refund_row(one), None, reason=one.refund.reason, event_id=one.refund.credit_id))
+        rows, refunded = rows + 1, refunded + one.refund.amount_micro_mxn
+    return Written(rows, charged, refunded)
+
+
+def _json_line(cells: Sequence[str], fx_source: str | None, **as_it_is: str) -> str:
+    """Write a row as JSON. Texts of people stand in it as they are: only a spreadsheet would run them."""
+    fields: dict[str, Any] = {name: cell or None for name, cell in zip(COLUMNS, cells, strict=True)}
+    fields |= {name: int(fields[name]) for name in _NUMBERS if fields[name] is not None}
+    fields |= {"images": (fields["images"] or "").split(), "fx_source": fx_source, **as_it_is}
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE).decode()
+
+
 def csv_lines(rows: Sequence[Sequence[str]]) -> str:
     """Write rows of all columns as `csv.writer` does, which is asked only if a cell of them needs quotes."""
     text = "\r\n".join([*map(",".join, rows), ""])
@@ -174,12 +199,18 @@ def csv_lines(rows: Sequence[Sequence[str]]) -> str:
 
 
 async def write_file(
-    charges: AsyncIterator[Sequence[Charge]], refunds: AsyncIterator[Refunded], path: Path, write: Format = write_csv
+    charges: AsyncIterator[Sequence[Charge]],
+    refunds: AsyncIterator[Refunded],
+    path: Path,
+    write: Format = write_csv,
+    *,
+    mark: str = "",
 ) -> Written:
-    """Write to `path` completely or not at all."""
+    """Write to `path` completely or not at all, behind a `mark`."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(mark)
             written = await write(charges, refunds, file)
         part.replace(path)
     finally:
@@ -187,8 +218,12 @@ async def write_file(
     return written
 
 
-FORMATS: Mapping[str, Format] = {"csv": write_csv}
+FORMATS: Mapping[str, Format] = {"csv": write_csv, "jsonl": write_json_lines}
 """Formats by their name in `ghub usage export --format`. A new format is a function, and a line here."""
+
+
+BYTE_ORDER_MARK = "\ufeff"
+"""What Excel wants at the beginning of a CSV, or it takes it for another alphabet."""
 
 
 def text_cell(value: str) -> str:

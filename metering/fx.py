@@ -26,6 +26,7 @@ class FxTable:
         self._ledger = ledger
         self._grace_us = int(grace_h * 3_600_000_000)
         self._by_month: dict[str, FxRate] = {}
+        self._waiting: set[str] = set()  # months that have a rate which nobody has approved
 
     def rate_for(self, month: str, now_us: int) -> FxRate:
         """Find the month's rate, or last month's within the grace period; it names its own month.
@@ -48,23 +49,28 @@ class FxTable:
 
     async def refresh(self) -> None:
         """Read the table again. Raises LedgerAway; then the last reading still holds."""
-        self._by_month = {rate.month: rate for rate in await self._ledger.rates()}
+        records = await self._ledger.rate_records()
+        self._by_month = {one.rate.month: one.rate for one in records if one.approved_by is not None}
+        self._waiting = {one.rate.month for one in records} - set(self._by_month)
 
     async def run(self, every_s: float) -> None:
         """Refresh the table every `every_s` seconds until cancelled."""
         await every(every_s, self._follow, away=(LedgerAway,), name="fx_rates_not_read")
 
     async def _follow(self) -> None:
-        """Refresh once, and log an error for each missing rate even if the refresh failed."""
+        """Refresh once, and log an error for each missing rate even if the refresh failed.
+
+        One that waits for its approval is missing, too.
+        """
         try:
             await self.refresh()
         finally:
             for month in self.missing(int(utc_now().timestamp() * 1_000_000)):
-                log.error("fx_rate_missing", month=month)
+                log.error("fx_rate_not_approved" if month in self._waiting else "fx_rate_missing", month=month)
 
 
 async def seed(ledger: Ledger, rates: Sequence[FxRate]) -> None:
-    """Fill the rate table if it is empty."""
-    if not await ledger.rates():
+    """Fill the rate table if it is empty. What seeds it counts as approved."""
+    if not await ledger.rate_records():
         for rate in rates:
             await ledger.add_rate(rate, utc_now())

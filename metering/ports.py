@@ -156,6 +156,36 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class FxOrigin:
+    """Where a rate was read: the source's series, how the month's rate follows from it, the value as it is printed.
+
+    `fetched_at` is the moment, and `raw_sha256` the hash of the source's whole answer.
+    """
+
+    series: str | None = None
+    method: str | None = None
+    printed: str | None = None
+    fetched_at: str | None = None
+    raw_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FxRecord:
+    """A rate of record. Only one that is approved is ever in force; of a month, the last of those.
+
+    Rates of earlier versions have no `entered_by`.
+    """
+
+    rate_id: int
+    rate: FxRate
+    origin: FxOrigin
+    entered_by: str | None
+    at: str
+    approved_by: str | None
+    approved_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class IdempotentWrite:
     """The idempotency key of a write, and the fingerprint of its request."""
 
@@ -537,7 +567,17 @@ class Ledger(Protocol):
         after: tuple[str, int, str, str, str] | None = None,
     ) -> list[Notice]: ...
 
-    async def add_rate(self, rate: FxRate, at: datetime, act: Act | None = None) -> bool: ...
+    async def add_rate(
+        self,
+        rate: FxRate,
+        at: datetime,
+        act: Act | None = None,
+        *,
+        origin: FxOrigin | None = None,
+        approved: bool = False,
+    ) -> bool: ...
+    async def approve_rate(self, month: str, at: datetime, act: Act) -> FxRecord: ...
+    async def rate_records(self) -> list[FxRecord]: ...
     async def rates(self) -> list[FxRate]: ...
     async def rate_rows(self) -> set[tuple[str, Decimal]]: ...
     async def register_prices(

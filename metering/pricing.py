@@ -21,6 +21,10 @@ class Price:
     variant: str = ""
 
 
+MAX_FX_JUMP = Decimal("0.1")
+"""How far a month's rate may be from the one before it, as a share, unless somebody insists."""
+
+
 @dataclass(frozen=True, slots=True)
 class FxRate:
     """MXN for one USD in one calendar month, from the rate table."""

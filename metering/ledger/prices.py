@@ -1,47 +1,94 @@
 """Exchange rates and list prices: rows that never change."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
 from metering.clock import month_start_us, unix_us_at
+from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, once
 from metering.money import format_rate
-from metering.ports import Act, ListPrice, WrongField
+from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, WrongField
 from metering.pricing import FxRate
+
+SEED = "seed"
+"""Who entered and approved the rates that an empty table begins with."""
 
 
 class PriceRecords(Transactions):
     """Rates and prices, against which the proofs of events are checked (rule 25)."""
 
-    async def add_rate(self, rate: FxRate, at: datetime, act: Act | None = None) -> bool:
-        """Add a month's rate; False if it exists already. Without `act` it is the seed of an empty table.
+    async def add_rate(
+        self,
+        rate: FxRate,
+        at: datetime,
+        act: Act | None = None,
+        *,
+        origin: FxOrigin | None = None,
+        approved: bool = False,
+    ) -> bool:
+        """Add a month's rate; False if just this is its last one already. It is in force once it is approved.
 
-        Raises LedgerError if the month has begun with another rate.
+        Without `act` it is the seed of an empty table, which counts as approved. Raises LedgerError if the month has
+        begun with another rate.
         """
+        found, actor = origin or FxOrigin(), SEED if act is None else act.actor
 
         def steps() -> Steps[bool]:
-            rows = yield "rates", {}
-            before = {month: Decimal(text) for month, text, _ in rows}.get(rate.month)
-            if before == rate.mxn_per_usd:
+            of_month = [one for one in _records((yield "rate_records", {})) if one.rate.month == rate.month]
+            _check_begun(of_month, rate, at)
+            last = of_month[-1] if of_month else None
+            if last is not None and last.rate.mxn_per_usd == rate.mxn_per_usd:
                 if act is not None:
                     yield from once(act, at.isoformat())
                 return False
-            if before is not None and unix_us_at(at) >= month_start_us(rate.month):
-                raise WrongField(
-                    "month",
-                    f"{rate.month} has begun at {format_rate(before)} MXN for one USD, and a month's rate is fixed",
-                )
-            values = {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
-            yield "add_rate", {**values, "at": at.isoformat()}
+            ((rate_id,),) = yield (
+                "add_rate",
+                {
+                    "month": rate.month,
+                    "mxn_per_usd": format_rate(rate.mxn_per_usd),
+                    "source": rate.source,
+                    **fields(found),
+                    "entered_by": actor,
+                    "at": at.isoformat(),
+                },
+            )
+            if approved or act is None:
+                yield "approve_rate", {"rate_id": rate_id, "approved_by": actor, "at": at.isoformat()}
             if act is not None:
                 yield from audit(act, at.isoformat())
             return True
 
         return await self._run("write", steps)
 
+    async def approve_rate(self, month: str, at: datetime, act: Act) -> FxRecord:
+        """Approve the last rate that was entered for a month; no effect if it is approved.
+
+        Raises NotThere, and LedgerError if the month has begun with another rate.
+        """
+
+        def steps() -> Steps[FxRecord]:
+            of_month = [one for one in _records((yield "rate_records", {})) if one.rate.month == month]
+            if not of_month:
+                raise NotThere(f"no rate was entered for {month}")
+            last = of_month[-1]
+            if last.approved_by is not None:
+                yield from once(act, at.isoformat())
+                return last
+            _check_begun(of_month, last.rate, at)
+            yield "approve_rate", {"rate_id": last.rate_id, "approved_by": act.actor, "at": at.isoformat()}
+            yield from audit(act, at.isoformat())
+            return replace(last, approved_by=act.actor, approved_at=at.isoformat())
+
+        return await self._run("write", steps)
+
+    async def rate_records(self) -> list[FxRecord]:
+        """Read every rate that was ever entered, oldest month first, and how it came about."""
+        return _records(await self._rows("rate_records"))
+
     async def rates(self) -> list[FxRate]:
-        """Read the rate in force of each month, oldest month first."""
+        """Read the rate of each month that has an approved one, oldest month first."""
         rows = await self._rows("rates")
         return [FxRate(month=month, mxn_per_usd=Decimal(rate), source=source) for month, rate, source in rows]
 
@@ -69,3 +116,17 @@ class PriceRecords(Transactions):
         return {
             (version, model, variant): (Decimal(usd), Decimal(markup)) for version, model, variant, usd, markup in rows
         }
+
+
+def _records(rows: Sequence[Row]) -> list[FxRecord]:
+    return [FxRecord(row[0], FxRate(row[1], Decimal(row[2]), row[3]), FxOrigin(*row[4:9]), *row[9:]) for row in rows]
+
+
+def _check_begun(of_month: Sequence[FxRecord], rate: FxRate, at: datetime) -> None:
+    """Raises WrongField if the month has begun with another rate: it is in proofs already."""
+    in_force = [one.rate.mxn_per_usd for one in of_month if one.approved_by is not None]
+    if in_force and in_force[-1] != rate.mxn_per_usd and unix_us_at(at) >= month_start_us(rate.month):
+        raise WrongField(
+            "month",
+            f"{rate.month} has begun at {format_rate(in_force[-1])} MXN for one USD, and a month's rate is fixed",
+        )

@@ -135,6 +135,7 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_JWT_SECRET": _jwt_secret(data / "jwt_secret"),
         "GHUB_JWKS_URL": "",  # it would conflict with the secret
         "GHUB_TOPUP_COMMAND": TOP_UP,
+        "GHUB_FX_APPROVAL": "none",
     }
     if real:
         settings = read_settings()

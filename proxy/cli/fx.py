@@ -1,51 +1,134 @@
 """`ghub fx`: the month's exchange rate."""
 
-from typing import Annotated
+import sys
+from datetime import date
+from typing import Annotated, Any
 
 import typer
 
-from metering.clock import is_month
-from metering.money import AmountError, parse_rate
-from metering.pricing import FxRate
+from metering.clock import is_month, next_month, period_at, unix_us_at, utc_now
+from metering.money import AmountError, format_rate, parse_rate
+from metering.ports import FxOrigin, FxRecord, WrongField
+from metering.pricing import MAX_FX_JUMP, FxRate
 from proxy.api.admin.rows import rate_fields
-from proxy.cli.output import AsJson, misuse, say
+from proxy.cli.loading import loading
+from proxy.cli.output import AsJson, fail, misuse, say
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
 
+Month = Annotated[str, typer.Argument(metavar="YYYY-MM")]
+Force = Annotated[bool, typer.Option("--force", help=f"Also if it is over {MAX_FX_JUMP:.0%} from the rate before.")]
+
+ALONE = (
+    "ghub: entered and approved by one and the same. A command proves no second person: whoever may run it may do both;"
+    " the audit log has both.\n"
+)
+
 
 @app.command("set")
 def set_(
-    month: Annotated[str, typer.Argument(metavar="YYYY-MM")],
+    month: Month,
     rate: Annotated[str, typer.Argument(metavar="RATE", help="MXN for one USD, such as 18.4512.")],
     source: Annotated[str, typer.Option(help="Where the rate comes from; it stands in every event.")],
+    force: Force = False,
     who: As = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a month's rate. A month that has begun keeps the rate that it has."""
-    if not is_month(month):
-        misuse(f"YYYY-MM: {month!r} is not a month")
+    """Enter a month's rate. It is in force once it is approved; a month that has begun keeps the rate that it has."""
+    _check_month(month)
     try:
         number = parse_rate(rate)
     except AmountError as error:
         misuse(f"RATE: {error}")
     if not source.strip():
         misuse("--source: say where the rate comes from")
-    wanted = FxRate(month, number, source.strip())
+    _enter(FxRate(month, number, source.strip()), None, force, who, as_json)
 
-    async def work() -> bool:
+
+@app.command()
+def fetch(
+    month: Annotated[str | None, typer.Argument(metavar="[YYYY-MM]", help="The next month without.")] = None,
+    method: Annotated[str, typer.Option(help="last value of the month before, or the average of all.")] = "last",
+    force: Force = False,
+    who: As = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a month's rate from Banxico's SIE, and enter it. GHUB_BANXICO_TOKEN is the token that Banxico gives."""
+    with loading():
+        import httpx2  # noqa: PLC0415  # the loader of HTTP, which `set` does not need
+
+        from proxy import banxico  # noqa: PLC0415
+
+    today = date.fromisoformat(period_at(unix_us_at(utc_now())).day)
+    month = next_month(f"{today}"[:7]) if month is None else month
+    _check_month(month)
+    if method not in banxico.METHODS:
+        misuse(f"--method: {method!r} is none of {', '.join(banxico.METHODS)}")
+
+    async def read() -> tuple[FxRate, FxOrigin]:
+        span = banxico.span_of(month, method, today)
+        if not span.is_over:
+            sys.stderr.write(f"ghub: warning: later days of {span.first:%Y-%m} may still bring another last value\n")
+        async with books() as opened:
+            token = opened.settings.banxico_token
+            if token is None:
+                fail("GHUB_BANXICO_TOKEN is not set; Banxico gives one on the page of its SIE API")
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                url = opened.settings.banxico_url
+                return await banxico.fetch(client, url, token.get_secret_value(), month, span, method)
+
+    rate, origin = run(read(), "month")
+    _enter(rate, origin, force, who, as_json)
+
+
+@app.command()
+def approve(month: Month, who: As = None, as_json: AsJson = False) -> None:
+    """Approve the last rate that was entered for a month: it is in force from then on."""
+    _check_month(month)
+
+    async def work() -> FxRecord:
         async with back(who) as opened:
-            return await opened.accounts.add_rate(wanted)
+            return await opened.accounts.approve_rate(month)
 
-    say(rate_fields(wanted) | {"added": run(work())}, as_json)
+    approved = run(work(), "month")
+    say(rate_fields(approved), as_json)
+    if approved.entered_by == approved.approved_by:
+        sys.stderr.write(ALONE)
 
 
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """The rate of every month that has one."""
+    """Every rate that was entered: where it comes from, and who entered and approved it. The last approved holds."""
 
-    async def work() -> list[FxRate]:
+    async def work() -> list[FxRecord]:
         async with books() as opened:
-            return await opened.ledger.rates()
+            return await opened.ledger.rate_records()
 
-    say([rate_fields(rate) for rate in run(work())], as_json)
+    say([rate_fields(record) for record in run(work())], as_json)
+
+
+def _check_month(month: str) -> None:
+    if not is_month(month):
+        misuse(f"YYYY-MM: {month!r} is not a month")
+
+
+def _enter(rate: FxRate, origin: FxOrigin | None, force: bool, who: str | None, as_json: bool) -> None:
+    """Enter a rate, and say what it was before."""
+
+    async def work() -> dict[str, Any]:
+        async with back(who) as opened:
+            before = await opened.accounts.rate_before(rate.month)
+            at_once = opened.settings.fx_approval == "none"
+            try:
+                added = await opened.accounts.add_rate(rate, origin=origin, force=force, approved=at_once)
+            except WrongField as error:
+                raise (WrongField("rate", error.why) if error.field == "mxn_per_usd" else error) from None
+            record = [one for one in await opened.ledger.rate_records() if one.rate.month == rate.month][-1]
+        was = None if before is None else f"{format_rate(before.mxn_per_usd)} ({before.month})"
+        return rate_fields(record) | {"was": was, "added": added}
+
+    entered = run(work(), "rate", "month")
+    say(entered, as_json)
+    if entered["approved_by"] is None:
+        sys.stderr.write(f"ghub: it is in force once it is approved: ghub fx approve {rate.month}\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metering.clock import is_month, period_at, unix_us_at, utc_now
-from metering.export import FORMATS, Written, write_file
+from metering.export import BYTE_ORDER_MARK, FORMATS, Written, write_file
 from metering.money import format_mxn
 from metering.unbooked import doubts
 from proxy.cli.output import AsJson, fail, misuse, say
@@ -26,6 +26,7 @@ def export(
     month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="In Mexico City; this one without.")] = None,
     file_format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "csv",
     ref: Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation only.")] = None,
+    excel: Annotated[bool, typer.Option("--excel", help="A CSV that Excel opens as UTF-8.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the charged orders of a month, and the refunds given in it; exit 3 where not everything is known yet."""
@@ -34,7 +35,9 @@ def export(
         misuse(f"--month: {month!r} is not a month, such as 2026-11")
     if file_format not in FORMATS:
         misuse(f"--format: {file_format!r} is not offered; there is: {', '.join(FORMATS)}")
-    write = FORMATS[file_format]
+    if excel and file_format != "csv":
+        misuse(f"--excel: it is for --format csv, and this is {file_format}")
+    write, mark = FORMATS[file_format], BYTE_ORDER_MARK if excel else ""
     aside = str(out) == "-"
     if not aside and not out.parent.is_dir():
         misuse(f"--out: there is no folder {str(out.parent)!r}")
@@ -46,9 +49,10 @@ def export(
             why = await doubts(ledger, opened.redis, month, org_id)
             charges, refunds = ledger.charges(month, org_id=org_id), ledger.refunds(month, org_id=org_id)
             if aside:
+                sys.stdout.write(mark)
                 return await write(charges, refunds, sys.stdout), why
             try:
-                return await write_file(charges, refunds, out, write), why
+                return await write_file(charges, refunds, out, write, mark=mark), why
             except OSError as error:
                 fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
 

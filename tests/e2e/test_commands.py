@@ -57,13 +57,13 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     assert ghub("org", "list") == [limits]
     revoked = ghub("key", "revoke", key["key_id"])
     assert isinstance(revoked, dict) and revoked["state"] == "revoked"
-    assert ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF") == {
-        "month": "2031-01",
-        "mxn_per_usd": "18.4512",
-        "source": "DOF",
-        "added": True,
-    }
-    assert {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF"} in ghub("fx", "list")
+    entered = {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF", "was": "20.00 (2026-12)", "added": True}
+    assert ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF").items() >= entered.items()
+    typo = system.ghub("fx", "set", "2031-02", "184.512", "--source", "DOF")
+    assert typo.returncode == 1 and "RATE: 18.4512 of 2031-01 → 184.512 is +900.0 %" in typo.stderr
+    waiting = ghub("fx", "list")[-1]
+    assert (waiting["month"], waiting["source"], waiting["approved_by"]) == ("2031-01", "DOF", None)
+    assert ghub("fx", "approve", "2031-01")["approved_by"] == waiting["entered_by"]
     assert ghub("migrate") == {"schema": SCHEMA}
     system.start_gateway()
     assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}

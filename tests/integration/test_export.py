@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from metering.export import COLUMNS, Written, csv_lines, row, write_file
+from metering.export import BYTE_ORDER_MARK, COLUMNS, FORMATS, Written, csv_lines, row, write_file
 from metering.money import parse_mxn
 from metering.ports import Charge, Refund, Refunded
 from tests.conftest import run
@@ -183,3 +184,27 @@ def test_an_empty_month_is_a_head_without_rows(tmp_path: Path) -> None:
     """Nothing charged is 0 rows and 0.00 MXN."""
     assert run(write_file(stream(), stream(), tmp_path / "out.csv")) == Written()
     assert (tmp_path / "out.csv").read_text(encoding="utf-8").split() == [",".join(COLUMNS)]
+
+
+def test_json_lines_have_what_the_csv_has(tmp_path: Path) -> None:
+    """The same columns and sums; whole numbers as numbers, money as text, what is not there as null, images as a list."""
+    refund = Refunded(Refund("=r1", ORG, "x", 400_000, "=blurred", "2036-11-23T18:00:00+00:00"), charge(2))
+    written = run(write_file(stream([charge(2)]), stream(refund), tmp_path / "out.jsonl", FORMATS["jsonl"]))
+    assert run(write_file(stream([charge(2)]), stream(refund), tmp_path / "out.csv")) == written
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for line, cells in zip(lines, read(tmp_path / "out.csv"), strict=True):
+        assert tuple(line) == COLUMNS
+        as_text = {
+            name: " ".join(value) if isinstance(value, list) else str(value or "") for name, value in line.items()
+        }
+        as_text |= {name: str(line[name]) for name in ("images_asked", "quantity")}
+        assert as_text == {name: cell.removeprefix("'") for name, cell in cells.items()}
+    first, second = lines
+    assert (first["quantity"], first["quality"], first["amount_mxn"], len(first["images"])) == (2, None, "1.68", 2)
+    assert (second["event_id"], second["reason"], second["number"], second["images"]) == ("=r1", "=blurred", None, [])
+
+
+def test_a_mark_comes_before_everything(tmp_path: Path) -> None:
+    """Excel takes a CSV without it for another alphabet."""
+    run(write_file(stream([charge()]), stream(), tmp_path / "out.csv", mark=BYTE_ORDER_MARK))
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"\xef\xbb\xbfevent_id,")

@@ -1,17 +1,19 @@
 """The month's rate: one source of truth, a grace that ends, an alarm that comes in time (rule 25)."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from metering.clock import month_start_us, unix_us_at
+from metering.clock import month_start_us, unix_us_at, utc_at
 from metering.fx import WARN_US, FxRateMissing, FxTable, seed
 from metering.ledger.sqlite import SqliteLedger
-from metering.ports import LedgerAway
+from metering.ports import LedgerAway, NotThere, WrongField
 from metering.pricing import FxRate
 from tests.conftest import run
+from tests.kits.books import ACT, open_books, sql
 
 HOUR_US = 3_600_000_000
 NOVEMBER = FxRate("2036-11", Decimal(20), "test")
@@ -105,3 +107,66 @@ async def test_the_seed_fills_an_empty_table_and_nothing_else(tmp_path: Path) ->
     await seed(ledger, [FxRate("2036-11", Decimal(99), "other"), FxRate("2099-12", Decimal(99), "other")])
     assert await ledger.rates() == [NOVEMBER]
     await ledger.aclose()
+
+
+@pytest.mark.rule(25)
+async def test_a_rate_is_in_force_once_it_is_approved(redis_url: str, ledger_url: str) -> None:
+    """(rule 25) Until then the month has none, or the one before; who entered and who approved it stay known."""
+    async with open_books(redis_url, ledger_url) as books:
+        accounts, table = books.accounts, FxTable(books.ledger, 0)
+        assert await accounts.add_rate(FxRate("2041-02", Decimal(19), "DOF"))
+        await table.refresh()
+        at_us = month_start_us("2041-02")
+        assert table.missing(at_us) == ["2041-02"], "it waits for its approval"
+        with pytest.raises(FxRateMissing):
+            table.rate_for("2041-02", at_us)
+        approved = await accounts.approve_rate("2041-02")
+        assert (approved.entered_by, approved.approved_by) == ("test", "test")
+        assert await accounts.approve_rate("2041-02") == approved, "twice is once"
+        assert await accounts.add_rate(FxRate("2041-02", Decimal("19.5"), "DOF"))
+        await table.refresh()
+        assert table.rate_for("2041-02", at_us).mxn_per_usd == Decimal(19), "the new one is not approved"
+        assert ("2041-02", Decimal("19.5")) not in await books.ledger.rate_rows(), "no proof may have it"
+        await accounts.approve_rate("2041-02")
+        await table.refresh()
+        assert table.rate_for("2041-02", at_us).mxn_per_usd == Decimal("19.5")
+        with pytest.raises(NotThere, match="no rate was entered for 2041-03"):
+            await accounts.approve_rate("2041-03")
+
+
+async def test_a_month_that_has_begun_approves_no_other_rate(redis_url: str, ledger_url: str) -> None:
+    """It was entered in time and approved too late; a month without any may still be given one."""
+    async with open_books(redis_url, ledger_url) as books:
+        ledger, begun = books.ledger, utc_at(month_start_us("2041-02"))
+        assert await ledger.add_rate(FxRate("2041-02", Decimal(19), "x"), EARLY, ACT, approved=True)
+        assert await ledger.add_rate(FxRate("2041-02", Decimal(20), "x"), EARLY, ACT)
+        with pytest.raises(WrongField, match=r"2041-02 has begun at 19\.00"):
+            await ledger.approve_rate("2041-02", begun, ACT)
+        assert await ledger.add_rate(FxRate("2041-01", Decimal(18), "late"), begun, ACT)
+        assert (await ledger.approve_rate("2041-01", begun, ACT)).approved_by == "test"
+
+
+@pytest.mark.parametrize(
+    ("rate", "refused"),
+    [("22.00", False), ("22.0001", True), ("18.00", False), ("17.9999", True), ("195", True), ("1.95", True)],
+)
+async def test_a_jump_over_a_tenth_is_refused(redis_url: str, tmp_path: Path, rate: str, refused: bool) -> None:
+    """It is compared with the rate before it, and says both; whoever is sure may insist."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        new = FxRate("2036-12", Decimal(rate), "DOF")
+        if refused:
+            with pytest.raises(WrongField, match=rf"mxn_per_usd: 20\.00 of 2036-11 → {rate.rstrip('0')}.* %"):
+                await books.accounts.add_rate(new)
+            assert [one.rate.month for one in await books.ledger.rate_records()] == ["2036-11"]
+        assert await books.accounts.add_rate(new, force=refused)
+
+
+@pytest.mark.rule(3)
+@pytest.mark.parametrize("statement", ["UPDATE fx_approvals SET approved_by = 'x'", "DELETE FROM fx_approvals"])
+async def test_approvals_are_append_only(redis_url: str, ledger_url: str, statement: str) -> None:
+    """(rule 3) Also for who goes around the program."""
+    async with open_books(redis_url, ledger_url) as books:
+        before = await books.ledger.rate_records()
+        with suppress(Exception):
+            sql(ledger_url, statement)
+        assert await books.ledger.rate_records() == before

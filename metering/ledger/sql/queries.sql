@@ -380,14 +380,28 @@ INSERT INTO incarnation_ends (id, last_number, at, lost_reason) VALUES (:id, 0, 
 SELECT id FROM incarnations WHERE id NOT IN (SELECT id FROM incarnation_ends) ORDER BY at, id;
 
 -- name: rates
+-- The last that was approved of each month.
 SELECT month, mxn_per_usd, source FROM fx_rates
-WHERE id IN (SELECT max(id) FROM fx_rates GROUP BY month) ORDER BY month;
+WHERE id IN (SELECT max(r.id) FROM fx_rates AS r JOIN fx_approvals AS a ON a.rate_id = r.id GROUP BY r.month)
+ORDER BY month;
 
 -- name: all_rates
-SELECT month, mxn_per_usd FROM fx_rates;
+SELECT month, mxn_per_usd FROM fx_rates WHERE id IN (SELECT rate_id FROM fx_approvals);
+
+-- name: rate_records
+-- By the columns of `FxRecord`.
+SELECT
+    r.id, r.month, r.mxn_per_usd, r.source, r.series, r.method, r.printed, r.fetched_at, r.raw_sha256, r.entered_by, r.at,
+    a.approved_by, a.at
+FROM fx_rates AS r LEFT JOIN fx_approvals AS a ON a.rate_id = r.id ORDER BY r.month, r.id;
 
 -- name: add_rate
-INSERT INTO fx_rates (month, mxn_per_usd, source, at) VALUES (:month, :mxn_per_usd, :source, :at);
+INSERT INTO fx_rates (month, mxn_per_usd, source, series, method, printed, fetched_at, raw_sha256, entered_by, at)
+VALUES (:month, :mxn_per_usd, :source, :series, :method, :printed, :fetched_at, :raw_sha256, :entered_by, :at)
+RETURNING id;
+
+-- name: approve_rate
+INSERT INTO fx_approvals (rate_id, approved_by, at) VALUES (:rate_id, :approved_by, :at);
 
 -- name: price_book
 SELECT version FROM price_books WHERE version = :version;

@@ -13,9 +13,9 @@ from proxy.api.admin.orders import order_fields, refund_fields
 from proxy.api.admin.rows import (
     Fields,
     after_key,
-    after_month,
     after_notice,
     after_org,
+    after_rate,
     audit_cursor,
     audit_fields,
     before_audit,
@@ -64,7 +64,7 @@ class Reads:
         return next(refund_fields(refund, record) for refund in record.refunds if refund.credit_id == target)
 
     async def show_rate(self, call: Call, target: str) -> Fields:
-        return next(rate_fields(rate) for rate in await self._ledger.rates() if rate.month == target)
+        return [rate_fields(one) for one in await self._ledger.rate_records() if one.rate.month == target][-1]
 
     # --- what is read ---
 
@@ -109,8 +109,8 @@ class Reads:
         return _page(call, rows, notice_fields, notice_cursor)
 
     async def rates(self, call: Call) -> Fields:
-        after = after_month(call.query.cursor)
-        rows = [rate for rate in await self._ledger.rates() if rate.month > after]
+        after = after_rate(call.query.cursor)
+        rows = [one for one in await self._ledger.rate_records() if (one.rate.month, one.rate_id) > after]
         return _page(call, rows, rate_fields, rate_cursor)
 
     async def audit(self, call: Call) -> Fields:

@@ -9,8 +9,7 @@ from metering.clock import utc_at, utc_now
 from metering.events import Notice
 from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
 from metering.money import format_mxn, format_rate
-from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, Org
-from metering.pricing import FxRate
+from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, FxRecord, Org
 from proxy.api.pages import BadCursor, cursor_of, text_of
 from proxy.orders.result import public_id
 
@@ -53,9 +52,24 @@ def key_fields(key: ApiKey, used_us: int | None) -> Fields:
     }
 
 
-def rate_fields(rate: FxRate) -> Fields:
-    """Return a month's rate."""
-    return {"month": rate.month, "mxn_per_usd": format_rate(rate.mxn_per_usd), "source": rate.source}
+def rate_fields(record: FxRecord) -> Fields:
+    """Return a month's rate, where it comes from, and who entered and approved it."""
+    rate, origin = record.rate, record.origin
+    return {
+        "id": record.rate_id,
+        "month": rate.month,
+        "mxn_per_usd": format_rate(rate.mxn_per_usd),
+        "source": rate.source,
+        "series": origin.series,
+        "method": origin.method,
+        "printed": origin.printed,
+        "fetched_at": origin.fetched_at,
+        "raw_sha256": origin.raw_sha256,
+        "entered_by": record.entered_by,
+        "entered_at": record.at,
+        "approved_by": record.approved_by,
+        "approved_at": record.approved_at,
+    }
 
 
 def credit_fields(credit: Credit) -> Fields:
@@ -148,14 +162,17 @@ def after_key(cursor: str | None) -> ApiKey | None:
     return ApiKey(key_id, "", "", "", created_at)
 
 
-def rate_cursor(rate: FxRate) -> str:
+def rate_cursor(record: FxRecord) -> str:
     """Return the cursor after this rate."""
-    return _cursor(rate.month)
+    return _cursor(record.rate.month, str(record.rate_id))
 
 
-def after_month(cursor: str | None) -> str:
-    """Parse a cursor; without one, return a text before all months. Raises BadCursor."""
-    return "" if cursor is None else _parts(cursor, 1)[0]
+def after_rate(cursor: str | None) -> tuple[str, int]:
+    """Parse a cursor into month and id; without one, return what is before all rates. Raises BadCursor."""
+    if cursor is None:
+        return "", 0
+    month, rate_id = _parts(cursor, 2)
+    return month, _number(rate_id)
 
 
 def credit_cursor(credit: Credit) -> str:

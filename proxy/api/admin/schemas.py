@@ -178,6 +178,7 @@ class NewRate(Asked):
         pattern=SOURCE,
         description="where the rate comes from, in up to 200 printable characters",
     )
+    force: bool = Field(False, description="true or false: whether it may be over 10 % from the rate before")
 
 
 class PageQuery(BaseModel):
@@ -503,11 +504,21 @@ class NoticeRow(EventFacts):
 
 
 class RateRow(EventFacts):
-    """The rate in force of a month."""
+    """A rate that was entered for a month. It is in force once it is approved; of a month, the last of those."""
 
+    id: int
     month: str
     mxn_per_usd: str
     source: str
+    series: str | None
+    method: str | None
+    printed: str | None
+    fetched_at: str | None
+    raw_sha256: str | None
+    entered_by: str | None
+    entered_at: str
+    approved_by: str | None
+    approved_at: str | None
 
 
 class NewRateRow(RateRow):

@@ -104,7 +104,7 @@ async def add_rate(call: Call, accounts: Accounts) -> Written:
         rate = FxRate(body.month, parse_rate(body.mxn_per_usd), body.source)
     except AmountError as error:
         raise WrongField("mxn_per_usd", str(error)) from None
-    return Written(body.month, {"added": await accounts.add_rate(rate)})
+    return Written(body.month, {"added": await accounts.add_rate(rate, force=body.force)})
 
 
 def _changes(body: OrgLimits | KeyLimits) -> dict[str, int | None]:
