@@ -1,6 +1,6 @@
 """IVA on what is paid for credit: rates with their validity, from a TOML file that is read once at start.
 
-What enters a wallet is the base, without IVA. The tax is due when the money is paid (`docs/finance.md`).
+What enters a wallet is the base, without IVA. The tax is due when the money is paid (`docs/money.md`).
 """
 
 from dataclasses import dataclass

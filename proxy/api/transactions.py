@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metering.money import format_mxn, format_rate
+from metering.money import format_mxn
 from metering.ports import LAST, Credit, CreditKey, Ledger, LedgerAway
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
+from proxy.api.balances import tax_fields
 from proxy.api.credits import checked
 from proxy.api.operation import Operation, Tag, WholeNumber
 from proxy.api.pages import MOST, USUAL, BadCursor, cursor_of, page_of, text_of
@@ -83,7 +84,7 @@ class TransactionsEndpoint:
 
 
 def _transaction(credit: Credit) -> dict[str, Any]:
-    new, tax = credit.new, credit.new.tax
+    new = credit.new
     return {
         "id": new.credit_id,
         "object": "credit_transaction",
@@ -93,10 +94,7 @@ def _transaction(credit: Credit) -> dict[str, Any]:
         "order": None if new.order_id is None else public_id(new.order_id),
         "recharge": new.recharge_id,
         "reason": new.reason,
-        "base_mxn": None if tax is None else format_mxn(tax.base_micro_mxn),
-        "iva_rate": None if tax is None else format_rate(tax.rate),
-        "iva_mxn": None if tax is None else format_mxn(tax.iva_micro_mxn),
-        "total_mxn": None if tax is None else format_mxn(tax.total_micro_mxn),
+        **tax_fields(new.tax),
         "balance_mxn": None if credit.balance_micro_mxn is None else format_mxn(credit.balance_micro_mxn),
         "cfdi": credit.facts.get("cfdi"),
     }

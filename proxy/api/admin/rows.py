@@ -10,6 +10,7 @@ from metering.events import Notice
 from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
 from metering.money import format_mxn, format_rate
 from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, FxRecord, Org
+from proxy.api.balances import tax_fields
 from proxy.api.pages import BadCursor, cursor_of, text_of
 from proxy.orders.result import public_id
 
@@ -74,7 +75,7 @@ def rate_fields(record: FxRecord) -> Fields:
 
 def credit_fields(credit: Credit) -> Fields:
     """Return money in or out: what enters the wallet, what was paid for it with IVA, and the balance after it."""
-    new, tax = credit.new, credit.new.tax
+    new = credit.new
     return {
         "id": new.credit_id,
         "org": new.org_id,
@@ -86,10 +87,7 @@ def credit_fields(credit: Credit) -> Fields:
         "order": None if new.order_id is None else public_id(new.order_id),
         "recharge": new.recharge_id,
         "reason": new.reason,
-        "base_mxn": None if tax is None else format_mxn(tax.base_micro_mxn),
-        "iva_rate": None if tax is None else format_rate(tax.rate),
-        "iva_mxn": None if tax is None else format_mxn(tax.iva_micro_mxn),
-        "total_mxn": None if tax is None else format_mxn(tax.total_micro_mxn),
+        **tax_fields(new.tax),
         "balance_mxn": None if credit.balance_micro_mxn is None else format_mxn(credit.balance_micro_mxn),
         "facts": dict(credit.facts),
     }
