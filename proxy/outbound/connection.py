@@ -2,6 +2,7 @@
 
 import asyncio
 import select
+import ssl
 from collections import deque
 from collections.abc import AsyncIterable, Sequence
 from typing import cast
@@ -43,6 +44,7 @@ class Connection(asyncio.BufferedProtocol):
         "_loop",
         "_parser",
         "_paused",
+        "_raw",
         "_sending",
         "_silent",
         "_waiter",
@@ -59,6 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = loop
         self._buffer = buffer
         self.transport: asyncio.Transport
+        self._raw: asyncio.Transport  # the same, or under TLS what carries it
         self.is_lost = False
         self._is_full = False  # more is unsent than the transport's own limit
         self._is_kept = True  # by the peer, after this answer
@@ -136,7 +139,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._paused and not self._body_bytes:
             self._paused = False
             if not self.transport.is_closing():
-                self.transport.resume_reading()
+                self._raw.resume_reading()
         return piece
 
     def drop(self, error: httpx2.TransportError | None = None) -> None:
@@ -147,7 +150,24 @@ class Connection(asyncio.BufferedProtocol):
     # --- events ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self._raw = cast(asyncio.Transport, transport)
+        self._use(self._raw)
+
+    async def begin_tls(self, context: ssl.SSLContext, name: str) -> None:
+        """Go on over TLS. Raises OSError.
+
+        Reading is paused below it: what TLS has deciphered and not given out yet would be lost if the peer closes.
+        """
+        try:
+            secured = await self._loop.start_tls(self._raw, self, context, server_hostname=name)
+        except BaseException:
+            self._raw.abort()
+            raise
+        assert secured is not None, "only a transport that is closing has none"
+        self._use(secured)
+
+    def _use(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
         self.transport.set_write_buffer_limits(high=CHUNK_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -262,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
         self._body_bytes += len(data)
         if self._body_bytes > CHUNK_BYTES and not (self._paused or self._done or self.transport.is_closing()):
             self._paused = True
-            self.transport.pause_reading()
+            self._raw.pause_reading()
 
     def _fail(self, error: httpx2.TransportError) -> None:
         if not self._done and self._error is None:

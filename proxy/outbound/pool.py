@@ -115,21 +115,19 @@ class Pool:
         connection.drop()
 
     async def _connect(self, origin: Origin) -> Connection:
-        tls = origin.scheme == "https"
         addresses = await self._addresses(origin.host, origin.port)
         connected = await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=self._loop
         )
         try:
             _, connection = await self._loop.create_connection(
-                lambda: Connection(self._loop, self._buffer),
-                sock=connected,
-                ssl=self._verify if tls else None,
-                server_hostname=origin.host.removesuffix(".") if tls else None,
+                lambda: Connection(self._loop, self._buffer), sock=connected
             )
         except BaseException:
             connected.close()
             raise
+        if origin.scheme == "https":
+            await connection.begin_tls(self._verify, origin.host.removesuffix("."))
         return connection
 
     async def _addresses(self, host: str, port: int) -> Sequence[Address]:

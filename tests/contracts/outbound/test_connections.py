@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import gc
 import resource
+import socket
+import ssl
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -358,3 +361,39 @@ def test_a_thousand_calls_in_flight_cost_no_more_each_than_a_hundred(run: Run) -
         run(main())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("size_bytes", [CHUNK_BYTES * 2, 400_000, 3_000_000])
+@pytest.mark.parametrize("reader", ["fast", "slow"])
+def test_an_answer_over_tls_is_whole_though_its_peer_has_closed(
+    run: Run, server_tls: ssl.SSLContext, trust: ssl.SSLContext, size_bytes: int, reader: str
+) -> None:
+    """A reader that pauses must not lose what the loop has read and not given out yet: uvloop drops it at the end."""
+    body = bytes(range(256)) * (size_bytes // 256)
+
+    def answer(listener: socket.socket) -> None:
+        """Answer each client in a thread, as fast as the kernel takes it, and close."""
+        with contextlib.suppress(OSError):
+            while True:
+                with server_tls.wrap_socket(listener.accept()[0], server_side=True) as peer:
+                    peer.recv(4096)
+                    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                    peer.sendall(head + body)
+
+    async def main(port: int) -> None:
+        async with Transport(verify=trust, resolve=Names(cdn_example=["127.0.0.1"])) as transport:
+            for _ in range(5):
+                got = bytearray()
+                reply = await transport.handle_async_request(httpx2.Request("GET", f"https://cdn.example:{port}/"))
+                async for piece in reply.aiter_raw():
+                    got += piece
+                    await asyncio.sleep(0.003 if reader == "slow" else 0)
+                assert got == body
+                await reply.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        run(main(listener.getsockname()[1]))
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
