@@ -7,6 +7,7 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
@@ -292,6 +293,10 @@ class Accounts:
                 raise WrongField(name, f"only a {only} has one, and this is of type {kind}")
         if kind == "refund" and order is None:
             raise WrongField("order", _NAMES_ITS_ORDER)
+        if kind == "chargeback" and recharge is None:
+            raise WrongField("recharge", "a chargeback names the recharge that it takes back")
+        if recharge is not None and not _CREDIT_ID.fullmatch(recharge):
+            raise WrongField("recharge", "1 to 128 visible ASCII characters")
         if kind == "refund" and reason is None:
             raise WrongField("reason", "a refund says why it is given")
         if reason is not None and not _REASON.fullmatch(reason):
@@ -340,6 +345,8 @@ class Accounts:
             form, must = CREDIT_FACTS[name]
             if not re.fullmatch(form, value):
                 raise WrongField(name, f"must be {must}")
+        if not _CREDIT_ID.fullmatch(credit_id):
+            raise NotThere("there is no credit of this id: it has 1 to 128 visible ASCII characters")
         org_id = (await self._ledger.credit(credit_id)).new.org_id
         return await self._ledger.complete_credit(
             credit_id, facts, utc_now(), self._act("credit.complete", credit_id, org_id, **facts)
@@ -410,13 +417,21 @@ class Accounts:
         return await self._ledger.add_rate(rate, utc_now(), act, origin=origin, approved=approved)
 
     async def rate_before(self, month: str) -> FxRate | None:
-        """Find the rate that a new one of this month is compared with: the month's own, or the last one before it."""
-        known = [one.rate for one in await self._ledger.rate_records() if one.rate.month <= month]
+        """Find the rate that a new one is compared with: the month's own that is approved, or the last one before."""
+        known = [
+            one.rate
+            for one in await self._ledger.rate_records()
+            if one.rate.month <= month and one.approved_by is not None
+        ]
         return known[-1] if known else None
 
-    async def approve_rate(self, month: str) -> FxRecord:
-        """Approve the last rate that was entered for a month. Raises NotThere, LedgerError."""
-        return await self._ledger.approve_rate(month, utc_now(), self._act("fx.approve", month, None))
+    async def approve_rate(self, month: str, mxn_per_usd: Decimal) -> FxRecord:
+        """Approve the last rate that was entered for a month, if it is this one: what was looked at is approved.
+
+        Raises NotThere, WrongField, LedgerError.
+        """
+        act = self._act("fx.approve", month, None, mxn_per_usd=format_rate(mxn_per_usd))
+        return await self._ledger.approve_rate(month, mxn_per_usd, utc_now(), act)
 
     def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
         if KEY.search(f"{target} {details}"):

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 DAY_US = 24 * 3600 * 1_000_000
 
 MEXICO = ZoneInfo("America/Mexico_City")
-_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_MONTH = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
+_DAY = re.compile(r"2[0-9]{3}-[0-9]{2}-[0-9]{2}")
 _MICRO = timedelta(microseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

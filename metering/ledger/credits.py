@@ -45,7 +45,7 @@ class CreditRecords(Transactions):
 
         def steps() -> Steps[bool]:
             if before := (yield "credit", {"id": new.credit_id}):
-                if before[0] == (new.org_id, new.type, new.amount_micro_mxn):
+                if before[0] == (new.org_id, new.type, new.amount_micro_mxn, new.recharge_id):
                     yield from once(act, at.isoformat())
                     return False
                 raise WrongField(

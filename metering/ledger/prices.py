@@ -40,6 +40,8 @@ class PriceRecords(Transactions):
             _check_begun(of_month, rate, at)
             last = of_month[-1] if of_month else None
             if last is not None and last.rate.mxn_per_usd == rate.mxn_per_usd:
+                if approved and last.approved_by is None:
+                    yield "approve_rate", {"rate_id": last.rate_id, "approved_by": actor, "at": at.isoformat()}
                 if act is not None:
                     yield from once(act, at.isoformat())
                 return False
@@ -62,10 +64,10 @@ class PriceRecords(Transactions):
 
         return await self._run("write", steps)
 
-    async def approve_rate(self, month: str, at: datetime, act: Act) -> FxRecord:
-        """Approve the last rate that was entered for a month; no effect if it is approved.
+    async def approve_rate(self, month: str, mxn_per_usd: Decimal, at: datetime, act: Act) -> FxRecord:
+        """Approve the last rate that was entered for a month, if it is this one; no effect if it is approved.
 
-        Raises NotThere, and LedgerError if the month has begun with another rate.
+        Raises NotThere, and WrongField if another was entered last, or the month has begun with another.
         """
 
         def steps() -> Steps[FxRecord]:
@@ -73,6 +75,9 @@ class PriceRecords(Transactions):
             if not of_month:
                 raise NotThere(f"no rate was entered for {month}")
             last = of_month[-1]
+            if last.rate.mxn_per_usd != mxn_per_usd:
+                entered = f"{format_rate(last.rate.mxn_per_usd)} by {last.entered_by}"
+                raise WrongField("rate", f"the last that was entered for {month} is {entered}: look at it first")
             if last.approved_by is not None:
                 yield from once(act, at.isoformat())
                 return last

@@ -2,6 +2,7 @@
 
 import sys
 from datetime import date
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from proxy.cli.running import As, back, books, run
 app = typer.Typer(no_args_is_help=True)
 
 Month = Annotated[str, typer.Argument(metavar="YYYY-MM")]
+Rate = Annotated[str, typer.Argument(metavar="RATE", help="MXN for one USD, such as 18.4512.")]
 Force = Annotated[bool, typer.Option("--force", help=f"Also if it is over {MAX_FX_JUMP:.0%} from the rate before.")]
 
 ALONE = (
@@ -29,7 +31,7 @@ ALONE = (
 @app.command("set")
 def set_(
     month: Month,
-    rate: Annotated[str, typer.Argument(metavar="RATE", help="MXN for one USD, such as 18.4512.")],
+    rate: Rate,
     source: Annotated[str, typer.Option(help="Where the rate comes from; it stands in every event.")],
     force: Force = False,
     who: As = None,
@@ -37,10 +39,7 @@ def set_(
 ) -> None:
     """Enter a month's rate. It is in force once it is approved; a month that has begun keeps the rate that it has."""
     _check_month(month)
-    try:
-        number = parse_rate(rate)
-    except AmountError as error:
-        misuse(f"RATE: {error}")
+    number = _parsed(rate)
     if not source.strip():
         misuse("--source: say where the rate comes from")
     _enter(FxRate(month, number, source.strip()), None, force, who, as_json)
@@ -83,15 +82,16 @@ def fetch(
 
 
 @app.command()
-def approve(month: Month, who: As = None, as_json: AsJson = False) -> None:
-    """Approve the last rate that was entered for a month: it is in force from then on."""
+def approve(month: Month, rate: Rate, who: As = None, as_json: AsJson = False) -> None:
+    """Approve the last rate that was entered for a month, if it is RATE: it is in force from then on."""
     _check_month(month)
+    number = _parsed(rate)
 
     async def work() -> FxRecord:
         async with back(who) as opened:
-            return await opened.accounts.approve_rate(month)
+            return await opened.accounts.approve_rate(month, number)
 
-    approved = run(work(), "month")
+    approved = run(work(), "month", "rate")
     say(rate_fields(approved), as_json)
     if approved.entered_by == approved.approved_by:
         sys.stderr.write(ALONE)
@@ -106,6 +106,13 @@ def list_(as_json: AsJson = False) -> None:
             return await opened.ledger.rate_records()
 
     say([rate_fields(record) for record in run(work())], as_json)
+
+
+def _parsed(rate: str) -> Decimal:
+    try:
+        return parse_rate(rate)
+    except AmountError as error:
+        misuse(f"RATE: {error}")
 
 
 def _check_month(month: str) -> None:
@@ -131,4 +138,5 @@ def _enter(rate: FxRate, origin: FxOrigin | None, force: bool, who: str | None, 
     entered = run(work(), "rate", "month")
     say(entered, as_json)
     if entered["approved_by"] is None:
-        sys.stderr.write(f"ghub: it is in force once it is approved: ghub fx approve {rate.month}\n")
+        command = f"ghub fx approve {rate.month} {format_rate(rate.mxn_per_usd)}"
+        sys.stderr.write(f"ghub: it is in force once it is approved: {command}\n")

@@ -60,10 +60,10 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     entered = ghub("fx", "set", "2031-01", "18.4512", "--source", "DOF")
     assert entered["was"].startswith("20.00 (20") and entered["added"] is True
     typo = system.ghub("fx", "set", "2031-02", "184.512", "--source", "DOF")
-    assert typo.returncode == 1 and "RATE: 18.4512 of 2031-01 → 184.512 is +900.0 %" in typo.stderr
+    assert typo.returncode == 1 and "→ 184.512 is +822.6 %" in typo.stderr
     waiting = ghub("fx", "list")[-1]
     assert (waiting["month"], waiting["source"], waiting["approved_by"]) == ("2031-01", "DOF", None)
-    assert ghub("fx", "approve", "2031-01")["approved_by"] == waiting["entered_by"]
+    assert ghub("fx", "approve", "2031-01", "18.4512")["approved_by"] == waiting["entered_by"]
     assert ghub("migrate") == {"schema": SCHEMA}
     system.start_gateway()
     assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}

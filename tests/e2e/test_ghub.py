@@ -90,7 +90,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("event", "retry"): ("{event}",),
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
     ("fx", "fetch"): ("--force",),
-    ("fx", "approve"): ("2041-01",),
+    ("fx", "approve"): ("2041-01", "18.4512"),
     ("fx", "list"): (),
     ("usage", "export"): ("--out", "{folder}/month.csv"),
     ("audit",): ("--limit", "100"),

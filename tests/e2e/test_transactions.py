@@ -56,10 +56,11 @@ def test_an_organisation_reads_its_money_in_and_out(system: System) -> None:
         assert [row["mxn"] for row in others["data"]] == ["1.00"], "a cursor of another organisation shows its own"
 
 
-def test_the_sandbox_has_no_money(system: System) -> None:
-    """A test key sees no live recharge; without a key nothing is seen."""
+@pytest.mark.parametrize("kind", [["--test"], ["--read", "own"]])
+def test_a_key_that_reads_its_own_orders_sees_no_money_of_its_organisation(system: System, kind: list[str]) -> None:
+    """Nor does a test key; without a key nothing is seen."""
     system.customer("acme", "500.00")
-    made = system.ghub("key", "create", "acme", "--name", "try", "--test")
+    made = system.ghub("key", "create", "acme", "--name", "try", *kind)
     with httpx2.Client(base_url=system.url, **LOOPBACK) as client:
         reply = client.get(LIST, headers=bearer(made.stdout.strip()))
         assert (reply.status_code, reply.json()["data"]) == (200, [])

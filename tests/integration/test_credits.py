@@ -110,6 +110,10 @@ async def test_a_chargeback_takes_a_recharge_back(redis_url: str, ledger_url: st
         assert (first.new.amount_micro_mxn, first.new.recharge_id) == (-parse_mxn("8.00"), "first-acme")
         assert first.new.tax == Tax(-parse_mxn("8.00"), Decimal("0.16"), -parse_mxn("1.28"))
         assert first.balance_micro_mxn == parse_mxn("8.40") - 8 * UNIT - parse_mxn("8.00")
+        with pytest.raises(WrongField, match="recharge: a chargeback names"):
+            await add("x", "chargeback", UNIT)
+        with pytest.raises(WrongField, match=r"id: credit 'cb' exists already"):
+            await add("cb", "chargeback", parse_mxn("8.00"), recharge="first-other")
         with pytest.raises(WrongField, match="recharge: only a chargeback"):
             await add("x", "recharge", UNIT, recharge="first-acme")
         assert (await books.cut(other)).available_micro_mxn == parse_mxn("8.40")
@@ -221,7 +225,8 @@ async def test_facts_are_append_only(redis_url: str, ledger_url: str, statement:
 @pytest.mark.parametrize(
     "columns",
     [
-        {"type": "'chargeback'", "amount_micro_mxn": "1"},
+        {"type": "'chargeback'", "amount_micro_mxn": "1", "recharge_id": "'first-acme'"},
+        {"type": "'chargeback'", "amount_micro_mxn": "-1"},
         {"type": "'bonus'", "amount_micro_mxn": "-1"},
         {"type": "'bonus'", "base_micro_mxn": "10000", "iva_rate": "'0.16'", "iva_micro_mxn": "0"},
         {"type": "'recharge'", "base_micro_mxn": "10001", "iva_rate": "'0.16'", "iva_micro_mxn": "0"},

@@ -120,18 +120,20 @@ async def test_a_rate_is_in_force_once_it_is_approved(redis_url: str, ledger_url
         assert table.missing(at_us) == ["2041-02"], "it waits for its approval"
         with pytest.raises(FxRateMissing):
             table.rate_for("2041-02", at_us)
-        approved = await accounts.approve_rate("2041-02")
+        with pytest.raises(WrongField, match=r"rate: the last that was entered for 2041-02 is 19\.00 by test"):
+            await accounts.approve_rate("2041-02", Decimal("19.5"))
+        approved = await accounts.approve_rate("2041-02", Decimal(19))
         assert (approved.entered_by, approved.approved_by) == ("test", "test")
-        assert await accounts.approve_rate("2041-02") == approved, "twice is once"
+        assert await accounts.approve_rate("2041-02", Decimal(19)) == approved, "twice is once"
         assert await accounts.add_rate(FxRate("2041-02", Decimal("19.5"), "DOF"))
         await table.refresh()
         assert table.rate_for("2041-02", at_us).mxn_per_usd == Decimal(19), "the new one is not approved"
         assert ("2041-02", Decimal("19.5")) not in await books.ledger.rate_rows(), "no proof may have it"
-        await accounts.approve_rate("2041-02")
+        await accounts.approve_rate("2041-02", Decimal("19.5"))
         await table.refresh()
         assert table.rate_for("2041-02", at_us).mxn_per_usd == Decimal("19.5")
         with pytest.raises(NotThere, match="no rate was entered for 2041-03"):
-            await accounts.approve_rate("2041-03")
+            await accounts.approve_rate("2041-03", Decimal(19))
 
 
 async def test_a_month_that_has_begun_approves_no_other_rate(redis_url: str, ledger_url: str) -> None:
@@ -141,9 +143,9 @@ async def test_a_month_that_has_begun_approves_no_other_rate(redis_url: str, led
         assert await ledger.add_rate(FxRate("2041-02", Decimal(19), "x"), EARLY, ACT, approved=True)
         assert await ledger.add_rate(FxRate("2041-02", Decimal(20), "x"), EARLY, ACT)
         with pytest.raises(WrongField, match=r"2041-02 has begun at 19\.00"):
-            await ledger.approve_rate("2041-02", begun, ACT)
+            await ledger.approve_rate("2041-02", Decimal(20), begun, ACT)
         assert await ledger.add_rate(FxRate("2041-01", Decimal(18), "late"), begun, ACT)
-        assert (await ledger.approve_rate("2041-01", begun, ACT)).approved_by == "test"
+        assert (await ledger.approve_rate("2041-01", Decimal(18), begun, ACT)).approved_by == "test"
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,23 @@ async def test_a_jump_over_a_tenth_is_refused(redis_url: str, tmp_path: Path, ra
                 await books.accounts.add_rate(new)
             assert [one.rate.month for one in await books.ledger.rate_records()] == ["2036-11"]
         assert await books.accounts.add_rate(new, force=refused)
+
+
+async def test_small_steps_that_nobody_approved_do_not_add_up(redis_url: str, tmp_path: Path) -> None:
+    """A rate is compared with what is in force, not with what somebody has just entered."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        assert await books.accounts.add_rate(FxRate("2036-12", Decimal("21.9"), "x"))
+        with pytest.raises(WrongField, match=r"20\.00 of 2036-11 → 23\.90 is \+19\.5 %"):
+            await books.accounts.add_rate(FxRate("2036-12", Decimal("23.9"), "x"))
+
+
+async def test_what_is_entered_again_where_no_approval_is_needed_is_in_force(redis_url: str, tmp_path: Path) -> None:
+    """It was there already, and waited."""
+    async with open_books(redis_url, tmp_path / "l.db") as books:
+        rate = FxRate("2036-12", Decimal("20.1"), "x")
+        assert await books.accounts.add_rate(rate)
+        assert not await books.accounts.add_rate(rate, approved=True)
+        assert rate in await books.ledger.rates()
 
 
 @pytest.mark.rule(3)

@@ -24,7 +24,7 @@ ALTER TABLE credit_transactions
         AND (base_micro_mxn IS NULL OR type IN ('recharge', 'chargeback'))
         AND base_micro_mxn % 10000 = 0 AND iva_micro_mxn % 10000 = 0
     ) NOT VALID,
-    ADD CONSTRAINT chargebacks_alone CHECK (recharge_id IS NULL OR type = 'chargeback') NOT VALID;
+    ADD CONSTRAINT chargebacks_alone CHECK ((recharge_id IS NULL) = (type <> 'chargeback')) NOT VALID;
 
 CREATE INDEX credits_by_time ON credit_transactions (at, org_id, number) WHERE number IS NOT NULL;
 CREATE INDEX chargebacks_by_recharge ON credit_transactions (recharge_id) WHERE recharge_id IS NOT NULL;

@@ -151,7 +151,7 @@ SELECT DISTINCT org_id FROM changes WHERE seq > :change;
 SELECT org_id, max(seq) FROM changes WHERE org_id IN (:ids) GROUP BY org_id;
 
 -- name: credit
-SELECT org_id, type, amount_micro_mxn FROM credit_transactions WHERE id = :id AND type <> 'consumption';
+SELECT org_id, type, amount_micro_mxn, recharge_id FROM credit_transactions WHERE id = :id AND type <> 'consumption';
 
 -- name: last_credit
 -- Selects by number, not by type: the index finds the credits, and consumption, a thousand times as much, is not read.

@@ -26,7 +26,7 @@ CREATE TABLE credits_anew (
     CHECK ((base_micro_mxn IS NULL) = (iva_rate IS NULL) AND (base_micro_mxn IS NULL) = (iva_micro_mxn IS NULL)),
     CHECK (base_micro_mxn IS NULL OR type IN ('recharge', 'chargeback')),
     CHECK (base_micro_mxn % 10000 = 0 AND iva_micro_mxn % 10000 = 0),
-    CHECK (recharge_id IS NULL OR type = 'chargeback'),
+    CHECK ((recharge_id IS NULL) = (type <> 'chargeback')),
     UNIQUE (org_id, number)
 ) STRICT;
 INSERT INTO credits_anew (id, org_id, type, number, amount_micro_mxn, at, order_id, reason)
