@@ -160,8 +160,10 @@ class Connection(asyncio.BufferedProtocol):
         """
         try:
             secured = await self._loop.start_tls(self._raw, self, context, server_hostname=name)
-        except BaseException:
+        except BaseException as error:
             self._raw.abort()
+            if isinstance(error, OSError) and not self._silent:
+                raise ssl.SSLError("the peer spoke first, and not TLS") from error
             raise
         assert secured is not None, "only a transport that is closing has none"
         self._use(secured)

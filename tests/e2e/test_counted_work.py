@@ -108,7 +108,8 @@ def test_an_order_takes_no_more_work_than_it_did(counted: System) -> None:
                     least[name] = min(least.get(name, each), each)
             for name, each in least.items():
                 found[name][model, size_bytes] = each
-            scripts[model, size_bytes] = _scripts(redis, org, functools.partial(order, model))
+            place = functools.partial(order, model)
+            scripts[model, size_bytes] = min(_scripts(redis, org, place) for _ in range(BATCHES))
     print({name: {case: round(each) for case, each in of.items()} for name, of in found.items()}, scripts)
     assert all(each <= MOST_CALLS[case] for case, each in found["calls"].items()), found["calls"]
     assert all(each <= MOST_SYSCALLS[case] for case, each in found["syscalls"].items()), found["syscalls"]
@@ -118,7 +119,7 @@ def test_an_order_takes_no_more_work_than_it_did(counted: System) -> None:
 
 
 def _scripts(redis: Redis, org: str, place: Callable[[], None]) -> int:
-    """Count the scripts that Redis runs for one order of an organisation. The gateway's others name none."""
+    """Count the scripts that Redis runs while one order is made, and that name its organisation."""
     with redis.monitor() as seen:  # type: ignore[no-untyped-call]
         place()
         redis.echo("placed")

@@ -167,6 +167,9 @@ def test_a_reader_never_sees_a_part_of_a_picture(tmp_path: Path) -> None:
             await store.put(PATH, slowly(), "image/png")
             await store.delete(PATH)
         await store.put(PATH, slowly(), "image/png")
+        async with asyncio.timeout(60):  # a busy machine may not have let them look yet
+            while not seen:
+                await asyncio.sleep(0.01)
 
     looking = threading.Thread(target=look)
     looking.start()
