@@ -56,7 +56,9 @@ class Proof:
 class Opened:
     """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
-    `once` is the hash of its idempotency key, with the order's fingerprint.
+    `once` is the hash of its idempotency key, with the order's fingerprint. `end_user` and `safety_id` are pseudonyms,
+    `tags` a JSON list of texts, `metadata` a JSON object of texts; they are left out of the JSON if there are none, for
+    an older consumer would set the event aside.
     """
 
     request_id: str
@@ -73,6 +75,10 @@ class Opened:
     region: str
     proof: Proof
     once: str | None = None
+    end_user: str | None = None
+    safety_id: str | None = None
+    tags: str | None = None
+    metadata: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,8 @@ class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
     `usd_measured` is the provider's own figure for the whole order, if the price depends on it. `result` is what the
-    order's owner may fetch again together with the images.
+    order's owner may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of
+    the requests, and `upstream_usd` is its figure for all of them, also if the order is not charged.
     """
 
     number: int
@@ -106,6 +113,8 @@ class Event:
     images: tuple[StoredImage, ...]
     usd_measured: str | None = None
     result: str = ""
+    upstream_ids: str | None = None
+    upstream_usd: str | None = None
 
     @property
     def event_id(self) -> str:
@@ -208,6 +217,8 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             images=tuple(_row(StoredImage, image) for image in orjson.loads(fields[b"images"])),
             usd_measured=fields[b"usd_measured"].decode() or None,
             result=fields[b"result"].decode(),
+            upstream_ids=fields.get(b"upstream_ids", b"").decode() or None,
+            upstream_usd=fields.get(b"upstream_usd", b"").decode() or None,
         )
         _check(event)
     except KeyError as error:
@@ -293,8 +304,10 @@ def _are_prices(proof: Proof) -> bool:
 
 def _check(event: Event) -> None:
     """Refuse what the record would refuse, and what cannot be recomputed. Raises EventError."""
-    if "\0" in event.reason + event.result + (event.usd_measured or ""):
+    texts = (event.reason, event.result, event.usd_measured, event.upstream_ids, event.upstream_usd)
+    if any("\0" in text for text in texts if text is not None):
         raise EventError("a text holds a NUL, which no database keeps")
+    _check_labels(event)
     proof = event.opened.proof
     quoted = event.quantity * proof.unit_micro_mxn
     if event.usd_measured is None and event.amount_micro_mxn != quoted:
@@ -312,6 +325,24 @@ def _check(event: Event) -> None:
     counted = (event.number, proof.unit_micro_mxn, event.opened.images, event.admitted_us, event.ended_us)
     if not all(0 < number <= MAX_MICRO_MXN for number in counted):
         raise EventError("a number is out of its range")
+
+
+def _check_labels(event: Event) -> None:
+    """Refuse what the ledger could not group by, or could not read back. Raises EventError."""
+    for name, text in (("tags", event.opened.tags), ("upstream_ids", event.upstream_ids)):
+        if text is not None and not _are_texts(orjson.loads(text), list):
+            raise EventError(f"{name}: is no list of texts")
+    if event.opened.metadata is not None and not _are_texts(orjson.loads(event.opened.metadata), dict):
+        raise EventError("metadata: is no object of texts")
+    if event.upstream_usd is not None and not 0 <= Decimal(event.upstream_usd) < MAX_MICRO_MXN:
+        raise EventError("upstream_usd: is no figure in USD")
+
+
+def _are_texts(value: Any, kind: type[list[str] | dict[str, str]]) -> bool:
+    if type(value) is not kind:
+        return False
+    texts = value.values() if isinstance(value, dict) else value
+    return all(type(text) is str and "\0" not in text for text in texts)
 
 
 def _check_notice(notice: Notice) -> None:

@@ -327,7 +327,11 @@ class BalanceAt:
 
 
 class Charge(NamedTuple):
-    """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote."""
+    """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote.
+
+    `posted` is the month to which it is posted, if its own was closed when it was booked. `tags` and `upstream_ids` are
+    JSON lists, `metadata` is a JSON object, `end_user` and `safety_id` are pseudonyms.
+    """
 
     event_id: str
     org_id: str
@@ -356,6 +360,18 @@ class Charge(NamedTuple):
     usd_measured: str | None
     amount_micro_mxn: int
     images: str
+    posted: str | None
+    end_user: str | None
+    safety_id: str | None
+    tags: str | None
+    metadata: str | None
+    upstream_ids: str | None
+    upstream_usd: str | None
+
+    @property
+    def posting_month(self) -> str:
+        """Month of the exports and balances in which it stands (rule 24)."""
+        return self.posted or self.month
 
 
 @dataclass(frozen=True, slots=True)

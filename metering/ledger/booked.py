@@ -9,7 +9,7 @@ import orjson
 from metering.clock import DAY_US, period_at
 from metering.events import End, Event, Notice, decode_images
 from metering.ledger.rows import Row, event_of, fields
-from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json
+from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, closed_through
 from metering.ports import LAST, PAGE, Charge, Charged, Delivered, Ended, Keyed, Listed, ResultKey, SetAside, UsageRow
 
 
@@ -24,7 +24,7 @@ class EventRecords(Transactions):
             # Results first: an organisation's total is locked from its events on, and others wait for it.
             if results := [_result_row(event) for event in events if event.result]:
                 yield "add_results", results
-            new = (yield from self._book(events, booked_at)) if events else set()
+            new = (yield from self._book(events, booked_at, (yield from closed_through()))) if events else set()
             for entry in set_aside:
                 # PostgreSQL's text cannot contain a NUL, but an entry of the stream may.
                 error = entry.error.replace("\0", "\\0")
@@ -193,13 +193,17 @@ class EventRecords(Transactions):
             }
 
     async def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]:
-        """Yield pages of what was charged in a month of Mexico City, by organisation and number."""
-        after: dict[str, Any] = {"after_org_id": "", "after_number": 0, "after_event_id": ""}
+        """Yield pages of the charges that are posted to a month of Mexico City, by organisation and number.
+
+        Those that came after the close of their own month follow the others.
+        """
         of = {"org_id": org_id, "month": month, "page": EVENTS}
-        while page := [*map(Charge._make, await self._rows("charges", **of, **after))]:
-            yield page
-            last = page[-1]
-            after = {"after_org_id": last.org_id, "after_number": last.number, "after_event_id": last.event_id}
+        for query in ("charges", "late_charges"):
+            after: dict[str, Any] = {"after_org_id": "", "after_number": 0, "after_event_id": ""}
+            while page := [*map(Charge._make, await self._rows(query, **of, **after))]:
+                yield page
+                last = page[-1]
+                after = {"after_org_id": last.org_id, "after_number": last.number, "after_event_id": last.event_id}
 
 
 def _result_row(event: Event) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from metering.clock import day_end_us, month_start_us, next_month, utc_at
 from metering.events import Event
 from metering.ledger.rows import Row, event_of
-from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, audit, change_of, once
+from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, audit, change_of, closed_through, once
 from metering.money import MAX_MICRO_MXN, format_mxn, format_rate
 from metering.ports import (
     LAST,
@@ -198,6 +198,7 @@ class CreditRecords(Transactions):
 def _add_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
     """Add the organisation's next credit, and the change that Redis must know."""
     org_id, amount, tax = new.org_id, new.amount_micro_mxn, new.tax
+    at = (yield from closed_through()).entry(at)
     ((number, total),) = yield "last_credit", {"org_id": org_id}
     if abs(total + amount) > MAX_MICRO_MXN:
         raise WrongField("mxn", f"an organisation's credits stay within ±{format_mxn(MAX_MICRO_MXN)} MXN")

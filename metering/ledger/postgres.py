@@ -22,7 +22,7 @@ from metering.events import Event
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import SqlLedger
 from metering.ledger.rows import Row, event_row
-from metering.ledger.transactions import Mode, Steps
+from metering.ledger.transactions import Closed, Mode, Steps
 from metering.ports import DatabaseRefused, LedgerAway, LedgerMisconfigured
 
 T = TypeVar("T")
@@ -59,6 +59,13 @@ A snapshot from the transaction's beginning would be older than the turn that th
 """
 
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+
+_TURNS: dict[Mode, tuple[str, ...]] = {
+    "write": ("take_turn",),
+    "book": ("while_no_month_closes",),
+    "close": ("while_nobody_books", "take_turn"),
+}
+"""The locks for which a transaction waits before it begins to read."""
 
 _USUAL: dict[str, Any] = {
     "application_name": "ghub",
@@ -121,15 +128,15 @@ class PostgresLedger(SqlLedger):
 
     async def _run(self, mode: Mode, steps: Callable[[], Steps[T]]) -> T:
         async def work(line: _Line) -> T:
-            if mode == "write":
-                await line.execute(self._sql["take_turn"])
+            for turn in _TURNS.get(mode, ()):
+                await line.execute(self._sql[turn])
             return await self._walk(line, steps())
 
-        begin = _WRITE if mode in ("book", "write") else _READ
+        begin = _WRITE if mode in _TURNS else _READ
         return await self._transaction(begin, SCAN_S if mode == "scan" else CALL_S, work)
 
-    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
-        booked = yield "book", [event_row(event, booked_at) for event in events]
+    def _book(self, events: Sequence[Event], booked_at: str, closed: Closed) -> Steps[set[str]]:
+        booked = yield "book", [event_row(event, booked_at, closed.posting(event.opened.month)) for event in events]
         return {event_id for (event_id,) in booked}
 
     async def _walk(self, line: "_Line", steps: Steps[T]) -> T:

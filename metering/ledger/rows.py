@@ -43,8 +43,11 @@ def key_of(row: Row) -> ApiKey:
     )
 
 
-def event_row(event: Event, booked_at: str) -> dict[str, Any]:
-    """Build a row by the names of the table's columns, in the order of the statements that insert it."""
+def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[str, Any]:
+    """Build a row by the names of the table's columns, in the order of the statements that insert it.
+
+    `posted` is the month to which it is posted, if that is not its own.
+    """
     opened, proof = event.opened, event.opened.proof
     return {
         "event_id": opened.request_id,
@@ -78,6 +81,13 @@ def event_row(event: Event, booked_at: str) -> dict[str, Any]:
         "images": orjson.dumps(event.images).decode(),
         "booked_at": booked_at,
         "once": opened.once,
+        "posted": posted,
+        "end_user": opened.end_user,
+        "safety_id": opened.safety_id,
+        "tags": opened.tags,
+        "metadata": opened.metadata,
+        "upstream_ids": event.upstream_ids,
+        "upstream_usd": event.upstream_usd,
     }
 
 
@@ -86,7 +96,8 @@ def event_of(row: Row) -> Event:
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region = row[
         :13
     ]
-    end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once = row[21:]
+    end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd = labels
     return Event(
         number=number,
         opened=Opened(
@@ -104,6 +115,10 @@ def event_of(row: Row) -> Event:
             region=region,
             once=once,
             proof=Proof(*row[13:21]),
+            end_user=end_user,
+            safety_id=safety_id,
+            tags=tags,
+            metadata=metadata,
         ),
         end=end,
         reason=reason,
@@ -113,4 +128,6 @@ def event_of(row: Row) -> Event:
         ended_us=ended_us,
         images=tuple(StoredImage(**image) for image in orjson.loads(images)),
         usd_measured=usd_measured,
+        upstream_ids=upstream_ids,
+        upstream_usd=upstream_usd,
     )

@@ -13,7 +13,7 @@ from metering.events import Event
 from metering.ledger.queries import named_queries, pending
 from metering.ledger.record import SqlLedger
 from metering.ledger.rows import event_row
-from metering.ledger.transactions import Mode, Steps, as_json
+from metering.ledger.transactions import Closed, Mode, Steps, as_json
 from metering.ports import DatabaseRefused, LedgerAway, LedgerError, LedgerMisconfigured
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ _BEGIN: dict[Mode, str] = {
     "scan": "BEGIN DEFERRED",
     "book": "BEGIN IMMEDIATE",
     "write": "BEGIN IMMEDIATE",
+    "close": "BEGIN IMMEDIATE",
 }
 
 
@@ -118,7 +119,7 @@ class SqliteLedger(SqlLedger):
             else:
                 rows = db.execute(self._sql[query], values).fetchall()
 
-    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+    def _book(self, events: Sequence[Event], booked_at: str, closed: Closed) -> Steps[set[str]]:
         # There is one writer, so what is missing now stays missing until it is inserted.
         ends = yield "ends", {"ids": as_json([event.event_id for event in events])}
         known = {(event_id, end == "charge") for event_id, end in ends}
@@ -126,7 +127,7 @@ class SqliteLedger(SqlLedger):
         for event in events:
             if (name := (event.event_id, event.end == "charge")) not in known:
                 known.add(name)
-                new.append(event_row(event, booked_at))
+                new.append(event_row(event, booked_at, closed.posting(event.opened.month)))
         yield "book_events", new
         yield "book_consumption", [_consumption(row) for row in new if row["amount_micro_mxn"]]
         return {row["event_id"] for row in new}

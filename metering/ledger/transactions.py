@@ -6,10 +6,12 @@ started again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 import orjson
 
+from metering.clock import next_month
 from metering.events import Event
 from metering.ledger.queries import Dialect
 from metering.ledger.rows import Row
@@ -24,15 +26,32 @@ takes all rows at once, as JSON with the name `rows`.
 Steps = Generator[tuple[str, Values], Any, T]
 """A transaction: yields statement and values, is sent a list of rows, returns its result."""
 
-Mode = Literal["read", "report", "scan", "book", "write"]
+Mode = Literal["read", "report", "scan", "book", "write", "close"]
 """read: one consistent snapshot. report: the same for a customer, who may ask for much; it delays nobody else. scan:
 may last as long as reading a whole history. book: adds events, concurrently with other bookings. write: the only
-writer of everything else, so that what it has read is still true when it commits.
+writer of everything else, so that what it has read is still true when it commits. close: the only writer, and nobody
+books.
 """
 
 
 EVENTS = 1_000
 """Events fetched at a time: about 1 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The last month that is closed, and its end as ISO 8601; None if none is. Months close in their order."""
+
+    through: str | None
+    ends_at: str | None
+
+    def posting(self, month: str) -> str | None:
+        """Find the month to which an event of `month` is posted: None for its own, else the first that is open."""
+        return next_month(self.through) if self.through is not None and month <= self.through else None
+
+    def entry(self, at: str) -> str:
+        """Find the moment of a credit that is entered at `at`: at the earliest, when the first open month begins."""
+        return at if self.ends_at is None else max(at, self.ends_at)
 
 
 class Transactions(ABC):
@@ -53,7 +72,7 @@ class Transactions(ABC):
         """Run a transaction, completely or not at all. Raises LedgerAway, LedgerError."""
 
     @abstractmethod
-    def _book(self, events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
+    def _book(self, events: Sequence[Event], booked_at: str, closed: Closed) -> Steps[set[str]]:
         """Insert events and their consumption if they are not there yet; returns the ids of the new ones."""
 
     async def _rows(self, query: str, **values: Any) -> list[Row]:
@@ -88,6 +107,12 @@ def once(act: Act, at: str) -> Steps[None]:
     if act.once is not None:
         values = {"actor": act.actor, "target": act.target, "at": at}
         yield "add_write", {**values, "key": act.once.key, "fingerprint": act.once.fingerprint}
+
+
+def closed_through() -> Steps[Closed]:
+    """Read which months are closed. It stays so in a transaction that books or writes: a close waits for it."""
+    ((through, ends_at),) = yield "closed_through", {}
+    return Closed(through, ends_at)
 
 
 def change_of(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:

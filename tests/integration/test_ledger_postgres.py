@@ -22,7 +22,7 @@ from metering.ledger.postgres import CONNECTIONS, open_postgres
 from metering.ledger.queries import named_queries
 from metering.ledger.record import SqlLedger
 from metering.ledger.rows import event_row
-from metering.ledger.transactions import Steps
+from metering.ledger.transactions import Closed, Steps
 from metering.ports import Charged, LedgerAway, LedgerError, NewCredit, Org, SetAside
 from metering.verify import verify
 from metering.wallet.presence import Presence
@@ -218,8 +218,8 @@ def test_a_frozen_database_is_away_in_time_and_comes_back(own_server: PostgresSe
             in_the_middle = asyncio.Event()
             book = ledger._book
 
-            def freeze(events: Sequence[Event], booked_at: str) -> Steps[set[str]]:
-                new = yield from book(events, booked_at)
+            def freeze(events: Sequence[Event], booked_at: str, closed: Closed) -> Steps[set[str]]:
+                new = yield from book(events, booked_at, closed)
                 own_server.freeze()
                 in_the_middle.set()
                 return new

@@ -149,6 +149,13 @@ def charge_of(event: Event) -> Charge:
         usd_measured=event.usd_measured,
         amount_micro_mxn=event.amount_micro_mxn,
         images=encode_images(event.images).decode(),
+        posted=None,
+        end_user=opened.end_user,
+        safety_id=opened.safety_id,
+        tags=opened.tags,
+        metadata=opened.metadata,
+        upstream_ids=event.upstream_ids,
+        upstream_usd=event.upstream_usd,
     )
 
 

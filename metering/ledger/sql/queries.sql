@@ -223,7 +223,8 @@ SELECT
     c.id, c.org_id, c.order_id, c.amount_micro_mxn, c.reason, c.at,
     e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model, e.provider,
     e.upstream, e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
-    e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images
+    e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images,
+    e.posted, e.end_user, e.safety_id, e.tags, e.metadata, e.upstream_ids, e.upstream_usd
 FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.order_id IS NOT NULL AND c.at >= :first_at AND c.at < :end_at
     AND (CAST(:org_id AS TEXT) IS NULL OR c.org_id = :org_id) AND (c.at, c.id) > (:after_at, :after_id)
@@ -233,7 +234,8 @@ ORDER BY c.at, c.id LIMIT :page;
 SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
-    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, booked_at
+    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
+    safety_id, tags, metadata, upstream_ids, upstream_usd, booked_at
 FROM events WHERE event_id = :order_id ORDER BY number;
 
 -- name: result_kept
@@ -310,7 +312,8 @@ SELECT org_id, order_id, refunded, charged FROM (
 SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
-    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once
+    quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
+    safety_id, tags, metadata, upstream_ids, upstream_usd
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -321,9 +324,22 @@ ORDER BY month, org_id, number, event_id LIMIT :page;
 SELECT
     event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-    unit_micro_mxn, usd_measured, amount_micro_mxn, images
+    unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
+    upstream_usd
 FROM events
-WHERE "end" = 'charge' AND month = :month AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+WHERE "end" = 'charge' AND month = :month AND posted IS NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+    AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
+ORDER BY org_id, number, event_id LIMIT :page;
+
+-- name: late_charges
+-- What a later month was charged for orders of closed ones, by the columns of `Charge`.
+SELECT
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
+    unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
+    upstream_usd
+FROM events
+WHERE "end" = 'charge' AND posted = :month AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
 ORDER BY org_id, number, event_id LIMIT :page;
 
@@ -414,6 +430,10 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
+
+-- name: closed_through
+-- The last month that is closed; months close in their order.
+SELECT max(month), max(ends_at) FROM months;
 
 -- name: ends
 SELECT event_id, "end" FROM events WHERE event_id IN (:ids);

@@ -7,6 +7,13 @@ SELECT to_regclass('schema_version') IS NOT NULL;
 -- The same lock as before every row of `changes`; the number is "ghub" in ASCII.
 SELECT pg_advisory_xact_lock(1734899042);
 
+-- name: while_no_month_closes
+-- Any number of bookings hold this at once, and a close waits for all of them. The number is "mnth" in ASCII.
+SELECT pg_advisory_xact_lock_shared(1835955304);
+
+-- name: while_nobody_books
+SELECT pg_advisory_xact_lock(1835955304);
+
 -- name: book
 -- One round trip for a batch. Events are inserted in the order of their ids, so that two consumers with the same events
 -- never deadlock.
@@ -14,11 +21,13 @@ WITH booked AS (
     INSERT INTO events (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once
+        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd
     ) SELECT
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once
+        unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd
     FROM json_populate_recordset(NULL::events, %(rows)s::json)
     ORDER BY event_id, "end"
     ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING

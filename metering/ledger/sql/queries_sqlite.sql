@@ -8,8 +8,11 @@ SELECT count(*) FROM sqlite_master WHERE name = 'schema_version';
 INSERT INTO events (
     event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
     "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
-    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd
+) VALUES (
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+);
 
 -- name: book_consumption
 INSERT INTO credit_transactions (id, org_id, type, amount_micro_mxn, at) VALUES (?, ?, 'consumption', ?, ?);
