@@ -326,6 +326,60 @@ class BalanceAt:
         return self.credits_micro_mxn - self.charged_micro_mxn
 
 
+@dataclass(frozen=True, slots=True)
+class ClosedMonth:
+    """A month that is closed. `manifest` is its signed sums; None until they are made."""
+
+    month: str
+    ends_at: str
+    closed_at: str
+    closed_by: str
+    manifest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MonthSums:
+    """What was posted to a month for one organisation, and its balance before, in micro-MXN.
+
+    Refunds are positive, chargebacks negative, adjustments have either sign; charges are positive and taken off.
+    """
+
+    org_id: str
+    opening_micro_mxn: int
+    recharges_micro_mxn: int
+    bonuses_micro_mxn: int
+    refunds_micro_mxn: int
+    adjustments_micro_mxn: int
+    chargebacks_micro_mxn: int
+    charges_micro_mxn: int
+    orders: int
+    images: int
+
+    @property
+    def credits_micro_mxn(self) -> int:
+        """Sum of all credits, with their signs."""
+        return (
+            self.recharges_micro_mxn
+            + self.bonuses_micro_mxn
+            + self.refunds_micro_mxn
+            + self.adjustments_micro_mxn
+            + self.chargebacks_micro_mxn
+        )
+
+    @property
+    def closing_micro_mxn(self) -> int:
+        """Opening balance, and credits, less charges."""
+        return self.opening_micro_mxn + self.credits_micro_mxn - self.charges_micro_mxn
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What an organisation and its keys, by their ids, are called; of a closed month as at its close."""
+
+    org: str
+    keys: Mapping[str, str]
+
+
 class Charge(NamedTuple):
     """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote.
 
@@ -639,5 +693,12 @@ class Ledger(Protocol):
     async def end_set_aside(self, entry: SetAside, at: datetime, act: Act) -> bool: ...
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]: ...
     def events(self, *, org_id: str | None = None, since_us: int = 0) -> AsyncIterator[Event]: ...
+    async def closed_months(self) -> list[ClosedMonth]: ...
+    async def close_month(self, month: str, at: datetime, act: Act) -> bool: ...
+    async def seal_month(self, month: str, manifest: str, at: datetime) -> None: ...
+    async def month_sums(
+        self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
+    ) -> list[MonthSums]: ...
+    async def names(self, month: str, org_id: str) -> Names: ...
     def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]: ...
     def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]: ...

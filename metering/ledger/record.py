@@ -5,6 +5,7 @@ from metering.ledger.booked import EventRecords
 from metering.ledger.credits import CreditRecords
 from metering.ledger.incarnations import IncarnationRecords
 from metering.ledger.kept_aside import AsideRecords
+from metering.ledger.months import MonthRecords
 from metering.ledger.orgs import OrgRecords
 from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
@@ -22,6 +23,7 @@ class SqlLedger(
     EventRecords,
     AsideRecords,
     IncarnationRecords,
+    MonthRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

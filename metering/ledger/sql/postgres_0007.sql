@@ -94,7 +94,6 @@ CREATE TABLE month_manifests (
 CREATE TABLE month_balances (
     month                 bytewise NOT NULL REFERENCES months (month),
     org_id                bytewise NOT NULL,
-    name                  bytewise NOT NULL,
     opening_micro_mxn     BIGINT NOT NULL,
     recharges_micro_mxn   BIGINT NOT NULL,
     bonuses_micro_mxn     BIGINT NOT NULL,
@@ -111,8 +110,8 @@ CREATE TABLE month_balances (
     ),
     PRIMARY KEY (month, org_id)
 );
--- What keys were called at the close; an organisation's name stands in its balance.
-CREATE TABLE month_keys (
+-- What organisations and keys were called at the close; a row without key is the organisation's.
+CREATE TABLE month_names (
     month  bytewise NOT NULL REFERENCES months (month),
     org_id bytewise NOT NULL,
     key_id bytewise NOT NULL,
@@ -145,7 +144,7 @@ DO $$
 DECLARE kept name;
 BEGIN
     FOREACH kept IN ARRAY ARRAY[
-        'months', 'month_manifests', 'month_balances', 'month_keys', 'pseudonym_keys'
+        'months', 'month_manifests', 'month_balances', 'month_names', 'pseudonym_keys'
     ] LOOP
         EXECUTE format(
             'CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON %I'

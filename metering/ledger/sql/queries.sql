@@ -431,6 +431,94 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
 
+-- name: closed_months
+SELECT c.month, c.ends_at, c.closed_at, c.closed_by, m.manifest
+FROM months AS c LEFT JOIN month_manifests AS m ON m.month = c.month ORDER BY c.month;
+
+-- name: first_data
+-- The first month of any charge, and the moment of the first credit.
+SELECT (SELECT min(month) FROM events), (SELECT min(at) FROM credit_transactions WHERE number IS NOT NULL);
+
+-- name: close_month
+INSERT INTO months (month, ends_at, closed_at, closed_by) VALUES (:month, :ends_at, :at, :closed_by);
+
+-- name: keep_names
+INSERT INTO month_names (month, org_id, key_id, name)
+SELECT CAST(:month AS TEXT), id, '', name FROM organizations WHERE created_at < :ends_at
+UNION ALL SELECT CAST(:month AS TEXT), org_id, id, name FROM api_keys WHERE created_at < :ends_at;
+
+-- name: names_at_close
+SELECT key_id, name FROM month_names WHERE month = :month AND org_id = :org_id;
+
+-- name: names_now
+SELECT '', name FROM organizations WHERE id = :org_id UNION ALL SELECT id, name FROM api_keys WHERE org_id = :org_id;
+
+-- name: seal_month
+INSERT INTO month_manifests (month, manifest, at) VALUES (:month, :manifest, :at);
+
+-- name: keep_balances
+INSERT INTO month_balances (
+    month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
+    chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
+) VALUES (
+    :month, :org_id, :opening_micro_mxn, :recharges_micro_mxn, :bonuses_micro_mxn, :refunds_micro_mxn,
+    :adjustments_micro_mxn, :chargebacks_micro_mxn, :charges_micro_mxn, :orders, :images, :closing_micro_mxn
+);
+
+-- name: balances_at_close
+-- By the columns of `MonthSums`.
+SELECT
+    org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
+    chargebacks_micro_mxn, charges_micro_mxn, orders, images
+FROM month_balances
+WHERE month = :month AND org_id > :after_id AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+ORDER BY org_id LIMIT :page;
+
+-- name: month_sums
+-- From the running totals of days, less what was posted to a later month, and with what was posted to this one late.
+SELECT
+    o.id,
+    CAST(
+        (
+            SELECT coalesce(sum(amount_micro_mxn), 0) FROM credit_transactions
+            WHERE org_id = o.id AND number IS NOT NULL AND at < :first_at
+        ) - (SELECT coalesce(sum(amount_micro_mxn), 0) FROM usage WHERE org_id = o.id AND day < :first)
+        + (
+            SELECT coalesce(sum(amount_micro_mxn), 0) FROM events
+            WHERE org_id = o.id AND posted IS NOT NULL AND month < :month AND posted >= :month
+        )
+    AS BIGINT),
+    CAST(coalesce(c.recharges, 0) AS BIGINT), CAST(coalesce(c.bonuses, 0) AS BIGINT),
+    CAST(coalesce(c.refunds, 0) AS BIGINT), CAST(coalesce(c.adjustments, 0) AS BIGINT),
+    CAST(coalesce(c.chargebacks, 0) AS BIGINT),
+    CAST(coalesce(u.amount, 0) - coalesce(later.amount, 0) + coalesce(late.amount, 0) AS BIGINT),
+    CAST(coalesce(u.orders, 0) - coalesce(later.orders, 0) + coalesce(late.orders, 0) AS BIGINT),
+    CAST(coalesce(u.images, 0) - coalesce(later.images, 0) + coalesce(late.images, 0) AS BIGINT)
+FROM organizations AS o
+LEFT JOIN (
+    SELECT
+        org_id, sum(CASE WHEN type = 'recharge' THEN amount_micro_mxn END) AS recharges,
+        sum(CASE WHEN type = 'bonus' THEN amount_micro_mxn END) AS bonuses,
+        sum(CASE WHEN type = 'refund' THEN amount_micro_mxn END) AS refunds,
+        sum(CASE WHEN type = 'adjustment' THEN amount_micro_mxn END) AS adjustments,
+        sum(CASE WHEN type = 'chargeback' THEN amount_micro_mxn END) AS chargebacks
+    FROM credit_transactions WHERE number IS NOT NULL AND at >= :first_at AND at < :end_at GROUP BY org_id
+) AS c ON c.org_id = o.id
+LEFT JOIN (
+    SELECT org_id, sum(amount_micro_mxn) AS amount, sum(orders) AS orders, sum(images) AS images
+    FROM usage WHERE day BETWEEN :first AND :last GROUP BY org_id
+) AS u ON u.org_id = o.id
+LEFT JOIN (
+    SELECT org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
+    FROM events WHERE posted IS NOT NULL AND month = :month AND "end" = 'charge' GROUP BY org_id
+) AS later ON later.org_id = o.id
+LEFT JOIN (
+    SELECT org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
+    FROM events WHERE posted = :month AND "end" = 'charge' GROUP BY org_id
+) AS late ON late.org_id = o.id
+WHERE o.id > :after_id AND o.created_at < :end_at AND (CAST(:org_id AS TEXT) IS NULL OR o.id = :org_id)
+ORDER BY o.id LIMIT :page;
+
 -- name: closed_through
 -- The last month that is closed; months close in their order.
 SELECT max(month), max(ends_at) FROM months;

@@ -81,7 +81,6 @@ CREATE TABLE month_manifests (
 CREATE TABLE month_balances (
     month                 TEXT NOT NULL REFERENCES months (month),
     org_id                TEXT NOT NULL,
-    name                  TEXT NOT NULL,
     opening_micro_mxn     INTEGER NOT NULL,
     recharges_micro_mxn   INTEGER NOT NULL,
     bonuses_micro_mxn     INTEGER NOT NULL,
@@ -98,8 +97,8 @@ CREATE TABLE month_balances (
     ),
     PRIMARY KEY (month, org_id)
 ) STRICT;
--- What keys were called at the close; an organisation's name stands in its balance.
-CREATE TABLE month_keys (
+-- What organisations and keys were called at the close; a row without key is the organisation's.
+CREATE TABLE month_names (
     month  TEXT NOT NULL REFERENCES months (month),
     org_id TEXT NOT NULL,
     key_id TEXT NOT NULL,
@@ -132,11 +131,11 @@ WHEN EXISTS (
     SELECT 1 FROM month_balances WHERE (month, org_id) = (NEW.month, NEW.org_id) OR rowid = NEW.rowid
 )
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER month_keys_stay BEFORE UPDATE ON month_keys BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER month_keys_keep BEFORE DELETE ON month_keys BEGIN SELECT RAISE(ABORT, 'append-only'); END;
-CREATE TRIGGER month_keys_once BEFORE INSERT ON month_keys
+CREATE TRIGGER month_names_stay BEFORE UPDATE ON month_names BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER month_names_keep BEFORE DELETE ON month_names BEGIN SELECT RAISE(ABORT, 'append-only'); END;
+CREATE TRIGGER month_names_once BEFORE INSERT ON month_names
 WHEN EXISTS (
-    SELECT 1 FROM month_keys WHERE (month, org_id, key_id) = (NEW.month, NEW.org_id, NEW.key_id) OR rowid = NEW.rowid
+    SELECT 1 FROM month_names WHERE (month, org_id, key_id) = (NEW.month, NEW.org_id, NEW.key_id) OR rowid = NEW.rowid
 )
 BEGIN SELECT RAISE(ABORT, 'append-only'); END;
 CREATE TRIGGER pseudonym_keys_stay BEFORE UPDATE ON pseudonym_keys BEGIN SELECT RAISE(ABORT, 'append-only'); END;

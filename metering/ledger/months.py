@@ -1,0 +1,102 @@
+"""Months: when they close, what they sum up to, and what things were called then (rule 37)."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from metering.clock import month_start_us, next_month, period_at, unix_us_at, utc_at
+from metering.ledger.rows import Row, fields
+from metering.ledger.transactions import Steps, Transactions, audit, closed_through
+from metering.ports import LAST, PAGE, Act, ClosedMonth, LedgerError, MonthSums, Names, NotThere, WrongField
+
+
+class MonthRecords(Transactions):
+    """A closed month never changes: from its close on, what is late is posted to the first open month."""
+
+    async def closed_months(self) -> list[ClosedMonth]:
+        """Read which months are closed, oldest first."""
+        return [ClosedMonth(*row) for row in await self._rows("closed_months")]
+
+    async def close_month(self, month: str, at: datetime, act: Act) -> bool:
+        """Close a month: it takes no further event and no further credit. False if it is closed already.
+
+        Raises WrongField if it is not over at `at`, or another month comes first.
+        """
+        ends_at = utc_at(month_start_us(next_month(month)))
+
+        def steps() -> Steps[bool]:
+            closed = yield from closed_through()
+            if closed.through is not None and month <= closed.through:
+                return False
+            if at < ends_at:
+                raise WrongField("month", f"{month} is not over: it ends at {ends_at.isoformat()}")
+            first = next_month(closed.through) if closed.through is not None else _first(*(yield "first_data", {})[0])
+            if first is not None and first < month:
+                raise WrongField("month", f"{first} comes first: months close in their order")
+            values = {"month": month, "ends_at": ends_at.isoformat()}
+            yield "close_month", {**values, "at": at.isoformat(), "closed_by": act.actor}
+            yield "keep_names", values
+            yield from audit(act, at.isoformat())
+            return True
+
+        return await self._run("close", steps)
+
+    async def seal_month(self, month: str, manifest: str, at: datetime) -> None:
+        """Write a closed month's manifest and balances, once. No effect if they are there.
+
+        Raises LedgerError if the month is open, or an opening balance is not what the month before ended with.
+        """
+
+        def steps() -> Steps[None]:
+            known = {row[0]: row[4] for row in (yield "closed_months", {})}
+            if month not in known:
+                raise LedgerError(f"{month} is not closed")
+            if known[month] is not None:
+                return
+            rows = yield "month_sums", {**_span(month), "after_id": "", "org_id": None, "page": LAST}
+            yield "seal_month", {"month": month, "manifest": manifest, "at": at.isoformat()}
+            for sums in (MonthSums(*row) for row in rows):
+                yield "keep_balances", {"month": month, **fields(sums), "closing_micro_mxn": sums.closing_micro_mxn}
+
+        await self._run("write", steps)
+
+    async def month_sums(
+        self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
+    ) -> list[MonthSums]:
+        """Read what was posted to a month, by organisation: of a closed month what was written at its close."""
+        of = {"after_id": "" if after is None else after.org_id, "org_id": org_id, "page": most}
+
+        def steps() -> Steps[list[MonthSums]]:
+            sealed = any(row[0] == month and row[4] is not None for row in (yield "closed_months", {}))
+            query = "balances_at_close" if sealed else "month_sums"
+            rows: list[Row] = yield query, {**of, **(_span(month) if not sealed else {"month": month})}
+            return [MonthSums(*row) for row in rows]
+
+        return await self._run("scan", steps)
+
+    async def names(self, month: str, org_id: str) -> Names:
+        """Read what an organisation and its keys are called: of a closed month, as at its close. Raises NotThere."""
+
+        def steps() -> Steps[Mapping[str, str]]:
+            rows = yield "names_at_close", {"month": month, "org_id": org_id}
+            return dict(rows or (yield "names_now", {"org_id": org_id}))
+
+        names = await self._run("read", steps)
+        if "" not in names:
+            raise NotThere(f"there is no organisation {org_id!r}")
+        return Names(names[""], {key_id: name for key_id, name in names.items() if key_id})
+
+
+def _span(month: str) -> dict[str, str]:
+    return {
+        "month": month,
+        "first": f"{month}-01",
+        "last": f"{month}-31",
+        "first_at": utc_at(month_start_us(month)).isoformat(),
+        "end_at": utc_at(month_start_us(next_month(month))).isoformat(),
+    }
+
+
+def _first(charged: str | None, credited_at: str | None) -> str | None:
+    """Find the first month of any charge or credit."""
+    credited = None if credited_at is None else period_at(unix_us_at(datetime.fromisoformat(credited_at))).month
+    return min((month for month in (charged, credited) if month is not None), default=None)
