@@ -25,7 +25,9 @@ from bench.figures import Figure
 from metering.clock import utc_now
 from metering.consumer import BATCH, BOOKINGS
 from metering.events import Event, decode, encode_images, encode_opened
-from metering.export import write_file
+from metering.exports.csv_lines import write
+from metering.exports.reading import Scope
+from metering.exports.writing import Source, write_file
 from metering.ledger.postgres import open_postgres
 from metering.ledger.queries import named_queries
 from metering.ledger.record import SqlLedger
@@ -111,7 +113,7 @@ async def _book(ledger: SqlLedger, batches: Sequence[Sequence[Entry]]) -> float:
 async def _export(ledger: SqlLedger, path: Path) -> float:
     """Export everything; returns the lines per second."""
     began_s = time.perf_counter()
-    written = await write_file(ledger.charges("2036-11"), ledger.refunds("2036-11"), path)
+    written = await write_file(Source(ledger, Scope(("2036-11",))), path, write)
     return written.rows / (time.perf_counter() - began_s)
 
 

@@ -383,6 +383,8 @@ class Names:
 class Charge(NamedTuple):
     """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote.
 
+    Of an order that ended otherwise it is what would have been charged, and `amount_micro_mxn` is 0.
+
     `posted` is the month to which it is posted, if its own was closed when it was booked. `tags` and `upstream_ids` are
     JSON lists, `metadata` is a JSON object, `end_user` and `safety_id` are pseudonyms.
     """
@@ -421,6 +423,8 @@ class Charge(NamedTuple):
     metadata: str | None
     upstream_ids: str | None
     upstream_usd: str | None
+    end: End
+    reason: str
 
     @property
     def posting_month(self) -> str:
@@ -700,5 +704,9 @@ class Ledger(Protocol):
         self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
     ) -> list[MonthSums]: ...
     async def names(self, month: str, org_id: str) -> Names: ...
-    def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]: ...
-    def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]: ...
+    def charges(
+        self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST, charged: bool = True
+    ) -> AsyncIterator[Sequence[Charge]]: ...
+    def refunds(
+        self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST
+    ) -> AsyncIterator[Refunded]: ...

@@ -10,7 +10,20 @@ from metering.clock import DAY_US, period_at
 from metering.events import End, Event, Notice, decode_images
 from metering.ledger.rows import Row, event_of, fields
 from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, closed_through
-from metering.ports import LAST, PAGE, Charge, Charged, Delivered, Ended, Keyed, Listed, ResultKey, SetAside, UsageRow
+from metering.ports import (
+    LAST,
+    LATEST,
+    PAGE,
+    Charge,
+    Charged,
+    Delivered,
+    Ended,
+    Keyed,
+    Listed,
+    ResultKey,
+    SetAside,
+    UsageRow,
+)
 
 
 class EventRecords(Transactions):
@@ -192,18 +205,24 @@ class EventRecords(Transactions):
                 "after_event_id": last.event_id,
             }
 
-    async def charges(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Sequence[Charge]]:
+    async def charges(
+        self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST, charged: bool = True
+    ) -> AsyncIterator[Sequence[Charge]]:
         """Yield pages of the charges that are posted to a month of Mexico City, by organisation and number.
 
-        Those that came after the close of their own month follow the others.
+        Those that came after the close of their own month follow the others; they count on the month's first day. Only
+        days from `first` to `last` are read. Without `charged`, the orders that ended otherwise.
         """
-        of = {"org_id": org_id, "month": month, "page": EVENTS}
-        for query in ("charges", "late_charges"):
+        of = {"org_id": org_id, "month": month, "page": EVENTS, "charged": charged}
+        queries: dict[str, dict[str, Any]] = {"charges": {"first": first, "last": last}}
+        if first <= f"{month}-01":
+            queries["late_charges"] = {}
+        for query, days in queries.items():
             after: dict[str, Any] = {"after_org_id": "", "after_number": 0, "after_event_id": ""}
-            while page := [*map(Charge._make, await self._rows(query, **of, **after))]:
+            while page := [*map(Charge._make, await self._rows(query, **of, **days, **after))]:
                 yield page
-                last = page[-1]
-                after = {"after_org_id": last.org_id, "after_number": last.number, "after_event_id": last.event_id}
+                end = page[-1]
+                after = {"after_org_id": end.org_id, "after_number": end.number, "after_event_id": end.event_id}
 
 
 def _result_row(event: Event) -> dict[str, Any]:

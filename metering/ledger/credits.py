@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
-from metering.clock import day_end_us, month_start_us, next_month, utc_at
+from metering.clock import day_end_us, day_start_us, month_start_us, next_month, utc_at
 from metering.events import Event
 from metering.ledger.rows import Row, event_of
 from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, audit, change_of, closed_through, once
@@ -179,11 +179,17 @@ class CreditRecords(Transactions):
 
         return await self._run("read", steps)
 
-    async def refunds(self, month: str, *, org_id: str | None = None) -> AsyncIterator[Refunded]:
-        """Yield refunds given in a month of Mexico City, oldest first, one page at a time."""
+    async def refunds(
+        self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST
+    ) -> AsyncIterator[Refunded]:
+        """Yield refunds given in a month of Mexico City, oldest first, one page at a time.
+
+        Only days from `first` to `last` are read.
+        """
+        begins_us, ends_us = month_start_us(month), month_start_us(next_month(month))
         span = {
-            "first_at": utc_at(month_start_us(month)).isoformat(),
-            "end_at": utc_at(month_start_us(next_month(month))).isoformat(),
+            "first_at": utc_at(begins_us if first <= f"{month}-01" else day_start_us(first)).isoformat(),
+            "end_at": utc_at(ends_us if last >= f"{month}-31" else day_end_us(last)).isoformat(),
         }
         after = {"after_at": "", "after_id": ""}
         while True:

@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from config.settings import REPORT_ROWS
 from metering.clock import next_month, period_at
-from metering.export import text_cell
+from metering.exports.rows import text_cell
 from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import Ledger, LedgerAway, UsageRow

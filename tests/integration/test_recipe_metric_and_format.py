@@ -56,54 +56,56 @@ def test_a_metric_is_its_place_its_row_and_its_test(tmp_path: Path) -> None:
 
 
 WRITER = '''\
-async def write_json_arrays(
-    charges: AsyncIterator[Sequence[Charge]], refunds: AsyncIterator[Refunded], file: TextIO
-) -> Written:
-    """An array a line."""
-    rows = charged = refunded = 0
-    async for page in charges:
-        for charge in page:
-            file.write(json.dumps(row(charge)) + "\\n")
-            rows, charged = rows + 1, charged + charge.amount_micro_mxn
-    async for one in refunds:
-        file.write(json.dumps(refund_row(one)) + "\\n")
-        rows, refunded = rows + 1, refunded + one.refund.amount_micro_mxn
-    return Written(rows, charged, refunded)
+"""Export as JSON arrays, one a line."""
+
+import json
+from typing import BinaryIO
+
+from metering.exports.rows import Written, pages
+from metering.exports.writing import Source, Tell
 
 
-async def write_file('''
+async def write(source: Source, file: BinaryIO, tell: Tell) -> Written:
+    """Write an array for each row. Raises LedgerAway, OSError."""
+    total = Written()
+    async for page in pages(source.ledger, source.scope):
+        file.write("".join(json.dumps(row) + "\\n" for row in page.rows).encode())
+        total = total.plus(page.written)
+        tell(page.written.rows)
+    return total
+'''
 
 FORMAT_TEST = '''\
 """Exports of an array a line."""
 
 import json
-from pathlib import Path
 
-from metering.export import COLUMNS, FORMATS, write_file
-from tests.integration.test_export import charge, stream
+from metering.exports.rows import COLUMNS
+from tests.integration.test_export import charge
+from tests.kits.exports import exported, source
 
 
-async def test_a_line_is_an_array_with_every_column(tmp_path: Path) -> None:
+async def test_a_line_is_an_array_with_every_column() -> None:
     """Of each charge."""
-    out = tmp_path / "out.arrays"
-    written = await write_file(stream([charge(3)], [charge()]), stream(), out, FORMATS["arrays"])
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    data, written = await exported(source([[charge(3)], [charge()]]), "arrays")
+    lines = [json.loads(line) for line in data.splitlines()]
     assert (written.rows, len(lines)) == (2, 2)
     assert [len(line) for line in lines] == [len(COLUMNS)] * 2
 '''
 
 
-def test_an_export_format_is_a_function_and_its_line(tmp_path: Path) -> None:
+def test_an_export_format_is_a_module_and_its_line(tmp_path: Path) -> None:
     """Its command offers it without being told."""
     tree = Tree(tmp_path / "tree")
-    tree.edit(
-        "metering/export.py",
-        ("import io\n", "import io\nimport json\n"),
-        ("async def write_file(", WRITER),
-        ('"jsonl": write_json_lines}', '"jsonl": write_json_lines, "arrays": write_json_arrays}'),
-    )
+    tree.add("metering/exports/json_arrays.py", WRITER)
+    line = '    "jsonl": Offered("metering.exports.json_lines:write"),\n'
+    tree.edit("metering/exports/formats.py", (line, line + line.replace("jsonl", "arrays").replace("lines", "arrays")))
     tree.add("tests/integration/test_export_arrays.py", FORMAT_TEST)
-    assert tree.changed() == ["metering/export.py", "tests/integration/test_export_arrays.py"]
+    assert tree.changed() == [
+        "metering/exports/formats.py",
+        "metering/exports/json_arrays.py",
+        "tests/integration/test_export_arrays.py",
+    ]
     tree.lint()
     tree.tests("tests/integration/test_export_arrays.py")
-    assert "csv, jsonl, arrays" in tree.run(sys.executable, "-m", "proxy.cli", "usage", "export", "--help")
+    assert "arrays" in tree.run(sys.executable, "-m", "proxy.cli", "usage", "export", "--help")

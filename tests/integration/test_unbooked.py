@@ -10,7 +10,9 @@ import pytest
 from metering import unbooked
 from metering.clock import period_at
 from metering.events import decode
-from metering.export import write_file
+from metering.exports.csv_lines import write
+from metering.exports.reading import Scope
+from metering.exports.writing import Source, write_file
 from metering.ledger import booked
 from metering.ledger import credits as credit_records
 from metering.ports import SetAside
@@ -155,8 +157,7 @@ async def test_refunds_are_in_the_export_of_the_month_in_which_they_were_given(
         ledger = books.ledger
         for org_id, rows, micro in ((None, 6, 6 * 840_000), (callers[0].org_id, 3, 3 * 840_000)):
             out = tmp_path / "out.csv"
-            charges, refunds = ledger.charges(month, org_id=org_id), ledger.refunds(month, org_id=org_id)
-            written = await write_file(charges, refunds, out)
+            written = await write_file(Source(ledger, Scope((month,), org_id)), out, write)
             assert (written.rows, written.refunded_micro_mxn, written.charged_micro_mxn) == (rows, micro, 0)
-            of_orders = await write_file(ledger.charges("2036-11"), ledger.refunds("2036-11"), out)
+            of_orders = await write_file(Source(ledger, Scope(("2036-11",))), out, write)
             assert (of_orders.rows, of_orders.refunded_micro_mxn) == (6, 0)

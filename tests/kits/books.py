@@ -156,6 +156,8 @@ def charge_of(event: Event) -> Charge:
         metadata=opened.metadata,
         upstream_ids=event.upstream_ids,
         upstream_usd=event.upstream_usd,
+        end=event.end,
+        reason=event.reason,
     )
 
 

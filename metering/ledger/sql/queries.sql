@@ -224,7 +224,7 @@ SELECT
     e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model, e.provider,
     e.upstream, e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
     e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images,
-    e.posted, e.end_user, e.safety_id, e.tags, e.metadata, e.upstream_ids, e.upstream_usd
+    e.posted, e.end_user, e.safety_id, e.tags, e.metadata, e.upstream_ids, e.upstream_usd, e."end", e.reason
 FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.order_id IS NOT NULL AND c.at >= :first_at AND c.at < :end_at
     AND (CAST(:org_id AS TEXT) IS NULL OR c.org_id = :org_id) AND (c.at, c.id) > (:after_at, :after_id)
@@ -320,26 +320,27 @@ WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since
 ORDER BY month, org_id, number, event_id LIMIT :page;
 
 -- name: charges
--- By the columns of `Charge`.
+-- By the columns of `Charge`: orders that were charged, or all others.
 SELECT
     event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
-    upstream_usd
+    upstream_usd, "end", reason
 FROM events
-WHERE "end" = 'charge' AND month = :month AND posted IS NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+WHERE ("end" = 'charge') = CAST(:charged AS BOOLEAN) AND month = :month AND posted IS NULL
+    AND day BETWEEN :first AND :last AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
 ORDER BY org_id, number, event_id LIMIT :page;
 
 -- name: late_charges
--- What a later month was charged for orders of closed ones, by the columns of `Charge`.
+-- What a later month was charged for orders of closed ones, by the columns of `Charge`; or their other ends.
 SELECT
     event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
-    upstream_usd
+    upstream_usd, "end", reason
 FROM events
-WHERE "end" = 'charge' AND posted = :month AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+WHERE ("end" = 'charge') = CAST(:charged AS BOOLEAN) AND posted = :month AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
 ORDER BY org_id, number, event_id LIMIT :page;
 

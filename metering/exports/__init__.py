@@ -1,0 +1,1 @@
+"""Exports for finance, a file for each format. All of them have the same rows (`rows.py`), but for FOCUS."""
