@@ -333,6 +333,7 @@ class Settings(BaseSettings):
     fx_approval: Literal["required", "none"] = "required"
     banxico_url: HttpAddress = "https://www.banxico.org.mx/SieAPIRest/service/v1"
     banxico_token: SecretStr | None = None
+    month_signing_key: SecretStr | None = None
     topup_url: HttpAddress | None = None
     topup_command: str | None = None
 

@@ -33,9 +33,12 @@ class _Waiting:
     unreadable: int = 0
 
 
-async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | None) -> list[str]:
+async def doubts(
+    ledger: Ledger, redis: Redis | None, month: str, org_id: str | None, *, late_s: float = LATE_S
+) -> list[str]:
     """List why the ledger's data of a month, of one organisation or all, may be incomplete: one sentence a reason.
 
+    An event counts `late_s` after its end, if it is not booked then.
     Call it before the month is read. It looks in the order in which orders move: journals, then streams, then the
     ledger. So an order that moves meanwhile is reported twice at worst, and never missed. Raises LedgerAway.
     """
@@ -45,7 +48,7 @@ async def doubts(ledger: Ledger, redis: Redis | None, month: str, org_id: str | 
     try:
         wiped = not await _projected(redis, org_id)
         found = [f"{one.what} is {one.found}" for one in await journals(ledger, Presence(redis))]
-        found += _sentences(await _in_streams(ledger, redis, month, org_id), month)
+        found += _sentences(await _in_streams(ledger, redis, month, org_id, late_s), month, late_s)
     except (RedisError, OSError, TimeoutError):
         return [f"Redis does not answer: {cannot}"]
     if wiped:
@@ -64,21 +67,21 @@ async def _projected(redis: Redis, org_id: str | None) -> bool:
         return all(await pipe.execute())
 
 
-def _sentences(waiting: _Waiting, month: str) -> list[str]:
+def _sentences(waiting: _Waiting, month: str, late_s: float) -> list[str]:
     found = []
     if waiting.events:
         sums = f"{waiting.charges} of them charges of {format_mxn(waiting.micro_mxn)} MXN in all"
-        late = f"{waiting.events} events of {month} that ended over {LATE_S:.0f} s ago"
+        late = f"{waiting.events} events of {month} that ended over {late_s:.0f} s ago"
         found.append(f"{late} are not booked yet, {sums}: is a consumer running?")
     if waiting.unreadable:
         found.append(f"{waiting.unreadable} entries of the event streams cannot be read, and may be of {month}")
     return found
 
 
-async def _in_streams(ledger: Ledger, redis: Redis, month: str, org_id: str | None) -> _Waiting:
+async def _in_streams(ledger: Ledger, redis: Redis, month: str, org_id: str | None, late_s: float) -> _Waiting:
     waiting = _Waiting()
     batch: list[Event] = []
-    async for event in _late(redis, month, org_id, waiting):
+    async for event in _late(redis, month, org_id, late_s, waiting):
         batch.append(event)
         if len(batch) == BATCH:
             await _count(ledger, batch, waiting)
@@ -87,10 +90,10 @@ async def _in_streams(ledger: Ledger, redis: Redis, month: str, org_id: str | No
     return waiting
 
 
-async def _late(redis: Redis, month: str, org_id: str | None, waiting: _Waiting) -> AsyncIterator[Event]:
+async def _late(redis: Redis, month: str, org_id: str | None, late_s: float, waiting: _Waiting) -> AsyncIterator[Event]:
     """Yield events of the month that ended long enough ago; count entries that cannot be read."""
     for partition in partitions_of(org_id):
-        before_us = await now_us(redis, partition) - int(LATE_S * 1_000_000)
+        before_us = await now_us(redis, partition) - int(late_s * 1_000_000)
         async for entry in entries(redis, (partition,)):
             if b"notice" in entry.fields:
                 continue

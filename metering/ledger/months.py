@@ -30,11 +30,13 @@ class MonthRecords(Transactions):
             if at < ends_at:
                 raise WrongField("month", f"{month} is not over: it ends at {ends_at.isoformat()}")
             first = next_month(closed.through) if closed.through is not None else _first(*(yield "first_data", {})[0])
-            if first is not None and first < month:
+            if first is None:
+                raise WrongField("month", "nothing was ever charged or credited")
+            if month != first:
                 raise WrongField("month", f"{first} comes first: months close in their order")
-            values = {"month": month, "ends_at": ends_at.isoformat()}
-            yield "close_month", {**values, "at": at.isoformat(), "closed_by": act.actor}
-            yield "keep_names", values
+            close = {"month": month, "ends_at": ends_at.isoformat(), "at": at.isoformat(), "closed_by": act.actor}
+            yield "close_month", close
+            yield "keep_names", {"month": month}
             yield from audit(act, at.isoformat())
             return True
 

@@ -79,6 +79,29 @@ async def trace(redis: Redis, order_id: str, org_id: str | None) -> Trace | None
     return None
 
 
+async def open_months(redis: Redis) -> AsyncIterator[str]:
+    """Yield the month of each order that has a hold, running or run out; empty if another version wrote the hold.
+
+    Raises RedisError, NotProjected.
+    """
+    for partition in EVERYWHERE:
+        if not await redis.exists(keys.mark(partition)):
+            raise NotProjected
+        orgs: Any = await redis.zrange(keys.busy(partition), 0, -1)
+        for org_id in orgs:
+            orders: Any = await redis.zrange(keys.OrgKeys(org_id.decode()).open, 0, -1)
+            for order_id in orders:
+                opened: Any = await redis.hget(keys.hold(partition, order_id.decode()), "opened")
+                if opened is not None:
+                    yield _month_of(opened)
+
+
+def _month_of(opened: bytes) -> str:
+    with suppress(EventError):
+        return decode_opened(opened).month
+    return ""
+
+
 async def entries(redis: Redis, partitions: Sequence[int]) -> AsyncIterator[Entry]:
     """Yield everything in the event streams of these partitions, a page at a time. Raises RedisError."""
     for partition in partitions:

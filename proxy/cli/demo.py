@@ -1,6 +1,7 @@
 """`ghub demo`: the whole system on this machine, each part a real process, none left behind."""
 
 import asyncio
+import base64
 import os
 import secrets
 import shlex
@@ -133,6 +134,7 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_JOURNAL_DIR": f"{data / 'journal'}",
         "GHUB_SPOOL_DIR": f"{data / 'spool'}",
         "GHUB_JWT_SECRET": _jwt_secret(data / "jwt_secret"),
+        "GHUB_MONTH_SIGNING_KEY": _signing_key(data / "month_signing_key"),
         "GHUB_JWKS_URL": "",  # it would conflict with the secret
         "GHUB_TOPUP_COMMAND": TOP_UP,
         "GHUB_FX_APPROVAL": "none",
@@ -155,6 +157,13 @@ def _jwt_secret(path: Path) -> str:
     """Read the demo's own secret, made once: anybody who can read it may be an administrator of this demo."""
     if not path.exists():
         write_private(path, secrets.token_urlsafe(48))
+    return path.read_text()
+
+
+def _signing_key(path: Path) -> str:
+    """Read the demo's own key for closed months, made once."""
+    if not path.exists():
+        write_private(path, base64.b64encode(secrets.token_bytes(32)).decode())
     return path.read_text()
 
 

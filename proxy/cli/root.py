@@ -53,6 +53,7 @@ ENTRIES = {
     "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
     "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),
     "usage": Entry("usage", "app", "Charged orders of a month."),
+    "month": Entry("month", "app", "Months: closed for good, and sealed."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),

@@ -3,6 +3,7 @@
 The commands come from the application itself: a new one is in the table of this file, or the first test fails.
 """
 
+import base64
 import fcntl
 import getpass
 import json
@@ -18,6 +19,7 @@ import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,12 @@ from uuid import uuid4
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis import Redis
 
 from metering.clock import utc_now
+from metering.months import close_month
+from metering.ports import Act, NewCredit
 from metering.wallet import keys
 from proxy.backends import Backends
 from proxy.cli.root import commands
@@ -62,6 +67,9 @@ class Desk:
         return [word.format(**self.words) for word in words]
 
 
+SIGNING = b"s" * 32
+"""The key of closed months."""
+
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("migrate",): (),
     ("org", "create"): ("other {turn}", "--as", "ana"),
@@ -93,6 +101,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("fx", "approve"): ("2041-01", "18.4512"),
     ("fx", "list"): (),
     ("usage", "export"): ("--out", "{folder}/month.csv"),
+    ("month", "close"): ("2026-09",),
+    ("month", "show"): ("2026-09", "--manifest", "{folder}/2026-09.manifest.json"),
+    ("month", "list"): (),
+    ("month", "verify"): ("2026-09",),
     ("audit",): ("--limit", "100"),
     ("notices",): (),
     ("storage", "sweep"): (),
@@ -119,11 +131,13 @@ def desk() -> Iterator[Desk]:
     with tempfile.TemporaryDirectory(prefix="ghub-") as name, banxico() as sie:
         place = Path(name) / "system"
         place.mkdir()
-        system = prepare(place, GHUB_JWT_SECRET="a secret of the tests, " * 2)
+        signing = base64.b64encode(SIGNING).decode()
+        system = prepare(place, GHUB_JWT_SECRET="a secret of the tests, " * 2, GHUB_MONTH_SIGNING_KEY=signing)
         system.environment |= {"GHUB_BANXICO_URL": sie, "GHUB_BANXICO_TOKEN": "t" * 64}
         system.start_all()
         made = Desk(system)
         org_id, key = system.customer("acme", "50.00")
+        system.back(partial(_close_september, org_id=org_id))
         body = {"model": FLUX, "prompt": "x"}
         reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), json=body, **LOOPBACK, timeout=60)
         with Redis.from_url(system.valkey.url) as redis:
@@ -140,6 +154,13 @@ def desk() -> Iterator[Desk]:
         (made.words["event"],) = [one.name for one in system.back(lambda back: back.ledger.set_asides())]
         yield made
         system.stop_all()
+
+
+async def _close_september(back: Backends, org_id: str) -> None:
+    """A month that is over, with one credit in it."""
+    act, at = Act("cli:ana", "month.close", "2026-09"), datetime(2026, 9, 15, tzinfo=UTC)
+    await back.ledger.add_credit(NewCredit("first", org_id, "bonus", 1), at, act)
+    await close_month(back.ledger, back.redis, "2026-09", act, Ed25519PrivateKey.from_private_bytes(SIGNING))
 
 
 def _prepare(desk: Desk, turn: int) -> None:

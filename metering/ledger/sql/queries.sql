@@ -445,8 +445,8 @@ INSERT INTO months (month, ends_at, closed_at, closed_by) VALUES (:month, :ends_
 
 -- name: keep_names
 INSERT INTO month_names (month, org_id, key_id, name)
-SELECT CAST(:month AS TEXT), id, '', name FROM organizations WHERE created_at < :ends_at
-UNION ALL SELECT CAST(:month AS TEXT), org_id, id, name FROM api_keys WHERE created_at < :ends_at;
+SELECT CAST(:month AS TEXT), id, '', name FROM organizations
+UNION ALL SELECT CAST(:month AS TEXT), org_id, id, name FROM api_keys;
 
 -- name: names_at_close
 SELECT key_id, name FROM month_names WHERE month = :month AND org_id = :org_id;
@@ -517,7 +517,8 @@ LEFT JOIN (
     SELECT org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
     FROM events WHERE posted = :month AND "end" = 'charge' GROUP BY org_id
 ) AS late ON late.org_id = o.id
-WHERE o.id > :after_id AND o.created_at < :end_at AND (CAST(:org_id AS TEXT) IS NULL OR o.id = :org_id)
+WHERE o.id > :after_id AND (CAST(:org_id AS TEXT) IS NULL OR o.id = :org_id)
+    AND (o.created_at < :end_at OR c.org_id IS NOT NULL OR u.org_id IS NOT NULL OR late.org_id IS NOT NULL)
 ORDER BY o.id LIMIT :page;
 
 -- name: closed_through

@@ -1,0 +1,265 @@
+"""`ghub month`: closing months, and checking what was sealed."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from config.settings import Settings
+from metering.clock import is_month
+from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, cells_of_json
+from metering.manifest import SUMS, Check, Manifest, ManifestError, SealedRow, check_rows, read_key, read_manifest
+from metering.months import Close, Tell, check_month, close_month
+from metering.ports import Act, ClosedMonth
+from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.running import As, back, books, run
+
+app = typer.Typer(no_args_is_help=True)
+
+Month = Annotated[str, typer.Argument(metavar="YYYY-MM")]
+
+NO_KEY = "GHUB_MONTH_SIGNING_KEY is not set; it is an Ed25519 key, 32 bytes in base64: openssl rand -base64 32"
+ALONE = (
+    "ghub: a command proves no second person: whoever may run it may also enter and approve; the audit log has it.\n"
+)
+
+KIND = SEALED.index("kind")
+
+LARGEST_MANIFEST_BYTES = 64 * 1024 * 1024
+"""Largest manifest that is read: ten million rows of ten thousand organisations take 5 MB."""
+
+
+@app.command()
+def close(month: Month, who: As = None, as_json: AsJson = False) -> None:
+    """Close a month for good, and seal it: what is late is posted to the first month that is open."""
+    _check_month(month)
+
+    async def work() -> Close:
+        async with back(who) as opened:
+            key = _signing_key(opened.settings)
+            act = Act(opened.actor, "month.close", month)
+            with _progress("rows sealed") as tell:
+                return await close_month(opened.ledger, opened.redis, month, act, key, tell)
+
+    closed = run(work(), "month")
+    say(_summary(closed.manifest) | {"new": closed.new}, as_json)
+    if closed.new:
+        sys.stderr.write(ALONE)
+
+
+@app.command()
+def show(
+    month: Month,
+    out: Annotated[
+        Path | None, typer.Option("--manifest", dir_okay=False, help="Write its signed manifest to this file.")
+    ] = None,
+    orgs: Annotated[bool, typer.Option("--orgs", help="Also the sums of each organisation.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A closed month: its sums, who closed it and when, and its manifest."""
+    _check_month(month)
+
+    async def work() -> ClosedMonth | None:
+        async with books() as opened:
+            return next((one for one in await opened.ledger.closed_months() if one.month == month), None)
+
+    closed = run(work())
+    if closed is None or closed.manifest is None:
+        state = "not closed" if closed is None else "closed, and not sealed yet"
+        fail(f"{month} is {state}: ghub month close {month}")
+    manifest = read_manifest(closed.manifest.encode())
+    if out is not None:
+        write_manifest(out, closed.manifest)
+    found = _summary(manifest)
+    if orgs:
+        found["orgs"] = [org.model_dump(exclude={"checkpoints"}) for org in manifest.orgs]
+    say(found | ({} if out is None else {"manifest": str(out)}), as_json)
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """All months that are closed, oldest first."""
+
+    async def work() -> list[ClosedMonth]:
+        async with books() as opened:
+            return await opened.ledger.closed_months()
+
+    say([_line(one) for one in run(work())], as_json)
+
+
+@app.command()
+def verify(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="An export as CSV or JSON lines, a manifest, or YYYY-MM.")
+    ],
+    manifest: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The month's manifest; FILE.manifest.json without.")
+    ] = None,
+    public_key: Annotated[
+        str | None, typer.Option(help="Whose signature it must be, in base64, as `month show` prints it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is an export as it was sealed? No ledger is needed. With a month it is the ledger that is compared."""
+    if is_month(file) and not Path(file).exists():
+        signed, wrong, rows = _in_ledger(file)
+    else:
+        signed, check = _in_file(Path(file), manifest)
+        wrong, rows = check.wrong + ([f"and {check.unnamed} more"] if check.unnamed else []), check.rows
+    if public_key is not None and signed.public_key != public_key:
+        wrong.insert(0, f"it is signed by {signed.public_key}, which is another key")
+    found = {"ok": not wrong, "month": signed.month, "rows": rows, "closed_by": signed.closed_by}
+    found |= {"closed_at": signed.closed_at, "public_key": signed.public_key}
+    say(found | ({"wrong": wrong} if as_json or wrong else {}), as_json)
+    if wrong:
+        raise typer.Exit(1)
+    if public_key is None:
+        sys.stderr.write("ghub: the public key is the file's own: compare it with the one that finance has published\n")
+
+
+def write_manifest(path: Path, text: str) -> None:
+    """Write a manifest whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        fail(f"--manifest: {str(path)!r} cannot be written: {error.strerror}")
+
+
+def _in_ledger(month: str) -> tuple[Manifest, list[str], int]:
+    async def work() -> tuple[Manifest, list[str]]:
+        async with books() as opened:
+            with _progress("rows checked") as tell:
+                return await check_month(opened.ledger, month, tell)
+
+    try:
+        signed, wrong = run(work())
+    except ManifestError as error:
+        fail(f"the manifest of {month} in the ledger: {error}")
+    return signed, wrong, signed.rows
+
+
+def _in_file(path: Path, beside: Path | None) -> tuple[Manifest, Check]:
+    """Check an export against its manifest, or a manifest alone."""
+    named = path.with_name(f"{path.name}.manifest.json") if beside is None else beside
+    if beside is None and path.suffix == ".json":
+        return _manifest(path), Check()
+    if not path.is_file():
+        misuse(f"FILE: there is no file {str(path)!r}")
+    if not named.is_file():
+        misuse(f"--manifest: there is no file {str(named)!r}; `ghub month show YYYY-MM --manifest PATH` writes it")
+    signed = _manifest(named)
+    if tuple(signed.columns) != SEALED:
+        fail("the month was sealed by another release, whose exports have other columns: verify it with that one")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return signed, check_rows(signed, (row for row in _rows(path, file) if _is_money(row)))
+    except UnicodeDecodeError:
+        fail(f"{path}: is no UTF-8: was it saved by another program?")
+    except (csv.Error, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        fail(f"{path}: cannot be read as an export: {error}")
+
+
+def _rows(path: Path, file: io.TextIOBase) -> Iterator[SealedRow]:
+    """Yield the rows of an export. Places are lines of the file as a person counts them, with the header."""
+    if path.suffix in (".jsonl", ".ndjson"):
+        for place, line in enumerate(file, start=1):
+            row = orjson.loads(line)
+            yield _sealed(place, cells_of_json(row), row.get("seal") or "")
+        return
+    reader = csv.reader(file, strict=True)
+    header = tuple(next(reader, []))
+    if header not in (COLUMNS, (*COLUMNS, *END_COLUMNS)):
+        fail(f"{path}: its first line is not that of an export of a month")
+    for place, cells in enumerate(reader, start=2):
+        yield _sealed(place, cells[: len(SEALED)], "".join(cells[len(SEALED) : len(COLUMNS)]))
+
+
+def _sealed(place: int, cells: Sequence[str], seal: str) -> SealedRow:
+    if len(cells) != len(SEALED):
+        return SealedRow(place, "", "", cells, seal, "0.00")
+    by_name = dict(zip(SEALED, cells, strict=True))
+    return SealedRow(place, by_name["org_id"], by_name["event_id"], cells, seal, by_name["amount_mxn"])
+
+
+def _is_money(row: SealedRow) -> bool:
+    """False for an order that was not charged, as `--all-ends` has them: those are not sealed, and change no sum."""
+    return bool(row.seal) or len(row.cells) != len(SEALED) or row.cells[KIND] in ("charge", "refund")
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        with path.open("rb") as file:
+            return read_manifest(file.read(LARGEST_MANIFEST_BYTES))
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except ManifestError as error:
+        fail(f"{path}: {error}")
+
+
+def _signing_key(settings: Settings) -> Ed25519PrivateKey:
+    if settings.month_signing_key is None:
+        fail(NO_KEY)
+    try:
+        return read_key(settings.month_signing_key.get_secret_value())
+    except ValueError as error:
+        fail(f"GHUB_MONTH_SIGNING_KEY: {error}")
+
+
+def _check_month(month: str) -> None:
+    if not is_month(month):
+        misuse(f"YYYY-MM: {month!r} is not a month, such as 2026-11")
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "month": manifest.month,
+        "closed_at": manifest.closed_at,
+        "closed_by": manifest.closed_by,
+        "organisations": len(manifest.orgs),
+        "orders": manifest.orders,
+        "images": manifest.images,
+        **{f"{name}_mxn": getattr(manifest, f"{name}_mxn") for name in SUMS},
+        "rows": manifest.rows,
+        "public_key": manifest.public_key,
+    }
+
+
+def _line(closed: ClosedMonth) -> dict[str, Any]:
+    if closed.manifest is None:
+        sums = dict.fromkeys(("charges_mxn", "closing_mxn"), None)
+    else:
+        manifest = read_manifest(closed.manifest.encode())
+        sums = {"charges_mxn": manifest.charges_mxn, "closing_mxn": manifest.closing_mxn}
+    return {
+        "month": closed.month,
+        "closed_at": closed.closed_at,
+        "closed_by": closed.closed_by,
+        "sealed": closed.manifest is not None,
+        **sums,
+    }
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Tell]:
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=None)
+
+        def tell(done: int, of: int) -> None:
+            if done % 1_000 == 0:
+                progress.update(task, completed=done, total=max(of, done))
+
+        yield tell
