@@ -51,17 +51,15 @@ async def close_month(
 
     Raises NotWhole, WrongField if another month comes first or it is not over, LedgerAway.
     """
-    before = await _closed(ledger)
-    if month not in before and (why := await why_not_whole(ledger, redis, month)):
+    if month not in await _closed(ledger) and (why := await why_not_whole(ledger, redis, month)):
         raise NotWhole(month, why)
     new = await ledger.close_month(month, utc_now(), act)
-    closed = (await _closed(ledger))[month]
-    if closed.manifest is None:
-        text = await _sealed(ledger, closed, key, tell)
-        await ledger.seal_month(month, text, utc_now())
-        closed = (await _closed(ledger))[month]
-    assert closed.manifest is not None, "it was written just now"
-    return Close(read_manifest(closed.manifest.encode()), closed.manifest, new)
+    text = await ledger.manifest(month)
+    if text is None:
+        await _seal(ledger, (await _closed(ledger))[month], key, tell)
+        text = await ledger.manifest(month)
+    assert text is not None, "it was written just now"
+    return Close(read_manifest(text.encode()), text, new)
 
 
 async def why_not_whole(ledger: Ledger, redis: Redis | None, month: str) -> list[str]:
@@ -89,8 +87,8 @@ async def check_month(ledger: Ledger, month: str, tell: Tell = lambda _done, _of
 
     Raises NotThere, ManifestError.
     """
-    closed = await _closed(ledger)
-    if month not in closed or (text := closed[month].manifest) is None:
+    text, previous = await ledger.manifest(month), await ledger.manifest(previous_month(month))
+    if text is None:
         raise NotThere(f"{month} is not closed: ghub month close {month}")
     manifest = read_manifest(text.encode())
     chains = await _chains(ledger, month, manifest.orders, tell)
@@ -105,28 +103,24 @@ async def check_month(ledger: Ledger, month: str, tell: Tell = lambda _done, _of
         for org_id, head in heads.items()
         if org_id not in {org.org for org in manifest.orgs}
     ]
-    before = closed.get(previous_month(month))
-    if manifest.previous != (None if before is None or before.manifest is None else digest(before.manifest)):
+    if manifest.previous != (None if previous is None else digest(previous)):
         wrong.append("the manifest of the month before is another one than when this month was sealed")
     return manifest, wrong
 
 
-async def _sealed(ledger: Ledger, closed: ClosedMonth, key: Ed25519PrivateKey, tell: Tell) -> str:
-    """Make a closed month's manifest. Raises LedgerError if it opens otherwise than the month before closed."""
-    month = closed.month
+async def _seal(ledger: Ledger, closed: ClosedMonth, key: Ed25519PrivateKey, tell: Tell) -> None:
+    """Sum up and seal a closed month. Raises LedgerError if it opens with other balances than the last one closed."""
+    month, before = closed.month, previous_month(closed.month)
     sums = [one async for page in pages(partial(ledger.month_sums, month)) for one in page]
-    before = (await _closed(ledger)).get(previous_month(month))
-    if before is not None:
-        if before.manifest is None:
-            raise LedgerError(f"{before.month} is closed, and not sealed yet: ghub month close {before.month}")
-        _check_openings(
-            sums, {org.org: org.micro_mxn("closing") for org in read_manifest(before.manifest.encode()).orgs}
-        )
+    previous = await ledger.manifest(before)
+    if previous is not None:
+        _check_openings(sums, {org.org: org.micro_mxn("closing") for org in read_manifest(previous.encode()).orgs})
+    elif before in await _closed(ledger):
+        raise LedgerError(f"{before} is closed, and not sealed yet: ghub month close {before}")
     chains = await _chains(ledger, month, sum(one.orders for one in sums), tell)
     names = {one.org_id: (await ledger.names(month, one.org_id)).org for one in sums}
-    previous = None if before is None or before.manifest is None else digest(before.manifest)
-    head = Month(month, closed.closed_at, closed.closed_by, previous, SEALED)
-    return make_manifest(head, sums, names, chains.heads(), key)
+    of = Month(month, closed.closed_at, closed.closed_by, None if previous is None else digest(previous), SEALED)
+    await ledger.seal_month(month, make_manifest(of, sums, names, chains.heads(), key), sums, utc_now())
 
 
 async def _chains(ledger: Ledger, month: str, orders: int, tell: Tell) -> Chains:

@@ -328,13 +328,15 @@ class BalanceAt:
 
 @dataclass(frozen=True, slots=True)
 class ClosedMonth:
-    """A month that is closed. `manifest` is its signed sums; None until they are made."""
+    """A month that is closed, and what it sums up to in micro-MXN. It is sealed once its manifest is made."""
 
     month: str
     ends_at: str
     closed_at: str
     closed_by: str
-    manifest: str | None
+    sealed: bool
+    charges_micro_mxn: int
+    closing_micro_mxn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -699,7 +701,8 @@ class Ledger(Protocol):
     def events(self, *, org_id: str | None = None, since_us: int = 0) -> AsyncIterator[Event]: ...
     async def closed_months(self) -> list[ClosedMonth]: ...
     async def close_month(self, month: str, at: datetime, act: Act) -> bool: ...
-    async def seal_month(self, month: str, manifest: str, at: datetime) -> None: ...
+    async def seal_month(self, month: str, manifest: str, sums: Sequence[MonthSums], at: datetime) -> None: ...
+    async def manifest(self, month: str) -> str | None: ...
     async def month_sums(
         self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
     ) -> list[MonthSums]: ...

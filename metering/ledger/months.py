@@ -1,12 +1,12 @@
 """Months: when they close, what they sum up to, and what things were called then (rule 37)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from metering.clock import month_start_us, next_month, period_at, unix_us_at, utc_at
 from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, closed_through
-from metering.ports import LAST, PAGE, Act, ClosedMonth, LedgerError, MonthSums, Names, NotThere, WrongField
+from metering.ports import PAGE, Act, ClosedMonth, LedgerError, MonthSums, Names, NotThere, WrongField
 
 
 class MonthRecords(Transactions):
@@ -14,7 +14,13 @@ class MonthRecords(Transactions):
 
     async def closed_months(self) -> list[ClosedMonth]:
         """Read which months are closed, oldest first."""
-        return [ClosedMonth(*row) for row in await self._rows("closed_months")]
+        rows = await self._rows("closed_months")
+        return [ClosedMonth(*row[:4], bool(row[4]), row[5], row[6]) for row in rows]
+
+    async def manifest(self, month: str) -> str | None:
+        """Read the manifest of a closed month. None if it is not closed, or not sealed yet."""
+        rows = await self._rows("manifest", month=month)
+        return str(rows[0][0]) if rows else None
 
     async def close_month(self, month: str, at: datetime, act: Act) -> bool:
         """Close a month: it takes no further event and no further credit. False if it is closed already.
@@ -42,22 +48,21 @@ class MonthRecords(Transactions):
 
         return await self._run("close", steps)
 
-    async def seal_month(self, month: str, manifest: str, at: datetime) -> None:
-        """Write a closed month's manifest and balances, once. No effect if they are there.
+    async def seal_month(self, month: str, manifest: str, sums: Sequence[MonthSums], at: datetime) -> None:
+        """Write a closed month's manifest and its balances, once: its `month_sums`. No effect if they are there.
 
-        Raises LedgerError if the month is open, or an opening balance is not what the month before ended with.
+        Raises LedgerError if the month is open.
         """
 
         def steps() -> Steps[None]:
-            known = {row[0]: row[4] for row in (yield "closed_months", {})}
-            if month not in known:
+            state = yield "month_state", {"month": month}
+            if not state:
                 raise LedgerError(f"{month} is not closed")
-            if known[month] is not None:
+            if state[0][1]:
                 return
-            rows = yield "month_sums", {**_span(month), "after_id": "", "org_id": None, "page": LAST}
             yield "seal_month", {"month": month, "manifest": manifest, "at": at.isoformat()}
-            for sums in (MonthSums(*row) for row in rows):
-                yield "keep_balances", {"month": month, **fields(sums), "closing_micro_mxn": sums.closing_micro_mxn}
+            rows = [{"month": month, **fields(one), "closing_micro_mxn": one.closing_micro_mxn} for one in sums]
+            yield "keep_balances", rows
 
         await self._run("write", steps)
 
@@ -68,7 +73,7 @@ class MonthRecords(Transactions):
         of = {"after_id": "" if after is None else after.org_id, "org_id": org_id, "page": most}
 
         def steps() -> Steps[list[MonthSums]]:
-            sealed = any(row[0] == month and row[4] is not None for row in (yield "closed_months", {}))
+            sealed = any(row[1] for row in (yield "month_state", {"month": month}))
             query = "balances_at_close" if sealed else "month_sums"
             rows: list[Row] = yield query, {**of, **(_span(month) if not sealed else {"month": month})}
             return [MonthSums(*row) for row in rows]

@@ -18,6 +18,7 @@ from config.settings import Settings
 from metering.clock import is_month
 from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, cells_of_json
 from metering.manifest import SUMS, Check, Manifest, ManifestError, SealedRow, check_rows, read_key, read_manifest
+from metering.money import format_mxn
 from metering.months import Close, Tell, check_month, close_month
 from metering.ports import Act, ClosedMonth
 from proxy.cli.output import AsJson, fail, misuse, say
@@ -68,17 +69,16 @@ def show(
     """A closed month: its sums, who closed it and when, and its manifest."""
     _check_month(month)
 
-    async def work() -> ClosedMonth | None:
+    async def work() -> str | None:
         async with books() as opened:
-            return next((one for one in await opened.ledger.closed_months() if one.month == month), None)
+            return await opened.ledger.manifest(month)
 
-    closed = run(work())
-    if closed is None or closed.manifest is None:
-        state = "not closed" if closed is None else "closed, and not sealed yet"
-        fail(f"{month} is {state}: ghub month close {month}")
-    manifest = read_manifest(closed.manifest.encode())
+    text = run(work())
+    if text is None:
+        fail(f"{month} is not closed, or not sealed yet: ghub month close {month}")
+    manifest = read_manifest(text.encode())
     if out is not None:
-        write_manifest(out, closed.manifest)
+        write_manifest(out, text)
     found = _summary(manifest)
     if orgs:
         found["orgs"] = [org.model_dump(exclude={"checkpoints"}) for org in manifest.orgs]
@@ -237,17 +237,13 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 
 def _line(closed: ClosedMonth) -> dict[str, Any]:
-    if closed.manifest is None:
-        sums = dict.fromkeys(("charges_mxn", "closing_mxn"), None)
-    else:
-        manifest = read_manifest(closed.manifest.encode())
-        sums = {"charges_mxn": manifest.charges_mxn, "closing_mxn": manifest.closing_mxn}
     return {
         "month": closed.month,
         "closed_at": closed.closed_at,
         "closed_by": closed.closed_by,
-        "sealed": closed.manifest is not None,
-        **sums,
+        "sealed": closed.sealed,
+        "charges_mxn": format_mxn(closed.charges_micro_mxn) if closed.sealed else None,
+        "closing_mxn": format_mxn(closed.closing_micro_mxn) if closed.sealed else None,
     }
 
 

@@ -60,7 +60,7 @@ async def test_what_is_late_is_posted_to_the_first_open_month(ledger_url: str) -
         await ledger.book([of_month(1, "2036-11"), of_month(2, "2036-12")], [], DECEMBER)
         assert await ledger.close_month("2036-11", DECEMBER, ACT)
         before = await sums_of(ledger, "2036-11"), await exported(ledger, "2036-11")
-        await ledger.seal_month("2036-11", "{}", DECEMBER)
+        await ledger.seal_month("2036-11", "{}", await ledger.month_sums("2036-11"), DECEMBER)
         await ledger.book([of_month(3, "2036-11", images=2), of_month(4, "2036-12")], [], DECEMBER)
         assert (await sums_of(ledger, "2036-11"), await exported(ledger, "2036-11")) == before
         assert await exported(ledger, "2036-12") == [(ORG, 2, None), (ORG, 4, None), (ORG, 3, "2036-12")]
@@ -89,12 +89,15 @@ async def test_months_close_in_their_order_and_when_they_are_over(ledger_url: st
         with pytest.raises(WrongField, match="month: 2036-12 comes first"):
             await ledger.close_month("2037-01", DECEMBER + timedelta(days=62), ACT)
         with pytest.raises(LedgerError, match="2036-12 is not closed"):
-            await ledger.seal_month("2036-12", "{}", DECEMBER)
+            await ledger.seal_month("2036-12", "{}", [], DECEMBER)
         (closed,) = await ledger.closed_months()
-        assert (closed.month, closed.closed_by, closed.manifest) == ("2036-11", "test", None)
-        await ledger.seal_month("2036-11", "first", DECEMBER)
-        await ledger.seal_month("2036-11", "second", DECEMBER)
-        assert [one.manifest for one in await ledger.closed_months()] == ["first"]
+        assert (closed.month, closed.closed_by, closed.sealed) == ("2036-11", "test", False)
+        sums = await ledger.month_sums("2036-11")
+        await ledger.seal_month("2036-11", "first", sums, DECEMBER)
+        await ledger.seal_month("2036-11", "second", sums, DECEMBER)
+        assert await ledger.manifest("2036-11") == "first"
+        (closed,) = await ledger.closed_months()
+        assert (closed.sealed, closed.charges_micro_mxn, closed.closing_micro_mxn) == (True, 0, parse_mxn("200.00"))
         assert [one.action for one in await ledger.audits(None, 2**53, 1)] == ["test"]
 
 

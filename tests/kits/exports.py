@@ -52,5 +52,5 @@ async def exported(of: Source, name: str = "csv", variant: str | None = None) ->
 
 
 CLOSED: Mapping[str, Any] = {
-    "closed": [ClosedMonth(MONTH, "2036-12-01T06:00:00+00:00", "2036-12-03T18:00:00+00:00", "ana", None)]
+    "closed": [ClosedMonth(MONTH, "2036-12-01T06:00:00+00:00", "2036-12-03T18:00:00+00:00", "ana", False, 0, 0)]
 }

@@ -433,8 +433,18 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
 
 -- name: closed_months
-SELECT c.month, c.ends_at, c.closed_at, c.closed_by, m.manifest
-FROM months AS c LEFT JOIN month_manifests AS m ON m.month = c.month ORDER BY c.month;
+-- By the columns of `ClosedMonth`. Manifests are large, and are read one at a time.
+SELECT
+    c.month, c.ends_at, c.closed_at, c.closed_by, EXISTS (SELECT 1 FROM month_manifests AS m WHERE m.month = c.month),
+    CAST((SELECT coalesce(sum(charges_micro_mxn), 0) FROM month_balances AS b WHERE b.month = c.month) AS BIGINT),
+    CAST((SELECT coalesce(sum(closing_micro_mxn), 0) FROM month_balances AS b WHERE b.month = c.month) AS BIGINT)
+FROM months AS c ORDER BY c.month;
+
+-- name: month_state
+SELECT c.month, EXISTS (SELECT 1 FROM month_manifests AS m WHERE m.month = c.month) FROM months AS c WHERE c.month = :month;
+
+-- name: manifest
+SELECT manifest FROM month_manifests WHERE month = :month;
 
 -- name: first_data
 -- The first month of any charge, and the moment of the first credit.
@@ -456,15 +466,6 @@ SELECT '', name FROM organizations WHERE id = :org_id UNION ALL SELECT id, name 
 
 -- name: seal_month
 INSERT INTO month_manifests (month, manifest, at) VALUES (:month, :manifest, :at);
-
--- name: keep_balances
-INSERT INTO month_balances (
-    month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
-    chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
-) VALUES (
-    :month, :org_id, :opening_micro_mxn, :recharges_micro_mxn, :bonuses_micro_mxn, :refunds_micro_mxn,
-    :adjustments_micro_mxn, :chargebacks_micro_mxn, :charges_micro_mxn, :orders, :images, :closing_micro_mxn
-);
 
 -- name: balances_at_close
 -- By the columns of `MonthSums`.

@@ -42,3 +42,12 @@ SELECT event_id FROM booked;
 INSERT INTO results (request_id, org_id, ended_us, document)
 SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(rows)s::json)
 ORDER BY request_id ON CONFLICT DO NOTHING;
+
+-- name: keep_balances
+INSERT INTO month_balances (
+    month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
+    chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
+) SELECT
+    month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
+    chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
+FROM json_populate_recordset(NULL::month_balances, %(rows)s::json);

@@ -20,3 +20,9 @@ INSERT INTO credit_transactions (id, org_id, type, amount_micro_mxn, at) VALUES 
 -- name: add_results
 INSERT INTO results (request_id, org_id, ended_us, document) VALUES (?, ?, ?, ?)
 ON CONFLICT DO NOTHING;
+
+-- name: keep_balances
+INSERT INTO month_balances (
+    month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
+    chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
