@@ -15,7 +15,10 @@ class MonthRecords(Transactions):
     async def closed_months(self) -> list[ClosedMonth]:
         """Read which months are closed, oldest first."""
         rows = await self._rows("closed_months")
-        return [ClosedMonth(*row[:4], bool(row[4]), row[5], row[6]) for row in rows]
+        return [
+            ClosedMonth(month, ends_at, closed_at, closed_by, bool(sealed), charges, closing)
+            for month, ends_at, closed_at, closed_by, sealed, charges, closing in rows
+        ]
 
     async def manifest(self, month: str) -> str | None:
         """Read the manifest of a closed month. None if it is not closed, or not sealed yet."""
