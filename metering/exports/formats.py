@@ -41,5 +41,7 @@ class Offered:
 FORMATS: Mapping[str, Offered] = {
     "csv": Offered("metering.exports.csv_lines:write", {"excel": "metering.exports.csv_lines:write_for_excel"}),
     "jsonl": Offered("metering.exports.json_lines:write"),
+    "parquet": Offered("metering.exports.parquet:write", extra="parquet", is_text=False),
+    "xlsx": Offered("metering.exports.xlsx:write", extra="xlsx", is_text=False),
 }
 """A new format is a module, and a line here."""
