@@ -43,5 +43,10 @@ FORMATS: Mapping[str, Offered] = {
     "jsonl": Offered("metering.exports.json_lines:write"),
     "parquet": Offered("metering.exports.parquet:write", extra="parquet", is_text=False),
     "xlsx": Offered("metering.exports.xlsx:write", extra="xlsx", is_text=False),
+    "focus": Offered(
+        "metering.exports.focus:write_1_2",
+        {"1.2": "metering.exports.focus:write_1_2", "1.4": "metering.exports.focus:write_1_4"},
+        all_ends=False,
+    ),
 }
 """A new format is a module, and a line here."""

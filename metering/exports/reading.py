@@ -56,7 +56,7 @@ class Batch:
 
 async def read(ledger: Ledger, scope: Scope) -> AsyncIterator[Batch]:
     """Yield all charges, then all refunds, then the other ends; within each by month. Raises LedgerAway."""
-    names = _NamesOf(ledger)
+    names = NamesOf(ledger)
     of = {"org_id": scope.org_id, "first": scope.first, "last": scope.last}
     for month in scope.months:
         async for page in ledger.charges(month, **of):  # type: ignore[arg-type]  # one of them may be None
@@ -83,7 +83,7 @@ async def _refunds(ledger: Ledger, month: str, of: Mapping[str, str | None]) -> 
 
 
 @dataclass(slots=True)
-class _NamesOf:
+class NamesOf:
     """Names of organisations and their keys, as they were at a month's close, or are now."""
 
     ledger: Ledger

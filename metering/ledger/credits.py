@@ -1,6 +1,6 @@
 """Credits and refunds: numbered for each organisation, within its maximum."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -103,13 +103,35 @@ class CreditRecords(Transactions):
 
         return await self._run("read", steps)
 
+    async def month_credits(
+        self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST
+    ) -> AsyncIterator[Sequence[Credit]]:
+        """Yield pages of the credits of a month of Mexico City, oldest first, of the days from `first` to `last` alone.
+
+        Those of a closed month have the facts that were known at its close.
+        """
+        after = {"after_at": "", "after_org_id": "", "after_number": 0}
+        of = {**_span(month, first, last), "org_id": org_id, "page": EVENTS}
+
+        def steps() -> Steps[list[Credit]]:
+            closed = {row[0]: row[2] for row in (yield "closed_months", {})}
+            rows = yield "month_credits", {**of, **after}
+            return (yield from _with_facts(rows, closed.get(month, LATEST)))
+
+        while page := await self._run("read", steps):
+            yield page
+            end = page[-1]
+            after = {"after_at": end.at, "after_org_id": end.new.org_id, "after_number": end.number}
+
     async def complete_credit(self, credit_id: str, facts: Mapping[str, str], at: datetime, act: Act) -> bool:
         """Add facts for a credit's tax document; False if it has just these. Raises NotThere."""
 
         def steps() -> Steps[bool]:
             if not (yield "credit", {"id": credit_id}):
                 raise NotThere(f"there is no credit {credit_id!r}")
-            known = {name: value for _, name, value in (yield "credit_facts", {"ids": as_json([credit_id])})}
+            known = {
+                name: value for _, name, value in (yield "credit_facts", {"ids": as_json([credit_id]), "until": LATEST})
+            }
             new = {name: value for name, value in facts.items() if known.get(name) != value}
             for name, value in new.items():
                 yield "add_credit_fact", {"credit_id": credit_id, "name": name, "value": value, "at": at.isoformat()}
@@ -186,11 +208,7 @@ class CreditRecords(Transactions):
 
         Only days from `first` to `last` are read.
         """
-        begins_us, ends_us = month_start_us(month), month_start_us(next_month(month))
-        span = {
-            "first_at": utc_at(begins_us if first <= f"{month}-01" else day_start_us(first)).isoformat(),
-            "end_at": utc_at(ends_us if last >= f"{month}-31" else day_end_us(last)).isoformat(),
-        }
+        span = _span(month, first, last)
         after = {"after_at": "", "after_id": ""}
         while True:
             rows = await self._rows("refunds", org_id=org_id, page=EVENTS, **span, **after)
@@ -199,6 +217,15 @@ class CreditRecords(Transactions):
             if len(rows) < EVENTS:
                 return
             after = {"after_at": rows[-1][5], "after_id": rows[-1][0]}
+
+
+def _span(month: str, first: str, last: str) -> dict[str, str]:
+    """Find the moments of the days from `first` to `last` that are of a month."""
+    begins_us, ends_us = month_start_us(month), month_start_us(next_month(month))
+    return {
+        "first_at": utc_at(begins_us if first <= f"{month}-01" else day_start_us(first)).isoformat(),
+        "end_at": utc_at(ends_us if last >= f"{month}-31" else day_end_us(last)).isoformat(),
+    }
 
 
 def _add_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
@@ -245,10 +272,11 @@ def _check_recharge(new: NewCredit, recharge_id: str) -> Steps[None]:
         )
 
 
-def _with_facts(rows: list[Row]) -> Steps[list[Credit]]:
-    """Build credits of rows of the statement `credits`, with what was completed of each."""
+def _with_facts(rows: list[Row], until: str = LATEST) -> Steps[list[Credit]]:
+    """Build credits of rows of the statement `credits`, with what was completed of each until a moment."""
     facts: dict[str, dict[str, str]] = {}
-    for credit_id, name, value in (yield "credit_facts", {"ids": as_json([row[0] for row in rows])}):
+    values = {"ids": as_json([row[0] for row in rows]), "until": until}
+    for credit_id, name, value in (yield "credit_facts", values):
         facts.setdefault(credit_id, {})[name] = value
     return [_credit_of(row, facts.get(row[0], {})) for row in rows]
 

@@ -38,6 +38,9 @@ def export(
     first: Annotated[str | None, typer.Option("--from", metavar="DAY", help="Instead of a month: from a day.")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="DAY", help="To this day, which is included.")] = None,
     file_format: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "csv",
+    focus_version: Annotated[
+        str | None, typer.Option("--focus-version", help="1.2 or 1.4, of --format focus; 1.2 without.")
+    ] = None,
     ref: Annotated[str | None, typer.Option("--org", metavar="ORG", help="One organisation only.")] = None,
     excel: Annotated[bool, typer.Option("--excel", help="A CSV that Excel opens as UTF-8.")] = False,
     all_ends: Annotated[
@@ -52,6 +55,10 @@ def export(
     chosen = FORMATS[file_format]
     if excel and "excel" not in chosen.variants:
         misuse(f"--excel: it is for --format csv, and this is {file_format}")
+    if focus_version is not None and file_format != "focus":
+        misuse(f"--focus-version: it is for --format focus, and this is {file_format}")
+    if focus_version is not None and focus_version not in chosen.variants:
+        misuse(f"--focus-version: {focus_version!r} is not offered; there is: {', '.join(chosen.variants)}")
     if all_ends and not chosen.all_ends:
         misuse(f"--all-ends: --format {file_format} has no place for orders that were not charged")
     aside = str(out) == "-"
@@ -60,7 +67,7 @@ def export(
     if not aside and not out.parent.is_dir():
         misuse(f"--out: there is no folder {str(out.parent)!r}")
     try:
-        write = chosen.load("excel" if excel else None)
+        write = chosen.load("excel" if excel else focus_version)
     except ExtraMissing as error:
         fail(f"--format {file_format}: {error}")
 

@@ -188,6 +188,16 @@ WHERE number IS NOT NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND at >= :first_at AND at < :end_at AND (at, org_id, number) < (:before_at, :before_org_id, :before_number)
 ORDER BY at DESC, org_id DESC, number DESC LIMIT :page;
 
+-- name: month_credits
+-- As `credits`, but oldest first.
+SELECT
+    id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
+    at, actor, balance_micro_mxn
+FROM credit_transactions
+WHERE number IS NOT NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+    AND at >= :first_at AND at < :end_at AND (at, org_id, number) > (:after_at, :after_org_id, :after_number)
+ORDER BY at, org_id, number LIMIT :page;
+
 -- name: charged_back
 SELECT CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT) FROM credit_transactions WHERE recharge_id = :id;
 
@@ -196,8 +206,9 @@ INSERT INTO credit_facts (credit_id, name, value, at) VALUES (:credit_id, :name,
 
 -- name: credit_facts
 SELECT credit_id, name, value FROM credit_facts
-WHERE credit_id IN (:ids)
-    AND id IN (SELECT max(id) FROM credit_facts WHERE credit_id IN (:ids) GROUP BY credit_id, name)
+WHERE credit_id IN (:ids) AND id IN (
+    SELECT max(id) FROM credit_facts WHERE credit_id IN (:ids) AND at <= :until GROUP BY credit_id, name
+)
 ORDER BY credit_id, name;
 
 -- name: balances_at
