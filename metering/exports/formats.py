@@ -16,7 +16,8 @@ class Offered:
     """A format: the function that writes it, by module and name, because some bring a large library.
 
     `variants` are other functions of it, by the word that selects them. `extra` brings its library. Only text can be
-    read on a terminal, and a format of `all_ends` has columns for orders that were not charged.
+    read on a terminal, and a format of `all_ends` has columns for orders that were not charged. What is `sealed` can be
+    verified row by row with the manifest of its month.
     """
 
     function: str
@@ -24,6 +25,7 @@ class Offered:
     extra: str | None = None
     is_text: bool = True
     all_ends: bool = True
+    sealed: bool = False
 
     def load(self, variant: str | None = None) -> Format:
         """Load the function. Raises KeyError if there is no such variant, ExtraMissing if its library is not there."""
@@ -39,8 +41,10 @@ class Offered:
 
 
 FORMATS: Mapping[str, Offered] = {
-    "csv": Offered("metering.exports.csv_lines:write", {"excel": "metering.exports.csv_lines:write_for_excel"}),
-    "jsonl": Offered("metering.exports.json_lines:write"),
+    "csv": Offered(
+        "metering.exports.csv_lines:write", {"excel": "metering.exports.csv_lines:write_for_excel"}, sealed=True
+    ),
+    "jsonl": Offered("metering.exports.json_lines:write", sealed=True),
     "parquet": Offered("metering.exports.parquet:write", extra="parquet", is_text=False),
     "xlsx": Offered("metering.exports.xlsx:write", extra="xlsx", is_text=False),
     "focus": Offered(

@@ -21,6 +21,7 @@ from metering.manifest import SUMS, Check, Manifest, ManifestError, SealedRow, c
 from metering.money import format_mxn
 from metering.months import Close, Tell, check_month, close_month
 from metering.ports import Act, ClosedMonth
+from proxy.cli.manifests import manifest_of, write_manifest
 from proxy.cli.output import AsJson, fail, misuse, say
 from proxy.cli.running import As, back, books, run
 
@@ -126,17 +127,6 @@ def verify(
         sys.stderr.write("ghub: the public key is the file's own: compare it with the one that finance has published\n")
 
 
-def write_manifest(path: Path, text: str) -> None:
-    """Write a manifest whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        fail(f"--manifest: {str(path)!r} cannot be written: {error.strerror}")
-
-
 def _in_ledger(month: str) -> tuple[Manifest, list[str], int]:
     async def work() -> tuple[Manifest, list[str]]:
         async with books() as opened:
@@ -152,7 +142,7 @@ def _in_ledger(month: str) -> tuple[Manifest, list[str], int]:
 
 def _in_file(path: Path, beside: Path | None) -> tuple[Manifest, Check]:
     """Check an export against its manifest, or a manifest alone."""
-    named = path.with_name(f"{path.name}.manifest.json") if beside is None else beside
+    named = manifest_of(path) if beside is None else beside
     if beside is None and path.suffix == ".json":
         return _manifest(path), Check()
     if not path.is_file():

@@ -20,6 +20,7 @@ from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import MonthSums
 from metering.unbooked import doubts
+from proxy.cli.manifests import manifest_of, write_manifest
 from proxy.cli.output import AsJson, fail, misuse, say
 from proxy.cli.running import back, run
 
@@ -75,7 +76,9 @@ def export(
         async with back() as opened:
             ledger = opened.ledger
             org_id = (await ledger.org(ref)).org_id if ref else None
-            why = [one for of in scope.months for one in await doubts(ledger, opened.redis, of, org_id)]
+            closed = {one.month for one in await ledger.closed_months()}  # what comes now is posted to a later one
+            unsure = [of for of in scope.months if of not in closed]
+            why = [one for of in unsure for one in await doubts(ledger, opened.redis, of, org_id)]
             source = Source(ledger, replace(scope, org_id=org_id))
             with _progress(await _expected(source)) as tell:
                 if aside:
@@ -83,10 +86,16 @@ def export(
                     sys.stdout.buffer.flush()
                     return written, why
                 try:
-                    return await write_file(source, out, write, tell), why
+                    written = await write_file(source, out, write, tell)
                 except OSError as error:
                     fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
+            text = await ledger.manifest(scope.month) if scope.month is not None and chosen.sealed else None
+            if text is not None:
+                write_manifest(manifest_of(out), text)
+                sealed.append(str(manifest_of(out)))
+            return written, why
 
+    sealed: list[str] = []
     written, why = run(work())
     why = list(dict.fromkeys(why))
     span = {"month": scope.month} if scope.month else {"from": scope.first, "to": scope.last}
@@ -98,6 +107,7 @@ def export(
         "refunded_mxn": format_mxn(written.refunded_micro_mxn),
         "amount_mxn": format_mxn(written.amount_micro_mxn),
         "complete": not why,
+        **({"manifest": sealed[0]} if sealed else {}),
     }
     with redirect_stdout(sys.stderr) if aside else nullcontext():
         say(report | {"why": why} if as_json else report, as_json)
