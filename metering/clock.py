@@ -68,6 +68,11 @@ def month_start_us(month: str) -> int:
     return _midnight_us(date.fromisoformat(f"{month}-01"))
 
 
+def day_start_us(day: str) -> int:
+    """Find the midnight in Mexico City that begins `YYYY-MM-DD`, in Unix µs."""
+    return _midnight_us(date.fromisoformat(day))
+
+
 def day_end_us(day: str) -> int:
     """Find the midnight in Mexico City that ends `YYYY-MM-DD`, in Unix µs."""
     return _midnight_us(date.fromisoformat(day) + timedelta(days=1))

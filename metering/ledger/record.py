@@ -6,6 +6,7 @@ from metering.ledger.credits import CreditRecords
 from metering.ledger.incarnations import IncarnationRecords
 from metering.ledger.kept_aside import AsideRecords
 from metering.ledger.orgs import OrgRecords
+from metering.ledger.outbox import OutboxRecords
 from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
 from metering.ledger.queries import pending
@@ -22,6 +23,7 @@ class SqlLedger(
     EventRecords,
     AsideRecords,
     IncarnationRecords,
+    OutboxRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

@@ -53,6 +53,7 @@ ENTRIES = {
     "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
     "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),
     "usage": Entry("usage", "app", "Charged orders of a month."),
+    "sink": Entry("sink", "app", "Receivers of metering events: what they have not taken, and sending it again."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),

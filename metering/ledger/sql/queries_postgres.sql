@@ -42,3 +42,12 @@ SELECT event_id FROM booked;
 INSERT INTO results (request_id, org_id, ended_us, document)
 SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(rows)s::json)
 ORDER BY request_id ON CONFLICT DO NOTHING;
+
+-- name: claim_outbox
+-- What another consumer is claiming at this moment is left to it.
+WITH due AS MATERIALIZED (
+    SELECT sink, id, kind FROM outbox WHERE sink = %(sink)s AND set_aside_at IS NULL AND next_at <= %(now)s
+    ORDER BY next_at LIMIT %(page)s FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox AS o SET next_at = %(lease)s, attempts = o.attempts + 1 FROM due
+WHERE (o.sink, o.id, o.kind) = (due.sink, due.id, due.kind) RETURNING o.id, o.kind, o.attempts;

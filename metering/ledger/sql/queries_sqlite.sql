@@ -20,3 +20,10 @@ INSERT INTO credit_transactions (id, org_id, type, amount_micro_mxn, at) VALUES 
 -- name: add_results
 INSERT INTO results (request_id, org_id, ended_us, document) VALUES (?, ?, ?, ?)
 ON CONFLICT DO NOTHING;
+
+-- name: claim_outbox
+UPDATE outbox SET next_at = :lease, attempts = attempts + 1
+WHERE sink = :sink AND (id, kind) IN (
+    SELECT id, kind FROM outbox WHERE sink = :sink AND set_aside_at IS NULL AND next_at <= :now
+    ORDER BY next_at LIMIT :page
+) RETURNING id, kind, attempts;
