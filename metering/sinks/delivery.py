@@ -112,7 +112,7 @@ class Delivery:
                 group.create_task(self._send(part, most_failures, until_s))
                 for part in parts_of(items, self._sink.per_request)
             ]
-        conclusions = [one for task in sent for one in task.result()]
+        conclusions = merged([one for task in sent for one in task.result()])
         # If the ledger is away for longer, the claim runs out and all is sent again, with the same ids.
         async for _ in Pauses(self._pace.first_pause_s, until_s=until_s + self._pace.lease_s / 2):
             try:
@@ -190,6 +190,17 @@ def parts_of(items: Sequence[ToSend], most: int) -> Iterator[Sequence[ToSend]]:
         size = max(1, most >> (attempts - 1))
         for first in range(0, len(alike), size):
             yield alike[first : first + size]
+
+
+def merged(conclusions: Sequence[Conclusion]) -> list[Conclusion]:
+    """Merge those that are alike: a statement of the ledger for each, not for each item. The latest moments count."""
+    found: dict[tuple[str, str], Conclusion] = {}
+    for one in conclusions:
+        before = found.get(key := (one.what, one.error), one)
+        items = one.items if before is one else [*before.items, *one.items]
+        next_at = max((at for at in (before.next_at, one.next_at) if at is not None), default=None)
+        found[key] = Conclusion(one.what, items, max(before.at, one.at), one.error, next_at)
+    return list(found.values())
 
 
 def told(reply: Reply) -> str:

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from metering.clock import utc_now
-from tests.kits.sinks import HTTP, HttpReceiver, NatsReceiver, once, outgoing, sink, sum_of, until_another_fails
+from tests.kits.sinks import (
+    HTTP,
+    SHORT_S,
+    HttpReceiver,
+    NatsReceiver,
+    once,
+    outgoing,
+    sink,
+    sum_of,
+    until_another_fails,
+)
 from tests.long import LONG
 
 TURNS = 50 if LONG else 17
@@ -23,6 +33,7 @@ async def test_killed_frozen_and_made_to_refuse(profile: str, ledger_url: str, t
     async with outgoing(ledger_url, tmp_path) as out:
         one = sink(tmp_path, profile, receiver.url)
         await out.register(one)
+        out.send_s = SHORT_S
         async with out.delivering(one):
             for turn in range(3 * TURNS):
                 await _break(receiver, turn % 3)

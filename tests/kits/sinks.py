@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +41,9 @@ ORG = "6f1f9d1c-8d3e-4b51-9a50-0c9de8e1a001"
 HTTP = ("structured", "binary", "batched", "openmeter", "lago", "stripe")
 
 FAST = Pace(poll_s=0.005, lease_s=2.0, first_pause_s=0.005, longest_pause_s=0.05)
-SEND_S = 0.15
+SEND_S = 5.0
+SHORT_S = 0.15
+"""Timeouts of a delivery; the short one for receivers that hang."""
 
 STREAM = "images"
 DUPLICATE_WINDOW_S = 0.1
@@ -185,20 +188,21 @@ class Outgoing:
     folder: Path
     pace: Pace = FAST
     send_s: float = SEND_S
+    token: str = TOKEN
     booked: list[Event] = field(default_factory=list)
     turn: asyncio.Semaphore = field(default_factory=asyncio.Semaphore)
 
     async def register(self, *sinks: Sink) -> None:
         await self.ledger.register_sinks({one.name: one.profile for one in sinks}, utc_now())
 
-    async def book(self, count: int = 1, images: int = 1) -> list[Event]:
+    async def book(self, count: int = 1, images: int = 1, at: datetime | None = None) -> list[Event]:
         """Book charges, with as many voids between them, which no sink is told of."""
         new: list[Event] = []
         for _ in range(count):
             number = 2 * len(self.booked) + 2 * len(new) + 1
             new.append(event(ORG, number, images=images, name=uuid4().hex))
             new.append(event(ORG, number + 1, end="void", name=uuid4().hex))
-        await self.ledger.book(new, [], utc_now())
+        await self.ledger.book(new, [], at or utc_now())
         charges = [one for one in new if one.end == "charge"]
         self.booked += charges
         return charges
@@ -214,7 +218,7 @@ class Outgoing:
         """Make a sender as a consumer does, but with a short timeout."""
         if one.profile == "nats":
             return NatsSender(one.url, None, send_s=self.send_s)
-        return HttpSender(TOKEN, send_s=self.send_s, verify=TRUST)
+        return HttpSender(self.token, send_s=self.send_s, verify=TRUST)
 
     @asynccontextmanager
     async def delivering(self, *sinks: Sink) -> AsyncIterator[None]:
@@ -286,12 +290,13 @@ def sum_of(taken: list[dict[str, Any]]) -> int:
 
 
 @asynccontextmanager
-async def outgoing(url: str, folder: Path) -> AsyncIterator[Outgoing]:
-    """Open a migrated ledger with one organisation."""
+async def outgoing(url: str, folder: Path, *, org: bool = True) -> AsyncIterator[Outgoing]:
+    """Open a migrated ledger, and make its one organisation."""
     ledger = open_ledger(url)
     try:
         await ledger.migrate()
-        await ledger.create_org(Org(ORG, "acme", "default", utc_now().isoformat()), ACT)
+        if org:
+            await ledger.create_org(Org(ORG, "acme", "default", utc_now().isoformat()), ACT)
         yield Outgoing(ledger, url, folder)
     finally:
         await ledger.aclose()
