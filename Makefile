@@ -93,9 +93,9 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --no-config
 LOCK := $(COMPILE) pyproject.toml
 lock:
-	$(LOCK) --extra s3 --output-file requirements/gateway.txt
-	$(LOCK) --extra s3 --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
-	$(LOCK) --extra s3 --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(LOCK) --extra s3 --extra nats --output-file requirements/gateway.txt
+	$(LOCK) --extra s3 --extra nats --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
+	$(LOCK) --extra s3 --extra nats --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
 	$(COMPILE) --group build --constraint requirements/demo.txt --output-file requirements/build.txt
 
 clean:

@@ -126,7 +126,8 @@ class OutboxRecords(Transactions):
     async def items_set_aside(
         self, sink: str, after: ItemSetAside | None = None, most: int = PAGE
     ) -> list[ItemSetAside]:
-        """Read a page of what a sink has refused for good, oldest first."""
+        """Read a page of what a sink has refused for good, oldest first. Raises NotThere."""
+        await self._check_registered(sink)
         last = {"after_at": "", "after_id": "", "after_kind": ""}
         if after is not None:
             last = {"after_at": after.set_aside_at, "after_id": after.item_id, "after_kind": after.kind}

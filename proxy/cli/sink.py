@@ -15,7 +15,8 @@ from proxy.cli.running import As, back, books, run
 app = typer.Typer(no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="As `ghub sink list` has it.")]
-Day = Annotated[str | None, typer.Option(metavar="DAY", help="A day of Mexico City, such as 2026-11-22.")]
+First = Annotated[str | None, typer.Option("--from", metavar="DAY", help="A day of Mexico City, such as 2026-11-22.")]
+Last = Annotated[str | None, typer.Option("--to", metavar="DAY", help="The last day, included.")]
 
 SHOWN = 100
 """Items that `show` prints at most, oldest first."""
@@ -46,8 +47,8 @@ def show(name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def replay(
     name: Name,
-    first: Annotated[Day, typer.Option("--from")] = None,
-    last: Annotated[Day, typer.Option("--to")] = None,
+    first: First = None,
+    last: Last = None,
     who: As = None,
     as_json: AsJson = False,
 ) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from metering.ledger import outbox
 from metering.ports import NotThere
 from metering.sinks.delivery import Pace
 from metering.sinks.lag import Lag
+from tests.integration.conftest import Receivers
 from tests.kits.backups import backup, restore
 from tests.kits.books import ACT, UNIT, start_worker
 from tests.kits.consumer import peak_mib
@@ -37,21 +37,13 @@ from tests.kits.sinks import (
 )
 
 
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[HttpReceiver]:
-    """One that takes CloudEvents in the structured mode."""
-    running = HttpReceiver("structured", tmp_path)
-    running.start()
-    yield running
-    running.kill()
-
-
 @pytest.mark.rule(36)
 @pytest.mark.parametrize("profile", HTTP)
-async def test_a_sink_is_told_of_every_charge_and_refund(profile: str, ledger_url: str, tmp_path: Path) -> None:
+async def test_a_sink_is_told_of_every_charge_and_refund(
+    profile: str, ledger_url: str, receivers: Receivers, tmp_path: Path
+) -> None:
     """(rule 36) Its sum is the ledger's charges less refunds; voids and what was booked before it are none of its."""
-    receiver = HttpReceiver(profile, tmp_path)
-    receiver.start()
+    receiver = receivers(profile)
     async with outgoing(ledger_url, tmp_path) as out:
         await out.book()
         before = out.ledger_micro_mxn()
@@ -66,15 +58,15 @@ async def test_a_sink_is_told_of_every_charge_and_refund(profile: str, ledger_ur
         assert sum_of(taken) == out.ledger_micro_mxn() - before
         assert state.delivered_at is not None and state.error is None and state.set_aside == 0
         assert "ana@" not in str(taken) and "png" not in str(taken)
-    receiver.kill()
 
 
 @pytest.mark.rule(36)
 @pytest.mark.parametrize("profile", HTTP)
-async def test_what_is_refused_for_good_is_set_aside_alone(profile: str, ledger_url: str, tmp_path: Path) -> None:
+async def test_what_is_refused_for_good_is_set_aside_alone(
+    profile: str, ledger_url: str, receivers: Receivers, tmp_path: Path
+) -> None:
     """(rule 36) Its neighbours in a batch are taken; it is alarmed, shown, and sent again when a person says so."""
-    receiver = HttpReceiver(profile, tmp_path)
-    receiver.start()
+    receiver = receivers(profile)
     async with outgoing(ledger_url, tmp_path) as out:
         one = sink(tmp_path, profile, receiver.url)
         await out.register(one)
@@ -95,16 +87,16 @@ async def test_what_is_refused_for_good_is_set_aside_alone(profile: str, ledger_
                 state = await out.until_empty(profile)
         assert state.set_aside == 0
         assert sum_of(await receiver.taken()) == out.ledger_micro_mxn()
-    receiver.kill()
 
 
 @pytest.mark.rule(36)
 @pytest.mark.parametrize("profile", HTTP)
 @pytest.mark.parametrize("mode", ["hang", "half", "die", "endless"])
-async def test_a_repeat_is_the_same_in_id_and_time(profile: str, mode: str, tmp_path: Path) -> None:
+async def test_a_repeat_is_the_same_in_id_and_time(
+    profile: str, mode: str, receivers: Receivers, tmp_path: Path
+) -> None:
     """(rule 36) The receiver takes an item, and never says so: it is sent again, and is the same to the last field."""
-    receiver = HttpReceiver(profile, tmp_path)
-    receiver.start()
+    receiver = receivers(profile)
     url = f"sqlite:///{tmp_path}/l.db"
     async with outgoing(url, tmp_path) as out:
         one = sink(tmp_path, profile, receiver.url)
@@ -129,7 +121,6 @@ async def test_a_repeat_is_the_same_in_id_and_time(profile: str, mode: str, tmp_
         assert (max(counted.values()) > 1) is (mode != "endless" and profile not in ("lago", "stripe"))
         assert (await out.state(profile)).set_aside == 0
     assert peak_mib(os.getpid()) < 1_000
-    receiver.kill()
 
 
 @pytest.mark.rule(36)
@@ -176,39 +167,35 @@ async def test_two_consumers_share_a_sink(receiver: HttpReceiver, ledger_url: st
 
 
 @pytest.mark.rule(36)
-async def test_a_frozen_and_a_dead_sink_hold_up_nothing(ledger_url: str, tmp_path: Path) -> None:
+async def test_a_frozen_and_a_dead_sink_hold_up_nothing(ledger_url: str, receivers: Receivers, tmp_path: Path) -> None:
     """(rule 36) Bookings go on as fast, and the third sink has everything at once."""
-    receivers = {name: HttpReceiver("structured", tmp_path) for name in ("frozen", "dead", "well")}
-    for one in receivers.values():
-        one.start()
+    made = {name: receivers("structured") for name in ("frozen", "dead", "well")}
     async with outgoing(ledger_url, tmp_path) as out:
-        sinks = [sink(tmp_path, "structured", one.url, name) for name, one in receivers.items()]
+        sinks = [sink(tmp_path, "structured", one.url, name) for name, one in made.items()]
         await out.register(*sinks)
         out.send_s = SHORT_S
-        receivers["frozen"].freeze()
-        receivers["dead"].kill()
+        made["frozen"].freeze()
+        made["dead"].kill()
         async with out.delivering(*sinks):
             began_s = time.monotonic()
             for _ in range(20):
                 await out.book(50)
             took_s = time.monotonic() - began_s
             await out.until_empty("well")
-            assert {name: (await out.state(name)).pending for name in receivers} == {
+            assert {name: (await out.state(name)).pending for name in made} == {
                 "frozen": 1_000,
                 "dead": 1_000,
                 "well": 0,
             }
-            assert sum_of(await receivers["well"].taken()) == out.ledger_micro_mxn()
+            assert sum_of(await made["well"].taken()) == out.ledger_micro_mxn()
             assert took_s < 10
             # While it is away it is asked ever less often, by one request.
             assert failures("dead") < 100 + out.pace.lease_s
-            receivers["frozen"].thaw()
-            receivers["dead"].start()
-            for name in receivers:
+            made["frozen"].thaw()
+            made["dead"].start()
+            for name in made:
                 await out.until_empty(name)
-                assert sum_of(await receivers[name].taken()) == out.ledger_micro_mxn()
-    for one in receivers.values():
-        one.kill()
+                assert sum_of(await made[name].taken()) == out.ledger_micro_mxn()
 
 
 async def test_a_wrong_token_sets_nothing_aside_and_stands_in_no_log(
@@ -234,10 +221,11 @@ async def test_a_wrong_token_sets_nothing_aside_and_stands_in_no_log(
     assert TOKEN not in told.out + told.err and "wrong-token" not in told.out + told.err
 
 
-async def test_a_redirect_is_not_followed(receiver: HttpReceiver, ledger_url: str, tmp_path: Path) -> None:
+async def test_a_redirect_is_not_followed(
+    receiver: HttpReceiver, ledger_url: str, receivers: Receivers, tmp_path: Path
+) -> None:
     """A token is for one address; nothing is lost until that is corrected."""
-    elsewhere = HttpReceiver("structured", tmp_path)
-    elsewhere.start()
+    elsewhere = receivers("structured")
     receiver.mode(f"redirect {elsewhere.url}/events")
     async with outgoing(ledger_url, tmp_path) as out:
         one = sink(tmp_path, "structured", receiver.url)
@@ -251,7 +239,6 @@ async def test_a_redirect_is_not_followed(receiver: HttpReceiver, ledger_url: st
             assert await elsewhere.taken() == []
             receiver.mode("ok")
             await out.until_empty("structured")
-    elsewhere.kill()
 
 
 async def test_a_receiver_that_is_busy_is_asked_again(receiver: HttpReceiver, ledger_url: str, tmp_path: Path) -> None:
@@ -265,6 +252,31 @@ async def test_a_receiver_that_is_busy_is_asked_again(receiver: HttpReceiver, le
             receiver.mode("ok")
             await out.until_empty("structured")
         assert sum_of(await receiver.taken()) == out.ledger_micro_mxn()
+
+
+@pytest.mark.rule(36)
+@pytest.mark.parametrize("profile", ["structured", "batched"])
+async def test_a_refund_waits_for_its_charge_and_nothing_else_does(
+    profile: str, ledger_url: str, receivers: Receivers, tmp_path: Path
+) -> None:
+    """(rule 36) An event that makes the receiver fail is left behind by its batch, and its refund stays with it."""
+    receiver = receivers(profile)
+    async with outgoing(ledger_url, tmp_path) as out:
+        one = sink(tmp_path, profile, receiver.url)
+        await out.register(one)
+        charges = await out.book(15)
+        failing = charges[7].event_id
+        receiver.mode(f'busy-for "id":"{failing}"')
+        refund = await out.refund(failing, credit_id="a-refund")
+        other = await out.refund(charges[3].event_id)
+        async with out.delivering(one):
+            await out.until(profile, lambda state: state.pending == 2)
+            assert {row["id"] for row in await receiver.taken()} == {c.event_id for c in charges} - {failing} | {other}
+            receiver.mode("ok")
+            await out.until_empty(profile)
+        taken = await receiver.taken()
+        assert [row["id"] for row in taken[-2:]] == [failing, refund]
+        assert sum_of(taken) == out.ledger_micro_mxn()
 
 
 @pytest.mark.rule(36)
@@ -395,10 +407,11 @@ async def test_a_sink_that_is_removed_takes_its_items_with_it(
             await out.ledger.send_again("structured", utc_now())
 
 
-async def test_a_stripe_sink_without_the_customer_sets_aside(ledger_url: str, tmp_path: Path) -> None:
+async def test_a_stripe_sink_without_the_customer_sets_aside(
+    ledger_url: str, receivers: Receivers, tmp_path: Path
+) -> None:
     """It says which organisation has none."""
-    receiver = HttpReceiver("stripe", tmp_path)
-    receiver.start()
+    receiver = receivers("stripe")
     async with outgoing(ledger_url, tmp_path) as out:
         one = sink(tmp_path, "stripe", receiver.url).model_copy(update={"customers": {}})
         await out.register(one)
@@ -407,4 +420,3 @@ async def test_a_stripe_sink_without_the_customer_sets_aside(ledger_url: str, tm
             await out.until("stripe", lambda state: state.set_aside == 2)
         (aside, _) = await out.ledger.items_set_aside("stripe")
         assert aside.error == f"`customers` in GHUB_SINKS has no customer for organisation {ORG}"
-    receiver.kill()

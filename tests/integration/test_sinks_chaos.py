@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from metering.clock import utc_now
+from tests.integration.conftest import Receivers
 from tests.kits.sinks import (
     HTTP,
     SHORT_S,
@@ -24,10 +25,11 @@ TURNS = 50 if LONG else 17
 
 @pytest.mark.rule(36)
 @pytest.mark.parametrize("profile", [*HTTP, "nats"])
-async def test_killed_frozen_and_made_to_refuse(profile: str, ledger_url: str, tmp_path: Path) -> None:
+async def test_killed_frozen_and_made_to_refuse(
+    profile: str, ledger_url: str, receivers: Receivers, nats_receiver: NatsReceiver, tmp_path: Path
+) -> None:
     """(rule 36) While charges and refunds go on."""
-    receiver = NatsReceiver(tmp_path) if profile == "nats" else HttpReceiver(profile, tmp_path)
-    receiver.start()
+    receiver = nats_receiver if profile == "nats" else receivers(profile)
     if isinstance(receiver, NatsReceiver):
         await receiver.make_stream()
     async with outgoing(ledger_url, tmp_path) as out:
@@ -57,7 +59,6 @@ async def test_killed_frozen_and_made_to_refuse(profile: str, ledger_url: str, t
         expected = 3 * TURNS * 5 + (3 * TURNS + 4) // 5
         assert len(once(taken)) == expected
         assert sum_of(taken) == out.ledger_micro_mxn()
-    receiver.kill()
 
 
 async def _break(receiver: HttpReceiver | NatsReceiver, how: int) -> None:

@@ -52,6 +52,8 @@ class Receiver:
         mode, _, detail = (self._folder / "mode").read_text().partition(" ")
         if mode == "busy":
             return _reply(peer, 503, b"{}", "retry-after: 0\r\n")
+        if mode == "busy-for" and detail.encode() in body:
+            return _reply(peer, 500, b"{}")
         if mode == "redirect":
             return _reply(peer, 307, b"", f"location: {detail}\r\n")
         if headers.get("authorization") != f"Bearer {TOKEN}":

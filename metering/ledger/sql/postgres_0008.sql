@@ -19,6 +19,8 @@ CREATE TABLE outbox (
     -- An event's or a credit's.
     id           bytewise NOT NULL,
     kind         bytewise NOT NULL CHECK (kind IN ('charge', 'refund')),
+    -- A refund waits until its order's charge is no longer to be sent.
+    order_id     bytewise,
     at           bytewise NOT NULL,
     attempts     BIGINT NOT NULL DEFAULT 0,
     -- Nobody sends it before: it is being sent, or waits after a failure.
@@ -32,8 +34,8 @@ CREATE INDEX outbox_set_aside ON outbox (sink, set_aside_at) WHERE set_aside_at 
 
 CREATE FUNCTION add_charges_to_outbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO outbox (sink, id, kind, at, next_at)
-    SELECT s.name, b.event_id, 'charge', b.booked_at, b.booked_at
+    INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+    SELECT s.name, b.event_id, 'charge', b.event_id, b.booked_at, b.booked_at
     FROM sinks AS s CROSS JOIN booked AS b WHERE b."end" = 'charge' ORDER BY s.name, b.event_id
     ON CONFLICT DO NOTHING;
     RETURN NULL;
@@ -43,8 +45,8 @@ CREATE TRIGGER events_go_out AFTER INSERT ON events REFERENCING NEW TABLE AS boo
 
 CREATE FUNCTION add_refund_to_outbox() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO outbox (sink, id, kind, at, next_at)
-    SELECT name, NEW.id, 'refund', NEW.at, NEW.at FROM sinks ORDER BY name
+    INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+    SELECT name, NEW.id, 'refund', NEW.order_id, NEW.at, NEW.at FROM sinks ORDER BY name
     ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;

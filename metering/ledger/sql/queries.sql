@@ -521,11 +521,11 @@ WHERE number IS NOT NULL AND type = 'refund' AND at >= :first_at AND at < :end_a
 ORDER BY at, org_id, number LIMIT :page;
 
 -- name: put_into_outbox
-INSERT INTO outbox (sink, id, kind, at, next_at)
-SELECT :sink, event_id, 'charge', :at, :at FROM events WHERE event_id IN (:ids) AND "end" = 'charge'
+INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+SELECT :sink, event_id, 'charge', event_id, :at, :at FROM events WHERE event_id IN (:ids) AND "end" = 'charge'
 ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = excluded.next_at, attempts = 0, error = NULL;
 
 -- name: put_refunds_into_outbox
-INSERT INTO outbox (sink, id, kind, at, next_at)
-SELECT :sink, id, 'refund', :at, :at FROM credit_transactions WHERE id IN (:ids) AND type = 'refund'
+INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+SELECT :sink, id, 'refund', order_id, :at, :at FROM credit_transactions WHERE id IN (:ids) AND type = 'refund'
 ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = excluded.next_at, attempts = 0, error = NULL;

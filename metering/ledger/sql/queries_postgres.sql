@@ -46,7 +46,11 @@ ORDER BY request_id ON CONFLICT DO NOTHING;
 -- name: claim_outbox
 -- What another consumer is claiming at this moment is left to it.
 WITH due AS MATERIALIZED (
-    SELECT sink, id, kind FROM outbox WHERE sink = %(sink)s AND set_aside_at IS NULL AND next_at <= %(now)s
+    SELECT sink, id, kind FROM outbox AS o WHERE sink = %(sink)s AND set_aside_at IS NULL AND next_at <= %(now)s
+        AND (kind = 'charge' OR NOT EXISTS (
+            SELECT 1 FROM outbox AS c
+            WHERE c.sink = o.sink AND c.id = o.order_id AND c.kind = 'charge' AND c.set_aside_at IS NULL
+        ))
     ORDER BY next_at LIMIT %(page)s FOR UPDATE SKIP LOCKED
 )
 UPDATE outbox AS o SET next_at = %(lease)s, attempts = o.attempts + 1 FROM due

@@ -24,6 +24,10 @@ ON CONFLICT DO NOTHING;
 -- name: claim_outbox
 UPDATE outbox SET next_at = :lease, attempts = attempts + 1
 WHERE sink = :sink AND (id, kind) IN (
-    SELECT id, kind FROM outbox WHERE sink = :sink AND set_aside_at IS NULL AND next_at <= :now
-    ORDER BY next_at LIMIT :page
+    SELECT o.id, o.kind FROM outbox AS o WHERE o.sink = :sink AND o.set_aside_at IS NULL AND o.next_at <= :now
+        AND (o.kind = 'charge' OR NOT EXISTS (
+            SELECT 1 FROM outbox AS c
+            WHERE c.sink = :sink AND c.id = o.order_id AND c.kind = 'charge' AND c.set_aside_at IS NULL
+        ))
+    ORDER BY o.next_at LIMIT :page
 ) RETURNING id, kind, attempts;

@@ -18,6 +18,8 @@ CREATE TABLE outbox (
     -- An event's or a credit's.
     id           TEXT NOT NULL,
     kind         TEXT NOT NULL CHECK (kind IN ('charge', 'refund')),
+    -- A refund waits until its order's charge is no longer to be sent.
+    order_id     TEXT,
     at           TEXT NOT NULL,
     attempts     INTEGER NOT NULL DEFAULT 0,
     -- Nobody sends it before: it is being sent, or waits after a failure.
@@ -30,12 +32,12 @@ CREATE INDEX outbox_by_turn ON outbox (sink, next_at, at) WHERE set_aside_at IS 
 CREATE INDEX outbox_set_aside ON outbox (sink, set_aside_at) WHERE set_aside_at IS NOT NULL;
 
 CREATE TRIGGER events_go_out AFTER INSERT ON events WHEN NEW."end" = 'charge' BEGIN
-    INSERT INTO outbox (sink, id, kind, at, next_at)
-    SELECT name, NEW.event_id, 'charge', NEW.booked_at, NEW.booked_at FROM sinks WHERE true
+    INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+    SELECT name, NEW.event_id, 'charge', NEW.event_id, NEW.booked_at, NEW.booked_at FROM sinks WHERE true
     ON CONFLICT DO NOTHING;
 END;
 CREATE TRIGGER refunds_go_out AFTER INSERT ON credit_transactions WHEN NEW.type = 'refund' BEGIN
-    INSERT INTO outbox (sink, id, kind, at, next_at)
-    SELECT name, NEW.id, 'refund', NEW.at, NEW.at FROM sinks WHERE true
+    INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+    SELECT name, NEW.id, 'refund', NEW.order_id, NEW.at, NEW.at FROM sinks WHERE true
     ON CONFLICT DO NOTHING;
 END;
