@@ -192,7 +192,7 @@ SINK_LONGEST_PAUSE_S = 60.0
 """The longest pause: a receiver that comes back after hours is noticed this fast."""
 
 SINK_LAG_S = 15.0
-"""How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.1 s."""
+"""How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class OutboxRecords(Transactions):
         await self._run("book", steps)
 
     async def sinks(self) -> list[SinkState]:
-        """Read all registered sinks, by name, and count what they have not taken: 0.1 s for a million items."""
+        """Read all registered sinks, by name, and count what they have not taken: half a second for a million items."""
 
         def steps() -> Steps[list[SinkState]]:
             found = []

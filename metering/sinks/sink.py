@@ -26,7 +26,8 @@ LATER = frozenset({401, 403, 407, 408, 409, 425, 429})
 All other 4xx are for good.
 """
 
-HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^\s?#@]+$")]
+"""Without a user, a password or a parameter: an address stands in logs, and a token does not."""
 
 
 @dataclass(frozen=True, slots=True)

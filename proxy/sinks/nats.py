@@ -7,6 +7,9 @@ from typing import Any
 from config.settings import SINK_SEND_S
 from metering.sinks.sink import Message, Reply, SinkAway
 
+EXCERPT = 200
+"""Characters of an error that are kept."""
+
 CLOSE_S = 1.0
 """The longest that a connection may take to close: it would wait for a server that is frozen."""
 
@@ -52,11 +55,16 @@ class NatsSender:
             raise SinkAway(f"the stream refuses: {error.description or type(error).__name__}") from None
         except (self._nats.errors.Error, OSError, TimeoutError) as error:
             await self._drop(client)
-            raise SinkAway(f"no acknowledgement ({type(error).__name__})") from None
+            raise SinkAway(f"no acknowledgement ({self._said(error)})") from None
 
     async def aclose(self) -> None:
         """Close the connection."""
         await self._drop(self._client)
+
+    def _said(self, error: Exception) -> str:
+        """Say what failed, without our token."""
+        text = " ".join(str(error).split())[:EXCERPT] or type(error).__name__
+        return text.replace(self._token, "***") if self._token else text
 
     async def _connected(self) -> Any:
         """Return the one connection, opened if there is none."""

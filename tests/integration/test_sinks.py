@@ -28,6 +28,7 @@ from tests.kits.sinks import (
     SHORT_S,
     TOKEN,
     HttpReceiver,
+    NatsReceiver,
     failures,
     once,
     outgoing,
@@ -233,8 +234,7 @@ async def test_a_redirect_is_not_followed(
         await out.book(3)
         async with out.delivering(one):
             await until_another_fails("structured")
-            await until_another_fails("structured")
-            state = await out.state("structured")
+            state = await out.until("structured", lambda state: state.error is not None)
             assert (state.pending, state.set_aside, state.error) == (3, 0, "it answers 307")
             assert await elsewhere.taken() == []
             receiver.mode("ok")
@@ -420,3 +420,29 @@ async def test_a_stripe_sink_without_the_customer_sets_aside(
             await out.until("stripe", lambda state: state.set_aside == 2)
         (aside, _) = await out.ledger.items_set_aside("stripe")
         assert aside.error == f"`customers` in GHUB_SINKS has no customer for organisation {ORG}"
+
+
+async def test_jetstream_acknowledges_and_knows_a_repeat_within_its_window(
+    nats_receiver: NatsReceiver, ledger_url: str, tmp_path: Path
+) -> None:
+    """Against the real server: nothing is delivered without a stream or with a wrong token, and then each once."""
+    async with outgoing(ledger_url, tmp_path) as out:
+        one = sink(tmp_path, "nats", nats_receiver.url)
+        await out.register(one)
+        charges = await out.book(60)
+        out.token = "wrong-token"
+        async with out.delivering(one):
+            state = await out.until("nats", lambda state: state.error is not None)
+        assert state.pending == 60 and state.error == "no acknowledgement (nats: 'Authorization Violation')"
+        out.token = TOKEN
+        async with out.delivering(one):
+            state = await out.until("nats", lambda state: "no stream" in (state.error or ""))
+            assert (state.pending, state.set_aside) == (60, 0)
+            await nats_receiver.make_stream()
+            await out.until_empty("nats")
+            taken = await nats_receiver.taken()
+            assert sorted(row["id"] for row in taken) == sorted(charge.event_id for charge in charges)
+            async for _ in out.ledger.send_days_again("nats", "2036-11-22", "2036-11-22", utc_now()):
+                pass
+            await out.until_empty("nats")
+            assert sum_of(await nats_receiver.taken()) == out.ledger_micro_mxn()

@@ -62,8 +62,7 @@ _TABLES = {
 
 def table(profile: str, url: str, name: str = "") -> str:
     """Write a sink's table of GHUB_SINKS."""
-    token = "" if profile == "nats" else 'token_env = "RECEIVER_TOKEN"\n'
-    return f'[[sinks]]\nname = "{name or profile}"\nurl = "{url}"\n{token}{_TABLES[profile]}\n'
+    return f'[[sinks]]\nname = "{name or profile}"\nurl = "{url}"\ntoken_env = "RECEIVER_TOKEN"\n{_TABLES[profile]}\n'
 
 
 def sink(folder: Path, profile: str, url: str, name: str = "") -> Sink:
@@ -145,6 +144,7 @@ class NatsReceiver(_Process):
         self.folder = folder / f"nats-{uuid4().hex[:6]}"
         binary = str(Path(sys.executable).parent / "nats-server")
         options = ["-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(self.folder), "-l", os.devnull]
+        options += ["--auth", TOKEN]
         super().__init__(port, [binary, *options])
         self.url = f"nats://127.0.0.1:{port}"
 
@@ -172,7 +172,7 @@ class NatsReceiver(_Process):
 
     @asynccontextmanager
     async def _stream(self) -> AsyncIterator[JetStreamContext]:
-        client = await nats.connect(self.url, max_reconnect_attempts=50, reconnect_time_wait=0.02)
+        client = await nats.connect(self.url, token=TOKEN, max_reconnect_attempts=50, reconnect_time_wait=0.02)
         try:
             yield client.jetstream()
         finally:
@@ -217,7 +217,7 @@ class Outgoing:
     def sender(self, one: Sink) -> Sender:
         """Make a sender as a consumer does, but with a short timeout."""
         if one.profile == "nats":
-            return NatsSender(one.url, None, send_s=self.send_s)
+            return NatsSender(one.url, self.token, send_s=self.send_s)
         return HttpSender(self.token, send_s=self.send_s, verify=TRUST)
 
     @asynccontextmanager

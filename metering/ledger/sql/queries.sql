@@ -482,18 +482,6 @@ SELECT
 FROM credit_transactions AS c LEFT JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.id IN (:ids) AND c.type = 'refund';
 
--- name: delivered
-DELETE FROM outbox WHERE sink = :sink AND kind = :kind AND id IN (:ids);
-
--- name: send_later
--- Only for whoever still has it: another sends it if this one took too long.
-UPDATE outbox SET next_at = :next_at, error = :error
-WHERE sink = :sink AND kind = :kind AND id IN (:ids) AND next_at = :lease;
-
--- name: set_item_aside
-UPDATE outbox SET set_aside_at = :at, error = :error
-WHERE sink = :sink AND kind = :kind AND id IN (:ids) AND next_at = :lease AND set_aside_at IS NULL;
-
 -- name: sink_took
 UPDATE sinks SET delivered_at = :at, error = NULL
 WHERE name = :sink AND (delivered_at IS NULL OR delivered_at < :before OR error IS NOT NULL);

@@ -55,3 +55,23 @@ WITH due AS MATERIALIZED (
 )
 UPDATE outbox AS o SET next_at = %(lease)s, attempts = o.attempts + 1 FROM due
 WHERE (o.sink, o.id, o.kind) = (due.sink, due.id, due.kind) RETURNING o.id, o.kind, o.attempts;
+
+-- name: delivered
+-- Ids are looked up one by one. As a join, all of a sink's items are read as long as there are no statistics, because
+-- an outbox is empty most of the time.
+DELETE FROM outbox
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))));
+
+-- name: send_later
+-- Only for whoever still has it: another sends it if this one took too long.
+UPDATE outbox SET next_at = %(next_at)s, error = %(error)s
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
+    AND next_at = %(lease)s;
+
+-- name: set_item_aside
+UPDATE outbox SET set_aside_at = %(at)s, error = %(error)s
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
+    AND next_at = %(lease)s AND set_aside_at IS NULL;

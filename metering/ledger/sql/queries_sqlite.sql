@@ -31,3 +31,21 @@ WHERE sink = :sink AND (id, kind) IN (
         ))
     ORDER BY o.next_at LIMIT :page
 ) RETURNING id, kind, attempts;
+
+-- name: delivered
+DELETE FROM outbox
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids));
+
+-- name: send_later
+-- Only for whoever still has it: another sends it if this one took too long.
+UPDATE outbox SET next_at = :next_at, error = :error
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids))
+    AND next_at = :lease;
+
+-- name: set_item_aside
+UPDATE outbox SET set_aside_at = :at, error = :error
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids))
+    AND next_at = :lease AND set_aside_at IS NULL;
