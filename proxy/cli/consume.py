@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 from redis.exceptions import RedisError
@@ -20,11 +20,11 @@ from metering.sinks.lag import Lag
 from metering.sinks.sink import Sender, Sink
 from proxy.api.health import Condition, Conditions, running, when
 from proxy.backends import LOGIN_REFUSED, open_back
+from proxy.cli.loading import loading
 from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
 from proxy.server.serving import stop_on_signals
-from proxy.sinks.opening import open_senders
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ def consume(as_json: LogsAreJson = True) -> None:
         sinks = read_sinks(settings.sinks)
         async with (
             open_back(settings) as back,
-            open_senders(sinks, os.environ) as senders,
+            _open_senders(sinks) as senders,
             asyncio.TaskGroup() as tasks,
         ):
             await back.ledger.check_schema()
@@ -77,6 +77,19 @@ def consume(as_json: LogsAreJson = True) -> None:
         background.check()
 
     run(work())
+
+
+@asynccontextmanager
+async def _open_senders(sinks: Sequence[Sink]) -> AsyncIterator[list[tuple[Sink, Sender]]]:
+    """Open the senders of all sinks. Raises CatalogueError."""
+    if not sinks:
+        yield []
+        return
+    with loading():
+        from proxy.sinks.opening import open_senders  # noqa: PLC0415  # the loader of HTTP, which only sinks need
+
+    async with open_senders(sinks, os.environ) as senders:
+        yield senders
 
 
 def _deliveries(senders: Sequence[tuple[Sink, Sender]], ledger: Ledger) -> list[Part]:
