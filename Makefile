@@ -92,10 +92,12 @@ bench-consumer: $(VENV)/.test ## how a backlog drains after an outage of the led
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --no-config
 LOCK := $(COMPILE) pyproject.toml
+# The extras of the production image.
+SHIPPED := --extra s3 --extra xlsx --extra nats
 lock:
-	$(LOCK) --extra s3 --extra xlsx --output-file requirements/gateway.txt
-	$(LOCK) --extra s3 --extra xlsx --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
-	$(LOCK) --extra s3 --extra xlsx --extra parquet --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(LOCK) $(SHIPPED) --output-file requirements/gateway.txt
+	$(LOCK) $(SHIPPED) --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
+	$(LOCK) $(SHIPPED) --extra parquet --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
 	$(COMPILE) --group build --constraint requirements/demo.txt --output-file requirements/build.txt
 
 clean:

@@ -174,6 +174,26 @@ JOURNAL_STOP_S = 3.0
 """How long a gateway that stops waits for the consumer to book its last orders; if it does not, the journal is left to
 the next gateway."""
 
+# --- Sinks -----------------------------------------------------------------------------------------------------------
+
+SINK_POLL_S = 1.0
+"""How often a sink's task looks for what was booked."""
+
+SINK_SEND_S = 10.0
+"""The longest delivery, from the connection to the answer's last byte. Receivers of metering events take under 1 s."""
+
+SINK_LEASE_S = 60.0
+"""How long nobody else sends what a consumer has claimed: six deliveries. If it dies, another comes this much later."""
+
+SINK_FIRST_PAUSE_S = 0.5
+"""The pause after a failed delivery; doubled after each further one, and cut at random by up to half."""
+
+SINK_LONGEST_PAUSE_S = 60.0
+"""The longest pause: a receiver that comes back after hours is noticed this fast."""
+
+SINK_LAG_S = 15.0
+"""How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
+
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 USAGE_PER_MINUTE = 60
@@ -329,6 +349,7 @@ class Settings(BaseSettings):
     plans: Path | None = None
     fx: Path | None = None
     tax: Path | None = None
+    sinks: Path | None = None
     fx_grace_h: Annotated[float, Field(ge=0)] = 48.0
     fx_approval: Literal["required", "none"] = "required"
     banxico_url: HttpAddress = "https://www.banxico.org.mx/SieAPIRest/service/v1"

@@ -565,7 +565,114 @@ class ListPrice:
     variant: str = ""
 
 
-class Ledger(Protocol):
+ItemKind = Literal["charge", "refund"]
+"""What a sink is told of: a charged order, or a refund."""
+
+
+class Sold(NamedTuple):
+    """A charge or a refund as a sink is told of it, from rows that never change. A refund's amount is negative.
+
+    `event_id` is a refund's credit id. A charge has `ended_us`, a refund `given_at`, and no price, day or quantity. If
+    its order is unknown, as with the first version's, it has no model either. `posted` is the month of the exports.
+    """
+
+    event_id: str
+    order_id: str | None
+    org_id: str
+    key_id: str | None
+    ended_us: int | None
+    given_at: str | None
+    day: str | None
+    month: str | None
+    posted: str | None
+    region: str | None
+    model: str | None
+    provider: str | None
+    upstream: str | None
+    size: str | None
+    quality: str | None
+    images_asked: int
+    quantity: int
+    variant: str | None
+    usd_per_image: str | None
+    price_book: str | None
+    markup: str | None
+    mxn_per_usd: str | None
+    fx_month: str | None
+    unit_micro_mxn: int | None
+    usd_measured: str | None
+    amount_micro_mxn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToSend:
+    """An item of a sink that is to be sent now. `attempts` counts this one, too."""
+
+    kind: ItemKind
+    item_id: str
+    attempts: int
+    sold: Sold
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSetAside:
+    """An item that its sink has refused for good, and what it said."""
+
+    item_id: str
+    kind: ItemKind
+    at: str
+    set_aside_at: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """A registered sink, and what it has not taken: `oldest_at` is when the oldest of the `pending` was booked.
+
+    `delivered_at` is when it last took something, within some seconds; `error` is why the last delivery failed.
+    """
+
+    name: str
+    profile: str
+    since: str
+    delivered_at: str | None
+    error: str | None
+    pending: int
+    oldest_at: str | None
+    set_aside: int
+
+
+class Outbox(Protocol):
+    """What sinks have not taken yet (rule 36). Every method may raise LedgerAway."""
+
+    async def register_sinks(self, sinks: Mapping[str, str], at: datetime) -> None: ...
+    async def sinks(self) -> list[SinkState]: ...
+    async def remove_sink(self, name: str, at: datetime, act: Act) -> int: ...
+    async def claim_items(self, sink: str, now: datetime, lease: datetime, most: int) -> list[ToSend]: ...
+    async def conclude_items(self, sink: str, conclusions: Sequence["Conclusion"], lease: datetime) -> None: ...
+    async def items_set_aside(
+        self, sink: str, after: ItemSetAside | None = None, most: int = PAGE
+    ) -> list[ItemSetAside]: ...
+    async def send_again(self, sink: str, at: datetime) -> int: ...
+    def send_days_again(self, sink: str, first: str, last: str, at: datetime) -> AsyncIterator[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What became of items that were sent together, at a moment.
+
+    `delivered`: they are at the sink. `later`: they are sent again from `next_at` on, or at once. `refused`: a person
+    must look. `error` is empty if they were not sent.
+    """
+
+    what: Literal["delivered", "later", "refused"]
+    items: Sequence[ToSend]
+    at: datetime
+    error: str = ""
+    next_at: datetime | None = None
+
+
+class Ledger(Outbox, Protocol):
     """Organisations, keys, credits, prices, rates and events of record. Every method may raise LedgerAway."""
 
     async def migrate(self) -> int: ...

@@ -7,6 +7,7 @@ from metering.ledger.incarnations import IncarnationRecords
 from metering.ledger.kept_aside import AsideRecords
 from metering.ledger.months import MonthRecords
 from metering.ledger.orgs import OrgRecords
+from metering.ledger.outbox import OutboxRecords
 from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
 from metering.ledger.queries import pending
@@ -24,6 +25,7 @@ class SqlLedger(
     AsideRecords,
     IncarnationRecords,
     MonthRecords,
+    OutboxRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

@@ -100,6 +100,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("fx", "fetch"): ("--force",),
     ("fx", "approve"): ("2041-01", "18.4512"),
     ("fx", "list"): (),
+    ("sink", "list"): (),
+    ("sink", "show"): ("warehouse-of-the-finance-department",),
+    ("sink", "replay"): ("warehouse-of-the-finance-department", "--from", "2041-01-01", "--to", "2041-01-31"),
+    ("sink", "remove"): ("spare-{turn}",),
     ("usage", "export"): ("--out", "{folder}/month.csv"),
     ("month", "close"): ("2026-09",),
     ("month", "show"): ("2026-09", "--manifest", "{folder}/2026-09.manifest.json"),
@@ -168,6 +172,8 @@ def _prepare(desk: Desk, turn: int) -> None:
 
     async def make(back: Backends) -> tuple[str, str]:
         issued = [(await back.accounts.create_key("acme", f"turn {turn}")).key_id for _ in range(2)]
+        sinks = {"warehouse-of-the-finance-department": "openmeter", f"spare-{turn}": "lago"}
+        await back.ledger.register_sinks(sinks, utc_now())
         return issued[0], issued[1]
 
     key, spare = desk.system.back(make)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 import orjson
@@ -23,6 +24,7 @@ from metering.ports import LedgerError, NewCredit, SetAside
 from metering.wallet.values import Caller, Verdict
 from tests.conftest import run
 from tests.kits.books import ACT, IVA, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
+from tests.kits.sinks import Outgoing, sink
 
 T = TypeVar("T")
 
@@ -152,6 +154,14 @@ async def project(url: str, ledger_at: str, rounds: str) -> int:
     return int(rounds)
 
 
+async def deliver(ledger_at: str, folder: str, profile: str, address: str) -> None:
+    """Deliver to one sink as a consumer does, until it is killed."""
+    ledger = open_ledger(ledger_at)
+    out = Outgoing(ledger, ledger_at, Path(folder), send_s=30.0)
+    async with out.delivering(sink(Path(folder), profile, address)):
+        await asyncio.Event().wait()
+
+
 COMMANDS = {
     "credits": add_credits,
     "refund": refund,
@@ -162,6 +172,7 @@ COMMANDS = {
     "consume_and_hang": consume_and_hang,
     "consume": consume,
     "project": project,
+    "deliver": deliver,
 }
 
 if __name__ == "__main__":

@@ -542,3 +542,80 @@ SELECT event_id, "end" FROM events WHERE event_id IN (:ids);
 
 -- name: ended
 SELECT event_id, "end", reason, images FROM events WHERE event_id IN (:ids);
+
+-- name: register_sink
+INSERT INTO sinks (name, profile, since) VALUES (:name, :profile, :at)
+ON CONFLICT (name) DO UPDATE SET profile = excluded.profile;
+
+-- name: sinks
+SELECT s.name, s.profile, s.since, s.delivered_at, s.error FROM sinks AS s ORDER BY s.name;
+
+-- name: remove_sink
+DELETE FROM sinks WHERE name = :name RETURNING name;
+
+-- name: remove_from_outbox
+DELETE FROM outbox WHERE sink = :sink AND (id, kind) IN (
+    SELECT id, kind FROM outbox WHERE sink = :sink ORDER BY id, kind LIMIT :page
+) RETURNING id;
+
+-- name: undelivered
+SELECT count(*), min(at) FROM outbox WHERE sink = :sink AND set_aside_at IS NULL;
+
+-- name: count_outbox_set_aside
+SELECT count(*) FROM outbox WHERE sink = :sink AND set_aside_at IS NOT NULL;
+
+-- name: outbox_set_aside
+SELECT id, kind, at, set_aside_at, error FROM outbox
+WHERE sink = :sink AND set_aside_at IS NOT NULL AND (set_aside_at, id, kind) > (:after_at, :after_id, :after_kind)
+ORDER BY set_aside_at, id, kind LIMIT :page;
+
+-- name: charges_to_send
+-- By the columns of `Sold`.
+SELECT
+    event_id, event_id, org_id, key_id, ended_us, NULL, day, month, coalesce(posted, month), region, model, provider, upstream, size, quality,
+    images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, unit_micro_mxn,
+    usd_measured, amount_micro_mxn
+FROM events WHERE event_id IN (:ids) AND "end" = 'charge';
+
+-- name: refunds_to_send
+SELECT
+    c.id, c.order_id, c.org_id, e.key_id, NULL, c.at, NULL, NULL, NULL, e.region, e.model, e.provider, e.upstream, e.size,
+    e.quality, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, -c.amount_micro_mxn
+FROM credit_transactions AS c LEFT JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
+WHERE c.id IN (:ids) AND c.type = 'refund';
+
+-- name: sink_took
+UPDATE sinks SET delivered_at = :at, error = NULL
+WHERE name = :sink AND (delivered_at IS NULL OR delivered_at < :before OR error IS NOT NULL);
+
+-- name: sink_failed
+UPDATE sinks SET error = :error WHERE name = :sink AND (error IS NULL OR error <> :error);
+
+-- name: send_again
+-- What is refused again meanwhile is left for the next time.
+UPDATE outbox SET set_aside_at = NULL, next_at = :at, attempts = 0, error = NULL
+WHERE sink = :sink AND (id, kind) IN (
+    SELECT id, kind FROM outbox WHERE sink = :sink AND set_aside_at < :at ORDER BY set_aside_at LIMIT :page
+) RETURNING id;
+
+-- name: charges_of_days
+SELECT event_id, org_id, number FROM events
+WHERE "end" = 'charge' AND month = :month AND day BETWEEN :first AND :last
+    AND (org_id, number, event_id) > (:after_org_id, :after_number, :after_event_id)
+ORDER BY org_id, number, event_id LIMIT :page;
+
+-- name: refunds_of_days
+SELECT id, org_id, number, at FROM credit_transactions
+WHERE number IS NOT NULL AND type = 'refund' AND at >= :first_at AND at < :end_at
+    AND (at, org_id, number) > (:after_at, :after_org_id, :after_number)
+ORDER BY at, org_id, number LIMIT :page;
+
+-- name: put_into_outbox
+INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+SELECT :sink, event_id, 'charge', event_id, :at, :at FROM events WHERE event_id IN (:ids) AND "end" = 'charge'
+ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = excluded.next_at, attempts = 0, error = NULL;
+
+-- name: put_refunds_into_outbox
+INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
+SELECT :sink, id, 'refund', order_id, :at, :at FROM credit_transactions WHERE id IN (:ids) AND type = 'refund'
+ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = excluded.next_at, attempts = 0, error = NULL;

@@ -51,3 +51,36 @@ INSERT INTO month_balances (
     month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
     chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
 FROM json_populate_recordset(NULL::month_balances, %(rows)s::json);
+
+-- name: claim_outbox
+-- What another consumer is claiming at this moment is left to it.
+WITH due AS MATERIALIZED (
+    SELECT sink, id, kind FROM outbox AS o WHERE sink = %(sink)s AND set_aside_at IS NULL AND next_at <= %(now)s
+        AND (kind = 'charge' OR NOT EXISTS (
+            SELECT 1 FROM outbox AS c
+            WHERE c.sink = o.sink AND c.id = o.order_id AND c.kind = 'charge' AND c.set_aside_at IS NULL
+        ))
+    ORDER BY next_at LIMIT %(page)s FOR UPDATE SKIP LOCKED
+)
+UPDATE outbox AS o SET next_at = %(lease)s, attempts = o.attempts + 1 FROM due
+WHERE (o.sink, o.id, o.kind) = (due.sink, due.id, due.kind) RETURNING o.id, o.kind, o.attempts;
+
+-- name: delivered
+-- Ids are looked up one by one. As a join, all of a sink's items are read as long as there are no statistics, because
+-- an outbox is empty most of the time.
+DELETE FROM outbox
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))));
+
+-- name: send_later
+-- Only for whoever still has it: another sends it if this one took too long.
+UPDATE outbox SET next_at = %(next_at)s, error = %(error)s
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
+    AND next_at = %(lease)s;
+
+-- name: set_item_aside
+UPDATE outbox SET set_aside_at = %(at)s, error = %(error)s
+WHERE sink = %(sink)s AND kind = %(kind)s
+    AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
+    AND next_at = %(lease)s AND set_aside_at IS NULL;

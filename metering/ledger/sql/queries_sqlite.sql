@@ -26,3 +26,32 @@ INSERT INTO month_balances (
     month, org_id, opening_micro_mxn, recharges_micro_mxn, bonuses_micro_mxn, refunds_micro_mxn, adjustments_micro_mxn,
     chargebacks_micro_mxn, charges_micro_mxn, orders, images, closing_micro_mxn
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: claim_outbox
+UPDATE outbox SET next_at = :lease, attempts = attempts + 1
+WHERE sink = :sink AND (id, kind) IN (
+    SELECT o.id, o.kind FROM outbox AS o WHERE o.sink = :sink AND o.set_aside_at IS NULL AND o.next_at <= :now
+        AND (o.kind = 'charge' OR NOT EXISTS (
+            SELECT 1 FROM outbox AS c
+            WHERE c.sink = :sink AND c.id = o.order_id AND c.kind = 'charge' AND c.set_aside_at IS NULL
+        ))
+    ORDER BY o.next_at LIMIT :page
+) RETURNING id, kind, attempts;
+
+-- name: delivered
+DELETE FROM outbox
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids));
+
+-- name: send_later
+-- Only for whoever still has it: another sends it if this one took too long.
+UPDATE outbox SET next_at = :next_at, error = :error
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids))
+    AND next_at = :lease;
+
+-- name: set_item_aside
+UPDATE outbox SET set_aside_at = :at, error = :error
+WHERE sink = :sink AND kind = :kind
+    AND id IN (SELECT value FROM json_each(:ids))
+    AND next_at = :lease AND set_aside_at IS NULL;

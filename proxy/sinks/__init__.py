@@ -1,0 +1,1 @@
+"""How sinks are reached: over HTTP, and over NATS."""
