@@ -150,7 +150,10 @@ async def pages(ledger: Ledger, scope: Scope) -> AsyncIterator[Page]:
             seals = [chains.add(raw[1], row) for raw, row in zip(cells, safe, strict=True)]
         ends = _end_cells(batch) if scope.all_ends else [()] * len(cells)
         behind = [(seal, *end) for seal, end in zip(seals, ends, strict=True)]
-        yield Page(_joined(cells, behind), _joined(safe, safe_cells(behind, signed=frozenset())), written)
+        rows = _joined(cells, behind)
+        safe_behind = safe_cells(behind, signed=frozenset()) if scope.all_ends else behind
+        as_they_are = safe is cells and safe_behind is behind
+        yield Page(rows, rows if as_they_are else _joined(safe, safe_behind), written)
 
 
 def _joined(left: Sequence[Cells], right: Sequence[Cells]) -> list[Cells]:
@@ -228,8 +231,8 @@ def charge_cells(charge: Charge, names: Names) -> Cells:
         charge.key_id,
         charge.day,
         charge.month,
-        utc_at(charge.admitted_us).isoformat(),
-        utc_at(charge.ended_us).isoformat(),
+        _moment(charge.admitted_us),
+        _moment(charge.ended_us),
         charge.model,
         charge.provider,
         charge.upstream,
@@ -275,7 +278,7 @@ def refund_cells(refunded: Refunded, names: Names) -> Cells:
         "number": "",
         "day": period.day,
         "month": period.month,
-        "charged_at": utc_at(given_us).isoformat(),
+        "charged_at": _moment(given_us),
         "images_asked": "0",
         "quantity": "0",
         "amount_mxn": format_mxn(-refund.amount_micro_mxn),
@@ -292,6 +295,18 @@ def _end_cells(batch: Batch) -> list[Cells]:
     return [
         (one.end, one.reason, _json(one.upstream_ids), one.upstream_usd or "") for one in batch.charges or batch.others
     ]
+
+
+def _moment(unix_us: int) -> str:
+    """Write a moment in UTC as `datetime.isoformat` does, in half its time: a month has few minutes."""
+    unix_s, us = divmod(unix_us, 1_000_000)
+    minutes, seconds = divmod(unix_s, 60)
+    return f"{_minute(minutes)}{seconds:02d}.{us:06d}+00:00" if us else f"{_minute(minutes)}{seconds:02d}+00:00"
+
+
+@lru_cache(maxsize=4_096)
+def _minute(minutes: int) -> str:
+    return f"{utc_at(minutes * 60_000_000):%Y-%m-%dT%H:%M:}"
 
 
 def _json(text: str | None) -> str:
