@@ -64,9 +64,12 @@ class Withdrawn:
     order_id: str
 
 
-def max_bytes(images: int) -> int:
-    """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited."""
-    return _ORDER_BYTES + images * _IMAGE_BYTES
+def max_bytes(images: int, labels_bytes: int = 0) -> int:
+    """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited.
+
+    `labels_bytes` is what the order's tags and metadata add.
+    """
+    return _ORDER_BYTES + images * _IMAGE_BYTES + labels_bytes
 
 
 def encode(entry: AnsweredOrder | Withdrawn) -> bytes:

@@ -153,7 +153,10 @@ _PROOFS = 256
 
 
 def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
-    """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once."""
+    """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once.
+
+    And of end_user, safety_id, tags and metadata those that there are.
+    """
     proof = Proof(
         variant=quote.price.variant,
         usd_per_image=format_rate(quote.price.usd_per_image),

@@ -128,7 +128,7 @@ class Settlement:
             ended_us=self._wallet.now_us(admitted.caller.org_id),
         )
         entry = encode_entry(answered)
-        if len(entry) > max_bytes(admitted.order.n):
+        if len(entry) > max_bytes(admitted.order.n, admitted.order.labels_bytes):
             raise ValueError(f"an entry of {len(entry)} bytes for {admitted.order.n} images")
         return answered, entry
 

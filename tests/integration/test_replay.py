@@ -9,7 +9,7 @@ import pytest
 from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
 from metering.events import encode_opened
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
-from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
+from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, drain, expire, open_books, pictures, pinned
 
 
 def answered(
@@ -49,6 +49,32 @@ def test_records_come_back_from_the_journal_as_they_went_in() -> None:
         decode(b'{"v":9}')
     with pytest.raises(AnsweredError):
         decode(b'{"v":1,"answered":{}}')
+
+
+@pytest.mark.parametrize("end", ["charge", "void", "expiry", "replay"])
+async def test_whose_order_it_was_is_known_however_it_ends(redis_url: str, ledger_url: str, end: str) -> None:
+    """Charged, voided, expired, or brought by a journal after Redis had forgotten it: the ledger has its labels."""
+    labels = {"end_user": "0a", "safety_id": "0b", "tags": '["web"]', "metadata": '{"once":"\\"once\\":\\"a b\\""}'}
+    async with open_books(redis_url, ledger_url) as books:
+        caller = await books.org(mxn="50.00")
+        price = pinned(2)
+        opened = encode_opened("r", caller.org_id, caller.key_id, price, {**FACTS, **labels})
+        if end != "replay":
+            identity = OrderIdentity("r")
+            await books.wallet.admit(caller, "r", price, opened, identity, life_s=60, owner="test")
+        match end:
+            case "charge":
+                await books.settle(caller, "r", 2)
+            case "void":
+                await books.wallet.void(caller.org_id, "r", "test")
+            case "expiry":
+                assert await expire(books.redis, caller.org_id, NOW_US + 3600 * SECOND_US) == 1
+            case _:
+                await books.wallet.replay(replace(answered(caller), key_hash="k", opened=opened))
+        await drain(books)
+        (booked,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
+        assert booked.end == {"replay": "charge"}.get(end, end)
+        assert {name: getattr(booked.opened, name) for name in labels} == labels
 
 
 @pytest.mark.parametrize("state", ["open", "run out", "written down as run out", "voided", "unknown", "charged"])

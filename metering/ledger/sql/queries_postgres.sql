@@ -42,3 +42,13 @@ SELECT event_id FROM booked;
 INSERT INTO results (request_id, org_id, ended_us, document)
 SELECT request_id, org_id, ended_us, document FROM json_populate_recordset(NULL::results, %(rows)s::json)
 ORDER BY request_id ON CONFLICT DO NOTHING;
+
+-- name: tell_end_users
+-- Not those that were erased since: the order is from before.
+INSERT INTO end_users (org_id, pseudonym, value, at)
+SELECT t.org_id, t.pseudonym, t.value, t.at FROM json_populate_recordset(NULL::end_users, %(rows)s::json) AS t
+WHERE NOT EXISTS (
+    SELECT 1 FROM audit AS a
+    WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
+)
+ORDER BY t.org_id, t.pseudonym ON CONFLICT DO NOTHING;

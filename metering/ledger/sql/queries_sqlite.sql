@@ -20,3 +20,14 @@ INSERT INTO credit_transactions (id, org_id, type, amount_micro_mxn, at) VALUES 
 -- name: add_results
 INSERT INTO results (request_id, org_id, ended_us, document) VALUES (?, ?, ?, ?)
 ON CONFLICT DO NOTHING;
+
+-- name: tell_end_users
+-- Not those that were erased since: the order is from before.
+INSERT INTO end_users (org_id, pseudonym, value, at)
+SELECT t.org_id, t.pseudonym, t.value, t.at
+FROM (SELECT ? AS org_id, ? AS pseudonym, ? AS value, ? AS at) AS t
+WHERE NOT EXISTS (
+    SELECT 1 FROM audit AS a
+    WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
+)
+ON CONFLICT DO NOTHING;
