@@ -94,6 +94,20 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """What a provider calls its requests for an order, a JSON list, and its own figure in USD for those that gave one.
+
+    This is known of every order that it was asked for, charged or not, as far as it has answered.
+    """
+
+    ids: str | None = None
+    usd: str | None = None
+
+
+UNTOLD = Upstream()
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 

@@ -47,7 +47,7 @@ class Report:
 
     `numbers` maps a picture's index in the reply's list to its number in the order. `revised_prompts` and `refused` use
     that number; a refused picture is not delivered, even if it was stored. `usd` is the provider's own figure for the
-    call, `served` the model that it reports.
+    call, `served` the model that it reports, `ids` are what it calls its requests.
     """
 
     numbers: dict[int, int] = field(default_factory=dict)
@@ -57,6 +57,7 @@ class Report:
     echo: dict[str, str] = field(default_factory=dict)
     usd: Decimal | None = None
     served: str | None = None
+    ids: list[str] = field(default_factory=list)
 
 
 Note = Callable[[str], Awaitable[None]]
@@ -109,6 +110,10 @@ class Cancels(Protocol):
     """An upstream whose jobs go on without us. It never raises: cancelling is best effort by its nature."""
 
     async def cancel_job(self, handle: str) -> None: ...
+
+    def job_id(self, handle: str) -> str | None:
+        """Read what the upstream calls the job; None if the handle does not say."""
+        ...
 
 
 class StoreFailed(Exception):

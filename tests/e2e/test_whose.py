@@ -13,6 +13,7 @@ from tests.e2e.conftest import Prepared
 from tests.kits.ports import free_port
 from tests.kits.system import FLUX, System, bearer, wait_until
 
+GROK = "xai/grok-2-image"
 ANA, SAFE = "ana.núñez@example.com", "sha256:0a1b2c"
 
 
@@ -150,3 +151,26 @@ def test_labels_that_are_too_long_are_refused_before_anything_is_held(system: Sy
             assert (reply.status_code, error["param"]) == (400, param)
             assert (f"`{param}" in error["message"] and "máximo" in error["message"]) or "debe ser" in error["message"]
     assert system.jobs() == []
+
+
+def test_what_the_provider_told_is_in_the_ledger_of_charged_and_void_orders(system: System) -> None:
+    """Its own ids and its own figure, by `ghub order show`."""
+    org_id, key = system.customer("acme", "50.00")
+    system.behave(GROK, "empty_image")
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK, timeout=60) as client:
+        body = {"model": GROK, "prompt": "un faro", "user": ANA, "metadata": {"team": "shop"}}
+        void = client.post("/images/generations", json=body, headers={"x-ghub-tags": "web"})
+        charged = client.post("/images/generations", json=body)
+    assert (void.status_code, charged.status_code) == (502, 200)
+    assert [one.end for one in system.events(org_id, 2)] == ["void", "charge"]
+    billed = {job["request_id"] for job in system.jobs(GROK)}
+    found = []
+    for reply in (void, charged):
+        done = system.ghub("order", "show", reply.headers["x-request-id"], "--json")
+        order = json.loads(done.stdout)
+        assert order["end_user"] == shown(system, "show", "acme", ANA)["pseudonym"]
+        assert (order["metadata"], order["tags"]) == ({"team": "shop"}, ["web"] if reply is void else [])
+        (end,) = order["ends"]
+        assert end["upstream_usd"] == "0.07"
+        found += end["upstream_ids"]
+    assert len(found) == 2 and set(found) == billed
