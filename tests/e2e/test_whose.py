@@ -1,6 +1,8 @@
 """Whose image was it: from OpenAI's own client to the ledger, the report of use, and the erasure of a clear name."""
 
 import json
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import httpx2
@@ -114,6 +116,32 @@ def test_a_clear_name_is_erased_and_a_later_order_tells_it_again(system: System)
     for arguments in (("show", "acme", ""), ("show", "acme", ANA, "--pseudonym")):
         wrong = system.ghub("enduser", *arguments)
         assert wrong.returncode == 1 and "USER" in wrong.stderr
+
+
+def test_no_order_waits_for_the_record_of_its_end_user(system: System) -> None:
+    """While nobody can write to the ledger orders go on; a graceful stop writes down what waits."""
+    _, key = system.customer("acme", "50.00")
+    with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK, timeout=60) as client:
+
+        def order(user: str) -> None:
+            reply = client.post("/images/generations", json={"model": FLUX, "prompt": "un faro", "user": user})
+            assert reply.status_code == 200, reply.text
+
+        with closing(sqlite3.connect(system.folder / "ledger.db", isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            for number in range(3):
+                order(f"user {number}")
+            wait_until(lambda: '"end_users_wait"' in system.log(), "the ledger was asked in vain")
+            order(ANA)
+            assert db.execute("SELECT count(*) FROM end_users").fetchall() == [(0,)]
+            db.execute("ROLLBACK")
+        wait_until(lambda: shown(system, "show", "acme", ANA)["name"] == ANA, "the names are told")
+        for number in range(3):
+            assert shown(system, "show", "acme", f"user {number}")["name"] == f"user {number}"
+        order("the last")
+        assert system.stop("gateway") == 0
+    assert shown(system, "show", "acme", "the last")["name"] == "the last"
+    assert ANA not in system.log() and "user 1" not in system.log()
 
 
 @pytest.mark.rule(38)
