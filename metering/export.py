@@ -228,4 +228,4 @@ BYTE_ORDER_MARK = "\ufeff"
 
 def text_cell(value: str) -> str:
     """Add a quote before text that begins like a formula: a spreadsheet would run it."""
-    return f"'{value}" if value[:1] in "=+-@\t\r" else value
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -228,8 +228,9 @@ async def test_use_is_grouped_by_what_orders_carry(redis_url: str, ledger_url: s
             assert tuple(map(sum, zip(*(figures for _, figures in found), strict=True))) == every
         table = await ask(client, accept="text/csv", group_by=",".join(by), **NOVEMBER)
         rows = list(csv.DictReader(io.StringIO(table.text, newline="")))
-        shown = [(tuple(row[name].removeprefix("'") for name in columns), figures_of(row)) for row in rows]
-        assert shown == found
+        shown = [(tuple(row[name] for name in columns), figures_of(row)) for row in rows]
+        quoted = [(tuple(f"'{cell}" if cell == "=x" else cell for cell in group), row) for group, row in found]
+        assert shown == quoted  # no spreadsheet runs a value of the metadata
 
 
 async def test_a_key_that_reads_its_own_orders_sees_its_own_end_users(redis_url: str, ledger_url: str) -> None:
