@@ -87,6 +87,9 @@ HEARTBEAT_S = 1.0
 FX_POLL_S = 20.0
 """How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
 
+END_USERS_S = 1.0
+"""How often a gateway records whom new pseudonyms stand for: at most one transaction of the ledger a second."""
+
 # --- Storage ---------------------------------------------------------------------------------------------------------
 
 STORE_CONNECT_S = 5.0

@@ -94,9 +94,9 @@ in the first table is how often it sends an order that is answered with this err
 """
 
 AI_SDK_END = """
-An order is the same where all of its fields are, `user` among them, and its API key. One with an `Idempotency-Key` is
-found by that alone, for 24 hours: send one (`headers: { 'Idempotency-Key': … }`) where an order must never be paid for
-twice. `maxRetries: 0` leaves trying again to you.
+An order is the same where all of its fields are, `user` and `safety_identifier` among them, and its API key. One with
+an `Idempotency-Key` is found by that alone, for 24 hours: send one (`headers: { 'Idempotency-Key': … }`) where an order
+must never be paid for twice. `maxRetries: 0` leaves trying again to you.
 """
 
 MONEY = ("after", "the next try is", "and costs", "en español")

@@ -40,6 +40,7 @@ from metering.ports import (
     WrongField,
 )
 from metering.pricing import MAX_FX_JUMP, FxRate
+from metering.pseudonyms import Pseudonyms
 from metering.tax import IvaRates, Tax, tax_on
 from metering.wallet.projection import Projector
 
@@ -394,6 +395,17 @@ class Accounts:
         )
         await self._tell(refund.org_id)
         return refund, added
+
+    async def erase_end_user(self, ref: str, user: str, *, by_pseudonym: bool = False) -> tuple[str, bool]:
+        """Erase the clear name of an organisation's end user; returns the pseudonym, and whether the name was there.
+
+        The audit log has the pseudonym only. A later order of the same end user tells the name again.
+        """
+        org = await self._ledger.org(ref)
+        names = Pseudonyms(await self._ledger.pseudonym_secret())
+        pseudonym = names.named(org.org_id, user, by_pseudonym=by_pseudonym)
+        act = self._act("enduser.erase", pseudonym, org.org_id)
+        return pseudonym, await self._ledger.erase_end_user(org.org_id, pseudonym, utc_now(), act)
 
     async def add_rate(
         self, rate: FxRate, *, origin: FxOrigin | None = None, force: bool = False, approved: bool = False

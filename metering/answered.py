@@ -1,11 +1,11 @@
 """Entries of the journal: "this order is answered 200", with everything that its charge needs; or its withdrawal."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import orjson
 
-from metering.events import StoredImage
+from metering.events import UNTOLD, StoredImage, Upstream
 
 VERSION = 1
 
@@ -21,8 +21,8 @@ _IMAGE_BYTES = 7 * PROMPT_CHARS + 1024
 The rest is an image's path, hash and size.
 """
 
-_ORDER_BYTES = 16 * 1024
-"""Everything else: the event's half from the admission, `usage` with escaped quotes, what the upstream echoes."""
+_ORDER_BYTES = 20 * 1024
+"""Everything else: the event's half from the admission, `usage` with escaped quotes, the upstream's echo and ids."""
 
 
 class AnsweredError(ValueError):
@@ -49,12 +49,20 @@ class AnsweredOrder:
     result: bytes
     admitted_us: int
     ended_us: int
+    upstream: Upstream = UNTOLD
 
 
 _IN_JOURNALS = {"order_id": "request_id"}
 """Fields of an `AnsweredOrder` that have another name there, for good."""
 
-_FIELDS = [(field.name, _IN_JOURNALS.get(field.name, field.name)) for field in fields(AnsweredOrder)]
+_UPSTREAM = "upstream"
+"""Stands beside the order in its entry, and not in it: the version before refuses a field that it does not know there,
+and passes over one here. It is left out if it is empty.
+"""
+
+_FIELDS = [
+    (field.name, _IN_JOURNALS.get(field.name, field.name)) for field in fields(AnsweredOrder) if field.name != _UPSTREAM
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +72,12 @@ class Withdrawn:
     order_id: str
 
 
-def max_bytes(images: int) -> int:
-    """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited."""
-    return _ORDER_BYTES + images * _IMAGE_BYTES
+def max_bytes(images: int, labels_bytes: int = 0) -> int:
+    """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited.
+
+    `labels_bytes` is what the order's tags and metadata add.
+    """
+    return _ORDER_BYTES + images * _IMAGE_BYTES + labels_bytes
 
 
 def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
@@ -76,7 +87,8 @@ def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
     answered = {there: getattr(entry, name) for name, there in _FIELDS}
     answered["opened"] = entry.opened.decode()
     answered["result"] = entry.result.decode()
-    return orjson.dumps({"v": VERSION, "answered": answered})
+    upstream = {_UPSTREAM: asdict(entry.upstream)} if entry.upstream != UNTOLD else {}
+    return orjson.dumps({"v": VERSION, "answered": answered, **upstream})
 
 
 def decode(data: bytes) -> AnsweredOrder | Withdrawn:
@@ -91,6 +103,7 @@ def decode(data: bytes) -> AnsweredOrder | Withdrawn:
         order_id, images = answered.pop("request_id"), tuple(StoredImage(**image) for image in answered.pop("images"))
         return AnsweredOrder(
             order_id=order_id,
+            upstream=Upstream(**entry.get(_UPSTREAM, {})),
             **answered
             | {"images": images, "opened": answered["opened"].encode(), "result": answered["result"].encode()},
         )

@@ -94,6 +94,20 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Upstream:
+    """What a provider calls its requests for an order, a JSON list, and its own figure in USD for those that gave one.
+
+    This is known of every order that it was asked for, charged or not, as far as it has answered.
+    """
+
+    ids: str | None = None
+    usd: str | None = None
+
+
+UNTOLD = Upstream()
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
@@ -153,7 +167,10 @@ _PROOFS = 256
 
 
 def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
-    """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once."""
+    """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once.
+
+    And of end_user, safety_id, tags and metadata those that there are.
+    """
     proof = Proof(
         variant=quote.price.variant,
         usd_per_image=format_rate(quote.price.usd_per_image),

@@ -220,7 +220,10 @@ class Audit:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """Charges of one model to one key on one Mexico City day. A dimension that was summed over is empty."""
+    """Charges of one model to one key on one Mexico City day. A dimension that was summed over is empty.
+
+    `name` is that of a tag, a value of the metadata or an end user, if it was asked for; orders without any have none.
+    """
 
     day: str
     model: str
@@ -228,6 +231,46 @@ class UsageRow:
     orders: int
     images: int
     amount_micro_mxn: int
+    name: str = ""
+
+
+Label = Literal["user", "safety_identifier", "tag", "metadata"]
+"""What an order may carry to be found again."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndUser:
+    """Whom a pseudonym stands for; `at` is the moment of an order for this end user, ISO 8601."""
+
+    org_id: str
+    pseudonym: str
+    value: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class LabelUse:
+    """What was charged to orders that carry one name as this label, from a first to a last Mexico City day."""
+
+    label: Label
+    orders: int
+    images: int
+    amount_micro_mxn: int
+    first_day: str
+    last_day: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndUserUse:
+    """An end user as the ledger knows it, and what was charged for it under each field that named it.
+
+    `value` and `told_at` are None if nobody told the clear text, or if it was erased.
+    """
+
+    pseudonym: str
+    value: str | None
+    told_at: str | None
+    used: tuple[LabelUse, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -743,6 +786,21 @@ class Ledger(Outbox, Protocol):
         most: int,
         key_ids: Collection[str] | None = None,
     ) -> list[UsageRow]: ...
+    async def usage_by(
+        self,
+        org_id: str,
+        first: str,
+        last: str,
+        by: Collection[str],
+        label: Label,
+        prefix: str,
+        most: int,
+        key_ids: Collection[str] | None = None,
+    ) -> tuple[list[UsageRow], UsageRow]: ...
+    async def pseudonym_secret(self) -> str: ...
+    async def tell_end_users(self, told: Sequence[EndUser]) -> None: ...
+    async def end_user(self, org_id: str, pseudonym: str) -> EndUserUse: ...
+    async def erase_end_user(self, org_id: str, pseudonym: str, at: datetime, act: Act) -> bool: ...
     async def notices(
         self,
         org_id: str | None,

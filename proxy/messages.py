@@ -132,6 +132,27 @@ TOO_LONG_FOR = Text(
     "`{name}` has {count} characters; at most {most} are allowed for `{model}`.",
     "`{name}` tiene {count} caracteres; para `{model}` se permiten como máximo {most}.",
 )
+HOLDS_NUL = Text("`{name}` holds a NUL character.", "`{name}` contiene un carácter NUL.")
+METADATA_PAIRS = Text(
+    "`metadata` has {count} pairs; at most {most} are allowed.",
+    "`metadata` tiene {count} pares; se permiten como máximo {most}.",
+)
+METADATA_KEY = Text(
+    "`metadata` has the key `{key}`; a key has from 1 to {most} characters, without `,`, `=` and NUL.",
+    "`metadata` tiene la clave `{key}`; una clave tiene de 1 a {most} caracteres, sin `,`, `=` ni NUL.",
+)
+METADATA_LARGE = Text(
+    "`metadata` has {count} bytes as JSON; at most {most} are allowed.",
+    "`metadata` tiene {count} bytes como JSON; se permiten como máximo {most}.",
+)
+TAGS = Text(
+    "`x-ghub-tags` names {count} tags; at most {most} are allowed.",
+    "`x-ghub-tags` nombra {count} etiquetas; se permiten como máximo {most}.",
+)
+TAG = Text(
+    "`x-ghub-tags` has the tag `{tag}`; a tag has at most {most} characters, and all of them are printable.",
+    "`x-ghub-tags` tiene la etiqueta `{tag}`; una etiqueta tiene como máximo {most} caracteres, todos imprimibles.",
+)
 NOT_TAKEN = Text("`{model}` takes no `{name}`.", "`{model}` no acepta `{name}`.")
 NO_STREAM = Text(
     "`stream` must be false: streaming is not offered.", "`stream` debe ser false: el streaming no se ofrece."
@@ -391,7 +412,14 @@ TOO_MANY_ROWS = Text(
     "`{name}` makes more than {most} rows here: ask for fewer days, or group by less.",
     "`{name}` da aquí más de {most} filas: pida menos días o agrupe por menos.",
 )
-NO_GROUP = Text("`{name}`: {value} is none of day, model and key.", "`{name}`: {value} no es day, model ni key.")
+NO_GROUP = Text(
+    "`{name}`: {value} is none of day, model, key, user, safety_identifier, tag and metadata.KEY.",
+    "`{name}`: {value} no es day, model, key, user, safety_identifier, tag ni metadata.KEY.",
+)
+ONE_LABEL = Text(
+    "`{name}` takes one of user, safety_identifier, tag and metadata.KEY at a time.",
+    "`{name}` acepta solo uno de user, safety_identifier, tag y metadata.KEY a la vez.",
+)
 GROUP_TWICE = Text("`{name}` names something twice.", "`{name}` nombra algo dos veces.")
 BEFORE_FROM = Text("`{name}` lies before `from`.", "`{name}` es anterior a `from`.")
 TOO_MANY_DAYS = Text(

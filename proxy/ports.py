@@ -17,8 +17,9 @@ Chunks = AsyncIterator[bytes]
 class Order:
     """A validated request. `size` is one of the model's; `quality` and `fields` are in the upstream's words.
 
-    `quality` is None if the model has none; `response_format` is `url` or `b64_json`. `user` is the customer's own
-    user, whether or not the model receives it: orders for two users are not identical.
+    `quality` is None if the model has none; `response_format` is `url` or `b64_json`. `user` and `safety_identifier`
+    are the customer's own user, whether or not the model receives it: orders for two users are not identical. `tags`
+    (a JSON list of texts) and `metadata` (a JSON object of texts) only sort orders.
     """
 
     model_id: str
@@ -30,6 +31,14 @@ class Order:
     fields: Mapping[str, str | int] = field(default_factory=dict)
     response_format: str = "url"
     user: str | None = None
+    safety_identifier: str | None = None
+    tags: str | None = None
+    metadata: str | None = None
+
+    @property
+    def labels_bytes(self) -> int:
+        """Bound of what tags and metadata add to the order's entry in the journal, where they are JSON three deep."""
+        return 4 * sum(len(text.encode()) for text in (self.tags, self.metadata) if text is not None)
 
 
 @dataclass(slots=True)
@@ -38,7 +47,7 @@ class Report:
 
     `numbers` maps a picture's index in the reply's list to its number in the order. `revised_prompts` and `refused` use
     that number; a refused picture is not delivered, even if it was stored. `usd` is the provider's own figure for the
-    call, `served` the model that it reports.
+    call, `served` the model that it reports, `ids` are what it calls its requests.
     """
 
     numbers: dict[int, int] = field(default_factory=dict)
@@ -48,6 +57,7 @@ class Report:
     echo: dict[str, str] = field(default_factory=dict)
     usd: Decimal | None = None
     served: str | None = None
+    ids: list[str] = field(default_factory=list)
 
 
 Note = Callable[[str], Awaitable[None]]
@@ -100,6 +110,10 @@ class Cancels(Protocol):
     """An upstream whose jobs go on without us. It never raises: cancelling is best effort by its nature."""
 
     async def cancel_job(self, handle: str) -> None: ...
+
+    def job_id(self, handle: str) -> str | None:
+        """Read what the upstream calls the job; None if the handle does not say."""
+        ...
 
 
 class StoreFailed(Exception):

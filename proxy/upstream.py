@@ -1,5 +1,6 @@
 """An upstream's reply, for every adapter: reading it within limits, and the meaning of a broken one."""
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -16,7 +17,15 @@ from proxy.ports import Call, Chunks, Picture, Report, Source
 log = structlog.get_logger(__name__)
 
 WORD_CHARS = 128
-"""Maximum characters of an upstream's echo or model name; a real one has 40."""
+"""Maximum characters of an upstream's echo, model name or id; a real one has 40."""
+
+MAX_IDS = 4
+"""Maximum ids of one call: that of its request, a job's, and one more of each."""
+
+_ID = re.compile(rf"[!#-\[\]-~]{{1,{WORD_CHARS}}}")
+"""Visible, and without what JSON escapes: the size of an order's entry in the journal is known ahead."""
+
+_ID_HEADERS = ("x-request-id", "x-goog-request-id", "x-fal-request-id")
 
 UNPACKED = {"accept-encoding": "identity"}
 """Replies are read as they come; compression does not make pictures smaller."""
@@ -41,6 +50,7 @@ async def post_for_pictures(
     """
     try:
         async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
+            note_ids(call.report, response)
             if response.status_code != 200:
                 raise refusal(response, await read_document(response, document.max_document_bytes))
             async for place, chunks in inline_pictures(response.aiter_raw(), document):
@@ -103,6 +113,18 @@ def note_usage(report: Report, usage: Any) -> None:
         log.warning("usage_left_out", size_bytes=size_bytes)
         return
     report.usage = usage
+
+
+def note_ids(report: Report, response: httpx2.Response) -> None:
+    """Note what the upstream calls its request, as its headers say."""
+    for name in _ID_HEADERS:
+        note_id(report, response.headers.get(name))
+
+
+def note_id(report: Report, name: Any) -> None:
+    """Note what the upstream calls its request or job, if that is printable ASCII and not too long; each once."""
+    if isinstance(name, str) and _ID.fullmatch(name) and name not in report.ids and len(report.ids) < MAX_IDS:
+        report.ids.append(name)
 
 
 def short(text: Any) -> str | None:

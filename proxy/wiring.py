@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from config.catalogue import Catalogue, read_seed_rates
 from config.settings import (
     BODY_TIMEOUT_S,
+    END_USERS_S,
     FX_POLL_S,
     HEARTBEAT_S,
     JOURNAL_KEPT_BYTES,
@@ -40,6 +41,7 @@ from config.settings import (
 )
 from metering.background import Background, Part, error_fields
 from metering.clock import utc_now
+from metering.end_users import EndUsers
 from metering.fx import FxTable, seed
 from metering.journal.file import Journal, JournalFailed, Keep
 from metering.journal.frames import Folder, JournalError, OldJournal
@@ -49,6 +51,7 @@ from metering.journal.salvage import check_versions
 from metering.orders import Orders
 from metering.ports import Ledger, LedgerAway, ListPrice
 from metering.pricing import FxRate
+from metering.pseudonyms import Pseudonyms
 from metering.shares import Bound
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import UpstreamJobs
@@ -215,6 +218,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         await rates.refresh()
         origins = Origins(back.ledger, settings.any_key_from)
         await origins.refresh()
+        end_users = EndUsers(back.ledger, Pseudonyms(await back.ledger.pseudonym_secret()))
         login, pressure = back.login(), Pressure(back.with_redis(), MEMORY_MARK)
         with suppress(RedisError, OSError, TimeoutError):  # start even if Redis is away: requests get their 503
             await login.look()
@@ -261,6 +265,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("origins", lambda: origins.run(ORIGINS_POLL_S), needed=False),
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
+                Part("end users", lambda: end_users.run(END_USERS_S), needed=False),
             ],
             give_up=stopping.set,
         )
@@ -280,6 +285,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             Quotes(rates, markup=catalogue.markup, price_book=catalogue.price_book_version),
             settlement,
             gate,
+            end_users,
             owner=jobs.owner,
             region=settings.region,
             deadline_s=settings.deadline_s,
@@ -293,6 +299,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await tasks.drain()
             await _book(open_orders)
             await background.end()
+            await end_users.drain()
 
         endpoints: list[Endpoint] = [
             ImagesEndpoint(

@@ -17,8 +17,8 @@ from pathlib import Path
 from uuid import UUID
 
 PAGE_BYTES = 4096
-MAX_ENTRY_BYTES = 256 * 1024
-"""Size for an order of eight images with rewritten prompts of maximum length (`answered.max_bytes`)."""
+MAX_ENTRY_BYTES = 320 * 1024
+"""Size for an order of eight images with rewritten prompts and labels of maximum length (`answered.max_bytes`)."""
 
 MAX_FRAME_BYTES = 512 * 1024
 """Maximum size of one commit. Further entries wait for the next one."""

@@ -19,6 +19,7 @@ from metering.ports import (
     Delivered,
     Ended,
     Keyed,
+    Label,
     Listed,
     ResultKey,
     SetAside,
@@ -91,10 +92,34 @@ class EventRecords(Transactions):
         """
 
         def steps() -> Steps[list[UsageRow]]:
-            parameters: dict[str, Any] = {f"by_{name}": name in by for name in ("day", "model", "key")}
-            parameters |= {"org_id": org_id, "first": first, "last": last, "most": most}
-            rows = yield "usage", {**parameters, "ids": None if key_ids is None else as_json([*key_ids])}
+            rows = yield "usage", _usage_of(org_id, first, last, by, most, key_ids)
             return [UsageRow(*row) for row in rows]
+
+        return await self._run("report", steps)
+
+    async def usage_by(
+        self,
+        org_id: str,
+        first: str,
+        last: str,
+        by: Collection[str],
+        label: Label,
+        prefix: str,
+        most: int,
+        key_ids: Collection[str] | None = None,
+    ) -> tuple[list[UsageRow], UsageRow]:
+        """Sum charges as `usage` does, and also by what orders carry; the second is the sum of all of them.
+
+        `prefix` selects pairs of the metadata: `KEY=`. An end user is named in clear if that is known. Orders that
+        carry none have an empty name, but there is no such row for tags: an order counts for each tag that it has, so
+        what is left of the total is unknown.
+        """
+
+        def steps() -> Steps[tuple[list[UsageRow], UsageRow]]:
+            parameters = _usage_of(org_id, first, last, by, most, key_ids)
+            rows = yield "usage_by", {**parameters, "kind": label, "prefix": prefix}
+            total = yield "usage", _usage_of(org_id, first, last, (), 1, key_ids)
+            return [UsageRow(*row) for row in rows], UsageRow(*total[0]) if total else UsageRow("", "", "", 0, 0, 0)
 
         return await self._run("report", steps)
 
@@ -223,6 +248,15 @@ class EventRecords(Transactions):
                 yield page
                 end = page[-1]
                 after = {"after_org_id": end.org_id, "after_number": end.number, "after_event_id": end.event_id}
+
+
+def _usage_of(
+    org_id: str, first: str, last: str, by: Collection[str], most: int, key_ids: Collection[str] | None
+) -> dict[str, Any]:
+    """Build the parameters of a report."""
+    grouped = {f"by_{name}": name in by for name in ("day", "model", "key")}
+    ids = None if key_ids is None else as_json([*key_ids])
+    return {**grouped, "org_id": org_id, "first": first, "last": last, "most": most, "ids": ids}
 
 
 def _result_row(event: Event) -> dict[str, Any]:

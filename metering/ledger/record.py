@@ -3,6 +3,7 @@
 from metering.ledger.audits import AuditRecords
 from metering.ledger.booked import EventRecords
 from metering.ledger.credits import CreditRecords
+from metering.ledger.end_users import EndUserRecords
 from metering.ledger.incarnations import IncarnationRecords
 from metering.ledger.kept_aside import AsideRecords
 from metering.ledger.months import MonthRecords
@@ -23,6 +24,7 @@ class SqlLedger(
     ProjectedRecords,
     EventRecords,
     AsideRecords,
+    EndUserRecords,
     IncarnationRecords,
     MonthRecords,
     OutboxRecords,

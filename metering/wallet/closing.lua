@@ -69,8 +69,11 @@ end
 -- remembers the end and what its owner may fetch again. Returns how far below zero the charge left the balance, credits
 -- less charges, 0 if it did not; and what the organisation may spend, without expired holds.
 --
+-- `upstream_ids` and `upstream_usd` are absent or empty if the provider told none: then the event is without these fields.
+--
 -- A full Redis refuses a script's first write, if that takes room (rule 28). Here the first one makes room.
-local function close(order, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s)
+local function close(order, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s,
+    upstream_ids, upstream_usd)
   local org, request, key = order.org, order.request, order.key
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
@@ -107,9 +110,15 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
     tell_balance(org, order.low, balance + amount, balance, now_us)
     below = math.max(0, -balance)
   end
+  local told = {}
+  if (upstream_ids or '') ~= '' then told = { 'upstream_ids', upstream_ids } end
+  if (upstream_usd or '') ~= '' then
+    told[#told + 1] = 'upstream_usd'
+    told[#told + 1] = upstream_usd
+  end
   -- This comes after the notices that it causes: if the ledger has the event, it has the notices, too.
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,
     'amount', amount, 'admitted_us', order.admitted_us, 'ended_us', now_us, 'opened', order.opened, 'images', images,
-    'usd_measured', usd_measured, 'result', result)
+    'usd_measured', usd_measured, 'result', result, unpack(told))
   return below, available
 end

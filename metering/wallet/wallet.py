@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from metering.answered import AnsweredOrder
 from metering.clock import period_at
-from metering.events import UNKNOWN, StoredImage, decode_images, encode_images
+from metering.events import UNKNOWN, UNTOLD, StoredImage, Upstream, decode_images, encode_images
 from metering.pauses import Pauses
 from metering.ports import Delivered
 from metering.pricing import Quote
@@ -66,9 +66,9 @@ class Wallet:
         self._servers: WeakKeyDictionary[Redis, Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v3", Verdict)
         self._sandbox = load_script(redis, "sandbox_v1", Verdict)
-        self._settle = load_script(redis, "settle_v2", Close)
-        self._void = load_script(redis, "void_v2", Close)
-        self._replay = load_script(redis, "replay_v4", Replay)
+        self._settle = load_script(redis, "settle_v3", Close)
+        self._void = load_script(redis, "void_v3", Close)
+        self._replay = load_script(redis, "replay_v5", Replay)
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v2")
         self._gone = load_script(redis, "gone_v2")
@@ -290,6 +290,7 @@ class Wallet:
         latest_us: int,
         usd_measured: str | None = None,
         result: bytes = b"",
+        upstream: Upstream = UNTOLD,
     ) -> Closing:
         """Charge `amount_micro_mxn` for the stored images and give back the rest of the hold.
 
@@ -312,13 +313,22 @@ class Wallet:
                 images=encode_images(images),
                 usd_measured=usd_measured or "",
                 result=result,
+                **_told_by(upstream),
             ),
         )
         closing = self._closing(names.partition, reply)
         below_zero(org_id, reply["below"], cause="settlement", order_id=order_id)
         return closing
 
-    async def void(self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False) -> Closing:
+    async def void(
+        self,
+        org_id: str,
+        order_id: str,
+        reason: str,
+        *,
+        comes_again: bool = False,
+        upstream: Upstream = UNTOLD,
+    ) -> Closing:
         """End an order without a charge. CHARGED means that a charge came first, and stands.
 
         Its idempotency key may be used again, unless nobody knows what happened to the order upstream. `comes_again`:
@@ -338,6 +348,7 @@ class Wallet:
                 frees=int(reason not in UNKNOWN),
                 recent_us=_RECENT_US,
                 comes_again=int(comes_again),
+                **_told_by(upstream),
             ),
         )
         return self._closing(names.partition, reply)
@@ -377,6 +388,7 @@ class Wallet:
                 lost_up_to=lost_up_to,
                 fingerprint=answered.fingerprint,
                 recent_us=_RECENT_US,
+                **_told_by(answered.upstream),
             ),
         )
         replayed = Replay(reply["code"])
@@ -392,7 +404,9 @@ class Wallet:
         for partition in {keys.partition_of(org_id) for org_id in org_ids}:
             await self._ask_at(partition, partial(self._redis.delete, keys.mark(partition)))
 
-    async def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int) -> Close:
+    async def abandon(
+        self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD
+    ) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
 
         If a hold is still unknown after the latest moment of its admission, it can no longer appear (rule 6). Gives up
@@ -401,7 +415,7 @@ class Wallet:
         latest_us = self.now_us(org_id) + int(_LATEST_S * 1_000_000)
         async for _ in Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             try:
-                closing = await self.void(org_id, order_id, reason)
+                closing = await self.void(org_id, order_id, reason, upstream=upstream)
                 if closing.close is not Close.UNKNOWN or closing.now_us > latest_us:
                     return closing.close
             except WalletAway:
@@ -490,6 +504,11 @@ class Wallet:
 def _tries(identity: OrderIdentity) -> int:
     """Return the number of tries as scripts take it: -1 if no SDK counts them."""
     return -1 if identity.tries is None else identity.tries
+
+
+def _told_by(upstream: Upstream) -> dict[str, str]:
+    """Return what a provider told as scripts take it."""
+    return {"upstream_ids": upstream.ids or "", "upstream_usd": upstream.usd or ""}
 
 
 def _ending_keys(names: keys.OrgKeys, order_id: str) -> dict[str, str]:

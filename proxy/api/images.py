@@ -19,14 +19,14 @@ from proxy.api.auth import Authenticator
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
-from proxy.api.requests import RequestLimits, idempotency_key, read_body
+from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
 from proxy.api.schemas import Delivered
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle, lifecycle_headers
-from proxy.orders.order import OrderBody, fingerprint, parse_order
+from proxy.orders.order import MAX_TAGS, TAG_CHARACTERS, TAGS_HEADER, OrderBody, fingerprint, parse_order
 from proxy.orders.refusals import balance_header, with_headers
 from proxy.orders.replay import Orphaned, Replay
 from proxy.orders.result import Delivery
@@ -49,6 +49,14 @@ class OrderHeaders(BaseModel):
             min_length=1,
             max_length=MAX_KEY_CHARACTERS,
             description="The same order under the same key is made and charged once within 24 hours.",
+        ),
+    ] = None
+    tags: Annotated[
+        str | None,
+        Field(
+            alias=TAGS_HEADER,
+            description=f"Groups of GET /v1/usage: at most {MAX_TAGS} of {TAG_CHARACTERS} characters, with commas"
+            " between them. No part of the order.",
         ),
     ] = None
 
@@ -132,7 +140,7 @@ class ImagesEndpoint:
             context.facts |= {"org": caller.org_id, "key": caller.key_id}
             body = await read_body(request, self._limits)
             async with self._admissions.turn(context):
-                order = parse_order(body, self._catalogue, caller.response_format)
+                order = parse_order(body, self._catalogue, caller.response_format, tags_of(request.headers))
                 context.facts |= {"model": order.model_id, "n": order.n}
                 self._lifecycle.check(order.model_id, order.model)
                 identity = identity_of(request.headers, order, caller.scope)
@@ -176,6 +184,12 @@ class ImagesEndpoint:
                 return self._replies.replay_with_images(caller.org_id, result, headers, until_s)
             return self._replies.with_images(result, headers, until_s)
         return self._replies.with_urls(result, headers)
+
+
+def tags_of(headers: Headers) -> Sequence[str]:
+    """Read the tags of an order from its headers; they are not checked yet."""
+    sent = headers.getlist(TAGS_HEADER)
+    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:

@@ -109,18 +109,23 @@ def idempotency_key(headers: Headers, scope: str = "") -> str | None:
     """Hash the request's `Idempotency-Key`, if it has one. Raises ApiError 400 if it is invalid.
 
     `scope`: where the key must be unique, see `order.key_hash`.
-    A key is the same in UTF-8 and in Latin-1, which `fetch`, and so OpenAI's client for Node, uses.
+    A key is the same in UTF-8 and in Latin-1.
     """
     sent = headers.get("idempotency-key")
     if sent is None:
         return None
-    try:
-        key = sent.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        key = sent
+    key = in_utf8(sent)
     if not 0 < len(key) <= MAX_KEY_CHARACTERS:
         raise ApiError(Kind.INVALID_REQUEST, KEY_LENGTH.of(count=len(key), most=MAX_KEY_CHARACTERS))
     return key_hash(key, scope)
+
+
+def in_utf8(header: str) -> str:
+    """Read a header's value as UTF-8, or in Latin-1, which `fetch`, and so OpenAI's client for Node, uses."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return header
 
 
 def page_query(model: type[QueryT], request: Request) -> QueryT:

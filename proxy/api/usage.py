@@ -1,14 +1,13 @@
-"""What an organisation used: GET /v1/usage, by day of Mexico City, model and key, as JSON or CSV."""
+"""What an organisation used: GET /v1/usage, by day of Mexico City, model, key and what orders carry, as JSON or CSV."""
 
 import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import partial
-from itertools import permutations
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import orjson
 from pydantic import (
@@ -30,7 +29,7 @@ from metering.clock import next_month, period_at
 from metering.exports.rows import text_cell
 from metering.money import format_mxn
 from metering.pages import pages
-from metering.ports import Ledger, LedgerAway, UsageRow
+from metering.ports import Label, Ledger, LedgerAway, UsageRow
 from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
@@ -46,12 +45,14 @@ from proxy.messages import (
     GROUP_TWICE,
     NO_DAY,
     NO_GROUP,
+    ONE_LABEL,
     TOO_MANY_DAYS,
     TOO_MANY_ROWS,
     TWICE,
     UNKNOWN_PARAMETER,
     Text,
 )
+from proxy.orders.order import METADATA_KEY_CHARACTERS
 
 MAX_DAYS = 366
 """The most days of one report, a leap year: with nine models and ten keys about 33,000 rows, 5 MB."""
@@ -61,11 +62,16 @@ PIECE_BYTES = 64 * 1024
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
-Group = Literal["day", "model", "key"]
-GROUPINGS = [",".join(names) for count in range(4) for names in permutations(get_args(Group), count)]
-"""All groupings, as they are written in a URL."""
+Group = Literal["day", "model", "key", "user", "safety_identifier", "tag"]
 
-_FIELDS: Mapping[Group, str] = {"day": "day", "model": "model", "key": "key_id"}
+METADATA = "metadata."
+"""Before a key of the metadata, as a group: `metadata.team`."""
+
+_ONE = rf"({'|'.join(get_args(Group))}|metadata\.[^,=\u0000]{{1,{METADATA_KEY_CHARACTERS}}})"
+GROUPINGS = rf"^({_ONE}(,{_ONE}){{0,3}})?$"
+"""All groupings, as they are written in a URL; of those that orders carry there may be one."""
+
+_DIMENSIONS: Mapping[str, str] = {"day": "day", "model": "model", "key": "key_id"}
 
 
 class UsageQuery(BaseModel):
@@ -79,9 +85,10 @@ class UsageQuery(BaseModel):
 
     first: date = Field(alias="from", description="The first day, of Mexico City, YYYY-MM-DD")
     last: date = Field(alias="to", description="The last day, included")
-    group_by: Annotated[tuple[Group, ...], WithJsonSchema({"type": "string", "enum": GROUPINGS})] = Field(
+    group_by: Annotated[tuple[str, ...], WithJsonSchema({"type": "string", "pattern": GROUPINGS})] = Field(
         ("day",),
-        description="Any of day, model and key, with commas between them; empty for one sum",
+        description="Any of day, model and key, and one of user, safety_identifier, tag and metadata.KEY, with commas"
+        " between them; empty for one sum",
         json_schema_extra={"default": "day"},
     )
 
@@ -98,10 +105,12 @@ class UsageQuery(BaseModel):
         if not isinstance(value, str):
             return value
         names = tuple(value.split(",")) if value else ()
-        if bad := [name for name in names if name not in get_args(Group)]:
+        if bad := [name for name in names if not re.fullmatch(_ONE, name)]:
             raise ValueError(NO_GROUP.of(name="group_by", value=repr(bad[0][:32])))
         if len(set(names)) < len(names):
             raise ValueError(GROUP_TWICE.of(name="group_by"))
+        if len(set(names) - _DIMENSIONS.keys()) > 1:
+            raise ValueError(ONE_LABEL.of(name="group_by"))
         return names
 
     @model_validator(mode="after")
@@ -122,22 +131,30 @@ class UsageTotal(BaseModel):
 
 
 class UsageItem(UsageTotal):
-    """One group; of `day`, `model` and `key` those are there by which it was grouped."""
+    """One group; those fields are there by which it was grouped.
+
+    Of `user` to `metadata`, which orders carry, the field is empty for orders that carry none. An end user whose clear
+    name was erased is its pseudonym.
+    """
 
     day: Annotated[str, Field(description="Of Mexico City, YYYY-MM-DD")] = absent()
     model: str = absent()
     key_id: str = absent()
     key_name: str = absent()
+    user: str = absent()
+    safety_identifier: str = absent()
+    tag: str = absent()
+    metadata: Annotated[str, Field(description="The value of the key by which it was grouped")] = absent()
 
 
 class UsageReply(BaseModel):
-    """The reply of GET /v1/usage; the total is the sum of all groups."""
+    """The reply of GET /v1/usage; the total is that of all orders. An order counts in the group of each of its tags."""
 
     object: Literal["usage"] = "usage"
     currency: Literal["MXN"] = "MXN"
     first: date = Field(serialization_alias="from")
     last: date = Field(serialization_alias="to")
-    group_by: tuple[Group, ...]
+    group_by: tuple[str, ...]
     data: list[UsageItem]
     total: UsageTotal
 
@@ -163,7 +180,7 @@ class UsageEndpoint:
                 method="GET",
                 path="/v1/usage",
                 handler=self.read,
-                summary="What was charged, by day, model and key",
+                summary="What was charged, by day, model, key, and what orders carry",
                 description="As CSV if `Accept` prefers `text/csv`.",
                 reply=UsageReply,
                 media=("application/json", "text/csv"),
@@ -200,11 +217,15 @@ class UsageEndpoint:
 
     async def _document(self, caller: Caller, query: UsageQuery, as_table: bool) -> list[bytes]:
         days = query.first.isoformat(), query.last.isoformat()
-        rows = await self._ledger.usage(caller.org_id, *days, query.group_by, REPORT_ROWS + 1, caller.reads)
+        asked = caller.org_id, *days, query.group_by
+        if (label := _label(query.group_by)) is None:
+            rows, total = await self._ledger.usage(*asked, REPORT_ROWS + 1, caller.reads), None
+        else:
+            rows, total = await self._ledger.usage_by(*asked, *label, REPORT_ROWS + 1, caller.reads)
         if len(rows) > REPORT_ROWS:
             raise _bad("group_by", TOO_MANY_ROWS.of(name="group_by", most=REPORT_ROWS))
         names = await self._names(caller.org_id) if "key" in query.group_by else {}
-        return await asyncio.to_thread(_written, query, rows, names, as_table)
+        return await asyncio.to_thread(_written, query, rows, total or _sum(rows), names, as_table)
 
     async def _names(self, org_id: str) -> dict[str, str]:
         return {key.key_id: key.name async for page in pages(partial(self._ledger.keys, org_id)) for key in page}
@@ -265,8 +286,37 @@ async def _one_by_one(pieces: list[bytes]) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _written(query: UsageQuery, rows: list[UsageRow], names: Mapping[str, str], as_table: bool) -> list[bytes]:
-    rows.sort(key=lambda row: [getattr(row, _FIELDS[name]) for name in query.group_by])
+def _label(by: Sequence[str]) -> tuple[Label, str] | None:
+    """Find by which of what orders carry it is grouped, and how the ledger's names of it begin; None for none."""
+    for name in by:
+        if name.startswith(METADATA):
+            return "metadata", f"{name.removeprefix(METADATA)}="
+        if name not in _DIMENSIONS:
+            return cast(Label, name), ""
+    return None
+
+
+def _sum(rows: Collection[UsageRow]) -> UsageRow:
+    return UsageRow(
+        day="",
+        model="",
+        key_id="",
+        orders=sum(row.orders for row in rows),
+        images=sum(row.images for row in rows),
+        amount_micro_mxn=sum(row.amount_micro_mxn for row in rows),
+    )
+
+
+def _column(name: str) -> str:
+    """Return the name of a group's field."""
+    return "metadata" if name.startswith(METADATA) else _DIMENSIONS.get(name, name)
+
+
+def _written(
+    query: UsageQuery, rows: list[UsageRow], total: UsageRow, names: Mapping[str, str], as_table: bool
+) -> list[bytes]:
+    attributes = [_DIMENSIONS.get(name, "name") for name in query.group_by]
+    rows.sort(key=lambda row: [getattr(row, name) for name in attributes])
     items = _items(rows, query.group_by, names)
     if as_table:
         return _pieces(line.encode() for line in csv_lines(query.group_by, items))
@@ -275,11 +325,7 @@ def _written(query: UsageQuery, rows: list[UsageRow], names: Mapping[str, str], 
         last=query.last,
         group_by=query.group_by,
         data=[],
-        total=UsageTotal(
-            orders=sum(row.orders for row in rows),
-            images=sum(row.images for row in rows),
-            cost_mxn=format_mxn(sum(row.amount_micro_mxn for row in rows)),
-        ),
+        total=UsageTotal(orders=total.orders, images=total.images, cost_mxn=format_mxn(total.amount_micro_mxn)),
     )
     return _pieces(_json(reply, items))
 
@@ -305,18 +351,18 @@ def _json(reply: UsageReply, items: Iterable[Mapping[str, Any]]) -> Iterator[byt
     yield b"]" + after.encode()
 
 
-def _items(rows: Iterable[UsageRow], by: Sequence[Group], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _items(rows: Iterable[UsageRow], by: Sequence[str], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     """Yield items as `UsageItem` describes them."""
     for row in rows:
-        group = {_FIELDS[name]: getattr(row, _FIELDS[name]) for name in by}
+        group = {_column(name): getattr(row, _DIMENSIONS.get(name, "name")) for name in by}
         if "key" in by:
             group["key_name"] = names.get(row.key_id, "")
         yield group | {"orders": row.orders, "images": row.images, "cost_mxn": format_mxn(row.amount_micro_mxn)}
 
 
-def csv_lines(by: Sequence[Group], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+def csv_lines(by: Sequence[str], items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Write RFC 4180 with a header row; a name that begins like a formula is made text. The total has no row."""
-    groups = [column for name in by for column in (("key_id", "key_name") if name == "key" else (name,))]
+    groups = [column for name in by for column in (("key_id", "key_name") if name == "key" else (_column(name),))]
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow([*groups, "orders", "images", "cost_mxn"])

@@ -49,6 +49,7 @@ ENTRIES = {
     "org": Entry("org", "app", "Organisations, their plans, limits and states."),
     "key": Entry("key", "app", "API keys. A key is shown once, when it is created."),
     "credit": Entry("credit", "app", "Prepaid credit."),
+    "enduser": Entry("enduser", "app", "End users of organisations: whose images they were."),
     "order": Entry("order", "app", "Orders: what became of one, and its refunds."),
     "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
     "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),

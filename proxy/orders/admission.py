@@ -1,11 +1,13 @@
 """Steps 3 and 4 of a request: an order is priced, and its price is held; or it is refused, and nothing is taken."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from config.settings import hold_life_s, reply_margin_s
 from metering.clock import boottime_s
+from metering.end_users import EndUsers
 from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
@@ -50,13 +52,17 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An order that is not admitted yet: whose it is, what tells it from others, and how long it may take."""
+    """An order that is not admitted yet: whose it is, what tells it from others, and how long it may take.
+
+    `labels` are the facts of its event that not every order has. None of them is an end user's clear name.
+    """
 
     context: RequestContext
     caller: Caller
     order: Order
     identity: OrderIdentity
     deadline_s: float
+    labels: Mapping[str, str]
 
     @property
     def life_s(self) -> float:
@@ -96,6 +102,7 @@ class Admissions:
         quotes: Quotes,
         settlement: Settlement,
         gate: Gate,
+        end_users: EndUsers,
         *,
         owner: str,
         region: str,
@@ -107,6 +114,7 @@ class Admissions:
         self._quotes = quotes
         self._settlement = settlement
         self._gate = gate
+        self._end_users = end_users
         self._owner = owner
         self._region = region
         self._deadline_s = deadline_s
@@ -126,14 +134,26 @@ class Admissions:
     ) -> AdmittedOrder | Duplicate:
         """Price an order and hold its price. Raises WalletAway, and ApiError for every denial, which takes nothing."""
         deadline_s = order.model.deadline_s or self._deadline_s
-        candidate = _Candidate(context, caller, order, identity, deadline_s)
-        with await self._places.take(caller.org_id, order.n) as place:
+        candidate = _Candidate(context, caller, order, identity, deadline_s, self._labels(caller.org_id, order))
+        with await self._places.take(caller.org_id, order.n, order.labels_bytes) as place:
             admission, hold = await self._hold(candidate)
             if admission.verdict is Verdict.DUPLICATE:
                 return _duplicate(candidate, admission)
             if admission.verdict is not Verdict.ADMITTED:
                 raise self._denial(admission, hold.quote)
+            self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
+
+    def _labels(self, org_id: str, order: Order) -> dict[str, str]:
+        """Collect what an order carries to be found again; what it does not carry is left out."""
+        pseudonyms = {name: self._end_users.pseudonym(org_id, value) for name, value in _end_users(order)}
+        sorting = {"tags": order.tags, "metadata": order.metadata}
+        return pseudonyms | {name: text for name, text in sorting.items() if text is not None}
+
+    def _tell_end_users(self, candidate: _Candidate) -> None:
+        """Record whom the pseudonyms of an admitted order stand for. Nobody waits for it."""
+        for name, value in _end_users(candidate.order):
+            self._end_users.tell(candidate.caller.org_id, candidate.labels[name], value)
 
     async def _hold(self, candidate: _Candidate) -> tuple[Admission, _Hold]:
         try:
@@ -161,6 +181,7 @@ class Admissions:
             "quality": order.quality,
             "region": self._region,
             "once": f"{identity.key_hash} {identity.fingerprint}" if identity.key_hash else None,
+            **candidate.labels,
         }
         opened = encode_opened(candidate.context.order_id, caller.org_id, caller.key_id, quote, facts)
         hold = _Hold(quote, opened, boottime_s())
@@ -190,6 +211,12 @@ class Admissions:
                 return exceeded(admission, quote, headers)
             case _:
                 return wallet_away()
+
+
+def _end_users(order: Order) -> list[tuple[str, str]]:
+    """List whose order it is, by the names of an event."""
+    named = (("end_user", order.user), ("safety_id", order.safety_identifier))
+    return [(name, value) for name, value in named if value]
 
 
 def _duplicate(candidate: _Candidate, admission: Admission) -> Duplicate:

@@ -11,7 +11,7 @@ from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.result import Delivery
-from proxy.orders.settlement import Settlement
+from proxy.orders.settlement import Settlement, upstream_of
 from proxy.orders.tasks import Tasks
 from proxy.outcomes import Failure, Outcome
 
@@ -55,7 +55,8 @@ class Generations:
             note = partial(self._note, admitted)
             await self._calls.make(admitted.order, admitted.folder, admitted.generate_until_s, progress, note)
         except asyncio.CancelledError:
-            self._tasks.detach(self._settlement.void(admitted, Failure(Outcome.FAULT, "cancelled")))
+            failure = Failure(Outcome.FAULT, "cancelled")
+            self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))
             raise
         # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))

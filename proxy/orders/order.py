@@ -17,6 +17,10 @@ from proxy.messages import (
     COMPRESSION,
     DID_YOU_MEAN,
     EMPTY,
+    HOLDS_NUL,
+    METADATA_KEY,
+    METADATA_LARGE,
+    METADATA_PAIRS,
     MISSING,
     NO_BOOLEAN,
     NO_INTEGER,
@@ -33,6 +37,8 @@ from proxy.messages import (
     ONE_OF,
     ONE_OF_MODEL,
     SEE_MODELS,
+    TAG,
+    TAGS,
     TOO_LONG,
     TOO_LONG_FOR,
     TRANSPARENT,
@@ -46,6 +52,18 @@ PROMPT_CHARACTERS = 4000
 MAX_IMAGES = 8
 DEFAULT_SIZE = "1024x1024"
 
+END_USER_CHARACTERS = 512
+"""Of `user` and `safety_identifier`: an id, an address, or a hash of either. OpenAI names 64 for the latter."""
+
+MAX_METADATA_PAIRS, METADATA_KEY_CHARACTERS, METADATA_VALUE_CHARACTERS = 16, 64, 512
+"""OpenAI's own limits."""
+
+METADATA_BYTES = 12 * 1024
+"""Of all pairs as JSON: the most that OpenAI allows, in ASCII. They lie in Redis, the journal and the event."""
+
+MAX_TAGS, TAG_CHARACTERS = 16, 64
+TAGS_HEADER = "x-ghub-tags"
+
 _BROKEN: Mapping[str, Text] = {
     "string_type": NO_STRING,
     "int_type": NO_INTEGER,
@@ -55,6 +73,11 @@ _BROKEN: Mapping[str, Text] = {
     "string_too_short": EMPTY,
 }
 """Message for a field that breaks its model's rule, by pydantic's name of the rule."""
+
+
+EndUser = Annotated[str, Field(max_length=END_USER_CHARACTERS, pattern=r"^[^\u0000]*$")]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=METADATA_KEY_CHARACTERS, pattern=r"^[^,=\u0000]*$")]
+MetadataValue = Annotated[str, Field(max_length=METADATA_VALUE_CHARACTERS, pattern=r"^[^\u0000]*$")]
 
 
 class OrderBody(BaseModel):
@@ -79,9 +102,18 @@ class OrderBody(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images; each is charged. 1 if unset.")] | None = None
     size: Annotated[str, Field(description="One of the model's sizes, or `auto`: 1024x1024.")] | None = None
     quality: Annotated[str, Field(description="One of the model's qualities; passed over without any.")] | None = None
-    user: Annotated[str, Field(description="A part of the order; told to models that take it.")] | None = None
-    safety_identifier: Annotated[str, Field(description="Passed over.")] | None = None
-    metadata: Annotated[dict[str, Any], Field(description="Passed over.")] | None = None
+    user: Annotated[EndUser, Field(description="Whose image it is; told to models that take it.")] | None = None
+    safety_identifier: Annotated[EndUser, Field(description="Whose image it is; told to no model.")] | None = None
+    metadata: (
+        Annotated[
+            dict[MetadataKey, MetadataValue],
+            Field(
+                max_length=MAX_METADATA_PAIRS,
+                description=f"Groups of GET /v1/usage; at most {METADATA_BYTES} bytes as JSON. No part of the order.",
+            ),
+        ]
+        | None
+    ) = None
     response_format: Annotated[ResponseFormat, Field(description="If unset, the key's own, or `url`.")] | None = None
     stream: Annotated[bool, Field(description="Not offered.", json_schema_extra={"const": False})] | None = None
     partial_images: Annotated[int, Field(description="Not offered.", json_schema_extra={"const": 0})] | None = None
@@ -120,10 +152,10 @@ flux-pro-1.1 and flux-1.1-pro 0.67, gpt-4o and gpt-image-1 0.47.
 """
 
 
-def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url") -> Order:
+def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url", tags: Sequence[str] = ()) -> Order:
     """Parse the request's body as an order. Raises ApiError that names the field. JSON null is the same as unset.
 
-    `response_format` holds if the body has none.
+    `response_format` holds if the body has none. `tags` are those of the request's header.
     """
     request = _read(body)
     if not request.prompt.strip():
@@ -132,7 +164,33 @@ def parse_order(body: bytes, catalogue: Catalogue, response_format: str = "url")
         raise _wrong("stream", NO_STREAM)
     if request.partial_images:
         raise _wrong("partial_images", NO_PARTIAL_IMAGES)
-    return _against_catalogue(request, catalogue, response_format)
+    return _against_catalogue(request, catalogue, response_format, _tags(tags), _metadata(request))
+
+
+def _tags(named: Sequence[str]) -> str | None:
+    """Encode tags as JSON, each once, in their order. Raises ApiError; None if there are none."""
+    tags = [*dict.fromkeys(tag for one in named if (tag := one.strip(" \t")))]
+    if len(tags) > MAX_TAGS:
+        raise _wrong(TAGS_HEADER, TAGS.of(count=len(tags), most=MAX_TAGS))
+    for tag in tags:
+        if len(tag) > TAG_CHARACTERS or not tag.isprintable():
+            raise _wrong(TAGS_HEADER, TAG.of(tag=_printable(tag), most=TAG_CHARACTERS))
+    return orjson.dumps(tags).decode() if tags else None
+
+
+def _metadata(request: OrderBody) -> str | None:
+    """Encode metadata as JSON. Raises ApiError; None if there are none."""
+    if not request.metadata:
+        return None
+    encoded = orjson.dumps(request.metadata)
+    if len(encoded) > METADATA_BYTES:
+        raise _wrong("metadata", METADATA_LARGE.of(count=len(encoded), most=METADATA_BYTES))
+    return encoded.decode()
+
+
+def _printable(text: str) -> str:
+    """Return the beginning of what a customer sent, for a message."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text[:64])
 
 
 def _read(body: bytes) -> OrderBody:
@@ -154,20 +212,30 @@ def _read(body: bytes) -> OrderBody:
 
 def _broken(rule: ErrorDetails) -> ApiError:
     """Build the customer's error for the first rule of the model that a body breaks."""
-    name, value = str(rule["loc"][0]), rule["input"]
+    name, *inside = map(str, rule["loc"])
+    value = rule["input"]
+    if inside[1:]:
+        return _wrong(name, METADATA_KEY.of(key=_printable(inside[0]), most=METADATA_KEY_CHARACTERS))
+    field = ".".join([name, *map(_printable, inside)])
     match rule["type"]:
         case "string_too_long":
-            said = TOO_LONG.of(name=name, count=len(value), most=PROMPT_CHARACTERS)
+            said = TOO_LONG.of(name=field, count=len(value), most=rule["ctx"]["max_length"])
+        case "too_long":
+            said = METADATA_PAIRS.of(count=len(value), most=MAX_METADATA_PAIRS)
+        case "string_pattern_mismatch":
+            said = HOLDS_NUL.of(name=field)
         case "greater_than_equal" | "less_than_equal":
             said = NOT_WITHIN.of(name=name, value=value, least=1, most=MAX_IMAGES)
         case "literal_error":
             said = ONE_OF.of(name=name, values="url, b64_json")
         case broken:
-            said = _BROKEN[broken].of(name=name)
+            said = _BROKEN[broken].of(name=field)
     return _wrong(name, said)
 
 
-def _against_catalogue(request: OrderBody, catalogue: Catalogue, response_format: str) -> Order:
+def _against_catalogue(
+    request: OrderBody, catalogue: Catalogue, response_format: str, tags: str | None, metadata: str | None
+) -> Order:
     model_id = request.model
     model = catalogue.models.get(model_id)
     if model is None:
@@ -195,6 +263,9 @@ def _against_catalogue(request: OrderBody, catalogue: Catalogue, response_format
         fields=_mapped(request, model_id, model),
         response_format=request.response_format or response_format,
         user=request.user,
+        safety_identifier=request.safety_identifier,
+        tags=tags,
+        metadata=metadata,
     )
 
 
@@ -254,8 +325,12 @@ def _wrong(param: str | None, message: Text) -> ApiError:
 
 
 def fingerprint(order: Order) -> str:
-    """Compute a hex digest that is equal for two orders exactly if they ask for the same."""
-    fields = order.fields if order.user is None else {**order.fields, "user": order.user}
+    """Compute a hex digest that is equal for two orders exactly if they ask for the same, for the same end user.
+
+    Tags and metadata only sort orders: a retry may carry others.
+    """
+    end_user = {"user": order.user, "safety_identifier": order.safety_identifier}
+    fields = {**order.fields, **{name: value for name, value in end_user.items() if value is not None}}
     canonical = (
         order.model_id,
         order.prompt,

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from itertools import groupby
 from operator import attrgetter
 
+import orjson
 import structlog
 from redis.exceptions import RedisError
 
 from metering.background import every
+from metering.events import UNTOLD, Upstream
 from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJob, UpstreamJobs
 from metering.wallet.values import Close
@@ -50,10 +52,13 @@ class Orphans:
         first = jobs[0]
         if not await self._jobs.claim(first):
             return
+        ids = []
         for job in jobs:
             if provider := self._providers.get(job.provider):
                 await provider.cancel_job(job.handle)
-        closing = await self._wallet.void(first.org_id, first.order_id, "owner_died")
+                ids += [name] if (name := provider.job_id(job.handle)) is not None else []
+        upstream = Upstream(orjson.dumps(ids).decode()) if ids else UNTOLD
+        closing = await self._wallet.void(first.org_id, first.order_id, "owner_died", upstream=upstream)
         if closing.close is Close.UNKNOWN:
             await self._jobs.forget(first)
         log.warning("orphan_ended", request_id=first.order_id, org=first.org_id, jobs=len(jobs))

@@ -48,13 +48,16 @@ class Places:
         self._journal = journal
         self._capacity = capacity
 
-    async def take(self, org_id: str, images: int) -> Place:
-        """Take a place for an order of this many images. Raises ApiError 503."""
+    async def take(self, org_id: str, images: int, labels_bytes: int = 0) -> Place:
+        """Take a place for an order of this many images. Raises ApiError 503.
+
+        `labels_bytes` is what its tags and metadata add to its entry.
+        """
         pictures, now_s = self._capacity.pictures, time.monotonic()
         if (refusal := self._capacity.refusal(org_id, images, now_s)) is not None:
             self._capacity.want(org_id, now_s)
             raise refusal
-        size_bytes = max_bytes(images) + _ROUNDING_BYTES
+        size_bytes = max_bytes(images, labels_bytes) + _ROUNDING_BYTES
         pictures.take(org_id, images)
         try:
             await self._journal.reserve(size_bytes)

@@ -8,14 +8,16 @@ import time
 from contextlib import suppress
 from decimal import Decimal
 
+import orjson
 import structlog
 from prometheus_client import Counter
 
 from metering.answered import AnsweredOrder, max_bytes
 from metering.answered import encode as encode_entry
-from metering.events import StoredImage
+from metering.events import UNTOLD, Upstream
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
+from metering.money import MAX_MICRO_MXN
 from metering.pauses import Pauses
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Close, Closing
@@ -38,6 +40,9 @@ SETTLE_PAUSE_S = 0.1
 SETTLE_S = 1.0
 """How long a verdict is requested before the journal alone is enough for the order. Redis restarts in less."""
 
+MAX_UPSTREAM_IDS = 24
+"""Maximum ids of an order's upstream requests in its event: eight calls of three tries. The first ones are kept."""
+
 USD_STEP = Decimal("0.0000000001")
 """Smallest unit of USD that a provider reports."""
 
@@ -59,9 +64,9 @@ class Settlement:
         self._lifecycle = lifecycle
         self._tasks = tasks
 
-    def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int) -> None:
+    def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
-        self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us))
+        self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us, upstream=upstream))
 
     async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """Charge and deliver what was made of an order. If nothing was, void it and raise ApiError."""
@@ -73,7 +78,7 @@ class Settlement:
         if progress.stored:
             return await self._settle(admitted, progress)
         failure = worst(progress.failures or [Failure(Outcome.CONTENT_POLICY, "all were refused")])
-        await self.void(admitted, failure)
+        await self.void(admitted, failure, upstream_of(progress))
         if failure.outcome is Outcome.RETIRED:
             raise self._lifecycle.retire(admitted.order.model_id, admitted.order.model)
         raise failure.as_error()
@@ -87,17 +92,17 @@ class Settlement:
         try:
             usd = _measured_usd(admitted, progress)
             result = _result(admitted, progress, usd)
-            answered, entry = self._answered(admitted, result, usd)
+            answered, entry = self._answered(admitted, result, usd, upstream_of(progress))
         except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
             failure = fault(admitted.order, error)
-            await self.void(admitted, failure)
+            await self.void(admitted, failure, upstream_of(progress))
             raise failure.as_error() from None
         closing = await self._charge(admitted, answered)
         charged = closing is not None and closing.close is Close.CHARGED
         if closing is not None:
             admitted.ending.known(Charge.CHARGED if charged else Charge.NONE)
         if not charged and (closing is not None or not admitted.hold_is_open()):
-            self._tasks.detach(self._take_back(admitted, answered.images, unheard=closing is None))
+            self._tasks.detach(self._take_back(admitted, answered, unheard=closing is None))
             raise Failure(Outcome.DEADLINE, "not settled").as_error()
         await self._write_down(admitted, answered, entry, charged)
         admitted.ending.known(Charge.CHARGED)
@@ -106,7 +111,9 @@ class Settlement:
         available_micro_mxn = closing.available_micro_mxn if closing is not None else None
         return Delivery(result, available_micro_mxn, admitted.headers)
 
-    def _answered(self, admitted: AdmittedOrder, result: Result, usd: Decimal | None) -> tuple[AnsweredOrder, bytes]:
+    def _answered(
+        self, admitted: AdmittedOrder, result: Result, usd: Decimal | None, upstream: Upstream
+    ) -> tuple[AnsweredOrder, bytes]:
         """Build the journal's entry and its bytes. Raises ValueError if they are more than was reserved."""
         if excess := admitted.quote.excess_usd(len(result.images), usd):
             EXCESS.labels(admitted.order.model_id).inc()
@@ -126,9 +133,10 @@ class Settlement:
             result=encode_result(result),
             admitted_us=admitted.admitted_us,
             ended_us=self._wallet.now_us(admitted.caller.org_id),
+            upstream=upstream,
         )
         entry = encode_entry(answered)
-        if len(entry) > max_bytes(admitted.order.n):
+        if len(entry) > max_bytes(admitted.order.n, admitted.order.labels_bytes):
             raise ValueError(f"an entry of {len(entry)} bytes for {admitted.order.n} images")
         return answered, entry
 
@@ -148,6 +156,7 @@ class Settlement:
                     latest_us=latest_us,
                     usd_measured=answered.usd_measured,
                     result=answered.result,
+                    upstream=answered.upstream,
                 )
             except WalletAway:
                 continue
@@ -187,16 +196,20 @@ class Settlement:
                 log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
             return
         if not charged:
-            await self._take_back(admitted, answered.images, unheard=True)
+            await self._take_back(admitted, answered, unheard=True)
 
-    async def _take_back(self, admitted: AdmittedOrder, images: tuple[StoredImage, ...], unheard: bool) -> None:
+    async def _take_back(self, admitted: AdmittedOrder, answered: AnsweredOrder, unheard: bool) -> None:
         """Void an order after a settlement without a yes, and delete its images, unless it was charged after all.
 
         `unheard`: a settlement was sent and not answered. If Redis never reports its outcome, the images stay. A charge
         without images would be worse than images without a charge, which the ledger's end identifies.
         """
         close = await self._wallet.abandon(
-            admitted.caller.org_id, admitted.order_id, "not_settled", until_us=admitted.hold_ends_us
+            admitted.caller.org_id,
+            admitted.order_id,
+            "not_settled",
+            until_us=admitted.hold_ends_us,
+            upstream=answered.upstream,
         )
         if close is Close.CHARGED:
             admitted.ending.known(Charge.CHARGED)
@@ -206,16 +219,17 @@ class Settlement:
             log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
             return
         admitted.ending.known(Charge.NONE)
-        await self._calls.remove(list(images))
+        await self._calls.remove(list(answered.images))
 
-    async def void(self, admitted: AdmittedOrder, failure: Failure) -> None:
+    async def void(self, admitted: AdmittedOrder, failure: Failure, upstream: Upstream = UNTOLD) -> None:
         """End an order without a charge, now or as soon as Redis is back."""
         org_id, reason = admitted.caller.org_id, failure.outcome.reason
         ENDS.labels(admitted.order.model_id, reason).inc()
         try:
-            await self._wallet.void(org_id, admitted.order_id, reason, comes_again=failure.as_error().retry)
+            comes_again = failure.as_error().retry
+            await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
         except WalletAway:
-            self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us)
+            self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us, upstream=upstream)
 
 
 def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) -> Result:
@@ -245,6 +259,21 @@ def _merged(reports: list[Report]) -> Report:
     usages = [report.usage for report in reports if report.usage is not None]
     merged.usage = usages[0] if len(usages) == 1 else None
     return merged
+
+
+def upstream_of(progress: Progress) -> Upstream:
+    """Collect what the provider called its requests, those that failed too, and its own figure for those that gave one.
+
+    Neither depends on what was stored or is charged.
+    """
+    ids = [*dict.fromkeys(name for report in progress.reports for name in report.ids)][:MAX_UPSTREAM_IDS]
+    figures = [report.usd for report in progress.reports if report.usd is not None]
+    usd = sum(figures, Decimal(0))
+    known = bool(figures) and usd < MAX_MICRO_MXN  # more is no figure, and no event may have it
+    return Upstream(
+        ids=orjson.dumps(ids).decode() if ids else None,
+        usd=f"{usd.quantize(USD_STEP).normalize():f}" if known else None,
+    )
 
 
 def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:

@@ -1,6 +1,7 @@
 """fal: a queue (submit, poll, result, cancel) or one direct call; the pictures come as URLs."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,8 +14,8 @@ from metering.pauses import Pauses
 from proxy.outbound.clients import ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Picture, Provider, Source
-from proxy.upstream import UNPACKED, broken_off, by_status, read_document
+from proxy.ports import Call, Picture, Provider, Report, Source
+from proxy.upstream import UNPACKED, broken_off, by_status, note_id, note_ids, read_document
 
 FIRST_POLL_S = 0.25
 POLL_GROWTH = 1.3
@@ -28,6 +29,8 @@ MAX_POLL_FAILURES = 5
 """Polling is free and safe to repeat; after this many failures in a row the job is given up."""
 
 MAX_RESULT_TRIES = 3
+
+_JOB = re.compile(r"/requests/([\w-]{1,128})/cancel$", re.ASCII)
 
 _MODERATED = "content_policy_violation"
 
@@ -67,7 +70,7 @@ class Fal:
 
     async def _direct(self, call: Call) -> Any:
         model = call.order.model
-        return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call))
+        return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call), call.report)
 
     async def _queued(self, call: Call) -> Any:
         queue_url = call.order.model.url or self._queue_url or ""
@@ -85,9 +88,12 @@ class Fal:
 
     async def _submitted(self, call: Call, queue_url: str) -> Any:
         """Submit a job; returns the queue's answer. After the deadline, wait a moment for it, to cancel the job."""
-        asking = asyncio.ensure_future(self._ask("POST", f"{queue_url}/{call.order.model.upstream}", _body(call)))
+        url = f"{queue_url}/{call.order.model.upstream}"
+        asking = asyncio.ensure_future(self._ask("POST", url, _body(call), call.report))
         try:
-            return await asyncio.shield(asking)
+            job = await asyncio.shield(asking)
+            note_id(call.report, job.get("request_id") if isinstance(job, dict) else None)
+            return job
         except asyncio.CancelledError:
             await asyncio.wait({asking}, timeout=CANCEL_S)
             if asking.done() and not asking.cancelled() and asking.exception() is None:
@@ -133,8 +139,16 @@ class Fal:
         except (httpx2.HTTPError, Failure, TimeoutError):
             return  # only a best effort: the order is void in any case, and fal may have finished
 
-    async def _ask(self, method: str, url: str, body: Any = None) -> Any:
+    def job_id(self, handle: str) -> str | None:
+        """Read the request's id from the URL that cancels it."""
+        found = _JOB.search(handle)
+        return found[1] if found else None
+
+    async def _ask(self, method: str, url: str, body: Any = None, report: Report | None = None) -> Any:
+        """Ask for a document. The request's id is noted in `report`, if the request may make pictures."""
         async with self._client.stream(method, url, headers=self._headers, json=body) as response:
+            if report is not None:
+                note_ids(report, response)
             text = await read_document(response, self._document_bytes)
         try:
             document = orjson.loads(text)

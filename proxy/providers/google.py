@@ -17,6 +17,7 @@ from proxy.ports import Call, Picture, Provider
 from proxy.upstream import (
     by_status,
     items_of,
+    note_id,
     note_prompt,
     post_for_pictures,
     rest_of,
@@ -107,6 +108,7 @@ def _body(call: Call) -> dict[str, Any]:
 
 
 def _read(call: Call, rest: dict[str, Any]) -> None:
+    note_id(call.report, rest.get("responseId"))
     for place, prediction in items_of(rest, "predictions"):
         number = call.report.numbers.get(place)
         if number is not None:

@@ -13,7 +13,7 @@ from proxy.media.inline import JsonPictures
 from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider
-from proxy.upstream import by_status, items_of, note_prompt, post_for_pictures, rest_of, short
+from proxy.upstream import by_status, items_of, note_id, note_prompt, post_for_pictures, rest_of, short
 
 TICKS_PER_USD = 10_000_000_000
 
@@ -78,6 +78,7 @@ def _read(call: Call, rest: dict[str, Any]) -> int:
     if type(ticks) is int and ticks >= 0:
         report.usd = Decimal(ticks) / TICKS_PER_USD
     report.served = short(served)
+    note_id(report, rest.get("id"))
     return flagged
 
 

@@ -32,7 +32,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
     ),
     # A void that comes after a charge gives the money back all the same.
     "first-close": (
-        "void_v2",
+        "void_v3",
         "local before = redis.call('GET', closed_key)\n",
         """local before = redis.call('GET', closed_key)
         if before and string.match(before, '^charge:') then

@@ -91,6 +91,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("credit", "complete"): ("spei-{digits}", "--rfc", "XAXX010101000", "--name", "PÚBLICO EN GENERAL"),
     ("credit", "liability"): (),
     ("balance",): ("acme",),
+    ("enduser", "show"): ("acme", "ana@example.com"),
+    ("enduser", "erase"): ("acme", "ana@example.com"),
     ("order", "show"): ("{order}",),
     ("order", "refund"): ("{order}", "--mxn", "0.000001", "--reason", "blurred"),
     ("event", "list"): (),
@@ -142,7 +144,7 @@ def desk() -> Iterator[Desk]:
         made = Desk(system)
         org_id, key = system.customer("acme", "50.00")
         system.back(partial(_close_september, org_id=org_id))
-        body = {"model": FLUX, "prompt": "x"}
+        body = {"model": FLUX, "prompt": "x", "user": "ana@example.com"}
         reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), json=body, **LOOPBACK, timeout=60)
         with Redis.from_url(system.valkey.url) as redis:
             redis.xadd(keys.OrgKeys(org_id).events, {b"opened": b"\xff\x00"})

@@ -67,6 +67,7 @@ def test_kill_9_with_jobs_in_the_queue_is_cleared_up_by_exactly_one_of_two_other
     wait_until(lambda: system.cut(org_id).held_micro_mxn == 0, "the order is ended", within_s=FOUND_WITHIN_S)
     assert [job["state"] for job in system.jobs(FLUX)] == ["cancelled", "cancelled"]
     (event,) = system.events(org_id, 1)
+    assert set(json.loads(event.upstream_ids or "[]")) == {job["request_id"] for job in system.jobs(FLUX)}
     assert (event.end, event.reason, event.quantity, event.amount_micro_mxn) == ("void", "owner_died", 0, 0)
     assert event.ended_us - event.admitted_us < FOUND_WITHIN_S * 1_000_000
     assert system.cut(org_id).available_micro_mxn == 50_000_000

@@ -20,9 +20,11 @@ from starlette.types import Message
 from metering.accounts import KEY_PREFIX
 from metering.answered import max_bytes
 from metering.clock import period_at, utc_now
+from metering.end_users import EndUsers
 from metering.fx import FxTable
 from metering.ledger.sqlite import open_sqlite
 from metering.pricing import FxRate, Quote
+from metering.pseudonyms import Pseudonyms
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Admission, Caller, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
@@ -521,8 +523,18 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     async with generations(wallet, store, {"fal": provider}) as running:
         places = Places(running.journal, room_for(100))
         quotes = Quotes(rates, markup=CATALOGUE.markup, price_book="test")
+        end_users = EndUsers(ledger, Pseudonyms("test"))
         admissions = Admissions(
-            wallet, places, quotes, running.settlement, Gate(), owner="", region="test", deadline_s=5, top_up=TOP_UP
+            wallet,
+            places,
+            quotes,
+            running.settlement,
+            Gate(),
+            end_users,
+            owner="",
+            region="test",
+            deadline_s=5,
+            top_up=TOP_UP,
         )
         yield (
             ImagesEndpoint(

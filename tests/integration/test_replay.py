@@ -3,13 +3,16 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
-from metering.events import encode_opened
+from metering.events import UNTOLD, Upstream, encode_opened
+from metering.wallet.keys import OrgKeys
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
-from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, open_books, pictures, pinned
+from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, drain, expire, open_books, pictures, pinned
 
 
 def answered(
@@ -45,10 +48,79 @@ def test_records_come_back_from_the_journal_as_they_went_in() -> None:
     second = replace(first, order_id="other", key_hash="abc", usd_measured="0.1")
     entries = [encode(first), encode(second), encode(Withdrawn("r"))]
     assert [decode(entry) for entry in entries] == [first, second, Withdrawn("r")]
+    told = replace(first, upstream=Upstream('["req-1"]', "0.04"))
+    assert decode(encode(told)) == told
     with pytest.raises(AnsweredError, match="version 9"):
         decode(b'{"v":9}')
     with pytest.raises(AnsweredError):
         decode(b'{"v":1,"answered":{}}')
+
+
+def test_the_version_before_reads_an_entry_with_what_the_provider_told_and_the_other_way_round() -> None:
+    """It knows the order's fields only, and builds the order from them; without the provider's, nothing is added."""
+    plain = answered(Caller("11111111-1111-4111-8111-111111111111", "key"))
+    told = orjson.loads(encode(replace(plain, upstream=Upstream('["req-1"]'))))
+    former = orjson.loads(encode(plain))
+    assert former.keys() == {"v", "answered"}
+    assert told["answered"] == former["answered"]
+    assert "upstream" not in former["answered"]
+    assert decode(orjson.dumps(former)) == plain
+
+
+@pytest.mark.parametrize("end", ["settle", "void", "replay", "untold"])
+async def test_what_the_provider_told_reaches_the_ledger(redis_url: str, ledger_url: str, end: str) -> None:
+    """Its ids and its figure, charged or not; without them the event has no such field, as before."""
+    upstream = Upstream('["req-1","req-2"]', "0.0425")
+    async with open_books(redis_url, ledger_url) as books:
+        caller = await books.org(mxn="50.00")
+        order = answered(caller)
+        if end != "replay":
+            await books.admit(caller, "r", pinned(2))
+        match end:
+            case "settle":
+                latest_us = NOW_US + SECOND_US
+                amount = order.amount_micro_mxn
+                await books.wallet.settle(
+                    caller.org_id, "r", amount, order.images, latest_us=latest_us, upstream=upstream
+                )
+            case "void":
+                await books.wallet.void(caller.org_id, "r", "no_answer", upstream=upstream)
+            case "replay":
+                await books.wallet.replay(replace(order, upstream=upstream))
+            case _:
+                await books.wallet.void(caller.org_id, "r", "no_answer")
+                entries: Any = await books.redis.xrange(OrgKeys(caller.org_id).events)
+                assert not {b"upstream_ids", b"upstream_usd"} & {name for _, fields in entries for name in fields}
+        await drain(books)
+        (booked,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
+        wanted = UNTOLD if end == "untold" else upstream
+        assert Upstream(booked.upstream_ids, booked.upstream_usd) == wanted
+
+
+@pytest.mark.parametrize("end", ["charge", "void", "expiry", "replay"])
+async def test_whose_order_it_was_is_known_however_it_ends(redis_url: str, ledger_url: str, end: str) -> None:
+    """Charged, voided, expired, or brought by a journal after Redis had forgotten it: the ledger has its labels."""
+    labels = {"end_user": "0a", "safety_id": "0b", "tags": '["web"]', "metadata": '{"once":"\\"once\\":\\"a b\\""}'}
+    async with open_books(redis_url, ledger_url) as books:
+        caller = await books.org(mxn="50.00")
+        price = pinned(2)
+        opened = encode_opened("r", caller.org_id, caller.key_id, price, {**FACTS, **labels})
+        if end != "replay":
+            identity = OrderIdentity("r")
+            await books.wallet.admit(caller, "r", price, opened, identity, life_s=60, owner="test")
+        match end:
+            case "charge":
+                await books.settle(caller, "r", 2)
+            case "void":
+                await books.wallet.void(caller.org_id, "r", "test")
+            case "expiry":
+                assert await expire(books.redis, caller.org_id, NOW_US + 3600 * SECOND_US) == 1
+            case _:
+                await books.wallet.replay(replace(answered(caller), key_hash="k", opened=opened))
+        await drain(books)
+        (booked,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
+        assert booked.end == {"replay": "charge"}.get(end, end)
+        assert {name: getattr(booked.opened, name) for name in labels} == labels
 
 
 @pytest.mark.parametrize("state", ["open", "run out", "written down as run out", "voided", "unknown", "charged"])

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from config.catalogue import read_catalogue
 from metering.answered import AnsweredOrder
 from metering.clock import boottime_s, period_at
-from metering.events import StoredImage
+from metering.events import UNTOLD, StoredImage, Upstream
 from metering.journal.file import Journal
 from metering.journal.frames import Folder
 from metering.journal.open_orders import OpenOrders
@@ -192,6 +192,7 @@ class ScriptedWallet(Wallet):
         latest_us: int,
         usd_measured: str | None = None,
         result: bytes = b"",
+        upstream: Upstream = UNTOLD,
     ) -> Closing:
         self.settlements += 1
         self.settling.set()
@@ -218,7 +219,9 @@ class ScriptedWallet(Wallet):
     ) -> None:
         self.gone.append(order_id)
 
-    async def void(self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False) -> Closing:
+    async def void(
+        self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False, upstream: Upstream = UNTOLD
+    ) -> Closing:
         if self.voids_away:
             raise WalletAway
         if self.charges:

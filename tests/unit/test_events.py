@@ -70,6 +70,33 @@ def test_both_halves_come_back_as_one_event() -> None:
     assert event.opened.proof.decimals() == (Decimal("0.04"), Decimal("1.05"), Decimal(20))
 
 
+def test_an_order_without_labels_is_as_the_version_before_writes_it() -> None:
+    """A consumer of that version refuses a field that it does not know, so nothing is added to the others' orders."""
+    assert orjson.loads(entry()[b"opened"]).keys() == {
+        *("v", "request_id", "org_id", "key_id", "images", "day", "month", "proof"),
+        *FACTS,
+    }
+
+
+def test_labels_come_back_with_their_order() -> None:
+    """Each that there is; those of another form are refused."""
+    labels = {"end_user": "0a", "safety_id": "0b", "tags": '["web","x"]', "metadata": '{"team":"shop"}'}
+    event = decode(entry(opened=opened(**labels)))
+    assert {name: getattr(event.opened, name) for name in labels} == labels
+    for name in labels:
+        alone = decode(entry(opened=opened(**{name: labels[name]}))).opened
+        assert [one for one in labels if getattr(alone, one) is not None] == [name]
+    for name, wrong in (
+        ("tags", "{}"),
+        ("tags", '["a",1]'),
+        ("metadata", "[]"),
+        ("metadata", '{"a":1}'),
+        ("tags", "["),
+    ):
+        with pytest.raises(EventError):
+            decode(entry(opened=opened(**{name: wrong})))
+
+
 @pytest.mark.parametrize("field", sorted(name.decode() for name in entry()))
 def test_a_missing_field_is_named(field: str) -> None:
     """The message says which one."""

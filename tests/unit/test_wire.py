@@ -11,9 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from config.catalogue import read_catalogue
+from metering.answered import max_bytes
+from metering.journal.frames import MAX_ENTRY_BYTES
 from proxy.errors import ApiError, Kind
 from proxy.messages import Text
-from proxy.orders.order import MAX_IMAGES, PROMPT_CHARACTERS, fingerprint, no_model, parse_order, result_reply
+from proxy.orders.order import (
+    MAX_IMAGES,
+    MAX_TAGS,
+    METADATA_BYTES,
+    PROMPT_CHARACTERS,
+    TAG_CHARACTERS,
+    fingerprint,
+    no_model,
+    parse_order,
+    result_reply,
+)
 from proxy.orders.result import Result
 from proxy.ports import Order
 from tests.long import examples
@@ -188,8 +200,7 @@ def test_a_model_that_is_not_offered_is_never_meant() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"safety_identifier": "s1"},
-        {"metadata": {"a": "b", "c": [1, {}]}},
+        {"metadata": {}},
         {"partial_images": 0},
         {"stream": False},
         {"size": "auto"},
@@ -233,6 +244,84 @@ def test_user_is_a_part_of_what_is_identical_for_every_model() -> None:
     assert len({fingerprint(order) for order in (one, other, parsed())}) == 3
     before = [GPT, "x", 1, "1024x1024", None, [("user", "u1")], "url"]
     assert fingerprint(parsed(model=GPT, user="u1")) == hashlib.sha256(orjson.dumps(before)).hexdigest()
+
+
+@pytest.mark.rule(18)
+@pytest.mark.rule(38)
+def test_whose_image_it_is_is_a_part_of_what_is_identical_and_labels_are_not() -> None:
+    """Nobody is given another end user's image, whichever field names them; tags and metadata may differ."""
+    orders = [parsed(**fields) for fields in ({}, {"safety_identifier": "u1"}, {"safety_identifier": "u2"})]
+    orders += [parsed(user="u1"), parsed(user="u1", safety_identifier="u1")]
+    assert len({fingerprint(order) for order in orders}) == 5
+    plain = orjson.dumps({"model": FLUX, "prompt": "x", "metadata": {"team": "a"}})
+    sorted_otherwise = parse_order(plain, CATALOGUE, tags=["one"])
+    assert (sorted_otherwise.metadata, sorted_otherwise.tags) == ('{"team":"a"}', '["one"]')
+    assert fingerprint(sorted_otherwise) == fingerprint(parsed())
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"user": "u" * 513}, "user", "`user` has 513 characters; at most 512"),
+        ({"user": "u\0"}, "user", "`user` holds a NUL"),
+        ({"safety_identifier": "𝄞" * 513}, "safety_identifier", "513 characters; at most 512"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata", "17 pairs; at most 16"),
+        ({"metadata": {"k" * 65: ""}}, "metadata", "from 1 to 64 characters"),
+        ({"metadata": {"": ""}}, "metadata", "the key ``"),
+        ({"metadata": {"a=b": ""}}, "metadata", "the key `a=b`"),
+        ({"metadata": {"a,b": ""}}, "metadata", "without `,`"),
+        ({"metadata": {"team": "v" * 513}}, "metadata", "`metadata.team` has 513 characters; at most 512"),
+        ({"metadata": {"team": "v\0"}}, "metadata", "`metadata.team` holds a NUL"),
+        ({"metadata": {"team": 5}}, "metadata", "`metadata.team` must be a string"),
+        ({"metadata": {"team": None}}, "metadata", "`metadata.team` must be a string"),
+        ({"metadata": {"c": [1, {}]}}, "metadata", "`metadata.c` must be a string"),
+        ({"metadata": ["team"]}, "metadata", "must be an object"),
+        ({"metadata": {str(number): "𝄞" * 300 for number in range(16)}}, "metadata", "bytes as JSON; at most 12288"),
+    ],
+)
+def test_labels_are_bounded_and_the_message_names_the_field(fields: dict[str, Any], param: str, words: str) -> None:
+    """In both languages."""
+    error = refused(orjson.dumps({"model": FLUX, "prompt": "x", **fields}))
+    assert (error.kind, error.param) == (Kind.INVALID_REQUEST, param)
+    assert words in error.message and isinstance(error.message, Text) and error.message.es != error.message
+
+
+def test_the_largest_labels_are_taken_and_the_journal_has_room_for_them() -> None:
+    """OpenAI's own limits in ASCII, and the longest tags; text that JSON escapes counts as it is written."""
+    metadata = {f"{number:02d}" + "k" * 62: "v" * 512 for number in range(16)}
+    fields = {"user": "𝄞" * 512, "safety_identifier": "s" * 512, "metadata": metadata}
+    tags = [f"{number:02d}" + "ñ" * 62 for number in range(16)]
+    order = parse_order(orjson.dumps({"model": FLUX, "prompt": "x", **fields}), CATALOGUE, tags=tags)
+    assert orjson.loads(order.metadata or "") == metadata
+    assert orjson.loads(order.tags or "") == tags
+    assert max_bytes(8, 4 * (METADATA_BYTES + MAX_TAGS * (4 * TAG_CHARACTERS + 3))) <= MAX_ENTRY_BYTES
+    for text in ('"' * 512, "\\" * 512, "\n" * 512, "\1" * 512):
+        escaped = parse_order(orjson.dumps({"model": FLUX, "prompt": "x", "metadata": {"a": text}}), CATALOGUE)
+        entry = orjson.dumps(orjson.dumps({"metadata": escaped.metadata}).decode())
+        assert len(entry) - len(orjson.dumps('{"metadata":""}')) <= escaped.labels_bytes
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        (["t" * 65], "at most 64 characters"),
+        (["a\x01b"], "printable"),
+        ([str(number) for number in range(17)], "17 tags; at most 16"),
+    ],
+)
+def test_tags_are_bounded(tags: list[str], words: str) -> None:
+    """The message names the header."""
+    with pytest.raises(ApiError) as caught:
+        parse_order(orjson.dumps({"model": FLUX, "prompt": "x"}), CATALOGUE, tags=tags)
+    assert caught.value.param == "x-ghub-tags"
+    assert words in caught.value.message and "`x-ghub-tags`" in caught.value.message
+
+
+def test_tags_are_each_kept_once() -> None:
+    """Without spaces around them and without empty ones, in their order."""
+    order = parse_order(orjson.dumps({"model": FLUX, "prompt": "x"}), CATALOGUE, tags=["b", " a b ", "", "b", "\t"])
+    assert order.tags == '["b","a b"]'
+    assert parsed().tags is None
 
 
 @pytest.mark.parametrize("fields", [{"stream": True}, {"partial_images": 2}])

@@ -113,6 +113,63 @@ FROM usage
 WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
 GROUP BY 1, 2, 3 LIMIT :most;
 
+-- name: usage_by
+-- As above, by what orders carry. The rest, which carry none, is what the sums of the same group lack.
+WITH named AS (
+    SELECT
+        CASE WHEN :by_day THEN day ELSE '' END AS day, CASE WHEN :by_model THEN model ELSE '' END AS model,
+        CASE WHEN :by_key THEN key_id ELSE '' END AS key_id,
+        substr(name, length(CAST(:prefix AS TEXT)) + 1) AS name,
+        CAST(sum(orders) AS BIGINT) AS orders, CAST(sum(images) AS BIGINT) AS images,
+        CAST(sum(amount_micro_mxn) AS BIGINT) AS amount_micro_mxn
+    FROM usage_of
+    WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
+        AND kind = :kind AND substr(name, 1, length(CAST(:prefix AS TEXT))) = :prefix
+    GROUP BY 1, 2, 3, 4
+), total AS (
+    SELECT
+        CASE WHEN :by_day THEN day ELSE '' END AS day, CASE WHEN :by_model THEN model ELSE '' END AS model,
+        CASE WHEN :by_key THEN key_id ELSE '' END AS key_id,
+        CAST(sum(orders) AS BIGINT) AS orders, CAST(sum(images) AS BIGINT) AS images,
+        CAST(sum(amount_micro_mxn) AS BIGINT) AS amount_micro_mxn
+    FROM usage
+    WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
+    GROUP BY 1, 2, 3
+)
+SELECT n.day, n.model, n.key_id, n.orders, n.images, n.amount_micro_mxn, coalesce(e.value, n.name)
+FROM named AS n LEFT JOIN end_users AS e
+    ON e.org_id = :org_id AND e.pseudonym = n.name AND CAST(:kind AS TEXT) IN ('user', 'safety_identifier')
+WHERE n.name <> ''
+UNION ALL
+SELECT
+    t.day, t.model, t.key_id, t.orders - CAST(coalesce(sum(n.orders), 0) AS BIGINT),
+    t.images - CAST(coalesce(sum(n.images), 0) AS BIGINT),
+    t.amount_micro_mxn - CAST(coalesce(sum(n.amount_micro_mxn), 0) AS BIGINT), ''
+FROM total AS t LEFT JOIN named AS n
+    ON n.day = t.day AND n.model = t.model AND n.key_id = t.key_id AND n.name <> ''
+WHERE CAST(:kind AS TEXT) <> 'tag'
+GROUP BY t.day, t.model, t.key_id, t.orders, t.images, t.amount_micro_mxn
+HAVING t.orders > coalesce(sum(n.orders), 0)
+LIMIT :most;
+
+-- name: pseudonym_secret
+SELECT secret FROM pseudonym_keys;
+
+-- name: end_user
+SELECT value, at FROM end_users WHERE org_id = :org_id AND pseudonym = :pseudonym;
+
+-- name: used_by
+-- By the columns of `LabelUse`.
+SELECT
+    kind, CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT), min(day),
+    max(day)
+FROM usage_of
+WHERE org_id = :org_id AND kind IN ('user', 'safety_identifier') AND name = :pseudonym
+GROUP BY kind ORDER BY kind;
+
+-- name: erase_end_user
+DELETE FROM end_users WHERE org_id = :org_id AND pseudonym = :pseudonym RETURNING pseudonym;
+
 -- name: used
 -- For each organisation and key: images of a day, and images and money of its month.
 SELECT

@@ -84,3 +84,13 @@ UPDATE outbox SET set_aside_at = %(at)s, error = %(error)s
 WHERE sink = %(sink)s AND kind = %(kind)s
     AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
     AND next_at = %(lease)s AND set_aside_at IS NULL;
+
+-- name: tell_end_users
+-- Not those that were erased since: the order is from before.
+INSERT INTO end_users (org_id, pseudonym, value, at)
+SELECT t.org_id, t.pseudonym, t.value, t.at FROM json_populate_recordset(NULL::end_users, %(rows)s::json) AS t
+WHERE NOT EXISTS (
+    SELECT 1 FROM audit AS a
+    WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
+)
+ORDER BY t.org_id, t.pseudonym ON CONFLICT DO NOTHING;

@@ -55,3 +55,14 @@ UPDATE outbox SET set_aside_at = :at, error = :error
 WHERE sink = :sink AND kind = :kind
     AND id IN (SELECT value FROM json_each(:ids))
     AND next_at = :lease AND set_aside_at IS NULL;
+
+-- name: tell_end_users
+-- Not those that were erased since: the order is from before.
+INSERT INTO end_users (org_id, pseudonym, value, at)
+SELECT t.org_id, t.pseudonym, t.value, t.at
+FROM (SELECT ? AS org_id, ? AS pseudonym, ? AS value, ? AS at) AS t
+WHERE NOT EXISTS (
+    SELECT 1 FROM audit AS a
+    WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
+)
+ON CONFLICT DO NOTHING;

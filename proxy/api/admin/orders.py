@@ -3,6 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
+import orjson
+
 from metering.clock import utc_at
 from metering.events import Event, Proof, StoredImage
 from metering.money import format_mxn
@@ -42,6 +44,10 @@ async def order_fields(orders: Orders, ledger: Ledger, public_url: str | None, o
         "quality": opened.quality if opened else None,
         "region": opened.region if opened else None,
         "images_asked": opened.images if opened else None,
+        "end_user": opened.end_user if opened else None,
+        "safety_identifier": opened.safety_id if opened else None,
+        "tags": orjson.loads(opened.tags) if opened and opened.tags else [],
+        "metadata": orjson.loads(opened.metadata) if opened and opened.metadata else {},
         "admitted_at": _admitted_at(found),
         "day": opened.day if opened else None,
         "month": opened.month if opened else None,
@@ -123,6 +129,8 @@ def _end(event: Event, booked: Booked | None = None) -> Fields:
         "number": event.number,
         "quantity": event.quantity,
         "amount_mxn": format_mxn(event.amount_micro_mxn),
+        "upstream_ids": orjson.loads(event.upstream_ids) if event.upstream_ids else [],
+        "upstream_usd": event.upstream_usd,
     }
 
 

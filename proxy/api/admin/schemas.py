@@ -377,6 +377,8 @@ class EndRow(EventFacts):
     number: int
     quantity: int
     amount_mxn: str
+    upstream_ids: list[str]
+    upstream_usd: str | None
 
 
 class ImageRow(EventFacts):
@@ -462,6 +464,10 @@ class OrderRow(EventFacts):
     quality: str | None
     region: str | None
     images_asked: int | None
+    end_user: Annotated[str | None, Field(description="The pseudonym of `user`")]
+    safety_identifier: Annotated[str | None, Field(description="Its pseudonym")]
+    tags: list[str]
+    metadata: dict[str, str]
     admitted_at: str | None
     day: str | None
     month: str | None

@@ -1,10 +1,12 @@
 -- Charges an open, living hold for what was delivered and gives back the rest. A repetition gives the same answer.
 -- KEYS  mark wallet open hold events closed
 -- ARGV  now_us>=0 latest_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured result
+-- ARGV  upstream_ids upstream_usd
 -- REPLY code now_us available charged below
 --
 -- images        JSON; result, too
 -- usd_measured  by the provider, or empty: then the amount is quantity × unit price
+-- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
 -- below         how far below zero this call left the balance
 -- WITH closing
 local now = clock(now_us)
@@ -31,5 +33,6 @@ if amount > quantity * unit then error('charge is above quantity × unit price')
 if usd_measured == '' and amount ~= quantity * unit then error('charge is not quantity × unit price') end
 
 local _, freed = expired_holds(org, now)
-local below, available = close(order, 'charge', 'delivered', quantity, amount, usd_measured, images, result, now, remember_s)
+local below, available = close(order, 'charge', 'delivered', quantity, amount, usd_measured, images, result, now, remember_s,
+  upstream_ids, upstream_usd)
 return answer({ code = CHARGED, now_us = now, available = available + freed, charged = amount, below = below })

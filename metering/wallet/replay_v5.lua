@@ -6,9 +6,11 @@
 -- KEYS  mark wallet open hold events closed once retried
 -- ARGV  now_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured opened admitted_us>=1 ended_us>=1
 -- ARGV  result placed>=0 key_id day month lost_up_to>=-1 fingerprint recent_us>=1
+-- ARGV  upstream_ids upstream_usd
 -- REPLY code now_us available below
 --
 -- usd_measured  by the provider, or empty
+-- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
 -- placed        0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 -- day, month    to which the order is booked
 -- lost_up_to    event number up to which the ledger has all of the organisation's events except this order's, or -1.
@@ -64,7 +66,8 @@ if redis.call('EXISTS', hold_key) == 0 then
     'day', counts_day, 'month', counts_month)
 end
 if instead then
-  close(order_of(org, request), 'void', 'served_again', 0, 0, '', '[]', '', ended_us, remember_s)
+  close(order_of(org, request), 'void', 'served_again', 0, 0, '', '[]', '', ended_us, remember_s, upstream_ids,
+    upstream_usd)
   return reply(SERVED)
 end
 if placed == KEYED then
@@ -92,5 +95,5 @@ if placed ~= KEYED and known then
   if gone_us then add_for(recent_us, now, gone_of(kind), gone_us, request) end
 end
 local below = close(order_of(org, request), 'charge', 'delivered', quantity, amount, usd_measured, images, result, ended_us,
-  remember_s)
+  remember_s, upstream_ids, upstream_usd)
 return reply(NOW, below)
