@@ -327,10 +327,13 @@ class Settings(BaseSettings):
 
     openai_url: HttpAddress = "https://api.openai.com/v1"
     openai_key: SecretStr | None = None
+    openai_admin_key: SecretStr | None = None
+    openai_project: Annotated[str, Field(pattern=r"^[\w-]+$")] | None = None
     fal_mode: Literal["queue", "direct"] = "queue"
     fal_url: HttpAddress = "https://fal.run"
     fal_queue_url: HttpAddress = "https://queue.fal.run"
     fal_key: SecretStr | None = None
+    fal_api_url: HttpAddress = "https://api.fal.ai/v1"
     xai_url: HttpAddress = "https://api.x.ai/v1"
     xai_key: SecretStr | None = None
     google_url: HttpAddress | None = None

@@ -685,6 +685,64 @@ class SinkState:
     set_aside: int
 
 
+@dataclass(frozen=True, slots=True)
+class HourSum:
+    """Orders that began in one hour and ended in one hour, summed, as far as a provider may bill them.
+
+    `begun_hour` and `ended_hour` are hours since 1970. `told_usd` is the sum of the provider's own figures, if it gives
+    one for these orders; `measured` if their price depends on it. `complete`: every image that was asked is delivered.
+    """
+
+    provider: str
+    upstream: str
+    begun_hour: int
+    ended_hour: int
+    charged: bool
+    complete: bool
+    measured: bool
+    usd_per_image: str
+    told_usd: Decimal | None
+    images: int
+    images_asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One order as its provider knows it. `usd` is what it should cost; without a charge, what the provider said."""
+
+    month: str
+    org_id: str
+    number: int
+    order_id: str
+    upstream: str
+    charged: bool
+    begun_us: int
+    ended_us: int
+    images: int
+    upstream_ids: tuple[str, ...]
+    usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The result of one comparison with providers' books. Sums are decimal text in USD; `report` is JSON.
+
+    `provider` is None for all. `ok` is true if what is off is within the threshold, and all was read.
+    """
+
+    month: str
+    provider: str | None
+    ok: bool
+    ledger_usd: str
+    billed_usd: str
+    off_usd: str
+    findings: int
+    report: str
+    actor: str = ""
+    at: str = ""
+    id: int = 0
+
+
 class Outbox(Protocol):
     """What sinks have not taken yet (rule 36). Every method may raise LedgerAway."""
 
@@ -881,3 +939,9 @@ class Ledger(Outbox, Protocol):
     def refunds(
         self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST
     ) -> AsyncIterator[Refunded]: ...
+
+    async def provider_sums(self, months: Sequence[str], first_us: int, end_us: int) -> list[HourSum]: ...
+    def placed(self, provider: str, months: Sequence[str], first_us: int, end_us: int) -> AsyncIterator[Placed]: ...
+    async def charged_in(self, month: str, order_ids: Sequence[str]) -> set[str]: ...
+    async def add_reconciliation(self, found: Reconciliation, at: datetime, act: Act) -> Reconciliation: ...
+    async def reconciliations(self, month: str | None, before: int, most: int) -> list[Reconciliation]: ...

@@ -12,6 +12,7 @@ from metering.ledger.outbox import OutboxRecords
 from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
 from metering.ledger.queries import pending
+from metering.ledger.reconciled import ReconciliationRecords
 from metering.ledger.transactions import Steps
 from metering.ports import LedgerError
 
@@ -28,6 +29,7 @@ class SqlLedger(
     IncarnationRecords,
     MonthRecords,
     OutboxRecords,
+    ReconciliationRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

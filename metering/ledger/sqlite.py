@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from decimal import Context, Decimal, Inexact
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,9 @@ _TO_BE_MENDED = (
     sqlite3.SQLITE_NOTADB,
 )
 """Errors that need a person to repair them. After any other, waiting may be enough."""
+
+
+_EXACT = Context(prec=100, traps=[Inexact])
 
 
 class SqliteLedger(SqlLedger):
@@ -180,8 +184,25 @@ class Lane:
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             db.execute("PRAGMA foreign_keys = ON")
+            db.create_aggregate("sum_usd", 1, _UsdSum)  # type: ignore[arg-type]  # it takes a number of values
             self._connection = db
         return self._connection
+
+
+class _UsdSum:
+    """The exact sum of decimal text, as text; null if there is nothing to sum."""
+
+    def __init__(self) -> None:
+        self._sum: Decimal | None = None
+
+    def step(self, usd: Any, /) -> None:
+        """Add one value."""
+        if usd is not None:
+            self._sum = _EXACT.add(self._sum or Decimal(0), Decimal(usd))
+
+    def finalize(self) -> str | None:
+        """Give the sum to SQLite."""
+        return None if self._sum is None else f"{self._sum:f}"
 
 
 def open_sqlite(url: str) -> SqliteLedger:

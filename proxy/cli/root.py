@@ -56,6 +56,7 @@ ENTRIES = {
     "usage": Entry("usage", "app", "Charged orders of a month."),
     "month": Entry("month", "app", "Months: closed for good, and sealed."),
     "sink": Entry("sink", "app", "Receivers of metering events: what they have not taken, and sending it again."),
+    "reconcile": Entry("reconcile", "reconcile", "A month compared with the providers' books, and with the store."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),

@@ -676,3 +676,26 @@ ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = exclud
 INSERT INTO outbox (sink, id, kind, order_id, at, next_at)
 SELECT :sink, id, 'refund', order_id, :at, :at FROM credit_transactions WHERE id IN (:ids) AND type = 'refund'
 ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = excluded.next_at, attempts = 0, error = NULL;
+
+-- name: placed
+-- Orders that a provider may know, by month, organisation and number. The charge of an order wins over its expiry.
+SELECT
+    month, org_id, number, event_id, upstream, "end" = 'charge', admitted_us, ended_us, quantity, upstream_ids,
+    usd_per_image, coalesce(upstream_usd, usd_measured)
+FROM events AS e
+WHERE month <= :last_month AND provider = :provider AND ended_us >= :first_us AND admitted_us < :end_us
+    AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
+    AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
+ORDER BY month, org_id, number, event_id LIMIT :page;
+
+-- name: charged_in
+SELECT event_id FROM events WHERE event_id IN (:ids) AND "end" = 'charge' AND coalesce(posted, month) = :month;
+
+-- name: add_reconciliation
+INSERT INTO reconciliations (month, provider, ok, ledger_usd, billed_usd, off_usd, findings, report, actor, at)
+VALUES (:month, :provider, :ok, :ledger_usd, :billed_usd, :off_usd, :findings, :report, :actor, :at) RETURNING id;
+
+-- name: reconciliations
+-- By the columns of `Reconciliation`.
+SELECT month, provider, ok, ledger_usd, billed_usd, off_usd, findings, report, actor, at, id FROM reconciliations
+WHERE (CAST(:month AS TEXT) IS NULL OR month = :month) AND id < :before ORDER BY id DESC LIMIT :page;

@@ -94,3 +94,15 @@ WHERE NOT EXISTS (
     WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
 )
 ORDER BY t.org_id, t.pseudonym ON CONFLICT DO NOTHING;
+
+-- name: provider_sums
+-- By the columns of `HourSum`.
+SELECT
+    provider, upstream, admitted_us / 3600000000, ended_us / 3600000000, "end" = 'charge', quantity = images_asked,
+    usd_measured IS NOT NULL, usd_per_image, CAST(sum(CAST(coalesce(upstream_usd, usd_measured) AS NUMERIC)) AS TEXT),
+    CAST(sum(quantity) AS BIGINT), CAST(sum(images_asked) AS BIGINT)
+FROM events AS e
+WHERE month IN (SELECT json_array_elements_text(CAST(%(ids)s AS json))) AND ended_us >= %(first_us)s
+    AND admitted_us < %(end_us)s
+    AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, coalesce(upstream_usd, usd_measured) IS NOT NULL;

@@ -66,3 +66,14 @@ WHERE NOT EXISTS (
     WHERE a.org_id = t.org_id AND a.action = 'enduser.erase' AND a.target = t.pseudonym AND a.at >= t.at
 )
 ON CONFLICT DO NOTHING;
+
+-- name: provider_sums
+-- By the columns of `HourSum`. What a provider says is summed by Python: SQLite's own sum of decimal text is a float.
+SELECT
+    provider, upstream, admitted_us / 3600000000, ended_us / 3600000000, "end" = 'charge', quantity = images_asked,
+    usd_measured IS NOT NULL, usd_per_image, sum_usd(coalesce(upstream_usd, usd_measured)), sum(quantity),
+    sum(images_asked)
+FROM events AS e
+WHERE month IN (SELECT value FROM json_each(:ids)) AND ended_us >= :first_us AND admitted_us < :end_us
+    AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, coalesce(upstream_usd, usd_measured) IS NOT NULL;

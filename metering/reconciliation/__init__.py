@@ -1,0 +1,1 @@
+"""The ledger against the books of providers. Pure: facts in, findings out."""

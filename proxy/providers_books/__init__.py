@@ -1,0 +1,1 @@
+"""Providers' own books: what they say that they bill, by HTTP or in a file."""
