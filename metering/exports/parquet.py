@@ -1,6 +1,8 @@
 """Export as Parquet: decimals, moments in UTC, dates and lists with types of their own; the extra `[parquet]`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Context, Decimal
+from functools import lru_cache
 from typing import BinaryIO
 
 import orjson
@@ -17,7 +19,10 @@ MXN = pa.decimal128(18, 6)
 """Amounts in MXN, to the millionth, as in the ledger."""
 
 FACTOR = pa.decimal128(38, 18)
-"""Prices and figures in USD, and what they are multiplied by: none has more decimals."""
+"""Prices and figures in USD, and what they are multiplied by. A provider's figure with more decimals is rounded."""
+
+_SMALLEST = Decimal("1e-18")
+_ROUND = Context(prec=100, rounding=ROUND_HALF_UP)
 
 MOMENT = pa.timestamp("us", tz="UTC")
 
@@ -83,5 +88,12 @@ def _batch(schema: pa.Schema, rows: Sequence[Sequence[str]]) -> pa.RecordBatch:
 def _array(field: pa.Field, cells: Sequence[str]) -> pa.Array:
     if (parse := LISTS.get(field.name)) is not None:
         return pa.array([parse(cell) if cell else None for cell in cells], field.type)
+    if field.type == FACTOR:
+        return pa.array([_factor(cell) for cell in cells], FACTOR)
     texts = pa.array([cell or None for cell in cells], pa.string())
     return texts if field.type == pa.string() else texts.cast(field.type)
+
+
+@lru_cache(maxsize=1_024)
+def _factor(cell: str) -> Decimal | None:
+    return _ROUND.quantize(Decimal(cell), _SMALLEST) if cell else None

@@ -22,8 +22,9 @@ from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, Written, columns
 from metering.exports.writing import Source, untold
 from metering.ledger.record import SqlLedger
 from metering.money import format_mxn, parse_mxn
-from tests.kits.books import ACT, NOON, event, open_ledger
+from tests.kits.books import ACT, NOON, charge_of, event, open_ledger
 from tests.kits.exports import CLOSE, MONTH, ORGS, exported, fill, org_id_of
+from tests.kits.exports import source as of_rows
 
 CHARGES = 24
 SUM = Decimal("42.84")
@@ -136,6 +137,16 @@ async def test_parquet_has_types(ledger_url: str) -> None:
         assert row["admitted_at"] == datetime.fromisoformat(cells["admitted_at"])
         assert row["amount_mxn"] == Decimal(cells["amount_mxn"]) and (row["seal"] or "") == cells["seal"]
         assert (row["images"] or []) == cells["images"].split()
+
+
+@pytest.mark.parametrize(
+    ("figure", "read"), [("1E-7", "0.0000001"), ("0.1234567890123456785", "0.123456789012345679"), ("12", "12")]
+)
+async def test_a_providers_figure_stops_no_export(figure: str, read: str) -> None:
+    """However many decimals it has, and in whichever form it came."""
+    one = charge_of(event(org_id_of(0), 1))._replace(usd_measured=figure)
+    data, _ = await exported(of_rows([[one]]), "parquet")
+    assert parquet.read_table(io.BytesIO(data)).to_pylist()[0]["usd_measured"] == Decimal(read)
 
 
 async def test_row_groups_are_bounded(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
