@@ -11,6 +11,7 @@ from metering.ledger.outbox import OutboxRecords
 from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
 from metering.ledger.queries import pending
+from metering.ledger.statements import StatementRecords
 from metering.ledger.transactions import Steps
 from metering.ports import LedgerError
 
@@ -26,6 +27,7 @@ class SqlLedger(
     IncarnationRecords,
     MonthRecords,
     OutboxRecords,
+    StatementRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

@@ -55,6 +55,7 @@ ENTRIES = {
     "usage": Entry("usage", "app", "Charged orders of a month."),
     "month": Entry("month", "app", "Months: closed for good, and sealed."),
     "sink": Entry("sink", "app", "Receivers of metering events: what they have not taken, and sending it again."),
+    "statement": Entry("statement", "statement", "An organisation's month, for itself: HTML that prints well, or PDF."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),

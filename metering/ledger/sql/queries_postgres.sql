@@ -84,3 +84,15 @@ UPDATE outbox SET set_aside_at = %(at)s, error = %(error)s
 WHERE sink = %(sink)s AND kind = %(kind)s
     AND id = ANY (ARRAY(SELECT json_array_elements_text(CAST(%(ids)s AS json))))
     AND next_at = %(lease)s AND set_aside_at IS NULL;
+
+-- name: month_tags
+-- Of the orders that are posted to their own month, as `month_use`: the tags that cost most, each with how many there are.
+SELECT
+    name, CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount) AS BIGINT), count(*) OVER ()
+FROM (
+    SELECT name, orders, images, amount_micro_mxn AS amount FROM usage_of
+    WHERE org_id = %(org_id)s AND day BETWEEN %(first)s AND %(last)s AND kind = 'tag'
+    UNION ALL
+    SELECT tag, -1, -quantity, -amount_micro_mxn FROM events, json_array_elements_text(CAST(tags AS json)) AS tag
+    WHERE posted > %(month)s AND org_id = %(org_id)s AND month = %(month)s AND tags IS NOT NULL AND "end" = 'charge'
+) AS posts GROUP BY name HAVING sum(orders) > 0 ORDER BY 4 DESC, name COLLATE "C" LIMIT %(most)s;
