@@ -97,7 +97,7 @@ SHIPPED := --extra s3 --extra xlsx --extra nats
 lock:
 	$(LOCK) $(SHIPPED) --output-file requirements/gateway.txt
 	$(LOCK) $(SHIPPED) --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
-	$(LOCK) $(SHIPPED) --extra parquet --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(LOCK) $(SHIPPED) --extra parquet --extra pdf --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
 	$(COMPILE) --group build --constraint requirements/demo.txt --output-file requirements/build.txt
 
 clean:

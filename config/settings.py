@@ -202,6 +202,9 @@ SINK_LAG_S = 15.0
 USAGE_PER_MINUTE = 60
 """Reports of an organisation in each process. A dashboard asks every few seconds; the largest report takes a second."""
 
+STATEMENTS_PER_MINUTE = 60
+"""Statements of an organisation in each process, as reports of usage: one reads every charge of its month."""
+
 HISTORY_PER_MINUTE = 1_200
 """Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
 100 takes the ledger a few milliseconds."""

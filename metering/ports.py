@@ -425,6 +425,64 @@ class Names:
     keys: Mapping[str, str]
 
 
+class MonthUse(NamedTuple):
+    """Charges that are posted to a month, of one day, model, key or tag; `name` is that one's."""
+
+    name: str
+    orders: int
+    images: int
+    amount_micro_mxn: int
+
+
+class RateUse(NamedTuple):
+    """Charges that are posted to a month, at one rate; `fx_month` is the rate's own month.
+
+    `group` is 1 for orders with tags, 0 for those without, -1 for those of earlier months.
+    """
+
+    fx_month: str
+    mxn_per_usd: str
+    source: str
+    group: int
+    orders: int
+    images: int
+    amount_micro_mxn: int
+
+
+class PaidSums(NamedTuple):
+    """Credits of a month of one kind and IVA rate, with the sums of what was paid for them."""
+
+    type: CreditType
+    iva_rate: str | None
+    credits: int
+    amount_micro_mxn: int
+    base_micro_mxn: int
+    iva_micro_mxn: int
+
+
+@dataclass(frozen=True, slots=True)
+class MonthFacts:
+    """What a statement says of one organisation's month, read at one moment.
+
+    Days, models, keys and tags are of orders of the month itself; `late` is of orders of earlier months, by month.
+    `tags` and `credits` are the largest and the latest; `all_tags` counts them all.
+    """
+
+    sums: MonthSums
+    names: Names
+    closed_at: str | None
+    days: Sequence[MonthUse]
+    models: Sequence[MonthUse]
+    keys: Sequence[MonthUse]
+    tags: Sequence[MonthUse]
+    all_tags: int
+    late: Sequence[MonthUse]
+    rates: Sequence[RateUse]
+    records: Sequence[FxRecord]
+    paid: Sequence[PaidSums]
+    credits: Sequence[Credit]
+
+
 class Charge(NamedTuple):
     """A charged order as it is exported: a row of the ledger as it was read. `images` is what `encode_images` wrote.
 
@@ -933,6 +991,7 @@ class Ledger(Outbox, Protocol):
         self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
     ) -> list[MonthSums]: ...
     async def names(self, month: str, org_id: str) -> Names: ...
+    async def month_facts(self, month: str, org_id: str, *, max_tags: int, max_credits: int) -> MonthFacts: ...
     def charges(
         self, month: str, *, org_id: str | None = None, first: str = "", last: str = LATEST, charged: bool = True
     ) -> AsyncIterator[Sequence[Charge]]: ...

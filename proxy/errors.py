@@ -48,13 +48,22 @@ class Kind(Enum):
         403, "permission_error", "origin_not_allowed", False, "the API key may not be used by pages from this origin"
     )
     SUSPENDED = Row(403, "permission_error", "organization_suspended", False, "the organisation is suspended")
-    NOT_ALLOWED = Row(403, "permission_error", "not_allowed", False, "the administrator's role may not do this")
+    NOT_ALLOWED = Row(
+        403, "permission_error", "not_allowed", False, "the administrator's role or the API key may not do this"
+    )
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(
         404, "invalid_request_error", "generation_not_found", False, "the organisation has no such generation"
     )
     NOT_FOUND = Row(404, "invalid_request_error", "not_found", False, "there is nothing at this address")
     METHOD = Row(405, "invalid_request_error", "method_not_allowed", False, "the address does not take this method")
+    NOT_ACCEPTABLE = Row(
+        406,
+        "invalid_request_error",
+        "not_acceptable",
+        False,
+        "the gateway cannot answer in the requested form",
+    )
     TOO_LARGE = Row(413, "invalid_request_error", "request_too_large", False, "the body is too large")
     ENCODING = Row(
         415, "invalid_request_error", "unsupported_encoding", False, "the body is compressed in a way that is not taken"

@@ -203,9 +203,25 @@ COUNTS_AS = Text("This order counts as {cost} {what}.", "Este pedido cuenta como
 RATE = Text("{whose} limit is {limit} {what} per minute.", "El límite {whose} es de {limit} {what} por minuto.")
 TRY_AGAIN = Text("Try again in {seconds:g} seconds.", "Inténtelo de nuevo en {seconds:g} segundos.")
 READS_OF_USAGE = Text("reports of usage", "reportes de uso")
+READS_OF_STATEMENTS = Text("reads of statements", "consultas de estados de cuenta")
 READS_OF_HISTORY = Text("reads of generations", "consultas de generaciones")
 READS_OF_CREDITS = Text("reads of credits", "consultas de saldo")
 READS_OF_MODELS = Text("reads of models", "consultas de modelos")
+MONTH_LIKE = Text("`{name}` must be a month as YYYY-MM.", "`{name}` debe ser un mes como AAAA-MM.")
+NOT_BEGUN = Text("{month} has not begun.", "{month} todavía no empieza.")
+NO_STATEMENT = Text(
+    "There is no statement for {month}: the account begins later.",
+    "No hay estado de cuenta de {month}: la cuenta empieza después.",
+)
+STATEMENT_LANGUAGE = Text("`{name}` must be `es` or `en`.", "`{name}` debe ser `es` o `en`.")
+STATEMENT_KEY = Text(
+    "A statement is the whole organisation's: use a live key that reads its organisation's orders.",
+    "El estado de cuenta es de toda la organización: use una clave real que lea los pedidos de su organización.",
+)
+NO_PDF = Text(
+    "This gateway makes no PDF: ask for `text/html`, and print that.",
+    "Este gateway no genera PDF: pida `text/html` e imprímalo.",
+)
 ONE_REPORT = Text(
     "Another report of your organisation is being made; ask for one at a time.",
     "Ya se está haciendo otro reporte de su organización; pida uno a la vez.",

@@ -75,6 +75,7 @@ from proxy.api.operation import Endpoint
 from proxy.api.reads import ReadRates, Reports
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
+from proxy.api.statements import StatementsEndpoint
 from proxy.api.transactions import TransactionsEndpoint
 from proxy.api.usage import UsageEndpoint
 from proxy.app import build_app, build_full_app
@@ -301,6 +302,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await background.end()
             await end_users.drain()
 
+        reports = Reports()
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -317,7 +319,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
-            UsageEndpoint(authenticator, wallet, back.ledger, reads, Reports()),
+            UsageEndpoint(authenticator, wallet, back.ledger, reads, reports),
+            StatementsEndpoint(authenticator, wallet, back.ledger, reads, reports),
         ]
         if (admin := _admin(settings, back, outbound, public_url)) is not None:
             endpoints.append(admin)

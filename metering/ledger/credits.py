@@ -278,10 +278,11 @@ def _with_facts(rows: list[Row], until: str = LATEST) -> Steps[list[Credit]]:
     values = {"ids": as_json([row[0] for row in rows]), "until": until}
     for credit_id, name, value in (yield "credit_facts", values):
         facts.setdefault(credit_id, {})[name] = value
-    return [_credit_of(row, facts.get(row[0], {})) for row in rows]
+    return [credit_of(row, facts.get(row[0], {})) for row in rows]
 
 
-def _credit_of(row: Row, facts: Mapping[str, str]) -> Credit:
+def credit_of(row: Row, facts: Mapping[str, str]) -> Credit:
+    """Build a credit from a row of the statement `credits`."""
     base, rate, iva = row[7:10]
     tax = None if base is None else Tax(base, Decimal(rate), iva)
     number, at, actor, balance = row[10:]

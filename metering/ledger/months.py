@@ -73,30 +73,33 @@ class MonthRecords(Transactions):
         self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
     ) -> list[MonthSums]:
         """Read what was posted to a month, by organisation: of a closed month what was written at its close."""
-        of = {"after_id": "" if after is None else after.org_id, "org_id": org_id, "page": most}
-
-        def steps() -> Steps[list[MonthSums]]:
-            sealed = any(row[1] for row in (yield "month_state", {"month": month}))
-            query = "balances_at_close" if sealed else "month_sums"
-            rows: list[Row] = yield query, {**of, **(_span(month) if not sealed else {"month": month})}
-            return [MonthSums(*row) for row in rows]
-
-        return await self._run("scan", steps)
+        return await self._run("scan", lambda: sums_of(month, org_id, "" if after is None else after.org_id, most))
 
     async def names(self, month: str, org_id: str) -> Names:
         """Read what an organisation and its keys are called: of a closed month, as at its close. Raises NotThere."""
-
-        def steps() -> Steps[Mapping[str, str]]:
-            rows = yield "names_at_close", {"month": month, "org_id": org_id}
-            return dict(rows or (yield "names_now", {"org_id": org_id}))
-
-        names = await self._run("read", steps)
-        if "" not in names:
-            raise NotThere(f"there is no organisation {org_id!r}")
-        return Names(names[""], {key_id: name for key_id, name in names.items() if key_id})
+        return await self._run("read", lambda: names_of(month, org_id))
 
 
-def _span(month: str) -> dict[str, str]:
+def sums_of(month: str, org_id: str | None, after_id: str, most: int) -> Steps[list[MonthSums]]:
+    """Read what was posted to a month: of a sealed one what was written then."""
+    of = {"after_id": after_id, "org_id": org_id, "page": most}
+    sealed = any(row[1] for row in (yield "month_state", {"month": month}))
+    query = "balances_at_close" if sealed else "month_sums"
+    rows: list[Row] = yield query, {**of, **(span_of(month) if not sealed else {"month": month})}
+    return [MonthSums(*row) for row in rows]
+
+
+def names_of(month: str, org_id: str) -> Steps[Names]:
+    """Read names: of a closed month, as at its close. Raises NotThere."""
+    rows = yield "names_at_close", {"month": month, "org_id": org_id}
+    names: Mapping[str, str] = dict(rows or (yield "names_now", {"org_id": org_id}))
+    if "" not in names:
+        raise NotThere(f"there is no organisation {org_id!r}")
+    return Names(names[""], {key_id: name for key_id, name in names.items() if key_id})
+
+
+def span_of(month: str) -> dict[str, str]:
+    """Build the values by which statements select a month: its days, and its moments in UTC."""
     return {
         "month": month,
         "first": f"{month}-01",

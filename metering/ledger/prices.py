@@ -36,7 +36,7 @@ class PriceRecords(Transactions):
         found, actor = origin or FxOrigin(), SEED if act is None else act.actor
 
         def steps() -> Steps[bool]:
-            of_month = [one for one in _records((yield "rate_records", {})) if one.rate.month == rate.month]
+            of_month = [one for one in records_of((yield "rate_records", {})) if one.rate.month == rate.month]
             _check_begun(of_month, rate, at)
             last = of_month[-1] if of_month else None
             if last is not None and last.rate.mxn_per_usd == rate.mxn_per_usd:
@@ -71,7 +71,7 @@ class PriceRecords(Transactions):
         """
 
         def steps() -> Steps[FxRecord]:
-            of_month = [one for one in _records((yield "rate_records", {})) if one.rate.month == month]
+            of_month = [one for one in records_of((yield "rate_records", {})) if one.rate.month == month]
             if not of_month:
                 raise NotThere(f"no rate was entered for {month}")
             last = of_month[-1]
@@ -90,7 +90,7 @@ class PriceRecords(Transactions):
 
     async def rate_records(self) -> list[FxRecord]:
         """Read every rate that was ever entered, oldest month first, and how it came about."""
-        return _records(await self._rows("rate_records"))
+        return records_of(await self._rows("rate_records"))
 
     async def rates(self) -> list[FxRate]:
         """Read the rate of each month that has an approved one, oldest month first."""
@@ -123,7 +123,8 @@ class PriceRecords(Transactions):
         }
 
 
-def _records(rows: Sequence[Row]) -> list[FxRecord]:
+def records_of(rows: Sequence[Row]) -> list[FxRecord]:
+    """Build rates of record from rows of the statement `rate_records`."""
     return [FxRecord(row[0], FxRate(row[1], Decimal(row[2]), row[3]), FxOrigin(*row[4:9]), *row[9:]) for row in rows]
 
 

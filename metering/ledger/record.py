@@ -13,6 +13,7 @@ from metering.ledger.prices import PriceRecords
 from metering.ledger.projected import ProjectedRecords
 from metering.ledger.queries import pending
 from metering.ledger.reconciled import ReconciliationRecords
+from metering.ledger.statements import StatementRecords
 from metering.ledger.transactions import Steps
 from metering.ports import LedgerError
 
@@ -30,6 +31,7 @@ class SqlLedger(
     MonthRecords,
     OutboxRecords,
     ReconciliationRecords,
+    StatementRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

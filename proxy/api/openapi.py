@@ -68,7 +68,10 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "The request's own `X-Request-ID`, where it sent one of at most 128 visible ASCII characters",
         {"maxLength": MAX_CLIENT_ID_CHARACTERS} | _TEXTS,
     ),
-    "content-language": ("Of the message, as `Accept-Language` prefers", {"enum": list(LANGUAGES)} | _TEXTS),
+    "content-language": (
+        "Of the message or the statement, as `Accept-Language` prefers",
+        {"enum": list(LANGUAGES)} | _TEXTS,
+    ),
     "accept-encoding": ("How a body may be compressed", _TEXTS),
     "idempotent-replayed": ("It was done before; nothing was done or charged again", {"const": "true"} | _TEXTS),
     "deprecation": ("RFC 9745: the model has a day to end", _TEXTS),
@@ -78,7 +81,8 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "etag": ("Of this version", _TEXTS),
     "cache-control": ("How long it may be kept", _TEXTS),
     "vary": ("What the form of the answer depends on", _TEXTS),
-    "content-disposition": ("Of CSV: a name for its file", _TEXTS),
+    "content-disposition": ("A name for the file", _TEXTS),
+    "content-security-policy": ("Of a page: it runs nothing and loads nothing", _TEXTS),
     "www-authenticate": ("How to send a token", _TEXTS),
 }
 """All headers of a reply that a page's script may read, besides HTTP's own."""

@@ -2,9 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from config.settings import (
     CREDITS_PER_MINUTE,
@@ -14,13 +17,21 @@ from config.settings import (
     REPORTS_MADE,
     REPORTS_OPEN,
     REPORTS_WAITING,
+    STATEMENTS_PER_MINUTE,
     USAGE_PER_MINUTE,
 )
 from metering.shares import Bound
 from metering.turns import Turns
 from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
-from proxy.messages import ONE_REPORT, READS_OF_CREDITS, READS_OF_HISTORY, READS_OF_MODELS, READS_OF_USAGE
+from proxy.messages import (
+    ONE_REPORT,
+    READS_OF_CREDITS,
+    READS_OF_HISTORY,
+    READS_OF_MODELS,
+    READS_OF_STATEMENTS,
+    READS_OF_USAGE,
+)
 from proxy.orders.refusals import reads_limited
 
 MINUTE_S = 60.0
@@ -33,6 +44,7 @@ class Read(Enum):
     """Kinds of reads: the name in a message, and the maximum per minute for an organisation."""
 
     USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
+    STATEMENTS = READS_OF_STATEMENTS, STATEMENTS_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
@@ -94,6 +106,26 @@ class Reports:
     def end(self, org_id: str) -> None:
         """Give the turn back: the report is sent, or there is none."""
         self._open.give_back(org_id)
+
+
+class SentReport(StreamingResponse):
+    """A reply in pieces that calls `over` when it ends, however it ends."""
+
+    def __init__(self, pieces: list[bytes], media: str, headers: Mapping[str, str], over: Callable[[], None]) -> None:
+        length = str(sum(map(len, pieces)))
+        super().__init__(_one_by_one(pieces), media_type=media, headers={**headers, "content-length": length})
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
+
+
+async def _one_by_one(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _busy() -> ApiError:

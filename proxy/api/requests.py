@@ -94,11 +94,14 @@ def weighed(header: str) -> Iterator[tuple[str, float]]:
         yield name, weights[0] if weights else 1.0
 
 
-def language_of(headers: Headers) -> Language:
-    """Choose our language with the highest weight in `Accept-Language`; of two with the same weight, the first."""
-    best, chosen = 0.0, LANGUAGES[0]
+def language_of(headers: Headers, default: Language = LANGUAGES[0]) -> Language:
+    """Choose our language with the highest weight in `Accept-Language`; of two with the same weight, the first.
+
+    `default` if it names none of ours, or any.
+    """
+    best, chosen = 0.0, default
     for tag, weight in weighed(", ".join(headers.getlist("accept-language"))):
-        primary = tag.partition("-")[0].replace("*", LANGUAGES[0])
+        primary = tag.partition("-")[0].replace("*", default)
         language = next((one for one in LANGUAGES if one == primary), None)
         if language is not None and weight > best:
             best, chosen = weight, language

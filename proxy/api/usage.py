@@ -4,7 +4,7 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal, cast, get_args
@@ -21,8 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from config.settings import REPORT_ROWS
 from metering.clock import next_month, period_at
@@ -35,7 +34,7 @@ from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.operation import Operation, Tag
-from proxy.api.reads import Read, ReadRates, Reports
+from proxy.api.reads import Read, ReadRates, Reports, SentReport
 from proxy.api.requests import weighed
 from proxy.api.schemas import absent
 from proxy.errors import ApiError, Kind, wallet_away
@@ -213,7 +212,7 @@ class UsageEndpoint:
             name = f"usage-{query.first}-{query.last}.csv"
             headers["content-disposition"] = f'attachment; filename="{name}"'
         media = "text/csv" if as_table else "application/json"
-        return _Sent(pieces, media, headers, partial(self._reports.end, org_id))
+        return SentReport(pieces, media, headers, partial(self._reports.end, org_id))
 
     async def _document(self, caller: Caller, query: UsageQuery, as_table: bool) -> list[bytes]:
         days = query.first.isoformat(), query.last.isoformat()
@@ -264,26 +263,6 @@ def _why(rule: ErrorDetails, name: str) -> Text:
 
 def _bad(name: str, message: Text) -> ApiError:
     return ApiError(Kind.INVALID_REQUEST, message, param=name[:64])
-
-
-class _Sent(StreamingResponse):
-    """A reply in pieces that calls `over` when it ends, however it ends."""
-
-    def __init__(self, pieces: list[bytes], media: str, headers: Mapping[str, str], over: Callable[[], None]) -> None:
-        length = str(sum(map(len, pieces)))
-        super().__init__(_one_by_one(pieces), media_type=media, headers={**headers, "content-length": length})
-        self._over = over
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._over()
-
-
-async def _one_by_one(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
 
 
 def _label(by: Sequence[str]) -> tuple[Label, str] | None:

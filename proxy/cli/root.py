@@ -57,6 +57,7 @@ ENTRIES = {
     "month": Entry("month", "app", "Months: closed for good, and sealed."),
     "sink": Entry("sink", "app", "Receivers of metering events: what they have not taken, and sending it again."),
     "reconcile": Entry("reconcile", "reconcile", "A month compared with the providers' books, and with the store."),
+    "statement": Entry("statement", "statement", "An organisation's month, for itself: HTML that prints well, or PDF."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),

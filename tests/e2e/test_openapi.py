@@ -12,10 +12,11 @@ import httpx2
 from pydantic import BaseModel
 
 from config.settings import REDIS_DECISION_S
-from metering.clock import utc_now
+from metering.clock import period_at, unix_us_at, utc_now
 from proxy.api.admin.minting import Issuer, mint
 from proxy.api.openapi import document
 from proxy.api.schemas import Credits, Delivered, Error, Found, Generation, Model, Models, OpenApi
+from proxy.api.statements import StatementReply
 from tests.e2e.conftest import Prepared
 from tests.kits.surface import operations
 from tests.kits.system import FLUX, GPT, NINE, System, bearer
@@ -24,6 +25,7 @@ from tests.long import long
 PLENTY = 1_000_000
 """Requests and images per minute: the document is tried, not the limits."""
 
+MONTH = period_at(unix_us_at(utc_now())).month
 SECRET = "thirty-two bytes of a secret, at the least"
 
 ORDERS = [
@@ -68,6 +70,7 @@ def test_every_real_reply_has_its_models_form(system: System) -> None:
         for one in models:
             held(Model, client.get(f"/models/{one['id']}"))
         held(Credits, client.get("/credits"))
+        held(StatementReply, client.get(f"/statements/{MONTH}", headers={"accept": "application/json"}))
         held(Error, client.get("/nothing"), 404)
         assert client.get(system.url.removesuffix("v1") + "healthz").text == "ok\n"
         assert client.get(system.url.removesuffix("v1") + "readyz").text == "ready\n"
@@ -95,7 +98,7 @@ def test_every_get_is_also_a_head(system: System) -> None:
     _, key = spending(system, "heads")
     with httpx2.Client(base_url=system.url.removesuffix("v1"), headers=bearer(key), trust_env=False) as client:
         made = held(Delivered, client.post("/v1/images/generations", json=ORDERS[0]))
-        at = {"id": made["id"], "model_id": FLUX}
+        at = {"id": made["id"], "model_id": FLUX, "month": MONTH}
         at |= zip(("org", "request", "file"), made["data"][0]["url"].split("/")[-3:], strict=True)
         rows = [row for row in operations() if row.method == "GET" and row.security != "admin"]
         assert len(rows) >= 10
@@ -132,6 +135,7 @@ def configuration(made: list[dict[str, Any]], seed: int, examples: int) -> str:
         "query.idempotency_key": (["explored"], 0.5),
         "path.id": ([one["id"] for one in made], 0.5),
         "path.model_id": (sorted(NINE), 0.5),
+        "path.month": ([MONTH, "2020-01"], 0.9),
         "path.org": ([org], 0.9),
         "path.request": ([request], 0.9),
         "path.file": ([file], 0.9),

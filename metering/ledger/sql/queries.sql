@@ -546,6 +546,8 @@ ORDER BY org_id LIMIT :page;
 
 -- name: month_sums
 -- From the running totals of days, less what was posted to a later month, and with what was posted to this one late.
+-- `posted > …` finds the few late rows by their own index; the CASTs keep SQLite from the index of months or of
+-- organisations instead, which is every row.
 SELECT
     o.id,
     CAST(
@@ -553,10 +555,7 @@ SELECT
             SELECT coalesce(sum(amount_micro_mxn), 0) FROM credit_transactions
             WHERE org_id = o.id AND number IS NOT NULL AND at < :first_at
         ) - (SELECT coalesce(sum(amount_micro_mxn), 0) FROM usage WHERE org_id = o.id AND day < :first)
-        + (
-            SELECT coalesce(sum(amount_micro_mxn), 0) FROM events
-            WHERE org_id = o.id AND posted IS NOT NULL AND month < :month AND posted >= :month
-        )
+        + coalesce(before.amount, 0)
     AS BIGINT),
     CAST(coalesce(c.recharges, 0) AS BIGINT), CAST(coalesce(c.bonuses, 0) AS BIGINT),
     CAST(coalesce(c.refunds, 0) AS BIGINT), CAST(coalesce(c.adjustments, 0) AS BIGINT),
@@ -579,9 +578,14 @@ LEFT JOIN (
     FROM usage WHERE day BETWEEN :first AND :last GROUP BY org_id
 ) AS u ON u.org_id = o.id
 LEFT JOIN (
-    SELECT org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
-    FROM events WHERE posted IS NOT NULL AND month = :month AND "end" = 'charge' GROUP BY org_id
+    SELECT
+        CAST(org_id AS TEXT) AS org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
+    FROM events WHERE posted > :month AND CAST(month AS TEXT) = :month AND "end" = 'charge' GROUP BY 1
 ) AS later ON later.org_id = o.id
+LEFT JOIN (
+    SELECT CAST(org_id AS TEXT) AS org_id, sum(amount_micro_mxn) AS amount FROM events
+    WHERE posted >= :month AND CAST(month AS TEXT) < :month GROUP BY 1
+) AS before ON before.org_id = o.id
 LEFT JOIN (
     SELECT org_id, sum(amount_micro_mxn) AS amount, count(*) AS orders, sum(quantity) AS images
     FROM events WHERE posted = :month AND "end" = 'charge' GROUP BY org_id
@@ -589,6 +593,62 @@ LEFT JOIN (
 WHERE o.id > :after_id AND (CAST(:org_id AS TEXT) IS NULL OR o.id = :org_id)
     AND (o.created_at < :end_at OR c.org_id IS NOT NULL OR u.org_id IS NOT NULL OR late.org_id IS NOT NULL)
 ORDER BY o.id LIMIT :page;
+
+-- name: closed_at
+SELECT closed_at FROM months WHERE month = :month;
+
+-- name: month_use
+-- Charges posted to their own month, by one of day, model and key: the running totals, less what came after the close,
+-- which is found as in `month_sums`.
+SELECT name, CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount) AS BIGINT) FROM (
+    SELECT
+        CASE CAST(:by AS TEXT) WHEN 'day' THEN day WHEN 'model' THEN model ELSE key_id END AS name,
+        orders, images, amount_micro_mxn AS amount
+    FROM usage WHERE org_id = :org_id AND day BETWEEN :first AND :last
+    UNION ALL
+    SELECT
+        CASE CAST(:by AS TEXT) WHEN 'day' THEN day WHEN 'model' THEN model ELSE key_id END,
+        -1, -quantity, -amount_micro_mxn
+    FROM events
+    WHERE posted > :month AND CAST(org_id AS TEXT) = :org_id AND CAST(month AS TEXT) = :month AND "end" = 'charge'
+) AS posts GROUP BY name HAVING sum(orders) > 0;
+
+-- name: month_late
+SELECT month, count(*), CAST(sum(quantity) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM events WHERE posted = :month AND org_id = :org_id AND "end" = 'charge' GROUP BY month ORDER BY month;
+
+-- name: month_rate
+-- Reads every charge that is posted to its own month, once: neither rates nor orders with tags have running totals. Is
+-- there one rate only, and which? All orders, images and their price, and those of the orders that have tags.
+SELECT
+    min(fx_month), min(mxn_per_usd), min(fx_source),
+    min(fx_month) = max(fx_month) AND min(mxn_per_usd) = max(mxn_per_usd) AND min(fx_source) = max(fx_source),
+    count(*), CAST(coalesce(sum(quantity), 0) AS BIGINT), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT),
+    count(tags), CAST(coalesce(sum(CASE WHEN tags IS NOT NULL THEN quantity END), 0) AS BIGINT),
+    CAST(coalesce(sum(CASE WHEN tags IS NOT NULL THEN amount_micro_mxn END), 0) AS BIGINT)
+FROM events WHERE month = :month AND org_id = :org_id AND posted IS NULL AND "end" = 'charge';
+
+-- name: month_rates
+-- The same for a month of several rates, by the columns of `RateUse`. It sorts the charges, which takes twice as long.
+SELECT
+    fx_month, mxn_per_usd, fx_source, CASE WHEN tags IS NULL THEN 0 ELSE 1 END, count(*),
+    CAST(sum(quantity) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM events WHERE month = :month AND org_id = :org_id AND posted IS NULL AND "end" = 'charge' GROUP BY 1, 2, 3, 4;
+
+-- name: late_rates
+SELECT
+    fx_month, mxn_per_usd, fx_source, -1, count(*), CAST(sum(quantity) AS BIGINT),
+    CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM events WHERE posted = :month AND org_id = :org_id AND "end" = 'charge' GROUP BY 1, 2, 3;
+
+-- name: month_paid
+-- By the columns of `PaidSums`.
+SELECT
+    type, iva_rate, count(*), CAST(sum(amount_micro_mxn) AS BIGINT), CAST(coalesce(sum(base_micro_mxn), 0) AS BIGINT),
+    CAST(coalesce(sum(iva_micro_mxn), 0) AS BIGINT)
+FROM credit_transactions
+WHERE org_id = :org_id AND number IS NOT NULL AND at >= :first_at AND at < :end_at
+GROUP BY type, iva_rate ORDER BY type, iva_rate;
 
 -- name: closed_through
 -- The last month that is closed; months close in their order.

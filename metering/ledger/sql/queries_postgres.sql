@@ -106,3 +106,15 @@ WHERE month IN (SELECT json_array_elements_text(CAST(%(ids)s AS json))) AND ende
     AND admitted_us < %(end_us)s
     AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
 GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, coalesce(upstream_usd, usd_measured) IS NOT NULL;
+
+-- name: month_tags
+-- Of the orders that are posted to their own month, as `month_use`: the tags that cost most, each with how many there are.
+SELECT
+    name, CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount) AS BIGINT), count(*) OVER ()
+FROM (
+    SELECT name, orders, images, amount_micro_mxn AS amount FROM usage_of
+    WHERE org_id = %(org_id)s AND day BETWEEN %(first)s AND %(last)s AND kind = 'tag'
+    UNION ALL
+    SELECT tag, -1, -quantity, -amount_micro_mxn FROM events, json_array_elements_text(CAST(tags AS json)) AS tag
+    WHERE posted > %(month)s AND org_id = %(org_id)s AND month = %(month)s AND tags IS NOT NULL AND "end" = 'charge'
+) AS posts GROUP BY name HAVING sum(orders) > 0 ORDER BY 4 DESC, name COLLATE "C" LIMIT %(most)s;

@@ -1,0 +1,1 @@
+"""Statements for people: one sheet of words and numbers, drawn as HTML and as PDF."""
