@@ -30,7 +30,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis import Redis
 
-from metering.clock import utc_now
+from metering.clock import period_at, unix_us_at, utc_now
 from metering.months import close_month
 from metering.ports import Act, NewCredit
 from metering.wallet import keys
@@ -52,7 +52,7 @@ SECRET = re.compile(r"ghub_sk_live_[A-Za-z0-9]{32}|[\w-]{20,}\.[\w-]{60,}\.[\w-]
 RUNNING = {("demo",), ("serve",), ("consume",), ("simulate",)}
 """They end at a signal: started and stopped by tests of their own."""
 
-FAILS = {("event", "retry"): 1, ("verify",): 1, ("usage", "export"): 3}
+FAILS = {("event", "retry"): 1, ("verify",): 1, ("usage", "export"): 3, ("fx", "correct"): 3}
 """Commands that do not exit with 0: an event is damaged here, and a journal lost."""
 
 
@@ -99,6 +99,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
     ("fx", "fetch"): ("--force",),
     ("fx", "approve"): ("2041-01", "18.4512"),
+    ("fx", "correct"): ("{month}", "19.00", "--reason", "a typo"),
     ("fx", "list"): (),
     ("sink", "list"): (),
     ("sink", "show"): ("warehouse-of-the-finance-department",),
@@ -154,6 +155,7 @@ def desk() -> Iterator[Desk]:
         wait_until(lambda: log.exists() and "serving" in log.read_text(), "a second gateway serves")
         system.stop("gone", signal.SIGKILL)
         made.words = {"order": reply.json()["id"], "org": org_id, "folder": str(place), "journal": str(lost)}
+        made.words["month"] = period_at(unix_us_at(utc_now())).month
         wait_until(lambda: bool(system.back(lambda back: back.ledger.set_asides())), "the event is set aside")
         (made.words["event"],) = [one.name for one in system.back(lambda back: back.ledger.set_asides())]
         yield made

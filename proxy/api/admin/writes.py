@@ -82,7 +82,14 @@ async def add_credit(call: Call, accounts: Accounts) -> Written:
     body = call.body
     micro_mxn = _amount("mxn", body.mxn)
     added = await accounts.add_credit(
-        call.ref, body.id, body.type, micro_mxn, order=body.order, reason=body.reason, recharge=body.recharge
+        call.ref,
+        body.id,
+        body.type,
+        micro_mxn,
+        order=body.order,
+        reason=body.reason,
+        recharge=body.recharge,
+        corrects=body.corrects,
     )
     return Written(body.id, {"added": added})
 
