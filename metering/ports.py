@@ -241,6 +241,22 @@ class UsageRow:
     amount_micro_mxn: int
 
 
+UsageBy = Literal["org", "day", "model", "key"]
+
+
+@dataclass(frozen=True, slots=True)
+class OrgUsage:
+    """Charges of an organisation, of one model, to one key, on one day. A dimension that was summed over is empty."""
+
+    org_id: str
+    day: str
+    model: str
+    key_id: str
+    orders: int
+    images: int
+    amount_micro_mxn: int
+
+
 @dataclass(frozen=True, slots=True)
 class Charged:
     """The ledger's totals for one organisation up to one of its event numbers."""
@@ -801,6 +817,9 @@ class Ledger(Outbox, Protocol):
         most: int,
         key_ids: Collection[str] | None = None,
     ) -> list[UsageRow]: ...
+    async def usage_of_orgs(
+        self, org_id: str | None, first: str, last: str, by: Collection[UsageBy], most: int
+    ) -> list[OrgUsage]: ...
     async def notices(
         self,
         org_id: str | None,

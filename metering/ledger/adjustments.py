@@ -94,7 +94,7 @@ class AdjustmentRecords(Transactions):
                 yield from once(act, at.isoformat())
                 return found
             if act.apart and found.proposed_by == act.actor:
-                raise SamePerson(f"{act.actor} has proposed adjustment {proposal_id}: another person approves it")
+                raise SamePerson(f"adjustment {proposal_id} was proposed by {act.actor}: another person approves it")
             yield from use_right(act, (yield from _posting_month(at)), "approve_adjustment", at)
             credit_id = yield from _credit_id(proposal_id)
             new = NewCredit(

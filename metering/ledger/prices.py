@@ -89,7 +89,7 @@ class PriceRecords(Transactions):
                 return last
             _check_begun(of_month, last.rate, at)
             if act.apart and last.entered_by == act.actor:
-                raise SamePerson(f"{act.actor} has entered this rate of {month}: another person approves it")
+                raise SamePerson(f"this rate of {month} was entered by {act.actor}: another person approves it")
             yield from use_right(act, month, "approve_fx", at)
             yield "approve_rate", {"rate_id": last.rate_id, "approved_by": act.actor, "at": at.isoformat()}
             yield from audit(act, at.isoformat())

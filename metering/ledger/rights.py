@@ -26,4 +26,4 @@ def use_right(act: Act, month: str, right: Right, at: datetime) -> Steps[None]:
     if not used:
         yield "use_month_right", {"month": month, "actor": act.actor, "month_right": right, "at": at.isoformat()}
     elif used[0][0] != right:
-        raise SamePerson(f"{act.actor} has {DID[used[0][0]]} of {month}, and uses no other right of that month")
+        raise SamePerson(f"of {month}, {act.actor} has {DID[used[0][0]]}, and may use no other right of that month")

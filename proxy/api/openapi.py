@@ -40,11 +40,17 @@ _COMMON = {
         Kind.UNAVAILABLE,
     ),
     "admin": (),
+    "finance": (),
     "none": (),
 }
 """Errors that any operation of a security may give."""
 
-_SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "admin": [{"admin": []}], "none": []}
+_SECURITY: dict[str, list[dict[str, list[str]]]] = {
+    "key": [{"ghub_sk": []}],
+    "admin": [{"admin": []}],
+    "finance": [{"finance": []}],
+    "none": [],
+}
 
 _TEXTS: dict[str, str] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -78,7 +84,11 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "etag": ("Of this version", _TEXTS),
     "cache-control": ("How long it may be kept", _TEXTS),
     "vary": ("What the form of the answer depends on", _TEXTS),
-    "content-disposition": ("Of CSV: a name for its file", _TEXTS),
+    "content-disposition": ("Of a file: its name", _TEXTS),
+    "x-geekhub-complete": (
+        "Whether everything is known that belongs in it; a closed month's always is",
+        {"type": "string", "enum": ["true", "false"]},
+    ),
     "www-authenticate": ("How to send a token", _TEXTS),
 }
 """All headers of a reply that a page's script may read, besides HTTP's own."""
@@ -141,6 +151,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
             "securitySchemes": {
                 "ghub_sk": {"type": "http", "scheme": "bearer", "description": "An API key: `ghub_sk_live_…`"},
                 "admin": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "finance": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
             },
         },
     }

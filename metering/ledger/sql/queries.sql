@@ -113,6 +113,14 @@ FROM usage
 WHERE org_id = :org_id AND day BETWEEN :first AND :last AND (CAST(:ids AS TEXT) IS NULL OR key_id IN (:ids))
 GROUP BY 1, 2, 3 LIMIT :most;
 
+-- name: usage_of_orgs
+SELECT
+    CASE WHEN :by_org THEN org_id ELSE '' END, CASE WHEN :by_day THEN day ELSE '' END,
+    CASE WHEN :by_model THEN model ELSE '' END, CASE WHEN :by_key THEN key_id ELSE '' END,
+    CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM usage WHERE day BETWEEN :first AND :last AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT :most;
+
 -- name: used
 -- For each organisation and key: images of a day, and images and money of its month.
 SELECT
