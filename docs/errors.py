@@ -24,7 +24,8 @@ CUANDO = {
     Kind.MODEL_NOT_ALLOWED: "la clave de API no puede usar este modelo",
     Kind.ORIGIN_NOT_ALLOWED: "la clave de API no puede usarse desde páginas de este origen",
     Kind.SUSPENDED: "la organización está suspendida: no se aceptan sus pedidos",
-    Kind.NOT_ALLOWED: "el rol de administración o la clave de API no permite esto",
+    Kind.NOT_ALLOWED: "el rol o los derechos del token, o la clave de API, no permiten esto",
+    Kind.SECOND_PERSON: "la persona del token hizo la otra mitad de esto, o usó otro derecho de este mes",
     Kind.MODEL_NOT_FOUND: "ese modelo no existe",
     Kind.NO_GENERATION: "la organización no tiene esa generación",
     Kind.NOT_FOUND: "no hay nada en esta dirección",
@@ -60,7 +61,7 @@ An error is not charged, but for two that say so: `charged_fetch_by_id` (the ord
 `GET /v1/images/generations/{{id}}`) and `end_unknown` (that address tells it within minutes).
 
 `message` is Spanish where `Accept-Language` prefers it (`es`, `es-MX,en;q=0.5`), else English; `content-language` says
-which. `code` and `type` are the same in both. The admin API, at `/admin/v1`, speaks English.
+which. `code` and `type` are the same in both. `/admin/v1` and `/finance/v1` speak English.
 *En español*: envíe `Accept-Language: es` y los mensajes llegan en español, con sus cifras.
 
 `x-should-retry` says whether asking again makes sense; the official SDKs obey it, and

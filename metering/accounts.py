@@ -5,6 +5,7 @@ import re
 import secrets
 import string
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -23,7 +24,9 @@ from metering.orders import order_id_of
 from metering.ports import (
     TEST_KEY_ID,
     Act,
+    Adjustment,
     ApiKey,
+    AtRate,
     CreditType,
     FxOrigin,
     FxRecord,
@@ -104,7 +107,8 @@ class Accounts:
     """Changes that commands and the admin API make to organisations. Raises LedgerError with a sentence.
 
     Every change is written to the audit log with its `actor`. Without a projector (no Redis at hand) the running
-    gateways and consumers bring the change to Redis within seconds. With `once`, the next write is idempotent.
+    gateways and consumers bring the change to Redis within seconds. With `once`, the next write is idempotent. `apart`:
+    of one month, the actor uses one right only (`metering/ledger/rights.py`).
     """
 
     def __init__(
@@ -116,6 +120,8 @@ class Accounts:
         iva: IvaRates,
         actor: str,
         once: IdempotentWrite | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         self._ledger = ledger
         self._projector = projector
@@ -124,6 +130,7 @@ class Accounts:
         self._iva = iva
         self._actor = actor
         self._once = once
+        self._apart = apart
 
     async def create_org(self, name: str, plan: str) -> Org:
         """Open an organisation at 0.00 MXN."""
@@ -136,8 +143,8 @@ class Accounts:
 
     async def suspend_org(self, ref: str, reason: str = "") -> Org:
         """Refuse new orders of all its keys, within seconds. Orders under way are delivered, and reads still work."""
-        if reason and not _REASON.fullmatch(reason):
-            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        if reason:
+            _check_reason(reason)
         org = await self._ledger.org(ref)
         act = self._act("org.suspend", org.org_id, org.org_id, reason=reason or None)
         return await self._notified(await self._ledger.suspend(org.org_id, True, utc_now(), act))
@@ -273,11 +280,13 @@ class Accounts:
         order: str | None = None,
         reason: str | None = None,
         recharge: str | None = None,
+        corrects: str | None = None,
     ) -> bool:
         """Add a credit, idempotent by its id. False if it existed already. A refund has an order and a reason.
 
         A recharge is what enters the wallet, without IVA; the IVA on it is kept beside it. A chargeback takes it back,
-        or a part of it, and may leave the balance below zero: its amount may be given with a sign or without.
+        or a part of it, and may leave the balance below zero: its amount may be given with a sign or without. What an
+        adjustment `corrects` is an order's or a credit's id.
         """
         if kind not in get_args(CreditType):
             raise WrongField("type", f"{kind!r} is none of {', '.join(get_args(CreditType))}")
@@ -289,9 +298,10 @@ class Accounts:
             micro_mxn = -abs(micro_mxn)
         elif micro_mxn < 0 and kind != "adjustment":
             raise WrongField("mxn", f"{format_mxn(micro_mxn)} is negative, and only an adjustment may be")
-        for name, text, only in (("order", order, "refund"), ("recharge", recharge, "chargeback")):
-            if text is not None and kind != only:
-                raise WrongField(name, f"only a {only} has one, and this is of type {kind}")
+        its_own = (("order", order, "a refund"), ("recharge", recharge, "a chargeback"))
+        for name, text, only in (*its_own, ("corrects", corrects, "an adjustment")):
+            if text is not None and not only.endswith(f" {kind}"):
+                raise WrongField(name, f"only {only} has one, and this is of type {kind}")
         if kind == "refund" and order is None:
             raise WrongField("order", _NAMES_ITS_ORDER)
         if kind == "chargeback" and recharge is None:
@@ -300,8 +310,8 @@ class Accounts:
             raise WrongField("recharge", "1 to 128 visible ASCII characters")
         if kind == "refund" and reason is None:
             raise WrongField("reason", "a refund says why it is given")
-        if reason is not None and not _REASON.fullmatch(reason):
-            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        if reason is not None:
+            _check_reason(reason)
         org = await self._ledger.org(ref)
         if order is not None and reason is not None:
             try:
@@ -310,9 +320,20 @@ class Accounts:
                 raise WrongField("order", str(error)) from None
             return added
         tax = await self._tax(org, kind, micro_mxn, recharge)
-        new = NewCredit(credit_id, org.org_id, kind, micro_mxn, reason=reason, recharge_id=recharge, tax=tax)  # type: ignore[arg-type]  # checked above
+        linked = None if corrects is None else await self._corrected(corrects)
+        new = NewCredit(
+            credit_id,
+            org.org_id,
+            kind,  # type: ignore[arg-type]  # checked above
+            micro_mxn,
+            reason=reason,
+            recharge_id=recharge,
+            tax=tax,
+            corrects=linked,
+        )
         details = {"type": kind, "mxn": format_mxn(micro_mxn)}
-        details |= {name: text for name, text in (("reason", reason), ("recharge", recharge)) if text is not None}
+        more = (("reason", reason), ("recharge", recharge), ("corrects", linked))
+        details |= {name: text for name, text in more if text is not None}
         added = await self._ledger.add_credit(new, utc_now(), self._act("credit.add", credit_id, org.org_id, **details))
         await self._tell(org.org_id)
         return added
@@ -386,8 +407,7 @@ class Accounts:
     async def _refund(
         self, order: str, micro_mxn: int | None, reason: str, *, org_id: str | None = None, credit_id: str | None = None
     ) -> tuple[Refund, bool]:
-        if not _REASON.fullmatch(reason):
-            raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
+        _check_reason(reason)
         order_id = order_id_of(order)
         act = self._act("order.refund", credit_id or order_id, org_id, order=order_id, reason=reason)
         refund, added = await self._ledger.refund(
@@ -437,18 +457,60 @@ class Accounts:
         ]
         return known[-1] if known else None
 
-    async def approve_rate(self, month: str, mxn_per_usd: Decimal) -> FxRecord:
+    async def approve_rate(self, month: str, mxn_per_usd: Decimal, rate_id: int | None = None) -> FxRecord:
         """Approve the last rate that was entered for a month, if it is this one: what was looked at is approved.
 
         Raises NotThere, WrongField, LedgerError.
         """
         act = self._act("fx.approve", month, None, mxn_per_usd=format_rate(mxn_per_usd))
-        return await self._ledger.approve_rate(month, mxn_per_usd, utc_now(), act)
+        return await self._ledger.approve_rate(month, mxn_per_usd, utc_now(), act, rate_id=rate_id)
+
+    async def correct_rate(self, found: AtRate, month: str, mxn_per_usd: Decimal, reason: str) -> bool:
+        """Give an organisation what a wrong rate of a month owes it; False if it must be found again.
+
+        Raises WrongField.
+        """
+        _check_reason(reason)
+        act = self._act("fx.correct", month, None, month=month, mxn_per_usd=format_rate(mxn_per_usd), reason=reason)
+        given = await self._ledger.correct_rate(found, month, reason, utc_now(), act)
+        await self._tell(found.org_id)
+        return given
+
+    async def propose_adjustment(self, ref: str, micro_mxn: int, reason: str, corrects: str | None) -> Adjustment:
+        """Propose an adjustment, which another person approves. Raises NotThere, WrongField, SamePerson."""
+        _check_reason(reason)
+        if micro_mxn == 0:
+            raise WrongField("mxn", "0.00 changes nothing; name an amount")
+        linked = None if corrects is None else await self._corrected(corrects)
+        org_id = (await self._ledger.org(ref)).org_id
+        details = {"mxn": format_mxn(micro_mxn), "reason": reason} | ({} if linked is None else {"corrects": linked})
+        act = self._act("adjustment.propose", "", org_id, **details)
+        return await self._ledger.propose_adjustment(org_id, micro_mxn, reason, linked, utc_now(), act)
+
+    async def approve_adjustment(self, proposal_id: int) -> Adjustment:
+        """Approve an adjustment that another person proposed: its credit is written.
+
+        Raises NotThere, WrongField, SamePerson.
+        """
+        act = self._act("adjustment.approve", str(proposal_id), None)
+        approved = await self._ledger.approve_adjustment(proposal_id, utc_now(), act)
+        await self._tell(approved.org_id)
+        return approved
+
+    async def _corrected(self, named: str) -> str:
+        """Write what an adjustment corrects as the record has it: a charged order, or a credit. Raises WrongField."""
+        with suppress(NotThere):
+            order_id = order_id_of(named)
+            if (await self._ledger.order(order_id)).charge is not None:
+                return f"order:{order_id}"
+        if not _CREDIT_ID.fullmatch(named):
+            raise WrongField("corrects", "must be the id of an order or of a credit")
+        return f"credit:{named}"
 
     def _act(self, action: str, target: str, org_id: str | None, **details: Any) -> Act:
         if KEY.search(f"{target} {details}"):
             raise LedgerError("an API key stands where a name or an id belongs; keys are written down nowhere")
-        return Act(self._actor, action, target, org_id, details, self._once)
+        return Act(self._actor, action, target, org_id, details, self._once, self._apart)
 
     async def _tell(self, org_id: str) -> None:
         if self._projector is None:
@@ -457,6 +519,12 @@ class Accounts:
             await self._projector.org(org_id)
         except (RedisError, LedgerAway, OSError, TimeoutError):
             log.warning("redis_away_will_be_told_later", org=org_id)
+
+
+def _check_reason(reason: str) -> None:
+    """Raises WrongField."""
+    if not _REASON.fullmatch(reason):
+        raise WrongField("reason", "must be 1 to 200 printable characters, with no space around them")
 
 
 def _uuid(ref: str) -> UUID:

@@ -14,8 +14,8 @@ import orjson
 
 from metering.clock import utc_at
 from metering.limits import LIMITS
-from metering.money import MAX_MICRO_MXN, format_rate, measured_micro_mxn, unit_price_micro_mxn
-from metering.pricing import Quote
+from metering.money import MAX_MICRO_MXN, format_rate
+from metering.pricing import Quote, charge_micro_mxn
 
 VERSION = 1
 _SMALLEST = Decimal("1e-12")
@@ -209,10 +209,8 @@ def decode_images(data: bytes) -> tuple[StoredImage, ...]:
 def recompute(event: Event) -> int:
     """Compute the amount in micro-MXN again from the event's own proof, starting at the list price."""
     usd, markup, mxn_per_usd = event.opened.proof.decimals()
-    quoted = unit_price_micro_mxn(usd, markup, mxn_per_usd) * event.quantity
-    if event.usd_measured is None:
-        return quoted
-    return measured_micro_mxn(Decimal(event.usd_measured), markup, mxn_per_usd, quoted)
+    measured = None if event.usd_measured is None else Decimal(event.usd_measured)
+    return charge_micro_mxn(usd, markup, mxn_per_usd, event.quantity, measured)
 
 
 def decode(fields: Mapping[bytes, bytes]) -> Event:

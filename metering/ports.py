@@ -33,6 +33,9 @@ ResponseFormat = Literal["url", "b64_json"]
 
 CreditType = Literal["bonus", "recharge", "refund", "adjustment", "chargeback"]
 
+Right = Literal["enter", "approve_fx", "approve_adjustment", "close"]
+"""What finance does of a month. enter: enters a rate, or proposes an adjustment."""
+
 
 class LedgerError(Exception):
     """The record refuses; the message is a sentence for the caller."""
@@ -49,6 +52,10 @@ class WrongField(LedgerError):
         super().__init__(f"{field}: {why}")
         self.field = field
         self.why = why
+
+
+class SamePerson(LedgerError):
+    """This takes another person: whoever asks for it has done the other half, or used another right of the month."""
 
 
 class DatabaseRefused(LedgerError):
@@ -195,7 +202,10 @@ class IdempotentWrite:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Who does what. It is written in the same transaction as the change. `details` never contains a key."""
+    """Who does what. It is written in the same transaction as the change. `details` never contains a key.
+
+    `apart`: of one month, the actor uses one right only, which the same transaction checks.
+    """
 
     actor: str
     action: str
@@ -203,6 +213,7 @@ class Act:
     org_id: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     once: IdempotentWrite | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +284,22 @@ class EndUserUse:
     used: tuple[LabelUse, ...]
 
 
+UsageBy = Literal["org", "day", "model", "key"]
+
+
+@dataclass(frozen=True, slots=True)
+class OrgUsage:
+    """Charges of an organisation, of one model, to one key, on one day. A dimension that was summed over is empty."""
+
+    org_id: str
+    day: str
+    model: str
+    key_id: str
+    orders: int
+    images: int
+    amount_micro_mxn: int
+
+
 @dataclass(frozen=True, slots=True)
 class Charged:
     """The ledger's totals for one organisation up to one of its event numbers."""
@@ -317,7 +344,8 @@ class Refund:
 class NewCredit:
     """Money that enters or leaves a wallet other than by orders. `amount_micro_mxn` has no IVA in it.
 
-    `tax` is what was paid for a recharge. A refund gives back `order_id`, a chargeback takes back `recharge_id`.
+    `tax` is what was paid for a recharge. A refund gives back `order_id`, a chargeback takes back `recharge_id`. What
+    an adjustment `corrects` is written as `order:ID`, `credit:ID` or `fx:YYYY-MM`.
     """
 
     credit_id: str
@@ -328,6 +356,7 @@ class NewCredit:
     order_id: str | None = None
     recharge_id: str | None = None
     tax: Tax | None = None
+    corrects: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +372,42 @@ class Credit:
     actor: str | None
     balance_micro_mxn: int | None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """An adjustment that was proposed; once it is approved, the credit that was written for it."""
+
+    proposal_id: int
+    org_id: str
+    amount_micro_mxn: int
+    reason: str
+    corrects: str | None
+    proposed_by: str
+    at: str
+    credit_id: str | None
+    approved_by: str | None
+    approved_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AtRate:
+    """An organisation's charges at a month's rate, and what they should have been at another one, in micro-MXN.
+
+    Of a refunded order what is left of the charge counts, and the same share of what it should have been. `adjusted` is
+    the sum of the `times` adjustments that correct the rate already.
+    """
+
+    org_id: str
+    charged_micro_mxn: int
+    right_micro_mxn: int
+    times: int
+    adjusted_micro_mxn: int
+
+    @property
+    def adjustment_micro_mxn(self) -> int:
+        """What is still to be given; negative if too little was charged."""
+        return self.charged_micro_mxn - self.right_micro_mxn - self.adjusted_micro_mxn
 
 
 @dataclass(frozen=True, slots=True)
@@ -889,6 +954,15 @@ class Ledger(Outbox, Protocol):
     ) -> tuple[Refund, bool]: ...
     async def order(self, order_id: str) -> OrderRecord: ...
 
+    async def at_rate(self, org_id: str, month: str, mxn_per_usd: Decimal) -> AtRate: ...
+    async def correct_rate(self, found: AtRate, month: str, reason: str, at: datetime, act: Act) -> bool: ...
+    async def propose_adjustment(
+        self, org_id: str, micro_mxn: int, reason: str, corrects: str | None, at: datetime, act: Act
+    ) -> Adjustment: ...
+    async def approve_adjustment(self, proposal_id: int, at: datetime, act: Act) -> Adjustment: ...
+    async def adjustments(self, before: int, most: int) -> list[Adjustment]: ...
+    async def adjustment(self, proposal_id: int) -> Adjustment: ...
+
     async def written(self, actor: str, key: str) -> tuple[str, str] | None: ...
     async def audits(
         self, org_id: str | None, before: int, most: int, *, actor: str | None = None, action: str | None = None
@@ -917,6 +991,9 @@ class Ledger(Outbox, Protocol):
     async def tell_end_users(self, told: Sequence[EndUser]) -> None: ...
     async def end_user(self, org_id: str, pseudonym: str) -> EndUserUse: ...
     async def erase_end_user(self, org_id: str, pseudonym: str, at: datetime, act: Act) -> bool: ...
+    async def usage_of_orgs(
+        self, org_id: str | None, first: str, last: str, by: Collection[UsageBy], most: int
+    ) -> list[OrgUsage]: ...
     async def notices(
         self,
         org_id: str | None,
@@ -936,7 +1013,9 @@ class Ledger(Outbox, Protocol):
         origin: FxOrigin | None = None,
         approved: bool = False,
     ) -> bool: ...
-    async def approve_rate(self, month: str, mxn_per_usd: Decimal, at: datetime, act: Act) -> FxRecord: ...
+    async def approve_rate(
+        self, month: str, mxn_per_usd: Decimal, at: datetime, act: Act, *, rate_id: int | None = None
+    ) -> FxRecord: ...
     async def rate_records(self) -> list[FxRecord]: ...
     async def rates(self) -> list[FxRate]: ...
     async def rate_rows(self) -> set[tuple[str, Decimal]]: ...

@@ -67,3 +67,11 @@ def quote(price: Price, rate: FxRate, period: Period, images: int) -> Quote:
     """Build the quote of an order. Each image is rounded once; an order is the sum of its images (rule 23)."""
     unit = unit_price_micro_mxn(price.usd_per_image, price.markup, rate.mxn_per_usd)
     return Quote(price=price, rate=rate, period=period, images=images, unit_micro_mxn=unit)
+
+
+def charge_micro_mxn(
+    usd_per_image: Decimal, markup: Decimal, mxn_per_usd: Decimal, quantity: int, usd_measured: Decimal | None
+) -> int:
+    """Compute a charge from the factors of its proof: unit prices, or less if the provider reported less in USD."""
+    quoted = unit_price_micro_mxn(usd_per_image, markup, mxn_per_usd) * quantity
+    return quoted if usd_measured is None else measured_micro_mxn(usd_measured, markup, mxn_per_usd, quoted)

@@ -112,12 +112,13 @@ class Backends:
         """Changes to organisations in the name of this process' user."""
         return self.accounts_of(self.actor)
 
-    def accounts_of(self, actor: str, once: IdempotentWrite | None = None) -> Accounts:
+    def accounts_of(self, actor: str, once: IdempotentWrite | None = None, *, apart: bool = False) -> Accounts:
         """Open the changes to organisations for an actor. `once` is the one write that may be repeated.
 
-        Raises CatalogueError.
+        `apart`: of one month, the actor uses one right only. Raises CatalogueError.
         """
-        return Accounts(self.ledger, self.projector, self.plans, self.catalogue.models, self.iva, actor, once)
+        models = self.catalogue.models
+        return Accounts(self.ledger, self.projector, self.plans, models, self.iva, actor, once, apart=apart)
 
     def with_redis(self) -> Redis:
         """Redis, for what cannot be done without it. Raises SettingsError if none is set."""

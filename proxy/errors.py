@@ -49,7 +49,18 @@ class Kind(Enum):
     )
     SUSPENDED = Row(403, "permission_error", "organization_suspended", False, "the organisation is suspended")
     NOT_ALLOWED = Row(
-        403, "permission_error", "not_allowed", False, "the administrator's role or the API key may not do this"
+        403,
+        "permission_error",
+        "not_allowed",
+        False,
+        "the token's role or rights, or the API key, do not allow this",
+    )
+    SECOND_PERSON = Row(
+        403,
+        "permission_error",
+        "second_person_required",
+        False,
+        "the token's person has done the other half of this, or has used another right of this month",
     )
     MODEL_NOT_FOUND = Row(404, "invalid_request_error", "model_not_found", False, "there is no such model")
     NO_GENERATION = Row(
@@ -112,8 +123,8 @@ LONGEST_RETRY_S = 60.0
 class ApiError(Exception):
     """An error reply for the customer.
 
-    `message` is a text of `proxy/messages.py`, or a sentence of the admin API, which is in English only. It contains no
-    secret, URL or traceback.
+    `message` is a text of `proxy/messages.py`, or a sentence of the admin or finance API, which is in English only. It
+    contains no secret, URL or traceback.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """Messages for customers, in English and in Spanish: one table of whole sentences with their numbers in place.
-The admin API is not in it: like the commands whose sentences it returns, it uses English.
+The admin and finance APIs are not in it: like the commands whose sentences they return, they use English.
 """
 
 from typing import Literal, get_args

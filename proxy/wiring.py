@@ -48,8 +48,9 @@ from metering.journal.frames import Folder, JournalError, OldJournal
 from metering.journal.open_orders import OpenOrders, Unproven
 from metering.journal.recovery import Recovery
 from metering.journal.salvage import check_versions
+from metering.manifest import read_key
 from metering.orders import Orders
-from metering.ports import Ledger, LedgerAway, ListPrice
+from metering.ports import IdempotentWrite, Ledger, LedgerAway, ListPrice
 from metering.pricing import FxRate
 from metering.pseudonyms import Pseudonyms
 from metering.shares import Bound
@@ -69,6 +70,8 @@ from proxy.api.credits import CreditsEndpoint
 from proxy.api.crowd import Crowd
 from proxy.api.deliveries import HistoryEndpoint
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
+from proxy.api.finance.endpoint import FinanceEndpoint
+from proxy.api.finance.writes import Deeds
 from proxy.api.health import Condition, Conditions, NotReady, running, when
 from proxy.api.images import ImagesEndpoint
 from proxy.api.operation import Endpoint
@@ -322,8 +325,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             UsageEndpoint(authenticator, wallet, back.ledger, reads, reports),
             StatementsEndpoint(authenticator, wallet, back.ledger, reads, reports),
         ]
-        if (admin := _admin(settings, back, outbound, public_url)) is not None:
-            endpoints.append(admin)
+        if (tokens := _tokens(settings, outbound)) is not None:
+            endpoints += [_admin(settings, back, tokens, public_url), _finance(settings, back, tokens)]
         if opened_store.folder is not None:
             endpoints.append(FilesEndpoint(opened_store.folder))
         app = build_app(endpoints, origins, conditions.not_ready, lifespan)
@@ -355,18 +358,35 @@ def _conditions(
     )
 
 
-def _admin(settings: Settings, back: Backends, outbound: Outbound, public_url: str) -> AdminEndpoint | None:
-    """Build the admin API; None if no setting says how to verify an administrator, because then nobody may be one."""
+def _tokens(settings: Settings, outbound: Outbound) -> Tokens | None:
+    """Build the check of tokens; None if no setting says how to verify one, because then nobody may have one."""
     if settings.jwt_secret is not None:
         keys: Secret | Jwks = Secret(settings.jwt_secret.get_secret_value())
     elif settings.jwks_url is not None:
         keys = Jwks(outbound.client, settings.jwks_url)
     else:
         return None
-    tokens = Tokens(keys, Issuer(settings.jwt_audience, settings.jwt_issuer))
+    return Tokens(keys, Issuer(settings.jwt_audience, settings.jwt_issuer))
+
+
+def _admin(settings: Settings, back: Backends, tokens: Tokens, public_url: str) -> AdminEndpoint:
     limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
     orders = Orders(back.ledger, back.redis)
     return AdminEndpoint(tokens, back.ledger, back.wallet(), orders, back.accounts_of, limits, public_url)
+
+
+def _finance(settings: Settings, back: Backends, tokens: Tokens) -> FinanceEndpoint:
+    """Build the finance API. Raises SettingsError if the key that seals months is none."""
+    try:
+        key = read_key(settings.month_signing_key.get_secret_value()) if settings.month_signing_key else None
+    except ValueError as error:
+        raise SettingsError(f"GHUB_MONTH_SIGNING_KEY: {error}") from None
+
+    def deeds_of(actor: str, once: IdempotentWrite | None) -> Deeds:
+        return Deeds(actor, back.accounts_of(actor, once, apart=True), back.ledger, back.redis, key)
+
+    limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
+    return FinanceEndpoint(tokens, back.ledger, back.redis, deeds_of, limits)
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:

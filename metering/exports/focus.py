@@ -314,11 +314,16 @@ def _recharge(credit: Credit, account: _Account, recharged: str | None) -> list[
 
 
 def _given(credit: Credit, account: _Account, recharged: str | None, *, category: str) -> list[Fields]:
-    """Write what enters or leaves a wallet without being paid: its amount stands in a column of our own."""
-    new = credit.new
+    """Write what enters or leaves a wallet without being paid: its amount stands in a column of our own.
+
+    What mends an earlier month's rate corrects that month.
+    """
+    new, period = credit.new, _period(credit.at)
+    what, _, month = (new.corrects or "").partition(":")
     return [
         {
-            **_common(account, new.credit_id, category, _period(credit.at)),
+            **_common(account, new.credit_id, category, period),
+            "ChargeClass": _class(month, period) if what == "fx" else "",
             "ChargeDescription": f"{new.type.capitalize()}: {new.reason or 'prepaid credit'}",
             "x_CreditMxn": format_mxn(new.amount_micro_mxn),
         }

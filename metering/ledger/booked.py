@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -21,8 +21,10 @@ from metering.ports import (
     Keyed,
     Label,
     Listed,
+    OrgUsage,
     ResultKey,
     SetAside,
+    UsageBy,
     UsageRow,
 )
 
@@ -120,6 +122,21 @@ class EventRecords(Transactions):
             rows = yield "usage_by", {**parameters, "kind": label, "prefix": prefix}
             total = yield "usage", _usage_of(org_id, first, last, (), 1, key_ids)
             return [UsageRow(*row) for row in rows], UsageRow(*total[0]) if total else UsageRow("", "", "", 0, 0, 0)
+
+        return await self._run("report", steps)
+
+    async def usage_of_orgs(
+        self, org_id: str | None, first: str, last: str, by: Collection[UsageBy], most: int
+    ) -> list[OrgUsage]:
+        """Sum charges of all organisations, or of one, from one Mexico City day to another, both included.
+
+        Returns at most `most` rows, in the order of organisation, day, model and key.
+        """
+
+        def steps() -> Steps[list[OrgUsage]]:
+            dimensions = {f"by_{name}": name in by for name in get_args(UsageBy)}
+            rows = yield "usage_of_orgs", {**dimensions, "org_id": org_id, "first": first, "last": last, "most": most}
+            return [OrgUsage(*row) for row in rows]
 
         return await self._run("report", steps)
 

@@ -45,7 +45,7 @@ class CreditRecords(Transactions):
 
         def steps() -> Steps[bool]:
             if before := (yield "credit", {"id": new.credit_id}):
-                if before[0] == (new.org_id, new.type, new.amount_micro_mxn, new.recharge_id):
+                if before[0] == (new.org_id, new.type, new.amount_micro_mxn, new.recharge_id, new.corrects):
                     yield from once(act, at.isoformat())
                     return False
                 raise WrongField(
@@ -55,7 +55,9 @@ class CreditRecords(Transactions):
                 )
             if new.recharge_id is not None:
                 yield from _check_recharge(new, new.recharge_id)
-            yield from _add_credit(new, at.isoformat(), act.actor)
+            if new.corrects is not None:
+                yield from check_corrected(new.org_id, new.corrects)
+            yield from insert_credit(new, at.isoformat(), act.actor)
             yield from audit(act, at.isoformat())
             return True
 
@@ -176,12 +178,12 @@ class CreditRecords(Transactions):
                 yield from once(replace(act, target=given.credit_id), at.isoformat())
                 return given, False
             amount = _refundable(charge, before, micro_mxn)
-            name = (yield from _unused_id(order_id, len(before))) if credit_id is None else credit_id
+            name = (yield from unused_id(f"refund-{order_id}", len(before) + 1)) if credit_id is None else credit_id
             if credit_id is not None and (yield "credit", {"id": credit_id}):
                 raise WrongField("id", f"credit {credit_id!r} exists already, and is another one")
             new = Refund(name, charge.opened.org_id, order_id, amount, reason, at.isoformat())
             credit = NewCredit(name, new.org_id, "refund", amount, reason=reason, order_id=order_id)
-            yield from _add_credit(credit, new.at, act.actor)
+            yield from insert_credit(credit, new.at, act.actor)
             details = {**act.details, "mxn": format_mxn(amount)}
             yield from audit(replace(act, target=name, org_id=new.org_id, details=details), new.at)
             return new, True
@@ -228,7 +230,7 @@ def _span(month: str, first: str, last: str) -> dict[str, str]:
     }
 
 
-def _add_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
+def insert_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
     """Add the organisation's next credit, and the change that Redis must know."""
     org_id, amount, tax = new.org_id, new.amount_micro_mxn, new.tax
     at = (yield from closed_through()).entry(at)
@@ -253,6 +255,7 @@ def _add_credit(new: NewCredit, at: str, actor: str) -> Steps[None]:
             "iva_rate": None if tax is None else format_rate(tax.rate),
             "iva_micro_mxn": None if tax is None else tax.iva_micro_mxn,
             "balance_micro_mxn": total + amount - charged,
+            "corrects": new.corrects,
         },
     )
     yield change_of(org_id, "credit", at)
@@ -272,6 +275,24 @@ def _check_recharge(new: NewCredit, recharge_id: str) -> Steps[None]:
         )
 
 
+def check_corrected(org_id: str, corrects: str) -> Steps[None]:
+    """Raises WrongField unless an organisation has the order or the credit that is to be corrected."""
+    kind, _, name = corrects.partition(":")
+    if kind == "order":
+        found = [row[2] for row in (yield "order_ends", {"order_id": name}) if event_of(row[:-1]).end == "charge"]
+    else:
+        found = [row[0] for row in (yield "credit", {"id": name})]
+    if org_id not in found:
+        raise WrongField("corrects", f"organisation {org_id} has no charged order and no credit {name!r}")
+
+
+def unused_id(stem: str, number: int) -> Steps[str]:
+    """Find an id for a credit: by its number, unless another credit has that id."""
+    while (yield "credit", {"id": f"{stem}-{number}"}):
+        number += 1
+    return f"{stem}-{number}"
+
+
 def _with_facts(rows: list[Row], until: str = LATEST) -> Steps[list[Credit]]:
     """Build credits of rows of the statement `credits`, with what was completed of each until a moment."""
     facts: dict[str, dict[str, str]] = {}
@@ -285,8 +306,8 @@ def credit_of(row: Row, facts: Mapping[str, str]) -> Credit:
     """Build a credit from a row of the statement `credits`."""
     base, rate, iva = row[7:10]
     tax = None if base is None else Tax(base, Decimal(rate), iva)
-    number, at, actor, balance = row[10:]
-    new = replace(NewCredit(*row[:7]), tax=tax)
+    number, at, actor, balance, corrects = row[10:]
+    new = replace(NewCredit(*row[:7]), tax=tax, corrects=corrects)
     return Credit(new, number, at, actor, balance, facts)
 
 
@@ -318,11 +339,3 @@ def _refundable(charge: Event, before: list[Refund], micro_mxn: int | None) -> i
             "mxn", f"{message}; {format_mxn(refunded)} MXN of it are refunded, {format_mxn(left)} MXN are left"
         )
     return left if micro_mxn is None else micro_mxn
-
-
-def _unused_id(order_id: str, before: int) -> Steps[str]:
-    """Find an id for an order's next refund: by its number, unless another credit has that id."""
-    number = before + 1
-    while (yield "credit", {"id": f"refund-{order_id}-{number}"}):
-        number += 1
-    return f"refund-{order_id}-{number}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from metering.clock import month_start_us, next_month, period_at, unix_us_at, utc_at
+from metering.ledger.rights import use_right
 from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, closed_through
 from metering.ports import PAGE, Act, ClosedMonth, LedgerError, MonthSums, Names, NotThere, WrongField
@@ -28,7 +29,8 @@ class MonthRecords(Transactions):
     async def close_month(self, month: str, at: datetime, act: Act) -> bool:
         """Close a month: it takes no further event and no further credit. False if it is closed already.
 
-        Raises WrongField if it is not over at `at`, or another month comes first.
+        Raises WrongField if it is not over at `at`, or another month comes first; SamePerson if the actor has used
+        another right of the month.
         """
         ends_at = utc_at(month_start_us(next_month(month)))
 
@@ -43,6 +45,7 @@ class MonthRecords(Transactions):
                 raise WrongField("month", "nothing was ever charged or credited")
             if month != first:
                 raise WrongField("month", f"{first} comes first: months close in their order")
+            yield from use_right(act, month, "close", at)
             close = {"month": month, "ends_at": ends_at.isoformat(), "at": at.isoformat(), "closed_by": act.actor}
             yield "close_month", close
             yield "keep_names", {"month": month}

@@ -6,10 +6,11 @@ from datetime import datetime
 from decimal import Decimal
 
 from metering.clock import month_start_us, unix_us_at
+from metering.ledger.rights import use_right
 from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, once
 from metering.money import format_rate
-from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, WrongField
+from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, SamePerson, WrongField
 from metering.pricing import FxRate
 
 SEED = "seed"
@@ -31,7 +32,7 @@ class PriceRecords(Transactions):
         """Add a month's rate; False if just this is its last one already. It is in force once it is approved.
 
         Without `act` it is the seed of an empty table, which counts as approved. Raises LedgerError if the month has
-        begun with another rate.
+        begun with another rate, SamePerson if the actor has used another right of the month.
         """
         found, actor = origin or FxOrigin(), SEED if act is None else act.actor
 
@@ -45,6 +46,8 @@ class PriceRecords(Transactions):
                 if act is not None:
                     yield from once(act, at.isoformat())
                 return False
+            if act is not None:
+                yield from use_right(act, rate.month, "enter", at)
             ((rate_id,),) = yield (
                 "add_rate",
                 {
@@ -64,10 +67,13 @@ class PriceRecords(Transactions):
 
         return await self._run("write", steps)
 
-    async def approve_rate(self, month: str, mxn_per_usd: Decimal, at: datetime, act: Act) -> FxRecord:
+    async def approve_rate(
+        self, month: str, mxn_per_usd: Decimal, at: datetime, act: Act, *, rate_id: int | None = None
+    ) -> FxRecord:
         """Approve the last rate that was entered for a month, if it is this one; no effect if it is approved.
 
-        Raises NotThere, and WrongField if another was entered last, or the month has begun with another.
+        Raises NotThere, WrongField if another was entered last, or the month has begun with another; SamePerson if it
+        is the one who entered it that approves, or has used another right of the month.
         """
 
         def steps() -> Steps[FxRecord]:
@@ -75,13 +81,16 @@ class PriceRecords(Transactions):
             if not of_month:
                 raise NotThere(f"no rate was entered for {month}")
             last = of_month[-1]
-            if last.rate.mxn_per_usd != mxn_per_usd:
+            if last.rate.mxn_per_usd != mxn_per_usd or rate_id not in (None, last.rate_id):
                 entered = f"{format_rate(last.rate.mxn_per_usd)} by {last.entered_by}"
                 raise WrongField("rate", f"the last that was entered for {month} is {entered}: look at it first")
             if last.approved_by is not None:
                 yield from once(act, at.isoformat())
                 return last
             _check_begun(of_month, last.rate, at)
+            if act.apart and last.entered_by == act.actor:
+                raise SamePerson(f"this rate of {month} was entered by {act.actor}: another person approves it")
+            yield from use_right(act, month, "approve_fx", at)
             yield "approve_rate", {"rate_id": last.rate_id, "approved_by": act.actor, "at": at.isoformat()}
             yield from audit(act, at.isoformat())
             return replace(last, approved_by=act.actor, approved_at=at.isoformat())

@@ -1,5 +1,6 @@
 """The record: everything that a ledger keeps, in either database."""
 
+from metering.ledger.adjustments import AdjustmentRecords
 from metering.ledger.audits import AuditRecords
 from metering.ledger.booked import EventRecords
 from metering.ledger.credits import CreditRecords
@@ -22,6 +23,7 @@ class SqlLedger(
     OrgRecords,
     AuditRecords,
     CreditRecords,
+    AdjustmentRecords,
     PriceRecords,
     ProjectedRecords,
     EventRecords,

@@ -3,6 +3,7 @@
 from metering.money import format_mxn, format_rate
 from metering.tax import Tax
 from metering.wallet.values import WalletSnapshot
+from proxy.orders.result import public_id
 
 
 def balance_fields(cut: WalletSnapshot) -> dict[str, str]:
@@ -24,3 +25,9 @@ def tax_fields(tax: Tax | None) -> dict[str, str | None]:
         "iva_mxn": format_mxn(tax.iva_micro_mxn),
         "total_mxn": format_mxn(tax.total_micro_mxn),
     }
+
+
+def corrected(corrects: str | None) -> str | None:
+    """Format what an adjustment corrects: `order:` and its public id, `credit:` and its id, or `fx:` and its month."""
+    kind, _, name = (corrects or "").partition(":")
+    return f"order:{public_id(name)}" if kind == "order" else corrects

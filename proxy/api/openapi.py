@@ -40,11 +40,17 @@ _COMMON = {
         Kind.UNAVAILABLE,
     ),
     "admin": (),
+    "finance": (),
     "none": (),
 }
 """Errors that any operation of a security may give."""
 
-_SECURITY: dict[str, list[dict[str, list[str]]]] = {"key": [{"ghub_sk": []}], "admin": [{"admin": []}], "none": []}
+_SECURITY: dict[str, list[dict[str, list[str]]]] = {
+    "key": [{"ghub_sk": []}],
+    "admin": [{"admin": []}],
+    "finance": [{"finance": []}],
+    "none": [],
+}
 
 _TEXTS: dict[str, str] = {"type": "string"}
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
@@ -83,6 +89,10 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "vary": ("What the form of the answer depends on", _TEXTS),
     "content-disposition": ("A name for the file", _TEXTS),
     "content-security-policy": ("Of a page: it runs nothing and loads nothing", _TEXTS),
+    "x-geekhub-complete": (
+        "Whether everything is known that belongs in it; a closed month's always is",
+        {"type": "string", "enum": ["true", "false"]},
+    ),
     "www-authenticate": ("How to send a token", _TEXTS),
 }
 """All headers of a reply that a page's script may read, besides HTTP's own."""
@@ -145,6 +155,7 @@ def document(operations: Iterable[Operation]) -> dict[str, Any]:
             "securitySchemes": {
                 "ghub_sk": {"type": "http", "scheme": "bearer", "description": "An API key: `ghub_sk_live_…`"},
                 "admin": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "finance": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
             },
         },
     }

@@ -49,6 +49,7 @@ class Tag(Enum):
     ACCOUNT = "account", "What the organisation has and used"
     SERVICE = "service", "The gateway itself; no key is needed"
     ADMIN = "admin", "What operators do, with an administrator's token"
+    FINANCE = "finance", "What finance does, with a token of its own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Operation:
     query: type[BaseModel] | None = None
     headers: type[BaseModel] | None = None
     errors: tuple[Kind, ...] = ()
-    security: Literal["key", "admin", "none"] = "key"
+    security: Literal["key", "admin", "finance", "none"] = "key"
     examples: Mapping[str, str] = field(default_factory=dict)
     """Examples of the values in its path, by name."""
     reply_headers: tuple[str, ...] = ()

@@ -171,6 +171,10 @@ class Transaction(Document):
     created: UnixSeconds
     order: Annotated[PublicId | None, Field(description="The order that a refund gave back.")]
     recharge: Annotated[str | None, Field(description="The recharge that a chargeback took back.")]
+    corrects: Annotated[
+        str | None,
+        Field(description="What an adjustment corrects: `order:ID`, `credit:ID`, or a rate, `fx:YYYY-MM`."),
+    ]
     reason: str | None
     base_mxn: Annotated[Mxn | None, Field(description="What was paid without IVA; null where nothing was paid.")]
     iva_rate: FxRate | None

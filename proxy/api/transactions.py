@@ -13,7 +13,7 @@ from metering.money import format_mxn
 from metering.ports import LAST, Credit, CreditKey, Ledger, LedgerAway
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
-from proxy.api.balances import tax_fields
+from proxy.api.balances import corrected, tax_fields
 from proxy.api.credits import checked
 from proxy.api.operation import Operation, Tag, WholeNumber
 from proxy.api.pages import MOST, USUAL, BadCursor, cursor_of, page_of, text_of
@@ -96,6 +96,7 @@ def _transaction(credit: Credit) -> dict[str, Any]:
         "created": int(datetime.fromisoformat(credit.at).timestamp()),
         "order": None if new.order_id is None else public_id(new.order_id),
         "recharge": new.recharge_id,
+        "corrects": corrected(new.corrects),
         "reason": new.reason,
         **tax_fields(new.tax),
         "balance_mxn": None if credit.balance_micro_mxn is None else format_mxn(credit.balance_micro_mxn),

@@ -39,6 +39,9 @@ def add(
     credit_id: Annotated[str, typer.Option("--id", help="The payment's id: the same one counts once.")],
     order: Annotated[str | None, typer.Option(metavar="ID", help="The order that a refund gives back.")] = None,
     recharge: Annotated[str | None, typer.Option(metavar="ID", help="What a chargeback takes back.")] = None,
+    corrects: Annotated[
+        str | None, typer.Option(metavar="ID", help="The order or the credit that an adjustment corrects.")
+    ] = None,
     reason: Annotated[str | None, typer.Option(help="Why; a refund must say it.")] = None,
     who: As = None,
     as_json: AsJson = False,
@@ -55,7 +58,7 @@ def add(
     async def work() -> dict[str, object]:
         async with back(who) as opened:
             added = await opened.accounts.add_credit(
-                ref, credit_id, kind, micro_mxn, order=order, reason=reason, recharge=recharge
+                ref, credit_id, kind, micro_mxn, order=order, reason=reason, recharge=recharge, corrects=corrects
             )
             credit = credit_fields(await opened.ledger.credit(credit_id))
         return {name: value for name, value in credit.items() if value not in (None, {})} | {"added": added}

@@ -9,11 +9,11 @@ import typer
 
 from metering.clock import is_month, next_month, period_at, unix_us_at, utc_now
 from metering.money import AmountError, format_rate, parse_rate
-from metering.ports import FxOrigin, FxRecord, WrongField
+from metering.ports import AtRate, FxOrigin, FxRecord, Org, WrongField
 from metering.pricing import MAX_FX_JUMP, FxRate
-from proxy.api.admin.rows import rate_fields
+from proxy.api.admin.rows import correction_fields, rate_fields
 from proxy.cli.loading import loading
-from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.output import NOT_EVERYTHING, AsJson, fail, misuse, say
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -26,6 +26,8 @@ ALONE = (
     "ghub: entered and approved by one and the same. A command proves no second person: whoever may run it may do both;"
     " the audit log has both.\n"
 )
+
+GIVEN_ALONE = "ghub: given by one person. A command proves no second one; the audit log has every adjustment.\n"
 
 
 @app.command("set")
@@ -97,6 +99,56 @@ def approve(month: Month, rate: Rate, who: As = None, as_json: AsJson = False) -
         sys.stderr.write(ALONE)
 
 
+@app.command()
+def correct(
+    month: Month,
+    rate: Rate,
+    reason: Annotated[str, typer.Option(help="Why; it stands in every adjustment.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be given.")] = False,
+    who: As = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give every organisation what it was charged too much at a month's wrong rate, or take what was too little.
+
+    RATE is the right one. It may be repeated while orders go on at the wrong one: only what is new is given. Exit 3
+    where not everything of the month is booked yet.
+    """
+    with loading():
+        from metering.corrections import corrections  # noqa: PLC0415  # the loader of Redis, which `list` does not need
+        from metering.unbooked import doubts  # noqa: PLC0415
+
+    _check_month(month)
+    number = _parsed(rate)
+
+    async def work() -> tuple[list[tuple[Org, AtRate]], list[str]]:
+        async with back(who) as opened:
+            why = await doubts(opened.ledger, opened.redis, month, None)
+            accounts = None if dry_run else opened.accounts
+            found = [one async for one in corrections(opened.ledger, accounts, month, number, reason.strip())]
+        return found, why
+
+    found, why = run(work(), "month", "rate")
+    rows = [correction_fields(org.name, at_rate) for org, at_rate in found]
+    total = {name: text for name, text in correction_fields("", _sum(found)).items() if name != "organization"}
+    if as_json:
+        told = {"month": month, "mxn_per_usd": format_rate(number), "dry_run": dry_run, "organizations": rows}
+        say({**told, **total, "complete": not why, "why": why}, as_json)
+    else:
+        say(rows, as_json)
+        sys.stdout.write("\n")
+        say(total, as_json)
+    if dry_run:
+        sys.stderr.write("ghub: nothing was given: this was a trial\n")
+    elif any(row["adjustment_mxn"] != "0.00" for row in rows):
+        sys.stderr.write(GIVEN_ALONE)
+    if period_at(unix_us_at(utc_now())).month <= month:
+        sys.stderr.write(f"ghub: {month} is not over, and its orders go on at the rate that it has: repeat this then\n")
+    for sentence in why:
+        sys.stderr.write(f"ghub: {sentence}\n")
+    if why:
+        raise typer.Exit(NOT_EVERYTHING)
+
+
 @app.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Every rate that was entered: where it comes from, and who entered and approved it. The last approved holds."""
@@ -106,6 +158,16 @@ def list_(as_json: AsJson = False) -> None:
             return await opened.ledger.rate_records()
 
     say([rate_fields(record) for record in run(work())], as_json)
+
+
+def _sum(found: list[tuple[Org, AtRate]]) -> AtRate:
+    return AtRate(
+        "",
+        sum(one.charged_micro_mxn for _, one in found),
+        sum(one.right_micro_mxn for _, one in found),
+        sum(one.times for _, one in found),
+        sum(one.adjusted_micro_mxn for _, one in found),
+    )
 
 
 def _parsed(rate: str) -> Decimal:

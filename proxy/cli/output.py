@@ -14,6 +14,9 @@ import typer
 
 Row = Mapping[str, Any]
 
+NOT_EVERYTHING = 3
+"""Exit code of a command that is done although not everything is known yet."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of a table.")]
 LogsAreJson = Annotated[bool, typer.Option("--json", help="As every command has it; the log is JSON lines anyway.")]
 OrgRef = Annotated[str, typer.Argument(metavar="ORG", help="The organisation's UUID or its name.")]

@@ -62,7 +62,7 @@ ENTRIES = {
     "notices": Entry("listings", "notices", "What organisations were told: quotas nearly used, low balances."),
     "storage": Entry("storage", "app", "The store for images."),
     "journal": Entry("journal", "app", "Journals of gateways."),
-    "token": Entry("token", "app", "Tokens for /admin/v1, by GHUB_JWT_SECRET."),
+    "token": Entry("token", "app", "Tokens for /admin/v1 and /finance/v1, by GHUB_JWT_SECRET."),
     "wallet": Entry("wallet", "app", "Wallets in Redis."),
 }
 

@@ -21,13 +21,10 @@ from metering.pages import pages
 from metering.ports import MonthSums
 from metering.unbooked import doubts
 from proxy.cli.manifests import manifest_of, write_manifest
-from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.output import NOT_EVERYTHING, AsJson, fail, misuse, say
 from proxy.cli.running import back, run
 
 app = typer.Typer(no_args_is_help=True)
-
-NOT_EVERYTHING = 3
-"""The exit code of an export that is incomplete, because not everything is known yet."""
 
 COLUMNS = (SpinnerColumn(), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
 

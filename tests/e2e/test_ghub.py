@@ -52,7 +52,14 @@ SECRET = re.compile(r"ghub_sk_live_[A-Za-z0-9]{32}|[\w-]{20,}\.[\w-]{60,}\.[\w-]
 RUNNING = {("demo",), ("serve",), ("consume",), ("simulate",)}
 """They end at a signal: started and stopped by tests of their own."""
 
-FAILS = {("event", "retry"): 1, ("verify",): 1, ("usage", "export"): 3, ("reconcile",): 3, ("statement",): 3}
+FAILS = {
+    ("event", "retry"): 1,
+    ("verify",): 1,
+    ("usage", "export"): 3,
+    ("fx", "correct"): 3,
+    ("reconcile",): 3,
+    ("statement",): 3,
+}
 """Commands that do not exit with 0: an event is damaged here, and a journal lost."""
 
 
@@ -101,6 +108,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
     ("fx", "fetch"): ("--force",),
     ("fx", "approve"): ("2041-01", "18.4512"),
+    ("fx", "correct"): ("{month}", "19.00", "--reason", "a typo"),
     ("fx", "list"): (),
     ("sink", "list"): (),
     ("sink", "show"): ("warehouse-of-the-finance-department",),
@@ -114,7 +122,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("statement",): ("acme", "--out", "{folder}/statement.html"),
     ("audit",): ("--limit", "100"),
     ("notices",): (),
-    ("reconcile",): ("--month", "{month}", "--csv", "{folder}/off.csv"),
+    ("reconcile",): ("--month", "{last_month}", "--csv", "{folder}/off.csv"),
     ("storage", "sweep"): (),
     ("journal", "inspect"): ("{folder}/journal",),
     ("journal", "replay"): ("{folder}/replayed {turn}",),
@@ -158,7 +166,8 @@ def desk() -> Iterator[Desk]:
         wait_until(lambda: log.exists() and "serving" in log.read_text(), "a second gateway serves")
         system.stop("gone", signal.SIGKILL)
         made.words = {
-            "month": previous_month(period_at(unix_us_at(utc_now())).month),
+            "last_month": previous_month(period_at(unix_us_at(utc_now())).month),
+            "month": period_at(unix_us_at(utc_now())).month,
             "order": reply.json()["id"],
             "org": org_id,
             "folder": str(place),

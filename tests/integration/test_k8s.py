@@ -321,7 +321,7 @@ def selects(selector: Manifest, labels: dict[str, str]) -> bool:
 
 
 def test_the_customers_host_shows_what_customers_call_and_nothing_else(manifests: list[Manifest]) -> None:
-    """The paths of the Ingress against the gateway's own routes: none of the admin API, no probe, no metrics."""
+    """The paths of the Ingress against the gateway's own routes: no admin or finance API, no probe, no metrics."""
     (rule,) = only(manifests, "Ingress", "gateway")["spec"]["rules"]
     paths = rule["http"]["paths"]
     for one in paths:
@@ -338,8 +338,8 @@ def test_the_customers_host_shows_what_customers_call_and_nothing_else(manifests
     rows = operations()
     public = {row.documented_path for row in rows if row.security == "key" or row.id == "get_image"} | {OPENAPI_PATH}
     assert [path for path in public if not shown(path)] == []
-    hidden = {row.documented_path for row in rows if row.security == "admin"}
-    hidden |= {"/", "/admin/v1", "/readyz", "/healthz", "/metrics", "/v1x"}
+    hidden = {row.documented_path for row in rows if row.security in ("admin", "finance")}
+    hidden |= {"/", "/admin/v1", "/finance/v1", "/readyz", "/healthz", "/metrics", "/v1x"}
     assert [path for path in hidden if shown(path)] == []
 
 

@@ -1,14 +1,16 @@
 """The other process of a race: `python -m tests.kits.worker COMMAND …` prints its result as JSON."""
 
 import asyncio
+import itertools
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import structlog
@@ -16,6 +18,7 @@ import structlog
 from metering import consumer
 from metering.accounts import Accounts
 from metering.consumer import Consumer
+from metering.corrections import corrections
 from metering.events import Event
 from metering.ledger import postgres
 from metering.ledger.record import SqlLedger
@@ -86,6 +89,26 @@ async def refund(ledger_at: str, micro_mxn: str, *orders: str) -> int:
         with suppress(LedgerError):
             await accounts.refund(order, "race", int(micro_mxn) or None)
             given += 1
+    await ledger.aclose()
+    return given
+
+
+async def correct_rate(ledger_at: str, month: str, rate: str, hang_at: str) -> int:
+    """Correct a month's rate; returns how many adjustments were given. It hangs in the transaction of one of them."""
+    ledger = open_ledger(ledger_at)
+    accounts = Accounts(ledger, None, {}, (), IVA, "test")
+    give, times = ledger.correct_rate, itertools.count(1)
+
+    async def or_hang(*arguments: Any) -> bool:
+        if next(times) == int(hang_at):
+            hang_before_commit(ledger)
+        return await give(*arguments)
+
+    ledger.correct_rate = or_hang  # type: ignore[assignment, method-assign]
+    wait_for_the_others()
+    given = 0
+    async for _, found in corrections(ledger, accounts, month, Decimal(rate), "race"):
+        given += found.adjustment_micro_mxn != 0
     await ledger.aclose()
     return given
 
@@ -165,6 +188,7 @@ async def deliver(ledger_at: str, folder: str, profile: str, address: str) -> No
 COMMANDS = {
     "credits": add_credits,
     "refund": refund,
+    "correct_rate": correct_rate,
     "book": book,
     "write_and_hang": write_and_hang,
     "migrate": migrate,

@@ -6,7 +6,7 @@ import hmac
 import json
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import jwt
 import pytest
@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from starlette.datastructures import Headers
 
 from metering.clock import utc_now
-from proxy.api.admin.endpoint import ROLES
+from metering.ports import Right
+from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.minting import Issuer, mint
-from proxy.api.admin.tokens import Actor, Secret, Tokens, check_role
+from proxy.api.admin.tokens import Actor, Secret, Tokens, check_right, check_role
 from proxy.errors import ApiError, Kind
 from tests.conftest import run
 
@@ -190,7 +191,7 @@ def test_only_the_role_of_the_app_metadata_counts(metadata: Any) -> None:
     """Not the database's `role`, not what users write about themselves: 403."""
     token = signed(app_metadata=metadata, role="admin", user_metadata={"role": "admin"})
     with pytest.raises(ApiError) as caught:
-        check_role(actor_of(token), ROLES)
+        check_role(actor_of(token), (AdminEndpoint.ROLE,))
     assert caught.value.kind is Kind.NOT_ALLOWED and "`app_metadata.role` is admin" in caught.value.message
 
 
@@ -198,3 +199,26 @@ def test_a_secret_that_looks_like_a_public_key_verifies_nothing() -> None:
     """Somebody has configured a PEM as the secret: everybody knows it, so nobody may sign with it."""
     token = by_hand(b'{"alg":"HS256"}', json.dumps(claims()).encode(), PUBLIC.encode())
     refusal(token, keys=Secret(PUBLIC))
+
+
+@pytest.mark.parametrize(
+    ("rights", "found"),
+    [
+        (["close", "enter"], {"close", "enter"}),
+        (["close", 1, None, ["enter"]], {"close"}),
+        ("close", set()),
+        ({"close": True}, set()),
+        (None, set()),
+    ],
+)
+def test_rights_are_a_list_of_names(rights: Any, found: set[str]) -> None:
+    """Whatever else the claim holds gives none; rights outside `app_metadata`, which users may write, give none."""
+    actor = actor_of(signed(app_metadata={"role": "finance", "rights": rights}, rights=["enter"]))
+    assert actor.rights == found
+    for right in get_args(Right):
+        if right in found:
+            check_right(actor, right)
+            continue
+        with pytest.raises(ApiError, match=f"has {right} in its `app_metadata.rights`") as caught:
+            check_right(actor, right)
+        assert caught.value.kind is Kind.NOT_ALLOWED

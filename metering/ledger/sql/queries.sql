@@ -170,6 +170,14 @@ GROUP BY kind ORDER BY kind;
 -- name: erase_end_user
 DELETE FROM end_users WHERE org_id = :org_id AND pseudonym = :pseudonym RETURNING pseudonym;
 
+-- name: usage_of_orgs
+SELECT
+    CASE WHEN :by_org THEN org_id ELSE '' END, CASE WHEN :by_day THEN day ELSE '' END,
+    CASE WHEN :by_model THEN model ELSE '' END, CASE WHEN :by_key THEN key_id ELSE '' END,
+    CAST(sum(orders) AS BIGINT), CAST(sum(images) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT)
+FROM usage WHERE day BETWEEN :first AND :last AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT :most;
+
 -- name: used
 -- For each organisation and key: images of a day, and images and money of its month.
 SELECT
@@ -208,7 +216,8 @@ SELECT DISTINCT org_id FROM changes WHERE seq > :change;
 SELECT org_id, max(seq) FROM changes WHERE org_id IN (:ids) GROUP BY org_id;
 
 -- name: credit
-SELECT org_id, type, amount_micro_mxn, recharge_id FROM credit_transactions WHERE id = :id AND type <> 'consumption';
+SELECT org_id, type, amount_micro_mxn, recharge_id, corrects FROM credit_transactions
+WHERE id = :id AND type <> 'consumption';
 
 -- name: last_credit
 -- Selects by number, not by type: the index finds the credits, and consumption, a thousand times as much, is not read.
@@ -222,23 +231,23 @@ FROM credit_transactions WHERE org_id IN (:ids) AND number IS NOT NULL GROUP BY 
 -- name: add_credit
 INSERT INTO credit_transactions (
     id, org_id, type, number, amount_micro_mxn, at, order_id, reason, actor, recharge_id, base_micro_mxn, iva_rate,
-    iva_micro_mxn, balance_micro_mxn
+    iva_micro_mxn, balance_micro_mxn, corrects
 ) VALUES (
     :id, :org_id, :type, :number, :amount_micro_mxn, :at, :order_id, :reason, :actor, :recharge_id, :base_micro_mxn,
-    :iva_rate, :iva_micro_mxn, :balance_micro_mxn
+    :iva_rate, :iva_micro_mxn, :balance_micro_mxn, :corrects
 );
 
 -- name: credit_row
 -- By the columns of `Credit`.
 SELECT
     id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
-    at, actor, balance_micro_mxn
+    at, actor, balance_micro_mxn, corrects
 FROM credit_transactions WHERE id = :id AND type <> 'consumption';
 
 -- name: credits
 SELECT
     id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
-    at, actor, balance_micro_mxn
+    at, actor, balance_micro_mxn, corrects
 FROM credit_transactions
 WHERE number IS NOT NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND (CAST(:type AS TEXT) IS NULL OR type = :type)
@@ -249,7 +258,7 @@ ORDER BY at DESC, org_id DESC, number DESC LIMIT :page;
 -- As `credits`, but oldest first.
 SELECT
     id, org_id, type, amount_micro_mxn, reason, order_id, recharge_id, base_micro_mxn, iva_rate, iva_micro_mxn, number,
-    at, actor, balance_micro_mxn
+    at, actor, balance_micro_mxn, corrects
 FROM credit_transactions
 WHERE number IS NOT NULL AND (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id)
     AND at >= :first_at AND at < :end_at AND (at, org_id, number) > (:after_at, :after_org_id, :after_number)
@@ -487,6 +496,62 @@ RETURNING id;
 
 -- name: approve_rate
 INSERT INTO fx_approvals (rate_id, approved_by, at) VALUES (:rate_id, :approved_by, :at);
+
+-- name: priced_at_rate
+-- What an organisation was charged at a month's rate, by list price and markup. The month after is charged at it, too,
+-- while it has none of its own. Orders that their provider measured are read one by one, by the next statement.
+SELECT usd_per_image, markup, CAST(sum(quantity) AS BIGINT), CAST(sum(amount_micro_mxn) AS BIGINT) FROM events
+WHERE org_id = :org_id AND month IN (:month, :following) AND fx_month = :month AND "end" = 'charge'
+    AND usd_measured IS NULL
+GROUP BY usd_per_image, markup;
+
+-- name: measured_at_rate
+SELECT number, event_id, usd_per_image, markup, quantity, usd_measured, amount_micro_mxn FROM events
+WHERE org_id = :org_id AND month = :of_month AND fx_month = :month AND "end" = 'charge' AND usd_measured IS NOT NULL
+    AND (number, event_id) > (:after_number, :after_event_id)
+ORDER BY number, event_id LIMIT :page;
+
+-- name: refunded_at_rate
+-- Each order once, with all that was refunded of it: at the first of its refunds.
+SELECT
+    c.number, e.usd_per_image, e.markup, e.quantity, e.usd_measured, e.amount_micro_mxn,
+    CAST((SELECT sum(r.amount_micro_mxn) FROM credit_transactions AS r WHERE r.order_id = c.order_id) AS BIGINT)
+FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
+WHERE c.org_id = :org_id AND c.number > :after_number AND c.type = 'refund' AND e.fx_month = :month
+    AND c.number = (SELECT min(r.number) FROM credit_transactions AS r WHERE r.order_id = c.order_id)
+ORDER BY c.number LIMIT :page;
+
+-- name: corrected
+-- How often something was corrected, and by how much in all.
+SELECT count(*), CAST(coalesce(sum(amount_micro_mxn), 0) AS BIGINT)
+FROM credit_transactions WHERE org_id = :org_id AND corrects = :corrects;
+
+-- name: propose_adjustment
+INSERT INTO adjustments_proposed (org_id, amount_micro_mxn, reason, corrects, proposed_by, at)
+VALUES (:org_id, :amount_micro_mxn, :reason, :corrects, :proposed_by, :at) RETURNING id;
+
+-- name: approve_adjustment
+INSERT INTO adjustment_approvals (proposal_id, credit_id, approved_by, at)
+VALUES (:proposal_id, :credit_id, :approved_by, :at);
+
+-- name: adjustments
+-- By the columns of `Adjustment`, latest first.
+SELECT
+    p.id, p.org_id, p.amount_micro_mxn, p.reason, p.corrects, p.proposed_by, p.at, a.credit_id, a.approved_by, a.at
+FROM adjustments_proposed AS p LEFT JOIN adjustment_approvals AS a ON a.proposal_id = p.id
+WHERE p.id < :before ORDER BY p.id DESC LIMIT :page;
+
+-- name: adjustment
+SELECT
+    p.id, p.org_id, p.amount_micro_mxn, p.reason, p.corrects, p.proposed_by, p.at, a.credit_id, a.approved_by, a.at
+FROM adjustments_proposed AS p LEFT JOIN adjustment_approvals AS a ON a.proposal_id = p.id
+WHERE p.id = :proposal_id;
+
+-- name: month_right
+SELECT month_right FROM month_rights WHERE month = :month AND actor = :actor;
+
+-- name: use_month_right
+INSERT INTO month_rights (month, actor, month_right, at) VALUES (:month, :actor, :month_right, :at);
 
 -- name: price_book
 SELECT version FROM price_books WHERE version = :version;

@@ -85,10 +85,11 @@ def _parsed(model: type[BaseModel], parse: Callable[[type[BaseModel]], BaseModel
     name = str(path[0]) if path else None
     if name is None:
         raise ApiError(Kind.INVALID_REQUEST, "The body must be one JSON object.")
-    if name not in model.model_fields:
-        takes = ", ".join(model.model_fields)
+    fields = {one.alias or python: one for python, one in model.model_fields.items()}
+    if name not in fields:
+        takes = ", ".join(fields)
         raise ApiError(Kind.INVALID_REQUEST, f"There is no such field here; there are: {takes}.", param=name[:64])
-    must = model.model_fields[name].description
+    must = fields[name].description
     missing = "is missing; it " if kind == "missing" else ""
     raise ApiError(Kind.INVALID_REQUEST, f"`{name}` {missing}must be {must}.", param=name)
 

@@ -1,11 +1,14 @@
 """Making a token of an administrator, as Supabase Auth would issue it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
 import jwt
+
+from metering.ports import Right
 
 Role = Literal["admin", "finance"]
 
@@ -21,7 +24,15 @@ class Issuer:
     name: str | None
 
 
-def mint(secret: str, issuer: Issuer, subject: str, role: Role, at: datetime, life: timedelta) -> str:
+def mint(
+    secret: str,
+    issuer: Issuer,
+    subject: str,
+    role: Role,
+    at: datetime,
+    life: timedelta,
+    rights: Sequence[Right] = (),
+) -> str:
     """Make a token as Supabase Auth would issue it, with the shared secret."""
     claims = {
         "aud": issuer.audience,
@@ -29,7 +40,7 @@ def mint(secret: str, issuer: Issuer, subject: str, role: Role, at: datetime, li
         "iat": int(at.timestamp()),
         "exp": int((at + life).timestamp()),
         "role": "authenticated",
-        "app_metadata": {"role": role},
+        "app_metadata": {"role": role} | ({"rights": list(rights)} if rights else {}),
     }
     if issuer.name is not None:
         claims["iss"] = issuer.name

@@ -1,6 +1,6 @@
 """What the admin API shows: single rows, and pages of them."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from metering.orders import Orders, order_id_of
@@ -71,7 +71,7 @@ class Reads:
     async def orgs(self, call: Call) -> Fields:
         rows = await self._ledger.orgs(after=after_org(call.query.cursor), most=call.query.limit + 1)
         plans = await self._ledger.plans()
-        return _page(call, rows, lambda org: org_fields(org, plans), org_cursor)
+        return paged(call, rows, lambda org: org_fields(org, plans), org_cursor)
 
     async def org(self, call: Call) -> Fields:
         return await self.show_org(call, call.ref)
@@ -80,7 +80,7 @@ class Reads:
         org = await self._ledger.org(call.ref)
         rows = await self._ledger.keys(org.org_id, after=after_key(call.query.cursor), most=call.query.limit + 1)
         used = await self._last_used(org.org_id, rows)
-        return _page(call, rows, lambda key: key_fields(key, used.get(key.key_id)), key_cursor)
+        return paged(call, rows, lambda key: key_fields(key, used.get(key.key_id)), key_cursor)
 
     async def _last_used(self, org_id: str, keys: Sequence[ApiKey]) -> dict[str, int]:
         """Read when each key was last used. If Redis is away, the ledger's last order counts."""
@@ -100,31 +100,28 @@ class Reads:
         org = await self._ledger.org(call.ref)
         query = call.query
         rows = await self._ledger.credits(org.org_id, before_credit(query.cursor), query.limit + 1, kind=query.type)
-        return _page(call, rows, credit_fields, credit_cursor)
+        return paged(call, rows, credit_fields, credit_cursor)
 
     async def notices(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
         before, after = after_notice(call.query.cursor)
         rows = await self._ledger.notices(org.org_id, before, call.query.limit + 1, after=after)
-        return _page(call, rows, notice_fields, notice_cursor)
+        return paged(call, rows, notice_fields, notice_cursor)
 
     async def rates(self, call: Call) -> Fields:
         after = after_rate(call.query.cursor)
         rows = [one for one in await self._ledger.rate_records() if (one.rate.month, one.rate_id) > after]
-        return _page(call, rows, rate_fields, rate_cursor)
+        return paged(call, rows, rate_fields, rate_cursor)
 
     async def audit(self, call: Call) -> Fields:
         ref, query = call.query.org, call.query
         org_id = None if ref is None else (await self._ledger.org(checked_ref(ref))).org_id
         before = before_audit(query.cursor)
         rows = await self._ledger.audits(org_id, before, query.limit + 1, actor=query.actor, action=query.action)
-        return _page(call, rows, audit_fields, audit_cursor)
+        return paged(call, rows, audit_fields, audit_cursor)
 
 
-Read = Callable[[Reads, Call], Awaitable[Fields]]
-Show = Callable[[Reads, Call, str], Awaitable[Fields]]
-
-
-def _page(call: Call, rows: Sequence[T], show: Callable[[T], Fields], cursor: Callable[[T], str]) -> Fields:
+def paged(call: Call, rows: Sequence[T], show: Callable[[T], Fields], cursor: Callable[[T], str]) -> Fields:
+    """Return a page of rows, which has one more than the query's `limit` if there is a next one."""
     page, more = page_of(rows, call.query.limit, cursor)
     return {"data": [show(row) for row in page], "next_cursor": more}

@@ -9,8 +9,8 @@ from metering.clock import utc_at, utc_now
 from metering.events import Notice
 from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
 from metering.money import format_mxn, format_rate
-from metering.ports import LAST, LATEST, ApiKey, Audit, BalanceAt, Credit, CreditKey, FxRecord, Org
-from proxy.api.balances import tax_fields
+from metering.ports import LAST, LATEST, ApiKey, AtRate, Audit, BalanceAt, Credit, CreditKey, FxRecord, Org
+from proxy.api.balances import corrected, tax_fields
 from proxy.api.pages import BadCursor, cursor_of, text_of
 from proxy.orders.result import public_id
 
@@ -86,10 +86,22 @@ def credit_fields(credit: Credit) -> Fields:
         "by": credit.actor,
         "order": None if new.order_id is None else public_id(new.order_id),
         "recharge": new.recharge_id,
+        "corrects": corrected(new.corrects),
         "reason": new.reason,
         **tax_fields(new.tax),
         "balance_mxn": None if credit.balance_micro_mxn is None else format_mxn(credit.balance_micro_mxn),
         "facts": dict(credit.facts),
+    }
+
+
+def correction_fields(name: str, at_rate: AtRate) -> Fields:
+    """Return what an organisation was charged at a wrong rate, what it should have been, and what is given for it."""
+    return {
+        "organization": name,
+        "charged_mxn": format_mxn(at_rate.charged_micro_mxn),
+        "should_be_mxn": format_mxn(at_rate.right_micro_mxn),
+        "before_mxn": format_mxn(at_rate.adjusted_micro_mxn),
+        "adjustment_mxn": format_mxn(at_rate.adjustment_micro_mxn),
     }
 
 

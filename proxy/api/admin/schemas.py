@@ -133,7 +133,7 @@ _WHY = "why the refund is given, in up to 200 printable characters"
 
 
 class NewCredit(Asked):
-    """Money to add, once per id. `order` is a refund's alone, and `recharge` a chargeback's."""
+    """Money to add, once per id. `order` is a refund's alone, `recharge` a chargeback's, `corrects` an adjustment's."""
 
     id: str = Field(min_length=1, max_length=128, description="the payment's id: 1 to 128 visible ASCII characters")
     type: CreditType = Field(description="bonus, recharge, refund, adjustment or chargeback")
@@ -142,6 +142,9 @@ class NewCredit(Asked):
     reason: Reason | None = Field(None, description=_WHY)
     recharge: str | None = Field(
         None, max_length=128, description="the id of the recharge that a chargeback takes back"
+    )
+    corrects: str | None = Field(
+        None, max_length=128, description="the id of the order or the credit that an adjustment corrects"
     )
 
 
@@ -302,6 +305,7 @@ class IssuedKeyRow(KeyRow):
 class CreditRow(EventFacts):
     """Money in or out. `mxn` is what enters the wallet, without IVA; what was paid for a recharge stands beside it.
 
+    What an adjustment `corrects` is `order:ID`, `credit:ID`, or `fx:YYYY-MM` where a month was charged at a wrong rate.
     `balance_mxn` is credits less charges after it, as the ledger had them. `by` and `balance_mxn` are null in rows of
     earlier versions.
     """
@@ -315,6 +319,7 @@ class CreditRow(EventFacts):
     by: str | None
     order: str | None
     recharge: str | None
+    corrects: str | None
     reason: str | None
     base_mxn: str | None
     iva_rate: str | None

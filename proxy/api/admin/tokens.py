@@ -8,6 +8,7 @@ import jwt
 from starlette.datastructures import Headers
 
 from config.settings import JWT_LEEWAY_S, JWT_MAX_BYTES
+from metering.ports import Right
 from proxy.api.admin.jwks import Jwks, JwksAway
 from proxy.api.admin.minting import SUBJECT, Issuer, Role
 from proxy.api.auth import bearer_of
@@ -22,10 +23,11 @@ _MISTAKES = (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionErro
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The person or service that acts, as the audit log and the log name it; `role` is what the token says."""
+    """The person or service that acts, as the audit log names it; role and rights are what the token says."""
 
     name: str
     role: str
+    rights: frozenset[str] = frozenset()
 
 
 class Secret:
@@ -55,8 +57,9 @@ class Tokens:
         subject, metadata = claims["sub"], claims.get("app_metadata")
         if not SUBJECT.fullmatch(subject):
             raise _refusal("This token's `sub` is not 1 to 128 visible ASCII characters.")
-        role = metadata.get("role") if isinstance(metadata, dict) else None
-        return Actor(f"jwt:{subject}", role if isinstance(role, str) else "")
+        role, rights = (metadata.get("role"), metadata.get("rights")) if isinstance(metadata, dict) else (None, None)
+        named = [one for one in rights if isinstance(one, str)] if isinstance(rights, list) else []
+        return Actor(f"jwt:{subject}", role if isinstance(role, str) else "", frozenset(named))
 
     async def _claims(self, token: str) -> dict[str, Any]:
         wrong = _refusal("This is not a token of this gateway's administrators.")
@@ -90,6 +93,12 @@ def check_role(actor: Actor, allowed: Collection[Role]) -> None:
     if actor.role not in allowed:
         message = f"This takes a token whose `app_metadata.role` is {' or '.join(sorted(allowed))}."
         raise ApiError(Kind.NOT_ALLOWED, message)
+
+
+def check_right(actor: Actor, right: Right) -> None:
+    """Check that the actor has a right. Raises ApiError 403."""
+    if right not in actor.rights:
+        raise ApiError(Kind.NOT_ALLOWED, f"This takes a token that has {right} in its `app_metadata.rights`.")
 
 
 def _refusal(message: str) -> ApiError:

@@ -1,7 +1,5 @@
 """The calls of `Accounts` that each write of the admin API makes."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 
 from metering.accounts import Accounts
@@ -10,20 +8,9 @@ from metering.money import AmountError, parse_mxn, parse_rate
 from metering.ports import WrongField
 from metering.pricing import FxRate
 from proxy.api.admin.call import Call
-from proxy.api.admin.rows import Fields
+from proxy.api.admin.desk import Written
 from proxy.api.admin.schemas import KeyLimits, OrgLimits
 from proxy.errors import ApiError, Kind
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The target of a write, and what only the reply to the request that wrote it has."""
-
-    target: str
-    revealed: Fields = field(default_factory=dict)
-
-
-Write = Callable[[Call, Accounts], Awaitable[Written]]
 
 
 async def create_org(call: Call, accounts: Accounts) -> Written:
@@ -82,7 +69,14 @@ async def add_credit(call: Call, accounts: Accounts) -> Written:
     body = call.body
     micro_mxn = _amount("mxn", body.mxn)
     added = await accounts.add_credit(
-        call.ref, body.id, body.type, micro_mxn, order=body.order, reason=body.reason, recharge=body.recharge
+        call.ref,
+        body.id,
+        body.type,
+        micro_mxn,
+        order=body.order,
+        reason=body.reason,
+        recharge=body.recharge,
+        corrects=body.corrects,
     )
     return Written(body.id, {"added": added})
 
