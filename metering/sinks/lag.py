@@ -21,11 +21,17 @@ class Lag:
     def __init__(self, outbox: Outbox, delivered: frozenset[str]) -> None:
         self._outbox = outbox
         self._delivered = delivered
+        self._known: set[str] = set()
         self._warned: set[str] = set()
 
     async def look(self) -> None:
         """Read it once. Raises LedgerAway."""
-        for state in await self._outbox.sinks():
+        states = await self._outbox.sinks()
+        for name in self._known - {state.name for state in states}:
+            for gauge in (PENDING, OLDEST, SET_ASIDE):
+                gauge.remove(name)
+        self._known = {state.name for state in states}
+        for state in states:
             PENDING.labels(state.name).set(state.pending)
             OLDEST.labels(state.name).set(age_s(state) or 0.0)
             SET_ASIDE.labels(state.name).set(state.set_aside)

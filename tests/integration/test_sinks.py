@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 import time
 from collections import Counter
 from datetime import timedelta
@@ -21,6 +22,8 @@ from tests.integration.conftest import Receivers
 from tests.kits.backups import backup, restore
 from tests.kits.books import ACT, UNIT, start_worker
 from tests.kits.consumer import peak_mib
+from tests.kits.postgres import FAST as FAST_DISK
+from tests.kits.postgres import PostgresServer
 from tests.kits.sinks import (
     FAST,
     HTTP,
@@ -364,6 +367,30 @@ async def test_a_restored_ledger_repeats_and_loses_nothing(
         assert set(Counter(row["id"] for row in taken).values()) == {2}
 
 
+@pytest.mark.rule(36)
+async def test_a_ledger_that_dies_meanwhile_loses_nothing(receiver: HttpReceiver, tmp_path: Path) -> None:
+    """(rule 36) Killed again and again while items are claimed, sent and noted: what could not be noted is repeated."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder:
+        server = PostgresServer(Path(folder), *FAST_DISK)
+        server.start()
+        try:
+            async with outgoing(server.url("postgres"), tmp_path) as out:
+                one = sink(tmp_path, "structured", receiver.url)
+                await out.register(one)
+                await out.book(300)
+                async with out.delivering(one):
+                    for turn in range(1, 3):
+                        while len(await receiver.taken()) < 100 * turn:
+                            await asyncio.sleep(0.002)
+                        server.kill()
+                        server.start()
+                    await out.until_empty("structured")
+                assert len(once(await receiver.taken())) == 300
+                assert sum_of(await receiver.taken()) == out.ledger_micro_mxn()
+        finally:
+            server.kill()
+
+
 async def test_the_lag_is_a_metric(receiver: HttpReceiver, ledger_url: str, tmp_path: Path) -> None:
     """Of every registered sink, and a warning of one that this consumer does not deliver to, once."""
     async with outgoing(ledger_url, tmp_path) as out:
@@ -389,6 +416,9 @@ async def test_the_lag_is_a_metric(receiver: HttpReceiver, ledger_url: str, tmp_
             await out.until_empty("lagging")
         await lag.look()
         assert (metric("pending"), metric("oldest_seconds"), metric("set_aside")) == (0, 0, 4)
+        await out.ledger.remove_sink("lagging", utc_now(), ACT)
+        await lag.look()
+        assert metric("pending") is None
 
 
 async def test_a_sink_that_is_removed_takes_its_items_with_it(

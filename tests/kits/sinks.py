@@ -25,7 +25,7 @@ from metering.clock import utc_now
 from metering.events import Event
 from metering.ledger.record import SqlLedger
 from metering.money import parse_mxn
-from metering.ports import Org, SinkState
+from metering.ports import LedgerAway, Org, SinkState
 from metering.sinks.delivery import Delivery, Pace
 from metering.sinks.file import read_sinks
 from metering.sinks.sink import Sender, Sink
@@ -248,10 +248,11 @@ class Outgoing:
 
     async def until(self, name: str, true: Callable[[SinkState], bool]) -> SinkState:
         for _ in range(4_000):
-            if true(state := await self.state(name)):
-                return state
+            with suppress(LedgerAway):
+                if true(state := await self.state(name)):
+                    return state
             await asyncio.sleep(0.005)
-        raise AssertionError(f"not within 20 s: {state}")
+        raise AssertionError(f"not within 20 s: {await self.state(name)}")
 
     def ledger_micro_mxn(self) -> int:
         """Charges less refunds, as the record has them."""
