@@ -25,8 +25,10 @@ class Receiver:
         self._folder = folder
         self._lock = threading.Lock()
         taken = folder / "taken"
-        lines = taken.read_text().splitlines() if taken.exists() else []
-        self._ids = {json.loads(line)["id"] for line in lines}
+        kept = taken.read_bytes() if taken.exists() else b""
+        kept = kept[: kept.rfind(b"\n") + 1]  # a kill may have cut the last line off: it was not answered
+        taken.write_bytes(kept)
+        self._ids = {json.loads(line)["id"] for line in kept.splitlines()}
         self._file = taken.open("a")
         self._server = socket.create_server(("127.0.0.1", port), backlog=512)
 

@@ -133,7 +133,8 @@ class HttpReceiver(_Process):
     async def taken(self) -> list[dict[str, Any]]:
         """Read what it has taken, repeats among it."""
         path = self.folder / "taken"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class NatsReceiver(_Process):
