@@ -41,7 +41,8 @@ from proxy.statements.sheet import sheet_of
 
 Media = Literal["text/html", "application/json", "application/pdf"]
 
-_ENDINGS: dict[Media, str] = {"text/html": "html", "application/json": "json", "application/pdf": "pdf"}
+ENDINGS: dict[Media, str] = {"text/html": "html", "application/json": "json", "application/pdf": "pdf"}
+"""Ends of file names, by form."""
 
 
 class StatementQuery(BaseModel):
@@ -168,7 +169,7 @@ class StatementsEndpoint:
         """Answer GET /v1/statements/{month}."""
         caller, cut = await checked(request, self._authenticator, self._wallet, self._rates, Read.STATEMENTS)
         language = _language(request)
-        media = _media(request.headers.get("accept", ""))
+        media = media_of(request.headers.get("accept", ""))
         month = request.path_params["month"]
         if not is_month(month):
             raise ApiError(Kind.INVALID_REQUEST, MONTH_LIKE.of(name="month"), param="month")
@@ -182,7 +183,7 @@ class StatementsEndpoint:
         try:
             async with self._reports.making(org_id):
                 statement = await read_statement(self._ledger, org_id, month, utc_at(cut.now_us))
-                drawn = await asyncio.to_thread(_drawn, statement, media, language)
+                content = await asyncio.to_thread(drawn, statement, media, language)
         except BaseException as error:
             self._reports.end(org_id)
             match error:
@@ -194,13 +195,18 @@ class StatementsEndpoint:
                     raise ApiError(Kind.NOT_FOUND, NOT_BEGUN.of(month=month), param="month") from None
                 case _:
                     raise
-        headers = {
-            "vary": "accept, accept-language",
-            "content-language": language,
-            "content-disposition": f'inline; filename="{file_name(month, language, _ENDINGS[media])}"',
-            "content-security-policy": f"{POLICY}; frame-ancestors 'none'",
-        }
-        return SentReport([drawn], media, headers, partial(self._reports.end, org_id))
+        headers = headers_of(month, media, language)
+        return SentReport([content], media, headers, partial(self._reports.end, org_id))
+
+
+def headers_of(month: str, media: Media, language: Language) -> dict[str, str]:
+    """Return the headers of a statement."""
+    return {
+        "vary": "accept, accept-language",
+        "content-language": language,
+        "content-disposition": f'inline; filename="{file_name(month, language, ENDINGS[media])}"',
+        "content-security-policy": f"{POLICY}; frame-ancestors 'none'",
+    }
 
 
 def file_name(month: str, language: Language, ending: str) -> str:
@@ -208,7 +214,8 @@ def file_name(month: str, language: Language, ending: str) -> str:
     return f"{'estado-de-cuenta' if language == 'es' else 'statement'}-{month}.{ending}"
 
 
-def _drawn(statement: Statement, media: Media, language: Language) -> bytes:
+def drawn(statement: Statement, media: Media, language: Language) -> bytes:
+    """Draw a statement in a form, in a language. It may take a second: call it in a thread."""
     match media:
         case "application/json":
             return orjson.dumps(document(statement))
@@ -233,13 +240,13 @@ def _language(request: Request) -> Language:
     return language_of(request.headers, "es")
 
 
-def _media(accept: str) -> Media:
+def media_of(accept: str) -> Media:
     """Choose the form with the highest weight in `Accept`; HTML if none of ours is named."""
     best, chosen = 0.0, "text/html"
     for kind, weight in weighed(accept):
         if kind in get_args(Media) and weight > best:
             best, chosen = weight, kind
-    return next(media for media in _ENDINGS if media == chosen)
+    return next(media for media in ENDINGS if media == chosen)
 
 
 def document(statement: Statement) -> dict[str, Any]:

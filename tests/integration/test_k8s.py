@@ -205,7 +205,7 @@ def test_every_secret_is_documented_and_nobody_reads_more_than_it_needs(manifest
     assert needed["migrate"] == {"GHUB_LEDGER_URL"}
 
 
-OF_COMMANDS = {"GHUB_BANXICO_TOKEN", "GHUB_MONTH_SIGNING_KEY", "GHUB_OPENAI_ADMIN_KEY"}
+OF_COMMANDS = {"GHUB_BANXICO_TOKEN", "GHUB_OPENAI_ADMIN_KEY"}
 """Secrets that only a command reads: the gateway does not get them."""
 
 

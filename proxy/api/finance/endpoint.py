@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 from redis.asyncio import Redis
 from starlette.requests import Request
@@ -24,13 +25,19 @@ from proxy.api.finance.schemas import (
     MonthRow,
     MonthSheet,
     NewAdjustment,
+    ReconciliationRow,
+    ReconciliationSheet,
+    ReconciliationsQuery,
     Signed,
+    StatementQuery,
     UsageQuery,
 )
+from proxy.api.finance.statements import Statements
 from proxy.api.finance.usage import UsageReports
 from proxy.api.finance.writes import Deeds
 from proxy.api.operation import Operation, Tag
 from proxy.api.requests import RequestLimits
+from proxy.api.statements import Media, StatementReply
 from proxy.errors import Kind
 
 FINANCE = "/finance/v1"
@@ -38,6 +45,7 @@ MONTHS = f"{FINANCE}/months"
 MONTH = f"{MONTHS}/{{month}}"
 RATES = f"{FINANCE}/fx"
 ADJUSTMENTS = f"{FINANCE}/adjustments"
+RECONCILIATIONS = f"{FINANCE}/reconciliations"
 
 DeedsOf = Callable[[str, IdempotentWrite | None], Deeds]
 
@@ -52,7 +60,7 @@ class FinanceEndpoint(Desk[FinanceReads, Deeds]):
         self, tokens: Tokens, ledger: Ledger, redis: Redis | None, deeds_of: DeedsOf, limits: RequestLimits
     ) -> None:
         super().__init__(tokens, ledger, FinanceReads(ledger), deeds_of, limits)
-        self._exports, self._reports = Exports(redis), UsageReports()
+        self._exports, self._reports, self._statements = Exports(redis), UsageReports(), Statements()
 
     def operations(self) -> Sequence[Operation]:
         """Return all operations."""
@@ -130,6 +138,32 @@ class FinanceEndpoint(Desk[FinanceReads, Deeds]):
                 rate(writes.approve_rate, right="approve_fx"),
             ),
             read(
+                "list_reconciliations",
+                RECONCILIATIONS,
+                "Comparisons with providers' books, latest first",
+                Page[ReconciliationRow],
+                FinanceReads.reconciliations,
+                ReconciliationsQuery,
+            ),
+            read(
+                "get_reconciliation",
+                f"{RECONCILIATIONS}/{{number}}",
+                "One comparison, and what was found",
+                ReconciliationSheet,
+                FinanceReads.reconciliation,
+            ),
+            file(
+                "get_finance_statement",
+                f"{FINANCE}/statements/{{org}}/{{month}}",
+                "The account statement of an organisation's month",
+                get_args(Media),
+                self._statement,
+                reply=StatementReply,
+                query=StatementQuery,
+                headers=("content-disposition", "content-language", "content-security-policy", "vary"),
+                more=(Kind.NOT_ACCEPTABLE,),
+            ),
+            read(
                 "list_adjustments",
                 ADJUSTMENTS,
                 "Adjustments that were proposed, latest first",
@@ -159,6 +193,9 @@ class FinanceEndpoint(Desk[FinanceReads, Deeds]):
 
     async def _usage(self, reads: FinanceReads, call: Call, request: Request) -> Response:
         return await self._reports.send(reads, call, request)
+
+    async def _statement(self, reads: FinanceReads, call: Call, request: Request) -> Response:
+        return await self._statements.send(reads, call, request)
 
     async def _export(self, reads: FinanceReads, call: Call, request: Request) -> Response:
         return await self._exports.send(reads, call, request)

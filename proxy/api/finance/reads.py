@@ -1,5 +1,7 @@
 """What the finance API shows: single rows, and pages of them."""
 
+import orjson
+
 from metering.clock import is_month, month_start_us, next_month, utc_at
 from metering.ports import LAST, LATEST, ClosedMonth, FxRecord, Ledger, NotThere
 from proxy.api.admin.call import Call, checked_ref
@@ -18,9 +20,11 @@ from proxy.api.finance.rows import (
     adjustment_fields,
     after_month,
     after_sums,
-    before_adjustment,
+    before_number,
     month_cursor,
     month_fields,
+    reconciliation_cursor,
+    reconciliation_fields,
     sums_cursor,
     sums_fields,
 )
@@ -80,8 +84,20 @@ class FinanceReads:
         return paged(call, rows, rate_fields, rate_cursor)
 
     async def adjustments(self, call: Call) -> Fields:
-        rows = await self.ledger.adjustments(before_adjustment(call.query.cursor), call.query.limit + 1)
+        rows = await self.ledger.adjustments(before_number(call.query.cursor), call.query.limit + 1)
         return paged(call, rows, adjustment_fields, adjustment_cursor)
+
+    async def reconciliations(self, call: Call) -> Fields:
+        query = call.query
+        rows = await self.ledger.reconciliations(query.month, before_number(query.cursor), query.limit + 1)
+        return paged(call, rows, reconciliation_fields, reconciliation_cursor)
+
+    async def reconciliation(self, call: Call) -> Fields:
+        number = number_in(call)
+        rows = await self.ledger.reconciliations(None, number + 1, 1)
+        if not rows or rows[0].id != number:
+            raise NotThere(f"there is no comparison {number}")
+        return reconciliation_fields(rows[0]) | {"report": orjson.loads(rows[0].report)}
 
     # --- parts ---
 

@@ -2,7 +2,7 @@
 
 from metering.manifest import SUMS
 from metering.money import format_mxn
-from metering.ports import LAST, Adjustment, ClosedMonth, MonthSums
+from metering.ports import LAST, Adjustment, ClosedMonth, MonthSums, Reconciliation
 from proxy.api.admin.rows import Fields
 from proxy.api.balances import corrected
 from proxy.api.pages import BadCursor, cursor_of, text_of
@@ -49,6 +49,22 @@ def adjustment_fields(adjustment: Adjustment) -> Fields:
     }
 
 
+def reconciliation_fields(found: Reconciliation) -> Fields:
+    """Return a comparison with providers' books, without what was found."""
+    return {
+        "id": found.id,
+        "month": found.month,
+        "provider": found.provider,
+        "ok": found.ok,
+        "ledger_usd": found.ledger_usd,
+        "billed_usd": found.billed_usd,
+        "off_usd": found.off_usd,
+        "findings": found.findings,
+        "by": found.actor,
+        "at": found.at,
+    }
+
+
 # --- cursors ---
 
 
@@ -77,7 +93,12 @@ def adjustment_cursor(adjustment: Adjustment) -> str:
     return cursor_of(str(adjustment.proposal_id))
 
 
-def before_adjustment(cursor: str | None) -> int:
+def reconciliation_cursor(found: Reconciliation) -> str:
+    """Return the cursor after this comparison."""
+    return cursor_of(str(found.id))
+
+
+def before_number(cursor: str | None) -> int:
     """Return the number below which a page begins. Raises BadCursor."""
     if cursor is None:
         return LAST

@@ -3,12 +3,13 @@
 As in the admin API, a field's description says how it must be.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from metering.ports import CreditType
-from proxy.api.admin.schemas import Asked, EventFacts, Mxn, Page, PageQuery, RateRow, Reason
+from proxy.api.admin.schemas import Asked, EventFacts, Mxn, PageQuery, Reason
+from proxy.messages import Language
 
 MonthText = Annotated[str, StringConstraints(pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])$")]
 Day = Annotated[str, StringConstraints(pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])-[0-9]{2}$")]
@@ -48,6 +49,20 @@ class ExportQuery(BaseModel):
     all_ends: Literal["true", "false"] = Field(
         "false", description="true or false: whether orders are in it that were not charged"
     )
+
+
+class StatementQuery(BaseModel):
+    """In which language."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    lang: Language | None = Field(None, description="es or en; before `Accept-Language`, and Spanish without both")
+
+
+class ReconciliationsQuery(PageQuery):
+    """Which comparisons: of one month or all."""
+
+    month: MonthText | None = Field(None, description=_MONTH)
 
 
 class NewAdjustment(Asked):
@@ -161,4 +176,22 @@ class AdjustmentRow(EventFacts):
     approved_at: str | None
 
 
-Rates = Page[RateRow]
+class ReconciliationRow(EventFacts):
+    """A comparison of the ledger with providers' books; `provider` is null for all. `ok`: within its threshold."""
+
+    id: int
+    month: str
+    provider: str | None
+    ok: bool
+    ledger_usd: str
+    billed_usd: str
+    off_usd: str
+    findings: int
+    by: str
+    at: str
+
+
+class ReconciliationSheet(ReconciliationRow):
+    """A comparison, and what was found, as `ghub reconcile --json` told it."""
+
+    report: dict[str, Any]
