@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metering.clock import next_month
-from metering.ports import LATEST, Charge, Ledger, Names, Refunded
+from metering.ports import LATEST, Charge, Ledger, Names, NotThere, Refunded
 
 REFUNDS = 1_000
 """Refunds in one batch."""
@@ -95,6 +95,13 @@ class NamesOf:
             if (month, org_id) not in self._known:
                 if len(self._known) >= KNOWN:
                     self._known.pop(next(iter(self._known)))
-                self._known[month, org_id] = await self.ledger.names(month, org_id)
+                self._known[month, org_id] = await self._read(month, org_id)
             names[org_id] = self._known[month, org_id]
         return names
+
+    async def _read(self, month: str, org_id: str) -> Names:
+        """Read an organisation's names. An order that was not charged may be of one that the ledger does not know."""
+        try:
+            return await self.ledger.names(month, org_id)
+        except NotThere:
+            return Names("", {})

@@ -255,6 +255,15 @@ async def test_an_open_month_is_exported_as_it_is(ledger_url: str) -> None:
         assert any("Abierto" in row[0] for row in found["Resumen"])
 
 
+async def test_orders_of_an_unknown_organisation_are_exported(ledger_url: str) -> None:
+    """One that was not charged needs no organisation in the ledger; it has no name, and stops no export."""
+    async with aclosing(await filled(ledger_url)) as ledger:
+        nobody = "99999999-0000-4000-8000-000000000000"
+        await ledger.book([event(nobody, 1, end="void")], [], CLOSE)
+        (row,) = rows_of((await exported(Source(ledger, Scope(("2036-12",), all_ends=True))))[0])
+        assert (row["org_id"], row["org_name"], row["key_name"], row["kind"]) == (nobody, "", "", "void")
+
+
 def test_an_extra_that_is_not_there_is_named() -> None:
     """With the command that installs it."""
     missing = Offered("metering.exports.nothing:write", extra="parquet")
