@@ -94,7 +94,7 @@ class Year:
         self.offered = [*_offered()]
         self.events: list[Event] = []
         self.late: list[Event] = []
-        self.tagged: dict[tuple[str, str, str], int] = defaultdict(int)
+        self.posted: dict[str, str] = {}
         self._open_recharges: dict[str, list[tuple[str, int]]] = defaultdict(list)
         self._charged: dict[str, list[Event]] = defaultdict(list)
         self._closed = ""
@@ -137,14 +137,13 @@ class Year:
         await ledger.book(events, [], utc_at(month_start_us(next_month(posting))) - timedelta(seconds=1))
         for one in events:
             self.events.append(one)
+            self.posted[one.event_id] = posting
             if one.end != "charge":
                 continue
             org.post(posting, "charges", one.amount_micro_mxn)
             org.post(posting, "orders", 1)
             org.post(posting, "images", one.quantity)
             self._charged[org.org_id].append(one)
-            for tag in orjson.loads(one.opened.tags or "[]"):
-                self.tagged[org.org_id, posting, tag] += one.amount_micro_mxn
 
     async def _credits(self, ledger: SqlLedger, org: OrgYear, month: str) -> None:
         draw, at = self.random, _moment(month, 2)
