@@ -331,6 +331,8 @@ def _check(event: Event) -> None:
         raise EventError("amount: is not from 1 up to quantity × unit price")
     if event.usd_measured is not None and not (0 <= Decimal(event.usd_measured) < MAX_MICRO_MXN):
         raise EventError("usd_measured: is no figure in USD")
+    if not event.opened.day.startswith(f"{event.opened.month}-"):
+        raise EventError("day: is not of the order's month")
     if event.quantity != len(event.images):
         raise EventError("quantity: is not the number of stored images")
     if not 0 <= event.quantity <= event.opened.images or (event.end == "charge") != (event.quantity > 0):

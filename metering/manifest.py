@@ -173,6 +173,8 @@ def read_manifest(text: bytes) -> Manifest:
         manifest = Manifest.model_validate_json(text)
     except (orjson.JSONDecodeError, ValidationError):
         raise ManifestError("it is no manifest of a closed month") from None
+    if text.rstrip() != _canonical(document):
+        raise ManifestError("it was written anew, or a name stands in it twice: it is the text that was signed")
     signature = document.pop("signature")
     try:
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(manifest.public_key, validate=True))
@@ -193,6 +195,12 @@ def _wrong_sums(manifest: Manifest) -> str | None:
         if sum(org.micro_mxn(name) for org in manifest.orgs) != manifest.micro_mxn(name):
             return f"its {name}_mxn is not the sum of its organisations'"
     return None
+
+
+def is_sum_of(sums: MonthSums, signed: OrgSums) -> bool:
+    """True if an organisation's sums are those that were signed."""
+    counted = (sums.orders, sums.images) == (signed.orders, signed.images)
+    return counted and all(_sum(sums, name) == signed.micro_mxn(name) for name in SUMS)
 
 
 def digest(manifest: str) -> str:
@@ -245,25 +253,25 @@ class Check:
             self.unnamed += 1
 
 
-def check_rows(manifest: Manifest, rows: Iterable[SealedRow]) -> Check:
-    """Check an export of the month, of all organisations or of one, row by row. It names the rows that are wrong.
+def check_rows(manifest: Manifest, rows: Iterable[SealedRow], org_id: str | None = None) -> Check:
+    """Check an export of the month row by row, of all organisations or of one; it names the rows that are wrong.
 
     A row that was changed breaks the chain at its place; where one is missing, added or moved, it breaks at the next.
     """
     check = Check()
-    orgs = {org.org: org for org in manifest.orgs}
+    orgs = {org.org: org for org in manifest.orgs if org_id in (None, org.org)}
     seen: dict[str, _Seen] = {}
     for row in rows:
         check.rows += 1
         if row.org_id not in orgs:
-            check.say(f"row {row.place}, order {row.event_id}: the month has no organisation {row.org_id!r}")
+            check.say(f"row {row.place}, order {row.event_id}: nothing of organisation {row.org_id!r} was sealed there")
             continue
         org = seen.get(row.org_id)
         if org is None:
             org = seen[row.org_id] = _Seen(first_seal(manifest.month, row.org_id), first_place=row.place)
         _check_row(check, org, row, orgs[row.org_id])
     check.orgs = len(seen)
-    for sentence in _ends(manifest, seen):
+    for sentence in _ends([*orgs.values()], seen):
         check.say(sentence)
     return check
 
@@ -291,16 +299,13 @@ def _check_row(check: Check, org: _Seen, row: SealedRow, signed: OrgSums) -> Non
         org.micro_mxn += parse_mxn(row.amount)
 
 
-def _ends(manifest: Manifest, seen: Mapping[str, _Seen]) -> Iterator[str]:
+def _ends(orgs: Sequence[OrgSums], seen: Mapping[str, _Seen]) -> Iterator[str]:
     """Yield what is wrong with the ends of the chains."""
-    expected = [org for org in manifest.orgs if org.rows]
-    if len(seen) != 1:
-        for org in expected:
-            if org.org not in seen:
-                yield f"organisation {org.name} ({org.org}): its {org.rows} rows are missing"
-    for org in manifest.orgs:
+    for org in orgs:
         found = seen.get(org.org)
         if found is None:
+            if org.rows:
+                yield f"organisation {org.name} ({org.org}): its {org.rows} rows are missing"
             continue
         if found.rows != org.rows:
             yield f"organisation {org.name} ({org.org}): {found.rows} rows, and {org.rows} were sealed"

@@ -95,7 +95,10 @@ class AdjustmentRecords(Transactions):
                 return found
             if act.apart and found.proposed_by == act.actor:
                 raise SamePerson(f"adjustment {proposal_id} was proposed by {act.actor}: another person approves it")
-            yield from use_right(act, (yield from _posting_month(at)), "approve_adjustment", at)
+            month = yield from _posting_month(at)
+            yield from use_right(act, month, "approve_adjustment", at)
+            # The proposal may be of the month before: whoever made it enters into this one, too.
+            yield from use_right(replace(act, actor=found.proposed_by), month, "enter", at)
             credit_id = yield from _credit_id(proposal_id)
             new = NewCredit(
                 credit_id,

@@ -135,8 +135,9 @@ class CreditRecords(Transactions):
                 name: value for _, name, value in (yield "credit_facts", {"ids": as_json([credit_id]), "until": LATEST})
             }
             new = {name: value for name, value in facts.items() if known.get(name) != value}
+            entered_at = (yield from closed_through()).after(at.isoformat())
             for name, value in new.items():
-                yield "add_credit_fact", {"credit_id": credit_id, "name": name, "value": value, "at": at.isoformat()}
+                yield "add_credit_fact", {"credit_id": credit_id, "name": name, "value": value, "at": entered_at}
             if new:
                 yield from audit(act, at.isoformat())
             else:

@@ -73,20 +73,30 @@ class MonthRecords(Transactions):
         await self._run("write", steps)
 
     async def month_sums(
-        self, month: str, after: MonthSums | None = None, most: int = PAGE, *, org_id: str | None = None
+        self,
+        month: str,
+        after: MonthSums | None = None,
+        most: int = PAGE,
+        *,
+        org_id: str | None = None,
+        anew: bool = False,
     ) -> list[MonthSums]:
-        """Read what was posted to a month, by organisation: of a closed month what was written at its close."""
-        return await self._run("scan", lambda: sums_of(month, org_id, "" if after is None else after.org_id, most))
+        """Read what was posted to a month, by organisation: of a closed month what was written at its close.
+
+        `anew`, it is summed up again also of a closed one.
+        """
+        after_id = "" if after is None else after.org_id
+        return await self._run("scan", lambda: sums_of(month, org_id, after_id, most, anew=anew))
 
     async def names(self, month: str, org_id: str) -> Names:
         """Read what an organisation and its keys are called: of a closed month, as at its close. Raises NotThere."""
         return await self._run("read", lambda: names_of(month, org_id))
 
 
-def sums_of(month: str, org_id: str | None, after_id: str, most: int) -> Steps[list[MonthSums]]:
-    """Read what was posted to a month: of a sealed one what was written then."""
+def sums_of(month: str, org_id: str | None, after_id: str, most: int, *, anew: bool = False) -> Steps[list[MonthSums]]:
+    """Read what was posted to a month: of a sealed one what was written then, unless it is summed up anew."""
     of = {"after_id": after_id, "org_id": org_id, "page": most}
-    sealed = any(row[1] for row in (yield "month_state", {"month": month}))
+    sealed = not anew and any(row[1] for row in (yield "month_state", {"month": month}))
     query = "balances_at_close" if sealed else "month_sums"
     rows: list[Row] = yield query, {**of, **(span_of(month) if not sealed else {"month": month})}
     return [MonthSums(*row) for row in rows]

@@ -8,7 +8,7 @@ from decimal import Decimal
 from metering.clock import month_start_us, unix_us_at
 from metering.ledger.rights import use_right
 from metering.ledger.rows import Row, fields
-from metering.ledger.transactions import Steps, Transactions, audit, once
+from metering.ledger.transactions import Steps, Transactions, audit, closed_through, once
 from metering.money import format_rate
 from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, SamePerson, WrongField
 from metering.pricing import FxRate
@@ -42,7 +42,7 @@ class PriceRecords(Transactions):
             last = of_month[-1] if of_month else None
             if last is not None and last.rate.mxn_per_usd == rate.mxn_per_usd:
                 if approved and last.approved_by is None:
-                    yield "approve_rate", {"rate_id": last.rate_id, "approved_by": actor, "at": at.isoformat()}
+                    yield from _approve(last.rate_id, actor, at)
                 if act is not None:
                     yield from once(act, at.isoformat())
                 return False
@@ -60,7 +60,7 @@ class PriceRecords(Transactions):
                 },
             )
             if approved or act is None:
-                yield "approve_rate", {"rate_id": rate_id, "approved_by": actor, "at": at.isoformat()}
+                yield from _approve(rate_id, actor, at)
             if act is not None:
                 yield from audit(act, at.isoformat())
             return True
@@ -91,7 +91,7 @@ class PriceRecords(Transactions):
             if act.apart and last.entered_by == act.actor:
                 raise SamePerson(f"this rate of {month} was entered by {act.actor}: another person approves it")
             yield from use_right(act, month, "approve_fx", at)
-            yield "approve_rate", {"rate_id": last.rate_id, "approved_by": act.actor, "at": at.isoformat()}
+            yield from _approve(last.rate_id, act.actor, at)
             yield from audit(act, at.isoformat())
             return replace(last, approved_by=act.actor, approved_at=at.isoformat())
 
@@ -135,6 +135,12 @@ class PriceRecords(Transactions):
 def records_of(rows: Sequence[Row]) -> list[FxRecord]:
     """Build rates of record from rows of the statement `rate_records`."""
     return [FxRecord(row[0], FxRate(row[1], Decimal(row[2]), row[3]), FxOrigin(*row[4:9]), *row[9:]) for row in rows]
+
+
+def _approve(rate_id: int, actor: str, at: datetime) -> Steps[None]:
+    """Write an approval down: after the close of the last month, because a closed month's statements never change."""
+    approved_at = (yield from closed_through()).after(at.isoformat())
+    yield "approve_rate", {"rate_id": rate_id, "approved_by": actor, "at": approved_at}
 
 
 def _check_begun(of_month: Sequence[FxRecord], rate: FxRate, at: datetime) -> None:

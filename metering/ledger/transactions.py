@@ -7,6 +7,7 @@ started again.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Literal, TypeVar
 
 import orjson
@@ -40,10 +41,11 @@ EVENTS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The last month that is closed, and its end as ISO 8601; None if none is. Months close in their order."""
+    """The last month that is closed, its end and its close, ISO 8601; None if none is. Months close in their order."""
 
     through: str | None
     ends_at: str | None
+    closed_at: str | None
 
     def posting(self, month: str) -> str | None:
         """Find the month to which an event of `month` is posted: None for its own, else the first that is open."""
@@ -52,6 +54,12 @@ class Closed:
     def entry(self, at: str) -> str:
         """Find the moment of a credit that is entered at `at`: at the earliest, when the first open month begins."""
         return at if self.ends_at is None else max(at, self.ends_at)
+
+    def after(self, at: str) -> str:
+        """Find the moment of what is added to rows of a closed month: after its close, whatever the clock says."""
+        if self.closed_at is None or at > self.closed_at:
+            return at
+        return (datetime.fromisoformat(self.closed_at) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
 
 
 class Transactions(ABC):
@@ -111,8 +119,8 @@ def once(act: Act, at: str) -> Steps[None]:
 
 def closed_through() -> Steps[Closed]:
     """Read which months are closed. It stays so in a transaction that books or writes: a close waits for it."""
-    ((through, ends_at),) = yield "closed_through", {}
-    return Closed(through, ends_at)
+    ((through, ends_at, closed_at),) = yield "closed_through", {}
+    return Closed(through, ends_at, closed_at)
 
 
 def change_of(org_id: str, what: str, at: str) -> tuple[str, dict[str, str]]:

@@ -1,14 +1,12 @@
 """`ghub month`: closing months, and checking what was sealed."""
 
-import csv
-import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import orjson
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
@@ -16,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from config.settings import Settings
 from metering.clock import is_month
-from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, cells_of_json
-from metering.manifest import SUMS, Check, Manifest, ManifestError, SealedRow, check_rows, read_key, read_manifest
+from metering.exports.rows import SEALED
+from metering.exports.sealed import NoExport, SealedFile
+from metering.manifest import SUMS, Manifest, ManifestError, check_rows, read_key, read_manifest
 from metering.money import format_mxn
 from metering.months import Close, Tell, check_month, close_month
 from metering.ports import Act, ClosedMonth
@@ -34,7 +33,8 @@ ALONE = (
     "ghub: a command proves no second person: whoever may run it may also enter and approve; the audit log has it.\n"
 )
 
-KIND = SEALED.index("kind")
+LONGEST_START = 64 * 1024
+"""How much of a file tells what it is: the longest row of an export is a third of it."""
 
 LARGEST_MANIFEST_BYTES = 64 * 1024 * 1024
 """Largest manifest that is read: ten million rows of ten thousand organisations take 5 MB."""
@@ -105,20 +105,21 @@ def verify(
     manifest: Annotated[
         Path | None, typer.Option(dir_okay=False, help="The month's manifest; FILE.manifest.json without.")
     ] = None,
+    ref: Annotated[
+        str | None,
+        typer.Option("--org", metavar="ORG", help="The one organisation that FILE is of, by UUID or name."),
+    ] = None,
     public_key: Annotated[
         str | None, typer.Option(help="Whose signature it must be, in base64, as `month show` prints it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Is an export as it was sealed? No ledger is needed. With a month it is the ledger that is compared."""
-    if is_month(file) and not Path(file).exists():
-        signed, wrong, rows = _in_ledger(file)
-    else:
-        signed, check = _in_file(Path(file), manifest)
-        wrong, rows = check.wrong + ([f"and {check.unnamed} more"] if check.unnamed else []), check.rows
+    looked = _in_ledger(file) if is_month(file) and not Path(file).exists() else _in_file(Path(file), manifest, ref)
+    signed, wrong = looked.signed, looked.wrong
     if public_key is not None and signed.public_key != public_key:
         wrong.insert(0, f"it is signed by {signed.public_key}, which is another key")
-    found = {"ok": not wrong, "month": signed.month, "rows": rows, "closed_by": signed.closed_by}
+    found = {"ok": not wrong, "month": signed.month, **looked.of, "closed_by": signed.closed_by}
     found |= {"closed_at": signed.closed_at, "public_key": signed.public_key}
     say(found | ({"wrong": wrong} if as_json or wrong else {}), as_json)
     if wrong:
@@ -127,7 +128,7 @@ def verify(
         sys.stderr.write("ghub: the public key is the file's own: compare it with the one that finance has published\n")
 
 
-def _in_ledger(month: str) -> tuple[Manifest, list[str], int]:
+def _in_ledger(month: str) -> "_Looked":
     async def work() -> tuple[Manifest, list[str]]:
         async with books() as opened:
             with _progress("rows checked") as tell:
@@ -137,55 +138,51 @@ def _in_ledger(month: str) -> tuple[Manifest, list[str], int]:
         signed, wrong = run(work())
     except ManifestError as error:
         fail(f"the manifest of {month} in the ledger: {error}")
-    return signed, wrong, signed.rows
+    return _Looked(signed, wrong, {"rows": signed.rows})
 
 
-def _in_file(path: Path, beside: Path | None) -> tuple[Manifest, Check]:
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was looked at: the manifest, what is wrong, and how much of the month it was."""
+
+    signed: Manifest
+    wrong: list[str]
+    of: dict[str, Any]
+
+
+def _in_file(path: Path, beside: Path | None, ref: str | None) -> _Looked:
     """Check an export against its manifest, or a manifest alone."""
-    named = manifest_of(path) if beside is None else beside
-    if beside is None and path.suffix == ".json":
-        return _manifest(path), Check()
     if not path.is_file():
         misuse(f"FILE: there is no file {str(path)!r}")
+    named = manifest_of(path) if beside is None else beside
     if not named.is_file():
+        if beside is None and _is_manifest(path):
+            return _Looked(_manifest(path), [], {})
         misuse(f"--manifest: there is no file {str(named)!r}; `ghub month show YYYY-MM --manifest PATH` writes it")
     signed = _manifest(named)
     if tuple(signed.columns) != SEALED:
         fail("the month was sealed by another release, whose exports have other columns: verify it with that one")
+    org = None if ref is None else next((one for one in signed.orgs if ref in (one.org, one.name)), None)
+    if ref is not None and org is None:
+        misuse(f"--org: {ref!r} is no organisation of {signed.month}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return signed, check_rows(signed, (row for row in _rows(path, file) if _is_money(row)))
+            sealed = SealedFile(file)
+            check = check_rows(signed, sealed.rows(), None if org is None else org.org)
     except UnicodeDecodeError:
         fail(f"{path}: is no UTF-8: was it saved by another program?")
-    except (csv.Error, orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except NoExport as error:
         fail(f"{path}: cannot be read as an export: {error}")
+    wrong = check.wrong + ([f"and {check.unnamed} more"] if check.unnamed else [])
+    whose = f"all {len(signed.orgs)}" if org is None else f"{org.name} alone, of {len(signed.orgs)}"
+    return _Looked(signed, wrong, {"rows": check.rows, "organisations": whose, "not_sealed": sealed.not_sealed})
 
 
-def _rows(path: Path, file: io.TextIOBase) -> Iterator[SealedRow]:
-    """Yield the rows of an export. Places are lines of the file as a person counts them, with the header."""
-    if path.suffix in (".jsonl", ".ndjson"):
-        for place, line in enumerate(file, start=1):
-            row = orjson.loads(line)
-            yield _sealed(place, cells_of_json(row), row.get("seal") or "")
-        return
-    reader = csv.reader(file, strict=True)
-    header = tuple(next(reader, []))
-    if header not in (COLUMNS, (*COLUMNS, *END_COLUMNS)):
-        fail(f"{path}: its first line is not that of an export of a month")
-    for place, cells in enumerate(reader, start=2):
-        yield _sealed(place, cells[: len(SEALED)], "".join(cells[len(SEALED) : len(COLUMNS)]))
-
-
-def _sealed(place: int, cells: Sequence[str], seal: str) -> SealedRow:
-    if len(cells) != len(SEALED):
-        return SealedRow(place, "", "", cells, seal, "0.00")
-    by_name = dict(zip(SEALED, cells, strict=True))
-    return SealedRow(place, by_name["org_id"], by_name["event_id"], cells, seal, by_name["amount_mxn"])
-
-
-def _is_money(row: SealedRow) -> bool:
-    """False for an order that was not charged, as `--all-ends` has them: those are not sealed, and change no sum."""
-    return bool(row.seal) or len(row.cells) != len(SEALED) or row.cells[KIND] in ("charge", "refund")
+def _is_manifest(path: Path) -> bool:
+    """True for a JSON object that is no row of an export."""
+    with path.open("rb") as file:
+        start = file.read(LONGEST_START)
+    return start.startswith(b"{") and b'"event_id"' not in start.splitlines()[0]
 
 
 def _manifest(path: Path) -> Manifest:

@@ -86,7 +86,8 @@ def export(
                     written = await write_file(source, out, write, tell)
                 except OSError as error:
                     fail(f"--out: {str(out)!r} cannot be written: {error.strerror}")
-            text = await ledger.manifest(scope.month) if scope.month is not None and chosen.sealed else None
+            # Only if it was closed before the first row was read: earlier rows have no seal.
+            text = await ledger.manifest(scope.month) if scope.month in closed and chosen.sealed else None
             if text is not None:
                 write_manifest(manifest_of(out), text)
                 sealed.append(str(manifest_of(out)))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from unittest.mock import AsyncMock
@@ -19,7 +20,8 @@ from metering.events import Event, encode_images
 from metering.ledger.record import SqlLedger
 from metering.money import parse_mxn
 from metering.months import NotWhole, check_month, close_month
-from metering.ports import LedgerAway, LedgerError, MonthSums, NewCredit, NotThere, Org, WrongField
+from metering.ports import LedgerAway, LedgerError, MonthSums, NewCredit, NotThere, Org, SamePerson, WrongField
+from metering.pricing import FxRate
 from metering.wallet import keys
 from tests.kits.books import ACT, NOON, UNIT, Books, drain, event, open_books, open_ledger, sql
 
@@ -221,7 +223,7 @@ async def test_a_month_closes_only_when_it_is_whole(redis_url: str, ledger_url: 
         await hold(books, org_id, "11111111", next_month(month))
         ended = of_month(7, month, org_id)
         await books.redis.xadd(keys.OrgKeys(org_id).events, fields_of(ended))  # type: ignore[arg-type]
-        with pytest.raises(NotWhole, match=r"1 events of .* that ended over 0 s ago are not booked yet"):
+        with pytest.raises(NotWhole, match=r"1 events of .* or before it are not booked yet"):
             await close(month)
         await drain(books)
         journal = uuid4()
@@ -274,3 +276,118 @@ async def test_a_ledger_that_was_changed_behind_its_own_back_is_found(redis_url:
         sql(f"sqlite:///{place}", "UPDATE events SET key_id = 'key_2' WHERE number = 2")
         _, wrong = await check_month(books.ledger, month)
         assert wrong == [f"organisation acme ({org_id}): the ledger has other rows than were sealed"]
+
+
+@pytest.mark.rule(37)
+@pytest.mark.parametrize("what", ["credits", "balances", "rows"])
+async def test_what_was_changed_behind_the_triggers_is_found(redis_url: str, tmp_path: Path, what: str) -> None:
+    """Credits, balances of the close and rows: the manifest has all of them."""
+    place = f"sqlite:///{tmp_path}/l.db"
+    async with open_books(redis_url, place, now_us=0) as books:
+        org_id, month = await last_month(books)
+        await books.ledger.book([of_month(1, month, org_id)], [], NOON)
+        await close_month(books.ledger, books.redis, month, ACT, KEY)
+        assert (await check_month(books.ledger, month))[1] == []
+        trigger, change = {
+            "credits": (
+                "credit_transactions_stay",
+                "UPDATE credit_transactions SET amount_micro_mxn = 1 WHERE type = 'bonus'",
+            ),
+            "balances": (
+                "month_balances_stay",
+                "UPDATE month_balances SET bonuses_micro_mxn = 1, closing_micro_mxn = closing_micro_mxn - 8999999",
+            ),
+            "rows": ("events_stay", "UPDATE events SET key_id = 'key_2'"),
+        }[what]
+        sql(place, f"DROP TRIGGER {trigger}")
+        sql(place, change)
+        _, wrong = await check_month(books.ledger, month)
+        assert wrong and all(org_id in one for one in wrong)
+
+
+@pytest.mark.rule(37)
+async def test_totals_that_drifted_are_never_signed(redis_url: str, tmp_path: Path) -> None:
+    """The rows and the running totals are compared before the signature; mended, the close goes on."""
+    place = f"sqlite:///{tmp_path}/l.db"
+    async with open_books(redis_url, place, now_us=0) as books:
+        org_id, month = await last_month(books)
+        await books.ledger.book([of_month(1, month, org_id)], [], NOON)
+        sql(place, "UPDATE usage SET amount_micro_mxn = amount_micro_mxn + 1000000")
+        with pytest.raises(
+            LedgerError, match=r"its orders and refunds give 0\.84 MXN, and its running totals 1\.84 MXN"
+        ):
+            await close_month(books.ledger, books.redis, month, ACT, KEY)
+        sql(place, "UPDATE usage SET amount_micro_mxn = amount_micro_mxn - 1000000")
+        assert (await close_month(books.ledger, books.redis, month, ACT, KEY)).manifest.charges_mxn == "0.84"
+
+
+@pytest.mark.rule(37)
+async def test_what_is_completed_after_a_close_is_after_it_on_any_clock(ledger_url: str) -> None:
+    """A fact of a tax document, and an approval: a machine whose clock is behind does not reach into a closed month."""
+    async with record(ledger_url) as ledger:
+        closed_at = DECEMBER + timedelta(days=2)
+        await ledger.close_month("2036-11", closed_at, ACT)
+        before = [one async for page in ledger.month_credits("2036-11") for one in page]
+        await ledger.complete_credit("r-acme", {"cp": "06000"}, DECEMBER, ACT)
+        assert [one async for page in ledger.month_credits("2036-11") for one in page] == before
+        assert (await ledger.credit("r-acme")).facts == {"cp": "06000"}
+        await ledger.add_rate(FxRate("2037-01", Decimal(20), "x"), DECEMBER, ACT, approved=True)
+        (rate,) = [one for one in await ledger.rate_records() if one.rate.month == "2037-01"]
+        assert rate.approved_at is not None and rate.approved_at > closed_at.isoformat()
+
+
+@pytest.mark.rule(24, 37)
+async def test_what_was_owed_at_a_closed_months_end_stays(ledger_url: str) -> None:
+    """`credit liability` of a month's last day is its closing balance, also when something is late."""
+    async with record(ledger_url) as ledger:
+        await ledger.book([of_month(1, "2036-11")], [], NOON)
+        await ledger.close_month("2036-11", DECEMBER, ACT)
+        await ledger.book([of_month(2, "2036-11")], [], DECEMBER)
+        closing = (await sums_of(ledger, "2036-11")).closing_micro_mxn
+        owed = {one.org_id: one.balance_micro_mxn for one in await ledger.balances_at("2036-11-30")}
+        assert owed[ORG] == closing == parse_mxn("100.00") - UNIT
+        owed = {one.org_id: one.balance_micro_mxn for one in await ledger.balances_at("2036-12-01")}
+        assert owed[ORG] == closing - UNIT
+
+
+@pytest.mark.rule(37)
+async def test_an_organisation_of_a_wrong_clock_is_in_every_month_in_which_it_has_a_balance(ledger_url: str) -> None:
+    async with record(ledger_url) as ledger:
+        third = "33333333-3333-4333-8333-333333333333"
+        await ledger.create_org(Org(third, "third", "default", (DECEMBER + timedelta(days=90)).isoformat()), ACT)
+        await ledger.add_credit(NewCredit("r-third", third, "recharge", UNIT), NOON, ACT)
+        for month in ("2036-11", "2036-12", "2037-01"):
+            assert (await sums_of(ledger, month, third)).closing_micro_mxn == UNIT
+
+
+@pytest.mark.rule(37)
+async def test_late_events_of_an_earlier_month_are_waited_for(redis_url: str, ledger_url: str) -> None:
+    """They are posted to the month that is about to close."""
+    async with open_books(redis_url, ledger_url, now_us=0) as books:
+        org_id, last = await last_month(books)
+        month = previous_month(last)
+        at = utc_at(month_start_us(month)) + timedelta(days=1)
+        await books.ledger.add_credit(NewCredit("earlier", org_id, "bonus", UNIT), at, ACT)
+        await close_month(books.ledger, books.redis, month, ACT, KEY)
+        await books.redis.xadd(keys.OrgKeys(org_id).events, fields_of(of_month(1, month, org_id)))  # type: ignore[arg-type]
+        with pytest.raises(NotWhole, match="1 events of"):
+            await close_month(books.ledger, books.redis, last, ACT, KEY)
+        await drain(books)
+        closed = await close_month(books.ledger, books.redis, last, ACT, KEY)
+        assert (closed.manifest.charges_mxn, closed.manifest.rows) == ("0.84", 1)
+
+
+@pytest.mark.rule(37)
+async def test_whoever_proposed_an_adjustment_closes_no_month_that_it_is_posted_to(ledger_url: str) -> None:
+    """Also if it was proposed in the month before; and who has used another right of that month proposed it in vain."""
+    async with record(ledger_url) as ledger:
+        ana, bea, eva = (replace(ACT, actor=f"jwt:{name}", apart=True) for name in ("ana", "bea", "eva"))
+        first = await ledger.propose_adjustment(ORG, UNIT, "a mistake", None, DECEMBER - timedelta(hours=1), ana)
+        second = await ledger.propose_adjustment(ORG, UNIT, "another", None, DECEMBER - timedelta(hours=1), eva)
+        await ledger.close_month("2036-11", DECEMBER, ACT)
+        await ledger.approve_adjustment(first.proposal_id, DECEMBER, bea)
+        january = DECEMBER + timedelta(days=31)
+        with pytest.raises(SamePerson, match="of 2036-12, jwt:ana has entered a rate or proposed an adjustment"):
+            await ledger.close_month("2036-12", january, ana)
+        assert await ledger.close_month("2036-12", january, eva)
+        await ledger.approve_adjustment(second.proposal_id, january, bea)

@@ -63,8 +63,9 @@ def test_what_was_sealed_is_as_it_was() -> None:
     assert manifest.public_key == public_key_of(KEY)
     check = check_rows(manifest, rows)
     assert (check.rows, check.orgs, check.wrong) == (14, 2, [])
-    alone = check_rows(manifest, rows[EACH:])
+    alone = check_rows(manifest, rows[EACH:], "org-b")
     assert (alone.rows, alone.orgs, alone.wrong) == (7, 1, []), "the export of one organisation"
+    assert check_rows(manifest, [], "org-c").wrong == [], "one without rows"
     assert text == month()[0], "the same month gives the same bytes"
 
 
@@ -127,7 +128,10 @@ def test_what_is_missing_or_strange_is_told() -> None:
     assert end == "organisation ORG-A (org-a): 6 rows, and 7 were sealed"
     assert total.endswith(f"its rows sum up to {format_mxn(parse_mxn('5.04'))} MXN, and 5.88 MXN were sealed")
     (strange,) = check_rows(manifest, [*rows, replace(rows[0], place=16, org_id="org-x")]).wrong
-    assert strange == "row 16, order org-a-0: the month has no organisation 'org-x'"
+    assert strange == "row 16, order org-a-0: nothing of organisation 'org-x' was sealed there"
+    (cut,) = check_rows(manifest, rows[EACH:]).wrong
+    assert cut == "organisation ORG-A (org-a): its 7 rows are missing", "a file of all that was cut down to one"
+    assert len(check_rows(manifest, rows, "org-b").wrong) == 7
     many = check_rows(read(month(200)[0]), [replace(row, seal="") for row in month(200)[1]])
     assert len(many.wrong) == 100 and many.unnamed > 200
 
@@ -149,7 +153,16 @@ def test_what_is_missing_or_strange_is_told() -> None:
 def test_a_manifest_that_was_changed_is_refused(how: Callable[[dict[str, object]], object]) -> None:
     document = orjson.loads(month()[0])
     with pytest.raises(ManifestError):
-        read_manifest(orjson.dumps(how(document)))
+        read_manifest(orjson.dumps(how(document), option=orjson.OPT_SORT_KEYS))
+
+
+def test_a_manifest_is_the_text_that_was_signed() -> None:
+    """A name that stands in it twice is read one way by us and another way by somebody else."""
+    text = month()[0]
+    for changed_ in ('{"charges_mxn":"0.00",' + text[1:], text.replace(":", ": ", 1)):
+        with pytest.raises(ManifestError, match="it is the text that was signed"):
+            read_manifest(changed_.encode())
+    assert read_manifest(f"{text}\n".encode()).month == "2026-11"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +175,7 @@ def test_a_manifest_adds_up(name: str, value: str) -> None:
     signature = KEY.sign(orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
     document["signature"] = base64.b64encode(signature).decode()
     with pytest.raises(ManifestError, match=r"closing balance|is not the sum"):
-        read_manifest(orjson.dumps(document))
+        read_manifest(orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
 
 
 def test_keys_are_taken_in_two_forms() -> None:

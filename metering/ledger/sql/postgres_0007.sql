@@ -130,6 +130,7 @@ BEGIN
 END $$;
 CREATE TRIGGER closed_months_stay AFTER INSERT ON events REFERENCING NEW TABLE AS booked
     FOR EACH STATEMENT EXECUTE FUNCTION keep_closed_months();
+ALTER TABLE events ENABLE ALWAYS TRIGGER closed_months_stay;
 CREATE FUNCTION keep_closed_credits() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT 1 FROM months WHERE NEW.at < ends_at) THEN
@@ -139,6 +140,7 @@ BEGIN
 END $$;
 CREATE TRIGGER closed_months_stay BEFORE INSERT ON credit_transactions
     FOR EACH ROW WHEN (NEW.number IS NOT NULL) EXECUTE FUNCTION keep_closed_credits();
+ALTER TABLE credit_transactions ENABLE ALWAYS TRIGGER closed_months_stay;
 
 DO $$
 DECLARE kept name;

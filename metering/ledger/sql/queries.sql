@@ -278,8 +278,11 @@ WHERE credit_id IN (:ids) AND id IN (
 ORDER BY credit_id, name;
 
 -- name: balances_at
--- Credits until a moment, and charges until the end of the day before it, of each organisation.
-SELECT o.id, o.name, CAST(coalesce(c.credits, 0) AS BIGINT), CAST(coalesce(u.charges, 0) AS BIGINT)
+-- Credits until a moment, and charges until the end of the day before it, of each organisation. What came after the close
+-- of its month counts from the first day of the month to which it is posted.
+SELECT
+    o.id, o.name, CAST(coalesce(c.credits, 0) AS BIGINT),
+    CAST(coalesce(u.charges, 0) - coalesce(late.charges, 0) AS BIGINT)
 FROM organizations AS o
 LEFT JOIN (
     SELECT org_id, sum(amount_micro_mxn) AS credits FROM credit_transactions
@@ -288,6 +291,10 @@ LEFT JOIN (
 LEFT JOIN (
     SELECT org_id, sum(amount_micro_mxn) AS charges FROM usage WHERE day <= :day GROUP BY org_id
 ) AS u ON u.org_id = o.id
+LEFT JOIN (
+    SELECT CAST(org_id AS TEXT) AS org_id, sum(amount_micro_mxn) AS charges FROM events
+    WHERE posted > substr(CAST(:day AS TEXT), 1, 7) AND CAST(day AS TEXT) <= :day GROUP BY 1
+) AS late ON late.org_id = o.id
 WHERE o.id > :after_id AND o.created_at < :end_at ORDER BY o.id LIMIT :page;
 
 -- name: refunds_of_order
@@ -656,7 +663,13 @@ LEFT JOIN (
     FROM events WHERE posted = :month AND "end" = 'charge' GROUP BY org_id
 ) AS late ON late.org_id = o.id
 WHERE o.id > :after_id AND (CAST(:org_id AS TEXT) IS NULL OR o.id = :org_id)
-    AND (o.created_at < :end_at OR c.org_id IS NOT NULL OR u.org_id IS NOT NULL OR late.org_id IS NOT NULL)
+    AND (
+        o.created_at < :end_at OR c.org_id IS NOT NULL OR u.org_id IS NOT NULL OR late.org_id IS NOT NULL
+        OR EXISTS (
+            SELECT 1 FROM credit_transactions WHERE org_id = o.id AND number IS NOT NULL AND at < :first_at
+        )
+        OR EXISTS (SELECT 1 FROM usage WHERE org_id = o.id AND day < :first)
+    )
 ORDER BY o.id LIMIT :page;
 
 -- name: closed_at
@@ -717,7 +730,7 @@ GROUP BY type, iva_rate ORDER BY type, iva_rate;
 
 -- name: closed_through
 -- The last month that is closed; months close in their order.
-SELECT max(month), max(ends_at) FROM months;
+SELECT max(month), max(ends_at), max(closed_at) FROM months;
 
 -- name: ends
 SELECT event_id, "end" FROM events WHERE event_id IN (:ids);
