@@ -91,12 +91,12 @@ def fill(path: Path, rows: int) -> None:
     """Make a ledger in which a closed month has so many charges: copies of one that was booked, by organisation."""
     asyncio.run(_begin(path))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        # A copied row needs no sums and no checks, and only the index that an export reads by.
+        # A copied row needs no sums and no checks, and only the indexes that an export reads by.
         triggers = db.execute(
             "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'events'"
         ).fetchall()
         indexes = db.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'events' AND name <> 'events_by_month'"
+            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'events' AND name NOT IN ('events_by_month', 'events_by_posting')"
         ).fetchall()
         for kind, found in (("TRIGGER", triggers), ("INDEX", indexes)):
             for (name,) in found:
