@@ -96,7 +96,8 @@ def fill(path: Path, rows: int) -> None:
             "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'events'"
         ).fetchall()
         indexes = db.execute(
-            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'events' AND name NOT IN ('events_by_month', 'events_by_posting')"
+            "SELECT name FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'events'"
+            " AND name NOT IN ('events_by_month', 'events_by_posting')"
         ).fetchall()
         for kind, found in (("TRIGGER", triggers), ("INDEX", indexes)):
             for (name,) in found:
