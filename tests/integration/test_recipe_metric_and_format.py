@@ -98,7 +98,7 @@ def test_an_export_format_is_a_module_and_its_line(tmp_path: Path) -> None:
     """Its command offers it without being told."""
     tree = Tree(tmp_path / "tree")
     tree.add("metering/exports/json_arrays.py", WRITER)
-    line = '    "jsonl": Offered("metering.exports.json_lines:write"),\n'
+    line = '    "jsonl": Offered("metering.exports.json_lines:write", sealed=True),\n'
     tree.edit("metering/exports/formats.py", (line, line + line.replace("jsonl", "arrays").replace("lines", "arrays")))
     tree.add("tests/integration/test_export_arrays.py", FORMAT_TEST)
     assert tree.changed() == [
