@@ -1,4 +1,4 @@
-"""The price list's worked example: 0.04 USD × 1.05 × 20.00 = 0.84 MXN, from the request to the sealed export.
+"""The price list's worked example: 0.04 USD × 1.05 × 20.00 = 0.84 MXN, from the request to the sealed export and the statement.
 
 Real processes; only the clock of Redis, which dates orders, is set: to the last seconds of a month, and on.
 """
@@ -108,6 +108,12 @@ def test_the_worked_example_from_request_to_seal(last_month: tuple[System, Clock
     proof = [row[name] for name in ("usd_per_image", "markup", "mxn_per_usd", "unit_mxn", "quantity", "amount_mxn")]
     assert proof == ["0.04", "1.05", "20.00", "0.84", "1", "0.84"]
     assert (row["org_name"], row["month"], row["posted_month"]) == ("Estudio Ñandú", MONTH, MONTH)
+
+    page = system.folder / "statement.html"
+    stated = system.ghub("statement", org_id, "--month", MONTH, "--lang", "en", "--out", str(page))
+    assert stated.returncode == 0, stated.stderr
+    text = page.read_text(encoding="utf-8")
+    assert all(figure in text for figure in ("Estudio Ñandú", "0.84", "10.00", "9.16", "20.00")), text
 
     whole = system.ghub("month", "verify", str(out), "--json")
     assert whole.returncode == 0 and json.loads(whole.stdout)["ok"], whole.stderr
