@@ -1,4 +1,4 @@
-"""The price list's worked example: 0.04 USD × 1.05 × 20.00 = 0.84 MXN, from the request to the sealed export and the statement.
+"""The price list's worked example: 0.04 USD × 1.05 × 20.00 = 0.84 MXN, from the request to sealed export and statement.
 
 Real processes; only the clock of Redis, which dates orders, is set: to the last seconds of a month, and on.
 """
