@@ -21,6 +21,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import NotFoundError
 from prometheus_client import REGISTRY
 
+from metering.background import cancel_all
 from metering.clock import utc_now
 from metering.events import Event
 from metering.ledger.record import SqlLedger
@@ -234,8 +235,7 @@ class Outgoing:
         finally:
             for task in tasks:
                 assert not task.done(), task.exception()
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)  # as the consumer does: psycopg may lose the first, where it opens a connection
             for _, sender in senders:
                 await sender.aclose()
 
