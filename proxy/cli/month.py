@@ -154,6 +154,8 @@ def _in_file(path: Path, beside: Path | None, ref: str | None) -> _Looked:
     """Check an export against its manifest, or a manifest alone."""
     if not path.is_file():
         misuse(f"FILE: there is no file {str(path)!r}")
+    if path.suffix in (".xlsx", ".parquet"):
+        misuse("FILE: a workbook or Parquet is not read back; verify the CSV or the JSON lines of the same month")
     named = manifest_of(path) if beside is None else beside
     if not named.is_file():
         if beside is None and _is_manifest(path):
