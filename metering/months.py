@@ -10,7 +10,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from metering.clock import month_start_us, next_month, previous_month, utc_at, utc_now
-from metering.exports.rows import SEALED, sealed_rows
+from metering.exports.reading import Scope
+from metering.exports.rows import SEALED
+from metering.exports.rows import pages as exported
 from metering.manifest import Manifest, Month, digest, is_sum_of, make_manifest, read_manifest
 from metering.money import format_mxn, parse_mxn
 from metering.pages import pages
@@ -24,15 +26,14 @@ Tell = Callable[[int, int], None]
 """Receives how many orders were sealed, and how many there are in all."""
 
 
-AMOUNT = SEALED.index("amount_mxn")
+ORG, AMOUNT = SEALED.index("org_id"), SEALED.index("amount_mxn")
 
 
 class NotWhole(LedgerError):
-    """The month cannot be closed yet; `why` has a sentence for each reason."""
+    """The month cannot be closed yet; the message has every reason."""
 
     def __init__(self, month: str, why: list[str]) -> None:
         super().__init__(f"{month} cannot be closed yet: {'; '.join(why)}")
-        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ async def why_not_whole(ledger: Ledger, redis: Redis | None, month: str) -> list
     ends_us = month_start_us(next_month(month))
     try:
         if any([await now_us(redis, partition) < ends_us for partition in EVERYWHERE]):
-            return [f"it is not over by Redis' clock, which dates orders; it ends at {_moment(ends_us)}"]
+            return [f"it is not over by Redis' clock, which dates orders; it ends at {utc_at(ends_us).isoformat()}"]
         running = sum([1 async for one in open_months(redis) if one <= month])
     except NotProjected:
         return ["Redis is not projected yet, and nobody can say whether orders of it still run"]
@@ -146,10 +147,10 @@ class _Rows:
 
 async def _rows(ledger: Ledger, month: str, orders: int, tell: Tell) -> _Rows:
     rows, done = _Rows(Chains(month), defaultdict(int)), 0
-    async for org_id, cells, _ in sealed_rows(ledger, month):
-        rows.chains.add(org_id, cells)
-        rows.amounts[org_id] += parse_mxn(cells[AMOUNT])
-        done += 1
+    async for page in exported(ledger, Scope((month,)), rows.chains):
+        for row in page.rows:
+            rows.amounts[row[ORG]] += parse_mxn(row[AMOUNT])
+        done += len(page.rows)
         tell(done, orders)
     return rows
 
@@ -192,7 +193,3 @@ async def _check_openings(ledger: Ledger, month: str, sums: Sequence[MonthSums])
 
 async def _closed(ledger: Ledger) -> dict[str, ClosedMonth]:
     return {one.month: one for one in await ledger.closed_months()}
-
-
-def _moment(unix_us: int) -> str:
-    return utc_at(unix_us).isoformat()

@@ -141,9 +141,9 @@ def columns_of(scope: Scope) -> tuple[str, ...]:
     return (*COLUMNS, *END_COLUMNS) if scope.all_ends else COLUMNS
 
 
-async def pages(ledger: Ledger, scope: Scope) -> AsyncIterator[Page]:
-    """Yield all rows of an export, with all columns. Raises LedgerAway."""
-    chains = await _chains(ledger, scope)
+async def pages(ledger: Ledger, scope: Scope, chains: Chains | None = None) -> AsyncIterator[Page]:
+    """Yield all rows of an export, with all columns; `chains` are continued, if they are given. Raises LedgerAway."""
+    chains = chains or await _chains(ledger, scope)
     async for batch in read(ledger, scope):
         cells, written = _cells(batch)
         safe = safe_cells(cells)
@@ -160,16 +160,6 @@ async def pages(ledger: Ledger, scope: Scope) -> AsyncIterator[Page]:
 
 def _joined(left: Sequence[Cells], right: Sequence[Cells]) -> list[Cells]:
     return [before + behind for before, behind in zip(left, right, strict=True)]
-
-
-async def sealed_rows(ledger: Ledger, month: str, org_id: str | None = None) -> AsyncIterator[tuple[str, Cells, str]]:
-    """Yield the rows of a closed month as a CSV has them: organisation, the cells before the seal, and the seal.
-
-    Raises LedgerAway.
-    """
-    async for page in pages(ledger, Scope((month,), org_id)):
-        for row, safe in zip(page.rows, page.safe, strict=True):
-            yield row[1], safe[:-1], safe[-1]
 
 
 async def _chains(ledger: Ledger, scope: Scope) -> Chains | None:

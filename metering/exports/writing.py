@@ -1,6 +1,7 @@
 """A file of an export: whole or not at all."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -31,11 +32,16 @@ def untold(rows: int) -> None:
 
 async def write_file(source: Source, path: Path, write: Format, tell: Tell = untold) -> Written:
     """Write to `path` completely or not at all. Raises LedgerAway, OSError."""
+    with whole(path) as part, part.open("wb") as file:
+        return await write(source, file, tell)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Name a file beside `path` that takes its place once it is written, and is removed if it is not."""
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            written = await write(source, file, tell)
+        yield part
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return written

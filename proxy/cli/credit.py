@@ -9,7 +9,6 @@ import typer
 from metering.clock import (
     day_end_us,
     is_day,
-    is_month,
     month_start_us,
     next_month,
     period_at,
@@ -23,7 +22,7 @@ from metering.ports import LATEST, Credit, CreditType
 from proxy.api.admin.rows import before_credit, credit_cursor, credit_fields, liability_fields
 from proxy.api.balances import balance_fields
 from proxy.api.pages import BadCursor, page_of
-from proxy.cli.output import AsJson, OrgRef, misuse, say
+from proxy.cli.output import AsJson, OrgRef, misuse, must_be_month, say
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -78,8 +77,8 @@ def list_(
     """Money in and out, latest first: who gave what to whom and when, what was paid for it, and what it left."""
     if kind is not None and kind not in _TYPES:
         misuse(f"--type: {kind!r} is none of {', '.join(_TYPES)}")
-    if month is not None and not is_month(month):
-        misuse(f"--month: {month!r} is not a month, such as 2026-11")
+    if month is not None:
+        must_be_month("--month", month)
     try:
         before = before_credit(cursor)
     except BadCursor:

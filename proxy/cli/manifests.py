@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from metering.exports.writing import whole
 from proxy.cli.output import fail
 
 
@@ -12,10 +13,8 @@ def manifest_of(export: Path) -> Path:
 
 def write_manifest(path: Path, text: str) -> None:
     """Write a manifest whole or not at all."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True)
         fail(f"--manifest: {str(path)!r} cannot be written: {error.strerror}")

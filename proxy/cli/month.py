@@ -21,7 +21,7 @@ from metering.money import format_mxn
 from metering.months import Close, Tell, check_month, close_month
 from metering.ports import Act, ClosedMonth
 from proxy.cli.manifests import manifest_of, write_manifest
-from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.output import AsJson, fail, misuse, must_be_month, say
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -43,7 +43,7 @@ LARGEST_MANIFEST_BYTES = 64 * 1024 * 1024
 @app.command()
 def close(month: Month, who: As = None, as_json: AsJson = False) -> None:
     """Close a month for good, and seal it: what is late is posted to the first month that is open."""
-    _check_month(month)
+    must_be_month("YYYY-MM", month)
 
     async def work() -> Close:
         async with back(who) as opened:
@@ -68,7 +68,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """A closed month: its sums, who closed it and when, and its manifest."""
-    _check_month(month)
+    must_be_month("YYYY-MM", month)
 
     async def work() -> str | None:
         async with books() as opened:
@@ -206,11 +206,6 @@ def _signing_key(settings: Settings) -> Ed25519PrivateKey:
         fail(f"GHUB_MONTH_SIGNING_KEY: {error}")
 
 
-def _check_month(month: str) -> None:
-    if not is_month(month):
-        misuse(f"YYYY-MM: {month!r} is not a month, such as 2026-11")
-
-
 def _summary(manifest: Manifest) -> dict[str, Any]:
     return {
         "month": manifest.month,
@@ -244,7 +239,6 @@ def _progress(what: str) -> Iterator[Tell]:
         task = progress.add_task(what, total=None)
 
         def tell(done: int, of: int) -> None:
-            if done % 1_000 == 0:
-                progress.update(task, completed=done, total=max(of, done))
+            progress.update(task, completed=done, total=max(of, done))
 
         yield tell

@@ -12,6 +12,8 @@ from typing import Annotated, Any, NoReturn, TextIO
 import orjson
 import typer
 
+from metering.clock import is_month
+
 Row = Mapping[str, Any]
 
 NOT_EVERYTHING = 3
@@ -34,6 +36,12 @@ def misuse(sentence: str) -> NoReturn:
     """Print which argument is wrong and how it should be, and exit with 2."""
     sys.stderr.write(f"ghub: {sentence}\n")
     raise typer.Exit(2)
+
+
+def must_be_month(option: str, month: str) -> None:
+    """Misuse ends the command unless it is `YYYY-MM`."""
+    if not is_month(month):
+        misuse(f"{option}: {month!r} is not a month, such as 2026-11")
 
 
 def length_of_time(option: str, text: str) -> timedelta:

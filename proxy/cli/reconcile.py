@@ -14,11 +14,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from metering.clock import is_month, period_at, previous_month, unix_us_at, utc_now
+from metering.clock import period_at, previous_month, unix_us_at, utc_now
 from metering.exports.rows import text_cell
+from metering.exports.writing import whole
 from metering.ports import Reconciliation
 from metering.reconciliation.findings import Finding, Findings
-from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.output import AsJson, fail, misuse, must_be_month, say
 from proxy.cli.running import As, back, run
 from proxy.reconciliation import Scope, Tell, finding_row, is_zone, keep
 from proxy.reconciliation import reconcile as compare_books
@@ -64,8 +65,7 @@ def reconcile(
 ) -> None:
     """Compare a month with the providers' books and the store; exit 1 with what is off, 3 if not all could be read."""
     month = previous_month(period_at(unix_us_at(utc_now())).month) if month is None else month
-    if not is_month(month):
-        misuse(f"--month: {month!r} is not a month, such as 2026-11")
+    must_be_month("--month", month)
     if invoice is not None and provider is None:
         misuse("--invoice: say whose it is with --provider")
     if zone is not None and (provider is None or not is_zone(zone)):
@@ -136,17 +136,13 @@ def _written(out: Path | None) -> Iterator[Callable[[Finding], None]]:
     if out is None:
         yield lambda _: None
         return
-    part = out.with_name(out.name + ".part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with whole(out) as part, part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             yield lambda finding: writer.writerow(_cells(finding))
-        part.replace(out)
     except OSError as error:
         fail(f"--csv: {str(out)!r} cannot be written: {error.strerror}")
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _cells(finding: Finding) -> list[str]:

@@ -7,11 +7,12 @@ from typing import Annotated, get_args
 
 import typer
 
-from metering.clock import is_month, period_at, unix_us_at, utc_now
+from metering.clock import period_at, unix_us_at, utc_now
+from metering.exports.writing import whole
 from metering.money import format_mxn
 from metering.statement import Statement, read_statement
 from metering.unbooked import doubts
-from proxy.cli.output import AsJson, OrgRef, fail, misuse, say
+from proxy.cli.output import AsJson, OrgRef, fail, misuse, must_be_month, say
 from proxy.cli.running import back, run
 from proxy.messages import Language
 from proxy.statements.page import page_of
@@ -35,8 +36,7 @@ def statement(
     """Write an organisation's statement of a month. That of a closed month is the same for ever."""
     now = utc_now()
     month = period_at(unix_us_at(now)).month if month is None else month
-    if not is_month(month):
-        misuse(f"--month: {month!r} is not a month, such as 2026-11")
+    must_be_month("--month", month)
     if file_format not in FORMATS:
         misuse(f"--format: {file_format!r} is not offered; there is: {', '.join(FORMATS)}")
     languages: dict[str, Language] = {one: one for one in get_args(Language)}
@@ -83,11 +83,8 @@ def statement(
 
 def _write(path: Path, drawn: bytes) -> None:
     """Write a file completely or not at all."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(drawn)
-        part.replace(path)
+        with whole(path) as part:
+            part.write_bytes(drawn)
     except OSError as error:
         fail(f"--out: {str(path)!r} cannot be written: {error.strerror}")
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 
-from metering.clock import is_day, is_month, period_at, unix_us_at, utc_now
+from metering.clock import is_day, period_at, unix_us_at, utc_now
 from metering.exports.formats import FORMATS, ExtraMissing
 from metering.exports.reading import Scope, days
 from metering.exports.rows import Written
@@ -21,7 +21,7 @@ from metering.pages import pages
 from metering.ports import MonthSums
 from metering.unbooked import doubts
 from proxy.cli.manifests import manifest_of, write_manifest
-from proxy.cli.output import NOT_EVERYTHING, AsJson, fail, misuse, say
+from proxy.cli.output import NOT_EVERYTHING, AsJson, fail, misuse, must_be_month, say
 from proxy.cli.running import back, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -122,8 +122,7 @@ def _scope(month: str | None, first: str | None, last: str | None, all_ends: boo
     """Read which month or days are meant. Misuse ends the command."""
     if first is None and last is None:
         month = period_at(unix_us_at(utc_now())).month if month is None else month
-        if not is_month(month):
-            misuse(f"--month: {month!r} is not a month, such as 2026-11")
+        must_be_month("--month", month)
         return Scope((month,), all_ends=all_ends)
     if month is not None:
         misuse("--month: it is a whole month; with --from and --to leave it out")

@@ -18,10 +18,11 @@ from metering.exports import parquet as ours
 from metering.exports import xlsx
 from metering.exports.formats import FORMATS, ExtraMissing, Offered
 from metering.exports.reading import Scope, days
-from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, Written, columns_of, sealed_rows
+from metering.exports.rows import COLUMNS, END_COLUMNS, SEALED, Written, columns_of, pages
 from metering.exports.writing import Source, untold
 from metering.ledger.record import SqlLedger
 from metering.money import format_mxn, parse_mxn
+from metering.seals import Chains
 from tests.kits.books import ACT, NOON, charge_of, event, open_ledger
 from tests.kits.exports import CLOSE, MONTH, ORGS, exported, fill, org_id_of
 from tests.kits.exports import source as of_rows
@@ -65,8 +66,10 @@ async def test_seals_are_the_same_for_one_organisation_and_with_all_ends(ledger_
         every = rows_of((await exported(Source(ledger, Scope((MONTH,), all_ends=True))))[0])
         assert [one for one in whole if one["org_id"] == org_id_of(1)] == alone and len(alone) == CHARGES / 3
         assert [{name: one[name] for name in COLUMNS} for one in every if one["seal"]] == whole
-        sealed = [row async for row in sealed_rows(ledger, MONTH)]
-        assert [(one[1:]) for one in sealed] == [(tuple(one.values())[: len(SEALED)], one["seal"]) for one in whole]
+        sealed = [row async for page in pages(ledger, Scope((MONTH,)), Chains(MONTH)) for row in page.safe]
+        assert [(one[: len(SEALED)], one[-1]) for one in sealed] == [
+            (tuple(one.values())[: len(SEALED)], one["seal"]) for one in whole
+        ]
         assert all(one["seal"] for one in whole)
 
 
