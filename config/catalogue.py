@@ -1,7 +1,8 @@
-"""The catalogue and the seed rates: TOML files, read once at start and checked to the last field."""
+"""The catalogue and the seed rates: TOML files, checked to the last field."""
 
 import hashlib
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S
 
 HERE = Path(__file__).parent
+
+MAX_FILE_BYTES = 1_000_000
+"""Maximum size of a data file, a hundred times what ships: a wrong file must not fill the memory of every process."""
 
 
 class CatalogueError(Exception):
@@ -192,17 +196,25 @@ def _row(table: Mapping[str, ValueT], quality: str, size: str) -> ValueT | None:
 
 
 class Catalogue(Row):
-    """All models, with the price book that they stand in."""
+    """All models, with the price book that they stand in.
+
+    What this file changes about the price of a model that was sold before holds from `effective_from` on.
+    """
 
     price_book: Annotated[str, PydanticField(min_length=1, max_length=40)]
+    effective_from: AwareDatetime | None = None
     markup: PositiveDecimal
     models: Mapping[str, Model]
+
+    def prices(self) -> list[tuple[str, str, Decimal]]:
+        """List every price that a quote can name: model, variant, USD per image."""
+        models = self.models.items()
+        return [(name, variant, usd) for name, model in models for variant, usd in model.prices().items()]
 
     @property
     def price_book_version(self) -> str:
         """The book's name and a digest of every price and the markup, so two different books never share a version."""
-        models = self.models.items()
-        prices = sorted((name, variant, str(usd)) for name, model in models for variant, usd in model.prices().items())
+        prices = sorted((name, variant, str(usd)) for name, variant, usd in self.prices())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
 
@@ -222,31 +234,62 @@ class SeedRates(Row):
 RowT = TypeVar("RowT", bound=Row)
 
 
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A data file: the one that `variable` names, or the one that ships."""
+
+    variable: str
+    path: Path
+
+    def read(self) -> bytes:
+        """Read it whole. Raises CatalogueError, also for a folder, a pipe, and more than MAX_FILE_BYTES."""
+        try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise self.wrong("is no file")
+            with self.path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise self.wrong(f"cannot be read: {error.strerror}") from None
+        if len(content) > MAX_FILE_BYTES:
+            raise self.wrong(f"is larger than {MAX_FILE_BYTES} bytes")
+        return content
+
+    def parse(self, kind: type[RowT], content: bytes) -> RowT:
+        """Check a content to the last field. Raises CatalogueError, which names the field."""
+        try:
+            return kind.model_validate(tomllib.loads(content.decode("utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise self.wrong(f"is not TOML: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise self.wrong(f"{field}: {first['msg']}") from None
+
+    def wrong(self, why: str) -> CatalogueError:
+        """Build the error that says what is wrong with this file."""
+        return CatalogueError(f"{self.variable}: {self.path}: {why}")
+
+
+def version_of(content: bytes) -> str:
+    """Name a content: the first characters of its SHA-256, as `sha256sum` prints it."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def models_file(given: Path | None) -> DataFile:
+    """Name the file of the catalogue: `given`, or the one that ships."""
+    return DataFile("GHUB_MODELS", given or HERE / "models.toml")
+
+
 def read_rows(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:
     """A file that `variable` names, or the one that ships. Raises CatalogueError, which names the field."""
-    path = given or HERE / shipped
-    try:
-        return _parse(kind, path)
-    except CatalogueError as error:
-        raise CatalogueError(f"{variable}: {error}") from None
-
-
-def _parse(kind: type[RowT], path: Path) -> RowT:
-    try:
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CatalogueError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CatalogueError(f"{path}: is not TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CatalogueError(f"{path}: {field}: {first['msg']}") from None
+    file = DataFile(variable, given or HERE / shipped)
+    return file.parse(kind, file.read())
 
 
 def read_catalogue(path: Path | None) -> Catalogue:
     """The catalogue in `path`, or the one that ships. Raises CatalogueError."""
-    return read_rows(Catalogue, "GHUB_MODELS", path, "models.toml")
+    file = models_file(path)
+    return file.parse(Catalogue, file.read())
 
 
 def read_seed_rates(path: Path | None) -> tuple[SeedRate, ...]:

@@ -87,6 +87,12 @@ HEARTBEAT_S = 1.0
 FX_POLL_S = 20.0
 """How often a gateway reads the rate table. Every pod sees a new rate within 60 s (rule 25)."""
 
+PRICES_POLL_S = 5.0
+"""How often a gateway asks the ledger for a new list of prices: many times before an announced change can begin."""
+
+CONFIG_POLL_S = 5.0
+"""How often a gateway reads its files of models and plans. Two equal looks make a new content: it holds in 10 s."""
+
 END_USERS_S = 1.0
 """How often a gateway records whom new pseudonyms stand for: at most one transaction of the ledger a second."""
 

@@ -8,6 +8,9 @@ from zoneinfo import ZoneInfo
 
 DAY_US = 24 * 3600 * 1_000_000
 
+FOREVER_US = 2**53 - 1
+"""A Unix time in µs that never comes: the largest number that Redis' scripts read exactly."""
+
 MEXICO = ZoneInfo("America/Mexico_City")
 _MONTH = re.compile(r"2[0-9]{3}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"2[0-9]{3}-[0-9]{2}-[0-9]{2}")

@@ -1,4 +1,4 @@
-"""Plans: limits by a name, from a TOML file that is read once at start and checked to the last field."""
+"""Plans: limits by a name, from a TOML file that is checked to the last field."""
 
 from collections.abc import Mapping
 from decimal import Decimal
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from config.catalogue import CatalogueError, PositiveDecimal, Row, read_rows
+from config.catalogue import HERE, DataFile, PositiveDecimal, Row
 from metering.limits import LIMITS, LimitKind, Limits, limit_fields
 from metering.money import MICRO
 
@@ -33,9 +33,20 @@ class Plans(Row):
     plans: Mapping[str, Plan]
 
 
+def plans_file(given: Path | None) -> DataFile:
+    """Name the file of the plans: `given`, or the one that ships."""
+    return DataFile("GHUB_PLANS", given or HERE / "plans.toml")
+
+
+def parse_plans(file: DataFile, content: bytes) -> dict[str, Limits]:
+    """Check the content of a file of plans. Raises CatalogueError; a plan named `default` must be there."""
+    plans = file.parse(Plans, content).plans
+    if "default" not in plans:
+        raise file.wrong("plans.default: is missing")
+    return {name: plan.limits() for name, plan in plans.items()}
+
+
 def read_plans(path: Path | None) -> dict[str, Limits]:
     """The plans in `path`, or those that ship. Raises CatalogueError; a plan named `default` must be there."""
-    plans = read_rows(Plans, "GHUB_PLANS", path, "plans.toml").plans
-    if "default" not in plans:
-        raise CatalogueError(f"GHUB_PLANS: {path}: plans.default: is missing")
-    return {name: plan.limits() for name, plan in plans.items()}
+    file = plans_file(path)
+    return parse_plans(file, file.read())

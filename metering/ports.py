@@ -11,6 +11,7 @@ from metering.clock import Period
 from metering.events import UNKNOWN, End, Event, Notice, StoredImage
 from metering.limits import Limits
 from metering.pricing import FxRate
+from metering.schedules import ListedSchedule
 from metering.tax import Tax
 
 PAGE = 500
@@ -731,6 +732,16 @@ class ListPrice:
     variant: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PriceBook:
+    """A file's prices. What it changes about prices that were sold before holds from `effective_us` on, Unix µs."""
+
+    version: str
+    markup: Decimal
+    prices: Sequence[ListPrice]
+    effective_us: int | None = None
+
+
 ItemKind = Literal["charge", "refund"]
 """What a sink is told of: a charged order, or a refund."""
 
@@ -1022,6 +1033,9 @@ class Ledger(Outbox, Protocol):
     async def register_prices(
         self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime
     ) -> None: ...
+    async def list_prices(self, book: PriceBook, now_us: int, at: datetime) -> bool: ...
+    async def last_price_list(self) -> int: ...
+    async def price_schedules(self) -> dict[tuple[str, str], list[ListedSchedule]]: ...
 
     async def last_change(self) -> int: ...
     async def begin_rebuild(self, at: datetime) -> int: ...

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from metering.clock import Period
+from metering.clock import FOREVER_US, Period
 from metering.money import measured_micro_mxn, unit_price_micro_mxn
 
 
@@ -11,7 +11,8 @@ from metering.money import measured_micro_mxn, unit_price_micro_mxn
 class Price:
     """One model's list price in one version of the price book.
 
-    `variant` is the row's size and quality if the price depends on them, else empty.
+    `variant` is the row's size and quality if the price depends on them, else empty. It holds from `from_us` to
+    `until_us` (exclusive), Unix µs.
     """
 
     model: str
@@ -19,6 +20,8 @@ class Price:
     markup: Decimal
     price_book: str
     variant: str = ""
+    from_us: int = 0
+    until_us: int = FOREVER_US
 
 
 MAX_FX_JUMP = Decimal("0.1")
@@ -43,6 +46,16 @@ class Quote:
     period: Period
     images: int
     unit_micro_mxn: int
+
+    @property
+    def from_us(self) -> int:
+        """First moment at which an order may be admitted at this quote, Unix µs: it is of one day and one price."""
+        return max(self.period.start_us, self.price.from_us)
+
+    @property
+    def until_us(self) -> int:
+        """Moment from which on it must be quoted again, Unix µs."""
+        return min(self.period.end_us, self.price.until_us)
 
     @property
     def total_micro_mxn(self) -> int:

@@ -1,7 +1,7 @@
 """Proof that the money adds up: Redis against the ledger, the ledger against its proofs, charges against images."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
@@ -16,6 +16,7 @@ from metering.limits import as_text
 from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import Charged, Ledger, Org, Snapshot
+from metering.schedules import ListedSchedule, price_of_moment
 from metering.wallet.connection import WalletAway
 from metering.wallet.inspection import Access, Inspection, Projected, Stranger, expected
 from metering.wallet.presence import Presence
@@ -369,12 +370,14 @@ class _Proofs:
     async def of(self, ledger: Ledger) -> list[Difference]:
         """List what is not as it should be. Raises LedgerAway."""
         rates, prices = await ledger.rate_rows(), await ledger.price_rows()
+        schedules = await ledger.price_schedules()
         org_id = self._scope.org.org_id if self._scope.org is not None else None
         looks: set[asyncio.Task[None]] = set()
         try:
             async for event in ledger.events(org_id=org_id, since_us=self._scope.since_us):
                 if event.end == "charge":
                     self._prove(event, rates, prices)
+                    self._prove_moment(event, schedules)
                     for image in event.images if self._scope.images else ():
                         await self._room.acquire()
                         look = asyncio.create_task(self._look(event, image.path))
@@ -403,6 +406,15 @@ class _Proofs:
         if recompute(event) != event.amount_micro_mxn:
             right, actual = format_mxn(recompute(event)), format_mxn(event.amount_micro_mxn)
             self._found.append(Difference(org, f"{where}: amount", right, actual))
+
+    def _prove_moment(self, event: Event, schedules: Mapping[tuple[str, str], Sequence[ListedSchedule]]) -> None:
+        """Check that an order has the price of the moment when it was admitted, whichever gateway sold it."""
+        opened = event.opened
+        usd, markup, _ = opened.proof.decimals()
+        listed = price_of_moment(schedules.get((opened.model, opened.proof.variant), ()), event.admitted_us)
+        if listed is not None and (listed.usd_per_image, listed.markup) != (usd, markup):
+            right, actual = f"{listed.usd_per_image} × {listed.markup}", f"{usd} × {markup}"
+            self._found.append(Difference(opened.org_id, f"event {event.event_id}: price of its moment", right, actual))
 
     async def _look(self, event: Event, path: str) -> None:
         try:

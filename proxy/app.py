@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from proxy.api.addresses import nothing_at
 from proxy.api.cors import CorsMiddleware, Origins
-from proxy.api.health import NotReady, ProbesEndpoint, probe_routes
+from proxy.api.health import NotReady, ProbesEndpoint, Versions, probe_routes
 from proxy.api.middleware import RequestMiddleware, context_of
 from proxy.api.openapi import HEADERS, OpenApiEndpoint
 from proxy.api.operation import Endpoint, routes
@@ -26,9 +26,15 @@ from proxy.server.unread import UnreadBody
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def build_app(endpoints: Iterable[Endpoint], origins: Origins, not_ready: NotReady, lifespan: Lifespan) -> ASGIApp:
+def build_app(
+    endpoints: Iterable[Endpoint],
+    origins: Origins,
+    not_ready: NotReady,
+    lifespan: Lifespan,
+    versions: Versions = dict,
+) -> ASGIApp:
     """Build the gateway's ASGI application: these endpoints, the probes, and the document of all of them."""
-    operations = [row for one in (*endpoints, ProbesEndpoint(not_ready)) for row in one.operations()]
+    operations = [row for one in (*endpoints, ProbesEndpoint(not_ready, versions)) for row in one.operations()]
     operations += OpenApiEndpoint(operations).operations()
     app = Starlette(
         routes=routes(operations),

@@ -1,7 +1,7 @@
 """Settings → parts. The only file that names concrete classes, for the application and the commands."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,10 @@ from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from config.catalogue import Catalogue, read_seed_rates
+from config.catalogue import read_seed_rates
 from config.settings import (
     BODY_TIMEOUT_S,
+    CONFIG_POLL_S,
     END_USERS_S,
     FX_POLL_S,
     HEARTBEAT_S,
@@ -27,6 +28,7 @@ from config.settings import (
     MAX_PICTURES,
     MEMORY_MARK,
     ORIGINS_POLL_S,
+    PRICES_POLL_S,
     PROJECTION_POLL_S,
     REDIS_BACKGROUND_S,
     REDIS_CONNECTIONS,
@@ -50,7 +52,8 @@ from metering.journal.recovery import Recovery
 from metering.journal.salvage import check_versions
 from metering.manifest import read_key
 from metering.orders import Orders
-from metering.ports import IdempotentWrite, Ledger, LedgerAway, ListPrice
+from metering.ports import IdempotentWrite, Ledger, LedgerAway
+from metering.price_table import PriceTable
 from metering.pricing import FxRate
 from metering.pseudonyms import Pseudonyms
 from metering.shares import Bound
@@ -72,7 +75,7 @@ from proxy.api.deliveries import HistoryEndpoint
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.finance.endpoint import FinanceEndpoint
 from proxy.api.finance.writes import Deeds
-from proxy.api.health import Condition, Conditions, NotReady, running, when
+from proxy.api.health import Condition, Conditions, NotReady, Versions, running, when
 from proxy.api.images import ImagesEndpoint
 from proxy.api.operation import Endpoint
 from proxy.api.reads import ReadRates, Reports
@@ -112,6 +115,7 @@ from proxy.outbound.hosts import ImageHosts
 from proxy.ports import Provider
 from proxy.providers import fal, google, openai, xai
 from proxy.providers.fal import Fal
+from proxy.reload import ConfigFiles
 from proxy.server.connections import Early
 from proxy.storage.opening import open_store
 from proxy.storage.spool import Spool
@@ -181,7 +185,7 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, how long it needs to stop, what keeps it from being ready, and its background work.
+    """The application, how long it needs to stop, what keeps it from being ready, its files, and its background work.
 
     `full` answers instead of the application if there are too many connections, and `early` if there are too many
     orders.
@@ -192,6 +196,7 @@ class Gateway:
     early: Early
     longest_deadline_s: float
     not_ready: NotReady
+    versions: Versions
     background: Background
 
 
@@ -212,12 +217,13 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             )
         spool = _spool(settings)
         back = await stack.enter_async_context(open_back(settings))
-        catalogue, plans = back.catalogue, back.plans
         hot = open_redis_of(settings, REDIS_CONNECTIONS, watched=True)
         stack.push_async_callback(hot.aclose)
+        wallet = Wallet(hot, wallet_limits())
+        prices = PriceTable(back.ledger)
+        files = ConfigFiles(settings, back, prices, wallet.now_us)
         await back.ledger.check_schema()
-        await _register(back.ledger, catalogue, settings)
-        await back.ledger.register_plans(plans, utc_now())
+        await _seed_rates(back.ledger, settings)
         rates = FxTable(back.ledger, settings.fx_grace_h)
         await rates.refresh()
         origins = Origins(back.ledger, settings.any_key_from)
@@ -229,13 +235,12 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             await pressure.look()
         outbound = Outbound(_image_hosts(settings))
         stack.push_async_callback(outbound.aclose)
-        wallet = Wallet(hot, wallet_limits())
         with suppress(RedisError, OSError, TimeoutError):  # as above
             async with asyncio.timeout(REDIS_BACKGROUND_S):
                 await warm_up(hot, REDIS_CONNECTIONS)
                 await wallet.set_clock()
         providers = _providers(settings, outbound)
-        offered = _offered(catalogue, providers)
+        offer = await files.begin(providers)
         journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
         open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))
@@ -262,6 +267,8 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("gate", gate.run),
                 Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                 Part("rates", lambda: rates.run(FX_POLL_S)),
+                Part("prices", lambda: prices.run(PRICES_POLL_S)),
+                Part("files", lambda: files.run(CONFIG_POLL_S), needed=False),
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
                 Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
                 Part("store watch", lambda: watch.run(STORE_WATCH_S)),
@@ -286,7 +293,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         admissions = Admissions(
             wallet,
             places,
-            Quotes(rates, markup=catalogue.markup, price_book=catalogue.price_book_version),
+            Quotes(rates, prices),
             settlement,
             gate,
             end_users,
@@ -309,7 +316,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
-                offered,
+                offer,
                 lifecycle,
                 admissions,
                 Replay(wallet, back.ledger),
@@ -318,7 +325,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 replies,
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
             ),
-            ModelsEndpoint(authenticator, wallet, offered, rates, reads),
+            ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),
@@ -329,11 +336,15 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             endpoints += [_admin(settings, back, tokens, public_url), _finance(settings, back, tokens)]
         if opened_store.folder is not None:
             endpoints.append(FilesEndpoint(opened_store.folder))
-        app = build_app(endpoints, origins, conditions.not_ready, lifespan)
-        deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
-        longest_s = max(settings.deadline_s, *deadlines)
+        app = build_app(endpoints, origins, conditions.not_ready, lifespan, files.versions)
         yield Gateway(
-            app, build_full_app(conditions.not_ready), Crowd(gate), longest_s, conditions.not_ready, background
+            app,
+            build_full_app(conditions.not_ready),
+            Crowd(gate),
+            files.longest_deadline_s,
+            conditions.not_ready,
+            files.versions,
+            background,
         )
 
 
@@ -395,14 +406,6 @@ def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
     return {name: provider for name, provider in made.items() if provider is not None}
 
 
-def _offered(catalogue: Catalogue, providers: Mapping[str, Provider]) -> Catalogue:
-    """Return the models that can be offered: their provider's key is set."""
-    models = {name: model for name, model in catalogue.models.items() if model.provider in providers}
-    if absent := sorted(set(catalogue.models) - set(models)):
-        log.warning("models_not_offered", models=absent, why="the provider's key is not set")
-    return catalogue.model_copy(update={"models": models})
-
-
 def _top_up(settings: Settings) -> Text:
     """Return the text that says how a customer gets more balance."""
     if settings.topup_url is not None:
@@ -412,13 +415,6 @@ def _top_up(settings: Settings) -> Text:
     return TOP_UP
 
 
-async def _register(ledger: Ledger, catalogue: Catalogue, settings: Settings) -> None:
-    """Record the price book, and fill an empty rate table."""
-    prices = [
-        ListPrice(name, usd, variant)
-        for name, model in catalogue.models.items()
-        for variant, usd in model.prices().items()
-    ]
-    await ledger.register_prices(catalogue.price_book_version, catalogue.markup, prices, utc_now())
-    rates = [FxRate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)]
-    await seed(ledger, rates)
+async def _seed_rates(ledger: Ledger, settings: Settings) -> None:
+    """Fill an empty rate table."""
+    await seed(ledger, [FxRate(row.month, row.mxn_per_usd, row.source) for row in read_seed_rates(settings.fx)])

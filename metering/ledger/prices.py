@@ -1,6 +1,7 @@
 """Exchange rates and list prices: rows that never change."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -10,8 +11,9 @@ from metering.ledger.rights import use_right
 from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, closed_through, once
 from metering.money import format_rate
-from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, SamePerson, WrongField
+from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, PriceBook, SamePerson, WrongField
 from metering.pricing import FxRate
+from metering.schedules import BookPrice, ListedSchedule, PriceRefused, Schedule, changed, first_change_us
 
 SEED = "seed"
 """Who entered and approved the rates that an empty table begins with."""
@@ -113,16 +115,52 @@ class PriceRecords(Transactions):
     async def register_prices(self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime) -> None:
         """Write a price book, once. A version's rows never change."""
 
-        def steps() -> Steps[None]:
-            if (yield "price_book", {"version": version}):
-                return
-            yield "add_price_book", {"version": version, "markup": format_rate(markup), "at": at.isoformat()}
-            for price in prices:
-                usd = format_rate(price.usd_per_image)
-                values = {"version": version, "model": price.model, "variant": price.variant, "usd_per_image": usd}
-                yield "add_price", values
+        await self._run("write", lambda: _add_book(version, markup, prices, at))
 
-        await self._run("write", steps)
+    async def list_prices(self, book: PriceBook, now_us: int, at: datetime) -> bool:
+        """Write a price book, and from when on its prices hold; False if all of that is known.
+
+        A price that is changed must be announced (`metering/schedules.py`); one that was never sold before holds at
+        once. `now_us` is Redis `TIME`. Raises PriceRefused; then nothing is written.
+        """
+
+        def steps() -> Steps[bool]:
+            wanted = {"version": book.version, "effective_us": book.effective_us or 0}
+            is_known = bool((yield "price_list", wanted))
+            known = {name: rows[-1].schedule for name, rows in _histories((yield "price_schedules", {})).items()}
+            planned = {
+                (listed.model, listed.variant): schedule
+                for listed in book.prices
+                if (schedule := _planned(book, listed, known, is_known, now_us)) is not None
+            }
+            if is_known and not planned:
+                return False
+            yield from _add_book(book.version, book.markup, book.prices, at)
+            ((number,),) = yield "add_price_list", {**wanted, "at_us": now_us, "at": at.isoformat()}
+            for (model, variant), schedule in planned.items():
+                yield (
+                    "add_price_schedule",
+                    {
+                        "number": number,
+                        "model": model,
+                        "variant": variant,
+                        "version": schedule.price.version,
+                        "from_us": schedule.from_us,
+                        "version_before": schedule.before.version if schedule.before is not None else None,
+                    },
+                )
+            return True
+
+        return await self._run("write", steps)
+
+    async def last_price_list(self) -> int:
+        """Read the number of the last list of prices; 0 if there is none."""
+        ((number,),) = await self._rows("last_price_list")
+        return int(number)
+
+    async def price_schedules(self) -> dict[tuple[str, str], list[ListedSchedule]]:
+        """Read the schedules of every price: (model, variant) → all that were ever listed, by number."""
+        return _histories(await self._rows("price_schedules"))
 
     async def price_rows(self) -> dict[tuple[str, str, str], tuple[Decimal, Decimal]]:
         """Read list prices: (version, model, variant) → (USD per image, markup)."""
@@ -130,6 +168,47 @@ class PriceRecords(Transactions):
         return {
             (version, model, variant): (Decimal(usd), Decimal(markup)) for version, model, variant, usd, markup in rows
         }
+
+
+def _add_book(version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime) -> Steps[None]:
+    """Write a price book if it is not written yet."""
+    if (yield "price_book", {"version": version}):
+        return
+    yield "add_price_book", {"version": version, "markup": format_rate(markup), "at": at.isoformat()}
+    for price in prices:
+        usd = format_rate(price.usd_per_image)
+        values = {"version": version, "model": price.model, "variant": price.variant, "usd_per_image": usd}
+        yield "add_price", values
+
+
+def _planned(
+    book: PriceBook, listed: ListPrice, known: Mapping[tuple[str, str], Schedule], is_known: bool, now_us: int
+) -> Schedule | None:
+    """Judge one price of a book: None if it changes nothing. Raises PriceRefused."""
+    price = BookPrice(book.version, listed.usd_per_image, book.markup)
+    if (schedule := known.get((listed.model, listed.variant))) is None:
+        return Schedule(price)
+    field = f"models.{listed.model}" + (f" {listed.variant}" if listed.variant else "")
+    if is_known and first_change_us(schedule, price, book.effective_us, now_us) is not None:
+        # A file that some process found late must not undo what came after it.
+        raise PriceRefused(
+            f"price_book: {book.version} was replaced by a later file, which has another price for {field};"
+            " to return to it, give the price book another name"
+        )
+    return changed(field, schedule, price, book.effective_us, now_us)
+
+
+def _histories(rows: Sequence[Row]) -> dict[tuple[str, str], list[ListedSchedule]]:
+    """Build schedules from rows of the statement `price_schedules`."""
+    found: dict[tuple[str, str], list[ListedSchedule]] = defaultdict(list)
+    for model, variant, number, at_us, from_us, *columns in rows:
+        price, before = _book_price(*columns[:3]), _book_price(*columns[3:]) if columns[3] is not None else None
+        found[model, variant].append(ListedSchedule(number, at_us, Schedule(price, from_us, before)))
+    return dict(found)
+
+
+def _book_price(version: str, usd_per_image: str, markup: str) -> BookPrice:
+    return BookPrice(version, Decimal(usd_per_image), Decimal(markup))
 
 
 def records_of(rows: Sequence[Row]) -> list[FxRecord]:

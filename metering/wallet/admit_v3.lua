@@ -5,12 +5,14 @@
 -- reply names the earlier order and its status. A duplicate counts as a request, and no more.
 -- An SDK's retry of a refused order is no duplicate: a denial that asks for a retry notes that, and nothing more.
 -- KEYS  mark wallet access open hold events busy closed once recent retried
--- ARGV  now_us>=0 latest_us>=0 period_start_us>=0 period_end_us>=0 org key_id request images>=1 amount>=1 life_us>=1
+-- ARGV  now_us>=0 latest_us>=0 from_us>=0 until_us>=0 org key_id request images>=1 amount>=1 life_us>=1
 -- ARGV  max_holds>=1 backlog>=1 remember_s>=1 opened fingerprint keyed>=0 once_s>=1 tries>=-1 recent_us>=1 owner
 -- ARGV  model day month
 -- REPLY code now_us available requests_limit requests_left requests_reset_us images_limit images_left images_reset_us
 -- REPLY retry_us earlier:text ending:text owner:text whose:text limit used
 --
+-- from_us, until_us: an order that is admitted at another moment must be quoted again, because it has another day, rate
+--           or price
 -- access    what the API key may do           retried   the last retry of an SDK that ran as new
 -- once      the idempotency key's record      recent    orders that may be given again, by admission
 -- opened    JSON, for the event               keyed     1 with an idempotency key, else 0; it counts for once_s
@@ -43,7 +45,7 @@ if redis.call('EXISTS', mark_key) == 0 or not available or not state then
   return answer({ code = AWAY, now_us = now })
 end
 if now > latest_us then return answer({ code = LATE, now_us = now }) end
-if now < period_start_us or now >= period_end_us then return answer({ code = OTHER_PERIOD, now_us = now }) end
+if now < from_us or now >= until_us then return answer({ code = QUOTE_OVER, now_us = now }) end
 -- One question for four keys that hardly any order has: was an equal order placed of late, or left without its answer?
 local first_of_kind = redis.call('EXISTS', hold_key, closed_key, recent_key, gone_of(kind)) == 0
 if not first_of_kind and redis.call('EXISTS', hold_key, closed_key) > 0 then error('request id is in use') end

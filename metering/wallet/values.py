@@ -10,7 +10,7 @@ class Verdict(IntEnum):
     ADMITTED = 1
     AWAY = 2
     LATE = 3
-    OTHER_PERIOD = 4
+    QUOTE_OVER = 4
     REVOKED = 5
     BALANCE = 6
     BACKLOG = 7

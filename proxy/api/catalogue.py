@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -10,11 +9,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from config.catalogue import Catalogue, Model
-from metering.clock import period_at, unix_us_at, utc_now
+from config.catalogue import Model
+from metering.clock import period_at
 from metering.fx import FxRateMissing, FxTable
 from metering.money import format_mxn, format_rate, unit_price_micro_mxn
-from metering.pricing import FxRate
+from metering.price_table import PriceTable
+from metering.pricing import FxRate, Price
 from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
 from proxy.api.auth import Authenticator
@@ -24,6 +24,7 @@ from proxy.api.reads import Read, ReadRates
 from proxy.api.schemas import Model as ModelReply
 from proxy.api.schemas import Models
 from proxy.errors import Kind
+from proxy.offer import Offer
 from proxy.orders.order import DEFAULT_SIZE, no_model
 
 
@@ -31,12 +32,19 @@ class ModelsEndpoint:
     """The catalogue for a caller, without models that have no price or that its key may not use."""
 
     def __init__(
-        self, authenticator: Authenticator, wallet: Wallet, catalogue: Catalogue, rates: FxTable, reads: ReadRates
+        self,
+        authenticator: Authenticator,
+        wallet: Wallet,
+        offer: Offer,
+        rates: FxTable,
+        prices: PriceTable,
+        reads: ReadRates,
     ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
-        self._catalogue = catalogue
+        self._offer = offer
         self._rates = rates
+        self._prices = prices
         self._reads = reads
 
     def operations(self) -> Sequence[Operation]:
@@ -68,8 +76,8 @@ class ModelsEndpoint:
     async def list(self, request: Request) -> Response:
         """List all models."""
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
-        rate, offered = self._rate(), self._catalogue.models.items()
-        rows = [self._row(name, model, rate) for name, model in offered if _listed(name, model, caller)]
+        now_us, offered = self._wallet.now_us(caller.org_id), self._offer.catalogue.models.items()
+        rows = [self._row(name, model, now_us) for name, model in offered if _listed(name, model, caller)]
         return _json({"object": "list", "data": rows})
 
     async def one(self, request: Request) -> Response:
@@ -78,19 +86,12 @@ class ModelsEndpoint:
         if not name.strip("/"):
             raise HTTPException(404)  # one slash too many after the list's path
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.MODELS)
-        model = self._catalogue.models.get(name)
+        model = self._offer.catalogue.models.get(name)
         if model is None or not _listed(name, model, caller):
-            raise no_model(name, self._catalogue)
-        return _json(self._row(name, model, self._rate()))
+            raise no_model(name, self._offer.catalogue)
+        return _json(self._row(name, model, self._wallet.now_us(caller.org_id)))
 
-    def _rate(self) -> FxRate | None:
-        now_us = unix_us_at(utc_now())
-        try:
-            return self._rates.rate_for(period_at(now_us).month, now_us)
-        except FxRateMissing:
-            return None
-
-    def _row(self, name: str, model: Model, rate: FxRate | None) -> dict[str, Any]:
+    def _row(self, name: str, model: Model, now_us: int) -> dict[str, Any]:
         listed = model.listed(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
         assert listed is not None, "a model for sale has a price for every size"
         return {
@@ -99,25 +100,43 @@ class ModelsEndpoint:
             "created": int(datetime.combine(model.created, datetime.min.time(), UTC).timestamp()),
             "owned_by": model.provider,
             "name": model.name,
-            "price": self._price(listed.usd_per_image, rate) | {"at_most": listed.measured},
-            "prices": {variant: self._price(usd, rate) for variant, usd in sorted(model.prices().items()) if variant},
+            "price": self._price(name, listed.variant, now_us) | {"at_most": listed.measured},
+            "prices": {variant: self._price(name, variant, now_us) for variant in sorted(model.prices()) if variant},
             "sizes": list(model.sizes),
             "qualities": list(model.qualities),
             "shutdown_date": model.shutdown_date.isoformat() if model.shutdown_date else None,
             "successor": model.successor,
         }
 
-    def _price(self, usd: Decimal, rate: FxRate | None) -> dict[str, Any]:
-        mxn = None
-        if rate:
-            mxn = format_mxn(unit_price_micro_mxn(usd, self._catalogue.markup, rate.mxn_per_usd))
-        return {
-            "usd_per_image": format_rate(usd),
-            "markup": format_rate(self._catalogue.markup),
-            "mxn_per_usd": format_rate(rate.mxn_per_usd) if rate else None,
-            "fx_month": rate.month if rate else None,
-            "mxn_per_image": mxn,
-        }
+    def _price(self, name: str, variant: str, now_us: int) -> dict[str, Any]:
+        """Show the price of this moment, and the one that is announced."""
+        price = self._prices.price(name, variant, now_us)
+        shown = _fields(price, self._rate(now_us)) | {"upcoming": None}
+        if (later := self._prices.upcoming(name, variant, now_us)) is not None:
+            rate = self._rate(later.from_us)
+            # The month's own rate may not be known yet, and last month's is none for it.
+            known = rate if rate and rate.month == period_at(later.from_us).month else None
+            shown["upcoming"] = _fields(later, known) | {"effective_from": later.from_us // 1_000_000}
+        return shown
+
+    def _rate(self, at_us: int) -> FxRate | None:
+        try:
+            return self._rates.rate_for(period_at(at_us).month, at_us)
+        except FxRateMissing:
+            return None
+
+
+def _fields(price: Price, rate: FxRate | None) -> dict[str, Any]:
+    mxn = None
+    if rate:
+        mxn = format_mxn(unit_price_micro_mxn(price.usd_per_image, price.markup, rate.mxn_per_usd))
+    return {
+        "usd_per_image": format_rate(price.usd_per_image),
+        "markup": format_rate(price.markup),
+        "mxn_per_usd": format_rate(rate.mxn_per_usd) if rate else None,
+        "fx_month": rate.month if rate else None,
+        "mxn_per_image": mxn,
+    }
 
 
 def _listed(name: str, model: Model, caller: Caller) -> bool:

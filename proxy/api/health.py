@@ -1,6 +1,6 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,11 +58,16 @@ NotReady = Callable[[], str | None]
 """Reason why a process is not ready, in a few words; None if it is ready."""
 
 
-class ProbesEndpoint:
-    """`/healthz`: this process' event loop runs. `/readyz`: it can and wants to work; else the reason."""
+Versions = Callable[[], Mapping[str, str]]
+"""Versions of the files that are in force, by their names; a process that follows none has `dict`."""
 
-    def __init__(self, not_ready: NotReady) -> None:
+
+class ProbesEndpoint:
+    """`/healthz`: this process' event loop runs. `/readyz`: it can and wants to work, else why not; and its files."""
+
+    def __init__(self, not_ready: NotReady, versions: Versions = dict) -> None:
         self._not_ready = not_ready
+        self._versions = versions
 
     def operations(self) -> Sequence[Operation]:
         return [
@@ -98,18 +103,21 @@ class ProbesEndpoint:
     async def readyz(self, request: Request) -> Response:
         """Answer 200, or 503 with the first condition that does not hold."""
         why = self._not_ready()
-        return PlainTextResponse("ready\n" if why is None else f"not ready: {why}\n", 200 if why is None else 503)
+        files = "".join(f"{name} {version}\n" for name, version in self._versions().items())
+        if why is None:
+            return PlainTextResponse(f"ready\n{files}")
+        return PlainTextResponse(f"not ready: {why}\n{files}", 503)
 
 
-def probe_routes(not_ready: NotReady) -> list[Route]:
+def probe_routes(not_ready: NotReady, versions: Versions = dict) -> list[Route]:
     """Build the routes of the probes alone."""
-    return routes(ProbesEndpoint(not_ready).operations())
+    return routes(ProbesEndpoint(not_ready, versions).operations())
 
 
-def metrics_app(not_ready: NotReady) -> Starlette:
+def metrics_app(not_ready: NotReady, versions: Versions = dict) -> Starlette:
     """Build the application of the metrics port: `/metrics` and the probes."""
 
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])
+    return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready, versions)])

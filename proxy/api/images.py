@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from config.catalogue import Catalogue
 from metering.money import format_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
@@ -22,6 +21,7 @@ from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
 from proxy.api.schemas import Delivered
 from proxy.errors import ApiError, Kind, wallet_away
+from proxy.offer import Offer
 from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
@@ -67,7 +67,7 @@ class ImagesEndpoint:
     def __init__(
         self,
         authenticator: Authenticator,
-        catalogue: Catalogue,
+        offer: Offer,
         lifecycle: Lifecycle,
         admissions: Admissions,
         replay: Replay,
@@ -77,7 +77,7 @@ class ImagesEndpoint:
         limits: RequestLimits,
     ) -> None:
         self._authenticator = authenticator
-        self._catalogue = catalogue
+        self._offer = offer
         self._lifecycle = lifecycle
         self._admissions = admissions
         self._replay = replay
@@ -140,7 +140,7 @@ class ImagesEndpoint:
             context.facts |= {"org": caller.org_id, "key": caller.key_id}
             body = await read_body(request, self._limits)
             async with self._admissions.turn(context):
-                order = parse_order(body, self._catalogue, caller.response_format, tags_of(request.headers))
+                order = parse_order(body, self._offer.catalogue, caller.response_format, tags_of(request.headers))
                 context.facts |= {"model": order.model_id, "n": order.n}
                 self._lifecycle.check(order.model_id, order.model)
                 identity = identity_of(request.headers, order, caller.scope)

@@ -107,7 +107,7 @@ class Found(RootModel[Generations | Generation]):
     """What was delivered; or, asked by an idempotency key, how its one order stands."""
 
 
-class Price(Document):
+class PriceParts(Document):
     """Of one image: USD × markup × rate; without a rate for this month there is no price in MXN."""
 
     usd_per_image: FxRate
@@ -115,6 +115,18 @@ class Price(Document):
     mxn_per_usd: FxRate | None
     fx_month: Month | None
     mxn_per_image: Mxn | None
+
+
+class UpcomingPrice(PriceParts):
+    """A price that is announced."""
+
+    effective_from: UnixSeconds
+
+
+class Price(PriceParts):
+    """What an image costs now, and the price that follows, if one is announced."""
+
+    upcoming: UpcomingPrice | None
 
 
 class ListedPrice(Price):
@@ -198,8 +210,8 @@ class Alive(RootModel[Literal["ok\n"]]):
     """This process turns its loop."""
 
 
-class Ready(RootModel[Literal["ready\n"]]):
-    """This process takes work."""
+class Ready(RootModel[Annotated[str, Field(pattern=r"^ready\n([a-z]+ [0-9a-f]{12}\n)*$")]]):
+    """This process takes work; then a line for each of its files, with the version in force."""
 
 
 class OpenApi(BaseModel):

@@ -9,7 +9,7 @@ import structlog
 
 from config.logs import set_up_logs
 from config.settings import EXIT_MARGIN_S, Settings, read_settings, unknown_names
-from proxy.api.health import NotReady, metrics_app
+from proxy.api.health import NotReady, Versions, metrics_app
 from proxy.server.descriptors import PROBE_CONNECTIONS
 from proxy.server.serving import bind, serve_http
 
@@ -31,6 +31,8 @@ def bind_metrics(settings: Settings, usual_port: int) -> socket.socket | None:
     return bind("GHUB_METRICS_PORT", settings.host, port) if port else None
 
 
-async def serve_probes(not_ready: NotReady, listener: socket.socket, stop: asyncio.Event) -> None:
+async def serve_probes(
+    not_ready: NotReady, listener: socket.socket, stop: asyncio.Event, versions: Versions = dict
+) -> None:
     """Serve probes apart from customers, so that they are answered even if customers use all connections."""
-    await serve_http(metrics_app(not_ready), listener, stop, EXIT_MARGIN_S, most=PROBE_CONNECTIONS)
+    await serve_http(metrics_app(not_ready, versions), listener, stop, EXIT_MARGIN_S, most=PROBE_CONNECTIONS)

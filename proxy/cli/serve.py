@@ -30,7 +30,7 @@ def serve(as_json: LogsAreJson = True) -> None:
         port = listener.getsockname()[1]
         async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
             if probe is not None:
-                servers.create_task(serve_probes(gateway.not_ready, probe, stop))
+                servers.create_task(serve_probes(gateway.not_ready, probe, stop, gateway.versions))
             graceful_s = graceful_stop_s(gateway.longest_deadline_s)
             servers.create_task(
                 serve_http(

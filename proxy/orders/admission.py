@@ -158,8 +158,8 @@ class Admissions:
     async def _hold(self, candidate: _Candidate) -> tuple[Admission, _Hold]:
         try:
             admission, hold = await self._ask(candidate)
-            if admission.verdict in (Verdict.OTHER_PERIOD, Verdict.LATE):
-                # The clock here and Redis' disagree, or midnight has just passed in Mexico City. Now they agree.
+            if admission.verdict in (Verdict.QUOTE_OVER, Verdict.LATE):
+                # The clock here and Redis' disagree, or a day or a price has just ended. Now they agree.
                 admission, hold = await self._ask(candidate)
         except (NotProjected, NotSent):
             raise

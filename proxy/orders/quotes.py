@@ -1,22 +1,20 @@
-"""Step 3 of a request: the price of an order, at the prices and the rate of its month."""
-
-from decimal import Decimal
+"""Step 3 of a request: the price of an order, at the prices of its moment and the rate of its month."""
 
 from metering.clock import period_at
 from metering.fx import FxRateMissing, FxTable
-from metering.pricing import Price, Quote, quote
+from metering.price_table import PriceTable
+from metering.pricing import Quote, quote
 from proxy.errors import ApiError, Kind
 from proxy.messages import FX_MISSING
 from proxy.ports import Order
 
 
 class Quotes:
-    """Quotes orders. `price_book` is the version that a quote names."""
+    """Quotes orders, as the ledger's prices and rates say."""
 
-    def __init__(self, rates: FxTable, *, markup: Decimal, price_book: str) -> None:
+    def __init__(self, rates: FxTable, prices: PriceTable) -> None:
         self._rates = rates
-        self._markup = markup
-        self._price_book = price_book
+        self._prices = prices
 
     def quote(self, order: Order, now_us: int) -> Quote:
         """Quote an order at a Unix time in µs. Raises ApiError 503 if the month has no exchange rate."""
@@ -27,11 +25,5 @@ class Quotes:
             raise ApiError(Kind.FX_MISSING, FX_MISSING.of(month=period.month)) from None
         listed = order.model.listed(order.size, order.quality)
         assert listed is not None, "an order for an unpriced model is not parsed"
-        price = Price(
-            model=order.model_id,
-            usd_per_image=listed.usd_per_image,
-            variant=listed.variant,
-            markup=self._markup,
-            price_book=self._price_book,
-        )
+        price = self._prices.price(order.model_id, listed.variant, now_us)
         return quote(price, rate, period, order.n)

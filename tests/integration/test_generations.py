@@ -23,6 +23,7 @@ from metering.clock import period_at, utc_now
 from metering.end_users import EndUsers
 from metering.fx import FxTable
 from metering.ledger.sqlite import open_sqlite
+from metering.price_table import PriceTable, book_of
 from metering.pricing import FxRate, Quote
 from metering.pseudonyms import Pseudonyms
 from metering.wallet.connection import WalletAway
@@ -33,6 +34,7 @@ from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
 from proxy.errors import ApiError, Kind
 from proxy.messages import TOP_UP
+from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import split
@@ -516,13 +518,15 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     ledger = open_sqlite(f"sqlite:///{root / 'ledger.db'}")
     await ledger.migrate()
     await ledger.add_rate(FxRate(period_at(wallet.now_us()).month, Decimal(20), "test"), utc_now())
-    rates = FxTable(ledger, grace_h=0)
+    await ledger.list_prices(book_of(CATALOGUE), wallet.now_us(), utc_now())
+    rates, prices = FxTable(ledger, grace_h=0), PriceTable(ledger)
     await rates.refresh()
+    await prices.refresh()
     store = LocalStore(root / "images")
     replies = Replies(store, "https://images.test")
     async with generations(wallet, store, {"fal": provider}) as running:
         places = Places(running.journal, room_for(100))
-        quotes = Quotes(rates, markup=CATALOGUE.markup, price_book="test")
+        quotes = Quotes(rates, prices)
         end_users = EndUsers(ledger, Pseudonyms("test"))
         admissions = Admissions(
             wallet,
@@ -539,7 +543,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
         yield (
             ImagesEndpoint(
                 Authenticator(wallet, 10),
-                CATALOGUE,
+                Offer(CATALOGUE, {"fal"}, prices),
                 Lifecycle(),
                 admissions,
                 Replay(wallet, ledger),

@@ -99,8 +99,8 @@ DENIALS = [
     (Verdict.REVOKED, revoked),
     (Verdict.SUSPENDED, suspended),
     (Verdict.BALANCE, too_poor),
-    (Verdict.OTHER_PERIOD, other_day),
-    (Verdict.OTHER_PERIOD, day_to_come),
+    (Verdict.QUOTE_OVER, other_day),
+    (Verdict.QUOTE_OVER, day_to_come),
     (Verdict.HOLDS, too_many_holds),
     (Verdict.BACKLOG, backlog),
     (Verdict.REQUESTS, too_many_requests),
@@ -218,10 +218,10 @@ async def test_midnight_belongs_to_the_new_day(redis_url: str, tmp_path: Path) -
         caller = await books.org(mxn="100.00")
         day = pinned().period
         for now_us, verdict in (
-            (day.start_us - 1, Verdict.OTHER_PERIOD),
+            (day.start_us - 1, Verdict.QUOTE_OVER),
             (day.start_us, Verdict.ADMITTED),
             (day.end_us - 1, Verdict.ADMITTED),
-            (day.end_us, Verdict.OTHER_PERIOD),
+            (day.end_us, Verdict.QUOTE_OVER),
         ):
             books.wallet.at(now_us)
             assert (await books.admit(caller, f"r{now_us}", pinned())).verdict is verdict
@@ -246,8 +246,8 @@ def admission(caller: Caller, request: str) -> tuple[dict[str, str], dict[str, A
     arguments = {
         "now_us": NOW_US,
         "latest_us": NOW_US,
-        "period_start_us": day.start_us,
-        "period_end_us": day.end_us,
+        "from_us": day.start_us,
+        "until_us": day.end_us,
         "org": caller.org_id,
         "key_id": caller.key_id,
         "request": request,

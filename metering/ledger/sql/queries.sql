@@ -572,6 +572,32 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
 
+-- name: last_price_list
+SELECT coalesce(max(number), 0) FROM price_lists;
+
+-- name: price_list
+SELECT number FROM price_lists WHERE version = :version AND effective_us = :effective_us LIMIT 1;
+
+-- name: add_price_list
+INSERT INTO price_lists (version, effective_us, at_us, at) VALUES (:version, :effective_us, :at_us, :at) RETURNING number;
+
+-- name: add_price_schedule
+INSERT INTO price_schedules (number, model, variant, version, from_us, version_before)
+VALUES (:number, :model, :variant, :version, :from_us, :version_before);
+
+-- name: price_schedules
+-- Oldest list first.
+SELECT
+    s.model, s.variant, s.number, l.at_us, s.from_us, s.version, p.usd_per_image, b.markup, s.version_before,
+    q.usd_per_image, c.markup
+FROM price_schedules AS s
+JOIN price_lists AS l ON l.number = s.number
+JOIN prices AS p ON p.version = s.version AND p.model = s.model AND p.variant = s.variant
+JOIN price_books AS b ON b.version = s.version
+LEFT JOIN prices AS q ON q.version = s.version_before AND q.model = s.model AND q.variant = s.variant
+LEFT JOIN price_books AS c ON c.version = s.version_before
+ORDER BY s.number;
+
 -- name: closed_months
 -- By the columns of `ClosedMonth`. Manifests are large, and are read one at a time.
 SELECT
