@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from metering.clock import FOREVER_US, utc_at
+from metering.money import format_rate
 
 NOTICE_S = 120.0
 """How far ahead a changed price must be: every gateway reads the ledger's prices every few seconds, so by then each has
@@ -96,7 +97,7 @@ def _planned(known: Schedule, price: BookPrice, effective_us: int | None, now_us
 
 
 def _refusal(old: BookPrice, new: BookPrice, first_us: int, now_us: int) -> str:
-    was, becomes = f"{old.usd_per_image:f} × {old.markup:f}", f"{new.usd_per_image:f} × {new.markup:f}"
+    was, becomes = (f"{format_rate(one.usd_per_image)} × {format_rate(one.markup)}" for one in (old, new))
     moment = utc_at(first_us).isoformat(timespec="seconds")
     when = "at once" if first_us <= now_us else f"at {moment}"
     return (

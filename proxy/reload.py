@@ -1,10 +1,11 @@
 """The files of models and plans, followed while the gateway runs: what is new is checked as a whole, then it holds."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge, Metric
+from prometheus_client.registry import Collector
 
 from config.catalogue import Catalogue, CatalogueError, DataFile, models_file, version_of
 from config.settings import Settings
@@ -22,7 +23,20 @@ log = structlog.get_logger(__name__)
 
 VERSION = Gauge("ghub_config_info", "1 for the version of a file that is in force", ["file", "version"])
 REFUSED = Gauge("ghub_config_refused", "1 while what is on disk is refused", ["file"])
-REFUSALS = Counter("ghub_config_refused_total", "Contents of a file that were refused", ["file"])
+REFUSALS = Counter("ghub_config_refused_total", "Contents of a file that were refused", ["file"], registry=None)
+
+
+class _Refusals(Collector):
+    """The counter without a description: by its own one, the registry would take it and the gauge for the same."""
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        return REFUSALS.collect()
+
+
+REGISTRY.register(_Refusals())
 
 LEDGER_AWAY = "the ledger is away; it is asked again"
 

@@ -79,7 +79,7 @@ async def test_models_come_and_go_without_notice(ledger_url: str) -> None:
     assert not await ledger.list_prices(book("0.04"), NOW_US, NOON), "the file of the beginning is known"
     table = await read(ledger)
     assert table.has("another", [""]) and table.price("another", "", NOW_US).until_us == FOREVER_US
-    with pytest.raises(PriceRefused, match=r"models\.another: the price 1 "):
+    with pytest.raises(PriceRefused, match=r"models\.another: the price 1\.00 × 1\.05 would "):
         await ledger.list_prices(book("0.04", another="2"), NOW_US, NOON)
     await ledger.aclose()
 
