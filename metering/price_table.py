@@ -1,8 +1,10 @@
 """What every model costs at a moment, as the ledger says, so that all gateways sell at one price."""
 
 from collections.abc import Iterable
+from functools import partial
 
 import structlog
+from redis.exceptions import RedisError
 
 from config.catalogue import Catalogue
 from metering.background import every
@@ -10,6 +12,7 @@ from metering.clock import unix_us_at
 from metering.ports import Ledger, LedgerAway, ListPrice, PriceBook
 from metering.pricing import Price
 from metering.schedules import Schedule
+from metering.wallet.price_lists import PriceLists
 
 log = structlog.get_logger(__name__)
 
@@ -24,13 +27,15 @@ def book_of(catalogue: Catalogue) -> PriceBook:
 class PriceTable:
     """The ledger's prices as one process last read them.
 
-    `losses` counts how often the ledger lost lists that it had: then it was restored from a backup.
+    `losses` counts how often the ledger lost lists that it had: then it was restored from a backup. While this process
+    is `behind`, it cannot reach the ledger, and another one has told of a list that this one has not read.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._number = 0
         self.losses = 0
+        self.behind = False
         self._schedules: dict[tuple[str, str], Schedule] = {}
 
     def price(self, model: str, variant: str, now_us: int) -> Price:
@@ -61,6 +66,17 @@ class PriceTable:
         self._number = number
         log.info("prices_read", list=number)
 
-    async def run(self, every_s: float) -> None:
-        """Refresh the table every `every_s` seconds until cancelled."""
-        await every(every_s, self.refresh, away=(LedgerAway,), name="prices_not_read")
+    async def run(self, lists: PriceLists, every_s: float) -> None:
+        """Follow the ledger every `every_s` seconds until cancelled."""
+        away = (LedgerAway, RedisError, OSError, TimeoutError)
+        await every(every_s, partial(self.follow, lists), away=away, name="prices_not_read")
+
+    async def follow(self, lists: PriceLists) -> None:
+        """Refresh the table, and tell the others; or ask what they were told. Raises LedgerAway, RedisError."""
+        try:
+            await self.refresh()
+        except LedgerAway:
+            self.behind = await lists.told() > self._number
+            raise
+        self.behind = False
+        await lists.tell(self._number)

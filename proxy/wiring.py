@@ -61,6 +61,7 @@ from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.login import Login
 from metering.wallet.pressure import Pressure
+from metering.wallet.price_lists import PriceLists
 from metering.wallet.wallet import Wallet
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.jwks import Jwks
@@ -88,6 +89,7 @@ from proxy.app import build_app, build_full_app
 from proxy.backends import LOGIN_REFUSED, Backends, open_back, open_redis_of, wallet_limits
 from proxy.errors import wallet_away
 from proxy.messages import (
+    BACKLOG,
     DISK_FAILS,
     MEMORY_FULL,
     STOPPING,
@@ -220,7 +222,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
         hot = open_redis_of(settings, REDIS_CONNECTIONS, watched=True)
         stack.push_async_callback(hot.aclose)
         wallet = Wallet(hot, wallet_limits())
-        prices = PriceTable(back.ledger)
+        prices, price_lists = PriceTable(back.ledger), PriceLists(back.with_redis())
         files = ConfigFiles(settings, back, prices, wallet.now_us)
         await back.ledger.check_schema()
         await _seed_rates(back.ledger, settings)
@@ -267,7 +269,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 Part("gate", gate.run),
                 Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                 Part("rates", lambda: rates.run(FX_POLL_S)),
-                Part("prices", lambda: prices.run(PRICES_POLL_S)),
+                Part("prices", lambda: prices.run(price_lists, PRICES_POLL_S)),
                 Part("files", lambda: files.run(CONFIG_POLL_S), needed=False),
                 Part("pressure", lambda: pressure.run(PROJECTION_POLL_S)),
                 Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
@@ -280,7 +282,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             ],
             give_up=stopping.set,
         )
-        conditions = _conditions(stopping, background, journal, login, pressure, watch)
+        conditions = _conditions(stopping, background, journal, login, pressure, watch, prices)
         capacity = Capacity(
             conditions.refusal,
             Bound(MAX_PICTURES, SPARE_PICTURES),
@@ -355,6 +357,7 @@ def _conditions(
     login: Login,
     pressure: Pressure,
     watch: StoreWatch,
+    prices: PriceTable,
 ) -> Conditions:
     """Build the conditions that must hold before any order is accepted, from any client."""
     return Conditions(
@@ -365,6 +368,7 @@ def _conditions(
             Condition(LOGIN_REFUSED, when(lambda: login.refused, wallet_away().message)),
             Condition("Redis full", when(lambda: pressure.reason is not None, MEMORY_FULL), for_ready=False),
             Condition("store", lambda: watch.reason),
+            Condition("prices not read", when(lambda: prices.behind, BACKLOG)),
         ]
     )
 

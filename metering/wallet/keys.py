@@ -30,6 +30,10 @@ def partition_in(command: Iterable[Any]) -> int:
     raise ValueError("a command without a key of a partition")
 
 
+PRICE_LIST = "{p0}:price_list"
+"""Holds the number of the ledger's last list of prices."""
+
+
 def mark(partition: int) -> str:
     """Exists while the partition is projected; holds the last projected change."""
     return f"{{p{partition}}}:mark"

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import httpx2
@@ -17,8 +18,11 @@ import metering.schedules
 import proxy.wiring
 from config.catalogue import models_file, version_of
 from metering.clock import utc_at
-from metering.wallet.values import Verdict
+from metering.events import Event
+from metering.pricing import Quote
+from metering.wallet.values import Admission, Caller, Verdict
 from metering.wallet.wallet import Wallet
+from proxy.backends import Backends
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.kits.ports import free_port
@@ -28,7 +32,8 @@ from tests.kits.system import FLUX, System, bearer, wait_until
 NOTICE_S = 6.0
 """Instead of two minutes, so that the test need not wait for them."""
 
-CLOSE_US = 500_000
+HELD_BACK_US = 2_000_000
+CLOSE_US = 3_000_000
 """How close to the change orders must be on both sides, on a machine that others use."""
 
 SHIPPED = models_file(None).read().decode()
@@ -41,20 +46,27 @@ NEW_USD, OLD_USD = "0.07", "0.04"
 
 
 def sooner() -> None:
-    """Let changes begin sooner, look at files and prices more often, and quote orders long before they are admitted."""
+    """Let changes begin sooner, look at files and prices more often, and hold back orders until a change has begun.
+
+    Every other order that was quoted in the last seconds before a change is sent to Redis just after it.
+    """
     metering.schedules.NOTICE_S = NOTICE_S
     for name, poll_s in (("CONFIG_POLL_S", 0.2), ("PRICES_POLL_S", 0.5)):
         setattr(proxy.wiring, name, poll_s)
-    admit = Wallet.admit
+    admit, turns = Wallet.admit, count()
 
-    async def later(*given: Any, **named: Any) -> Any:
-        await asyncio.sleep(0.1)
-        admission = await admit(*given, **named)
+    async def later(
+        wallet: Wallet, caller: Caller, order_id: str, quote: Quote, *given: Any, **named: Any
+    ) -> Admission:
+        left_us = quote.price.until_us - wallet.now_us(caller.org_id)
+        if left_us < HELD_BACK_US and next(turns) % 2:
+            await asyncio.sleep(left_us / 1_000_000 + 0.002)
+        admission = await admit(wallet, caller, order_id, quote, *given, **named)
         if admission.verdict is Verdict.QUOTE_OVER:
-            print(QUOTE_OVER, flush=True)
+            print(QUOTE_OVER, order_id, flush=True)
         return admission
 
-    Wallet.admit = later  # type: ignore[method-assign]
+    Wallet.admit = later  # type: ignore[method-assign, assignment]
 
 
 def redis_us(system: System) -> int:
@@ -139,12 +151,18 @@ async def under_load(gateways: Gateways, key: str, meanwhile: Coroutine[Any, Any
     return [status for statuses in await asyncio.gather(*buyers) for status in statuses]
 
 
+def charges(system: System, org_id: str) -> list[Event]:
+    """Read the charges of an organisation that the ledger has."""
+
+    async def read(back: Backends) -> list[Event]:
+        return [event async for event in back.ledger.events(org_id=org_id) if event.end == "charge"]
+
+    return system.back(read)
+
+
 @pytest.mark.rule(24, 25, 31)
 def test_no_order_is_charged_at_another_price_than_the_moments(prepared: Prepared) -> None:
-    """Two gateways under load; one follows its file in time, the other sees it after the price has begun.
-
-    Every order is quoted a tenth of a second before Redis admits it, so many are quoted before and admitted after.
-    """
+    """Two gateways under load; one follows its file in time, the other sees it after the price has begun."""
     system = prepared()
     gateways = Gateways(system)
     org_id, key = system.customer("acme", "100000.00", requests_per_minute=1_000_000, images_per_minute=1_000_000)
@@ -161,8 +179,10 @@ def test_no_order_is_charged_at_another_price_than_the_moments(prepared: Prepare
         await asyncio.sleep(1.0)
 
     statuses = run(under_load(gateways, key, change()))
-    assert set(statuses) == {200}
-    events = system.events(org_id, len(statuses))
+    # On a machine that others use, Redis may not answer in time; then nothing is charged.
+    assert set(statuses) <= {200, 503} and statuses.count(200) > 0.9 * len(statuses)
+    wait_until(lambda: len(charges(system, org_id)) == statuses.count(200), "every charge is in the ledger")
+    events = charges(system, org_id)
     for event in events:
         right = NEW_USD if event.admitted_us >= then_us else OLD_USD
         assert event.opened.proof.usd_per_image == right, f"{event.admitted_us - then_us} µs after the change"
@@ -170,7 +190,8 @@ def test_no_order_is_charged_at_another_price_than_the_moments(prepared: Prepare
         mine = [event.admitted_us - then_us for event in events if event.opened.region == name]
         before_us, after_us = max(us for us in mine if us < 0), min(us for us in mine if us >= 0)
         assert before_us > -CLOSE_US and after_us < CLOSE_US, f"{name}: nothing was sold close to the moment"
-        assert QUOTE_OVER in system.log(name)
+        quoted_again = [line for line in system.log(name).splitlines() if line.startswith(QUOTE_OVER)]
+        assert quoted_again and len(set(quoted_again)) == len(quoted_again), "no order is quoted a third time"
     wait_until(lambda: gateways.has("two", changed), "the second gateway has the file")
     verified = system.ghub("verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -6,15 +6,17 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from redis.asyncio import from_url
 
 from metering.clock import FOREVER_US
 from metering.ledger.record import SqlLedger
-from metering.ports import ListPrice, PriceBook
+from metering.ports import LedgerAway, ListPrice, PriceBook
 from metering.price_table import PriceTable
 from metering.pricing import quote
 from metering.schedules import NOTICE_S, PriceRefused
 from metering.verify import Difference, verify
 from metering.wallet.presence import Presence
+from metering.wallet.price_lists import PriceLists
 from metering.wallet.values import Verdict
 from tests.kits.books import BOOK, NOON, NOW_US, drain, open_books, open_ledger, pinned, sql
 
@@ -139,6 +141,36 @@ async def test_a_restored_ledger_is_noticed_and_takes_no_price_away(tmp_path: Pa
     assert table.losses == 1 and table.has("another", [""])
     await ledger.aclose()
     await backup.aclose()
+
+
+async def test_who_is_cut_off_from_the_ledger_learns_that_a_list_is_missing(redis_url: str, tmp_path: Path) -> None:
+    """By Redis, from any gateway; while there is no such list it goes on selling."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    ledger, lists = await opened(url), PriceLists(from_url(redis_url))
+    table = await read(ledger)
+
+    async def behind_while_cut_off() -> bool:
+        sql(url, "ALTER TABLE price_lists RENAME TO elsewhere")
+        try:
+            with pytest.raises(LedgerAway):
+                await table.follow(lists)
+            return table.behind
+        finally:
+            sql(url, "ALTER TABLE elsewhere RENAME TO price_lists")
+
+    try:
+        await table.follow(lists)
+        assert not await behind_while_cut_off()
+        await ledger.list_prices(book("0.04"), NOW_US, NOON)
+        assert not await behind_while_cut_off(), "nobody has told of it yet"
+        await (await read(ledger)).follow(lists)
+        assert await behind_while_cut_off()
+        await table.follow(lists)
+        assert not table.behind and table.has(FLUX, [""])
+        assert not await behind_while_cut_off()
+    finally:
+        await ledger.aclose()
+        await lists._redis.aclose()
 
 
 @pytest.mark.rule(24, 25)
