@@ -103,10 +103,11 @@ class ProbesEndpoint:
     async def readyz(self, request: Request) -> Response:
         """Answer 200, or 503 with the first condition that does not hold."""
         why = self._not_ready()
-        files = "".join(f"{name} {version}\n" for name, version in self._versions().items())
-        if why is None:
-            return PlainTextResponse(f"ready\n{files}")
-        return PlainTextResponse(f"not ready: {why}\n{files}", 503)
+        if why is not None:
+            return PlainTextResponse(f"not ready: {why}\n", 503)
+        return PlainTextResponse(
+            "ready\n" + "".join(f"{name} {version}\n" for name, version in self._versions().items())
+        )
 
 
 def probe_routes(not_ready: NotReady, versions: Versions = dict) -> list[Route]:

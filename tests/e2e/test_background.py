@@ -14,11 +14,13 @@ from metering import background, consumer
 from metering.fx import FxTable
 from metering.journal.open_orders import OpenOrders
 from metering.journal.recovery import Recovery
+from metering.price_table import PriceTable
 from metering.wallet.login import Login
 from metering.wallet.pressure import Pressure
 from metering.wallet.projection import Projector
 from proxy.api.cors import Origins
 from proxy.orders.orphans import Orphans
+from proxy.reload import ConfigFiles
 from proxy.storage.watch import StoreWatch
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
@@ -64,6 +66,8 @@ def faulty_consumer() -> None:
 PARTS: dict[str, Any] = {
     "projection": Projector,
     "rates": FxTable,
+    "prices": PriceTable,
+    "files": ConfigFiles,
     "pressure": Pressure,
     "login": Login,
     "store watch": StoreWatch,
@@ -79,9 +83,9 @@ def faulty_parts() -> None:
     """The same of every part of a gateway, as soon as it begins."""
 
     def failing(run: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-        async def run_(self: Any, *every_s: float) -> None:
+        async def run_(self: Any, *given: Any) -> None:
             fault()
-            await run(self, *every_s)
+            await run(self, *given)
 
         return run_
 
@@ -92,12 +96,12 @@ def faulty_parts() -> None:
 
 
 def ready(port: int) -> tuple[int, str]:
-    """Answer of `/readyz`; 0 if nobody listens."""
+    """Status and first line of `/readyz`; 0 if nobody listens."""
     try:
         reply = httpx2.get(f"http://127.0.0.1:{port}/readyz", **LOOPBACK)
     except httpx2.TransportError:
         return 0, ""
-    return reply.status_code, reply.text.strip()
+    return reply.status_code, reply.text.splitlines()[0]
 
 
 @pytest.mark.rule(2)
