@@ -13,7 +13,7 @@ from metering.background import every
 from metering.clock import utc_now
 from metering.limits import Limits
 from metering.plans import parse_plans, plans_file
-from metering.ports import LedgerAway
+from metering.ports import LedgerAway, LedgerError
 from metering.price_table import PriceTable, book_of
 from metering.schedules import PriceRefused
 from proxy.backends import Backends
@@ -44,7 +44,8 @@ LEDGER_AWAY = "the ledger is away; it is asked again"
 class FollowedFile:
     """One file: the content in force, and what was found on disk.
 
-    `take` puts a content in force. It raises CatalogueError, PriceRefused or LedgerAway; then the one before stays.
+    `take` puts a content in force. If it raises CatalogueError, PriceRefused, LedgerError or LedgerAway, the one before
+    stays.
     """
 
     def __init__(self, name: str, file: DataFile, take: Callable[[bytes], Awaitable[None]]) -> None:
@@ -63,7 +64,7 @@ class FollowedFile:
         REFUSALS.labels(self.name)
         self._in_force(self._seen)
 
-    def refuse(self, error: CatalogueError | PriceRefused) -> None:
+    def refuse(self, error: CatalogueError | PriceRefused | LedgerError) -> None:
         """Say once that what is on disk is refused, and why."""
         sentence = error if isinstance(error, CatalogueError) else self.file.wrong(str(error))
         REFUSED.labels(self.name).set(1)
@@ -96,7 +97,7 @@ class FollowedFile:
                 self.refuse(self.file.wrong(LEDGER_AWAY))
             self._waits = True
             return
-        except (CatalogueError, PriceRefused) as error:
+        except (CatalogueError, PriceRefused, LedgerError) as error:
             self.refuse(error)
         else:
             self._in_force(found)

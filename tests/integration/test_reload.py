@@ -150,6 +150,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         written(effective(MODELS.replace('"0.04"', '"0.05"'), THEN_US - 1)),
         r"models\.fal/one: the price .* at least 120 s ahead",
     ),
+    "before there were dates": (written(f"effective_from = 1960-01-01T00:00:00Z\n{MODELS}"), "the ledger refuses: "),
     "longer": (written(MODELS + "deadline_s = 75\n"), "models: deadline_s: 75 is longer than 60.* needs a restart"),
 }
 
