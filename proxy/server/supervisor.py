@@ -15,7 +15,7 @@ from contextlib import suppress
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
-from proxy.server.control import STARTING, Asking, open_asking
+from proxy.server.control import STARTING, Asking, State, open_asking
 from proxy.server.union import union
 
 log = structlog.get_logger(__name__)
@@ -49,7 +49,7 @@ OWN = CollectorRegistry()
 """The supervisor's metrics: those of its process and of its work, and none of a gateway's."""
 
 ProcessCollector(registry=OWN)
-ALIVE = Gauge("ghub_processes", "Processes of this gateway that are alive", registry=OWN)
+SERVING = Gauge("ghub_processes", "Processes of this gateway that are alive and accept connections", registry=OWN)
 RESTARTS = Counter("ghub_process_restarts_total", "Processes that ended by themselves", registry=OWN)
 
 
@@ -158,10 +158,9 @@ class Supervisor:
         """
         if self._stop.is_set():
             return "stopping"
-        accepting = [one.state for one in self._children.values() if one.state.accepts and not one.is_silent]
-        if not accepting:
+        if not self._accepting:
             return "no process accepts connections"
-        return next((state.not_ready for state in accepting if state.not_ready is not None), None)
+        return next((state.not_ready for state in self._accepting if state.not_ready is not None), None)
 
     def dead(self) -> str | None:
         """Say why the platform should start all of it anew; None if any process answers."""
@@ -170,7 +169,7 @@ class Supervisor:
 
     async def metrics(self) -> str:
         """Read the metrics of all processes, and the supervisor's own."""
-        ALIVE.set(len(self._children))
+        SERVING.set(len(self._accepting))
         children = sorted(self._children.items())
         pages = await asyncio.gather(*(child.metrics() for _, child in children))
         found = {number: page for (number, _), page in zip(children, pages, strict=True) if page is not None}
@@ -216,6 +215,10 @@ class Supervisor:
         if self._stop.is_set():
             child.control.stop()
         return child
+
+    @property
+    def _accepting(self) -> list[State]:
+        return [child.state for child in self._children.values() if child.state.accepts and not child.is_silent]
 
     @property
     def _anybody_serves(self) -> bool:
