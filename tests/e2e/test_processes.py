@@ -71,6 +71,14 @@ class Gateway:
         """The processes' ids, by their numbers."""
         return children_of(self.pid)
 
+    def kill_all(self) -> None:
+        """Kill all of it with −9, as with its machine."""
+        pids = [self.pid, *self.children().values()]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.system.processes.pop("gateway").wait(timeout=10)
+        wait_until(lambda: all(map(is_gone, pids)), "all of it is gone")
+
     def burst(self, key: str, first: int, count: int = ORDERS) -> list[Shot]:
         """Place so many orders at one moment."""
         return run(burst(self.system.port, [order(key, first + turn) for turn in range(count)]))
@@ -219,11 +227,7 @@ def test_another_number_of_processes_loses_no_journal(prepared: Prepared) -> Non
     for turn, count in enumerate((2, 1)):
         gateway = Gateway(system, count)
         assert [shot.status for shot in gateway.burst(key, turn * 100)] == [200] * ORDERS
-        pids = [gateway.pid, *gateway.children().values()]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        system.processes.pop("gateway").wait(timeout=10)
-        wait_until(lambda pids=pids: all(map(is_gone, pids)), "all of it is gone")  # type: ignore[misc]
+        gateway.kill_all()
     with Redis.from_url(system.valkey.url) as redis:
         redis.flushall()  # now only the journals know that they were charged
     system.start("consumer", "consume")
@@ -232,6 +236,25 @@ def test_another_number_of_processes_loses_no_journal(prepared: Prepared) -> Non
     assert len({event.event_id for event in system.events(org_id, 2 * ORDERS)}) == 2 * ORDERS
     wait_until(lambda: clean(system), "the books are right")
     assert system.stop("gateway") == 0 and open_journals(system) == 0
+
+
+def test_the_journals_of_all_processes_are_replayed_by_one_command(prepared: Prepared) -> None:
+    """A volume whose gateway does not come back: `inspect` shows every folder of it, `replay` charges all of them."""
+    system, org_id, key = begin(prepared, consumer=False)
+    gateway = Gateway(system, 2)
+    assert [shot.status for shot in gateway.burst(key, 0)] == [200] * ORDERS
+    journal = str(system.folder / "journal")
+    refused = system.ghub("journal", "replay", journal)
+    assert refused.returncode == 1 and "another process uses the journal" in refused.stderr
+    gateway.kill_all()
+    system.start("consumer", "consume")
+    seen = json.loads(system.ghub("journal", "inspect", journal, "--json").stdout)
+    orders = [order for one in (seen, *seen["processes"]) for of in one["incarnations"] for order in of["orders"]]
+    assert len(seen["processes"]) == 1 and len(orders) == ORDERS
+    done = system.ghub("journal", "replay", journal, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) | {"charged_now": 0} == {"incarnations": 2, "orders": ORDERS, "charged_now": 0}
+    assert open_journals(system) == 0 and clean(system) and len(system.events(org_id, ORDERS)) == ORDERS
 
 
 @pytest.mark.parametrize("of", [0, 1])
