@@ -23,7 +23,10 @@ def serve_one(inherited: str | None, processes: int) -> None:
 
     async def work() -> None:
         inheritance = None if inherited is None else Inheritance.parse(inherited, processes)
-        worker, supervised, probe = ALONE, None, None
+        worker = ALONE if inheritance is None else inheritance.worker
+        supervised, probe = None, None
+        if inheritance is not None:
+            structlog.contextvars.bind_contextvars(process=worker.number)
         settings = begin()
         search_seldom()
         stop, ended = stop_on_signals(), asyncio.Event()
@@ -34,8 +37,6 @@ def serve_one(inherited: str | None, processes: int) -> None:
                 # This comes before anything that a failed start would leave open.
                 probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
             else:
-                worker = inheritance.worker
-                structlog.contextvars.bind_contextvars(process=worker.number)
                 listener, control = inheritance.sockets()
                 supervised = await stack.enter_async_context(answering(control, stop))
             port = listener.getsockname()[1]
