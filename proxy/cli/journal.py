@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from config.settings import SettingsError
 from metering.clock import utc_now
+from metering.journal.folders import all_folders
 from metering.journal.frames import Folder, OldJournal, Survey, survey
 from metering.journal.orphaned import orphans
 from metering.journal.recovery import PAUSE_S, Recovery
@@ -34,19 +36,20 @@ JournalDir = Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's G
 
 @app.command("replay")
 def replay(folder: JournalDir, who: As = None, as_json: AsJson = False) -> None:
-    """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR."""
+    """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR.
+
+    DIR is a gateway's whole folder: those of its further processes in it are replayed with it.
+    """
 
     async def work() -> dict[str, Any]:
-        claimed = Folder(folder, make=False)
-        try:
-            past = await asyncio.to_thread(claimed.past)
+        with ExitStack() as claims:
+            folders = [claims.enter_context(closing(Folder(one, make=one != folder))) for one in all_folders(folder)]
+            past = [one for claimed in folders for one in await asyncio.to_thread(claimed.past)]
             check_versions(past)
             async with back(who) as opened:
                 recovery = Recovery(past, opened.wallet(), opened.ledger)
                 await _note(opened, "journal.replay", folder, past)
                 await _until_none(lambda: recovery.left, recovery.round)
-        finally:
-            claimed.close()
         return {"incarnations": len(past), "orders": recovery.orders, "charged_now": recovery.charged}
 
     say(run(work()), as_json)
@@ -91,12 +94,14 @@ def inspect(folder: JournalDir, as_json: AsJson = False) -> None:
     """What the journals in DIR say, damaged or in use, and what the ledger knows of it. Changes nothing."""
 
     async def work() -> dict[str, Any]:
-        found = await asyncio.to_thread(survey, folder)
+        found = [(one, await asyncio.to_thread(survey, one)) for one in all_folders(folder)]
         try:
             async with books() as opened:
-                return await _inspected(folder, found, opened.ledger, "")
+                own, *further = [await _inspected(*one, opened.ledger, "") for one in found]
         except (SettingsError, LedgerAway, LedgerError) as error:
-            return await _inspected(folder, found, None, str(error) or type(error).__name__)
+            why = str(error) or type(error).__name__
+            own, *further = [await _inspected(*one, None, why) for one in found]
+        return {**own, "processes": further}
 
     _show(run(work()), as_json)
 
@@ -256,18 +261,23 @@ def _short(cell: Any) -> Any:
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
-    """Print one JSON value, or tables: the folder, its journals, their orders, and what is wrong with them."""
+    """Print one JSON value, or tables: each folder, its journals, their orders, and what is wrong with them."""
     if as_json:
         say(found, as_json)
         return
+    for one in (found, *found["processes"]):
+        _show_folder(one)
+
+
+def _show_folder(found: dict[str, Any]) -> None:
     journals = found["incarnations"]
-    say({name: found[name] for name in ("folder", "in_use", "ledger")}, as_json)
-    say([{name: _short(cell) for name, cell in one.items()} for one in journals], as_json)
+    say({name: found[name] for name in ("folder", "in_use", "ledger")}, False)
+    say([{name: _short(cell) for name, cell in one.items()} for one in journals], False)
     for name in ("files", "orders", "damage", "unreadable"):
         if rows := [row for one in journals for row in one[name]]:
-            say(rows, as_json)
+            say(rows, False)
     for one in journals:
         for first, last in one["missing"]:
-            say({"missing": f"entries {first} to {'?' if last is None else last}", "of": one["incarnation"]}, as_json)
+            say({"missing": f"entries {first} to {'?' if last is None else last}", "of": one["incarnation"]}, False)
     for name in found["other_files"]:
-        say({"no file of a journal": name}, as_json)
+        say({"no file of a journal": name}, False)
