@@ -244,6 +244,7 @@ async def _until_done_or_left(
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
+            context_of(request.scope).facts["client_gone"] = True
             with suppress(WalletAway):
                 await left()
     finally:
