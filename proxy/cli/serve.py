@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
+from proxy.api.health import measure
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
 from proxy.server.control import answering
@@ -45,6 +46,7 @@ def serve_one(inherited: str | None, processes: int) -> None:
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, ended))
             if supervised is not None:
+                measure(gateway.not_ready)
                 supervised.begin(gateway.not_ready)
             log.info("files", before=files.before, now=files.now, connections=files.connections)
             log.info("serving", host=settings.host, port=port)

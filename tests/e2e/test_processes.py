@@ -152,6 +152,7 @@ def test_a_drain_finishes_what_is_in_flight_and_leaves_nothing_behind(prepared: 
         assert delivered.keys() <= {"0", "1"} and sum(delivered.values()) == ORDERS
         assert gateway.sample("ghub_processes") == {None: 2}
         assert gateway.sample("ghub_process_restarts_total") == {None: 0}
+        assert gateway.sample("ghub_ready") == gateway.sample("ghub_build_info") == {None: 1, "0": 1, "1": 1}
     system.behave(FLUX, "slow", times=None, seconds=2.0)
     seen: list[object] = []
 
