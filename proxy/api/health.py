@@ -1,6 +1,6 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata as packages
@@ -122,3 +122,17 @@ def metrics_app(not_ready: NotReady) -> Starlette:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])
+
+
+def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]]) -> Starlette:
+    """Build the same for several processes: `dead` is why `/healthz` is 503, and `read` reads the metrics of all."""
+    probes = ProbesEndpoint(not_ready)
+
+    async def metrics(request: Request) -> Response:
+        return Response(await read(), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(request: Request) -> Response:
+        why = dead()
+        return PlainTextResponse("ok\n" if why is None else f"{why}\n", 200 if why is None else 503)
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", probes.readyz)])
