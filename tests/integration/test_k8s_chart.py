@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from config.catalogue import read_catalogue
 from config.settings import PLATFORM_GRACE_S, PRE_STOP_S
 from tests.kits.manifests import (
     CHART,
-    K8S,
+    COMPONENTS,
     KUBERNETES,
     OURS,
     ROOT,
@@ -192,6 +193,7 @@ def test_what_an_installation_adds_is_in_every_pod_that_it_is_for(tmp_path: Path
         "settings": {"GHUB_REGION": "us-south", "GHUB_HOST": "::"},
         "consumer": {"reachesPublic": True, "extraEnv": [{"name": "OPENMETER_TOKEN", "value": "x"}]},
         "files": {"sinks.toml": "[[sinks]]\n"},
+        "gateway": {"processes": 4},
         "finance": {"enabled": True},
         "smokeTest": {"enabled": True},
     }
@@ -211,6 +213,7 @@ def test_what_an_installation_adds_is_in_every_pod_that_it_is_for(tmp_path: Path
         secrets = {entry["valueFrom"]["secretKeyRef"]["name"] for entry in one["env"] if "valueFrom" in entry}
         assert secrets == {"smoke-test" if name == "smoke-test" else "other-secrets"}
         assert kubernetes_validate.validate(workload, KUBERNETES, strict=True) == KUBERNETES
+    assert container(workload_of(manifests, "gateway"))["args"] == ["serve", "--processes", "4"]
     assert labels(workload_of(manifests, "consumer"))["geekhub.mx/reaches-public"] == "true"
     assert only(manifests, "Job", "migrate-9-9-9-rc-1") and only(manifests, "Job", "smoke-test-9-9-9-rc-1")
     assert only(manifests, "ConfigMap", "gateway-files")["data"] == {"sinks.toml": "[[sinks]]\n"}
@@ -219,7 +222,7 @@ def test_what_an_installation_adds_is_in_every_pod_that_it_is_for(tmp_path: Path
 
 
 def test_the_packed_chart_is_whole(tmp_path: Path) -> None:
-    """The rules, which Kustomize has too, are in it as a file; and it renders as the folder does."""
+    """Rules and dashboard, which Kustomize has too, are in it as files; and it renders as the folder does."""
     done = helm("package", CHART, "--destination", tmp_path)
     assert done.returncode == 0, done.stderr
     (packed,) = tmp_path.glob("*.tgz")
@@ -227,5 +230,6 @@ def test_the_packed_chart_is_whole(tmp_path: Path) -> None:
     assert unpacked.returncode == 0, unpacked.stderr
     there = plain([one for one in yaml.safe_load_all(unpacked.stdout) if one])
     assert there == plain(charted(*values("production")))
-    rules = K8S / "components/prometheusrule/prometheusrule.yaml"
-    assert (CHART / "files/prometheusrule.yaml").read_text() == rules.read_text()
+    with tarfile.open(packed) as files:
+        folders = {one.name.split("/")[2] for one in files if one.name.startswith("geekhub-gateway/files/")}
+    assert folders == {"prometheusrule", "dashboard"} & set(COMPONENTS)
