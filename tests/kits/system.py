@@ -142,7 +142,8 @@ class System:
 
     def settings(self) -> Settings:
         """The settings that the processes run with."""
-        names = {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
+        ours = {name: value for name, value in self.environment.items() if name.startswith("GHUB_")}
+        names = {name.removeprefix("GHUB_").lower(): value for name, value in ours.items()}
         return Settings.model_validate(names)
 
     def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
