@@ -1,6 +1,7 @@
 """`ghub serve`: the gateway, one process, until SIGTERM."""
 
 import asyncio
+import os
 
 import structlog
 
@@ -8,6 +9,7 @@ from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
 from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
+from proxy.cli.tracing import open_tracer
 from proxy.server.descriptors import raise_limit
 from proxy.server.memory import search_seldom
 from proxy.server.serving import bind, serve_http, stop_on_signals
@@ -28,7 +30,11 @@ def serve(as_json: LogsAreJson = True) -> None:
         # This comes before anything that a failed start would leave open.
         probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
         port = listener.getsockname()[1]
-        async with open_gateway(settings, stop, port) as gateway, asyncio.TaskGroup() as servers:
+        async with (
+            open_tracer(settings, os.environ, "ghub-gateway") as tracer,
+            open_gateway(settings, stop, port, tracer) as gateway,
+            asyncio.TaskGroup() as servers,
+        ):
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, stop))
             graceful_s = graceful_stop_s(gateway.longest_deadline_s)

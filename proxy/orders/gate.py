@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from metering.tracing import step
 from proxy.errors import ApiError, Kind
 from proxy.messages import CROWDED
 
@@ -108,7 +109,8 @@ class Gate:
         """Wait for a turn, for the length of a block. Raises ApiError 503 if there was none until `until_s`."""
         self._busy.set()
         if self._queue or not self._has_room:
-            await self._wait(until_s)
+            with step("wait"):
+                await self._wait(until_s)
         else:
             self._let_in()
         try:

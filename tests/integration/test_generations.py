@@ -501,6 +501,7 @@ class Door(ScriptedWallet):
         *,
         life_s: float,
         owner: str,
+        trace: str = "",
     ) -> Admission:
         self.asked.set()
         await self.opening.wait()
