@@ -93,7 +93,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --no-config
 LOCK := $(COMPILE) pyproject.toml
 # The extras of the production image.
-SHIPPED := --extra s3 --extra xlsx --extra nats
+SHIPPED := --extra s3 --extra xlsx --extra nats --extra otel
 lock:
 	$(LOCK) $(SHIPPED) --output-file requirements/gateway.txt
 	$(LOCK) $(SHIPPED) --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
