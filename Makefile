@@ -46,9 +46,10 @@ $(VENV)/.demo: requirements/demo.txt pyproject.toml | python
 	@$(VENV)/bin/python -m pip --disable-pip-version-check check
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.demo requirements/test.txt
+$(VENV)/.test: $(VENV)/.demo requirements/test.txt requirements/binaries.py
 	@echo "what the tests need, once:"
 	@$(VENV)/bin/python requirements/install.py requirements/test.txt
+	@$(VENV)/bin/python requirements/binaries.py
 	@$(VENV)/bin/python -m pip --disable-pip-version-check check
 	@touch $@
 
@@ -97,8 +98,8 @@ SHIPPED := --extra s3 --extra xlsx --extra nats --extra otel
 lock:
 	$(LOCK) $(SHIPPED) --output-file requirements/gateway.txt
 	$(LOCK) $(SHIPPED) --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
-	$(LOCK) $(SHIPPED) --extra parquet --extra pdf --group demo --group test --constraint requirements/demo.txt --output-file requirements/test.txt
-	$(COMPILE) --group build --constraint requirements/demo.txt --output-file requirements/build.txt
+	$(LOCK) $(SHIPPED) --extra parquet --extra pdf --group demo --group sbom --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(COMPILE) --group build --group sbom --constraint requirements/test.txt --output-file requirements/build.txt
 
 clean:
 	rm -rf $(VENV) .ghub .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -194,6 +194,9 @@ SINK_FIRST_PAUSE_S = 0.5
 SINK_LONGEST_PAUSE_S = 60.0
 """The longest pause: a receiver that comes back after hours is noticed this fast."""
 
+ORPHANS_S = 15.0
+"""How often consumers look for journals whose gateway is gone. Such a state lasts until somebody acts."""
+
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 

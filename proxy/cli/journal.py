@@ -1,6 +1,7 @@
 """`ghub journal`: journals of gateways that do not come back: to inspect, charge by hand, salvage, or give up."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -13,12 +14,14 @@ import typer
 from config.settings import SettingsError
 from metering.clock import utc_now
 from metering.journal.frames import Folder, OldJournal, Survey, survey
+from metering.journal.orphaned import orphans
 from metering.journal.recovery import PAUSE_S, Recovery
 from metering.journal.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
 from proxy.backends import Backends
 from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.replay_job import POD, replay_job
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -96,6 +99,31 @@ def inspect(folder: JournalDir, as_json: AsJson = False) -> None:
             return await _inspected(folder, found, None, str(error) or type(error).__name__)
 
     _show(run(work()), as_json)
+
+
+@app.command("orphans")
+def orphaned(as_json: AsJson = False) -> None:
+    """Journals that are open although their gateway is gone, and the pod that each was in."""
+
+    async def work() -> list[dict[str, Any]]:
+        async with back() as opened:
+            found = await orphans(opened.ledger, opened.presence())
+        return [{"incarnation": str(one.incarnation), "pod": one.host, "opened_at": one.opened_at} for one in found]
+
+    say(run(work()), as_json)
+
+
+@app.command("job")
+def job(
+    pod: Annotated[
+        str, typer.Argument(metavar="POD", help="The pod that is gone, as `ghub journal orphans` names it.")
+    ],
+    image: Annotated[str, typer.Option(help="The image of the gateways, which the Job runs.")],
+) -> None:
+    """The Job that replays the journal on the claim of POD, for `kubectl apply -f -`. Talks to nothing."""
+    if not POD.fullmatch(pod):
+        misuse("POD: a pod's name has small letters, digits and hyphens, such as gateway-3")
+    typer.echo(json.dumps(replay_job(pod, image), indent=2))
 
 
 @app.command("close")
