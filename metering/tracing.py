@@ -165,7 +165,7 @@ def propagated() -> dict[str, str]:
 
 
 def code_of(error: BaseException) -> str:
-    """Name an error: by our own code if it has one, else by its class. Its text may be an upstream's."""
+    """Name an error: by its `span_code` if it is ours, else by its class. Its text may be an upstream's."""
     code = getattr(error, "span_code", None)
     return code if isinstance(code, str) else type(error).__name__
 

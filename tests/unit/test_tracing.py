@@ -130,5 +130,5 @@ def test_an_error_is_noted_by_its_code_and_never_by_its_text() -> None:
             with pytest.raises(type(error)), step("hold"):
                 raise error
     codes = [one.code for one in root.children]
-    assert codes == ["insufficient_balance", "no_answer", "WalletAway", "ValueError"]
+    assert codes == ["insufficient_balance", "no_answer", "wallet_away", "ValueError"]
     assert code_of(KeyError("text")) == "KeyError"
