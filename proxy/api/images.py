@@ -149,9 +149,7 @@ class ImagesEndpoint:
                         context.of(order, sandbox=caller.test)
                         self._lifecycle.check(order.model_id, order.model)
                         identity = identity_of(request.headers, order, caller.scope)
-                    context.facts["keyed"] = identity.key_hash is not None
-                    if (tries := tries_of(request.headers)) is not None:
-                        context.facts["sdk_retry"] = tries
+                        context.told(keyed=identity.key_hash is not None, tries=tries_of(request.headers))
                     admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)

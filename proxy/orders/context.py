@@ -37,6 +37,12 @@ class RequestContext:
         if not sandbox:
             self.sold = order.model.provider, order.model_id
 
+    def told(self, *, keyed: bool, tries: int | None) -> None:
+        """Take down whether its client gave it a key, and how often the SDK says that it has tried before."""
+        self.facts["keyed"] = keyed
+        if tries is not None:
+            self.facts["sdk_retry"] = tries
+
     @property
     def public_id(self) -> str:
         """The id that customers see."""
