@@ -54,6 +54,7 @@ from tests.kits.surface import operations
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+README = (K8S / "README.md").read_text()
 DASHED = VERSION.replace(".", "-")
 FIELDS = {f"GHUB_{name.upper()}" for name in Settings.model_fields}
 SECRET = {f"GHUB_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
@@ -87,6 +88,9 @@ def test_every_component_is_rendered_somewhere() -> None:
     text = "".join(path.read_text() for path in K8S.glob("overlays/*/kustomization.yaml"))
     assert set(COMPONENTS) <= named | set(re.findall(r"\.\./\.\./components/([\w-]+)", text))
     assert {path.name for path in (K8S / "overlays").iterdir()} <= SETS.keys()
+    assert set(COMPONENTS) <= {
+        name for row in re.findall(r"(?m)^\| (`.*?) \|", README) for name in re.findall("`(.*?)`", row)
+    }
 
 
 def test_every_manifest_is_strictly_valid(manifests: Sequence[Manifest]) -> None:
@@ -276,7 +280,7 @@ def test_no_setting_has_two_sources_and_none_has_nowhere_to_be_set(manifests: Se
     everywhere |= {"GHUB_PUBLIC_URL", "GHUB_JOURNAL_DIR", "GHUB_SPOOL_DIR"}
     assert optional | SECRET | everywhere == FIELDS
     assert not optional & (SECRET | everywhere) and not SECRET & everywhere
-    text = (K8S / "README.md").read_text().split("\n## Settings\n")[1].split("\n| setting")[0]
+    text = README.split("\n## Settings\n")[1].split("\n| setting")[0]
     assert set(re.findall(r"`(GHUB_\w+)`", text)) == everywhere
 
 
@@ -384,7 +388,7 @@ def test_a_job_is_named_for_the_version_so_that_apply_can_be_repeated(manifests:
         assert job["metadata"]["name"] in {f"migrate-{DASHED}", f"smoke-test-{DASHED}"}
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
     names = {f"`smoke-test-{DASHED}`", f"job/smoke-test-{DASHED}`"}
-    assert any(name in (K8S / "README.md").read_text() for name in names)
+    assert any(name in README for name in names)
 
 
 @pytest.mark.parametrize("name", ["one-volume", "local"])
