@@ -59,6 +59,9 @@ DASHED = VERSION.replace(".", "-")
 FIELDS = {f"GHUB_{name.upper()}" for name in Settings.model_fields}
 SECRET = {f"GHUB_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
 
+OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
+"""OpenTelemetry's own names."""
+
 CUSTOM = {"HTTPRoute", "ScaledObject", "ServiceMonitor", "PrometheusRule", "ExternalSecret"}
 """Kinds whose schemas no validator has: tests/integration/test_k8s_custom.py asserts what they must say."""
 
@@ -252,7 +255,7 @@ def test_every_variable_is_a_setting(manifests: Sequence[Manifest]) -> None:
         if labels(workload)["app.kubernetes.io/name"] == "smoke-test":
             assert names == {"OPENAI_BASE_URL", "OPENAI_API_KEY"}
         else:
-            assert names <= FIELDS
+            assert names <= FIELDS | OTEL
 
 
 def test_the_settings_of_the_configmap_are_accepted(
@@ -275,7 +278,7 @@ def test_no_setting_has_two_sources_and_none_has_nowhere_to_be_set(manifests: Se
         for name, source in found:
             sources.setdefault(name, set()).add(source)
     assert all(len(given) == 1 for given in sources.values()), sources
-    optional = set(table("## Settings"))
+    optional = set(table("## Settings")) - OTEL
     everywhere = {*only(rendered("base"), "ConfigMap", "gateway-settings")["data"], "GHUB_STORAGE_URL"}
     everywhere |= {"GHUB_PUBLIC_URL", "GHUB_JOURNAL_DIR", "GHUB_SPOOL_DIR"}
     assert optional | SECRET | everywhere == FIELDS
