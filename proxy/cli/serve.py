@@ -1,6 +1,7 @@
 """One process of `ghub serve`: a whole gateway, alone or under a supervisor, until SIGTERM."""
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import structlog
@@ -9,6 +10,7 @@ from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
 from proxy.api.health import measure
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
+from proxy.cli.tracing import open_tracer
 from proxy.server.control import answering
 from proxy.server.descriptors import raise_limit
 from proxy.server.memory import search_seldom
@@ -41,7 +43,8 @@ def serve_one(inherited: str | None, processes: int) -> None:
                 listener, control = inheritance.sockets()
                 supervised = await stack.enter_async_context(answering(control, stop))
             port = listener.getsockname()[1]
-            gateway = await stack.enter_async_context(open_gateway(settings, stop, port, worker))
+            tracer = await stack.enter_async_context(open_tracer(settings, os.environ, "ghub-gateway"))
+            gateway = await stack.enter_async_context(open_gateway(settings, stop, port, worker, tracer))
             servers = await stack.enter_async_context(asyncio.TaskGroup())
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, ended))

@@ -512,6 +512,7 @@ class Door(ScriptedWallet):
         *,
         life_s: float,
         owner: str,
+        trace: str = "",
     ) -> Admission:
         self.asked.set()
         await self.opening.wait()

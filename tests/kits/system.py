@@ -143,8 +143,7 @@ class System:
     def settings(self) -> Settings:
         """The settings that the processes run with."""
         ours = {name: value for name, value in self.environment.items() if name.startswith("GHUB_")}
-        names = {name.removeprefix("GHUB_").lower(): value for name, value in ours.items()}
-        return Settings.model_validate(names)
+        return Settings.model_validate({name.removeprefix("GHUB_").lower(): value for name, value in ours.items()})
 
     def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
         """Do `work` with ledger and Redis, in this process."""
