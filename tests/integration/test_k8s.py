@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 import kubernetes_validate
 import pytest
 import typer
-from typer.main import get_command
 
 from config.catalogue import read_catalogue
 from config.settings import (
@@ -25,7 +24,7 @@ from config.settings import (
 )
 from proxy.api.files import STORAGE_PATH
 from proxy.api.openapi import OPENAPI_PATH
-from proxy.cli.root import app, commands
+from proxy.cli.root import commands
 from tests.kits.manifests import (
     COMPONENTS,
     K8S,
@@ -244,7 +243,6 @@ def parse(arguments: list[str]) -> None:
     """Raise what `ghub` would say of wrong arguments, and do nothing."""
     known = dict(commands())
     words = next(tuple(arguments[:n]) for n in (1, 2) if tuple(arguments[:n]) in known)
-    get_command(app)
     known[words].make_context(" ".join(words), arguments[len(words) :])
 
 
