@@ -13,7 +13,8 @@ import httpx2
 
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
-from tests.kits.manifests import K8S, ROOT, container, rendered, secrets, some
+from tests.kits.banxico import banxico
+from tests.kits.manifests import K8S, ROOT, Manifest, configured, container, rendered, secrets, some, workloads
 from tests.kits.processes import Forked, finished
 from tests.kits.system import FLUX, System, bearer
 from tests.kits.users import become_nobody, give_to_nobody
@@ -80,3 +81,31 @@ def test_it_ends_with_a_customer_an_administrator_and_a_smoke_test(prepared: Pre
     done = finished(partial(Forked, before=become_nobody), container(job)["args"], environment, within_s=60)
     assert done.returncode == 0, done.stderr
     assert re.search(r"image +image/png", done.stdout), done.stdout
+
+
+ENDS = {"verify": 0, "fx-fetch": 0, "reconcile": 3, "migrate": 0}
+"""Exit codes; 3 because no provider's books can be read here."""
+
+
+def given(workload: Manifest, system: System) -> dict[str, str]:
+    """A pod's environment: the variables that its manifest gives it and no other, with this system's values."""
+    names = {*configured(rendered("everything"), workload), *(name for name, _, _ in secrets(workload))}
+    return {"PATH": PATH, **{name: value for name, value in system.environment.items() if name in names}}
+
+
+def test_each_job_has_all_that_it_needs(prepared: Prepared) -> None:
+    """Run as its manifest says, by the image's user, with the variables that it is given and no other."""
+    with banxico() as sie:
+        system = prepared()
+        system.environment |= {"GHUB_BANXICO_TOKEN": "t" * 64}
+        system.start_all()
+        system.customer("taller", "500.00")
+        give_to_nobody(system.folder)
+        jobs = {container(one)["name"]: one for one in workloads(rendered("everything")) if "Job" in one["kind"]}
+        assert jobs.keys() == ENDS.keys() | {"smoke-test"}
+        for name, code in ENDS.items():
+            environment = given(jobs[name], system) | {"GHUB_BANXICO_URL": sie}
+            environment["GHUB_STORAGE_URL"] = system.environment["GHUB_STORAGE_URL"]  # an overlay's, in the ConfigMap
+            begin = partial(Forked, before=become_nobody)
+            done = finished(begin, container(jobs[name])["args"], environment, within_s=60)
+            assert done.returncode == code and "Traceback" not in done.stderr, (name, done.stdout, done.stderr)

@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 import kubernetes_validate
 import pytest
 import typer
-from typer.main import get_command
 
 from config.catalogue import read_catalogue
 from config.settings import (
@@ -25,7 +24,7 @@ from config.settings import (
 )
 from proxy.api.files import STORAGE_PATH
 from proxy.api.openapi import OPENAPI_PATH
-from proxy.cli.root import app, commands
+from proxy.cli.root import commands
 from tests.kits.manifests import (
     COMPONENTS,
     K8S,
@@ -54,9 +53,13 @@ from tests.kits.surface import operations
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+README = (K8S / "README.md").read_text()
 DASHED = VERSION.replace(".", "-")
 FIELDS = {f"GHUB_{name.upper()}" for name in Settings.model_fields}
 SECRET = {f"GHUB_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)}
+
+OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"}
+"""OpenTelemetry's own names."""
 
 CUSTOM = {"HTTPRoute", "ScaledObject", "ServiceMonitor", "PrometheusRule", "ExternalSecret"}
 """Kinds whose schemas no validator has: tests/integration/test_k8s_custom.py asserts what they must say."""
@@ -87,6 +90,9 @@ def test_every_component_is_rendered_somewhere() -> None:
     text = "".join(path.read_text() for path in K8S.glob("overlays/*/kustomization.yaml"))
     assert set(COMPONENTS) <= named | set(re.findall(r"\.\./\.\./components/([\w-]+)", text))
     assert {path.name for path in (K8S / "overlays").iterdir()} <= SETS.keys()
+    assert set(COMPONENTS) <= {
+        name for row in re.findall(r"(?m)^\| (`.*?) \|", README) for name in re.findall("`(.*?)`", row)
+    }
 
 
 def test_every_manifest_is_strictly_valid(manifests: Sequence[Manifest]) -> None:
@@ -237,7 +243,6 @@ def parse(arguments: list[str]) -> None:
     """Raise what `ghub` would say of wrong arguments, and do nothing."""
     known = dict(commands())
     words = next(tuple(arguments[:n]) for n in (1, 2) if tuple(arguments[:n]) in known)
-    get_command(app)
     known[words].make_context(" ".join(words), arguments[len(words) :])
 
 
@@ -248,7 +253,7 @@ def test_every_variable_is_a_setting(manifests: Sequence[Manifest]) -> None:
         if labels(workload)["app.kubernetes.io/name"] == "smoke-test":
             assert names == {"OPENAI_BASE_URL", "OPENAI_API_KEY"}
         else:
-            assert names <= FIELDS
+            assert names <= FIELDS | OTEL
 
 
 def test_the_settings_of_the_configmap_are_accepted(
@@ -271,12 +276,12 @@ def test_no_setting_has_two_sources_and_none_has_nowhere_to_be_set(manifests: Se
         for name, source in found:
             sources.setdefault(name, set()).add(source)
     assert all(len(given) == 1 for given in sources.values()), sources
-    optional = set(table("## Settings"))
+    optional = set(table("## Settings")) - OTEL
     everywhere = {*only(rendered("base"), "ConfigMap", "gateway-settings")["data"], "GHUB_STORAGE_URL"}
     everywhere |= {"GHUB_PUBLIC_URL", "GHUB_JOURNAL_DIR", "GHUB_SPOOL_DIR"}
     assert optional | SECRET | everywhere == FIELDS
     assert not optional & (SECRET | everywhere) and not SECRET & everywhere
-    text = (K8S / "README.md").read_text().split("\n## Settings\n")[1].split("\n| setting")[0]
+    text = README.split("\n## Settings\n")[1].split("\n| setting")[0]
     assert set(re.findall(r"`(GHUB_\w+)`", text)) == everywhere
 
 
@@ -384,7 +389,7 @@ def test_a_job_is_named_for_the_version_so_that_apply_can_be_repeated(manifests:
         assert job["metadata"]["name"] in {f"migrate-{DASHED}", f"smoke-test-{DASHED}"}
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
     names = {f"`smoke-test-{DASHED}`", f"job/smoke-test-{DASHED}`"}
-    assert any(name in (K8S / "README.md").read_text() for name in names)
+    assert any(name in README for name in names)
 
 
 @pytest.mark.parametrize("name", ["one-volume", "local"])

@@ -156,6 +156,7 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         ("finance.verify.schedule=nightly", "/finance/verify/schedule"),
         ("oneVolume.enabled=true,hpa.enabled=true", "/hpa/enabled"),
         ("networkPolicy.redisPort=70000", "/networkPolicy/redisPort"),
+        ("traces.endpoint=http://collector", "/traces/endpoint"),
     ):
         done = helm("template", "ghub", CHART, "--set", wrong)
         assert done.returncode == 1 and why in done.stderr, (wrong, done.stderr)

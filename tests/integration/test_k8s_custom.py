@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from tests.kits.manifests import (
     K8S,
     SETS,
     Manifest,
+    configured,
     labels,
     only,
     ours,
@@ -208,6 +210,8 @@ def test_each_pod_reaches_what_its_secrets_lead_to_and_nothing_else(manifests: S
         wanted |= {5432} if "GHUB_LEDGER_URL" in addresses else set()
         wanted |= {443} if name in {"gateway", "finance"} else set()
         wanted |= {"http"} if name == "smoke-test" else set()
+        collector = urlsplit(configured(manifests, workload).get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
+        wanted |= {collector.port} if collector.port and name in {"gateway", "consumer"} else set()
         outward = [rule for one in policies(manifests, workload) for rule in one.get("egress", [])]
         assert {port["port"] for rule in outward for port in rule["ports"]} == wanted, workload["metadata"]["name"]
         for rule in outward:
