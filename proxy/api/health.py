@@ -1,10 +1,11 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -14,6 +15,8 @@ from metering.background import Background
 from proxy.api.operation import TEXT, Operation, Tag, routes
 from proxy.api.schemas import Alive, Ready
 from proxy.messages import FAULTY
+
+TASKS = Gauge("ghub_tasks", "asyncio tasks of this process, counted when the metrics are read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ def metrics_app(not_ready: NotReady) -> Starlette:
     """Build the application of the metrics port: `/metrics` and the probes."""
 
     async def metrics(request: Request) -> Response:
+        TASKS.set(len(asyncio.all_tasks()))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])
