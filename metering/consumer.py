@@ -81,6 +81,7 @@ MAX_ENDED = 500
 """Maximum expired holds that one script call writes down: about 10 ms. The next sweep goes on."""
 
 NOTICES = Counter("ghub_notices_total", "Thresholds that organisations reached", ["what", "percent"])
+BOOKED = Counter("ghub_events_booked_total", "Events that this consumer has brought into the ledger, each once")
 SET_ASIDE = Counter("ghub_events_set_aside_total", "Entries of the stream that could not be booked")
 
 
@@ -327,6 +328,7 @@ class _Lane:
         new = set(await _book_all(list(events.items()), self._book_events, refused))
         await self._set_aside(refused)
         booked = {entry: event for entry, event in events.items() if entry not in refused}
+        BOOKED.inc(len(new))
         log.info("booked", new=len(new), again=len(booked) - len(new), set_aside=len(refused))
         return [_done(entry, booked.get(entry), new) for entry in entries]
 

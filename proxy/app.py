@@ -48,7 +48,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     context = context_of(request.scope)
     error = context.ending.as_answered(error, context.public_id)
-    context.facts["code"] = error.kind.value.code
+    context.facts |= {"code": error.kind.value.code, "reason": error.reason}
     language = language_of(request.headers)
     return Response(
         error.body(context.public_id, language),

@@ -87,6 +87,7 @@ class Failure(Exception):
             param=param,
             retry=rule.error.value.retry and not rule.accepted,
             retry_after_s=None if rule.accepted else self.retry_after_s,
+            reason=self.outcome.reason,
         )
 
 

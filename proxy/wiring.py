@@ -104,7 +104,7 @@ from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
 from proxy.orders.sandbox import Sandbox
-from proxy.orders.settlement import Settlement
+from proxy.orders.settlement import Settlement, count_from_zero
 from proxy.orders.tasks import Tasks
 from proxy.orders.upload import ImageLimits, Uploader
 from proxy.outbound.clients import Outbound
@@ -236,6 +236,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 await wallet.set_clock()
         providers = _providers(settings, outbound)
         offered = _offered(catalogue, providers)
+        count_from_zero((model.provider, model_id) for model_id, model in offered.models.items())
         journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
         open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
         recovery = Recovery(past, wallet, back.ledger, _kept(settings))

@@ -50,6 +50,7 @@ BATCH = 500
 """Orders in one query to the ledger."""
 
 OPEN = Gauge("ghub_journal_open_orders", "Answered orders whose charge the ledger does not have yet")
+OLDEST = Gauge("ghub_journal_oldest_seconds", "Age of the oldest answered order whose charge the ledger does not have")
 REPLAYED = Counter("ghub_journal_replayed_total", "Charges that a journal brought back, or brought later")
 RESTORED = Counter("ghub_ledger_restored_total", "Times that the ledger lacked what it had committed before")
 
@@ -91,13 +92,15 @@ class Waiting:
     """An answered order that the ledger does not have yet. The rest is read from the journal when it is needed.
 
     Its charge is brought to Redis from `charge_from_s` (of `time.monotonic`) on, and after that every `pause_s`.
+    `since_s` (of the same) is when this gateway answered it, or found that the ledger had lost it.
     """
 
-    __slots__ = ("charge_from_s", "order_id", "org_id", "pause_s")
+    __slots__ = ("charge_from_s", "order_id", "org_id", "pause_s", "since_s")
 
     def __init__(self, org_id: str, order_id: str, charge_from_s: float) -> None:
         self.org_id = org_id
         self.order_id = order_id
+        self.since_s = time.monotonic()
         self.charge_from_s = charge_from_s
         self.pause_s = SETTLED_S
 
@@ -122,11 +125,18 @@ class OpenOrders:
         self._looking = asyncio.Lock()
         self._writing = 0
         self._withdrawals: list[tuple[int, str]] = []
+        OLDEST.set_function(lambda: self.oldest_s)
 
     @property
     def waiting(self) -> int:
         """Number of orders that the ledger does not have yet."""
         return len(self._uncharged) + len(self._charged)
+
+    @property
+    def oldest_s(self) -> float:
+        """Age of the oldest of them in seconds; 0 if there is none."""
+        since = [one.since_s for orders in (self._uncharged, self._charged) for one in orders.values()]
+        return time.monotonic() - min(since) if since else 0.0
 
     async def begin(self, at: datetime) -> None:
         """Register the journal in the ledger, before any order is admitted. Raises LedgerAway."""

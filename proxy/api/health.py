@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata as packages
 
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from starlette.applications import Starlette
@@ -56,6 +57,9 @@ class Conditions:
         """Name of the first condition that keeps this process from being ready; None if there is none."""
         return next((one.name for one in self._conditions if one.for_ready and one.refusal() is not None), None)
 
+
+READY = Gauge("ghub_ready", "1 while this process takes work, 0 while `/readyz` says why not")
+BUILD = Gauge("ghub_build_info", "1, with the version of this process", ["version"])
 
 NotReady = Callable[[], str | None]
 """Reason why a process is not ready, in a few words; None if it is ready."""
@@ -111,6 +115,9 @@ def probe_routes(not_ready: NotReady) -> list[Route]:
 
 def metrics_app(not_ready: NotReady) -> Starlette:
     """Build the application of the metrics port: `/metrics` and the probes."""
+
+    READY.set_function(lambda: not_ready() is None)
+    BUILD.labels(packages.version("geekhub-gateway")).set(1)
 
     async def metrics(request: Request) -> Response:
         TASKS.set(len(asyncio.all_tasks()))

@@ -18,6 +18,7 @@ from metering.sinks.delivery import Delivery
 from metering.sinks.file import read_sinks
 from metering.sinks.lag import Lag
 from metering.sinks.sink import Sender, Sink
+from metering.wallet.waiting import EventsWaiting
 from proxy.api.health import Condition, Conditions, running, when
 from proxy.backends import LOGIN_REFUSED, open_back
 from proxy.cli.loading import loading
@@ -48,6 +49,7 @@ def consume(as_json: LogsAreJson = True) -> None:
             consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600)
             projector = back.projection()
             login = back.login()
+            waiting = EventsWaiting(back.with_redis())
             with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start
                 await login.look()
             background = Background(
@@ -55,6 +57,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                     Part("consumer", lambda: consumer.run(stop), ends=True),
                     Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                     Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
+                    Part("events waiting", waiting.run, needed=False),
                     *_deliveries(senders, back.ledger),
                 ],
                 give_up=stop.set,

@@ -125,8 +125,8 @@ class Admissions:
         if self._gate.refuses(here_since_s):
             raise crowded()
 
-    def turn(self, context: RequestContext) -> AbstractAsyncContextManager[None]:
-        """Wait for a turn to authenticate or to `admit`, within the order's deadline. Raises ApiError 503."""
+    def turn(self, context: RequestContext) -> AbstractAsyncContextManager[float]:
+        """Wait for a turn to authenticate or to `admit`, within the order's deadline, as `Gate.turn` does."""
         return self._gate.turn(context.started_s + self._deadline_s)
 
     async def admit(
@@ -191,6 +191,12 @@ class Admissions:
         return admission, hold
 
     def _denial(self, admission: Admission, quote: Quote) -> ApiError:
+        denial = self._told(admission, quote)
+        denial.reason = admission.verdict.name.lower()
+        return denial
+
+    def _told(self, admission: Admission, quote: Quote) -> ApiError:
+        """Say what is wrong, with the headers that the SDKs obey."""
         if refused := key_refused(admission.verdict, quote.price.model):
             return refused
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
@@ -247,5 +253,6 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
         opened=hold.opened,
         place=place,
         ending=candidate.context.ending,
+        facts=candidate.context.facts,
         headers=rate_headers(admission),
     )

@@ -116,8 +116,10 @@ def _lua(name: str, text: str, instead: str) -> None:
         return
     honest = scripts.Script.__init__
 
-    def weakened(self: scripts.Script, redis: Redis, script: str, codes: type[IntEnum] | None = None) -> None:
-        honest(self, redis, script.replace(text, instead), codes)
+    def weakened(
+        self: scripts.Script, redis: Redis, name: str, script: str, codes: type[IntEnum] | None = None
+    ) -> None:
+        honest(self, redis, name, script.replace(text, instead), codes)
 
     scripts.Script.__init__ = weakened  # type: ignore[assignment,method-assign]
 

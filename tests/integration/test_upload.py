@@ -363,7 +363,7 @@ async def test_pictures_of_one_organisation_do_not_queue_behind_another_s(tmp_pa
     one = uploader(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
     go_on, opened = asyncio.Event(), list[str]()
 
-    def keeping(org_id: str, number: int) -> asyncio.Task[None]:
+    def keeping(org_id: str, number: int) -> asyncio.Task[float]:
         @asynccontextmanager
         async def slow() -> AsyncIterator[Source]:
             opened.append(org_id)
