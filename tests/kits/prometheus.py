@@ -1,6 +1,7 @@
 """A real Prometheus over real metrics ports, and its answers."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Prometheus:
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         every = f"{scrape_ms}ms"
-        (folder / "rules.json").write_text(json.dumps(rules or {"groups": []}))
+        self._rules = rules or {"groups": []}
+        (folder / "rules.json").write_text(json.dumps({"groups": []}))
         (folder / "targets.json").write_text("[]")
         configuration = {
             "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
@@ -59,8 +61,8 @@ class Prometheus:
         whole.write_text(json.dumps(found))
         whole.replace(self._folder / "targets.json")
 
-    def start(self) -> None:
-        """Start, and return when it answers."""
+    def start(self, targets: int = 0) -> None:
+        """Start, and return when it reads so many targets. Only then it judges: nothing is absent that was not read."""
         command = [
             program("prometheus"),
             f"--config.file={self._folder / 'prometheus.yml'}",
@@ -71,6 +73,9 @@ class Prometheus:
         with (self._folder / "prometheus.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         wait_until(self._ready, f"Prometheus is ready: {self._folder}/prometheus.log")
+        wait_until(lambda: len(self.query("up == 1")) >= targets, f"{targets} targets are read")
+        (self._folder / "rules.json").write_text(json.dumps(self._rules))
+        self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         """End it as an operator would, so that its storage is whole."""
