@@ -80,6 +80,11 @@ def rate(metric: str, labels: str, by: str = "") -> str:
     return f"sum{f' by ({by})' if by else ''} (rate({metric}{{{labels}}}[{RATE}]))"
 
 
+def seen(metric: str, labels: str, by: str) -> str:
+    """Per second, only what there is: many counters begin at zero, and their names would fill the legend."""
+    return f"{rate(metric, labels, by)} > 0"
+
+
 def quantile(share: float, metric: str, labels: str, by: str = "") -> str:
     """A quantile of a histogram."""
     return f"histogram_quantile({share:g}, {rate(metric + '_bucket', labels, f'{by}, le' if by else 'le')})"
@@ -151,20 +156,20 @@ ROWS = (
                 "Orders by model",
                 "Orders that ended per second, by model.",
                 "reqps",
-                (Query(rate("ghub_orders_total", MODEL, "model"), "{{model}}"),),
+                (Query(seen("ghub_orders_total", MODEL, "model"), "{{model}}"),),
             ),
             Panel(
                 "Errors by reason",
                 "Admitted orders that were not delivered, by the reason in their event. None of them is charged.",
                 "reqps",
-                (Query(rate("ghub_orders_total", LOST, "reason"), "{{reason}}"),),
+                (Query(seen("ghub_orders_total", LOST, "reason"), "{{reason}}"),),
                 idle=True,
             ),
             Panel(
                 "Refused orders by reason",
                 "Orders that were refused before anything was held: balances, limits, keys, or no room.",
                 "reqps",
-                (Query(f"{rate('ghub_denials_total', POD, 'reason')} > 0", "{{reason}}"),),
+                (Query(seen("ghub_denials_total", POD, "reason"), "{{reason}}"),),
                 idle=True,
             ),
             Panel(
@@ -178,7 +183,7 @@ ROWS = (
                 "Charged per hour by model",
                 "MXN charged in an hour, at the present rate.",
                 "currency:MXN ",
-                (Query(f"{rate('ghub_charged_micro_mxn_total', MODEL, 'model')} * 3600 / {MICRO}", "{{model}}"),),
+                (Query(f"{rate('ghub_charged_micro_mxn_total', MODEL, 'model')} * 3600 / {MICRO} > 0", "{{model}}"),),
                 HALF,
             ),
         ),
@@ -217,7 +222,7 @@ ROWS = (
                 "Upstream calls by outcome",
                 "Calls per second by provider and outcome; `ok` brought all of its pictures.",
                 "reqps",
-                (Query(rate("ghub_upstream_seconds_count", OF, "provider, outcome"), "{{provider}} {{outcome}}"),),
+                (Query(seen("ghub_upstream_seconds_count", OF, "provider, outcome"), "{{provider}} {{outcome}}"),),
             ),
             Panel(
                 "Upstream time by model",
@@ -229,7 +234,7 @@ ROWS = (
                 "Calls made again",
                 "Repeated because the upstream had not accepted them: its rate limit, or that it was busy.",
                 "reqps",
-                (Query(rate("ghub_upstream_tries_again_total", MODEL, "model"), "{{model}}"),),
+                (Query(seen("ghub_upstream_tries_again_total", MODEL, "model"), "{{model}}"),),
                 idle=True,
             ),
         ),
@@ -247,7 +252,7 @@ ROWS = (
                 "Tries by outcome",
                 "`failed` is the store's fault, `broken` the picture's or its source's, `cut_off` had no time left.",
                 "ops",
-                (Query(rate("ghub_store_seconds_count", POD, "outcome"), "{{outcome}}"),),
+                (Query(seen("ghub_store_seconds_count", POD, "outcome"), "{{outcome}}"),),
             ),
             Panel(
                 "Bytes stored, and in the spool",
@@ -487,7 +492,7 @@ def _lines(panel: Panel) -> timeseries.Panel:
         .span(panel.width)
         .height(8)
         .fill_opacity(8)
-        .show_points(VisibilityMode.NEVER)
+        .show_points(VisibilityMode.AUTO)
         .legend(
             common.VizLegendOptions()
             .display_mode(LegendDisplayMode.LIST)

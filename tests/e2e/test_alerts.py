@@ -3,6 +3,7 @@
 The rules are production's, printed with shorter windows and waits. What takes minutes there takes seconds here.
 """
 
+import asyncio
 import os
 import resource
 import signal
@@ -12,20 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from redis import Redis
 
 from docs.alerts import ALERTS
+from metering.background import cancel_all
 from metering.clock import period_at, previous_month, unix_us_at, utc_now
 from metering.money import parse_mxn
 from metering.wallet import keys
 from proxy.backends import Backends
-from proxy.server.descriptors import FILES_EACH, LEAST_FILES, RESERVED_FILES
+from proxy.server.descriptors import FILES_EACH, RESERVED_FILES
 from tests.conftest import run
 from tests.e2e.conftest import Prepared
 from tests.e2e.test_background import SWITCH, faulty_projection
@@ -34,22 +37,20 @@ from tests.integration.conftest import Receivers
 from tests.integration.conftest import receivers as receivers
 from tests.kits.backups import backup, restore
 from tests.kits.disks import failing
-from tests.kits.load import open_loop
-from tests.kits.load import order as order_bytes
 from tests.kits.ports import free_port
 from tests.kits.processes import Forked
 from tests.kits.sinks import TOKEN, table
 from tests.kits.system import FLUX, GPT, System, wait_until
-from tests.kits.watched import Watched, order
+from tests.kits.watched import PROMPTS, Watched, order
 from tests.stores.running import SupabaseProcess, frozen
 
 SCALE = 1 / 120
 """Five minutes are 2.5 s: ten looks of this Prometheus."""
 
 GROK, SLOW = "xai/grok-2-image", "fal/flux-1.1-pro-ultra"
-FEW_FILES = LEAST_FILES
-FEW_CONNECTIONS = (FEW_FILES - RESERVED_FILES) // FILES_EACH
-"""With as many files as a gateway must have, so many connections are all."""
+FEW_CONNECTIONS = 1_500
+FEW_FILES = RESERVED_FILES + FILES_EACH * FEW_CONNECTIONS
+"""With so many files so many connections are all: more than the crowd of this test has, and fewer than its clients may."""
 
 NO_LIMITS = {"in_flight": 1_000_000, "requests_per_minute": 1_000_000, "images_per_minute": 1_000_000}
 
@@ -64,7 +65,7 @@ def built(metric: str) -> bool:
 
 
 def few_files() -> None:
-    """Called in the new process: it may open no more files than it needs to start."""
+    """Called in the new process: it may open no more."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, FEW_FILES))
 
 
@@ -75,14 +76,25 @@ def faulty_gateway(disk: Path) -> None:
     failing(disk)()
 
 
-def throttled(pid: int, seconds: float) -> None:
-    """Let a process run a fifth of the time, as a CPU limit does."""
-    until_s = time.monotonic() + seconds
-    while time.monotonic() < until_s:
-        os.kill(pid, signal.SIGSTOP)
-        time.sleep(0.4)
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.1)
+@contextmanager
+def throttled(pid: int, stopped_s: float, runs_s: float) -> Iterator[None]:
+    """A process stands still again and again, as under a CPU limit."""
+    over = threading.Event()
+
+    def throttle() -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(stopped_s)
+            os.kill(pid, signal.SIGCONT)
+            over.wait(runs_s)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(throttle)
+        try:
+            yield
+        finally:
+            over.set()
+            done.result()
 
 
 @contextmanager
@@ -152,14 +164,43 @@ class Causes:
             one.close()
 
     def overload(self) -> None:
-        """More orders than can be served."""
+        """A CPU limit makes the loop late; under a hard one more orders come than can be served."""
         system = self._system
         pid = system.processes["gateway-0"].pid
-        throttle = threading.Thread(target=throttled, args=(pid, 7.0))
-        throttle.start()
-        run(open_loop(system.port, [order_bytes(self._key, 10_000 + place) for place in range(600)], 100.0))
-        throttle.join()
-        self._watched.until_fired("GhubLoopLate", "GhubOrdersTurnedAway")
+        for alert, per_s, (stopped_s, runs_s) in (
+            ("GhubLoopLate", 50.0, (0.15, 0.1)),
+            ("GhubOrdersTurnedAway", 150.0, (0.3, 0.1)),
+        ):
+            with throttled(pid, stopped_s, runs_s), self._crowd(per_s):
+                self._watched.until_fired(alert)
+        wait_until(lambda: order(system, self._key, FLUX).status_code == 200, "orders are taken again")
+
+    @contextmanager
+    def _crowd(self, per_s: float) -> Iterator[None]:
+        """So many orders a second, each on its own connection; at the end those that wait hang up."""
+        over = threading.Event()
+
+        async def come() -> None:
+            async with self._system.client(self._key) as client:
+
+                async def one() -> None:
+                    body = {"model": FLUX, "prompt": f"crowd {next(PROMPTS)}"}
+                    with suppress(httpx2.TransportError):  # the gateway may cut off whom it has no place for
+                        await client.post("/images/generations", json=body)
+
+                orders = []
+                while not over.is_set():
+                    orders.append(asyncio.create_task(one()))
+                    await asyncio.sleep(1 / per_s)
+                await cancel_all(orders)
+
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(run, come())
+            try:
+                yield
+            finally:
+                over.set()
+                done.result()
 
     def ledger_away(self) -> None:
         """The ledger takes no write while orders are answered."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from docs.alerts import CONSUMERS, GATEWAYS
+from docs.alerts import CONSUMERS, GATEWAYS, duration
 from docs.prometheusrule import groups
 from tests.conftest import LOOPBACK
 from tests.kits.ports import free_port
@@ -58,6 +58,13 @@ class Watched:
             if keep_on is not None:
                 keep_on()
             time.sleep(0.1)
+
+
+def plain(expr: str, rate_s: float) -> str:
+    """A query of the dashboard as Grafana sends it: everything chosen, and rates over so many seconds."""
+    for name in ("pod", "model", "provider"):
+        expr = expr.replace(f"${name}", ".*")
+    return expr.replace("$__rate_interval", duration(rate_s))
 
 
 def answers(port: int) -> bool:
