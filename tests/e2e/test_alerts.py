@@ -50,7 +50,7 @@ SCALE = 1 / 120
 GROK, SLOW = "xai/grok-2-image", "fal/flux-1.1-pro-ultra"
 FEW_CONNECTIONS = 1_500
 FEW_FILES = RESERVED_FILES + FILES_EACH * FEW_CONNECTIONS
-"""With so many files so many connections are all: more than the crowd of this test has, and fewer than its clients may."""
+"""With so many files so many connections are all: more than the crowd of this test has."""
 
 NO_LIMITS = {"in_flight": 1_000_000, "requests_per_minute": 1_000_000, "images_per_minute": 1_000_000}
 

@@ -54,7 +54,7 @@ def test_nothing_grows_and_a_planted_leak_is_found(tmp_path: Path) -> None:
     print({name: round(growth(points)) for name, points in record.series.items()}, record.answers)
     print({name: round(growth(points)) for name, points in lost.series.items()}, judge(lost, SLACK))
     assert judge(record, SLACK) == []
-    assert set(record.answers) == {"200", "402", "404", "502"}
+    assert set(record.answers) >= {"200", "402", "404", "502"}
     found = [finding.partition(":")[0] for finding in judge(lost, SLACK)]
     assert found == ["memory of the gateway", "descriptors of the gateway", "tasks of the gateway"]
 

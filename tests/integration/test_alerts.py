@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from docs.alerts import ALERTS, Alert
+from docs.dashboard import PANELS
 from docs.prometheusrule import groups
 from tests.kits.programs import program
+from tests.unit.test_docs import metrics
 
 ROOT = Path(__file__).parents[2]
 ORDERS = 'route="/v1/images/generations"'
@@ -166,6 +168,23 @@ def test_the_rules_are_valid_and_each_fires_on_what_it_is_for(tmp_path: Path) ->
         files[-1].write_text(json.dumps(document))
     done = promtool("test", "rules", *files)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+ELSEWHERE = {"ghub_journals_orphaned", "ghub_config_refused", "ghub_process_restarts_total"}
+"""Metrics that are not made by prometheus_client's classes, or by a part that may be missing."""
+
+
+def test_every_metric_of_a_query_is_one_that_the_code_has() -> None:
+    """Of alerts and panels, with the labels by which they choose."""
+    known = {name.partition("{")[0]: name for name in metrics()}
+    queries = [alert.expr for alert in ALERTS] + [query.expr for panel in PANELS for query in panel.queries]
+    assert len(queries) > 80
+    for query in queries:
+        for name, labels in re.findall(r"(ghub_\w+)(?:\{([^}]*)\})?", query):
+            metric = re.sub(r"_(bucket|count|sum)$", "", name) if name not in known else name
+            assert metric in known or metric in ELSEWHERE, name
+            for label in re.findall(r"(\w+)[=!]~?\"", labels):
+                assert label in {"pod", "job"} or re.search(rf"[{{,]{label}[,}}]", known[metric]), f"{name}: {label}"
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)

@@ -40,8 +40,10 @@ BOUNDS = {
 """What must not grow. A part that is not measured is a finding, too."""
 
 EXPIRING_KEYS_PER_ORDER = 4.0
-"""Keys with an expiry that an order may leave. It leaves three: its result, its end, and what its retries find. They are
-gone after a day at most, so a day's orders bound them. Events stay for GHUB_KEEP_H, in a space that is bounded, too."""
+"""Keys with an expiry that an order may leave; it leaves three: its result, its end, and what its retries find.
+
+They are gone after a day at most, so a day's orders bound them. Events stay for GHUB_KEEP_H, in a bounded space.
+"""
 
 
 def growth(points: Points, warm_up: float = WARM_UP) -> float:
