@@ -1,6 +1,6 @@
-# A tag that gets security fixes. For a reproducible build name a digest instead:
-#   docker build --build-arg PYTHON_IMAGE=python@sha256:… .
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# python:3.11-slim-bookworm with CPython 3.11.16, by the digest of its index for all machines. Security fixes of the base
+# come with a new digest: `docker buildx imagetools inspect python:3.11-slim-bookworm`, then this line.
+ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # --- build: tools in one environment, the gateway in another, so that no tool gets into the image ---------------------
 FROM ${PYTHON_IMAGE} AS build
@@ -18,6 +18,9 @@ COPY proxy proxy
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /opt/dist . \
     && /opt/build/bin/pip --python /opt/ghub/bin/python install --no-cache-dir --no-index --no-deps /opt/dist/*.whl \
     && /opt/build/bin/pip --python /opt/ghub/bin/python check
+# What is in /opt/ghub, by itself; the base's own packages are in the base's.
+RUN /opt/build/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+        --output-format JSON --output-file /opt/ghub/sbom.cdx.json /opt/ghub/bin/python
 
 # --- the image ----------------------------------------------------------------------------------------------------------
 FROM ${PYTHON_IMAGE}

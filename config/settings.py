@@ -121,6 +121,9 @@ STORE_FIRST_PAUSE_S = 0.25
 STORE_LONGEST_PAUSE_S = 2.0
 """The longest pause between two tries of an upload: the return of a store is noticed this fast."""
 
+LEAST_SPOOL_MB = 64
+"""The least disk of a process' spool: one picture of MAX_IMAGE_BYTES."""
+
 SPOOL_MEMORY_BYTES = 96 * 1024
 """A picture of at most this size waits in memory; a larger one goes to the spool's disk, in pieces of this size."""
 
@@ -193,6 +196,9 @@ SINK_FIRST_PAUSE_S = 0.5
 
 SINK_LONGEST_PAUSE_S = 60.0
 """The longest pause: a receiver that comes back after hours is noticed this fast."""
+
+ORPHANS_S = 15.0
+"""How often consumers look for journals whose gateway is gone. Such a state lasts until somebody acts."""
 
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
@@ -325,7 +331,7 @@ class Settings(BaseSettings):
     storage_jwt_secret: SecretStr | None = None
     journal_dir: Path = Path("journal")
     spool_dir: Path = Path(gettempdir())
-    spool_mb: Annotated[int, Field(ge=64)] = 1024
+    spool_mb: Annotated[int, Field(ge=LEAST_SPOOL_MB)] = 1024
     public_url: HttpAddress | None = None
 
     openai_url: HttpAddress = "https://api.openai.com/v1"

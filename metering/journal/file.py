@@ -55,6 +55,7 @@ ENTRIES = Counter("ghub_journal_entries_total", "Entries that are on the disk")
 FAILED = Counter("ghub_journal_failures_total", "Commits that failed; their entries were not acknowledged")
 ROOM = Gauge("ghub_journal_room_bytes", "Allocated and not yet written")
 WRITABLE = Gauge("ghub_journal_writable", "1 while the journal's last write reached the disk, 0 after one that failed")
+WRITABLE.set(1)  # a process without a journal has none that failed
 
 
 class JournalFailed(Exception):

@@ -1,6 +1,7 @@
 """The orders that this gateway has answered 200, from the journal's sync until the ledger has their charge."""
 
 import asyncio
+import socket
 import time
 from bisect import bisect_right
 from collections import deque
@@ -140,7 +141,7 @@ class OpenOrders:
 
     async def begin(self, at: datetime) -> None:
         """Register the journal in the ledger, before any order is admitted. Raises LedgerAway."""
-        await self._ledger.open_incarnation(self._journal.incarnation, at)
+        await self._ledger.open_incarnation(self._journal.incarnation, at, socket.gethostname())
         self._journal.registered = True
 
     async def end(self, at: datetime) -> None:

@@ -1,12 +1,12 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata as packages
 
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, disable_created_metrics, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -116,6 +116,8 @@ def probe_routes(not_ready: NotReady) -> list[Route]:
 def metrics_app(not_ready: NotReady) -> Starlette:
     """Build the application of the metrics port: `/metrics` and the probes."""
 
+    # When each was made is a time series more for each counter, which nobody asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     READY.set_function(lambda: not_ready() is None)
     BUILD.labels(packages.version("geekhub-gateway")).set(1)
 
@@ -124,3 +126,17 @@ def metrics_app(not_ready: NotReady) -> Starlette:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])
+
+
+def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]]) -> Starlette:
+    """Build the same for several processes: `dead` is why `/healthz` is 503, and `read` reads the metrics of all."""
+    probes = ProbesEndpoint(not_ready)
+
+    async def metrics(request: Request) -> Response:
+        return Response(await read(), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(request: Request) -> Response:
+        why = dead()
+        return PlainTextResponse("ok\n" if why is None else f"{why}\n", 200 if why is None else 503)
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", probes.readyz)])

@@ -147,7 +147,9 @@ class ImagesEndpoint:
                     context.of(order, sandbox=caller.test)
                     self._lifecycle.check(order.model_id, order.model)
                     identity = identity_of(request.headers, order, caller.scope)
-                    context.facts |= {"keyed": identity.key_hash is not None, "sdk_retry": tries_of(request.headers)}
+                    context.facts["keyed"] = identity.key_hash is not None
+                    if (tries := tries_of(request.headers)) is not None:
+                        context.facts["sdk_retry"] = tries
                     admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)
@@ -242,6 +244,7 @@ async def _until_done_or_left(
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
+            context_of(request.scope).facts["client_gone"] = True
             with suppress(WalletAway):
                 await left()
     finally:

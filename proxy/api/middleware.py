@@ -116,6 +116,5 @@ class RequestMiddleware:
                     status=status,
                     elapsed_ms=round(elapsed_s * 1000),
                     client=sender_of(headers.get("user-agent", "")),
-                    client_gone=context.ending.client_gone,
-                    **context.facts,
+                    **{"client_gone": False, **context.facts},
                 )

@@ -36,7 +36,7 @@ PRODUCTS = (
 """Clients that customers use: OpenAI's libraries, the AI SDK, the HTTP libraries of languages, browsers and tools."""
 
 _SENDER = re.compile(
-    rf"({'|'.join(map(re.escape, PRODUCTS))})[/ ]v?([0-9]{{1,4}}(?:\.[0-9]{{1,4}}){{0,3}})(?![0-9A-Za-z])",
+    rf"({'|'.join(map(re.escape, PRODUCTS))})[/ ]v?([0-9]{{1,4}}(?:\.[0-9]{{1,4}}){{0,3}})(?![0-9A-Za-z.])",
 )
 
 OTHER = "other"

@@ -13,6 +13,7 @@ from config.settings import CLOSED_S, CONSUMER_METRICS_PORT, PROJECTION_POLL_S, 
 from metering.background import Background, Part, every
 from metering.clock import utc_now
 from metering.consumer import Consumer
+from metering.journal.orphaned import OrphanWatch
 from metering.ports import Ledger, LedgerAway
 from metering.sinks.delivery import Delivery
 from metering.sinks.file import read_sinks
@@ -57,6 +58,7 @@ def consume(as_json: LogsAreJson = True) -> None:
                     Part("consumer", lambda: consumer.run(stop), ends=True),
                     Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                     Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
+                    Part("orphaned journals", OrphanWatch(back.ledger, back.presence()).run, needed=False),
                     Part("events waiting", waiting.run, needed=False),
                     *_deliveries(senders, back.ledger),
                 ],

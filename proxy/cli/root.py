@@ -36,7 +36,7 @@ class Entry:
 
 ENTRIES = {
     "demo": Entry("demo", "demo", "The whole system on this machine, until Ctrl-C."),
-    "serve": Entry("serve", "serve", "The gateway, until SIGTERM."),
+    "serve": Entry("gateway", "serve", "The gateway, until SIGTERM."),
     "consume": Entry("consume", "consume", "The billing consumer, until SIGTERM."),
     "simulate": Entry(
         "simulate", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."

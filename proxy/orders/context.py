@@ -31,7 +31,8 @@ class RequestContext:
 
     def of(self, order: Order, *, sandbox: bool) -> None:
         """Take down what the request orders."""
-        self.facts |= {"model": order.model_id, "provider": order.model.provider, "n": order.n, "sandbox": sandbox}
+        self.facts |= {"order": self.order_id, "model": order.model_id, "provider": order.model.provider, "n": order.n}
+        self.facts["sandbox"] = sandbox
         if not sandbox:
             self.sold = order.model.provider, order.model_id
 

@@ -168,7 +168,7 @@ class Causes:
         system = self._system
         pid = system.processes["gateway-0"].pid
         for alert, per_s, (stopped_s, runs_s) in (
-            ("GhubLoopLate", 50.0, (0.15, 0.1)),
+            ("GhubLoopLate", 150.0, (0.2, 0.2)),
             ("GhubOrdersTurnedAway", 150.0, (0.3, 0.1)),
         ):
             with throttled(pid, stopped_s, runs_s), self._crowd(per_s):

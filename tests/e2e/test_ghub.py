@@ -125,6 +125,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("reconcile",): ("--month", "{last_month}", "--csv", "{folder}/off.csv"),
     ("storage", "sweep"): (),
     ("journal", "inspect"): ("{folder}/journal",),
+    ("journal", "orphans"): (),
+    ("journal", "job"): ("gateway-3", "--image", "geekhub-gateway:0.1.0"),
     ("journal", "replay"): ("{folder}/replayed {turn}",),
     ("journal", "salvage"): ("{folder}/saved {turn}",),
     ("journal", "close"): ("{journal}", "--lost", "--reason", "a disk"),

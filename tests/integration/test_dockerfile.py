@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from proxy.cli.root import commands
 from proxy.server.serving import bind
+from tests.conftest import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -125,6 +128,55 @@ class Image:
         return {str(path): path.lstat().st_mtime_ns for path in self.root.rglob("*")}
 
 
+BASE = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ssl", "/etc/localtime", sys.base_prefix)
+"""What a bare root takes of this machine: C's libraries and the interpreter, as the base image brings them. No program
+but Python is in it: no shell, and no file that knows a user."""
+
+ROOM = """
+set -e
+mount -t tmpfs bare "$1"
+cd "$1"
+mkdir -p tmp data dev proc
+shift
+while [ "$1" != -- ]; do
+    mkdir -p "$(dirname ".$1")"
+    if [ -L "$1" ]; then ln -s "$(readlink "$1")" ".$1"
+    elif [ -d "$1" ]; then mkdir -p ".$1"; mount --rbind "$1" ".$1"
+    else touch ".$1"; mount --bind "$1" ".$1"; fi
+    shift
+done
+shift
+for one in null urandom; do touch dev/$one; mount --bind /dev/$one dev/$one; done
+chmod 1777 tmp data
+exec unshare --user --map-user=10001 --map-group=10001 --root="$PWD" --wd=/data "$@"
+"""
+"""By a namespace of its own, which an ordinary user may make; the last line becomes the image's user and sees only the
+room."""
+
+
+@dataclass(frozen=True, slots=True)
+class BareRoot:
+    """The image's files where nothing else is."""
+
+    image: Image
+    place: Path
+    also: tuple[str, ...]
+
+    def command(self, *words: str) -> list[str]:
+        """The command line that runs `words` of the image in there."""
+        seen = [one for one in BASE if Path(one).exists()]
+        room = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ROOM, "room", str(self.place)]
+        return [*room, *seen, str(self.image.root), *self.also, "--", *words]
+
+    def run(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `ghub` in there."""
+        environment = {name: value for name, value in self.image.environment.items() if name != "HOME"} | settings
+        ghub = str(self.image.root / "opt/ghub/bin/ghub")
+        return subprocess.run(
+            self.command(ghub, *words), env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     """All stages, each in a folder of its own that is gone when the next one runs, as a layer would be."""
@@ -177,9 +229,9 @@ def test_the_image_listens_where_its_settings_say() -> None:
     assert only("EXPOSE").split() == ["8080", "9090"]
 
 
-def test_the_base_has_a_tag_and_can_be_given_by_digest() -> None:
+def test_the_base_is_pinned_by_digest() -> None:
     (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", base)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
     assert [stage[0].rest.split()[0] for stage in STAGES] == ["${PYTHON_IMAGE}"] * len(STAGES)
 
 
@@ -221,6 +273,8 @@ def test_the_locks_agree_on_every_version() -> None:
         text = lock.read_text()
         for name in set(re.findall(r"(?m)^(\S+?)==", text)):
             found = re.findall(rf"(?m)^{re.escape(name)}==([^\\\n]+)", text)
+            if len(found) == 1:  # then a marker only says who needs it at all
+                found = [found[0].split(" ; ")[0]]
             versions.setdefault(name, set()).add(tuple(sorted(one.strip() for one in found)))
     assert {name: found for name, found in versions.items() if len(found) > 1} == {}
 
@@ -247,6 +301,23 @@ def test_the_image_holds_the_lock_and_nothing_else(image: Image) -> None:
     for data in DATA:
         assert (packages / data).is_file()
     assert (packages / "proxy/__pycache__").is_dir(), "compiled at build time"
+
+
+def test_the_image_lists_its_parts(image: Image) -> None:
+    """The SBOM is valid CycloneDX, and names each package of the lock that is installed, with its version."""
+    text = (image.root / "opt/ghub/sbom.cdx.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    (packages,) = (image.root / "opt/ghub/lib").glob("python3.*/site-packages")
+    installed = {
+        (re.sub(r"[-_.]+", "-", name).lower(), version)
+        for name, version in (path.name.removesuffix(".dist-info").split("-") for path in packages.glob("*.dist-info"))
+    }
+    project = bill["metadata"]["component"]
+    found = {(re.sub(r"[-_.]+", "-", one["name"]).lower(), one["version"]) for one in bill["components"]}
+    assert found | {(project["name"], project["version"])} == installed
+    assert all(one["purl"].startswith("pkg:pypi/") for one in bill["components"])
+    assert str(image.root) not in text and str(image.scratch) not in text, "no path of the machine that built it"
 
 
 def test_the_gateway_is_imported_from_the_image_and_from_nowhere_else(image: Image) -> None:
@@ -339,6 +410,52 @@ def test_the_image_serves_until_sigterm_and_then_ends_with_zero(image: Image, re
         assert process.wait(timeout=30) == 0
     assert '"stopped"' in lines[-1], lines
     assert image.files() == before
+
+
+@pytest.fixture
+def bare(image: Image, tmp_path: Path, valkey_server: ValkeyServer) -> BareRoot:
+    """The image where nothing else is, with Redis' socket and a folder for what it keeps."""
+    place, data = tmp_path / "bare", tmp_path / "data"
+    place.mkdir()
+    data.mkdir()
+    return BareRoot(image, place, (str(valkey_server.socket.parent), str(data)))
+
+
+def test_the_image_needs_no_shell_no_home_and_no_name_of_its_user(bare: BareRoot, redis_url: str) -> None:
+    """In a root with nothing but C's libraries and Python, as user 10001: from the schema to a served stop."""
+    data = bare.also[-1]
+    settings = {
+        "GHUB_LEDGER_URL": f"sqlite:///{data}/ledger.db",
+        "GHUB_STORAGE_URL": f"file://{data}/images",
+        "GHUB_JOURNAL_DIR": f"{data}/journal",
+        "GHUB_REDIS_URL": redis_url,
+        "GHUB_PORT": "0",
+    }
+    seen = "import os, pathlib; print(os.getuid(), [one for one in ('/bin/sh', '/etc/passwd') "
+    seen += "if pathlib.Path(one).exists()], 'HOME' in os.environ)"
+    python = bare.command(str(bare.image.root / "opt/ghub/bin/python"), "-c", seen)
+    environment = {name: value for name, value in bare.image.environment.items() if name != "HOME"}
+    looked = subprocess.run(python, env=environment, capture_output=True, text=True, check=False)
+    assert looked.stdout == "10001 [] False\n", looked.stderr
+    for words in (
+        ("migrate",),
+        ("fx", "set", "2026-01", "20.00", "--source", "a test"),
+        ("org", "create", "acme"),
+        ("credit", "add", "acme", "--mxn", "5.00", "--type", "recharge", "--id", "p1"),
+        ("key", "create", "acme", "--name", "first"),
+    ):
+        done = bare.run(*words, **settings)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    command = bare.command(str(bare.image.root / "opt/ghub/bin/ghub"), *json.loads(only("CMD")))
+    with subprocess.Popen(command, env={**environment, **settings}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout)]
+        while '"serving"' not in lines[-1]:
+            lines.append(next(process.stdout))
+        process.terminate()
+        lines += process.stdout.readlines()
+        assert process.wait(timeout=30) == 0
+    assert '"stopped"' in lines[-1], lines
 
 
 def test_the_version_of_the_image_is_the_projects(image: Image) -> None:

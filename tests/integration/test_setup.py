@@ -64,6 +64,7 @@ def project(tmp_path: Path, index: Path) -> Path:
     (folder / "requirements").mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", folder)
     shutil.copy(ROOT / "requirements" / "install.py", folder / "requirements")
+    (folder / "requirements" / "binaries.py").write_text("")  # what it fetches is in no index of Python's
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "backend.py").write_text(BACKEND)
     lock = wheel(index, "alpha", "1.0", "Requires-Dist: beta[more]>=1")
