@@ -359,8 +359,8 @@ ALERTS = (
         " because the StatefulSet was scaled down after a crash. Charges may be in it that nobody else has.",
         customer="Has the images; those orders are not charged yet.",
         do=(
-            "`ghub journal job POD --image IMAGE | kubectl apply -f -`: a Job on the claim of that pod replays the journal and closes"
-            " it. Running it twice is safe.",
+            "`ghub journal job POD --image IMAGE | kubectl apply -f -`: a Job on that pod's claim replays the journal"
+            " and closes it. Running it twice is safe.",
             "If the volume is lost for good: `ghub journal close ID --lost --reason TEXT`"
             " ([the journal](operations.md#the-journal)).",
         ),

@@ -10,6 +10,7 @@ import httpx2
 from docs.alerts import CONSUMERS, GATEWAYS, duration
 from docs.prometheusrule import groups
 from tests.conftest import LOOPBACK
+from tests.kits.metrics import scrape
 from tests.kits.ports import free_port
 from tests.kits.processes import Begin, executed
 from tests.kits.prometheus import Prometheus, Target
@@ -70,7 +71,7 @@ def plain(expr: str, rate_s: float) -> str:
 def answers(port: int) -> bool:
     """True if metrics are there."""
     try:
-        return httpx2.get(f"http://127.0.0.1:{port}/metrics", **LOOPBACK).status_code == 200
+        return bool(scrape(port))
     except httpx2.TransportError:
         return False
 
