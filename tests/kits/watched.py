@@ -50,7 +50,7 @@ class Watched:
         del self._targets[name]
         self.prometheus.scrape(*self._targets.values())
 
-    def until_fired(self, *names: str, within_s: float = 30.0, keep_on: Callable[[], object] | None = None) -> None:
+    def until_fired(self, *names: str, within_s: float = 60.0, keep_on: Callable[[], object] | None = None) -> None:
         """Wait until these alerts have fired; `keep_on` is called again and again meanwhile."""
 
         began_s = time.monotonic()
