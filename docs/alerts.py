@@ -250,7 +250,7 @@ ALERTS = (
         summary="{{ $labels.pod }} has as many connections as it may have",
         expr='sum by (pod) (increase(ghub_connections_cut_total{why="full"}[$window])) > 0',
         window_s=5 * MINUTE,
-        why="4,096 connections are fifty times of what one gateway serves at once; to be full is never usual.",
+        why="A client that waits needs one of 4,096 connections; that all are open is never usual.",
         means="New connections get a 503 and are closed.",
         customer="503 `temporarily_unavailable`, or a closed connection.",
         do=(
@@ -326,7 +326,7 @@ ALERTS = (
         do=(
             "Do consumers run? What the ledger does not have cannot be deleted: [GhubConsumerBehind]"
             "(#ghubconsumerbehind).",
-            "`kubectl exec POD -- ghub journal inspect DIR`; enlarge the claim `journal-POD`, or lower `GHUB_KEEP_H`.",
+            "`ghub journal inspect DIR`; enlarge the claim (`journal-gateway-N`), or lower `GHUB_KEEP_H`.",
         ),
         over="`ghub_journal_room_bytes` is above 16 MB again.",
     ),
@@ -359,6 +359,7 @@ ALERTS = (
         " because the StatefulSet was scaled down after a crash. Charges may be in it that nobody else has.",
         customer="Has the images; those orders are not charged yet.",
         do=(
+            "`ghub journal orphans` names the journal and its pod.",
             "`ghub journal job POD --image IMAGE | kubectl apply -f -`: a Job on that pod's claim replays the journal"
             " and closes it. Running it twice is safe.",
             "If the volume is lost for good: `ghub journal close ID --lost --reason TEXT`"
@@ -516,7 +517,7 @@ ALERTS = (
         name="GhubProcessRestarts",
         severity="warning",
         summary="{{ $labels.pod }} starts again and again",
-        expr=f'sum by (pod) (changes(process_start_time_seconds{{job=~"{GATEWAYS}|{CONSUMERS}"}}[$window])) > 2'
+        expr=f'max by (pod) (changes(process_start_time_seconds{{job=~"{GATEWAYS}|{CONSUMERS}"}}[$window])) > 2'
         " or sum by (pod) (increase(ghub_process_restarts_total[$window])) > 2",
         window_s=30 * MINUTE,
         why="A roll-out is one start of a pod. Three in half an hour are a process that cannot live.",

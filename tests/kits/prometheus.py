@@ -99,10 +99,20 @@ class Prometheus:
         seen = self.query('count by (alertname) (count_over_time(ALERTS{alertstate="firing"}[1h]))')
         return {one["metric"]["alertname"] for one in seen}
 
+    def broken_rules(self) -> list[str]:
+        """Rules that could not be evaluated, and alerts whose text could not be made."""
+        found = []
+        for group in self._get("rules")["groups"]:
+            for rule in group["rules"]:
+                texts = " ".join(text for alert in rule["alerts"] for text in alert["annotations"].values())
+                if rule["health"] != "ok" or "<error" in texts or "<no value>" in texts:
+                    found.append(f"{rule['name']}: {rule.get('lastError', texts)}")
+        return found
+
     def _get(self, what: str, **params: Any) -> Any:
         reply = httpx2.get(f"http://127.0.0.1:{self._port}/api/v1/{what}", params=params, **LOOPBACK, timeout=30)
         answer = reply.json()
-        assert answer["status"] == "success", f"{params['query']}: {answer.get('error')}"
+        assert answer["status"] == "success", f"{params}: {answer.get('error')}"
         return answer["data"]
 
     def _ready(self) -> bool:

@@ -59,6 +59,7 @@ class Watched:
             if keep_on is not None:
                 keep_on()
             time.sleep(0.1)
+        assert self.prometheus.broken_rules() == []
 
 
 def plain(expr: str, rate_s: float) -> str:
