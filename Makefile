@@ -100,11 +100,11 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet --no-config
 LOCK := $(COMPILE) pyproject.toml
 # The extras of the production image.
-SHIPPED := --extra s3 --extra xlsx --extra nats
+SHIPPED := --extra s3 --extra xlsx --extra nats --extra otel
 lock:
 	$(LOCK) $(SHIPPED) --output-file requirements/gateway.txt
 	$(LOCK) $(SHIPPED) --group demo --constraint requirements/gateway.txt --output-file requirements/demo.txt
-	$(LOCK) $(SHIPPED) --extra parquet --extra pdf --extra otel --group demo --group sbom --group test --constraint requirements/demo.txt --output-file requirements/test.txt
+	$(LOCK) $(SHIPPED) --extra parquet --extra pdf --group demo --group sbom --group test --constraint requirements/demo.txt --output-file requirements/test.txt
 	$(COMPILE) --group build --group sbom --constraint requirements/test.txt --output-file requirements/build.txt
 
 clean:

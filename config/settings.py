@@ -203,6 +203,12 @@ ORPHANS_S = 15.0
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 
+# --- Tracing ---------------------------------------------------------------------------------------------------------
+
+TRACES_STOP_S = 1.0
+"""How long a process that stops waits for the collector to take the last spans: a fifth of EXIT_MARGIN_S, which the
+journal's three seconds also belong to. A collector near it takes milliseconds."""
+
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 USAGE_PER_MINUTE = 60
@@ -358,6 +364,7 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
+    trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
     models: Path | None = None

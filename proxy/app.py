@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp
 
+from metering.tracing import OFF, Tracer
 from proxy.api.addresses import nothing_at
 from proxy.api.cors import CorsMiddleware, Origins
 from proxy.api.health import NotReady, ProbesEndpoint, probe_routes
@@ -26,7 +27,13 @@ from proxy.server.unread import UnreadBody
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
 
-def build_app(endpoints: Iterable[Endpoint], origins: Origins, not_ready: NotReady, lifespan: Lifespan) -> ASGIApp:
+def build_app(
+    endpoints: Iterable[Endpoint],
+    origins: Origins,
+    not_ready: NotReady,
+    lifespan: Lifespan,
+    tracer: Tracer = OFF,
+) -> ASGIApp:
     """Build the gateway's ASGI application: these endpoints, the probes, and the document of all of them."""
     operations = [row for one in (*endpoints, ProbesEndpoint(not_ready)) for row in one.operations()]
     operations += OpenApiEndpoint(operations).operations()
@@ -36,7 +43,7 @@ def build_app(endpoints: Iterable[Endpoint], origins: Origins, not_ready: NotRea
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _fault},
     )
     app.router.redirect_slashes = False
-    return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS)))
+    return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS), tracer))
 
 
 def build_full_app(not_ready: NotReady) -> ASGIApp:

@@ -153,6 +153,11 @@ class ApiError(Exception):
         if retry_after_s is not None and retry_after_s > LONGEST_RETRY_S:
             self.retry = False
 
+    @property
+    def span_code(self) -> str:
+        """What a trace calls it."""
+        return self.kind.value.code
+
     def body(self, request_id: str, wanted: Language = "en") -> bytes:
         """Encode OpenAI's error envelope with our request id, in the `wanted` language if the message has it."""
         row = self.kind.value

@@ -56,6 +56,7 @@ from metering.ports import IdempotentWrite, Ledger, LedgerAway, ListPrice
 from metering.pricing import FxRate
 from metering.pseudonyms import Pseudonyms
 from metering.shares import Bound
+from metering.tracing import OFF, Tracer
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.login import Login
@@ -209,7 +210,7 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, stopping: asyncio.Event, port: int, worker: Worker
+    settings: Settings, stopping: asyncio.Event, port: int, worker: Worker, tracer: Tracer = OFF
 ) -> AsyncIterator[Gateway]:
     """Build the gateway; its background work begins and ends with the application's lifespan.
 
@@ -344,7 +345,7 @@ async def open_gateway(
             endpoints += [_admin(settings, back, tokens, public_url), _finance(settings, back, tokens)]
         if opened_store.folder is not None:
             endpoints.append(FilesEndpoint(opened_store.folder))
-        app = build_app(endpoints, origins, conditions.not_ready, lifespan)
+        app = build_app(endpoints, origins, conditions.not_ready, lifespan, tracer)
         deadlines = [model.deadline_s or 0.0 for model in catalogue.models.values()]
         longest_s = max(settings.deadline_s, *deadlines)
         yield Gateway(

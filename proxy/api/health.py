@@ -113,13 +113,17 @@ def probe_routes(not_ready: NotReady) -> list[Route]:
     return routes(ProbesEndpoint(not_ready).operations())
 
 
-def metrics_app(not_ready: NotReady) -> Starlette:
-    """Build the application of the metrics port: `/metrics` and the probes."""
-
+def measure(not_ready: NotReady) -> None:
+    """Have this process' metrics say whether it is ready, and which version it is."""
     # When each was made is a time series more for each counter, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     READY.set_function(lambda: not_ready() is None)
     BUILD.labels(packages.version("geekhub-gateway")).set(1)
+
+
+def metrics_app(not_ready: NotReady) -> Starlette:
+    """Build the application of the metrics port: `/metrics` and the probes."""
+    measure(not_ready)
 
     async def metrics(request: Request) -> Response:
         TASKS.set(len(asyncio.all_tasks()))
@@ -130,6 +134,7 @@ def metrics_app(not_ready: NotReady) -> Starlette:
 
 def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]]) -> Starlette:
     """Build the same for several processes: `dead` is why `/healthz` is 503, and `read` reads the metrics of all."""
+    measure(not_ready)
     probes = ProbesEndpoint(not_ready)
 
     async def metrics(request: Request) -> Response:

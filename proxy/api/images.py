@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from config.catalogue import Catalogue
 from metering.money import format_mxn
+from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
@@ -143,13 +144,12 @@ class ImagesEndpoint:
                 body = await read_body(request, self._limits)
                 async with self._admissions.turn(context) as waited_s:
                     context.wait(waited_s)
-                    order = parse_order(body, self._catalogue, caller.response_format, tags_of(request.headers))
-                    context.of(order, sandbox=caller.test)
-                    self._lifecycle.check(order.model_id, order.model)
-                    identity = identity_of(request.headers, order, caller.scope)
-                    context.facts["keyed"] = identity.key_hash is not None
-                    if (tries := tries_of(request.headers)) is not None:
-                        context.facts["sdk_retry"] = tries
+                    with step("parse"):
+                        order = parse_order(body, self._catalogue, caller.response_format, tags_of(request.headers))
+                        context.of(order, sandbox=caller.test)
+                        self._lifecycle.check(order.model_id, order.model)
+                        identity = identity_of(request.headers, order, caller.scope)
+                        context.told(keyed=identity.key_hash is not None, tries=tries_of(request.headers))
                     admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)
@@ -157,7 +157,9 @@ class ImagesEndpoint:
         except WalletAway:
             raise wallet_away() from None
         if isinstance(admitted, Duplicate):
-            return self._reply(context, caller, order, await joined(self._replay, request, admitted))
+            with step("replay"):
+                delivery = await joined(self._replay, request, admitted)
+            return self._reply(context, caller, order, delivery)
         generation = self._generations.start(admitted)
         await _until_done_or_left(request, generation, partial(self._generations.client_left, admitted))
         # A client that hangs up ends this wait, but not the generation.
@@ -167,13 +169,14 @@ class ImagesEndpoint:
 
     async def _caller(self, context: RequestContext, request: Request) -> Caller:
         """Authenticate. Raises ApiError, also if the gate is shut, before any of the body is read."""
-        caller = self._authenticator.known(request.headers)
-        self._admissions.check_gate(request.scope.get("state", {}).get(HERE_SINCE_S))
-        if caller is not None:
-            return caller
-        async with self._admissions.turn(context) as waited_s:
-            context.wait(waited_s)
-            return await self._authenticator.caller(request.headers)
+        with step("authenticate"):
+            caller = self._authenticator.known(request.headers)
+            self._admissions.check_gate(request.scope.get("state", {}).get(HERE_SINCE_S))
+            if caller is not None:
+                return caller
+            async with self._admissions.turn(context) as waited_s:
+                context.wait(waited_s)
+                return await self._authenticator.caller(request.headers)
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn

@@ -1,4 +1,4 @@
-"""Middleware for every request: its id, its one log line, its metrics. Plain ASGI."""
+"""Middleware for every request: its id, its one log line, its metrics, its span. Plain ASGI."""
 
 import time
 
@@ -6,7 +6,9 @@ import structlog
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 
+from metering.tracing import OFF, Span, Tracer, within
 from proxy.api.addresses import origin_form
 from proxy.api.senders import sender_of
 from proxy.orders.context import RequestContext
@@ -36,7 +38,10 @@ MAX_CLIENT_ID_CHARACTERS = 128
 """Maximum characters of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
-"""Paths that the platform requests every few seconds: counted, not logged."""
+"""Paths that the platform requests every few seconds: counted, not logged, not traced."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that a span names. A client may send any word."""
 
 
 def context_of(scope: Scope) -> RequestContext:
@@ -67,16 +72,29 @@ def _outcome(context: RequestContext, status: int) -> str:
 class RequestMiddleware:
     """The outermost layer, except for reading unread bodies."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer = OFF) -> None:
         self._app = app
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         origin_form(scope)
-        context = RequestContext()
-        scope["ghub"] = context
+        scope["ghub"] = context = RequestContext()
+        span = None if scope["path"] in PROBES else self._tracer.request(scope["method"], scope["headers"])
+        if span is None:
+            await self._serve(scope, receive, send, context, None)
+            return
+        context.trace = span.traceparent
+        with within(span), bound_contextvars(trace_id=span.trace_id):
+            await self._serve(scope, receive, send, context, span)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, span: Span | None
+    ) -> None:
+        """Answer one request; `span` is its own if it is traced."""
+        reply: Span | None = None
         headers = Headers(scope=scope)
         theirs = _client_request_id(headers)
         if theirs is not None:
@@ -84,9 +102,10 @@ class RequestMiddleware:
         status, begun_s = 0, 0.0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status, begun_s
+            nonlocal status, begun_s, reply
             if message["type"] == "http.response.start":
                 status, begun_s = message["status"], time.monotonic()
+                reply = span.child("reply") if span is not None else None
                 ours = MutableHeaders(scope=message)
                 ours["x-request-id"] = context.public_id
                 if theirs is not None:
@@ -102,6 +121,10 @@ class RequestMiddleware:
             ended_s = time.monotonic()
             elapsed_s = ended_s - context.started_s
             route = getattr(scope.get("route"), "path", "other")
+            if reply is not None:
+                reply.end()
+            if span is not None:
+                _describe(span, scope["method"], route, status, context)
             REQUESTS.labels(route, str(status)).inc()
             SECONDS.labels(route).observe(elapsed_s)
             if context.sold is not None:
@@ -118,3 +141,18 @@ class RequestMiddleware:
                     client=sender_of(headers.get("user-agent", "")),
                     **{"client_gone": False, **context.facts},
                 )
+
+
+def _describe(span: Span, method: str, route: str, status: int, context: RequestContext) -> None:
+    """Say in a request's span what its log line says. Only a fault of ours, or of those behind us, is an error."""
+    method = method if method in METHODS else "_OTHER"
+    span.rename(f"{method} {route}")
+    span.set("http.request.method", method)
+    span.set("http.route", route)
+    span.set("http.response.status_code", status)
+    span.set("ghub.request_id", context.public_id)
+    for name, fact in context.facts.items():
+        if isinstance(fact, str | int | float):
+            span.set(f"ghub.{name}", fact)
+    if status >= 500 or status == 0:
+        span.fail(context.facts.get("code", "client_gone"))

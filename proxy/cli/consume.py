@@ -26,6 +26,7 @@ from proxy.cli.loading import loading
 from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
+from proxy.cli.tracing import open_tracer
 from proxy.server.serving import stop_on_signals
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,7 @@ def consume(as_json: LogsAreJson = True) -> None:
         probe = bind_metrics(settings, CONSUMER_METRICS_PORT)
         sinks = read_sinks(settings.sinks)
         async with (
+            open_tracer(settings, os.environ, "ghub-consumer") as tracer,
             open_back(settings) as back,
             _open_senders(sinks) as senders,
             asyncio.TaskGroup() as tasks,
@@ -47,7 +49,7 @@ def consume(as_json: LogsAreJson = True) -> None:
             await back.ledger.check_schema()
             await back.ledger.register_sinks({sink.name: sink.profile for sink in sinks}, utc_now())
             name = f"{socket.gethostname()}-{os.getpid()}"
-            consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600)
+            consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600, tracer)
             projector = back.projection()
             login = back.login()
             waiting = EventsWaiting(back.with_redis())

@@ -9,14 +9,14 @@ import structlog
 import typer
 
 from config.settings import EXIT_MARGIN_S, GATEWAY_METRICS_PORT
-from proxy.api.health import union_app
+from proxy.api.health import BUILD, READY, union_app
 from proxy.cli.loading import loading
 from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics
 from proxy.cli.running import run
 from proxy.server.descriptors import PROBE_CONNECTIONS
 from proxy.server.serving import bind, serve_http, stop_on_signals
-from proxy.server.supervisor import Supervisor
+from proxy.server.supervisor import OWN, Supervisor
 from proxy.server.worker import Inheritance, Worker
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,8 @@ async def _supervise(count: int) -> bool:
         return [sys.executable, "-m", "proxy.cli", "serve", *options]
 
     supervisor = Supervisor(command, listener, count, stop)
+    for one in (READY, BUILD):  # those of the whole
+        OWN.register(one)
     app = union_app(supervisor.not_ready, supervisor.dead, supervisor.metrics)
     ended = asyncio.Event()
     async with asyncio.TaskGroup() as servers:

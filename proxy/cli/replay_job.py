@@ -21,6 +21,9 @@ POD = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
 CLAIM = "journal-{pod}"
 """`volumeClaimTemplates` of the gateways are called `journal`."""
 
+REACHES = {f"geekhub.mx/reaches-{what}": "true" for what in ("redis", "ledger")}
+"""Labels of pods that NetworkPolicies let out: to both whose addresses it has."""
+
 SECRET = "gateway-secrets"  # noqa: S105  # the name of a Secret
 SECRETS = ("GHUB_REDIS_URL", "GHUB_LEDGER_URL")
 
@@ -68,6 +71,6 @@ def replay_job(pod: str, image: str) -> dict[str, Any]:
             "backoffLimit": RETRIES,
             "activeDeadlineSeconds": DEADLINE_S,
             "ttlSecondsAfterFinished": KEPT_S,
-            "template": {"metadata": {"labels": labels}, "spec": spec},
+            "template": {"metadata": {"labels": labels | REACHES}, "spec": spec},
         },
     }

@@ -41,6 +41,7 @@ ENTRIES = {
     "simulate": Entry(
         "simulate", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."
     ),
+    "smoke": Entry("smoke", "smoke", "One order by a test key, as a customer places it: does it all work?"),
     "migrate": Entry("migrate", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
     "verify": Entry(
         "verify", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."

@@ -1,13 +1,16 @@
 """One process of `ghub serve`: a whole gateway, alone or under a supervisor, until SIGTERM."""
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 
 import structlog
 
 from config.settings import GATEWAY_METRICS_PORT, graceful_stop_s
+from proxy.api.health import measure
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
+from proxy.cli.tracing import open_tracer
 from proxy.server.control import answering
 from proxy.server.descriptors import raise_limit
 from proxy.server.memory import search_seldom
@@ -23,7 +26,10 @@ def serve_one(inherited: str | None, processes: int) -> None:
 
     async def work() -> None:
         inheritance = None if inherited is None else Inheritance.parse(inherited, processes)
-        worker, supervised, probe = ALONE, None, None
+        worker = ALONE if inheritance is None else inheritance.worker
+        supervised, probe = None, None
+        if inheritance is not None:
+            structlog.contextvars.bind_contextvars(process=worker.number)
         settings = begin()
         search_seldom()
         stop, ended = stop_on_signals(), asyncio.Event()
@@ -34,16 +40,16 @@ def serve_one(inherited: str | None, processes: int) -> None:
                 # This comes before anything that a failed start would leave open.
                 probe = bind_metrics(settings, GATEWAY_METRICS_PORT)
             else:
-                worker = inheritance.worker
-                structlog.contextvars.bind_contextvars(process=worker.number)
                 listener, control = inheritance.sockets()
                 supervised = await stack.enter_async_context(answering(control, stop))
             port = listener.getsockname()[1]
-            gateway = await stack.enter_async_context(open_gateway(settings, stop, port, worker))
+            tracer = await stack.enter_async_context(open_tracer(settings, os.environ, "ghub-gateway"))
+            gateway = await stack.enter_async_context(open_gateway(settings, stop, port, worker, tracer))
             servers = await stack.enter_async_context(asyncio.TaskGroup())
             if probe is not None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, ended))
             if supervised is not None:
+                measure(gateway.not_ready)
                 supervised.begin(gateway.not_ready)
             log.info("files", before=files.before, now=files.now, connections=files.connections)
             log.info("serving", host=settings.host, port=port)

@@ -11,7 +11,9 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from metering.events import StoredImage
+from metering.tracing import Kind, step
 from proxy.media.formats import NotAnImage
+from proxy.orders.spans import OPERATION, note_answer, note_call
 from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
@@ -104,7 +106,10 @@ class UpstreamCalls:
     async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
         """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
         for tries in range(1, MAX_TRIES + 1):
-            failure = await self._try(call, folder, until_s, progress)
+            with step(f"{OPERATION} {call.order.model.upstream}", Kind.CLIENT) as span:
+                note_call(span, call, tries)
+                failure = await self._try(call, folder, until_s, progress)
+                note_answer(span, call, failure)
             if failure is None:
                 return
             pause_s = _pause_s(failure, tries)

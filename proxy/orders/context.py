@@ -16,13 +16,14 @@ class RequestContext:
 
     `sold` is the provider and the model of its order, once they are known; None for any other request, and for an order
     with a test key. `order_id` is the id of the order that it places: the request's own. `ending` is what is known of
-    that order's charge.
+    that order's charge. `trace` is the `traceparent` of its span, empty if it is not traced.
     """
 
     order_id: str = field(default_factory=lambda: str(uuid4()))
     started_s: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
     ending: Ending = field(default_factory=Ending)
+    trace: str = ""
     sold: tuple[str, str] | None = None
 
     def wait(self, waited_s: float) -> None:
@@ -35,6 +36,12 @@ class RequestContext:
         self.facts["sandbox"] = sandbox
         if not sandbox:
             self.sold = order.model.provider, order.model_id
+
+    def told(self, *, keyed: bool, tries: int | None) -> None:
+        """Take down whether its client gave it a key, and how often the SDK says that it has tried before."""
+        self.facts["keyed"] = keyed
+        if tries is not None:
+            self.facts["sdk_retry"] = tries
 
     @property
     def public_id(self) -> str:

@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from metering.tracing import step
 from proxy.errors import ApiError, Kind
 from proxy.messages import CROWDED
 
@@ -115,7 +116,8 @@ class Gate:
         self._busy.set()
         waited_s = 0.0
         if self._queue or not self._has_room:
-            waited_s = await self._wait(until_s)
+            with step("wait"):
+                waited_s = await self._wait(until_s)
         else:
             self._let_in()
         try:

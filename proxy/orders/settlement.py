@@ -20,6 +20,7 @@ from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.money import MAX_MICRO_MXN
 from metering.pauses import Pauses
+from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Close, Closing
 from metering.wallet.wallet import Wallet
@@ -117,7 +118,10 @@ class Settlement:
             failure = fault(admitted.order, error)
             await self.void(admitted, failure, upstream_of(progress))
             raise failure.as_error() from None
-        closing = await self._charge(admitted, answered)
+        with step("settle") as span:
+            span.set("ghub.amount_micro_mxn", answered.amount_micro_mxn)
+            closing = await self._charge(admitted, answered)
+            span.set("ghub.verdict", "none" if closing is None else closing.close.name.lower())
         charged = closing is not None and closing.close is Close.CHARGED
         if closing is not None:
             admitted.ending.known(Charge.CHARGED if charged else Charge.NONE)
@@ -126,7 +130,8 @@ class Settlement:
         if not charged and (closing is not None or not admitted.hold_is_open()):
             self._tasks.detach(self._take_back(admitted, answered, unheard=closing is None))
             raise Failure(Outcome.DEADLINE, "not settled").as_error()
-        await self._write_down(admitted, answered, entry, charged)
+        with step("journal"):
+            await self._write_down(admitted, answered, entry, charged)
         admitted.ending.known(Charge.CHARGED)
         if not charged:
             _count_charge(admitted, answered)
@@ -158,6 +163,7 @@ class Settlement:
             admitted_us=admitted.admitted_us,
             ended_us=self._wallet.now_us(admitted.caller.org_id),
             upstream=upstream,
+            trace=admitted.trace,
         )
         entry = encode_entry(answered)
         if len(entry) > max_bytes(admitted.order.n, admitted.order.labels_bytes):
@@ -248,7 +254,9 @@ class Settlement:
         ENDS.labels(admitted.order.model_id, reason).inc()
         try:
             comes_again = failure.as_error().retry
-            await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
+            with step("void") as span:
+                span.set("ghub.reason", reason)
+                await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
         except WalletAway:
             self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us, upstream=upstream)
 

@@ -8,6 +8,7 @@ and can start again from it.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -17,6 +18,7 @@ from config.settings import STORE_FIRST_PAUSE_S, STORE_LONGEST_PAUSE_S, STORE_ST
 from metering.events import StoredImage
 from metering.pauses import Pauses
 from metering.shares import Bound
+from metering.tracing import step
 from metering.turns import Turns
 from proxy.media.artefact import Artefact
 from proxy.media.formats import Format, NotAnImage
@@ -116,17 +118,33 @@ class Uploader:
         succeeded. `again`: the same picture may be there already, and is replaced.
         Raises NotAnImage, StoreFailed, and what the picture's source raises.
         """
-        try:
-            if not picture.inline:
-                try:
-                    return await self._again_until(
-                        until_s, lambda failed: self._straight(picture, folder, publish, again or failed)
-                    )
-                except _NoLength:
-                    pass
-            return await self._through_spool(picture, folder, until_s, publish, read)
-        finally:
-            read()
+        with step("upload") as span:
+            span.set("ghub.image", picture.index)
+
+            def stored(image: StoredImage) -> None:
+                span.set("ghub.size_bytes", image.size_bytes)
+                publish(image)
+
+            try:
+                return await self._upload(picture, folder, until_s, stored, read, again)
+            finally:
+                read()
+
+    async def _upload(
+        self,
+        picture: Picture,
+        folder: str,
+        until_s: float,
+        publish: Publish,
+        read: Callable[[], None],
+        again: bool,
+    ) -> float:
+        if not picture.inline:
+            with suppress(_NoLength):
+                return await self._again_until(
+                    until_s, lambda failed: self._straight(picture, folder, publish, again or failed)
+                )
+        return await self._through_spool(picture, folder, until_s, publish, read)
 
     async def remove(self, path: str) -> None:
         """Delete an image that nobody is charged for. If that is not possible now, the sweep does it."""

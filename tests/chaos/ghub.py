@@ -45,7 +45,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
         """,
     ),
     # An order that is placed again under its key is placed twice.
-    "retries": ("admit_v3", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
+    "retries": ("admit_v4", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""

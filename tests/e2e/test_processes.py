@@ -152,6 +152,7 @@ def test_a_drain_finishes_what_is_in_flight_and_leaves_nothing_behind(prepared: 
         assert delivered.keys() <= {"0", "1"} and sum(delivered.values()) == ORDERS
         assert gateway.sample("ghub_processes") == {None: 2}
         assert gateway.sample("ghub_process_restarts_total") == {None: 0}
+        assert gateway.sample("ghub_ready") == gateway.sample("ghub_build_info") == {None: 1, "0": 1, "1": 1}
     system.behave(FLUX, "slow", times=None, seconds=2.0)
     seen: list[object] = []
 
@@ -272,17 +273,45 @@ def test_a_start_that_fails_ends_all_of_it_with_one_sentence(prepared: Prepared,
     assert "process_ended" not in system.log() and children_of(pid) == {} and is_free(system.port)
 
 
+def test_a_spool_that_is_too_small_for_all_is_told_once(prepared: Prepared) -> None:
+    """GHUB_SPOOL_MB is the disk of all processes together."""
+    system, _, _ = begin(prepared, consumer=False)
+    system.start("gateway", "serve", "--processes", "2", GHUB_SPOOL_MB="100")
+    assert system.processes.pop("gateway").wait(timeout=60) == 1
+    said = [line for line in system.log().splitlines() if not line.startswith("{")]
+    assert said == ["ghub: GHUB_SPOOL_MB: 100 MB are shared by 2 processes, and each needs 64: give it 128 or more"]
+
+
+def test_a_successor_that_cannot_start_is_tried_again_while_another_process_serves(prepared: Prepared) -> None:
+    """If none serves any more, all of it ends with 1, for the platform to begin it anew."""
+    system, _, key = begin(prepared)
+    gateway = Gateway(system, 2)
+    children = gateway.children()
+    folders = [folder_of(system.folder / "journal", number) for number in (0, 1)]
+    (folders[1] / "notes.journal").write_text("nothing that a gateway wrote")
+    os.kill(children[1], signal.SIGKILL)
+    wait_until(lambda: len(gateway.events("process_ended")) >= 2, "its successor has failed")
+    assert [line["why"] for line in gateway.events("process_ended")][:2] == ["SIGKILL", "exit 1"]
+    assert gateway.probe("/readyz") == (200, "ready") and gateway.sample("ghub_processes") == {None: 1}
+    assert [shot.status for shot in gateway.burst(key, 0)] == [200] * ORDERS
+    (folders[0] / "notes.journal").write_text("nothing that a gateway wrote")
+    os.kill(children[0], signal.SIGKILL)
+    assert system.processes.pop("gateway").wait(timeout=60) == 1
+    assert children_of(gateway.pid) == {} and is_free(system.port)
+
+
 def soon_frozen() -> None:
-    """Called in the supervisor: it takes a silent process for frozen after two seconds."""
-    supervisor.FROZEN_S = 2.0
+    """Called in the supervisor: it takes a silent process for frozen after some seconds."""
+    supervisor.FROZEN_S = 5.0
 
 
 def test_a_frozen_process_is_killed_and_replaced(prepared: Prepared) -> None:
-    """Meanwhile the other one takes every order; with none that answers, the whole is neither ready nor alive."""
+    """Meanwhile the other one takes every order."""
     system, _, key = begin(prepared)
     system.begin = partial(Forked, before=soon_frozen)
     gateway = Gateway(system, 2)
     os.kill(gateway.children()[0], signal.SIGSTOP)
+    assert gateway.sample("ghub_build_info") == {None: 1, "1": 1}  # the page does without the frozen one's
     assert [shot.status for shot in gateway.burst(key, 0)] == [200] * ORDERS
     wait_until(lambda: gateway.events("process_frozen") != [], "it is noticed")
     assert [line["process"] for line in gateway.events("process_frozen")] == [0]

@@ -1,8 +1,8 @@
 """Gateways behind a real proxy, restarted in turn under load, and processes of theirs killed: nobody else notices.
 
 What a platform does is done here in its order: the proxy is told that a pod leaves, a pause later the pod gets SIGTERM,
-and it is led to again when its `/readyz` says so. `make test` takes half a minute of short orders; two minutes of
-orders that take 5 to 20 s:
+and it is led to again when its `/readyz` says so. `make test` takes seconds of short orders. Two minutes of orders that
+take 5 to 20 s, and processes that are killed while gateways are restarted:
 
     LONG=1 python -m pytest -s tests/e2e/test_rollout.py
 """
@@ -34,7 +34,7 @@ from tests.kits.ports import free_port
 from tests.kits.system import FLUX, GPT, System, wait_until
 from tests.long import LONG
 
-LOAD_S = 120.0 if LONG else 8.0
+LOAD_S = 120.0 if LONG else 6.0
 ORDER_S = (5.0, 20.0) if LONG else (0.3, 1.5)
 CLIENTS = 40 if LONG else 12
 PRE_STOP_S = 10.0 if LONG else 1.0
@@ -132,9 +132,9 @@ class World:
     kills_s: list[float] = field(default_factory=list)
 
     def roll(self, over: threading.Event) -> None:
-        """Restart the pods in turn: each at least once, and on until it is `over`."""
+        """Restart the pods in turn: each at least once, and on until it is `over`. One that is alone stays."""
         turn = 0
-        while turn < len(self.pods) or not over.is_set():
+        while len(self.pods) > 1 and (turn < len(self.pods) or not over.is_set()):
             pod = self.pods[turn % len(self.pods)]
             self.proxy.route([one.port for one in self.pods if one is not pod])
             time.sleep(PRE_STOP_S)
@@ -281,8 +281,8 @@ def test_a_rolling_restart_fails_no_request(prepared: Prepared) -> None:
 
 
 def test_of_processes_that_are_killed_meanwhile_only_their_own_requests_fail(prepared: Prepared) -> None:
-    """Gateways of two processes, also while they drain or start: what failed was in a killed process, nothing else."""
-    with world(prepared, pods=3 if LONG else 2, processes=2) as there:
+    """Of gateways of two processes, also while those drain or start: what failed was in a killed one, nothing else."""
+    with world(prepared, pods=3 if LONG else 1, processes=2) as there:
         placed = run_under_load(there, kill=True)
         settle(there)
     failed = [one for one in placed if one.order_id is None]

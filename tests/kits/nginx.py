@@ -73,7 +73,7 @@ class Nginx:
     def _configure(self, servers: Sequence[int]) -> None:
         text = CONFIG.format(
             port=self.port,
-            servers=" ".join(f"server 127.0.0.1:{port};" for port in servers),
+            servers=" ".join(f"server 127.0.0.1:{port} max_fails=0;" for port in servers),  # readiness decides
             user="user root;\n" if os.geteuid() == 0 else "",  # its folder is for this user only
         )
         (self._folder / "nginx.conf").write_text(text)

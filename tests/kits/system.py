@@ -142,8 +142,8 @@ class System:
 
     def settings(self) -> Settings:
         """The settings that the processes run with."""
-        names = {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
-        return Settings.model_validate(names)
+        ours = {name: value for name, value in self.environment.items() if name.startswith("GHUB_")}
+        return Settings.model_validate({name.removeprefix("GHUB_").lower(): value for name, value in ours.items()})
 
     def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
         """Do `work` with ledger and Redis, in this process."""
