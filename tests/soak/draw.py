@@ -19,6 +19,9 @@ AXIS = 58
 """Room for the numbers at the left."""
 
 MAX_LEGENDS = 6
+MAX_POINTS = 150
+"""Of a line: two pixels each."""
+
 CHARACTERS = 30
 """Of a legend: half of a panel's width."""
 
@@ -89,7 +92,7 @@ def _chart(title: str, told: str, unit: str, lines: Sequence[Line], seconds: flo
         for line, colour in zip(lines, _colours(), strict=False):
             places = " ".join(
                 f"{left + across * at / seconds:.1f},{bottom - CHART_HEIGHT * (value - low) / (high - low):.1f}"
-                for at, value in line.points
+                for at, value in line.points[:: len(line.points) // MAX_POINTS + 1]
             )
             parts.append(f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for place, (at, share) in enumerate(((left, 0.0), ((left + right) / 2, 0.5), (right, 1.0))):
