@@ -2,24 +2,28 @@
 
 import logging
 import re
+from functools import partial
 from typing import TextIO
 
 import orjson
 import structlog
+from structlog.typing import EventDict, Processor
 
 _KEY = re.compile(rb"ghub_sk_\w+")
 _LIBRARY_LINE = '{"event":"library","level":"%(levelname)s","logger":"%(name)s","at":"%(funcName)s:%(lineno)d"}'
 
 
-def set_up_logs(level: str, stream: TextIO) -> None:
-    """Log structured lines from `level` (debug, info, warning, error) upwards.
+def set_up_logs(level: str, stream: TextIO, region: str | None = None) -> None:
+    """Log structured lines from `level` (debug, info, warning, error) upwards, each with the `region` if there is one.
 
     A library's warning is logged only by its place: its text may contain a URL or a body.
     """
+    place: list[Processor] = [] if region is None else [partial(_with_region, region)]
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            *place,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer(
@@ -43,6 +47,11 @@ class _PlaceOnly(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.exc_info = record.exc_text = record.stack_info = None
         return super().format(record)
+
+
+def _with_region(region: str, logger: object, method: str, line: EventDict) -> EventDict:
+    line["region"] = region
+    return line
 
 
 def _without_keys(logger: object, method: str, line: bytes) -> bytes:

@@ -127,6 +127,9 @@ STORE_FIRST_PAUSE_S = 0.25
 STORE_LONGEST_PAUSE_S = 2.0
 """The longest pause between two tries of an upload: the return of a store is noticed this fast."""
 
+LEAST_SPOOL_MB = 64
+"""The least disk of a process' spool: one picture of MAX_IMAGE_BYTES."""
+
 SPOOL_MEMORY_BYTES = 96 * 1024
 """A picture of at most this size waits in memory; a larger one goes to the spool's disk, in pieces of this size."""
 
@@ -200,8 +203,17 @@ SINK_FIRST_PAUSE_S = 0.5
 SINK_LONGEST_PAUSE_S = 60.0
 """The longest pause: a receiver that comes back after hours is noticed this fast."""
 
+ORPHANS_S = 15.0
+"""How often consumers look for journals whose gateway is gone. Such a state lasts until somebody acts."""
+
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
+
+# --- Tracing ---------------------------------------------------------------------------------------------------------
+
+TRACES_STOP_S = 1.0
+"""How long a process that stops waits for the collector to take the last spans: a fifth of EXIT_MARGIN_S, which the
+journal's three seconds also belong to. A collector near it takes milliseconds."""
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
@@ -331,7 +343,7 @@ class Settings(BaseSettings):
     storage_jwt_secret: SecretStr | None = None
     journal_dir: Path = Path("journal")
     spool_dir: Path = Path(gettempdir())
-    spool_mb: Annotated[int, Field(ge=64)] = 1024
+    spool_mb: Annotated[int, Field(ge=LEAST_SPOOL_MB)] = 1024
     public_url: HttpAddress | None = None
 
     openai_url: HttpAddress = "https://api.openai.com/v1"
@@ -358,6 +370,7 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
+    trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
     models: Path | None = None

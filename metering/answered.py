@@ -34,6 +34,7 @@ class AnsweredOrder:
     """An order that is answered 200. `opened` is the event's half from the admission; times are Unix µs by Redis.
 
     `fingerprint` and `key_hash` are from the original request. `client_gone`: the client had left before its answer.
+    `trace` is the `traceparent` of its request, empty if that is not traced.
     """
 
     org_id: str
@@ -50,18 +51,21 @@ class AnsweredOrder:
     admitted_us: int
     ended_us: int
     upstream: Upstream = UNTOLD
+    trace: str = ""
 
 
 _IN_JOURNALS = {"order_id": "request_id"}
 """Fields of an `AnsweredOrder` that have another name there, for good."""
 
-_UPSTREAM = "upstream"
-"""Stands beside the order in its entry, and not in it: the version before refuses a field that it does not know there,
-and passes over one here. It is left out if it is empty.
+_UPSTREAM, _TRACE = "upstream", "trace"
+"""Stand beside the order in its entry, and not in it: the version before refuses a field that it does not know there,
+and passes over one here. They are left out if they are empty.
 """
 
 _FIELDS = [
-    (field.name, _IN_JOURNALS.get(field.name, field.name)) for field in fields(AnsweredOrder) if field.name != _UPSTREAM
+    (field.name, _IN_JOURNALS.get(field.name, field.name))
+    for field in fields(AnsweredOrder)
+    if field.name not in (_UPSTREAM, _TRACE)
 ]
 
 
@@ -87,8 +91,9 @@ def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
     answered = {there: getattr(entry, name) for name, there in _FIELDS}
     answered["opened"] = entry.opened.decode()
     answered["result"] = entry.result.decode()
-    upstream = {_UPSTREAM: asdict(entry.upstream)} if entry.upstream != UNTOLD else {}
-    return orjson.dumps({"v": VERSION, "answered": answered, **upstream})
+    beside: dict[str, Any] = {_UPSTREAM: asdict(entry.upstream)} if entry.upstream != UNTOLD else {}
+    beside |= {_TRACE: entry.trace} if entry.trace else {}
+    return orjson.dumps({"v": VERSION, "answered": answered, **beside})
 
 
 def decode(data: bytes) -> AnsweredOrder | Withdrawn:
@@ -104,6 +109,7 @@ def decode(data: bytes) -> AnsweredOrder | Withdrawn:
         return AnsweredOrder(
             order_id=order_id,
             upstream=Upstream(**entry.get(_UPSTREAM, {})),
+            trace=entry.get(_TRACE, ""),
             **answered
             | {"images": images, "opened": answered["opened"].encode(), "result": answered["result"].encode()},
         )

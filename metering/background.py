@@ -60,6 +60,8 @@ class Background:
         self._kept = {part.name: _Kept(part) for part in parts}
         self._give_up = give_up
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        for name in self._kept:
+            FAULTS.labels(name)
 
     @property
     def needed(self) -> list[str]:

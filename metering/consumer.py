@@ -6,6 +6,7 @@ the batch stays in memory and nothing else is read.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from metering.background import error_fields
 from metering.clock import utc_now
 from metering.events import Event, EventError, Notice, decode, decode_notice
 from metering.ports import Ledger, LedgerAway, LedgerError, SetAside
+from metering.tracing import OFF, Tracer, read_traceparent
 from metering.wallet import keys
 from metering.wallet.connection import lanes
 from metering.wallet.kept import KNOWN, NEW, NO_EVENT, Commit, Commits, Done, heal, proof_of
@@ -81,6 +83,7 @@ MAX_ENDED = 500
 """Maximum expired holds that one script call writes down: about 10 ms. The next sweep goes on."""
 
 NOTICES = Counter("ghub_notices_total", "Thresholds that organisations reached", ["what", "percent"])
+BOOKED = Counter("ghub_events_booked_total", "Events that this consumer has brought into the ledger, each once")
 SET_ASIDE = Counter("ghub_events_set_aside_total", "Entries of the stream that could not be booked")
 
 
@@ -99,13 +102,24 @@ class Consumer:
 
     On one server it waits for all streams at once. In a cluster a read can name only one partition. So there each
     partition has its own lane and its own connection, and one that is away does not delay the others. `remember_s` is
-    how long Redis knows how an order ended, `keep_s` how long an event can be fed again, both in seconds.
+    how long Redis knows how an order ended, `keep_s` how long an event can be fed again, both in seconds. `tracer`
+    records the booking of traced orders.
     """
 
-    def __init__(self, redis: Redis, ledger: Ledger, name: str, remember_s: int, keep_s: float = KEEP_H * 3600) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        name: str,
+        remember_s: int,
+        keep_s: float = KEEP_H * 3600,
+        tracer: Tracer = OFF,
+    ) -> None:
         self._shared = _Shared()
         self._lanes = [
-            _Lane(redis, ledger, name, remember_s, Commits(redis, GROUP, name, keep_s), self._shared, partitions)
+            _Lane(
+                redis, ledger, name, remember_s, Commits(redis, GROUP, name, keep_s), self._shared, partitions, tracer
+            )
             for partitions in lanes(redis)
         ]
 
@@ -178,6 +192,7 @@ class _Lane:
         commits: Commits,
         shared: _Shared,
         partitions: Sequence[int],
+        tracer: Tracer,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -185,6 +200,7 @@ class _Lane:
         self._remember_s = remember_s
         self._commits = commits
         self._shared = shared
+        self._tracer = tracer
         self._expire = load_script(redis, "expire_v1")
         self._streams = {partition: keys.events(partition) for partition in partitions}
         self._next_sweep = 0.0
@@ -309,6 +325,7 @@ class _Lane:
 
     async def _write(self, entries: Sequence[_Entry]) -> list[Done]:
         """Write entries to the ledger, or set them aside; returns the outcome of each. Raises LedgerAway."""
+        began_ns = time.time_ns()
         events: dict[_Entry, Event] = {}
         notices: dict[_Entry, Notice] = {}
         refused: dict[_Entry, str] = {}
@@ -327,8 +344,23 @@ class _Lane:
         new = set(await _book_all(list(events.items()), self._book_events, refused))
         await self._set_aside(refused)
         booked = {entry: event for entry, event in events.items() if entry not in refused}
+        BOOKED.inc(len(new))
         log.info("booked", new=len(new), again=len(booked) - len(new), set_aside=len(refused))
+        self._trace(entries, refused, began_ns)
         return [_done(entry, booked.get(entry), new) for entry in entries]
+
+    def _trace(self, entries: Sequence[_Entry], refused: Collection[_Entry], began_ns: int) -> None:
+        """Record the booking of traced orders, each in the trace of its request. It began at this Unix time."""
+        for entry in entries:
+            trace = (entry.fields or {}).get(b"trace")
+            parent = None if trace is None else read_traceparent(trace.decode("latin-1"))
+            span = None if parent is None else self._tracer.follow("book", parent, began_ns)
+            if span is None:
+                continue
+            span.set("ghub.entries", len(entries))
+            if entry in refused:
+                span.fail("event_set_aside")
+            span.end()
 
     async def _book_events(self, events: Sequence[Event]) -> set[str]:
         return await self._ledger.book(events, [], utc_now())

@@ -38,6 +38,8 @@ STOP_S = 2.0
 """How long a graceful stop waits for the ledger to take the rest."""
 
 UNRECORDED = Counter("ghub_end_users_unrecorded_total", "End users whose clear text was not recorded", ["why"])
+for _why in ("full", "refused", "stopped"):
+    UNRECORDED.labels(_why)
 
 
 class EndUsers:

@@ -692,12 +692,16 @@ class Keyed:
 
 @dataclass(frozen=True, slots=True)
 class Incarnation:
-    """One start of a gateway in the ledger. `lost_reason` is set if its journal was given up."""
+    """One start of a gateway in the ledger. `lost_reason` is set if its journal was given up.
+
+    `host` is where it ran: in Kubernetes the pod, whose claim has its journal. None if it is unknown.
+    """
 
     opened_at: str | None
     closed_at: str | None
     last_number: int | None
     lost_reason: str | None
+    host: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -1061,7 +1065,7 @@ class Ledger(Outbox, Protocol):
     async def missing_numbers(self, org_id: str, number: int, most: int) -> list[tuple[int, int]]: ...
     async def refunded_above(self) -> list[tuple[str, str, int, int]]: ...
     async def note(self, act: Act, at: datetime) -> None: ...
-    async def open_incarnation(self, incarnation: UUID, at: datetime) -> None: ...
+    async def open_incarnation(self, incarnation: UUID, at: datetime, host: str = "") -> None: ...
     async def close_incarnation(
         self, incarnation: UUID, last_number: int, at: datetime, charged: Collection[str] = ()
     ) -> bool: ...

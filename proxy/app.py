@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp
 
+from metering.tracing import OFF, Tracer
 from proxy.api.addresses import nothing_at
 from proxy.api.cors import CorsMiddleware, Origins
 from proxy.api.health import NotReady, ProbesEndpoint, Versions, probe_routes
@@ -31,6 +32,7 @@ def build_app(
     origins: Origins,
     not_ready: NotReady,
     lifespan: Lifespan,
+    tracer: Tracer = OFF,
     versions: Versions = dict,
 ) -> ASGIApp:
     """Build the gateway's ASGI application: these endpoints, the probes, and the document of all of them."""
@@ -42,7 +44,7 @@ def build_app(
         exception_handlers={ApiError: _api_error, HTTPException: _http_error, Exception: _fault},
     )
     app.router.redirect_slashes = False
-    return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS)))
+    return UnreadBody(RequestMiddleware(CorsMiddleware(app, origins, HEADERS), tracer))
 
 
 def build_full_app(not_ready: NotReady) -> ASGIApp:
@@ -54,7 +56,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     context = context_of(request.scope)
     error = context.ending.as_answered(error, context.public_id)
-    context.facts["code"] = error.kind.value.code
+    context.facts |= {"code": error.kind.value.code, "reason": error.reason}
     language = language_of(request.headers)
     return Response(
         error.body(context.public_id, language),

@@ -116,6 +116,9 @@ class Kind(Enum):
     )
 
 
+REDIS_AWAY = "redis_away"
+"""Reason of a refusal for which Redis gave no verdict."""
+
 LONGEST_RETRY_S = 60.0
 """Maximum `retry-after`. The official SDKs ignore a longer one; some then retry at once."""
 
@@ -124,7 +127,8 @@ class ApiError(Exception):
     """An error reply for the customer.
 
     `message` is a text of `proxy/messages.py`, or a sentence of the admin or finance API, which is in English only. It
-    contains no secret, URL or traceback.
+    contains no secret, URL or traceback. `reason` is for our metrics and our log: one of our own names, finer than the
+    code if the code has several causes, and else the code.
     """
 
     def __init__(
@@ -136,9 +140,11 @@ class ApiError(Exception):
         retry_after_s: float | None = None,
         retry: bool | None = None,
         headers: dict[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
+        self.reason = reason or kind.value.code
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
@@ -146,6 +152,11 @@ class ApiError(Exception):
         self.retry = kind.value.retry if retry is None else retry
         if retry_after_s is not None and retry_after_s > LONGEST_RETRY_S:
             self.retry = False
+
+    @property
+    def span_code(self) -> str:
+        """What a trace calls it."""
+        return self.kind.value.code
 
     def body(self, request_id: str, wanted: Language = "en") -> bytes:
         """Encode OpenAI's error envelope with our request id, in the `wanted` language if the message has it."""
@@ -177,4 +188,4 @@ class ApiError(Exception):
 
 def wallet_away() -> ApiError:
     """Build the 503 for a Redis without a verdict: nothing was decided, so a retry is safe."""
-    return ApiError(Kind.UNAVAILABLE, WALLET_AWAY, retry_after_s=1.0)
+    return ApiError(Kind.UNAVAILABLE, WALLET_AWAY, retry_after_s=1.0, reason=REDIS_AWAY)

@@ -77,6 +77,11 @@ class Failure(Exception):
         self.detail = detail
         self.retry_after_s = retry_after_s
 
+    @property
+    def span_code(self) -> str:
+        """What a trace calls it."""
+        return self.outcome.reason
+
     def as_error(self) -> ApiError:
         """Build the customer's error."""
         rule = self.outcome.value
@@ -87,6 +92,7 @@ class Failure(Exception):
             param=param,
             retry=rule.error.value.retry and not rule.accepted,
             retry_after_s=None if rule.accepted else self.retry_after_s,
+            reason=self.outcome.reason,
         )
 
 

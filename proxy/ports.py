@@ -122,6 +122,8 @@ class StoreFailed(Exception):
     Nothing is published, unless the answer was lost: then the object may be there.
     """
 
+    span_code = "store_failed"
+
     def __init__(self, message: str, *, again: bool) -> None:
         super().__init__(message)
         self.again = again

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from config.settings import (
     JOURNAL_POLL_S,
     JOURNAL_STOP_S,
     KEY_CACHE_SIZE,
+    LEAST_SPOOL_MB,
     MAX_BODY_BYTES,
     MAX_IMAGE_BYTES,
     MAX_IMAGE_SIDE_PX,
@@ -46,6 +47,7 @@ from metering.clock import utc_now
 from metering.end_users import EndUsers
 from metering.fx import FxTable, seed
 from metering.journal.file import Journal, JournalFailed, Keep
+from metering.journal.folders import folder_of, left_behind
 from metering.journal.frames import Folder, JournalError, OldJournal
 from metering.journal.open_orders import OpenOrders, Unproven
 from metering.journal.recovery import Recovery
@@ -57,6 +59,7 @@ from metering.price_table import PriceTable
 from metering.pricing import FxRate
 from metering.pseudonyms import Pseudonyms
 from metering.shares import Bound
+from metering.tracing import OFF, Tracer
 from metering.wallet.connection import WalletAway, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.login import Login
@@ -109,7 +112,7 @@ from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
 from proxy.orders.sandbox import Sandbox
-from proxy.orders.settlement import Settlement
+from proxy.orders.settlement import Settlement, count_from_zero
 from proxy.orders.tasks import Tasks
 from proxy.orders.upload import ImageLimits, Uploader
 from proxy.outbound.clients import Outbound
@@ -119,6 +122,7 @@ from proxy.providers import fal, google, openai, xai
 from proxy.providers.fal import Fal
 from proxy.reload import ConfigFiles
 from proxy.server.connections import Early
+from proxy.server.worker import Worker
 from proxy.storage.opening import open_store
 from proxy.storage.spool import Spool
 from proxy.storage.watch import StoreWatch
@@ -130,22 +134,26 @@ PROVIDERS = (openai, google, xai, fal)
 
 
 @asynccontextmanager
-async def _open_journal(settings: Settings, ledger: Ledger) -> AsyncIterator[tuple[Journal, list[OldJournal]]]:
-    """Open a new journal, and those of earlier gateways that are left in its folder. Raises JournalError."""
-    folder = Folder(settings.journal_dir)
-    try:
-        past = await asyncio.to_thread(folder.past)
+async def _open_journal(
+    settings: Settings, worker: Worker, ledger: Ledger
+) -> AsyncIterator[tuple[Journal, list[OldJournal]]]:
+    """Open a new journal, and those of earlier gateways that it is for this process to replay. Raises JournalError."""
+    own = folder_of(settings.journal_dir, worker.number)
+    with ExitStack() as claims:
+        folders = [
+            claims.enter_context(closing(Folder(path)))
+            for path in (own, *left_behind(settings.journal_dir, worker.number, worker.count))
+        ]
+        past = [one for folder in folders for one in await asyncio.to_thread(folder.past)]
         check_versions([one for one in past if (await ledger.incarnation(one.incarnation)).closed_at is None])
         try:
-            journal = await asyncio.to_thread(partial(Journal, folder, keep=_kept(settings)))
+            journal = await asyncio.to_thread(partial(Journal, folders[0], keep=_kept(settings, worker)))
         except OSError as error:
-            raise JournalError(f"GHUB_JOURNAL_DIR: no room in {settings.journal_dir}: {error.strerror}") from None
+            raise JournalError(f"GHUB_JOURNAL_DIR: no room in {own}: {error.strerror}") from None
         try:
             yield journal, past
         finally:
             await journal.close()
-    finally:
-        folder.close()
 
 
 async def _book(open_orders: OpenOrders) -> None:
@@ -157,8 +165,8 @@ async def _book(open_orders: OpenOrders) -> None:
                 await asyncio.sleep(JOURNAL_POLL_S / 10)
 
 
-def _kept(settings: Settings) -> Keep:
-    return Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES)
+def _kept(settings: Settings, worker: Worker) -> Keep:
+    return Keep(settings.keep_h * 3600, JOURNAL_KEPT_BYTES // worker.count)
 
 
 async def _end_incarnation(open_orders: OpenOrders) -> None:
@@ -169,8 +177,13 @@ async def _end_incarnation(open_orders: OpenOrders) -> None:
         log.warning("journal_not_closed", **error_fields(error))
 
 
-def _spool(settings: Settings) -> Spool:
-    spool = Spool(settings.spool_dir, settings.spool_mb * 1024 * 1024)
+def _spool(settings: Settings, worker: Worker) -> Spool:
+    if settings.spool_mb < LEAST_SPOOL_MB * worker.count:
+        raise SettingsError(
+            f"GHUB_SPOOL_MB: {settings.spool_mb} MB are shared by {worker.count} processes, and each needs"
+            f" {LEAST_SPOOL_MB}: give it {LEAST_SPOOL_MB * worker.count} or more"
+        )
+    spool = Spool(settings.spool_dir, settings.spool_mb * 1024 * 1024 // worker.count)
     try:
         spool.clean()
     except OSError as error:
@@ -203,7 +216,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -> AsyncIterator[Gateway]:
+async def open_gateway(
+    settings: Settings, stopping: asyncio.Event, port: int, worker: Worker, tracer: Tracer = OFF
+) -> AsyncIterator[Gateway]:
     """Build the gateway; its background work begins and ends with the application's lifespan.
 
     `port` is the one that is really bound. Raises SettingsError, CatalogueError, LedgerError or WrongPolicy: then the
@@ -217,7 +232,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             log.warning(
                 "local_storage", folder=str(opened_store.folder), why="one disk, no replicas: not for production"
             )
-        spool = _spool(settings)
+        spool = _spool(settings, worker)
         back = await stack.enter_async_context(open_back(settings))
         hot = open_redis_of(settings, REDIS_CONNECTIONS, watched=True)
         stack.push_async_callback(hot.aclose)
@@ -243,9 +258,10 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
                 await wallet.set_clock()
         providers = _providers(settings, outbound)
         offer = await files.begin(providers)
-        journal, past = await stack.enter_async_context(_open_journal(settings, back.ledger))
+        count_from_zero((model.provider, model_id) for model_id, model in offer.catalogue.models.items())
+        journal, past = await stack.enter_async_context(_open_journal(settings, worker, back.ledger))
         open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
-        recovery = Recovery(past, wallet, back.ledger, _kept(settings))
+        recovery = Recovery(past, wallet, back.ledger, _kept(settings, worker))
         await open_orders.begin(utc_now())
         stack.push_async_callback(_end_incarnation, open_orders)  # also if the start fails below
         uploader = Uploader(
@@ -338,7 +354,7 @@ async def open_gateway(settings: Settings, stopping: asyncio.Event, port: int) -
             endpoints += [_admin(settings, back, tokens, public_url), _finance(settings, back, tokens)]
         if opened_store.folder is not None:
             endpoints.append(FilesEndpoint(opened_store.folder))
-        app = build_app(endpoints, origins, conditions.not_ready, lifespan, files.versions)
+        app = build_app(endpoints, origins, conditions.not_ready, lifespan, tracer, files.versions)
         yield Gateway(
             app,
             build_full_app(conditions.not_ready),

@@ -1,6 +1,7 @@
 """The orders that this gateway has answered 200, from the journal's sync until the ledger has their charge."""
 
 import asyncio
+import socket
 import time
 from bisect import bisect_right
 from collections import deque
@@ -18,6 +19,7 @@ from metering.journal.file import Journal, JournalFailed
 from metering.journal.frames import JournalError
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
+from metering.wallet.alarms import ledger_restored
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.values import Replay
@@ -50,8 +52,8 @@ BATCH = 500
 """Orders in one query to the ledger."""
 
 OPEN = Gauge("ghub_journal_open_orders", "Answered orders whose charge the ledger does not have yet")
+OLDEST = Gauge("ghub_journal_oldest_seconds", "Age of the oldest answered order whose charge the ledger does not have")
 REPLAYED = Counter("ghub_journal_replayed_total", "Charges that a journal brought back, or brought later")
-RESTORED = Counter("ghub_ledger_restored_total", "Times that the ledger lacked what it had committed before")
 
 
 class Unproven(Exception):
@@ -91,13 +93,15 @@ class Waiting:
     """An answered order that the ledger does not have yet. The rest is read from the journal when it is needed.
 
     Its charge is brought to Redis from `charge_from_s` (of `time.monotonic`) on, and after that every `pause_s`.
+    `since_s` (of the same) is when this gateway answered it, or found that the ledger had lost it.
     """
 
-    __slots__ = ("charge_from_s", "order_id", "org_id", "pause_s")
+    __slots__ = ("charge_from_s", "order_id", "org_id", "pause_s", "since_s")
 
     def __init__(self, org_id: str, order_id: str, charge_from_s: float) -> None:
         self.org_id = org_id
         self.order_id = order_id
+        self.since_s = time.monotonic()
         self.charge_from_s = charge_from_s
         self.pause_s = SETTLED_S
 
@@ -122,15 +126,22 @@ class OpenOrders:
         self._looking = asyncio.Lock()
         self._writing = 0
         self._withdrawals: list[tuple[int, str]] = []
+        OLDEST.set_function(lambda: self.oldest_s)
 
     @property
     def waiting(self) -> int:
         """Number of orders that the ledger does not have yet."""
         return len(self._uncharged) + len(self._charged)
 
+    @property
+    def oldest_s(self) -> float:
+        """Age of the oldest of them in seconds; 0 if there is none."""
+        since = [one.since_s for orders in (self._uncharged, self._charged) for one in orders.values()]
+        return time.monotonic() - min(since) if since else 0.0
+
     async def begin(self, at: datetime) -> None:
         """Register the journal in the ledger, before any order is admitted. Raises LedgerAway."""
-        await self._ledger.open_incarnation(self._journal.incarnation, at)
+        await self._ledger.open_incarnation(self._journal.incarnation, at, socket.gethostname())
         self._journal.registered = True
 
     async def end(self, at: datetime) -> None:
@@ -281,8 +292,7 @@ class OpenOrders:
         If so, watch again what the journal keeps (rule 30).
         """
         if lacking := {*self._booked} - await booked_of(self._booked, self._ledger):
-            log.error("ledger_restored", lacks=len(lacking))
-            RESTORED.inc()
+            ledger_restored(lacks=len(lacking))
             await self._watch_kept()
             self._booked.clear()  # if interrupted before this line, it starts again and skips what is watched already
 

@@ -11,9 +11,9 @@ from metering.ports import Act, Incarnation, NotThere
 class IncarnationRecords(Transactions):
     """One row for each start of a gateway."""
 
-    async def open_incarnation(self, incarnation: UUID, at: datetime) -> None:
-        """Register the journal of a gateway, before it has admitted anything."""
-        await self._write_one("open_incarnation", id=str(incarnation), at=at.isoformat())
+    async def open_incarnation(self, incarnation: UUID, at: datetime, host: str = "") -> None:
+        """Register the journal of a gateway on this host, before it has admitted anything."""
+        await self._write_one("open_incarnation", id=str(incarnation), at=at.isoformat(), host=host)
 
     async def close_incarnation(
         self, incarnation: UUID, last_number: int, at: datetime, charged: Collection[str] = ()

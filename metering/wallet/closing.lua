@@ -46,11 +46,12 @@ end
 -- `available` is false. `low`: the balance under which the organisation gets a notice.
 local function order_of(org, request)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month', 'tried',
-    'admitted_us', 'opened')
+    'admitted_us', 'opened', 'trace')
   local of_org, v = usage_of_quotas(P .. ':wallet:' .. org, hold[4] or '', hold[5] or '', 'available', 'held', 'charged',
     'number', 'low')
   return { org = org, request = request, amount = hold[1] and hold[1] + 0, images = hold[2] and hold[2] + 0,
     key = hold[3], day = hold[4], month = hold[5], tried = hold[6], admitted_us = hold[7], opened = hold[8],
+    trace = hold[9],
     of_org = of_org, quotas = v, available = v[13] and v[13] + 0, held = v[14] and v[14] + 0,
     charged = v[15] and v[15] + 0, number = v[16] and v[16] + 0, low = (v[17] or 0) + 0 }
 end
@@ -115,6 +116,11 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
   if (upstream_usd or '') ~= '' then
     told[#told + 1] = 'upstream_usd'
     told[#told + 1] = upstream_usd
+  end
+  -- No part of the event: it tells the consumer to which trace its booking belongs.
+  if order.trace then
+    told[#told + 1] = 'trace'
+    told[#told + 1] = order.trace
   end
   -- This comes after the notices that it causes: if the ledger has the event, it has the notices, too.
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,

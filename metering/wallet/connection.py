@@ -17,6 +17,8 @@ from metering.wallet.pool import Pool
 class WalletAway(Exception):
     """Redis gave no verdict: it is down, frozen, loading, read-only, full, in a cluster change, or not projected."""
 
+    span_code = "wallet_away"
+
 
 class NotSent(WalletAway):
     """The server was given up while this call waited for its turn. It wrote nothing."""

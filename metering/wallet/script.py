@@ -6,11 +6,13 @@ that few orders need are made only where they are needed.
 
 import hashlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prometheus_client import Histogram
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -18,6 +20,14 @@ _HERE = Path(__file__).parent
 _COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
 _WITH = re.compile(r"^ *-- WITH (\w+)$", re.MULTILINE)
 _EMPTY = "''"
+
+SCRIPT_S = Histogram(
+    "ghub_wallet_script_seconds",
+    "A script's call, or one round trip of many calls, from sending it until its answer was read here",
+    ["script"],
+    # The script itself takes 0.05 to 0.2 ms, the network 0.1 to 2 ms; after 100 ms the customer is told 503.
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5),
+)
 
 
 class Call(NamedTuple):
@@ -57,11 +67,13 @@ class _Declared:
 class Script:
     """One script.
 
-    It is sent by its hash, and in full to a server that does not know the hash and so has done nothing.
+    It is sent by its hash, and in full to a server that does not know the hash and so has done nothing. `name` is its
+    name in metrics.
     """
 
-    def __init__(self, redis: Redis, text: str, codes: type[IntEnum] | None = None) -> None:
+    def __init__(self, redis: Redis, name: str, text: str, codes: type[IntEnum] | None = None) -> None:
         self._redis = redis
+        self._seconds = SCRIPT_S.labels(name)
         self._declared = _Declared(text)
         self._text = _COMMON + self._declared.prelude(codes) + _WITH.sub(_part, text)
         self._hash = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
@@ -77,14 +89,21 @@ class Script:
 
     async def __call__(self, keys: Mapping[str, str], rest: Sequence[Any] = (), **args: Any) -> Any:
         """Call the script. A declared reply is returned by name, with texts as `str`; any other reply is unchanged."""
-        return self._read(await self._send(self.call(keys, rest, **args)))
+        call = self.call(keys, rest, **args)
+        sent_s = time.monotonic()
+        reply = await self._send(call)
+        self._seconds.observe(time.monotonic() - sent_s)
+        return self._read(reply)
 
     async def each(self, calls: Sequence[Call]) -> list[Any]:
         """Run many calls with one round trip to each server; returns a reply for each."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for names, args in calls:
                 pipe.evalsha(self._hash, len(names), *names, *args)
+            sent_s = time.monotonic()
             replies = await pipe.execute(raise_on_error=False) if calls else []
+        if calls:
+            self._seconds.observe(time.monotonic() - sent_s)
         for place, call in enumerate(calls):
             if isinstance(replies[place], NoScriptError):
                 replies[place] = await self._send(call)
@@ -107,7 +126,8 @@ class Script:
 
 def load_script(redis: Redis, name: str, codes: type[IntEnum] | None = None) -> Script:
     """Load `NAME.lua` from this folder, with the common part before it, and `codes` as Lua locals."""
-    return Script(redis, (_HERE / f"{name}.lua").read_text(encoding="utf-8"), codes)
+    unversioned = name.rpartition("_v")[0]
+    return Script(redis, unversioned, (_HERE / f"{name}.lua").read_text(encoding="utf-8"), codes)
 
 
 def _part(found: re.Match[str]) -> str:

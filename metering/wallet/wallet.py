@@ -64,11 +64,11 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, Server] = WeakKeyDictionary()
-        self._admit = load_script(redis, "admit_v3", Verdict)
+        self._admit = load_script(redis, "admit_v4", Verdict)
         self._sandbox = load_script(redis, "sandbox_v1", Verdict)
         self._settle = load_script(redis, "settle_v3", Close)
         self._void = load_script(redis, "void_v3", Close)
-        self._replay = load_script(redis, "replay_v5", Replay)
+        self._replay = load_script(redis, "replay_v6", Replay)
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v2")
         self._gone = load_script(redis, "gone_v2")
@@ -134,10 +134,12 @@ class Wallet:
         *,
         life_s: float,
         owner: str,
+        trace: str = "",
     ) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial takes nothing.
 
-        EARLIER: the order is a duplicate, and counts as a request only.
+        EARLIER: the order is a duplicate, and counts as a request only. `trace`, the `traceparent` of its request,
+        comes back with the order's event, however it ends.
 
         Raises NotProjected if nothing can have been written. If it raises any other WalletAway, the hold may exist: the
         caller must `abandon` it.
@@ -180,6 +182,7 @@ class Wallet:
                 tries=_tries(identity),
                 recent_us=_RECENT_US,
                 owner=owner,
+                trace=trace,
                 model=quote.price.model,
                 day=quote.period.day,
                 month=quote.period.month,
@@ -388,6 +391,7 @@ class Wallet:
                 lost_up_to=lost_up_to,
                 fingerprint=answered.fingerprint,
                 recent_us=_RECENT_US,
+                trace=answered.trace,
                 **_told_by(answered.upstream),
             ),
         )

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from proxy.api.images import PATH
 from proxy.api.middleware import REQUESTS, is_request_id
+from proxy.orders.denials import DENIALS
 from proxy.orders.gate import Gate, crowded
 from proxy.orders.result import public_id
 
@@ -51,5 +52,6 @@ class Crowd:
             headers["x-client-request-id"] = sent
         status = error.kind.value.status
         REQUESTS.labels(PATH, str(status)).inc()
+        DENIALS.labels(error.reason).inc()
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"HTTP/1.1 {status} \r\n{lines}\r\n".encode() + body

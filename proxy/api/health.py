@@ -1,10 +1,12 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata as packages
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, disable_created_metrics, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -14,6 +16,8 @@ from metering.background import Background
 from proxy.api.operation import TEXT, Operation, Tag, routes
 from proxy.api.schemas import Alive, Ready
 from proxy.messages import FAULTY
+
+TASKS = Gauge("ghub_tasks", "asyncio tasks of this process, counted when the metrics are read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ class Conditions:
         """Name of the first condition that keeps this process from being ready; None if there is none."""
         return next((one.name for one in self._conditions if one.for_ready and one.refusal() is not None), None)
 
+
+READY = Gauge("ghub_ready", "1 while this process takes work, 0 while `/readyz` says why not")
+BUILD = Gauge("ghub_build_info", "1, with the version of this process", ["version"])
 
 NotReady = Callable[[], str | None]
 """Reason why a process is not ready, in a few words; None if it is ready."""
@@ -115,10 +122,35 @@ def probe_routes(not_ready: NotReady, versions: Versions = dict) -> list[Route]:
     return routes(ProbesEndpoint(not_ready, versions).operations())
 
 
+def measure(not_ready: NotReady) -> None:
+    """Have this process' metrics say whether it is ready, and which version it is."""
+    # When each was made is a time series more for each counter, which nobody asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    READY.set_function(lambda: not_ready() is None)
+    BUILD.labels(packages.version("geekhub-gateway")).set(1)
+
+
 def metrics_app(not_ready: NotReady, versions: Versions = dict) -> Starlette:
     """Build the application of the metrics port: `/metrics` and the probes."""
+    measure(not_ready)
 
     async def metrics(request: Request) -> Response:
+        TASKS.set(len(asyncio.all_tasks()))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready, versions)])
+
+
+def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]]) -> Starlette:
+    """Build the same for several processes: `dead` is why `/healthz` is 503, and `read` reads the metrics of all."""
+    measure(not_ready)
+    probes = ProbesEndpoint(not_ready)
+
+    async def metrics(request: Request) -> Response:
+        return Response(await read(), media_type=CONTENT_TYPE_LATEST)
+
+    async def healthz(request: Request) -> Response:
+        why = dead()
+        return PlainTextResponse("ok\n" if why is None else f"{why}\n", 200 if why is None else 503)
+
+    return Starlette(routes=[Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", probes.readyz)])

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from metering.money import format_mxn
+from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
@@ -22,6 +23,7 @@ from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_bod
 from proxy.api.schemas import Delivered
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.offer import Offer
+from proxy.orders import denials
 from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
@@ -136,22 +138,30 @@ class ImagesEndpoint:
         """Handle one order, from its body to its reply."""
         context = context_of(request.scope)
         try:
-            caller = await self._caller(context, request)
-            context.facts |= {"org": caller.org_id, "key": caller.key_id}
-            body = await read_body(request, self._limits)
-            async with self._admissions.turn(context):
-                order = parse_order(body, self._offer.catalogue, caller.response_format, tags_of(request.headers))
-                context.facts |= {"model": order.model_id, "n": order.n}
-                self._lifecycle.check(order.model_id, order.model)
-                identity = identity_of(request.headers, order, caller.scope)
-                admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
+            with denials.counted():
+                caller = await self._caller(context, request)
+                context.facts |= {"org": caller.org_id, "key": caller.key_id}
+                body = await read_body(request, self._limits)
+                async with self._admissions.turn(context) as waited_s:
+                    context.wait(waited_s)
+                    with step("parse"):
+                        order = parse_order(
+                            body, self._offer.catalogue, caller.response_format, tags_of(request.headers)
+                        )
+                        context.of(order, sandbox=caller.test)
+                        self._lifecycle.check(order.model_id, order.model)
+                        identity = identity_of(request.headers, order, caller.scope)
+                        context.told(keyed=identity.key_hash is not None, tries=tries_of(request.headers))
+                    admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)
                 return self._reply(context, caller, order, delivery)
         except WalletAway:
             raise wallet_away() from None
         if isinstance(admitted, Duplicate):
-            return self._reply(context, caller, order, await joined(self._replay, request, admitted))
+            with step("replay"):
+                delivery = await joined(self._replay, request, admitted)
+            return self._reply(context, caller, order, delivery)
         generation = self._generations.start(admitted)
         await _until_done_or_left(request, generation, partial(self._generations.client_left, admitted))
         # A client that hangs up ends this wait, but not the generation.
@@ -161,12 +171,14 @@ class ImagesEndpoint:
 
     async def _caller(self, context: RequestContext, request: Request) -> Caller:
         """Authenticate. Raises ApiError, also if the gate is shut, before any of the body is read."""
-        caller = self._authenticator.known(request.headers)
-        self._admissions.check_gate(request.scope.get("state", {}).get(HERE_SINCE_S))
-        if caller is not None:
-            return caller
-        async with self._admissions.turn(context):
-            return await self._authenticator.caller(request.headers)
+        with step("authenticate"):
+            caller = self._authenticator.known(request.headers)
+            self._admissions.check_gate(request.scope.get("state", {}).get(HERE_SINCE_S))
+            if caller is not None:
+                return caller
+            async with self._admissions.turn(context) as waited_s:
+                context.wait(waited_s)
+                return await self._authenticator.caller(request.headers)
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn
@@ -174,10 +186,11 @@ class ImagesEndpoint:
         if delivery.available_micro_mxn is not None:
             headers |= balance_header(delivery.available_micro_mxn)
         headers |= {"x-geekhub-cost-mxn": format_mxn(charged_micro_mxn)}
+        context.facts |= {"images": len(result.images), "cost_mxn": format_mxn(charged_micro_mxn)}
+        context.facts["bytes"] = sum(image.size_bytes for image in result.images)
         if delivery.replayed:
             headers |= {"idempotent-replayed": "true"}
-        else:
-            context.facts |= {"images": len(result.images), "cost_mxn": format_mxn(charged_micro_mxn)}
+            context.facts["replay_of"] = result.public_id
         if order.response_format == "b64_json":
             until_s = context.started_s + (order.model.deadline_s or self._limits.deadline_s)
             if delivery.replayed:
@@ -200,10 +213,14 @@ def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:
     """
     key_hash = idempotency_key(headers, scope)
     if key_hash is None:
-        tries = headers.get("x-stainless-retry-count", "")
-        counted = tries.isascii() and tries.isdigit() and len(tries) < 3
-        return OrderIdentity(fingerprint(order), tries=int(tries) if counted else None)
+        return OrderIdentity(fingerprint(order), tries=tries_of(headers))
     return OrderIdentity(fingerprint(order), key_hash=key_hash)
+
+
+def tries_of(headers: Headers) -> int | None:
+    """Read how often an SDK says that it has tried this order before; None if it does not count."""
+    tries = headers.get("x-stainless-retry-count", "")
+    return int(tries) if tries.isascii() and tries.isdigit() and len(tries) < 3 else None
 
 
 async def joined(replay: Replay, request: Request, duplicate: Duplicate) -> Delivery:
@@ -232,6 +249,7 @@ async def _until_done_or_left(
     try:
         await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if leaving.done():
+            context_of(request.scope).facts["client_gone"] = True
             with suppress(WalletAway):
                 await left()
     finally:

@@ -13,17 +13,20 @@ from config.settings import CLOSED_S, CONSUMER_METRICS_PORT, PROJECTION_POLL_S, 
 from metering.background import Background, Part, every
 from metering.clock import utc_now
 from metering.consumer import Consumer
+from metering.journal.orphaned import OrphanWatch
 from metering.ports import Ledger, LedgerAway
 from metering.sinks.delivery import Delivery
 from metering.sinks.file import read_sinks
 from metering.sinks.lag import Lag
 from metering.sinks.sink import Sender, Sink
+from metering.wallet.waiting import EventsWaiting
 from proxy.api.health import Condition, Conditions, running, when
 from proxy.backends import LOGIN_REFUSED, open_back
 from proxy.cli.loading import loading
 from proxy.cli.output import LogsAreJson
 from proxy.cli.process import begin, bind_metrics, serve_probes
 from proxy.cli.running import run
+from proxy.cli.tracing import open_tracer
 from proxy.server.serving import stop_on_signals
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,7 @@ def consume(as_json: LogsAreJson = True) -> None:
         probe = bind_metrics(settings, CONSUMER_METRICS_PORT)
         sinks = read_sinks(settings.sinks)
         async with (
+            open_tracer(settings, os.environ, "ghub-consumer") as tracer,
             open_back(settings) as back,
             _open_senders(sinks) as senders,
             asyncio.TaskGroup() as tasks,
@@ -45,9 +49,10 @@ def consume(as_json: LogsAreJson = True) -> None:
             await back.ledger.check_schema()
             await back.ledger.register_sinks({sink.name: sink.profile for sink in sinks}, utc_now())
             name = f"{socket.gethostname()}-{os.getpid()}"
-            consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600)
+            consumer = Consumer(back.with_redis(), back.ledger, name, CLOSED_S, settings.keep_h * 3600, tracer)
             projector = back.projection()
             login = back.login()
+            waiting = EventsWaiting(back.with_redis())
             with suppress(RedisError, OSError, TimeoutError):  # away is no reason not to start
                 await login.look()
             background = Background(
@@ -55,6 +60,8 @@ def consume(as_json: LogsAreJson = True) -> None:
                     Part("consumer", lambda: consumer.run(stop), ends=True),
                     Part("projection", lambda: projector.run(PROJECTION_POLL_S)),
                     Part("login", lambda: login.run(PROJECTION_POLL_S), needed=False),
+                    Part("orphaned journals", OrphanWatch(back.ledger, back.presence()).run, needed=False),
+                    Part("events waiting", waiting.run, needed=False),
                     *_deliveries(senders, back.ledger),
                 ],
                 give_up=stop.set,

@@ -1,8 +1,10 @@
 """`ghub journal`: journals of gateways that do not come back: to inspect, charge by hand, salvage, or give up."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +14,16 @@ import typer
 
 from config.settings import SettingsError
 from metering.clock import utc_now
+from metering.journal.folders import all_folders
 from metering.journal.frames import Folder, OldJournal, Survey, survey
+from metering.journal.orphaned import orphans
 from metering.journal.recovery import PAUSE_S, Recovery
 from metering.journal.salvage import ASIDE, Salvage, check_versions, ends_of, give_up, read_orders
 from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
 from proxy.backends import Backends
 from proxy.cli.output import AsJson, fail, misuse, say
+from proxy.cli.replay_job import POD, replay_job
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -31,19 +36,20 @@ JournalDir = Annotated[Path, typer.Argument(metavar="DIR", help="The gateway's G
 
 @app.command("replay")
 def replay(folder: JournalDir, who: As = None, as_json: AsJson = False) -> None:
-    """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR."""
+    """Charge every order that the journals in DIR say is answered, and close them. Refused while a gateway uses DIR.
+
+    DIR is a gateway's whole folder: those of its further processes in it are replayed with it.
+    """
 
     async def work() -> dict[str, Any]:
-        claimed = Folder(folder, make=False)
-        try:
-            past = await asyncio.to_thread(claimed.past)
+        with ExitStack() as claims:
+            folders = [claims.enter_context(closing(Folder(one, make=one != folder))) for one in all_folders(folder)]
+            past = [one for claimed in folders for one in await asyncio.to_thread(claimed.past)]
             check_versions(past)
             async with back(who) as opened:
                 recovery = Recovery(past, opened.wallet(), opened.ledger)
                 await _note(opened, "journal.replay", folder, past)
                 await _until_none(lambda: recovery.left, recovery.round)
-        finally:
-            claimed.close()
         return {"incarnations": len(past), "orders": recovery.orders, "charged_now": recovery.charged}
 
     say(run(work()), as_json)
@@ -88,14 +94,41 @@ def inspect(folder: JournalDir, as_json: AsJson = False) -> None:
     """What the journals in DIR say, damaged or in use, and what the ledger knows of it. Changes nothing."""
 
     async def work() -> dict[str, Any]:
-        found = await asyncio.to_thread(survey, folder)
+        found = [(one, await asyncio.to_thread(survey, one)) for one in all_folders(folder)]
         try:
             async with books() as opened:
-                return await _inspected(folder, found, opened.ledger, "")
+                own, *further = [await _inspected(*one, opened.ledger, "") for one in found]
         except (SettingsError, LedgerAway, LedgerError) as error:
-            return await _inspected(folder, found, None, str(error) or type(error).__name__)
+            why = str(error) or type(error).__name__
+            own, *further = [await _inspected(*one, None, why) for one in found]
+        return {**own, "processes": further}
 
     _show(run(work()), as_json)
+
+
+@app.command("orphans")
+def orphaned(as_json: AsJson = False) -> None:
+    """Journals that are open although their gateway is gone, and the pod that each was in."""
+
+    async def work() -> list[dict[str, Any]]:
+        async with back() as opened:
+            found = await orphans(opened.ledger, opened.presence())
+        return [{"incarnation": str(one.incarnation), "pod": one.host, "opened_at": one.opened_at} for one in found]
+
+    say(run(work()), as_json)
+
+
+@app.command("job")
+def job(
+    pod: Annotated[
+        str, typer.Argument(metavar="POD", help="The pod that is gone, as `ghub journal orphans` names it.")
+    ],
+    image: Annotated[str, typer.Option(help="The image of the gateways, which the Job runs.")],
+) -> None:
+    """The Job that replays the journal on the claim of POD, for `kubectl apply -f -`. Talks to nothing."""
+    if not POD.fullmatch(pod):
+        misuse("POD: a pod's name has small letters, digits and hyphens, such as gateway-3")
+    typer.echo(json.dumps(replay_job(pod, image), indent=2))
 
 
 @app.command("close")
@@ -228,18 +261,23 @@ def _short(cell: Any) -> Any:
 
 
 def _show(found: dict[str, Any], as_json: bool) -> None:
-    """Print one JSON value, or tables: the folder, its journals, their orders, and what is wrong with them."""
+    """Print one JSON value, or tables: each folder, its journals, their orders, and what is wrong with them."""
     if as_json:
         say(found, as_json)
         return
+    for one in (found, *found["processes"]):
+        _show_folder(one)
+
+
+def _show_folder(found: dict[str, Any]) -> None:
     journals = found["incarnations"]
-    say({name: found[name] for name in ("folder", "in_use", "ledger")}, as_json)
-    say([{name: _short(cell) for name, cell in one.items()} for one in journals], as_json)
+    say({name: found[name] for name in ("folder", "in_use", "ledger")}, False)
+    say([{name: _short(cell) for name, cell in one.items()} for one in journals], False)
     for name in ("files", "orders", "damage", "unreadable"):
         if rows := [row for one in journals for row in one[name]]:
-            say(rows, as_json)
+            say(rows, False)
     for one in journals:
         for first, last in one["missing"]:
-            say({"missing": f"entries {first} to {'?' if last is None else last}", "of": one["incarnation"]}, as_json)
+            say({"missing": f"entries {first} to {'?' if last is None else last}", "of": one["incarnation"]}, False)
     for name in found["other_files"]:
-        say({"no file of a journal": name}, as_json)
+        say({"no file of a journal": name}, False)

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 def begin() -> Settings:
     """Read the settings, set up the log with them, and log unknown GHUB_ variables. Raises SettingsError."""
     settings = read_settings()
-    set_up_logs(settings.log_level, sys.stdout)
+    set_up_logs(settings.log_level, sys.stdout, settings.region)
     for name, nearest in unknown_names(os.environ):
         log.warning("no_such_setting", name=name, did_you_mean=nearest)
     return settings

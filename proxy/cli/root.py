@@ -36,11 +36,12 @@ class Entry:
 
 ENTRIES = {
     "demo": Entry("demo", "demo", "The whole system on this machine, until Ctrl-C."),
-    "serve": Entry("serve", "serve", "The gateway, until SIGTERM."),
+    "serve": Entry("gateway", "serve", "The gateway, until SIGTERM."),
     "consume": Entry("consume", "consume", "The billing consumer, until SIGTERM."),
     "simulate": Entry(
         "simulate", "simulate", "The upstreams' wire formats, with real pictures, for the demo and tests."
     ),
+    "smoke": Entry("smoke", "smoke", "One order by a test key, as a customer places it: does it all work?"),
     "migrate": Entry("migrate", "migrate", "Bring the ledger's schema up to date; safe to repeat."),
     "verify": Entry(
         "verify", "verify", "Are the books right? Redis, ledger, prices, rates and stored images compared."

@@ -34,6 +34,7 @@ SENTENCES = {
     "metering.ports.LedgerMisconfigured": "{error}",
     "metering.wallet.pressure.WrongPolicy": "{error}",
     "proxy.ports.StoreMisconfigured": "{error}",
+    "proxy.server.supervisor.StopFailed": "{error}",
     "redis.exceptions.AuthenticationError": "GHUB_REDIS_URL: Redis refuses the user name or password.",
     "metering.wallet.connection.WalletAway": (
         "Redis is away, or not projected yet: is a gateway or a consumer running?"

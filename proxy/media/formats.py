@@ -27,6 +27,8 @@ FORMATS = (PNG, JPEG, WEBP, GIF, AVIF)
 class NotAnImage(Exception):
     """The bytes are not one whole image that we store. The message is ours and contains nothing of theirs."""
 
+    span_code = "bad_image"
+
 
 def sniff(head: bytes) -> Format:
     """Find the format from the first HEAD_BYTES, or from all bytes if there are fewer, not from a label.

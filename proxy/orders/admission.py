@@ -11,6 +11,7 @@ from metering.end_users import EndUsers
 from metering.events import encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
+from metering.tracing import step
 from metering.wallet.connection import NotProjected, NotSent, WalletAway
 from metering.wallet.values import Admission, Caller, OrderIdentity, OrderStatus, Verdict
 from metering.wallet.wallet import Wallet
@@ -125,8 +126,8 @@ class Admissions:
         if self._gate.refuses(here_since_s):
             raise crowded()
 
-    def turn(self, context: RequestContext) -> AbstractAsyncContextManager[None]:
-        """Wait for a turn to authenticate or to `admit`, within the order's deadline. Raises ApiError 503."""
+    def turn(self, context: RequestContext) -> AbstractAsyncContextManager[float]:
+        """Wait for a turn to authenticate or to `admit`, within the order's deadline, as `Gate.turn` does."""
         return self._gate.turn(context.started_s + self._deadline_s)
 
     async def admit(
@@ -172,7 +173,8 @@ class Admissions:
 
     async def _ask(self, candidate: _Candidate) -> tuple[Admission, _Hold]:
         caller, order, identity = candidate.caller, candidate.order, candidate.identity
-        quote = self._quotes.quote(order, self._wallet.now_us(caller.org_id))
+        with step("quote"):
+            quote = self._quotes.quote(order, self._wallet.now_us(caller.org_id))
         facts = {
             "model": order.model_id,
             "provider": order.model.provider,
@@ -185,12 +187,27 @@ class Admissions:
         }
         opened = encode_opened(candidate.context.order_id, caller.org_id, caller.key_id, quote, facts)
         hold = _Hold(quote, opened, boottime_s())
-        admission = await self._wallet.admit(
-            caller, candidate.context.order_id, quote, opened, identity, life_s=candidate.life_s, owner=self._owner
-        )
+        with step("hold") as span:
+            admission = await self._wallet.admit(
+                caller,
+                candidate.context.order_id,
+                quote,
+                opened,
+                identity,
+                life_s=candidate.life_s,
+                owner=self._owner,
+                trace=candidate.context.trace,
+            )
+            span.set("ghub.verdict", admission.verdict.name.lower())
         return admission, hold
 
     def _denial(self, admission: Admission, quote: Quote) -> ApiError:
+        denial = self._told(admission, quote)
+        denial.reason = admission.verdict.name.lower()
+        return denial
+
+    def _told(self, admission: Admission, quote: Quote) -> ApiError:
+        """Say what is wrong, with the headers that the SDKs obey."""
         if refused := key_refused(admission.verdict, quote.price.model):
             return refused
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
@@ -247,5 +264,7 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
         opened=hold.opened,
         place=place,
         ending=candidate.context.ending,
+        facts=candidate.context.facts,
         headers=rate_headers(admission),
+        trace=candidate.context.trace,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from metering.clock import boottime_s
 from metering.pricing import Quote
@@ -16,7 +17,7 @@ class AdmittedOrder:
     """An admitted order. `opened` is the event's half from the admission; `place` is what it occupies until its end.
 
     `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis. `headers`
-    are its rate-limit headers.
+    are its rate-limit headers, `facts` what its request's log line will say, `trace` is its request's.
     """
 
     order_id: str
@@ -33,6 +34,8 @@ class AdmittedOrder:
     place: Place
     ending: Ending = field(default_factory=Ending)
     headers: Mapping[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    trace: str = ""
 
     @property
     def folder(self) -> str:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from metering.events import StoredImage
+from metering.tracing import Kind, step
 from proxy.media.formats import NotAnImage
+from proxy.orders.spans import OPERATION, note_answer, note_call
 from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
@@ -29,20 +31,47 @@ return at the same time.
 """
 
 AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
+UPSTREAM_S = Histogram(
+    "ghub_upstream_seconds",
+    "An upstream call, from its first byte until its reply is read; repeated ones each",
+    ["provider", "model", "outcome"],
+    # A refusal takes 0.1 s, a picture 2 to 60 s: a quarter more from one to the next where most are, and the deadlines.
+    buckets=(0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 75.0),
+)
+STORED_BYTES = Counter("ghub_stored_bytes_total", "Bytes of images that are in the store", ["model"])
+
+OK = "ok"
+"""Outcome of a call that brought all its pictures; any other is the reason of an `Outcome`."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """State of an order so far: stored images by number, failures, and each call's report."""
+    """State of an order so far: stored images by number, failures, and each call's report.
+
+    `upstream_s` is the time from `began_s` (of `time.monotonic`) until the last reply of its upstream was read,
+    `store_s` how long the store took for the picture for which it took longest.
+    """
 
     stored: dict[int, StoredImage] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
+    upstream_s: float = 0.0
+    store_s: float = 0.0
 
     def take_refused(self) -> list[StoredImage]:
         """Take out pictures that the upstream refused after it had sent them: they are stored, but belong to nobody."""
         refused = {number for report in self.reports for number in report.refused}
         return [self.stored.pop(number) for number in sorted(refused & self.stored.keys())]
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What the request's log line says of it."""
+        return {
+            "upstream_calls": len(self.reports),
+            "upstream_ms": round(self.upstream_s * 1000),
+            "store_ms": round(self.store_s * 1000),
+        }
 
 
 class UpstreamCalls:
@@ -77,7 +106,10 @@ class UpstreamCalls:
     async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
         """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
         for tries in range(1, MAX_TRIES + 1):
-            failure = await self._try(call, folder, until_s, progress)
+            with step(f"{OPERATION} {call.order.model.upstream}", Kind.CLIENT) as span:
+                note_call(span, call, tries)
+                failure = await self._try(call, folder, until_s, progress)
+                note_answer(span, call, failure)
             if failure is None:
                 return
             pause_s = _pause_s(failure, tries)
@@ -92,6 +124,8 @@ class UpstreamCalls:
         """Store every picture of one call; returns the failure if the call, or a part of it, brought none."""
         failure: Failure | None = None
         brought = 0
+        began_s = time.monotonic()
+        outcome = Outcome.DEADLINE.reason  # if it is cut off
         progress.reports.append(
             call.report
         )  # at once: a deadline may cut the call off, and what it said by then counts
@@ -106,10 +140,16 @@ class UpstreamCalls:
                         await read.wait()
                 if brought < call.images:
                     failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
+                outcome = OK if failure is None else failure.outcome.reason
             except Failure as known:
-                failure = known
+                failure, outcome = known, known.outcome.reason
             except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
-                failure = fault(call.order, error)
+                failure, outcome = fault(call.order, error), Outcome.FAULT.reason
+            finally:
+                ended_s = time.monotonic()
+                progress.upstream_s = ended_s - progress.began_s
+                provider, model_id = call.order.model.provider, call.order.model_id
+                UPSTREAM_S.labels(provider, model_id, outcome).observe(ended_s - began_s)
         return failure
 
     async def _keep(
@@ -119,9 +159,11 @@ class UpstreamCalls:
 
         def publish(image: StoredImage) -> None:
             progress.stored[picture.index] = image
+            STORED_BYTES.labels(order.model_id).inc(image.size_bytes)
 
         try:
-            await self._uploader.upload(picture, folder, until_s, publish, read.set)
+            took_s = await self._uploader.upload(picture, folder, until_s, publish, read.set)
+            progress.store_s = max(progress.store_s, took_s)
         except NotAnImage as error:
             progress.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
         except StoreFailed as error:

@@ -10,6 +10,9 @@ from proxy.messages import BUSY, DISK_FULL, SHARE
 BUSY_RETRY_S = 5.0
 """Wait before a retry: booking a backlog of events takes seconds, not milliseconds."""
 
+NOT_READY = "not_ready"
+"""Reason of a refusal while a condition for accepting work does not hold; `/readyz` names it."""
+
 WANTED_S = 2 * BUSY_RETRY_S
 """How long a refused organisation is expected back: it was told to retry after half of this time."""
 
@@ -23,7 +26,13 @@ class Refusal(Enum):
 
     def as_error(self) -> ApiError:
         """Build the 503, which may be retried."""
-        return ApiError(Kind.UNAVAILABLE if self is Refusal.DISK else Kind.BUSY, self.value, retry_after_s=BUSY_RETRY_S)
+        kind = Kind.UNAVAILABLE if self is Refusal.DISK else Kind.BUSY
+        return ApiError(kind, self.value, retry_after_s=BUSY_RETRY_S, reason=self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Name in metrics and in the log."""
+        return self.name.lower()
 
 
 class Capacity:
@@ -48,7 +57,7 @@ class Capacity:
     def refusal(self, org_id: str, images: int, now_s: float) -> ApiError | None:
         """Find why an organisation cannot place an order of this many images, or None. `now_s`: `time.monotonic`."""
         if (reason := self._broken()) is not None:
-            return ApiError(Kind.UNAVAILABLE, reason, retry_after_s=BUSY_RETRY_S)
+            return ApiError(Kind.UNAVAILABLE, reason, retry_after_s=BUSY_RETRY_S, reason=NOT_READY)
         refusal = self._no_pictures(org_id, images, now_s) or self._no_spool(org_id)
         return refusal.as_error() if refusal else None
 

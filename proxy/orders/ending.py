@@ -52,9 +52,13 @@ class Ending:
                 return error
             case Charge.CHARGED:
                 message = CHARGED.of(where=where)
-                return ApiError(Kind.CHARGED, message, retry_after_s=FETCH_RETRY_S, headers=error.headers)
+                return ApiError(
+                    Kind.CHARGED, message, retry_after_s=FETCH_RETRY_S, headers=error.headers, reason=error.reason
+                )
             case Charge.UNKNOWN:
-                return ApiError(Kind.END_UNKNOWN, END_UNKNOWN.of(where=where), headers=error.headers)
+                return ApiError(
+                    Kind.END_UNKNOWN, END_UNKNOWN.of(where=where), headers=error.headers, reason=error.reason
+                )
 
     def _count(self) -> None:
         if self._told_error and self._charge is Charge.CHARGED and not self._counted:

@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
+from metering.tracing import step
 from proxy.errors import ApiError, Kind
 from proxy.messages import CROWDED
 
@@ -43,6 +44,9 @@ served in the second: so those that are let in wait for a second or two, and the
 SOONEST_S, LATEST_S = 1.0, 10.0
 """A refused client is told to return after a time between these, by chance: so not all return at the same moment."""
 
+REASON = "crowded"
+"""Reason of a refusal at the gate."""
+
 LATE = Histogram(
     "ghub_loop_late_seconds",
     "How late the event loop was, measured 20 times a second while there are orders",
@@ -61,7 +65,7 @@ log = structlog.get_logger(__name__)
 
 def crowded() -> ApiError:
     """Build the 503 of an order that was refused at the gate: nothing of it was looked at, and nothing was charged."""
-    return ApiError(Kind.BUSY, CROWDED, retry_after_s=random.uniform(SOONEST_S, LATEST_S))  # noqa: S311  # jitter
+    return ApiError(Kind.BUSY, CROWDED, retry_after_s=random.uniform(SOONEST_S, LATEST_S), reason=REASON)  # noqa: S311  # jitter
 
 
 class _Mark(NamedTuple):
@@ -104,15 +108,20 @@ class Gate:
         return True
 
     @asynccontextmanager
-    async def turn(self, until_s: float) -> AsyncIterator[None]:
-        """Wait for a turn, for the length of a block. Raises ApiError 503 if there was none until `until_s`."""
+    async def turn(self, until_s: float) -> AsyncIterator[float]:
+        """Wait for a turn, for the length of a block, which gets the seconds that it has waited.
+
+        Raises ApiError 503 if there was none until `until_s`.
+        """
         self._busy.set()
+        waited_s = 0.0
         if self._queue or not self._has_room:
-            await self._wait(until_s)
+            with step("wait"):
+                waited_s = await self._wait(until_s)
         else:
             self._let_in()
         try:
-            yield
+            yield waited_s
         finally:
             self._under_way -= 1
             self._serve()
@@ -172,7 +181,7 @@ class Gate:
         self._came += 1
         self._served += 1
 
-    async def _wait(self, until_s: float) -> None:
+    async def _wait(self, until_s: float) -> float:
         began_s = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
@@ -188,7 +197,9 @@ class Gate:
             if isinstance(error, TimeoutError):
                 raise crowded() from None
             raise
-        WAITED.observe(time.monotonic() - began_s)
+        waited_s = time.monotonic() - began_s
+        WAITED.observe(waited_s)
+        return waited_s
 
     def _serve(self) -> None:
         while self._queue and self._has_room:

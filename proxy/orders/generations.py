@@ -11,7 +11,7 @@ from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.result import Delivery
-from proxy.orders.settlement import Settlement, upstream_of
+from proxy.orders.settlement import HOLDS, Settlement, upstream_of
 from proxy.orders.tasks import Tasks
 from proxy.outcomes import Failure, Outcome
 
@@ -50,7 +50,10 @@ class Generations:
         await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
 
     async def _run(self, admitted: AdmittedOrder) -> Delivery:
-        progress = Progress()
+        with HOLDS.track_inprogress():
+            return await self._make(admitted, Progress())
+
+    async def _make(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         try:
             note = partial(self._note, admitted)
             await self._calls.make(admitted.order, admitted.folder, admitted.generate_until_s, progress, note)
@@ -58,6 +61,8 @@ class Generations:
             failure = Failure(Outcome.FAULT, "cancelled")
             self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))
             raise
+        finally:
+            admitted.facts.update(progress.facts)
         # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 

@@ -44,7 +44,9 @@ class Sandbox:
             admission = rehearsal.admission
             headers = rate_headers(admission)
             if admission.verdict not in (Verdict.ADMITTED, Verdict.DUPLICATE):
-                raise _denial(admission, order, headers | balance_header(0))
+                denial = _denial(admission, order, headers | balance_header(0))
+                denial.reason = admission.verdict.name.lower()
+                raise denial
             deadline_s = order.model.deadline_s or self._deadline_s
             until_s = context.started_s + deadline_s - reply_margin_s(deadline_s)
             with with_headers(headers):

@@ -5,12 +5,13 @@ It is charged and journaled before its 200, or void; nothing in between.
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
 
 import orjson
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from metering.answered import AnsweredOrder, max_bytes
 from metering.answered import encode as encode_entry
@@ -19,11 +20,12 @@ from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.money import MAX_MICRO_MXN
 from metering.pauses import Pauses
+from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Close, Closing
 from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import Progress, UpstreamCalls, fault
+from proxy.orders.calls import AGAIN, OK, STORED_BYTES, UPSTREAM_S, Progress, UpstreamCalls, fault
 from proxy.orders.ending import Charge
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.result import Delivery, Result
@@ -48,8 +50,23 @@ USD_STEP = Decimal("0.0000000001")
 
 ENDS = Counter("ghub_orders_total", "Orders ended by this process", ["model", "reason"])
 EXCESS = Counter("ghub_cost_above_quote_total", "Orders for which the provider took more than our quote", ["model"])
+CHARGED_MXN = Counter("ghub_charged_micro_mxn_total", "Millionths of MXN charged for orders of this process", ["model"])
+HOLDS = Gauge("ghub_holds_open", "Holds of this process: of orders being made, and of orders being voided")
 IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
 ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 while Redis gave no verdict")
+
+DELIVERED, NOT_SETTLED = "delivered", "not_settled"
+"""Ends of an order besides the reasons of `Outcome`."""
+
+
+def count_from_zero(models: Iterable[tuple[str, str]]) -> None:
+    """Begin what is counted by model, from pairs of provider and model: an increase from nothing would not be seen."""
+    for provider, model_id in models:
+        for counter in (AGAIN, CHARGED_MXN, EXCESS, IMAGES, STORED_BYTES):
+            counter.labels(model_id)
+        for reason in (DELIVERED, NOT_SETTLED, *(outcome.reason for outcome in Outcome)):
+            ENDS.labels(model_id, reason)
+        UPSTREAM_S.labels(provider, model_id, OK)
 
 
 class Settlement:
@@ -66,7 +83,11 @@ class Settlement:
 
     def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
-        self._tasks.detach(self._wallet.abandon(org_id, order_id, reason, until_us=until_us, upstream=upstream))
+        self._tasks.detach(self._abandon(org_id, order_id, reason, until_us, upstream))
+
+    async def _abandon(self, org_id: str, order_id: str, reason: str, until_us: int, upstream: Upstream) -> Close:
+        with HOLDS.track_inprogress():
+            return await self._wallet.abandon(org_id, order_id, reason, until_us=until_us, upstream=upstream)
 
     async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """Charge and deliver what was made of an order. If nothing was, void it and raise ApiError."""
@@ -97,16 +118,24 @@ class Settlement:
             failure = fault(admitted.order, error)
             await self.void(admitted, failure, upstream_of(progress))
             raise failure.as_error() from None
-        closing = await self._charge(admitted, answered)
+        with step("settle") as span:
+            span.set("ghub.amount_micro_mxn", answered.amount_micro_mxn)
+            closing = await self._charge(admitted, answered)
+            span.set("ghub.verdict", "none" if closing is None else closing.close.name.lower())
         charged = closing is not None and closing.close is Close.CHARGED
         if closing is not None:
             admitted.ending.known(Charge.CHARGED if charged else Charge.NONE)
+        if charged:
+            _count_charge(admitted, answered)
         if not charged and (closing is not None or not admitted.hold_is_open()):
             self._tasks.detach(self._take_back(admitted, answered, unheard=closing is None))
             raise Failure(Outcome.DEADLINE, "not settled").as_error()
-        await self._write_down(admitted, answered, entry, charged)
+        with step("journal"):
+            await self._write_down(admitted, answered, entry, charged)
         admitted.ending.known(Charge.CHARGED)
-        ENDS.labels(admitted.order.model_id, "delivered").inc()
+        if not charged:
+            _count_charge(admitted, answered)
+        ENDS.labels(admitted.order.model_id, DELIVERED).inc()
         IMAGES.labels(admitted.order.model_id).inc(len(answered.images))
         available_micro_mxn = closing.available_micro_mxn if closing is not None else None
         return Delivery(result, available_micro_mxn, admitted.headers)
@@ -134,6 +163,7 @@ class Settlement:
             admitted_us=admitted.admitted_us,
             ended_us=self._wallet.now_us(admitted.caller.org_id),
             upstream=upstream,
+            trace=admitted.trace,
         )
         entry = encode_entry(answered)
         if len(entry) > max_bytes(admitted.order.n, admitted.order.labels_bytes):
@@ -204,17 +234,14 @@ class Settlement:
         `unheard`: a settlement was sent and not answered. If Redis never reports its outcome, the images stay. A charge
         without images would be worse than images without a charge, which the ledger's end identifies.
         """
-        close = await self._wallet.abandon(
-            admitted.caller.org_id,
-            admitted.order_id,
-            "not_settled",
-            until_us=admitted.hold_ends_us,
-            upstream=answered.upstream,
+        close = await self._abandon(
+            admitted.caller.org_id, admitted.order_id, NOT_SETTLED, admitted.hold_ends_us, answered.upstream
         )
         if close is Close.CHARGED:
             admitted.ending.known(Charge.CHARGED)
+            _count_charge(admitted, answered)
             return
-        ENDS.labels(admitted.order.model_id, "not_settled").inc()
+        ENDS.labels(admitted.order.model_id, NOT_SETTLED).inc()
         if close is Close.UNKNOWN and unheard:
             log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
             return
@@ -227,9 +254,15 @@ class Settlement:
         ENDS.labels(admitted.order.model_id, reason).inc()
         try:
             comes_again = failure.as_error().retry
-            await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
+            with step("void") as span:
+                span.set("ghub.reason", reason)
+                await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
         except WalletAway:
             self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us, upstream=upstream)
+
+
+def _count_charge(admitted: AdmittedOrder, answered: AnsweredOrder) -> None:
+    CHARGED_MXN.labels(admitted.order.model_id).inc(answered.amount_micro_mxn)
 
 
 def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) -> Result:

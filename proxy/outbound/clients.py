@@ -12,6 +12,7 @@ import httpx2
 import orjson
 
 from config.settings import STORE_ANSWER_S, STORE_CONNECT_S, STORE_WRITE_S
+from metering.tracing import propagated
 from proxy.outbound.hosts import ImageHosts, PublicNames
 from proxy.outbound.pool import Origin, Resolve, resolve
 from proxy.outbound.transport import KEEP_ALIVE_S, Transport, default_trust, origin_of
@@ -86,6 +87,7 @@ class Client(httpx2.AsyncClient):
         all_headers = {"host": server.host, "user-agent": USER_AGENT} | {
             name.lower(): value for name, value in (headers or {}).items()
         }
+        all_headers |= propagated()
         body: bytes | AsyncIterable[bytes]
         if json is not None:
             body = orjson.dumps(json)

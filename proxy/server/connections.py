@@ -85,6 +85,8 @@ request is complete and refused without parsing; otherwise None."""
 
 OPEN = prometheus_client.Gauge("ghub_connections", "Connections of clients that are open")
 CUT = prometheus_client.Counter("ghub_connections_cut_total", "Connections that were refused or cut off", ["why"])
+for _why in ("full", "no_head", "unread", "http2"):
+    CUT.labels(_why)
 
 
 class Connections:

@@ -2,7 +2,9 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, TypeVar
@@ -20,6 +22,10 @@ T = TypeVar("T")
 
 PREFIX = "ghub-spool-"
 """Prefix of our files' names, while they have one."""
+
+NAMED_S = 60.0
+"""Age from which a file that still has its name was left by a crash. The folder may be that of other processes too, and
+without the file system's help their names are there for a moment."""
 
 READ_BYTES = 64 * 1024
 
@@ -47,8 +53,11 @@ class Spool:
         """Make the folder, and remove what a crash left. Raises OSError if the folder cannot be used."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(f"{PREFIX}*"):
-            log.warning("spool_cleaned", bytes=left.stat().st_size)
-            left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process has just made it, and removes its name itself
+                found = left.stat()
+                if time.time() - found.st_mtime > NAMED_S:
+                    log.warning("spool_cleaned", bytes=found.st_size)
+                    left.unlink()
         tempfile.TemporaryFile(dir=self.folder, prefix=PREFIX).close()
 
     @property

@@ -45,7 +45,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
         """,
     ),
     # An order that is placed again under its key is placed twice.
-    "retries": ("admit_v3", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
+    "retries": ("admit_v4", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""
@@ -116,8 +116,10 @@ def _lua(name: str, text: str, instead: str) -> None:
         return
     honest = scripts.Script.__init__
 
-    def weakened(self: scripts.Script, redis: Redis, script: str, codes: type[IntEnum] | None = None) -> None:
-        honest(self, redis, script.replace(text, instead), codes)
+    def weakened(
+        self: scripts.Script, redis: Redis, name: str, script: str, codes: type[IntEnum] | None = None
+    ) -> None:
+        honest(self, redis, name, script.replace(text, instead), codes)
 
     scripts.Script.__init__ = weakened  # type: ignore[assignment,method-assign]
 

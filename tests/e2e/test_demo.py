@@ -23,6 +23,7 @@ from PIL import Image
 from redis import Redis
 
 from tests.conftest import LOOPBACK
+from tests.kits.metrics import scrape
 from tests.kits.ports import free_port
 from tests.kits.processes import Begin, Forked, Process, executed, finished
 from tests.kits.system import FLUX, bearer, wait_until
@@ -183,10 +184,17 @@ def test_every_model_that_is_listed_makes_an_image(shared: Demo) -> None:
 
 
 def test_the_metrics_of_gateway_and_consumer_are_there(shared: Demo) -> None:
-    """Each on a free port of its own, which demo.json names."""
-    addresses = [shared.facts["metrics_url"], shared.facts["consumer_metrics_url"]]
-    assert len(set(addresses)) == 2
-    assert all("ghub_" in httpx2.get(address, **LOOPBACK).text for address in addresses)
+    """Each on a free port of its own, which demo.json names; an order is seen on both."""
+    facts = shared.facts
+    gateway, consumer = (httpx2.URL(facts[name]).port or 0 for name in ("metrics_url", "consumer_metrics_url"))
+    assert gateway != consumer
+    delivered, booked = f"ghub_orders_total{{model={FLUX},reason=delivered}}", "ghub_events_booked_total"
+    before = scrape(gateway)[delivered], scrape(consumer)[booked]
+    order = {"model": FLUX, "prompt": "un cenote"}
+    url, headers = f"{facts['base_url']}/images/generations", bearer(facts["api_key"])
+    assert httpx2.post(url, json=order, headers=headers, **LOOPBACK, timeout=60).status_code == 200
+    assert scrape(gateway)[delivered] == before[0] + 1
+    wait_until(lambda: scrape(consumer)[booked] > before[1], "the consumer has counted it")
 
 
 def test_the_env_file_makes_other_commands_work(shared: Demo) -> None:

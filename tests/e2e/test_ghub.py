@@ -125,10 +125,13 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("reconcile",): ("--month", "{last_month}", "--csv", "{folder}/off.csv"),
     ("storage", "sweep"): (),
     ("journal", "inspect"): ("{folder}/journal",),
+    ("journal", "orphans"): (),
+    ("journal", "job"): ("gateway-3", "--image", "geekhub-gateway:0.1.0"),
     ("journal", "replay"): ("{folder}/replayed {turn}",),
     ("journal", "salvage"): ("{folder}/saved {turn}",),
     ("journal", "close"): ("{journal}", "--lost", "--reason", "a disk"),
     ("token", "create"): ("--role", "admin"),
+    ("smoke",): (),
     ("wallet", "rebuild"): ("acme",),
     ("wallet", "accept"): ("acme", "--reason", "restored"),
     ("verify",): ("--no-images",),
@@ -153,6 +156,8 @@ def desk() -> Iterator[Desk]:
         system.start_all()
         made = Desk(system)
         org_id, key = system.customer("acme", "50.00")
+        trial = system.back(lambda back: back.accounts.create_key(org_id, "smoke", test=True)).secret
+        system.environment |= {"OPENAI_BASE_URL": system.url, "OPENAI_API_KEY": trial}
         system.back(partial(_close_september, org_id=org_id))
         body = {"model": FLUX, "prompt": "x", "user": "ana@example.com"}
         reply = httpx2.post(f"{system.url}/images/generations", headers=bearer(key), json=body, **LOOPBACK, timeout=60)

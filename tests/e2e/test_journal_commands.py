@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,29 @@ def audited(system: System) -> list[tuple[str, str]]:
     """Rows of the audit log about journals: action and target."""
     rows = system.back(lambda back: back.ledger.audits(None, 2**53, 100))
     return [(row.action, row.target) for row in reversed(rows) if row.action.startswith("journal.")]
+
+
+@pytest.mark.rule(15)
+def test_the_journal_of_a_pod_that_was_scaled_away_is_replayed_by_its_job(prepared: Prepared) -> None:
+    """It crashed with an answered order, and no pod of its name comes back: named, and replayed by the Job's words."""
+    system, org_id, key = start(prepared)
+    folder = forgotten(system, key, 1)
+    found: list[dict[str, str]] = []
+
+    def named() -> bool:
+        found[:] = ghub(system, "journal", "orphans")
+        return bool(found)
+
+    wait_until(named, "its last beat is over")
+    (orphan,) = found
+    assert (orphan["pod"], orphan["incarnation"]) == (socket.gethostname(), str(only(folder).incarnation))
+    job = json.loads(system.ghub("journal", "job", "gateway-3", "--image", "x").stdout)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    words = [word.replace("/journal", str(folder)) for word in container["args"]]
+    assert ghub(system, *words)["charged_now"] == 1
+    assert [event.end for event in system.events(org_id, 1)] == ["charge"]
+    assert ghub(system, "journal", "orphans") == []
+    assert ghub(system, "verify")["ok"]
 
 
 @pytest.mark.rule(14)

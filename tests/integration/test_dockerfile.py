@@ -18,6 +18,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from proxy.cli.root import commands
 from proxy.server.serving import bind
+from tests.conftest import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -125,6 +126,55 @@ class Image:
     def files(self) -> dict[str, int]:
         """Every file of the image and when it was last written."""
         return {str(path): path.lstat().st_mtime_ns for path in self.root.rglob("*")}
+
+
+BASE = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ssl", "/etc/localtime", sys.base_prefix)
+"""What a bare root takes of this machine: C's libraries and the interpreter, as the base image brings them. No program
+but Python is in it: no shell, and no file that knows a user."""
+
+ROOM = """
+set -e
+mount -t tmpfs bare "$1"
+cd "$1"
+mkdir -p tmp data dev proc
+shift
+while [ "$1" != -- ]; do
+    mkdir -p "$(dirname ".$1")"
+    if [ -L "$1" ]; then ln -s "$(readlink "$1")" ".$1"
+    elif [ -d "$1" ]; then mkdir -p ".$1"; mount --rbind "$1" ".$1"
+    else touch ".$1"; mount --bind "$1" ".$1"; fi
+    shift
+done
+shift
+for one in null urandom; do touch dev/$one; mount --bind /dev/$one dev/$one; done
+chmod 1777 tmp data
+exec unshare --user --map-user=10001 --map-group=10001 --root="$PWD" --wd=/data "$@"
+"""
+"""By a namespace of its own, which an ordinary user may make; the last line becomes the image's user and sees only the
+room."""
+
+
+@dataclass(frozen=True, slots=True)
+class BareRoot:
+    """The image's files where nothing else is."""
+
+    image: Image
+    place: Path
+    also: tuple[str, ...]
+
+    def command(self, *words: str) -> list[str]:
+        """The command line that runs `words` of the image in there."""
+        seen = [one for one in BASE if Path(one).exists()]
+        room = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ROOM, "room", str(self.place)]
+        return [*room, *seen, str(self.image.root), *self.also, "--", *words]
+
+    def run(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run `ghub` in there."""
+        environment = {name: value for name, value in self.image.environment.items() if name != "HOME"} | settings
+        ghub = str(self.image.root / "opt/ghub/bin/ghub")
+        return subprocess.run(
+            self.command(ghub, *words), env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
 
 
 @pytest.fixture(scope="session")
@@ -360,6 +410,52 @@ def test_the_image_serves_until_sigterm_and_then_ends_with_zero(image: Image, re
         assert process.wait(timeout=30) == 0
     assert '"stopped"' in lines[-1], lines
     assert image.files() == before
+
+
+@pytest.fixture
+def bare(image: Image, tmp_path: Path, valkey_server: ValkeyServer) -> BareRoot:
+    """The image where nothing else is, with Redis' socket and a folder for what it keeps."""
+    place, data = tmp_path / "bare", tmp_path / "data"
+    place.mkdir()
+    data.mkdir()
+    return BareRoot(image, place, (str(valkey_server.socket.parent), str(data)))
+
+
+def test_the_image_needs_no_shell_no_home_and_no_name_of_its_user(bare: BareRoot, redis_url: str) -> None:
+    """In a root with nothing but C's libraries and Python, as user 10001: from the schema to a served stop."""
+    data = bare.also[-1]
+    settings = {
+        "GHUB_LEDGER_URL": f"sqlite:///{data}/ledger.db",
+        "GHUB_STORAGE_URL": f"file://{data}/images",
+        "GHUB_JOURNAL_DIR": f"{data}/journal",
+        "GHUB_REDIS_URL": redis_url,
+        "GHUB_PORT": "0",
+    }
+    seen = "import os, pathlib; print(os.getuid(), [one for one in ('/bin/sh', '/etc/passwd') "
+    seen += "if pathlib.Path(one).exists()], 'HOME' in os.environ)"
+    python = bare.command(str(bare.image.root / "opt/ghub/bin/python"), "-c", seen)
+    environment = {name: value for name, value in bare.image.environment.items() if name != "HOME"}
+    looked = subprocess.run(python, env=environment, capture_output=True, text=True, check=False)
+    assert looked.stdout == "10001 [] False\n", looked.stderr
+    for words in (
+        ("migrate",),
+        ("fx", "set", "2026-01", "20.00", "--source", "a test"),
+        ("org", "create", "acme"),
+        ("credit", "add", "acme", "--mxn", "5.00", "--type", "recharge", "--id", "p1"),
+        ("key", "create", "acme", "--name", "first"),
+    ):
+        done = bare.run(*words, **settings)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+    command = bare.command(str(bare.image.root / "opt/ghub/bin/ghub"), *json.loads(only("CMD")))
+    with subprocess.Popen(command, env={**environment, **settings}, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout)]
+        while '"serving"' not in lines[-1]:
+            lines.append(next(process.stdout))
+        process.terminate()
+        lines += process.stdout.readlines()
+        assert process.wait(timeout=30) == 0
+    assert '"stopped"' in lines[-1], lines
 
 
 def test_the_version_of_the_image_is_the_projects(image: Image) -> None:

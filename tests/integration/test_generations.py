@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from proxy.messages import TOP_UP
 from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import split
+from proxy.orders.calls import UPSTREAM_S, split
 from proxy.orders.context import RequestContext
 from proxy.orders.gate import Gate
 from proxy.orders.lifecycle import Lifecycle
@@ -100,6 +101,12 @@ async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked
     return Ended(delivery, error, took_s)
 
 
+def upstream_calls() -> Counter[str]:
+    """How many upstream calls have ended, by outcome."""
+    samples = [sample for metric in UPSTREAM_S.collect() for sample in metric.samples if sample.name.endswith("_count")]
+    return Counter({sample.labels["outcome"]: int(sample.value) for sample in samples})
+
+
 def paths(asked: AdmittedOrder, *indexes: int) -> set[str]:
     return {f"{CALLER.org_id}/{asked.order_id}/{index}.png" for index in indexes}
 
@@ -125,8 +132,10 @@ async def test_at_the_deadline_what_is_stored_is_delivered_and_charged(tmp_path:
     wallet, asked = ScriptedWallet(), job(order(n=3), generate_s=STORED_S, reply_s=60)
     streams = [whole(png(0)), whole(png(1)), hanging(png(2)[:40])]
     pictures = [picture(index, chunks, inline=inline) for index, chunks in enumerate(streams)]
+    before = upstream_calls()
     ended = await generate(wallet, tmp_path, ScriptedProvider(*pictures), asked)
     assert ended.delivery is not None and ended.took_s < 60
+    assert set(upstream_calls() - before) == {"deadline" if inline else "ok"}  # one at a URL is read after the reply
     assert {image.path for image in ended.delivery.result.images} == files(tmp_path) == paths(asked, 0, 1)
     assert [amount for amount, _ in wallet.charges] == [2 * UNIT] and not wallet.voids
 
@@ -371,8 +380,9 @@ async def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
     tmp_path: Path, failure: Exception | None, reason: str, kind: Kind
 ) -> None:
     """With its reason; what nobody foresaw is a fault of ours."""
-    wallet = ScriptedWallet()
+    wallet, before = ScriptedWallet(), upstream_calls()
     ended = await generate(wallet, tmp_path, ScriptedProvider(then=failure), job(order()))
+    assert set(upstream_calls() - before) == {reason}
     assert ended.error is not None and ended.error.kind is kind
     assert (wallet.voids, wallet.settlements, files(tmp_path)) == ([reason], 0, set())
     assert wallet.awaited == [ended.error.retry] == [reason == "rate_limited"]
@@ -381,8 +391,9 @@ async def test_whatever_an_adapter_raises_ends_the_order_as_a_void(
 @pytest.mark.parametrize("failure", [Failure(Outcome.CONTENT_POLICY), RuntimeError("a fault"), None])
 async def test_what_came_before_a_failure_is_delivered_and_charged(tmp_path: Path, failure: Exception | None) -> None:
     """Three of four."""
-    wallet, asked = ScriptedWallet(), job(order(n=4))
+    wallet, asked, before = ScriptedWallet(), job(order(n=4)), upstream_calls()
     ended = await generate(wallet, tmp_path, ScriptedProvider(*three(), then=failure), asked)
+    assert sum((upstream_calls() - before).values()) == 1 and "ok" not in upstream_calls() - before
     assert ended.delivery is not None and files(tmp_path) == paths(asked, 0, 1, 2)
     assert [amount for amount, _ in wallet.charges] == [3 * UNIT]
 
@@ -503,6 +514,7 @@ class Door(ScriptedWallet):
         *,
         life_s: float,
         owner: str,
+        trace: str = "",
     ) -> Admission:
         self.asked.set()
         await self.opening.wait()

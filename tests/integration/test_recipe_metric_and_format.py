@@ -46,7 +46,7 @@ def test_a_metric_is_its_place_its_row_and_its_test(tmp_path: Path) -> None:
         "docs/operations.md",
         (
             "| `ghub_orders_total{model,reason}` |",
-            "| `ghub_models_retired_total{model}` | replies that a model is gone |\n"
+            "| `ghub_models_retired_total{model}` | counter | replies | that a model is gone |\n"
             "| `ghub_orders_total{model,reason}` |",
         ),
     )

@@ -201,8 +201,13 @@ def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> 
     )
     tree.edit("k8s/base/gateway.yaml", ("            - name: GHUB_JWT_SECRET\n", SECRET))
     tree.edit(
+        "k8s/chart/templates/gateway.yaml",
+        ('                "GHUB_JWT_SECRET"\n', '                "GHUB_LUZ_KEY"\n                "GHUB_JWT_SECRET"\n'),
+    )
+    tree.edit(
         "k8s/README.md",
         ("| `GHUB_GOOGLE_KEY` |", "| `GHUB_LUZ_KEY` | gateway | optional |\n| `GHUB_GOOGLE_KEY` |"),
+        ("| `GHUB_OPENAI_URL`, ", "| `GHUB_OPENAI_URL`, `GHUB_LUZ_URL`, "),
     )
     tree.edit(
         "docs/operations.md",
@@ -220,6 +225,7 @@ def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> 
         "docs/operations.md",
         "k8s/README.md",
         "k8s/base/gateway.yaml",
+        "k8s/chart/templates/gateway.yaml",
         "proxy/providers/luz.py",
         "proxy/wiring.py",
         "simulator/app.py",
@@ -232,4 +238,5 @@ def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> 
         "tests/unit/test_docs.py",
         "tests/unit/test_settings.py",
         "tests/integration/test_k8s.py",
+        "tests/integration/test_k8s_chart.py",
     )

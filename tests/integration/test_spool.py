@@ -198,10 +198,11 @@ asyncio.run(work())
 """
     assert subprocess.run([sys.executable, "-c", script]).returncode == -9
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / f"{PREFIX}old").write_bytes(b"left")
-    (tmp_path / "other").write_bytes(b"not ours")
+    for name in (f"{PREFIX}old", f"{PREFIX}of a process beside", "other"):
+        (tmp_path / name).write_bytes(b"left")
+    os.utime(tmp_path / f"{PREFIX}old", (0, 0))
     Spool(tmp_path, 10**8).clean()
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}of a process beside", "other"}
 
 
 def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path) -> None:

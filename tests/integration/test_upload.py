@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
+from prometheus_client import REGISTRY
 
 from metering.events import StoredImage
 from metering.shares import Bound
@@ -358,12 +360,50 @@ async def test_a_stored_image_is_read_to_its_end(tmp_path: Path, script: list[st
     assert b"".join([chunk async for chunk in read_until(store, image.path, until_s)]) == PICTURE
 
 
+class Slow(LocalStore):
+    """A store that takes its time before it reads and after it has read."""
+
+    async def put(self, path: str, chunks: Chunks, content_type: str, **more: Any) -> None:
+        await asyncio.sleep(STORE_S / 2)
+        await super().put(path, chunks, content_type, **more)
+        await asyncio.sleep(STORE_S / 2)
+
+
+STORE_S, SOURCE_S = 0.4, 1.5
+
+
+def stored_s() -> float:
+    """The time that stores have taken for the pictures that they have."""
+    return REGISTRY.get_sample_value("ghub_store_seconds_sum", {"outcome": "stored"}) or 0.0
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_the_time_of_the_store_is_not_that_of_the_source(tmp_path: Path, inline: bool) -> None:
+    """The source takes longer than the store; neither its beginning nor its middle counts for the store."""
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[Source]:
+        async def chunks() -> AsyncIterator[bytes]:
+            for half in (PICTURE[: len(PICTURE) // 2], PICTURE[len(PICTURE) // 2 :]):
+                await asyncio.sleep(SOURCE_S / 2)
+                yield half
+
+        yield Source(chunks(), None)
+
+    before_s = stored_s()
+    one = uploader(Slow(tmp_path / "images"), Spool(tmp_path, 10**8))
+    until_s = time.monotonic() + 30
+    took_s = await one.upload(Picture(0, slow, inline), FOLDER, until_s, lambda _: None, lambda: None)
+    assert STORE_S <= took_s < SOURCE_S
+    assert stored_s() - before_s == pytest.approx(took_s)
+
+
 async def test_pictures_of_one_organisation_do_not_queue_behind_another_s(tmp_path: Path) -> None:
     """Both streams are one organisation's, and twenty of its pictures wait: the next that is read is the other's."""
     one = uploader(LocalStore(tmp_path / "images"), Spool(tmp_path, 10**8))
     go_on, opened = asyncio.Event(), list[str]()
 
-    def keeping(org_id: str, number: int) -> asyncio.Task[None]:
+    def keeping(org_id: str, number: int) -> asyncio.Task[float]:
         @asynccontextmanager
         async def slow() -> AsyncIterator[Source]:
             opened.append(org_id)

@@ -264,6 +264,7 @@ def admission(caller: Caller, request: str) -> tuple[dict[str, str], dict[str, A
         "tries": 0,
         "recent_us": 60_000_000,
         "owner": "owner",
+        "trace": "",
         "model": "m",
         "day": day.day,
         "month": day.month,
@@ -291,7 +292,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         ended: dict[str, Any] = {**both, "request": "open", "remember_s": 60}
         limits: list[Any] = [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0]
         calls: dict[str, tuple[type[IntEnum] | None, dict[str, str], dict[str, Any], list[Any]]] = {
-            "admit_v3": (Verdict, *admission(caller, "new"), []),
+            "admit_v4": (Verdict, *admission(caller, "new"), []),
             "sandbox_v1": (
                 Verdict,
                 {"mark": names.mark, "wallet": names.wallet, "access": names.access(caller.key_id)}
@@ -349,7 +350,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         }
         before = dump(redis_url)
         text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
-        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd"}
+        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)
@@ -451,7 +452,7 @@ async def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_pa
     """The last microsecond still admits, the next one is LATE and leaves Redis as it was (rule 6)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
-        script = load_script(books.redis, "admit_v3", Verdict)
+        script = load_script(books.redis, "admit_v4", Verdict)
 
         async def ask(request: str, latest_us: int) -> int:
             script_keys, arguments = admission(caller, request)

@@ -22,7 +22,7 @@ COMMANDS = sorted({f"proxy.cli.{entry.module}" for entry in ENTRIES.values()})
 """Modules that are loaded when they are needed; here once for all processes."""
 
 SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload([__name__, *COMMANDS, "metering.ledger.postgres", "simulator.server"])
+SERVER.set_forkserver_preload([__name__, *COMMANDS, "proxy.cli.serve", "metering.ledger.postgres", "simulator.server"])
 
 ONE_AT_A_TIME = Lock()
 """`multiprocessing` checks all of its children whenever it starts one, and loses codes that two threads read."""

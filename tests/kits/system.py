@@ -142,8 +142,8 @@ class System:
 
     def settings(self) -> Settings:
         """The settings that the processes run with."""
-        names = {name.removeprefix("GHUB_").lower(): value for name, value in self.environment.items()}
-        return Settings.model_validate(names)
+        ours = {name: value for name, value in self.environment.items() if name.startswith("GHUB_")}
+        return Settings.model_validate({name.removeprefix("GHUB_").lower(): value for name, value in ours.items()})
 
     def back(self, work: Callable[[Backends], Coroutine[Any, Any, T]]) -> T:
         """Do `work` with ledger and Redis, in this process."""
@@ -232,8 +232,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def prepare(folder: Path, **more: str) -> System:
-    """A system in an empty folder, with a migrated ledger and FX 20, not yet started."""
+def prepare(folder: Path, month: str | None = None, **more: str) -> System:
+    """A system in an empty folder, with a migrated ledger and FX 20 for a month (this one), not yet started."""
     port, simulator_port = free_port(), free_port()
     valkey = ValkeyServer(folder, "--appendonly", "yes", "--appendfsync", "everysec")
     environment = {
@@ -250,7 +250,7 @@ def prepare(folder: Path, **more: str) -> System:
         **more,
     }
     system = System(folder, valkey, environment, port, simulator_port)
-    month = period_at(unix_us_at(utc_now())).month
+    month = month or period_at(unix_us_at(utc_now())).month
 
     async def set_up(back: Backends) -> None:
         await back.ledger.migrate()

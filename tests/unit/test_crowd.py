@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from prometheus_client import REGISTRY
 
 from proxy.api.crowd import Crowd
 from proxy.orders.gate import LATEST_S, SOONEST_S, Gate
@@ -27,9 +28,14 @@ def order(*headers: str, length: int = len(BODY), body: bytes = BODY) -> bytes:
     return "\r\n".join([*lines, "Content-Type: application/json", "", ""]).encode() + body
 
 
+def denied() -> float:
+    """How many denials were counted."""
+    return REGISTRY.get_sample_value("ghub_denials_total", {"reason": "crowded"}) or 0.0
+
+
 def test_the_reply_is_whole_and_says_what_every_503_says() -> None:
     """Status, envelope, headers for the SDKs, an id; and the times differ, so that not all return at once."""
-    waits = set()
+    waits, counted = set(), denied()
     for _ in range(50):
         reply = Crowd(Shut())(order(), None)
         assert reply is not None
@@ -48,6 +54,7 @@ def test_the_reply_is_whole_and_says_what_every_503_says() -> None:
         assert "x-client-request-id" not in headers
         waits.add(headers["retry-after-ms"])
     assert len(waits) > 25
+    assert denied() == counted + 50
 
 
 @pytest.mark.parametrize(("sent", "returned"), [("trace-1", True), ("a" * 129, False), ("\xf1", False), ("", False)])

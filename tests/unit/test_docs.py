@@ -1,9 +1,11 @@
 """The documents under docs/ and next to the code describe what is built."""
 
+import ast
 import hashlib
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +13,10 @@ import pytest
 
 from config.catalogue import Model, read_catalogue
 from config.settings import Settings
-from docs import errors
+from docs import dashboard, errors, prometheusrule, runbooks
 from docs import map as map_of_files
 from metering.limits import LIMITS
+from proxy.orders.denials import REASONS
 
 ROOT = Path(__file__).parents[2]
 APACHE_2_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
@@ -47,7 +50,9 @@ def test_every_dependency_has_its_reason_cost_and_upkeep() -> None:
             assert re.match(r"\d+\.\d MB, \d+( with \d+\.\d MB|$)", cells[-2]), line
 
 
-@pytest.mark.parametrize("printed", [errors, map_of_files], ids=["errors", "map"])
+@pytest.mark.parametrize(
+    "printed", [errors, map_of_files, dashboard, prometheusrule, runbooks], ids=lambda one: one.__name__
+)
 def test_a_page_is_printed_from_the_code(printed: ModuleType) -> None:
     assert printed.PAGE.read_text(encoding="utf-8") == printed.page(), f"run .venv/bin/python -m {printed.__name__}"
 
@@ -86,17 +91,73 @@ def test_every_limit_is_documented() -> None:
     assert re.findall(r"(?m)^\| [^|]+ \| `(\w+)` \|", page) == [kind.name for kind in LIMITS.values()]
 
 
-def test_every_metric_and_every_alarm_is_documented() -> None:
-    """Every metric on the metrics port, and every log line above `info`, is in docs/operations.md."""
-    page = (ROOT / "docs" / "operations.md").read_text()
-    told: set[str] = set()
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call in the code that is shipped, with the name of what is called."""
     for path in (one for folder in ("proxy", "metering", "config") for one in (ROOT / folder).rglob("*.py")):
-        code = path.read_text()
-        told |= set(re.findall(r'(?:Counter|Gauge|Histogram)\(\s*"(ghub_\w+)"', code))
-        told |= set(re.findall(r'log\.(?:warning|error|exception|critical)\(\s*"(\w+)"', code))
-        told |= set(re.findall(r'name="(\w+_waits?)"', code))
-    assert len(told) > 80
-    assert sorted(name for name in told if not re.search(rf"`{name}(?:`|\{{)", page)) == []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield getattr(node.func, "attr", getattr(node.func, "id", "")), node
+
+
+def text_of(node: ast.expr | None) -> str:
+    """A text that is written in a call; empty for anything else."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def metrics() -> dict[str, str]:
+    """Every metric, with its labels as on the page, and its type."""
+    found = {}
+    for name, call in calls():
+        metric = text_of(call.args[0]) if call.args else ""
+        kind = name.removesuffix("MetricFamily").lower()
+        if metric.startswith("ghub_") and kind in {"counter", "gauge", "histogram", "summary"}:
+            labels = [text_of(one) for node in call.args[2:3] if isinstance(node, ast.List) for one in node.elts]
+            found[metric + (f"{{{','.join(labels)}}}" if labels else "")] = kind
+    return found
+
+
+def alarms() -> set[str]:
+    """Every event of the log above `info`, and every name that is given to repeated work for when it waits."""
+    found = set()
+    for name, call in calls():
+        if name in {"warning", "error", "exception", "critical"} and call.args:
+            found |= {text_of(one) for one in ast.walk(call.args[0]) if isinstance(one, ast.Constant)}
+        if name == "every":
+            found |= {text_of(one.value) for one in call.keywords if one.arg == "name"}
+    return found - {""}
+
+
+def section(title: str) -> str:
+    """A section of docs/operations.md, without those below it."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (found,) = re.findall(rf"(?ms)^#+ {title}$(.*?)(?=^#+ )", page)
+    return str(found)
+
+
+def test_every_metric_is_documented_and_no_row_is_stale() -> None:
+    """Each has its row in docs/operations.md with its labels and its type, its unit and what it is for."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section("Metrics").splitlines()]
+    told = [row for row in rows if row[0].startswith("`ghub_")]
+    assert {row[0].strip("`"): row[1] for row in told} == metrics()
+    assert len(told) == len(metrics())
+    assert [row for row in told if len(row) != 4 or not all(row)] == []
+
+
+def test_every_alarm_is_documented_and_no_row_is_stale() -> None:
+    """Every log line above `info` is in the table of what to watch, and the table names no other line or metric."""
+    cells = [line.split(" | ")[0] for line in section("What to watch").splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(alarms()) > 60
+    assert {name for name in named if not name.startswith("ghub_")} == alarms()
+    known = {name.partition("{")[0] for name in metrics()}
+    assert {name for name in named if name.startswith("ghub_") and name.partition("{")[0] not in known} == set()
+
+
+def test_every_reason_of_a_denial_is_documented_and_no_row_is_stale() -> None:
+    """In docs/operations.md."""
+    cells = [line.split(" | ")[0] for line in section("Reasons of a denial").splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(named) == sorted(REASONS)
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.es.md"])

@@ -461,7 +461,7 @@ SELECT
 FROM charged AS total WHERE org_id IN (:ids);
 
 -- name: open_incarnation
-INSERT INTO incarnations (id, at) VALUES (:id, :at);
+INSERT INTO incarnations (id, at, host) VALUES (:id, :at, :host);
 
 -- name: close_incarnation
 INSERT INTO incarnation_ends (id, last_number, at)
@@ -469,7 +469,7 @@ SELECT CAST(:id AS TEXT), CAST(:last_number AS BIGINT), CAST(:at AS TEXT)
 WHERE NOT EXISTS (SELECT 1 FROM incarnation_ends WHERE id = :id);
 
 -- name: incarnation
-SELECT opened.at, ended.at, ended.last_number, ended.lost_reason
+SELECT opened.at, ended.at, ended.last_number, ended.lost_reason, opened.host
 FROM (SELECT CAST(:id AS TEXT) AS id) AS asked
 LEFT JOIN incarnations AS opened ON opened.id = asked.id
 LEFT JOIN incarnation_ends AS ended ON ended.id = asked.id;

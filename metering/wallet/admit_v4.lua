@@ -7,7 +7,7 @@
 -- KEYS  mark wallet access open hold events busy closed once recent retried
 -- ARGV  now_us>=0 latest_us>=0 from_us>=0 until_us>=0 org key_id request images>=1 amount>=1 life_us>=1
 -- ARGV  max_holds>=1 backlog>=1 remember_s>=1 opened fingerprint keyed>=0 once_s>=1 tries>=-1 recent_us>=1 owner
--- ARGV  model day month
+-- ARGV  trace model day month
 -- REPLY code now_us available requests_limit requests_left requests_reset_us images_limit images_left images_reset_us
 -- REPLY retry_us earlier:text ending:text owner:text whose:text limit used
 --
@@ -18,6 +18,7 @@
 -- opened    JSON, for the event               keyed     1 with an idempotency key, else 0; it counts for once_s
 -- tries     of the SDK before this one, -1 if no SDK counts them
 -- recent_us how long an SDK's retry finds its order
+-- trace     W3C's `traceparent` of its request, or empty; its event has it
 -- retry_us  if a quota refused it, the wait for the rates, at least 1; 0: no wait helps
 -- ending    of the earlier order: `open`, or `ending:amount:reason:org`; owner: the earlier order's
 -- whose     limit refused it: `org`, `key` or empty; limit: its name; used: how much of it is used
@@ -217,7 +218,8 @@ if code == ADMITTED then
   keep_usage(k, false, 'used_us', now, moved(of_key, true))
   redis.call('HSET', hold_key, 'amount', amount, 'images', images, 'admitted_us', now, 'opened', opened, 'owner', owner,
     'key', key_id, 'day', o.day, 'month', o.month,
-    keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint)
+    keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint,
+    unpack(trace ~= '' and { 'trace', trace } or {}))
   if keyed == 1 then
     redis.call('SET', once_key, request .. ' ' .. fingerprint, 'EX', once_s)
   else

@@ -5,7 +5,7 @@
 -- at zero (rule 19).
 -- KEYS  mark wallet open hold events closed once retried
 -- ARGV  now_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured opened admitted_us>=1 ended_us>=1
--- ARGV  result placed>=0 key_id day month lost_up_to>=-1 fingerprint recent_us>=1
+-- ARGV  result placed>=0 key_id day month lost_up_to>=-1 fingerprint recent_us>=1 trace
 -- ARGV  upstream_ids upstream_usd
 -- REPLY code now_us available below
 --
@@ -13,6 +13,7 @@
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
 -- placed        0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 -- day, month    to which the order is booked
+-- trace         W3C's `traceparent` of its request, or empty; its event has it
 -- lost_up_to    event number up to which the ledger has all of the organisation's events except this order's, or -1.
 --               A rebuild has left this charge out, so Redis' memory of it does not count
 -- below         how far below zero this call left the balance, if it charged
@@ -63,7 +64,7 @@ if redis.call('EXISTS', hold_key) == 0 then
   local counts_day, counts_month = unpack(redis.call('HMGET', wallet_key, 'day', 'month'))
   if not counts_day or counts_day > day then counts_day, counts_month = day, month end
   redis.call('HSET', hold_key, 'amount', 0, 'images', 0, 'admitted_us', admitted_us, 'opened', opened, 'key', key_id,
-    'day', counts_day, 'month', counts_month)
+    'day', counts_day, 'month', counts_month, unpack(trace ~= '' and { 'trace', trace } or {}))
 end
 if instead then
   close(order_of(org, request), 'void', 'served_again', 0, 0, '', '[]', '', ended_us, remember_s, upstream_ids,

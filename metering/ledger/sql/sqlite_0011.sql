@@ -1,0 +1,3 @@
+-- Which machine a gateway ran on: in Kubernetes the pod, whose claim has the journal. Empty for those of before.
+
+ALTER TABLE incarnations ADD COLUMN host TEXT NOT NULL DEFAULT '';

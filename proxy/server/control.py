@@ -1,0 +1,132 @@
+"""The connection between a supervisor and each of its processes, both ends of it.
+
+The supervisor asks and the process answers, in order: a line, then a length and as many bytes. Its end tells each side
+that the other one is gone, however that ended.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+
+from prometheus_client import generate_latest
+
+_STATE, _METRICS, _STOP = b"state\n", b"metrics\n", b"stop\n"
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whether a process accepts connections, and what keeps it from being ready; None if nothing does."""
+
+    accepts: bool
+    not_ready: str | None
+
+
+STARTING = State(accepts=False, not_ready="starting")
+
+
+class Answering:
+    """A process' end. It answers from its start to its end; `begin` says from when on it accepts connections."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self._not_ready: Callable[[], str | None] | None = None
+
+    def begin(self, not_ready: Callable[[], str | None]) -> None:
+        """Note that connections are accepted from now on, until the stop."""
+        self._not_ready = not_ready
+
+    @property
+    def state(self) -> State:
+        if self._not_ready is None:
+            return STARTING
+        return State(not self._stop.is_set(), self._not_ready())
+
+    async def run(self, control: socket.socket) -> None:
+        """Answer the supervisor; stop this process if it says so, or is gone."""
+        with suppress(OSError):
+            reader, writer = await asyncio.open_unix_connection(sock=control)
+            while question := await reader.readline():
+                if question == _STOP:
+                    self._stop.set()
+                    continue
+                answer = generate_latest() if question == _METRICS else json.dumps(asdict(self.state)).encode()
+                writer.write(_LENGTH.pack(len(answer)) + answer)
+                await writer.drain()
+        self._stop.set()
+
+
+@asynccontextmanager
+async def answering(control: socket.socket, stop: asyncio.Event) -> AsyncIterator[Answering]:
+    """Answer the supervisor at the other end of `control` in the background, as long as this block runs."""
+    answers = Answering(stop)
+    task = asyncio.create_task(answers.run(control))
+    try:
+        yield answers
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class Asking:
+    """The supervisor's end. A question raises ConnectionError if the process is gone; it has no time-out of its own."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._asked: deque[asyncio.Future[bytes]] = deque()
+        self._reading = asyncio.create_task(self._read())
+
+    async def state(self) -> State:
+        """Ask for its state."""
+        return State(**json.loads(await self._ask(_STATE)))
+
+    async def metrics(self) -> str:
+        """Ask for its metrics, in Prometheus' text format."""
+        return (await self._ask(_METRICS)).decode()
+
+    def stop(self) -> None:
+        """Tell it to stop. One that is still starting does so as soon as it reads this."""
+        self._writer.write(_STOP)
+
+    def close(self) -> None:
+        """Close the connection; questions that are not answered yet raise ConnectionError."""
+        self._reading.cancel()
+        self._writer.close()
+        self._give_up()
+
+    def _ask(self, question: bytes) -> Awaitable[bytes]:
+        answer = asyncio.get_running_loop().create_future()
+        self._asked.append(answer)
+        if self._reading.done():
+            self._give_up()
+        else:
+            self._writer.write(question)
+        return answer
+
+    async def _read(self) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+                data = await self._reader.readexactly(length)
+                answer = self._asked.popleft()
+                if not answer.done():  # nobody waits any more for one that came late
+                    answer.set_result(data)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        while self._asked:
+            answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_exception(ConnectionError("the process is gone"))
+
+
+async def open_asking(control: socket.socket) -> Asking:
+    """Open the supervisor's end of a connection."""
+    return Asking(*await asyncio.open_unix_connection(sock=control))
