@@ -32,8 +32,8 @@ def build_app(
     origins: Origins,
     not_ready: NotReady,
     lifespan: Lifespan,
-    tracer: Tracer = OFF,
     versions: Versions = dict,
+    tracer: Tracer = OFF,
 ) -> ASGIApp:
     """Build the gateway's ASGI application: these endpoints, the probes, and the document of all of them."""
     operations = [row for one in (*endpoints, ProbesEndpoint(not_ready, versions)) for row in one.operations()]

@@ -1,6 +1,6 @@
 """What customers may order now. A reload replaces it; an order keeps the model that it was parsed with."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -13,9 +13,16 @@ log = structlog.get_logger(__name__)
 class Offer:
     """The models of the catalogue whose provider's key is set, and whose prices the ledger has."""
 
-    def __init__(self, catalogue: Catalogue, providers: Collection[str], prices: PriceTable) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        providers: Collection[str],
+        prices: PriceTable,
+        offered: Callable[[Catalogue], None] = lambda _: None,
+    ) -> None:
         self._providers = providers
         self._prices = prices
+        self._offered = offered
         self.replace(catalogue)
 
     @property
@@ -37,3 +44,4 @@ class Offer:
                 log.warning("models_not_offered", models=sorted(absent), why=why)
         offered = {name: model for name, model in models.items() if name not in keyless | unlisted}
         self._catalogue = catalogue.model_copy(update={"models": offered})
+        self._offered(self._catalogue)

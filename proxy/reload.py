@@ -131,8 +131,10 @@ class ConfigFiles:
         self.longest_deadline_s = max(settings.deadline_s, _longest_s(back.catalogue))
         self._offer: Offer | None = None
 
-    async def begin(self, providers: Collection[str]) -> Offer:
-        """Register what was read, and offer the models of these providers. Raises LedgerAway, LedgerError.
+    async def begin(self, providers: Collection[str], offered: Callable[[Catalogue], None] = lambda _: None) -> Offer:
+        """Register what was read, and offer the models of these providers; `offered` learns them at each change.
+
+        Raises LedgerAway, LedgerError.
 
         If a price cannot be changed like this, the ledger's price holds.
         """
@@ -145,7 +147,7 @@ class ConfigFiles:
             self._models.refuse(error)
         await self._prices.refresh()
         await self._back.ledger.register_plans(self._back.plans, utc_now())
-        self._offer = Offer(self._back.catalogue, providers, self._prices)
+        self._offer = Offer(self._back.catalogue, providers, self._prices, offered)
         return self._offer
 
     def versions(self) -> dict[str, str]:

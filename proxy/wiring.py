@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from config.catalogue import read_seed_rates
+from config.catalogue import Catalogue, read_seed_rates
 from config.settings import (
     BODY_TIMEOUT_S,
     CONFIG_POLL_S,
@@ -257,8 +257,7 @@ async def open_gateway(
                 await warm_up(hot, REDIS_CONNECTIONS)
                 await wallet.set_clock()
         providers = _providers(settings, outbound)
-        offer = await files.begin(providers)
-        count_from_zero((model.provider, model_id) for model_id, model in offer.catalogue.models.items())
+        offer = await files.begin(providers, _count_offered)
         journal, past = await stack.enter_async_context(_open_journal(settings, worker, back.ledger))
         open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
         recovery = Recovery(past, wallet, back.ledger, _kept(settings, worker))
@@ -354,7 +353,7 @@ async def open_gateway(
             endpoints += [_admin(settings, back, tokens, public_url), _finance(settings, back, tokens)]
         if opened_store.folder is not None:
             endpoints.append(FilesEndpoint(opened_store.folder))
-        app = build_app(endpoints, origins, conditions.not_ready, lifespan, tracer, files.versions)
+        app = build_app(endpoints, origins, conditions.not_ready, lifespan, files.versions, tracer)
         yield Gateway(
             app,
             build_full_app(conditions.not_ready),
@@ -418,6 +417,10 @@ def _finance(settings: Settings, back: Backends, tokens: Tokens) -> FinanceEndpo
 
     limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
     return FinanceEndpoint(tokens, back.ledger, back.redis, deeds_of, limits)
+
+
+def _count_offered(catalogue: Catalogue) -> None:
+    count_from_zero((model.provider, model_id) for model_id, model in catalogue.models.items())
 
 
 def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:

@@ -141,10 +141,10 @@ def metrics_app(not_ready: NotReady, versions: Versions = dict) -> Starlette:
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready, versions)])
 
 
-def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]]) -> Starlette:
+def union_app(not_ready: NotReady, dead: NotReady, read: Callable[[], Awaitable[str]], versions: Versions) -> Starlette:
     """Build the same for several processes: `dead` is why `/healthz` is 503, and `read` reads the metrics of all."""
     measure(not_ready)
-    probes = ProbesEndpoint(not_ready)
+    probes = ProbesEndpoint(not_ready, versions)
 
     async def metrics(request: Request) -> Response:
         return Response(await read(), media_type=CONTENT_TYPE_LATEST)

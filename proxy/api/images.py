@@ -144,14 +144,7 @@ class ImagesEndpoint:
                 body = await read_body(request, self._limits)
                 async with self._admissions.turn(context) as waited_s:
                     context.wait(waited_s)
-                    with step("parse"):
-                        order = parse_order(
-                            body, self._offer.catalogue, caller.response_format, tags_of(request.headers)
-                        )
-                        context.of(order, sandbox=caller.test)
-                        self._lifecycle.check(order.model_id, order.model)
-                        identity = identity_of(request.headers, order, caller.scope)
-                        context.told(keyed=identity.key_hash is not None, tries=tries_of(request.headers))
+                    order, identity = self._parse(context, caller, body, request.headers)
                     admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)
@@ -179,6 +172,18 @@ class ImagesEndpoint:
             async with self._admissions.turn(context) as waited_s:
                 context.wait(waited_s)
                 return await self._authenticator.caller(request.headers)
+
+    def _parse(
+        self, context: RequestContext, caller: Caller, body: bytes, headers: Headers
+    ) -> tuple[Order, OrderIdentity]:
+        """Read the order, by what is on offer now. Raises ApiError."""
+        with step("parse"):
+            order = parse_order(body, self._offer.catalogue, caller.response_format, tags_of(headers))
+            context.of(order, sandbox=caller.test)
+            self._lifecycle.check(order.model_id, order.model)
+            identity = identity_of(headers, order, caller.scope)
+            context.told(keyed=identity.key_hash is not None, tries=tries_of(headers))
+        return order, identity
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn

@@ -58,7 +58,7 @@ async def _supervise(count: int) -> bool:
     supervisor = Supervisor(command, listener, count, stop)
     for one in (READY, BUILD):  # those of the whole
         OWN.register(one)
-    app = union_app(supervisor.not_ready, supervisor.dead, supervisor.metrics)
+    app = union_app(supervisor.not_ready, supervisor.dead, supervisor.metrics, supervisor.versions)
     ended = asyncio.Event()
     async with asyncio.TaskGroup() as servers:
         if probe is not None:

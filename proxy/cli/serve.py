@@ -50,7 +50,7 @@ def serve_one(inherited: str | None, processes: int) -> None:
                 servers.create_task(serve_probes(gateway.not_ready, probe, ended, gateway.versions))
             if supervised is not None:
                 measure(gateway.not_ready)
-                supervised.begin(gateway.not_ready)
+                supervised.begin(gateway.not_ready, gateway.versions)
             log.info("files", before=files.before, now=files.now, connections=files.connections)
             log.info("serving", host=settings.host, port=port)
             await serve_http(

@@ -9,7 +9,7 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -25,9 +25,10 @@ class State:
 
     accepts: bool
     not_ready: str | None
+    versions: Mapping[str, str]
 
 
-STARTING = State(accepts=False, not_ready="starting")
+STARTING = State(accepts=False, not_ready="starting", versions={})
 
 
 class Answering:
@@ -36,16 +37,17 @@ class Answering:
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
         self._not_ready: Callable[[], str | None] | None = None
+        self._versions: Callable[[], Mapping[str, str]] = dict
 
-    def begin(self, not_ready: Callable[[], str | None]) -> None:
+    def begin(self, not_ready: Callable[[], str | None], versions: Callable[[], Mapping[str, str]]) -> None:
         """Note that connections are accepted from now on, until the stop."""
-        self._not_ready = not_ready
+        self._not_ready, self._versions = not_ready, versions
 
     @property
     def state(self) -> State:
         if self._not_ready is None:
             return STARTING
-        return State(not self._stop.is_set(), self._not_ready())
+        return State(not self._stop.is_set(), self._not_ready(), self._versions())
 
     async def run(self, control: socket.socket) -> None:
         """Answer the supervisor; stop this process if it says so, or is gone."""

@@ -162,6 +162,14 @@ class Supervisor:
             return "no process accepts connections"
         return next((state.not_ready for state in self._accepting if state.not_ready is not None), None)
 
+    def versions(self) -> dict[str, str]:
+        """Versions of the files that the processes go by; of one that is just being taken, both."""
+        found: dict[str, set[str]] = {}
+        for state in self._accepting:
+            for name, version in state.versions.items():
+                found.setdefault(name, set()).add(version)
+        return {name: " ".join(sorted(versions)) for name, versions in found.items()}
+
     def dead(self) -> str | None:
         """Say why the platform should start all of it anew; None if any process answers."""
         answers = any(not child.is_silent for child in self._children.values())
