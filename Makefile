@@ -6,11 +6,14 @@ DATA ?= .ghub
 CASES ?= 1000000
 SEED ?= 0
 SECONDS ?= 1500
+HOUR ?= 3600
+RATE ?= 10
+KEEP ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST := $(VENV)/bin/python -m pytest
 
-.PHONY: setup demo test alone quick lint long fuzz chaos bench bench-consumer lock clean
+.PHONY: setup demo test alone quick lint long fuzz chaos soak bench bench-consumer lock clean
 
 setup: $(VENV)/.demo          ## .venv with everything that the demo needs
 
@@ -82,6 +85,9 @@ fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000
 chaos: $(VENV)/.test          ## random faults under load, and a judge; SEED=0 SECONDS=1500, on 2 cores
 	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e/test_chaos.py
 	$(VENV)/bin/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS)
+
+soak: $(VENV)/.test           ## an hour of steady load: does anything grow? HOUR=3600 RATE=10 KEEP=folder, and two pictures
+	$(VENV)/bin/python -m tests.soak --seconds $(HOUR) --rate $(RATE) $(if $(KEEP),--keep $(KEEP))
 
 bench: $(VENV)/.test          ## every figure with its goal, on idle cores; ONLY=job,memory runs some, ROUNDS=1 is short
 	$(VENV)/bin/python -m bench

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import structlog
+from prometheus_client import Gauge
 
 from metering.background import every
 from metering.clock import month_start_us, next_month, period_at, previous_month, utc_now
@@ -13,6 +14,12 @@ log = structlog.get_logger(__name__)
 
 WARN_US = 3 * 24 * 3600 * 1_000_000
 """A missing rate raises an alarm from three days before its month begins."""
+
+
+MISSING = Gauge(
+    "ghub_fx_months_missing",
+    "Months without an approved exchange rate that should have one: this one, and from three days before it the next",
+)
 
 
 class FxRateMissing(Exception):
@@ -65,7 +72,9 @@ class FxTable:
         try:
             await self.refresh()
         finally:
-            for month in self.missing(int(utc_now().timestamp() * 1_000_000)):
+            missing = self.missing(int(utc_now().timestamp() * 1_000_000))
+            MISSING.set(len(missing))
+            for month in missing:
                 log.error("fx_rate_not_approved" if month in self._waiting else "fx_rate_missing", month=month)
 
 

@@ -38,7 +38,13 @@ class Parent:
 
 
 class Notes(Protocol):
-    """What is said about a step: facts, and our own code of its error. No prompt, no key, no text of an upstream."""
+    """What is said about a step: facts, and our own code of its error. No prompt, no key, no text of an upstream.
+
+    `recorded` is false if nobody hears it.
+    """
+
+    @property
+    def recorded(self) -> bool: ...
 
     def set(self, name: str, value: str | int | float) -> None: ...
 
@@ -125,6 +131,7 @@ class _Unrecorded:
     """A block that nobody traces: one object for all of them."""
 
     __slots__ = ()
+    recorded = False
 
     def __enter__(self) -> Notes:
         return self

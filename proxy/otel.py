@@ -51,6 +51,7 @@ class OtelSpan:
     """A span that is sent to the collector, if its parent is."""
 
     __slots__ = ("_span", "_tracer")
+    recorded = True
 
     def __init__(self, tracer: TheirTracer, span: TheirSpan) -> None:
         self._tracer = tracer

@@ -19,6 +19,7 @@ from metering.journal.file import Journal, JournalFailed
 from metering.journal.frames import JournalError
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
+from metering.wallet.alarms import ledger_restored
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
 from metering.wallet.values import Replay
@@ -53,7 +54,6 @@ BATCH = 500
 OPEN = Gauge("ghub_journal_open_orders", "Answered orders whose charge the ledger does not have yet")
 OLDEST = Gauge("ghub_journal_oldest_seconds", "Age of the oldest answered order whose charge the ledger does not have")
 REPLAYED = Counter("ghub_journal_replayed_total", "Charges that a journal brought back, or brought later")
-RESTORED = Counter("ghub_ledger_restored_total", "Times that the ledger lacked what it had committed before")
 
 
 class Unproven(Exception):
@@ -292,8 +292,7 @@ class OpenOrders:
         If so, watch again what the journal keeps (rule 30).
         """
         if lacking := {*self._booked} - await booked_of(self._booked, self._ledger):
-            log.error("ledger_restored", lacks=len(lacking))
-            RESTORED.inc()
+            ledger_restored(lacks=len(lacking))
             await self._watch_kept()
             self._booked.clear()  # if interrupted before this line, it starts again and skips what is watched already
 

@@ -25,6 +25,7 @@ from metering.journal.open_orders import (
 )
 from metering.ports import Ledger, LedgerAway
 from metering.wallet import keys
+from metering.wallet.alarms import ledger_restored
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Replay
 from metering.wallet.wallet import Wallet
@@ -148,7 +149,7 @@ class Recovery:
         self._tidy()
         for journal in [*self._kept]:
             if not await self._is_done(journal.past):  # it was done, so the ledger was restored
-                log.error("ledger_restored", journal=str(journal.past.incarnation))
+                ledger_restored(journal=str(journal.past.incarnation))
                 journal.again()
                 self._kept.remove(journal)
                 self._open.append(journal)

@@ -1,4 +1,4 @@
-"""Alarms from the scripts, which a person must look at (rule 10)."""
+"""Alarms of the wallets and their ledger, which a person must look at (rule 10)."""
 
 import structlog
 from prometheus_client import Counter
@@ -10,6 +10,15 @@ log = structlog.get_logger(__name__)
 BELOW_ZERO = Counter(
     "ghub_balance_below_zero_total", "Charges, adjustments and rebuilds that left a balance lower, and below zero"
 )
+RESTORED = Counter(
+    "ghub_ledger_restored_total", "Times that this process saw that the ledger lacks what it had committed"
+)
+
+
+def ledger_restored(**facts: object) -> None:
+    """Count and log that the ledger lacks what it had committed: whoever sees it first, and by what."""
+    RESTORED.inc()
+    log.error("ledger_restored", **facts)
 
 
 def below_zero(org_id: str, micro_mxn: int, **cause: str) -> None:

@@ -13,6 +13,7 @@ from config.settings import KEPT_BYTES, KEPT_MARK
 from metering.events import End
 from metering.ports import Ledger
 from metering.wallet import keys
+from metering.wallet.alarms import ledger_restored
 from metering.wallet.connection import servers
 from metering.wallet.script import Call, load_script
 
@@ -139,7 +140,7 @@ async def heal(redis: Redis, ledger: Ledger, partitions: Collection[int]) -> int
     for partition, ends in proofs.items():
         if not there.issuperset(ends):
             events = await feed_again(redis, partition)
-            log.error("ledger_restored", partition=partition, fed_again=events)
+            ledger_restored(partition=partition, fed_again=events)
             fed += events
     return fed
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import structlog
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -10,6 +11,13 @@ from metering.background import every
 from metering.wallet.connection import servers
 
 log = structlog.get_logger(__name__)
+
+AWAY = (RedisError, OSError, TimeoutError)
+
+ANSWERS = Gauge("ghub_redis_up", "1 while Redis answered the last look at its memory, 0 while no server did")
+USED = Gauge(
+    "ghub_redis_memory_ratio", "Share of maxmemory that the fullest server of Redis uses; 0 without a maxmemory"
+)
 
 
 class WrongPolicy(Exception):
@@ -34,20 +42,25 @@ class Pressure:
         infos = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not infos:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
+        ANSWERS.set(1)
         if any(info.get("maxmemory_policy", "noeviction") != "noeviction" for info in infos):
             self.reason = "The gateway's memory is not set up for money; nothing was charged."
             raise WrongPolicy(WrongPolicy.__doc__)
+        USED.set(max(info["used_memory"] / info["maxmemory"] if info["maxmemory"] else 0.0 for info in infos))
         full = any(0 < info["maxmemory"] * self._memory_mark < info["used_memory"] for info in infos)
         self.reason = "The gateway is running out of memory; nothing was charged." if full else None
 
     async def run(self, every_s: float) -> None:
         """Check until cancelled. While Redis is away admission fails by itself."""
-        await every(every_s, self._watch, away=(RedisError, OSError, TimeoutError), name="pressure_waits")
+        await every(every_s, self._watch, away=AWAY, name="pressure_waits")
 
     async def _watch(self) -> None:
         try:
             await self.look()
         except WrongPolicy as error:
             log.error("redis_would_evict", error=str(error))
+        except AWAY:
+            ANSWERS.set(0)
+            raise
         if self.reason is not None:
             log.error("admission_stopped", reason=self.reason)

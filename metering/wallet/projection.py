@@ -22,7 +22,7 @@ from metering.money import format_mxn
 from metering.pages import pages
 from metering.ports import PAGE, Charged, Ledger, LedgerAway, Snapshot, Used
 from metering.wallet import keys
-from metering.wallet.alarms import below_zero
+from metering.wallet.alarms import below_zero, ledger_restored
 from metering.wallet.connection import servers
 from metering.wallet.inspection import Inspection, expected
 from metering.wallet.kept import feed_again
@@ -132,7 +132,7 @@ class Projector:
         if foreign := sorted(look.missing & look.foreign):
             # This comes before the fence, because raising the fence ends it: a process that dies half-way starts here.
             fed = [await feed_again(self._redis, partition) for partition in foreign]
-            log.error("ledger_restored", partitions=foreign, change=look.last, fed_again=sum(fed))
+            ledger_restored(partitions=foreign, change=look.last, fed_again=sum(fed))
             await self._shut_out(set(foreign))
         codes = {partition: await self._raise(partition, look.seen[partition], who) for partition in look.missing}
         fenced = {partition for partition, code in codes.items() if code == Fenced.DONE}

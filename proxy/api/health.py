@@ -1,5 +1,6 @@
 """Probes and metrics. Liveness is only the event loop. While Redis is away a pod stays ready and answers 503 itself."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from metering.background import Background
 from proxy.api.operation import TEXT, Operation, Tag, routes
 from proxy.api.schemas import Alive, Ready
 from proxy.messages import FAULTY
+
+TASKS = Gauge("ghub_tasks", "asyncio tasks of this process, counted when the metrics are read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ def metrics_app(not_ready: NotReady) -> Starlette:
     measure(not_ready)
 
     async def metrics(request: Request) -> Response:
+        TASKS.set(len(asyncio.all_tasks()))
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Starlette(routes=[Route("/metrics", metrics), *probe_routes(not_ready)])

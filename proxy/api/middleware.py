@@ -32,16 +32,13 @@ DELIVERED, REPLAYED, NO_REPLY = "delivered", "replayed", "no_reply"
 """Outcomes of an order besides the codes of errors. The last: a stop of this process has cut it off."""
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that are logged by their name. A client may send any word, even a key."""
+"""Methods that are logged and traced by their name. A client may send any word, even a key."""
 
 MAX_CLIENT_ID_CHARACTERS = 128
 """Maximum characters of a client's `X-Request-ID`: a UUID has 36, a trace with its parent 55."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Paths that the platform requests every few seconds: counted, not logged, not traced."""
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that a span names. A client may send any word."""
 
 
 def context_of(scope: Scope) -> RequestContext:
@@ -155,4 +152,4 @@ def _describe(span: Span, method: str, route: str, status: int, context: Request
         if isinstance(fact, str | int | float):
             span.set(f"ghub.{name}", fact)
     if status >= 500 or status == 0:
-        span.fail(context.facts.get("code", "client_gone"))
+        span.fail(context.facts.get("code", NO_REPLY))

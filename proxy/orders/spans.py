@@ -18,6 +18,8 @@ _TOKENS = ("input_tokens", "output_tokens")
 
 def note_call(span: Notes, call: Call, tries: int) -> None:
     """Note what is ordered of an upstream. `tries` counts from 1."""
+    if not span.recorded:
+        return
     span.set("gen_ai.operation.name", OPERATION)
     span.set("gen_ai.output.type", "image")
     span.set("gen_ai.provider.name", call.order.model.provider)
@@ -29,6 +31,8 @@ def note_call(span: Notes, call: Call, tries: int) -> None:
 
 def note_answer(span: Notes, call: Call, failure: Failure | None) -> None:
     """Note what became of a call. Of an upstream's words none is noted but a model's name."""
+    if not span.recorded:
+        return
     report = call.report
     if report.served is not None and _MODEL.fullmatch(report.served):
         span.set("gen_ai.response.model", report.served)

@@ -19,7 +19,7 @@ from metering.journal.folders import folder_of
 from proxy.server import supervisor
 from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
-from tests.kits.load import Shot, burst, order
+from tests.kits.load import Shot, order, shoot
 from tests.kits.ports import free_port
 from tests.kits.processes import Forked
 from tests.kits.system import FLUX, System, wait_until
@@ -81,7 +81,7 @@ class Gateway:
 
     def burst(self, key: str, first: int, count: int = ORDERS) -> list[Shot]:
         """Place so many orders at one moment."""
-        return run(burst(self.system.port, [order(key, first + turn) for turn in range(count)]))
+        return run(place(self.system.port, [order(key, first + turn) for turn in range(count)]))
 
 
 def children_of(parent: int) -> dict[int, int]:
@@ -131,9 +131,22 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+async def place(port: int, orders: list[bytes]) -> list[Shot]:
+    """Place all orders at one moment; again those for which Redis had not its 100 ms, on a machine full of tests."""
+
+    async def one(request: bytes) -> Shot:
+        for _ in range(20):
+            if (shot := await shoot(port, request)).status != 503:
+                break
+            await asyncio.sleep(0.1)
+        return shot
+
+    return await asyncio.gather(*map(one, orders))
+
+
 async def meanwhile(orders: list[bytes], port: int, ready: Callable[[], bool], act: Callable[[], None]) -> list[Shot]:
     """Place orders, `act` as soon as it is `ready` for that, and wait for their ends."""
-    placed = asyncio.create_task(burst(port, orders))
+    placed = asyncio.create_task(place(port, orders))
     await asyncio.to_thread(wait_until, ready, "all orders are being made")
     await asyncio.to_thread(act)
     return await placed
@@ -223,16 +236,16 @@ def test_of_a_process_that_is_killed_only_its_own_requests_fail(prepared: Prepar
 
 
 def test_another_number_of_processes_loses_no_journal(prepared: Prepared) -> None:
-    """Two, one, two, the first ones killed with all that belongs to them: every answered order is charged, once."""
+    """One, two, one, the first ones killed with all that belongs to them: every answered order is charged, once."""
     system, org_id, key = begin(prepared, consumer=False)
-    for turn, count in enumerate((2, 1)):
+    for turn, count in enumerate((1, 2)):
         gateway = Gateway(system, count)
         assert [shot.status for shot in gateway.burst(key, turn * 100)] == [200] * ORDERS
         gateway.kill_all()
     with Redis.from_url(system.valkey.url) as redis:
         redis.flushall()  # now only the journals know that they were charged
     system.start("consumer", "consume")
-    gateway = Gateway(system, 2)
+    gateway = Gateway(system, 1)
     wait_until(lambda: len(gateway.events("journal_replayed")) == 3, "every journal is replayed")
     assert len({event.event_id for event in system.events(org_id, 2 * ORDERS)}) == 2 * ORDERS
     wait_until(lambda: clean(system), "the books are right")

@@ -232,8 +232,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
-def prepare(folder: Path, **more: str) -> System:
-    """A system in an empty folder, with a migrated ledger and FX 20, not yet started."""
+def prepare(folder: Path, month: str | None = None, **more: str) -> System:
+    """A system in an empty folder, with a migrated ledger and FX 20 for a month (this one), not yet started."""
     port, simulator_port = free_port(), free_port()
     valkey = ValkeyServer(folder, "--appendonly", "yes", "--appendfsync", "everysec")
     environment = {
@@ -250,7 +250,7 @@ def prepare(folder: Path, **more: str) -> System:
         **more,
     }
     system = System(folder, valkey, environment, port, simulator_port)
-    month = period_at(unix_us_at(utc_now())).month
+    month = month or period_at(unix_us_at(utc_now())).month
 
     async def set_up(back: Backends) -> None:
         await back.ledger.migrate()

@@ -13,7 +13,7 @@ import pytest
 
 from config.catalogue import Model, read_catalogue
 from config.settings import Settings
-from docs import errors
+from docs import dashboard, errors, prometheusrule, runbooks
 from docs import map as map_of_files
 from metering.limits import LIMITS
 from proxy.orders.denials import REASONS
@@ -50,7 +50,9 @@ def test_every_dependency_has_its_reason_cost_and_upkeep() -> None:
             assert re.match(r"\d+\.\d MB, \d+( with \d+\.\d MB|$)", cells[-2]), line
 
 
-@pytest.mark.parametrize("printed", [errors, map_of_files], ids=["errors", "map"])
+@pytest.mark.parametrize(
+    "printed", [errors, map_of_files, dashboard, prometheusrule, runbooks], ids=lambda one: one.__name__
+)
 def test_a_page_is_printed_from_the_code(printed: ModuleType) -> None:
     assert printed.PAGE.read_text(encoding="utf-8") == printed.page(), f"run .venv/bin/python -m {printed.__name__}"
 

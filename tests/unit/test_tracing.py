@@ -21,6 +21,7 @@ class Recorded:
     """A span that remembers."""
 
     trace_id, traceparent = TRACE, GOOD
+    recorded = True
 
     def __init__(self, name: str, below: "Recorded | None" = None) -> None:
         self.name, self.below = name, below
@@ -91,6 +92,7 @@ def test_off_is_nothing() -> None:
     with step("quote") as span:
         span.set("ghub.n", 1)
         span.fail("x")
+        assert not span.recorded
         assert (current(), propagated()) == (None, {})
 
 
