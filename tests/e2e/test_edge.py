@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
-import pytest
 
 from tests.conftest import LOOPBACK
 from tests.e2e.conftest import Prepared
@@ -83,9 +82,8 @@ def test_two_regions_sell_from_one_balance(prepared: Prepared) -> None:
     assert json.loads(system.ghub("balance", "taller", "--json").stdout)["available_mxn"] == "0.00"
 
 
-@pytest.mark.parametrize(("model", "round_trips"), [(GPT, 2), (FLUX, 4)])
-def test_the_distance_costs_what_the_page_says(prepared: Prepared, model: str, round_trips: int) -> None:
-    """Two round trips, four with fal's queue: the fastest order of each region, in turn, because a machine is busy."""
+def test_the_distance_costs_two_round_trips(prepared: Prepared) -> None:
+    """Admission and settlement: the fastest order of each region, in turn, because the machine is busy."""
     system = prepared()
     system.start_all()
     _, key = system.customer("taller", "500.00")
@@ -93,11 +91,11 @@ def test_the_distance_costs_what_the_page_says(prepared: Prepared, model: str, r
     with two_regions(system, key) as both:
         for number in range(ORDERS):
             for name, client in both.items():
-                status, seconds = order(client, model, f"a lighthouse, {number} {name}")
+                status, seconds = order(client, GPT, f"a lighthouse, {number} {name}")
                 assert status == 200
                 took[name].append(seconds)
     cost_s = min(took["far"]) - min(took["near"])
-    assert (round_trips - 0.5) * FAR_S < cost_s < (round_trips + 1) * FAR_S, took
+    assert 1.5 * FAR_S < cost_s < 4 * FAR_S, took
 
 
 def test_a_region_that_is_too_far_sells_nothing_rather_than_wrongly(prepared: Prepared) -> None:

@@ -1,9 +1,9 @@
 {{/* Labels of an object. `name` is that of its workload, or empty. Names are fixed, and those of `k8s/`: one release is in a
      namespace, and a gateway finds its journal's claim again when either way of installing takes over from the other. */}}
 {{- define "ghub.labels" -}}
-{{- with .name }}
+{{- with .name -}}
 app.kubernetes.io/name: {{ . }}
-{{- end }}
+{{ end -}}
 app.kubernetes.io/part-of: geekhub-gateway
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
@@ -128,22 +128,22 @@ envFrom:
 
 {{/* Variables out of the Secret, under their own names. */}}
 {{- define "ghub.secrets" -}}
-{{- $secret := .root.Values.existingSecret }}
-{{- range .needed }}
+{{- $secret := .root.Values.existingSecret -}}
+{{- range .needed -}}
 - name: {{ . }}
   valueFrom:
     secretKeyRef:
       name: {{ $secret }}
       key: {{ . }}
-{{- end }}
-{{- range .optional }}
+{{ end -}}
+{{- range .optional -}}
 - name: {{ . }}
   valueFrom:
     secretKeyRef:
       name: {{ $secret }}
       key: {{ . }}
       optional: true
-{{- end }}
+{{ end -}}
 {{- end }}
 
 {{- define "ghub.probes" -}}
