@@ -90,12 +90,12 @@ def quantile(share: float, metric: str, labels: str, by: str = "") -> str:
     return f"histogram_quantile({share:g}, {rate(metric + '_bucket', labels, f'{by}, le' if by else 'le')})"
 
 
-def p50_p95(metric: str, labels: str, by: str = "", legend: str = "") -> tuple[Query, ...]:
-    """The median and the 95th percentile."""
-    name = f"{{{{{by}}}}} " if by else legend
+def p50_p95(metric: str, labels: str, by: str = "") -> tuple[Query, ...]:
+    """The median and the 95th percentile, of each that has any."""
+    name, there = (f"{{{{{by}}}}} ", " > 0") if by else ("", "")
     return (
-        Query(quantile(0.5, metric, labels, by), f"{name}p50"),
-        Query(quantile(0.95, metric, labels, by), f"{name}p95"),
+        Query(quantile(0.5, metric, labels, by) + there, f"{name}p50"),
+        Query(quantile(0.95, metric, labels, by) + there, f"{name}p95"),
     )
 
 
@@ -272,7 +272,7 @@ ROWS = (
                 "Scripts",
                 "Time of a script from asking for it to its verdict, as a gateway sees it.",
                 "s",
-                (Query(quantile(0.95, "ghub_wallet_script_seconds", POD, "script"), "{{script}} p95"),),
+                (Query(quantile(0.95, "ghub_wallet_script_seconds", POD, "script") + " > 0", "{{script}} p95"),),
             ),
             Panel(
                 "Calls to Redis",

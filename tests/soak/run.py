@@ -13,6 +13,7 @@ from redis import Redis
 
 from docs.dashboard import PANELS, Query
 from tests.conftest import LOOPBACK, run
+from tests.kits.postgres import FAST, PostgresServer
 from tests.kits.processes import Begin, executed
 from tests.kits.prometheus import Prometheus, Series
 from tests.kits.system import FLUX, GPT, System, prepare
@@ -50,9 +51,32 @@ def soak(
     latency_scale: float = LATENCY_SCALE,
     tell: Callable[[str], None] = print,
 ) -> Record:
-    """Run it. Its logs, its ledger and Prometheus' storage stay in `folder`."""
-    (folder / "system").mkdir(parents=True, exist_ok=True)
-    system = prepare(folder / "system")
+    """Run it. Its logs and Prometheus' storage stay in `folder`.
+
+    The ledger is PostgreSQL, as in production: SQLite's own cache of pages grows with the ledger, up to its bound.
+    """
+    for name in ("system", "postgres"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
+    postgres = PostgresServer(folder / "postgres", *FAST)
+    postgres.start()
+    try:
+        with postgres.database() as url:
+            system = prepare(folder / "system", GHUB_LEDGER_URL=url)
+            return _soaked(system, folder, seconds, orders_per_s, begin, latency_scale, tell)
+    finally:
+        postgres.kill()
+
+
+def _soaked(
+    system: System,
+    folder: Path,
+    seconds: float,
+    orders_per_s: float,
+    begin: Begin,
+    latency_scale: float,
+    tell: Callable[[str], None],
+) -> Record:
     scrape_ms = 250 if seconds < 60 else 1000
     watched = Watched(folder / "prometheus", scrape_ms=scrape_ms)
     try:
