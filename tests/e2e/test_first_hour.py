@@ -41,7 +41,7 @@ HEAVY = {
 SERVERS = {"httptools", "google", "hypercorn", "hypothesis", "jwt", "psycopg"}
 """What only those need that serve, that look at the store, or that sign."""
 
-LARGE = {"demo", "serve", "consume", "simulate", "token", "storage", "verify", "order", "reconcile"}
+LARGE = {"demo", "gateway", "consume", "simulate", "token", "storage", "verify", "order", "reconcile"}
 """Modules of commands that do."""
 
 
