@@ -9,7 +9,6 @@ from prometheus_client.registry import Collector
 
 from config.catalogue import Catalogue, CatalogueError, DataFile, models_file, version_of
 from config.settings import Settings
-from metering.background import every
 from metering.clock import utc_now
 from metering.limits import Limits
 from metering.plans import parse_plans, plans_file
@@ -156,7 +155,9 @@ class ConfigFiles:
 
     async def run(self, every_s: float) -> None:
         """Look at the files every `every_s` seconds until cancelled."""
-        await every(every_s, self.look, away=(), name="config_not_read")
+        while True:
+            await self.look()
+            await asyncio.sleep(every_s)
 
     async def look(self) -> None:
         """Look at both files once."""
