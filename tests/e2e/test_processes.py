@@ -55,6 +55,8 @@ class Gateway:
             reply = httpx2.get(f"http://127.0.0.1:{self.metrics_port}{path}", **LOOPBACK)
         except httpx2.TransportError:
             return 0, ""
+        if path == "/readyz":  # its further lines are versions
+            return reply.status_code, reply.text.splitlines()[0]
         return reply.status_code, reply.text.strip()
 
     def sample(self, name: str) -> dict[str | None, float]:
