@@ -29,9 +29,11 @@ BOUNDS = {
         8 * MIB, "bytes", "an allocator's arenas come and go; in an hour of 10 orders a second it is 230 bytes an order"
     ),
     "memory of the consumer": Bound(8 * MIB, "bytes", "the same"),
-    "descriptors of the gateway": Bound(6, "files", "connections to upstreams and clients come and go with the load"),
+    "descriptors of the gateway": Bound(12, "files", "connections to upstreams and clients come and go with the load"),
     "descriptors of the consumer": Bound(3, "files", "it has its connections from the beginning"),
-    "tasks of the gateway": Bound(12, "tasks", "a few for each order that is under way just now"),
+    "tasks of the gateway": Bound(
+        24, "tasks", "four for each order under way, of which there are some more or fewer at each look"
+    ),
     "tasks of the consumer": Bound(3, "tasks", "its parts are there from the beginning"),
     "keys of Redis without an end": Bound(
         8, "keys", "those of open orders come and go with the load; what an order leaves expires"
