@@ -1,6 +1,7 @@
 """A gateway, a consumer, upstreams and Valkey as real processes under steady load, watched by Prometheus."""
 
 import asyncio
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -55,17 +56,16 @@ def soak(
 
     The ledger is PostgreSQL, as in production: SQLite's own cache of pages grows with the ledger, up to its bound.
     """
-    for name in ("system", "postgres"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)  # PostgreSQL runs as another user where we are root
-    postgres = PostgresServer(folder / "postgres", *FAST)
-    postgres.start()
-    try:
-        with postgres.database() as url:
-            system = prepare(folder / "system", GHUB_LEDGER_URL=url)
-            return _soaked(system, folder, seconds, orders_per_s, begin, latency_scale, tell)
-    finally:
-        postgres.kill()
+    (folder / "system").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="soak-") as place:  # PostgreSQL runs as another user where we are root
+        postgres = PostgresServer(Path(place), *FAST)
+        postgres.start()
+        try:
+            with postgres.database() as url:
+                system = prepare(folder / "system", GHUB_LEDGER_URL=url)
+                return _soaked(system, folder, seconds, orders_per_s, begin, latency_scale, tell)
+        finally:
+            postgres.kill()
 
 
 def _soaked(

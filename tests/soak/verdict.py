@@ -31,9 +31,7 @@ BOUNDS = {
     "memory of the consumer": Bound(8 * MIB, "bytes", "the same"),
     "descriptors of the gateway": Bound(12, "files", "connections to upstreams and clients come and go with the load"),
     "descriptors of the consumer": Bound(3, "files", "it has its connections from the beginning"),
-    "tasks of the gateway": Bound(
-        24, "tasks", "four for each order under way, of which there are some more or fewer at each look"
-    ),
+    "tasks of the gateway": Bound(24, "tasks", "four for each order under way: more or fewer at each look"),
     "tasks of the consumer": Bound(3, "tasks", "its parts are there from the beginning"),
     "keys of Redis without an end": Bound(
         8, "keys", "those of open orders come and go with the load; what an order leaves expires"
