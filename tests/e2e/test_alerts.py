@@ -251,7 +251,7 @@ class Causes:
     def config(self) -> None:
         """A file of models that is wrong."""
         whole = self._models.read_text()
-        self._models.write_text(whole.replace('provider = "fal"', 'provider = "nobody"', 1))
+        self._models.write_text(whole + "\n[models")
         self._watched.until_fired("GhubConfigRefused")
         self._models.write_text(whole)
 
