@@ -102,9 +102,13 @@ async def generate(wallet: ScriptedWallet, root: Path, provider: Provider, asked
 
 
 def upstream_calls() -> Counter[str]:
-    """How many upstream calls have ended, by outcome."""
-    samples = [sample for metric in UPSTREAM_S.collect() for sample in metric.samples if sample.name.endswith("_count")]
-    return Counter({sample.labels["outcome"]: int(sample.value) for sample in samples})
+    """How many upstream calls of all models have ended, by outcome."""
+    ended: Counter[str] = Counter()
+    for metric in UPSTREAM_S.collect():
+        for sample in metric.samples:
+            if sample.name.endswith("_count"):
+                ended[sample.labels["outcome"]] += int(sample.value)
+    return ended
 
 
 def paths(asked: AdmittedOrder, *indexes: int) -> set[str]:

@@ -91,7 +91,7 @@ async def test_a_ledger_of_before_has_no_such_limit(ledger_url: str, monkeypatch
 '''
 
 
-def test_a_kind_of_limit_is_seven_files_of_code_its_document_and_its_test(tmp_path: Path) -> None:
+def test_a_kind_of_limit_is_seven_files_of_code_two_documents_and_its_test(tmp_path: Path) -> None:
     """`mxn_per_order`: its row, its column in both databases, its decision, what is told of it."""
     tree = Tree(tmp_path / "tree")
     tree.edit(
@@ -144,9 +144,11 @@ def test_a_kind_of_limit_is_seven_files_of_code_its_document_and_its_test(tmp_pa
         ),
         ("| budget | 402", "| MXN per order | 402 `budget_exceeded` | – | false |\n| budget | 402"),
     )
+    tree.edit("docs/operations.md", ("| `balance`, `budget` | 402", "| `balance`, `budget`, `order` | 402"))
     tree.add("tests/integration/test_mxn_per_order.py", PER_ORDER_TEST)
     assert tree.changed() == [
         "docs/limits.md",
+        "docs/operations.md",
         f"metering/ledger/sql/postgres_{SCHEMA + 1:04}.sql",
         f"metering/ledger/sql/sqlite_{SCHEMA + 1:04}.sql",
         "metering/limits.py",
