@@ -82,6 +82,12 @@ _REFUSED = re.compile(
 them.
 """
 
+_UNTRUSTED = re.compile(
+    r"root certificate file .* does not exist|could not read root certificate file .*|certificate verify failed.*"
+    r"|server certificate for .* does not match host name .*|server does not support SSL.*"
+)
+"""TLS failures that need a person, in libpq's words."""
+
 _HINTS = {
     "42501": "grant its role SELECT and INSERT on the ledger's tables, as docs/operations.md says",
     "42P01": "run `ghub migrate`, or set the role's search_path to the schema of the ledger",
@@ -162,6 +168,11 @@ class PostgresLedger(SqlLedger):
         except PoolTimeout as error:
             if refused := _REFUSED.search(_Line.failure):
                 raise LedgerMisconfigured(f"the database refuses: {refused[0]}") from error
+            if untrusted := _UNTRUSTED.search(_Line.failure):
+                raise LedgerMisconfigured(
+                    f"GHUB_LEDGER_URL: {untrusted[0]}; name who signed the server's certificate:"
+                    " sslrootcert=/path/ca.pem, or sslrootcert=system for public ones"
+                ) from error
             raise LedgerAway(f"no connection: {_Line.failure or 'all are in use'}") from error
         except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
             raise DatabaseRefused(f"the ledger refuses: {error}") from error
@@ -175,7 +186,7 @@ class PostgresLedger(SqlLedger):
     async def _attempt(self, begin: str, limit_s: float, until_s: float, work: Callable[["_Line"], Awaitable[T]]) -> T:
         loop = asyncio.get_running_loop()
         await self._pool.open()
-        line = await self._pool.getconn(until_s - loop.time())
+        line = await self._connection(until_s)
         deadline = loop.call_at(until_s, line.hang_up)
         try:
             async with line:  # commits, or rolls back
@@ -184,6 +195,16 @@ class PostgresLedger(SqlLedger):
         finally:
             deadline.cancel()
             await self._pool.putconn(line)
+
+    async def _connection(self, until_s: float) -> "_Line":
+        """Wait for a connection until `until_s`, but at most CALL_S if none can be opened. Raises PoolTimeout."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await self._pool.getconn(min(CALL_S, until_s - loop.time()))
+            except PoolTimeout:
+                if _Line.failure or loop.time() >= until_s:
+                    raise
 
 
 def _hint(sqlstate: str | None) -> str | None:

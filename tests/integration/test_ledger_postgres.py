@@ -23,7 +23,7 @@ from metering.ledger.queries import named_queries
 from metering.ledger.record import SqlLedger
 from metering.ledger.rows import event_row
 from metering.ledger.transactions import Closed, Steps
-from metering.ports import Charged, LedgerAway, LedgerError, NewCredit, Org, SetAside
+from metering.ports import Charged, LedgerAway, LedgerError, LedgerMisconfigured, NewCredit, Org, SetAside
 from metering.verify import verify
 from metering.wallet.presence import Presence
 from tests.conftest import run
@@ -207,6 +207,33 @@ async def test_a_database_that_is_not_there_is_away_and_says_why(tmp_path: Path)
     async with aclosing(open_postgres(f"postgresql://ghub@/nowhere?host={tmp_path}")) as ledger:
         with pytest.raises(LedgerAway, match="No such file or directory"):
             await ledger.orgs()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(b"S", "root certificate file .* does not exist"), (b"N", "server does not support SSL")],
+    ids=["nobody is trusted", "no TLS"],
+)
+async def test_a_server_that_cannot_be_trusted_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes, why: str
+) -> None:
+    """Also to a migration, which else waits for long: in a pod nobody has a file of roots at home."""
+    monkeypatch.setenv("HOME", "/nowhere")
+
+    async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # the client asks for TLS
+        writer.write(answer)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    async with server, aclosing(open_postgres(f"postgresql://u:p@{host}:{port}/d?sslmode=verify-full")) as ledger:
+        with pytest.raises(LedgerMisconfigured, match=f"GHUB_LEDGER_URL: {why}.*sslrootcert=system"):
+            async with asyncio.timeout(20 * SHORT_S):
+                await ledger.migrate()
 
 
 @pytest.mark.usefixtures("impatient")
