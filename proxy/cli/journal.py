@@ -23,7 +23,7 @@ from metering.money import format_mxn
 from metering.ports import Act, Ended, Incarnation, Ledger, LedgerAway, LedgerError
 from proxy.backends import Backends
 from proxy.cli.output import AsJson, fail, misuse, say
-from proxy.cli.replay_job import POD, replay_job
+from proxy.cli.replay_job import POD, SECRET, replay_job
 from proxy.cli.running import As, back, books, run
 
 app = typer.Typer(no_args_is_help=True)
@@ -124,11 +124,12 @@ def job(
         str, typer.Argument(metavar="POD", help="The pod that is gone, as `ghub journal orphans` names it.")
     ],
     image: Annotated[str, typer.Option(help="The image of the gateways, which the Job runs.")],
+    secret: Annotated[str, typer.Option(help="The Secret of the gateways: a chart's `existingSecret`.")] = SECRET,
 ) -> None:
     """The Job that replays the journal on the claim of POD, for `kubectl apply -f -`. Talks to nothing."""
     if not POD.fullmatch(pod):
         misuse("POD: a pod's name has small letters, digits and hyphens, such as gateway-3")
-    typer.echo(json.dumps(replay_job(pod, image), indent=2))
+    typer.echo(json.dumps(replay_job(pod, image, secret), indent=2))
 
 
 @app.command("close")

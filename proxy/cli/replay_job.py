@@ -28,14 +28,14 @@ SECRET = "gateway-secrets"  # noqa: S105  # the name of a Secret
 SECRETS = ("GHUB_REDIS_URL", "GHUB_LEDGER_URL")
 
 
-def replay_job(pod: str, image: str) -> dict[str, Any]:
-    """Build the manifest. `pod` is one that is gone, such as `gateway-3`."""
+def replay_job(pod: str, image: str, secret: str = SECRET) -> dict[str, Any]:
+    """Build the manifest. `pod` is one that is gone, such as `gateway-3`; `secret` is the gateways' own."""
     labels = {"app.kubernetes.io/name": "journal-replay", "app.kubernetes.io/part-of": "geekhub-gateway"}
     container = {
         "name": "journal-replay",
         "image": image,
         "args": ["journal", "replay", "/journal", "--as", f"job:{pod}"],
-        "env": [{"name": name, "valueFrom": {"secretKeyRef": {"name": SECRET, "key": name}}} for name in SECRETS],
+        "env": [{"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}} for name in SECRETS],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -91,6 +91,11 @@ def _selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
     )
 
 
+def test_the_job_reads_the_secret_of_a_chart() -> None:
+    (container,) = replay_job("gateway-3", "x", "acme")["spec"]["template"]["spec"]["containers"]
+    assert {one["valueFrom"]["secretKeyRef"]["name"] for one in container["env"]} == {"acme"}
+
+
 def test_the_job_runs_what_a_person_would() -> None:
     arguments = replay_job("gateway-3", "x")["spec"]["template"]["spec"]["containers"][0]["args"]
     assert arguments == ["journal", "replay", "/journal", "--as", "job:gateway-3"]
