@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 
 import structlog
+from prometheus_client import Gauge
 from redis.exceptions import RedisError
 
 from config.catalogue import Catalogue
@@ -15,6 +16,8 @@ from metering.schedules import Schedule
 from metering.wallet.price_lists import PriceLists
 
 log = structlog.get_logger(__name__)
+
+LIST = Gauge("ghub_price_list", "Number of the ledger's list of prices that this process sells by")
 
 
 def book_of(catalogue: Catalogue) -> PriceBook:
@@ -37,6 +40,11 @@ class PriceTable:
         self.losses = 0
         self.behind = False
         self._schedules: dict[tuple[str, str], Schedule] = {}
+
+    @property
+    def number(self) -> int:
+        """Number of the ledger's list that it was read from; 0 before the first."""
+        return self._number
 
     def price(self, model: str, variant: str, now_us: int) -> Price:
         """Find the price that holds at a Unix time in µs, and how long it holds. Raises KeyError if there is none."""
@@ -64,6 +72,7 @@ class PriceTable:
         if number < self._number:
             self.losses += 1
         self._number = number
+        LIST.set(number)
         log.info("prices_read", list=number)
 
     async def run(self, lists: PriceLists, every_s: float) -> None:

@@ -150,8 +150,9 @@ class ConfigFiles:
         return self._offer
 
     def versions(self) -> dict[str, str]:
-        """List the versions of the contents in force, by the names of the files."""
-        return {one.name: one.version for one in (self._models, self._plans)}
+        """List the versions of the files in force, by their names, and the number of the list of prices."""
+        files = {one.name: one.version for one in (self._models, self._plans)}
+        return {**files, "prices": str(self._prices.number)}
 
     async def run(self, every_s: float) -> None:
         """Look at the files every `every_s` seconds until cancelled."""
