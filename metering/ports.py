@@ -746,6 +746,18 @@ class PriceBook:
     effective_us: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PriceListId:
+    """Which list of prices: a ledger that was restored gives a number again, but never to one of the same moment."""
+
+    number: int = 0
+    at_us: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}:{self.at_us}"
+
+
 ItemKind = Literal["charge", "refund"]
 """What a sink is told of: a charged order, or a refund."""
 
@@ -1037,8 +1049,10 @@ class Ledger(Outbox, Protocol):
     async def register_prices(
         self, version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime
     ) -> None: ...
-    async def list_prices(self, book: PriceBook, now_us: int, at: datetime) -> bool: ...
-    async def last_price_list(self) -> int: ...
+    async def list_prices(
+        self, book: PriceBook, now_us: int, at: datetime, lost: Mapping[tuple[str, str], ListedSchedule] | None = None
+    ) -> bool: ...
+    async def last_price_list(self) -> PriceListId: ...
     async def price_schedules(self) -> dict[tuple[str, str], list[ListedSchedule]]: ...
 
     async def last_change(self) -> int: ...

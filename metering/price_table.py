@@ -1,6 +1,6 @@
 """What every model costs at a moment, as the ledger says, so that all gateways sell at one price."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -10,9 +10,9 @@ from redis.exceptions import RedisError
 from config.catalogue import Catalogue
 from metering.background import every
 from metering.clock import unix_us_at
-from metering.ports import Ledger, LedgerAway, ListPrice, PriceBook
+from metering.ports import Ledger, LedgerAway, ListPrice, PriceBook, PriceListId
 from metering.pricing import Price
-from metering.schedules import Schedule
+from metering.schedules import ListedSchedule
 from metering.wallet.price_lists import PriceLists
 
 log = structlog.get_logger(__name__)
@@ -27,53 +27,83 @@ def book_of(catalogue: Catalogue) -> PriceBook:
     return PriceBook(catalogue.price_book_version, catalogue.markup, prices, effective_us)
 
 
+LEASE_S = 90.0
+"""How long a reading of the ledger's prices is sold by, unless it is confirmed: less than any change is announced ahead
+(NOTICE_S), by as much as a reading may be old that is told to others. So a gateway that was frozen, or cut off from the
+ledger, finds its quotes refused by Redis before a change that it does not know of begins.
+"""
+
+
 class PriceTable:
     """The ledger's prices as one process last read them.
 
     `losses` counts how often the ledger lost lists that it had: then it was restored from a backup. While this process
-    is `behind`, it cannot reach the ledger, and another one has told of a list that this one has not read.
+    is `behind`, it cannot reach the ledger, and the list which it has read is not the last, or nobody knows.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._number = 0
+        self._list = PriceListId()
+        self._confirmed_us = 0
         self.losses = 0
         self.behind = False
-        self._schedules: dict[tuple[str, str], Schedule] = {}
+        self._last: dict[tuple[str, str], ListedSchedule] = {}
+        self._lost: dict[tuple[str, str], ListedSchedule] = {}
 
     @property
     def number(self) -> int:
         """Number of the ledger's list that it was read from; 0 before the first."""
-        return self._number
+        return self._list.number
+
+    @property
+    def lost(self) -> Mapping[tuple[str, str], ListedSchedule]:
+        """Schedules by which it sells, and which a restored ledger does not have any more."""
+        return self._lost
+
+    @property
+    def _lease_us(self) -> int:
+        return self._confirmed_us + int(LEASE_S * 1_000_000)
 
     def price(self, model: str, variant: str, now_us: int) -> Price:
-        """Find the price that holds at a Unix time in µs, and how long it holds. Raises KeyError if there is none."""
-        schedule = self._schedules[model, variant]
+        """Find the price that holds at a Unix time in µs, and how long it surely holds. Raises KeyError if none."""
+        schedule = self._last[model, variant].schedule
         listed, (from_us, until_us) = schedule.at(now_us), schedule.holds(now_us)
+        until_us = min(until_us, self._lease_us)
         return Price(model, listed.usd_per_image, listed.markup, listed.version, variant, from_us, until_us)
 
     def upcoming(self, model: str, variant: str, now_us: int) -> Price | None:
         """Find the price that follows the one of this moment; None if no change is announced."""
-        until_us = self.price(model, variant, now_us).until_us
-        return self.price(model, variant, until_us) if self._schedules[model, variant].from_us == until_us else None
+        schedule = self._last[model, variant].schedule
+        _, until_us = schedule.holds(now_us)
+        return self.price(model, variant, until_us) if schedule.from_us == until_us else None
 
     def has(self, model: str, variants: Iterable[str]) -> bool:
         """True if each of these variants of a model has a price."""
-        return all((model, variant) in self._schedules for variant in variants)
+        return all((model, variant) in self._last for variant in variants)
 
-    async def refresh(self) -> None:
-        """Read the ledger's prices again if there is a new list. Raises LedgerAway; then the last reading holds."""
-        number = await self._ledger.last_price_list()
-        if number == self._number:
-            return
-        histories = await self._ledger.price_schedules()
-        # What a restored ledger has lost still holds here, until a file lists it again.
-        self._schedules |= {name: rows[-1].schedule for name, rows in histories.items()}
-        if number < self._number:
+    async def refresh(self, now_us: int) -> None:
+        """Read the ledger's prices again if there is a new list; `now_us` is Redis `TIME` before that.
+
+        Raises LedgerAway; then the last reading holds.
+        """
+        last = await self._ledger.last_price_list()
+        if last != self._list:
+            self._take(await self._ledger.price_schedules())
+            self._list = last
+            LIST.set(last.number)
+            log.info("prices_read", list=last.number)
+        self._confirmed_us = max(self._confirmed_us, now_us)
+
+    def _take(self, histories: Mapping[tuple[str, str], Sequence[ListedSchedule]]) -> None:
+        """Sell by the last schedules, and by those that a restored ledger has lost, until a file lists them again."""
+        there = {name: {(one.at_us, one.schedule) for one in rows} for name, rows in histories.items()}
+        lost = {
+            name: one for name, one in self._last.items() if (one.at_us, one.schedule) not in there.get(name, set())
+        }
+        if set(lost) - set(self._lost):
             self.losses += 1
-        self._number = number
-        LIST.set(number)
-        log.info("prices_read", list=number)
+        self._lost = lost
+        self._last |= {name: rows[-1] for name, rows in histories.items() if name not in lost}
 
     async def run(self, lists: PriceLists, every_s: float) -> None:
         """Follow the ledger every `every_s` seconds until cancelled."""
@@ -82,10 +112,14 @@ class PriceTable:
 
     async def follow(self, lists: PriceLists) -> None:
         """Refresh the table, and tell the others; or ask what they were told. Raises LedgerAway, RedisError."""
+        now_us = await lists.now_us()
         try:
-            await self.refresh()
+            await self.refresh(now_us)
         except LedgerAway:
-            self.behind = await lists.told() > self._number
+            told = await lists.told()
+            if told == self._list.name:
+                self._confirmed_us = now_us
+            self.behind = told != self._list.name and (told is not None or now_us >= self._lease_us)
             raise
         self.behind = False
-        await lists.tell(self._number)
+        await lists.tell(self._list.name, now_us)

@@ -8,8 +8,8 @@ from metering.clock import FOREVER_US, utc_at
 from metering.money import format_rate
 
 NOTICE_S = 120.0
-"""How far ahead a changed price must be: every gateway reads the ledger's prices every few seconds, so by then each has
-read it, even after a minute without the ledger.
+"""How far ahead a changed price must be: every gateway reads the ledger's prices every few seconds, and one that could
+not finds its quotes refused before (LEASE_S).
 """
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Metric
 from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
 
 from config.catalogue import Catalogue, CatalogueError, DataFile, models_file, version_of
 from config.settings import Settings
@@ -15,6 +16,7 @@ from metering.plans import parse_plans, plans_file
 from metering.ports import LedgerAway, LedgerError
 from metering.price_table import PriceTable, book_of
 from metering.schedules import PriceRefused
+from metering.wallet.price_lists import PriceLists
 from proxy.backends import Backends
 from proxy.offer import Offer
 
@@ -37,14 +39,14 @@ class _Refusals(Collector):
 
 REGISTRY.register(_Refusals())
 
-LEDGER_AWAY = "the ledger is away; it is asked again"
+AWAY = "the ledger or Redis is away; it is asked again"
 
 
 class FollowedFile:
     """One file: the content in force, and what was found on disk.
 
-    `take` puts a content in force. If it raises CatalogueError, PriceRefused, LedgerError or LedgerAway, the one before
-    stays.
+    `take` puts a content in force. The one before stays if it raises CatalogueError, PriceRefused, LedgerError,
+    LedgerAway or RedisError.
     """
 
     def __init__(self, name: str, file: DataFile, take: Callable[[bytes], Awaitable[None]]) -> None:
@@ -91,9 +93,9 @@ class FollowedFile:
             if isinstance(content, CatalogueError):
                 raise content
             await self._take(content)
-        except LedgerAway:
+        except (LedgerAway, RedisError, OSError, TimeoutError):
             if not self._waits:
-                self.refuse(self.file.wrong(LEDGER_AWAY))
+                self.refuse(self.file.wrong(AWAY))
             self._waits = True
             return
         except (CatalogueError, PriceRefused, LedgerError) as error:
@@ -112,15 +114,12 @@ class FollowedFile:
 
 
 class ConfigFiles:
-    """Models and plans of a gateway, as it starts and as their files change. Raises CatalogueError for a wrong one.
+    """Models and plans of a gateway, as it starts and as their files change. Raises CatalogueError for a wrong one."""
 
-    `now_us` is Redis `TIME`.
-    """
-
-    def __init__(self, settings: Settings, back: Backends, prices: PriceTable, now_us: Callable[[], int]) -> None:
+    def __init__(self, settings: Settings, back: Backends, prices: PriceTable, lists: PriceLists) -> None:
         self._back = back
         self._prices = prices
-        self._now_us = now_us
+        self._lists = lists
         self._losses = 0
         self._models = FollowedFile("models", models_file(settings.models), self._take_models)
         self._plans = FollowedFile("plans", plans_file(settings.plans), self._take_plans)
@@ -144,7 +143,9 @@ class ConfigFiles:
             await self._list(self._back.catalogue)
         except PriceRefused as error:
             self._models.refuse(error)
-        await self._prices.refresh()
+        except (RedisError, OSError, TimeoutError):  # nobody knows Redis' time, by which a change is judged
+            self._models.judge_again()
+        await self._prices.refresh(0)
         await self._back.ledger.register_plans(self._back.plans, utc_now())
         self._offer = Offer(self._back.catalogue, providers, self._prices, offered)
         return self._offer
@@ -183,11 +184,25 @@ class ConfigFiles:
                 f"models: deadline_s: {longest_s:g} is longer than {known}, for which this process waits when it stops:"
                 " that needs a restart"
             )
+        self._check_measured(catalogue)
         await self._list(catalogue)
-        await self._prices.refresh()
+        await self._prices.refresh(0)
         assert self._offer is not None, "what has begun is followed"
         self._offer.replace(catalogue)
         self._back.catalogue = catalogue
+
+    def _check_measured(self, catalogue: Catalogue) -> None:
+        """Refuse what no list has, so that no two gateways charge by it differently. Raises CatalogueError."""
+        for name, model in catalogue.models.items():
+            known = self._back.catalogue.models.get(name, model)
+            if (known.usd_per_million_tokens, known.most_usd_per_image is None) != (
+                model.usd_per_million_tokens,
+                model.most_usd_per_image is None,
+            ):
+                raise self._models.file.wrong(
+                    f"models.{name}: whether and by which tokens a price is measured cannot change while gateways run:"
+                    " give the model another name, or restart all gateways at once"
+                )
 
     async def _take_plans(self, content: bytes) -> None:
         plans = self._limits(content)
@@ -195,9 +210,11 @@ class ConfigFiles:
         self._back.plans = plans
 
     async def _list(self, catalogue: Catalogue) -> None:
-        """Tell the ledger the prices of a file. Raises PriceRefused, LedgerAway."""
+        """Tell the ledger the prices of a file. Raises PriceRefused, LedgerAway, RedisError."""
         book = book_of(catalogue)
-        if await self._back.ledger.list_prices(book, self._now_us(), utc_now()):
+        await self._back.ledger.last_price_list()  # if it is away, what was told stays true
+        await self._lists.forget()  # should this gateway die before it tells, nobody takes an older list for the last
+        if await self._back.ledger.list_prices(book, await self._lists.now_us(), utc_now(), self._prices.lost):
             log.info("prices_listed", price_book=book.version, effective_from=catalogue.effective_from)
 
 

@@ -238,7 +238,7 @@ async def open_gateway(
         stack.push_async_callback(hot.aclose)
         wallet = Wallet(hot, wallet_limits())
         prices, price_lists = PriceTable(back.ledger), PriceLists(back.with_redis())
-        files = ConfigFiles(settings, back, prices, wallet.now_us)
+        files = ConfigFiles(settings, back, prices, price_lists)
         await back.ledger.check_schema()
         await _seed_rates(back.ledger, settings)
         rates = FxTable(back.ledger, settings.fx_grace_h)
@@ -258,6 +258,8 @@ async def open_gateway(
                 await wallet.set_clock()
         providers = _providers(settings, outbound)
         offer = await files.begin(providers, _count_offered)
+        with suppress(RedisError, OSError, TimeoutError):  # as above
+            await prices.follow(price_lists)
         journal, past = await stack.enter_async_context(_open_journal(settings, worker, back.ledger))
         open_orders = OpenOrders(journal, wallet, back.ledger, back.presence())
         recovery = Recovery(past, wallet, back.ledger, _kept(settings, worker))

@@ -11,7 +11,7 @@ from metering.ledger.rights import use_right
 from metering.ledger.rows import Row, fields
 from metering.ledger.transactions import Steps, Transactions, audit, closed_through, once
 from metering.money import format_rate
-from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, PriceBook, SamePerson, WrongField
+from metering.ports import Act, FxOrigin, FxRecord, ListPrice, NotThere, PriceBook, PriceListId, SamePerson, WrongField
 from metering.pricing import FxRate
 from metering.schedules import BookPrice, ListedSchedule, PriceRefused, Schedule, changed, first_change_us
 
@@ -117,46 +117,46 @@ class PriceRecords(Transactions):
 
         await self._run("write", lambda: _add_book(version, markup, prices, at))
 
-    async def list_prices(self, book: PriceBook, now_us: int, at: datetime) -> bool:
+    async def list_prices(
+        self, book: PriceBook, now_us: int, at: datetime, lost: Mapping[tuple[str, str], ListedSchedule] | None = None
+    ) -> bool:
         """Write a price book, and from when on its prices hold; False if all of that is known.
 
         A price that is changed must be announced (`metering/schedules.py`); one that was never sold before holds at
-        once. `now_us` is Redis `TIME`. Raises PriceRefused; then nothing is written.
+        once. `now_us` is Redis `TIME`. `lost` are schedules by which gateways sell, and which a restored ledger has
+        lost: those of this book are written again as they were. Raises PriceRefused; then nothing is written.
         """
+        again = {name: one for name, one in (lost or {}).items() if one.schedule.price.version == book.version}
 
         def steps() -> Steps[bool]:
             wanted = {"version": book.version, "effective_us": book.effective_us or 0}
             is_known = bool((yield "price_list", wanted))
             known = {name: rows[-1].schedule for name, rows in _histories((yield "price_schedules", {})).items()}
+            restored = {name: one for name, one in again.items() if known.get(name) != one.schedule}
+            if restored:
+                yield from _add_book(book.version, book.markup, book.prices, at)
+                for at_us in sorted({one.at_us for one in restored.values()}):  # as it was, for `verify` too
+                    of_then = {name: one.schedule for name, one in restored.items() if one.at_us == at_us}
+                    yield from _add_list(wanted, at_us, at, of_then)
+                known |= {name: one.schedule for name, one in restored.items()}
+                is_known = False
             planned = {
                 (listed.model, listed.variant): schedule
                 for listed in book.prices
                 if (schedule := _planned(book, listed, known, is_known, now_us)) is not None
             }
-            if is_known and not planned:
-                return False
+            if (is_known or restored) and not planned:
+                return bool(restored)
             yield from _add_book(book.version, book.markup, book.prices, at)
-            ((number,),) = yield "add_price_list", {**wanted, "at_us": now_us, "at": at.isoformat()}
-            for (model, variant), schedule in planned.items():
-                yield (
-                    "add_price_schedule",
-                    {
-                        "number": number,
-                        "model": model,
-                        "variant": variant,
-                        "version": schedule.price.version,
-                        "from_us": schedule.from_us,
-                        "version_before": schedule.before.version if schedule.before is not None else None,
-                    },
-                )
+            yield from _add_list(wanted, now_us, at, planned)
             return True
 
         return await self._run("write", steps)
 
-    async def last_price_list(self) -> int:
-        """Read the number of the last list of prices; 0 if there is none."""
-        ((number,),) = await self._rows("last_price_list")
-        return int(number)
+    async def last_price_list(self) -> PriceListId:
+        """Read which list of prices is the last one."""
+        rows = await self._rows("last_price_list")
+        return PriceListId(*rows[0]) if rows else PriceListId()
 
     async def price_schedules(self) -> dict[tuple[str, str], list[ListedSchedule]]:
         """Read the schedules of every price: (model, variant) → all that were ever listed, by number."""
@@ -168,6 +168,25 @@ class PriceRecords(Transactions):
         return {
             (version, model, variant): (Decimal(usd), Decimal(markup)) for version, model, variant, usd, markup in rows
         }
+
+
+def _add_list(
+    wanted: Mapping[str, object], at_us: int, at: datetime, schedules: Mapping[tuple[str, str], Schedule]
+) -> Steps[None]:
+    """Write a list, and from when on each of its prices holds."""
+    ((number,),) = yield "add_price_list", {**wanted, "at_us": at_us, "at": at.isoformat()}
+    for (model, variant), schedule in schedules.items():
+        yield (
+            "add_price_schedule",
+            {
+                "number": number,
+                "model": model,
+                "variant": variant,
+                "version": schedule.price.version,
+                "from_us": schedule.from_us,
+                "version_before": schedule.before.version if schedule.before is not None else None,
+            },
+        )
 
 
 def _add_book(version: str, markup: Decimal, prices: Sequence[ListPrice], at: datetime) -> Steps[None]:

@@ -31,7 +31,7 @@ def partition_in(command: Iterable[Any]) -> int:
 
 
 PRICE_LIST = "{p0}:price_list"
-"""Holds the number of the ledger's last list of prices."""
+"""Holds the name of the ledger's last list of prices; it is not there while nobody knows it."""
 
 
 def mark(partition: int) -> str:

@@ -14,11 +14,13 @@ import httpx2
 import pytest
 from redis import Redis
 
+import metering.price_table
 import metering.schedules
 import proxy.wiring
-from config.catalogue import models_file, version_of
-from metering.clock import utc_at
+from config.catalogue import Catalogue, models_file, version_of
+from metering.clock import utc_at, utc_now
 from metering.events import Event
+from metering.price_table import book_of
 from metering.pricing import Quote
 from metering.wallet.values import Admission, Caller, Verdict
 from metering.wallet.wallet import Wallet
@@ -29,7 +31,7 @@ from tests.kits.ports import free_port
 from tests.kits.processes import Forked
 from tests.kits.system import FLUX, System, bearer, wait_until
 
-NOTICE_S = 6.0
+NOTICE_S, LEASE_S = 6.0, 4.0
 """Instead of two minutes, so that the test need not wait for them."""
 
 HELD_BACK_US = 2_000_000
@@ -50,7 +52,7 @@ def sooner() -> None:
 
     Every other order that was quoted in the last seconds before a change is sent to Redis just after it.
     """
-    metering.schedules.NOTICE_S = NOTICE_S
+    metering.schedules.NOTICE_S, metering.price_table.LEASE_S = NOTICE_S, LEASE_S
     for name, poll_s in (("CONFIG_POLL_S", 0.2), ("PRICES_POLL_S", 0.5)):
         setattr(proxy.wiring, name, poll_s)
     admit, turns = Wallet.admit, count()
@@ -252,5 +254,37 @@ def test_a_gateway_that_is_killed_while_it_takes_a_file_comes_back_with_it(prepa
     gateways.start("one")
     for name in gateways.ports:
         wait_until(lambda name=name: listed(gateways, name, key)[FLUX]["price"]["upcoming"] is not None, "it is shown")  # type: ignore[misc]
-    assert system.back(lambda back: back.ledger.last_price_list()) == 2
+    assert system.back(lambda back: back.ledger.last_price_list()).number == 2
     assert "config_refused" not in system.log("one")
+
+
+@pytest.mark.rule(25)
+def test_a_gateway_that_is_frozen_across_a_change_sells_at_no_old_price(prepared: Prepared) -> None:
+    """Its orders wait in the kernel, and come before it has read anything: Redis refuses what it quotes."""
+    system = prepared()
+    system.begin = partial(Forked, before=sooner)
+    system.start_all()
+    org_id, key = system.customer("acme", "100.00", requests_per_minute=1_000_000, images_per_minute=1_000_000)
+
+    def buy(place: int) -> int:
+        body = {"model": FLUX, "prompt": f"{place}"}
+        reply = httpx2.post(f"{system.url}/images/generations", json=body, headers=bearer(key), timeout=60, **LOOPBACK)
+        return reply.status_code
+
+    with ThreadPoolExecutor(8) as pool, pytest.MonkeyPatch.context() as patch:
+        assert set(pool.map(buy, range(8))) == {200}
+        gateway = system.processes["gateway"]
+        gateway.send_signal(signal.SIGSTOP)
+        patch.setattr(metering.schedules, "NOTICE_S", NOTICE_S)
+        then_us = redis_us(system) + int((NOTICE_S + 0.5) * 1_000_000)
+        book = book_of(models_file(None).parse(Catalogue, dearer(then_us).encode()))
+        assert system.back(lambda back: back.ledger.list_prices(book, redis_us(system), utc_now()))
+        wait_until(lambda: redis_us(system) > then_us, "the change has begun")
+        late = [pool.submit(buy, place) for place in range(8, 16)]
+        gateway.send_signal(signal.SIGCONT)
+        assert {one.result() for one in late} <= {200, 503}
+        wait_until(lambda: buy(99) == 200, "it has read the new list")
+    wait_until(lambda: any(one.admitted_us >= then_us for one in charges(system, org_id)), "booked")
+    sold = {str(one.opened.proof.usd_per_image) for one in charges(system, org_id) if one.admitted_us >= then_us}
+    assert sold == {NEW_USD}
+    wait_until(lambda: system.ghub("verify").returncode == 0, "the books are right")

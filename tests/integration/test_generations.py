@@ -537,7 +537,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
     await ledger.list_prices(book_of(CATALOGUE), wallet.now_us(), utc_now())
     rates, prices = FxTable(ledger, grace_h=0), PriceTable(ledger)
     await rates.refresh()
-    await prices.refresh()
+    await prices.refresh(wallet.now_us())
     store = LocalStore(root / "images")
     replies = Replies(store, "https://images.test")
     async with generations(wallet, store, {"fal": provider}) as running:

@@ -1,22 +1,25 @@
 """What the ledger says of prices: one schedule for all gateways, from files that they see at different times."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from redis.asyncio import from_url
+from redis.exceptions import RedisError
 
 from metering.clock import FOREVER_US
 from metering.ledger.record import SqlLedger
 from metering.ports import LedgerAway, ListPrice, PriceBook
 from metering.price_table import PriceTable
 from metering.pricing import quote
-from metering.schedules import NOTICE_S, PriceRefused
+from metering.schedules import NOTICE_S, PriceRefused, price_of_moment
 from metering.verify import Difference, verify
 from metering.wallet.presence import Presence
-from metering.wallet.price_lists import PriceLists
+from metering.wallet.price_lists import FRESH_S, PriceLists
 from metering.wallet.values import Verdict
 from tests.kits.books import BOOK, NOON, NOW_US, drain, open_books, open_ledger, pinned, sql
 
@@ -39,7 +42,7 @@ async def opened(url: str) -> SqlLedger:
 
 async def read(ledger: SqlLedger) -> PriceTable:
     table = PriceTable(ledger)
-    await table.refresh()
+    await table.refresh(FOREVER_US)
     return table
 
 
@@ -69,7 +72,7 @@ async def test_a_refused_file_leaves_nothing(ledger_url: str) -> None:
         ):
             await ledger.list_prices(wrong, NOW_US, NOON)
     assert list(await ledger.price_rows()) == [("book+0.04", FLUX, "")]
-    assert await ledger.last_price_list() == 1
+    assert (await ledger.last_price_list()).number == 1
     await ledger.aclose()
 
 
@@ -137,40 +140,98 @@ async def test_a_restored_ledger_is_noticed_and_takes_no_price_away(tmp_path: Pa
     await ledger.list_prices(book("0.04", another="1"), NOW_US, NOON)
     table = await read(ledger)
     table._ledger = backup
-    await table.refresh()
+    await table.refresh(FOREVER_US)
     assert table.losses == 1 and table.has("another", [""])
     await ledger.aclose()
     await backup.aclose()
+
+
+@contextmanager
+def cut_off(url: str) -> Iterator[None]:
+    """The ledger's lists cannot be read meanwhile."""
+    sql(url, "ALTER TABLE price_lists RENAME TO elsewhere")
+    try:
+        yield
+    finally:
+        sql(url, "ALTER TABLE elsewhere RENAME TO price_lists")
+
+
+async def behind(table: PriceTable, lists: PriceLists, url: str) -> bool:
+    """Whether it takes no order when it is cut off."""
+    with cut_off(url), pytest.raises(LedgerAway):
+        await table.follow(lists)
+    return table.behind
 
 
 async def test_who_is_cut_off_from_the_ledger_learns_that_a_list_is_missing(redis_url: str, tmp_path: Path) -> None:
     """By Redis, from any gateway; while there is no such list it goes on selling."""
     url = f"sqlite:///{tmp_path / 'l.db'}"
     ledger, lists = await opened(url), PriceLists(from_url(redis_url))
-    table = await read(ledger)
-
-    async def behind_while_cut_off() -> bool:
-        sql(url, "ALTER TABLE price_lists RENAME TO elsewhere")
-        try:
-            with pytest.raises(LedgerAway):
-                await table.follow(lists)
-            return table.behind
-        finally:
-            sql(url, "ALTER TABLE elsewhere RENAME TO price_lists")
-
-    try:
+    async with aclosing(ledger), aclosing(lists._redis):
+        table = await read(ledger)
         await table.follow(lists)
-        assert not await behind_while_cut_off()
+        assert not await behind(table, lists, url)
         await ledger.list_prices(book("0.04"), NOW_US, NOON)
-        assert not await behind_while_cut_off(), "nobody has told of it yet"
+        assert not await behind(table, lists, url), "nobody has told of it yet"
         await (await read(ledger)).follow(lists)
-        assert await behind_while_cut_off()
+        assert await behind(table, lists, url)
         await table.follow(lists)
         assert not table.behind and table.has(FLUX, [""])
-        assert not await behind_while_cut_off()
-    finally:
-        await ledger.aclose()
-        await lists._redis.aclose()
+        assert not await behind(table, lists, url)
+
+
+async def test_what_nobody_knows_is_no_confirmation(redis_url: str, tmp_path: Path) -> None:
+    """A Redis that was wiped, or one that does not answer: a reading holds for its lease, and no longer."""
+    url = f"sqlite:///{tmp_path / 'l.db'}"
+    ledger, lists = await opened(url), PriceLists(from_url(redis_url))
+    async with aclosing(ledger), aclosing(lists._redis):
+        await ledger.list_prices(book("0.04"), NOW_US, NOON)
+        table, now_us = PriceTable(ledger), await lists.now_us()
+        await table.follow(lists)
+        sold_until_us = table.price(FLUX, "", now_us).until_us
+        assert now_us < sold_until_us <= now_us + int(NOTICE_S * 1e6) - int(FRESH_S * 1e6)
+        await lists.forget()
+        assert not await behind(table, lists, url), "its lease is not over"
+        table._confirmed_us -= int(NOTICE_S * 1e6)
+        assert await behind(table, lists, url)
+        with pytest.raises(RedisError):
+            await table.follow(PriceLists(from_url("redis://127.0.0.1:1")))
+        assert table.price(FLUX, "", now_us).until_us < now_us, "Redis refuses what it quotes"
+        await table.follow(lists)
+        assert not table.behind and await lists.told() == (await ledger.last_price_list()).name
+
+
+async def test_who_was_frozen_after_it_read_the_ledger_tells_nothing(redis_url: str) -> None:
+    lists = PriceLists(from_url(redis_url))
+    async with aclosing(lists._redis):
+        await lists.tell("2:7", await lists.now_us())
+        await lists.tell("1:5", await lists.now_us() - int(FRESH_S * 1e6) - 1)
+        assert await lists.told() == "2:7"
+
+
+async def test_a_restored_ledger_gets_back_what_is_sold_by(redis_url: str, tmp_path: Path) -> None:
+    """Its list has the number of one that it lost; the price of before does not come back, and `verify` knows it."""
+    ledger, backup = [await opened(f"sqlite:///{tmp_path / name}") for name in ("l.db", "b.db")]
+    later_us = THEN_US + int(NOTICE_S * 1e6)
+    async with aclosing(ledger), aclosing(backup):
+        for one in (ledger, backup):
+            await one.list_prices(book("0.04"), NOW_US, NOON)
+        await ledger.list_prices(book("0.05", THEN_US), NOW_US, NOON)
+        table = await read(ledger)
+        await backup.list_prices(book("0.04", another="9"), NOW_US + 5, NOON)  # list 2, too
+        table._ledger = backup
+        await table.refresh(FOREVER_US)
+        assert table.losses == 1 and table.price(FLUX, "", later_us).usd_per_image == Decimal("0.05")
+        with pytest.raises(PriceRefused):
+            await backup.list_prices(book("0.05", THEN_US), later_us, NOON)
+        assert await backup.list_prices(book("0.05", THEN_US), later_us, NOON, table.lost)
+        assert not await backup.list_prices(book("0.05", THEN_US), later_us, NOON, table.lost)
+        await table.refresh(FOREVER_US)
+        assert not table.lost and table.price(FLUX, "", later_us).usd_per_image == Decimal("0.05")
+        assert (await read(backup)).price(FLUX, "", later_us).usd_per_image == Decimal("0.05")
+        history = (await backup.price_schedules())[FLUX, ""]
+        sold = price_of_moment(history, THEN_US)
+        assert sold is not None and sold.usd_per_image == Decimal("0.05")
 
 
 @pytest.mark.rule(24, 25)

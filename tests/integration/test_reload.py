@@ -15,9 +15,10 @@ from structlog.testing import capture_logs
 
 from config.catalogue import MAX_FILE_BYTES, CatalogueError, version_of
 from config.settings import Settings
-from metering.clock import utc_at
+from metering.clock import FOREVER_US, utc_at
 from metering.price_table import PriceTable
 from metering.schedules import NOTICE_S
+from metering.wallet.price_lists import PriceLists
 from proxy.backends import Backends, open_back
 from proxy.offer import Offer
 from proxy.reload import ConfigFiles
@@ -67,6 +68,19 @@ def metric(name: str, **labels: str) -> float | None:
     return REGISTRY.get_sample_value(f"ghub_config_{name}", labels)
 
 
+class Clock(PriceLists):
+    """Redis' time, scripted; nobody else is there to be told."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+
+    async def now_us(self) -> int:
+        return self._now_us()
+
+    async def forget(self) -> None:
+        return None
+
+
 @asynccontextmanager
 async def running(folder: Path, now_us: Callable[[], int] = lambda: NOW_US) -> AsyncIterator[Running]:
     """Begin with the files of a folder, which are written if they are not there."""
@@ -78,7 +92,7 @@ async def running(folder: Path, now_us: Callable[[], int] = lambda: NOW_US) -> A
     async with open_back(settings) as back:
         await back.ledger.migrate()
         prices = PriceTable(back.ledger)
-        files = ConfigFiles(settings, back, prices, now_us)
+        files = ConfigFiles(settings, back, prices, Clock(now_us))
         yield Running(files, await files.begin({"fal"}), prices, back, models, plans)
 
 
@@ -232,10 +246,29 @@ async def test_a_changed_price_is_announced_and_begins_by_itself(tmp_path: Path)
         stale = PriceTable(one.back.ledger)
         one.models.write_text(effective(MODELS.replace("0.04", "0.05"), THEN_US))
         await one.follow()
-        await stale.refresh()
+        await stale.refresh(FOREVER_US)
         for table in (one.prices, stale):
             assert table.price("fal/one", "", THEN_US - 1).usd_per_image == Decimal("0.04")
             assert table.price("fal/one", "", THEN_US).usd_per_image == Decimal("0.05")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        'most_usd_per_image = "0.04"',
+        'usd_per_million_tokens = { text_input = "5", image_output = "40", most_input_tokens = 1,'
+        ' most_output_tokens = { "*/*" = 1 } }',
+    ],
+)
+async def test_how_a_price_is_measured_does_not_change_while_gateways_run(tmp_path: Path, kind: str) -> None:
+    """No list has it: gateways that see the file at different moments would charge differently."""
+    async with running(tmp_path) as one:
+        one.models.write_text(MODELS.replace('usd_per_image = "0.04"', kind))
+        with capture_logs() as logs:
+            await one.follow()
+        (line,) = [one for one in logs if one["event"] == "config_refused"]
+        assert "models.fal/one: whether and by which tokens a price is measured cannot change" in line["why"]
+        assert one.offer.catalogue.models["fal/one"].most_usd_per_image is None
 
 
 async def test_a_start_with_a_price_that_nobody_announced_sells_at_the_ledgers(tmp_path: Path) -> None:
@@ -268,7 +301,7 @@ async def test_while_the_ledger_is_away_nothing_is_taken_and_then_it_is(tmp_path
         other.close()
         assert one.offered() == ["fal/one", "fal/two"] and metric("refused", file="models") == 0
         (line,) = [log for log in logs if log["event"] == "config_refused"]
-        assert "the ledger is away" in line["why"]
+        assert "the ledger or Redis is away" in line["why"]
 
 
 async def test_plans_follow_once_whichever_gateway_is_first(tmp_path: Path) -> None:
@@ -298,7 +331,7 @@ async def test_a_restored_ledger_is_told_again(tmp_path: Path) -> None:
         await one.follow()
         with sqlite3.connect(backup) as source, sqlite3.connect(tmp_path / "l.db") as target:
             source.backup(target)
-        await one.prices.refresh()
+        await one.prices.refresh(FOREVER_US)
         await one.files.look()
         assert ("fal/two", "") in await one.back.ledger.price_schedules()
 
@@ -322,4 +355,4 @@ async def test_a_thousand_reloads_take_no_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert one.files.versions()["models"] == version_of(f"{MODELS}{TWO}# 999\n".encode())
         assert after - before < 1_000_000, "a catalogue that was kept for each would be ten times that"
-        assert await one.back.ledger.last_price_list() == 2
+        assert (await one.back.ledger.last_price_list()).number == 2

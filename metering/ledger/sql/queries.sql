@@ -573,7 +573,7 @@ INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :m
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
 
 -- name: last_price_list
-SELECT coalesce(max(number), 0) FROM price_lists;
+SELECT number, at_us FROM price_lists ORDER BY number DESC LIMIT 1;
 
 -- name: price_list
 SELECT number FROM price_lists WHERE version = :version AND effective_us = :effective_us LIMIT 1;
