@@ -208,7 +208,7 @@ class Causes:
     def redis(self) -> None:
         """Nearly full, then away."""
         with Redis.from_url(self._system.valkey.url) as redis:
-            redis.config_set("maxmemory", int(redis.info("memory")["used_memory"] * 1.2))
+            redis.config_set("maxmemory", int(redis.info("memory")["used_memory"] * 1.13))
             self._watched.until_fired("GhubRedisFull")
             redis.config_set("maxmemory", 0)
         self._system.valkey.stop()
