@@ -24,6 +24,23 @@ ORDERS = "/v1/images/generations"
 GATEWAYS, CONSUMERS = "(.+-)?gateway-metrics", "(.+-)?consumer-metrics"
 """The scraper's jobs: the names of our two Services, which a chart may put its release before."""
 
+
+def absent(job: str) -> str:
+    """PromQL: no target of a job answers, in some namespace that has any, or nowhere is there one."""
+    return f'sum by (namespace) (up{{job=~"{job}"}}) == 0 or absent(up{{job=~"{job}"}})'
+
+
+def logs(name: str) -> str:
+    """All lines of an hour of all pods of a workload; `kubectl logs` of a StatefulSet has one pod's alone."""
+    return f"kubectl logs --selector app.kubernetes.io/name={name} --prefix --tail=-1 --since=1h"
+
+
+ENLARGE = (
+    '`kubectl patch pvc journal-POD --patch \'{"spec":{"resources":{"requests":{"storage":"4Gi"}}}}\'` enlarges'
+    " the claim, if its StorageClass has `allowVolumeExpansion`"
+)
+INSPECT = "`kubectl exec POD -- ghub journal inspect /journal` shows what is in it, and changes nothing"
+
 WATCH_FOR_S = 5 * MINUTE
 """How long a thing that may pass by itself is watched: longer than a fail-over, a roll-out or a probe of the store."""
 
@@ -77,7 +94,7 @@ ALERTS = (
         name="GhubGatewaysAbsent",
         severity="critical",
         summary="No gateway is running",
-        expr=f'absent(up{{job=~"{GATEWAYS}"}} == 1)',
+        expr=absent(GATEWAYS),
         for_s=MINUTE,
         why="A roll-out of one volume takes seconds; a minute without any gateway is an outage.",
         means="Prometheus reads the metrics of no gateway: none runs, or the network between them is cut.",
@@ -94,14 +111,15 @@ ALERTS = (
         name="GhubConsumersAbsent",
         severity="critical",
         summary="No billing consumer is running",
-        expr=f'absent(up{{job=~"{CONSUMERS}"}} == 1)',
+        expr=absent(CONSUMERS),
         for_s=5 * MINUTE,
         why="Events wait in Redis without harm; five minutes are longer than any roll-out of the consumer.",
         means="Nobody books events. They wait in Redis, and journals of gateways grow by 500 MB an hour at 100 orders a"
         " second; when their volumes are full, orders are refused.",
         customer="Nothing at first: orders, balances and limits go on. `GET /v1/usage` and statements lag behind.",
         do=(
-            "`kubectl get pods -l app.kubernetes.io/name=consumer`, `kubectl logs deployment/consumer --previous`.",
+            "`kubectl get pods -l app.kubernetes.io/name=consumer`, then `kubectl logs POD --previous`: its last line"
+            " says why it ended.",
             "Is the ledger's database there? `ghub verify` says in one sentence if it is not.",
         ),
         over="`ghub_events_waiting` falls to 0 within minutes.",
@@ -126,14 +144,15 @@ ALERTS = (
         name="GhubNotReady",
         severity="critical",
         summary="{{ $labels.pod }} does not take work",
-        expr="min by (pod) (ghub_ready) == 0",
+        expr="min by (namespace, pod) (ghub_ready) == 0",
         for_s=2 * MINUTE,
         why="A graceful stop takes 90 s; the store's watch and a journal's fresh file heal within 20 s.",
         means="`/readyz` is 503. A gateway: background work fails, the journal cannot be written, or the store takes no"
         " images. A consumer: Redis or the ledger is away.",
         customer="503 `temporarily_unavailable` with `retry-after` from a gateway, before anything is held or bought.",
         do=(
-            "`kubectl describe pod POD`: its events have `not ready: WHY`.",
+            "`kubectl port-forward POD 9090`, and in another shell `curl localhost:9090/readyz`: `not ready: WHY`. The"
+            " pod's events have the status 503 alone.",
             "`journal failed`: [GhubJournalNotWritable](#ghubjournalnotwritable). `store`:"
             " [when the store takes no images](operations.md#when-the-store-takes-no-images)."
             " `… fails`: [GhubBackgroundFault](#ghubbackgroundfault).",
@@ -144,8 +163,8 @@ ALERTS = (
         name="GhubOrdersFailing",
         severity="critical",
         summary="{{ $value | humanizePercentage }} of the orders end with a 5xx",
-        expr=f'sum(rate(ghub_requests_total{{route="{ORDERS}",status=~"5.."}}[$window]))'
-        f' / sum(rate(ghub_requests_total{{route="{ORDERS}"}}[$window])) > 0.1',
+        expr=f'sum by (namespace) (rate(ghub_requests_total{{route="{ORDERS}",status=~"5.."}}[$window]))'
+        f' / sum by (namespace) (rate(ghub_requests_total{{route="{ORDERS}"}}[$window])) > 0.1',
         window_s=5 * MINUTE,
         for_s=2 * MINUTE,
         why="Single failures of an upstream are usual, one in ten is not. Refusals for which a customer is responsible"
@@ -157,7 +176,7 @@ ALERTS = (
             " `store_failed` is [GhubStoreFailing](#ghubstorefailing).",
             "*Refused orders by reason*: `redis_away` is [GhubRedisAway](#ghubredisaway); a crowd is"
             " [GhubOrdersTurnedAway](#ghubordersturnedaway).",
-            "`kubectl logs statefulset/gateway | grep '\"status\":50'`: the lines have model, reason and order.",
+            f"`{logs('gateway')} | grep '\"status\":50'`: the lines have model, reason and order.",
         ),
         over="The share is below 10 % for five minutes.",
     ),
@@ -165,9 +184,9 @@ ALERTS = (
         name="GhubUpstreamFailing",
         severity="warning",
         summary="{{ $labels.model }} fails at {{ $labels.provider }}: {{ $value | humanizePercentage }} of its calls",
-        expr=f'sum by (provider, model) (rate(ghub_upstream_seconds_count{{outcome=~"{FAILED}"}}[$window]))'
-        " / sum by (provider, model) (rate(ghub_upstream_seconds_count[$window])) > 0.25"
-        " and sum by (provider, model)"
+        expr=f'sum by (namespace, provider, model) (rate(ghub_upstream_seconds_count{{outcome=~"{FAILED}"}}[$window]))'
+        " / sum by (namespace, provider, model) (rate(ghub_upstream_seconds_count[$window])) > 0.25"
+        " and sum by (namespace, provider, model)"
         f' (increase(ghub_upstream_seconds_count{{outcome=~"{FAILED}"}}[$window])) >= 5',
         window_s=10 * MINUTE,
         for_s=MINUTE,
@@ -179,7 +198,10 @@ ALERTS = (
             "Dashboard, *Upstream calls by outcome*: `rate_limited` and `busy` are our quota there; `not_authorised` is"
             " the key; `bad_reply` a changed wire; `retired` a model that is gone ([models.md](models.md)).",
             "The provider's status page. The log's `upstream_failure` lines have the ids of the orders.",
-            "If it lasts: take the model out of `models.toml`, so that customers get a 404 that names another one.",
+            "If it lasts: take the model out of `models.toml`, so that customers get a 404 that names another one. The"
+            " file is in the ConfigMap `gateway-files`: `components/config-files`, or the chart's `files`. An"
+            " installation without it has the image's: add it with the repository's `config/models.toml` of that"
+            " version, less the model, and with `config/plans.toml`.",
         ),
         over="The model's share of failures is below a quarter.",
     ),
@@ -187,7 +209,7 @@ ALERTS = (
         name="GhubStoreFailing",
         severity="critical",
         summary="The image store fails for {{ $labels.pod }}",
-        expr='sum by (pod) (increase(ghub_store_seconds_count{outcome="failed"}[$window])) > 3',
+        expr='sum by (namespace, pod) (increase(ghub_store_seconds_count{outcome="failed"}[$window])) > 3',
         window_s=5 * MINUTE,
         why="A try that fails is made again, and one or two may always. More in five minutes are a store that is ill.",
         means="Uploads fail. After two in a row no order is accepted until a probe was written and read.",
@@ -202,7 +224,7 @@ ALERTS = (
         name="GhubSpoolFull",
         severity="warning",
         summary="Pictures were lost because the spool of {{ $labels.pod }} was full",
-        expr="sum by (pod) (increase(ghub_spool_full_total[$window])) > 0",
+        expr="sum by (namespace, pod) (increase(ghub_spool_full_total[$window])) > 0",
         why="Each one was bought and could not be kept.",
         means="Pictures that cannot be read twice wait in the spool while the store is slow; it was full for 5 s.",
         customer="502 for those orders, not charged.",
@@ -216,14 +238,14 @@ ALERTS = (
         name="GhubOrdersTurnedAway",
         severity="warning",
         summary="{{ $labels.pod }} turns orders away: more come than it can serve",
-        expr="sum by (pod) (increase(ghub_orders_turned_away_total[$window])) > 10",
+        expr="sum by (namespace, pod) (increase(ghub_orders_turned_away_total[$window])) > 10",
         window_s=5 * MINUTE,
         why="A gateway refuses only after two seconds in which more came than it served; a handful is one crowd.",
         means="The load is above what this process can do.",
         customer="503 with a time to return that differs for each; nothing is charged.",
         do=(
             "`kubectl scale statefulset/gateway --replicas=N`, or raise the HPA's maximum.",
-            "Who sends them? `kubectl logs statefulset/gateway | grep orders_turned_away`, then the requests' `org`;"
+            f"Who sends them? `{logs('gateway')} | grep orders_turned_away`, then the requests' `org`;"
             " `ghub org limits ORG --requests-per-minute N` bounds one.",
         ),
         over="The counter stands still for five minutes.",
@@ -232,7 +254,8 @@ ALERTS = (
         name="GhubLoopLate",
         severity="warning",
         summary="{{ $labels.pod }} has more to do than one core can",
-        expr="histogram_quantile(0.95, sum by (pod, le) (rate(ghub_loop_late_seconds_bucket[$window]))) > 0.1",
+        expr="histogram_quantile(0.95, sum by (namespace, pod, le) (rate(ghub_loop_late_seconds_bucket[$window])))"
+        " > 0.1",
         window_s=5 * MINUTE,
         for_s=WATCH_FOR_S,
         why="At 0.1 s the gate lets in four orders at a time instead of 32; five minutes are no single crowd.",
@@ -248,7 +271,7 @@ ALERTS = (
         name="GhubConnectionsFull",
         severity="warning",
         summary="{{ $labels.pod }} has as many connections as it may have",
-        expr='sum by (pod) (increase(ghub_connections_cut_total{why="full"}[$window])) > 0',
+        expr='sum by (namespace, pod) (increase(ghub_connections_cut_total{why="full"}[$window])) > 0',
         window_s=5 * MINUTE,
         why="A client that waits needs one of 4,096 connections; that all are open is never usual.",
         means="New connections get a 503 and are closed.",
@@ -265,7 +288,7 @@ ALERTS = (
         name="GhubRedisAway",
         severity="critical",
         summary="{{ $labels.pod }} does not reach Redis",
-        expr="max by (pod) (ghub_redis_up) == 0",
+        expr="max by (namespace, pod) (ghub_redis_up) == 0",
         for_s=30,
         why="A fail-over takes some seconds; thirty are an outage.",
         means="No order can be admitted. Orders in flight are answered, and their charges wait in the journal.",
@@ -282,7 +305,7 @@ ALERTS = (
         name="GhubRedisFull",
         severity="critical",
         summary="Redis has used {{ $value | humanizePercentage }} of its memory",
-        expr=f"max(ghub_redis_memory_ratio) > {MEMORY_MARK - 0.1:g}",
+        expr=f"max by (namespace) (ghub_redis_memory_ratio) > {MEMORY_MARK - 0.1:g}",
         for_s=MINUTE,
         why=f"At {MEMORY_MARK:.0%} admission stops, so that open orders can still be settled; this is ten points before"
         " it.",
@@ -300,7 +323,7 @@ ALERTS = (
         name="GhubJournalNotWritable",
         severity="critical",
         summary="The journal's disk of {{ $labels.pod }} fails",
-        expr="min by (pod) (ghub_journal_writable) == 0",
+        expr="min by (namespace, pod) (ghub_journal_writable) == 0",
         for_s=10,
         why="A fresh file is tried every second; ten seconds are a disk that does not come back by itself.",
         means="A write or a sync failed. Nothing of it was acknowledged; no order is accepted until a fresh file is"
@@ -308,8 +331,9 @@ ALERTS = (
         customer="503; orders that were being answered are 503 `charged_fetch_by_id`, and can be fetched by their id.",
         do=(
             "`journal_failed` in the log has the disk's own error: full, read-only, I/O.",
-            "A full volume: enlarge the claim. A broken one: another volume, a new start, then `ghub journal inspect`"
-            " and `ghub journal replay DIR` of the old one ([the journal](operations.md#the-journal)).",
+            f"A full volume: {ENLARGE}.",
+            f"A broken one: {INSPECT}. Then a new volume, and the old one's journal is replayed:"
+            " [a volume that breaks](operations.md#a-volume-that-breaks).",
         ),
         over="`journal_healed` in the log, `ghub_journal_writable` 1.",
     ),
@@ -317,7 +341,7 @@ ALERTS = (
         name="GhubJournalRoom",
         severity="critical",
         summary="The journal of {{ $labels.pod }} finds no space for its next file",
-        expr=f"min by (pod) (ghub_journal_room_bytes) < {SEGMENT_BYTES * 3 // 4}",
+        expr=f"min by (namespace, pod) (ghub_journal_room_bytes) < {SEGMENT_BYTES * 3 // 4}",
         for_s=MINUTE,
         why="A spare file of 16 MB is always allocated ahead, so below three quarters of one there is none; a minute is"
         " 60 tries.",
@@ -326,7 +350,8 @@ ALERTS = (
         do=(
             "Do consumers run? What the ledger does not have cannot be deleted: [GhubConsumerBehind]"
             "(#ghubconsumerbehind).",
-            "`ghub journal inspect DIR`; enlarge the claim (`journal-gateway-N`), or lower `GHUB_KEEP_H`.",
+            f"{INSPECT}.",
+            f"{ENLARGE}. Or lower `GHUB_KEEP_H`.",
         ),
         over="`ghub_journal_room_bytes` is above 16 MB again.",
     ),
@@ -334,7 +359,7 @@ ALERTS = (
         name="GhubAnswersWait",
         severity="warning",
         summary="An order that {{ $labels.pod }} answered is not in the ledger since {{ $value | humanizeDuration }}",
-        expr="max by (pod) (ghub_journal_oldest_seconds) > $age",
+        expr="max by (namespace, pod) (ghub_journal_oldest_seconds) > $age",
         age_s=10 * MINUTE,
         for_s=MINUTE,
         why="Usually a second. Ten minutes are longer than what a consumer that restarts needs for a backlog.",
@@ -351,7 +376,7 @@ ALERTS = (
         name="GhubJournalsOrphaned",
         severity="warning",
         summary="The journal of {{ $labels.exported_pod }} is open, and its gateway is gone",
-        expr="max by (exported_pod) (ghub_journals_orphaned) > 0",
+        expr="max by (namespace, exported_pod) (ghub_journals_orphaned) > 0",
         for_s=15 * MINUTE,
         why="A pod that restarts or is rescheduled replays its own journal within minutes. Consumers tell of it, so the"
         " gateway's name is `exported_pod`: `pod` is the consumer.",
@@ -359,10 +384,16 @@ ALERTS = (
         " because the StatefulSet was scaled down after a crash. Charges may be in it that nobody else has.",
         customer="Has the images; those orders are not charged yet.",
         do=(
-            "`ghub journal orphans` names the journal and its pod.",
-            "`ghub journal job POD --image IMAGE | kubectl apply -f -`: a Job on that pod's claim replays the journal"
-            " and closes it. Running it twice is safe.",
-            "If the volume is lost for good: `ghub journal close ID --lost --reason TEXT`"
+            "`kubectl exec statefulset/gateway -- ghub journal orphans` names the journal and its pod; a crash shows"
+            " there after some 20 s.",
+            "`IMAGE=$(kubectl get statefulset gateway -o jsonpath='{.spec.template.spec.containers[0].image}')`, then"
+            ' `kubectl exec statefulset/gateway -- ghub journal job POD --image "$IMAGE" | kubectl apply -f -`: a Job'
+            " on that pod's claim replays the journal and closes it. Running it twice is safe. With a chart whose"
+            " `existingSecret` is another one: `--secret NAME`, too.",
+            "`kubectl logs --follow job/replay-POD`. What to do with the claim afterwards:"
+            " [a pod that does not come back](operations.md#a-pod-that-does-not-come-back).",
+            "If the volume is lost for good:"
+            " `kubectl exec statefulset/gateway -- ghub journal close ID --lost --reason TEXT`"
             " ([the journal](operations.md#the-journal)).",
         ),
         over="`ghub_journals_orphaned` is 0; `ghub verify` no longer says *not provable*.",
@@ -372,14 +403,14 @@ ALERTS = (
         name="GhubConsumerBehind",
         severity="warning",
         summary="Events are booked {{ $value | humanizeDuration }} late",
-        expr="max(ghub_events_oldest_seconds) > $age",
+        expr="max by (namespace) (ghub_events_oldest_seconds) > $age",
         age_s=2 * MINUTE,
         for_s=MINUTE,
         why="An event is booked within a second; a consumer that takes over from a dead one begins after ten.",
         means="The consumer cannot keep up, or cannot reach Redis or the ledger.",
         customer="Nothing: wallets are charged in Redis. Usage, statements and sinks lag behind.",
         do=(
-            "`consumer_waits` in the consumer's log says which of Redis and ledger is away.",
+            f"`{logs('consumer')} | grep consumer_waits` says which of Redis and ledger is away.",
             "If neither is: `kubectl scale deployment/consumer --replicas=N`; the database's CPU and disk.",
         ),
         over="`ghub_events_waiting` and `ghub_events_oldest_seconds` fall to 0.",
@@ -388,7 +419,7 @@ ALERTS = (
         name="GhubEventsSetAside",
         severity="critical",
         summary="{{ $value }} events could not be booked",
-        expr="sum(increase(ghub_events_set_aside_total[$window])) > 0",
+        expr="sum by (namespace) (increase(ghub_events_set_aside_total[$window])) > 0",
         window_s=HOUR,
         why="One is money that is not in the record; `ghub verify` fails until it is repaired.",
         means="The consumer could not read an entry of the stream, or the database refused it. The others go on.",
@@ -403,7 +434,7 @@ ALERTS = (
         name="GhubLedgerRestored",
         severity="critical",
         summary="The ledger lacks what it had committed",
-        expr="sum(increase(ghub_ledger_restored_total[$window])) > 0",
+        expr="sum by (namespace) (increase(ghub_ledger_restored_total[$window])) > 0",
         window_s=HOUR,
         why="It happens when a backup is put back, and never else.",
         means="The ledger was restored. It is fed again from Redis and journals, and the wallets are rebuilt.",
@@ -419,7 +450,7 @@ ALERTS = (
         name="GhubChargedAfterError",
         severity="warning",
         summary="{{ $value }} orders were charged although their customers were told an error",
-        expr="sum(increase(ghub_charged_after_error_total[$window])) > 0",
+        expr="sum by (namespace) (increase(ghub_charged_after_error_total[$window])) > 0",
         why="Each is a customer who may ask.",
         means="The charge stood before the disk or Redis failed; the answer was 503 `charged_fetch_by_id`, or"
         " `end_unknown` before it was known.",
@@ -434,7 +465,7 @@ ALERTS = (
         name="GhubBalanceBelowZero",
         severity="warning",
         summary="A balance fell below zero",
-        expr="sum(increase(ghub_balance_below_zero_total[$window])) > 0",
+        expr="sum by (namespace) (increase(ghub_balance_below_zero_total[$window])) > 0",
         why="The hold makes it impossible in any usual way, so each is looked at.",
         means="A journal's charge, a settlement after an adjustment, or a rebuild found less money than was spent.",
         customer="402 `insufficient_balance` until topped up.",
@@ -448,7 +479,7 @@ ALERTS = (
         name="GhubCostAboveQuote",
         severity="warning",
         summary="{{ $labels.model }} costs more than we quote",
-        expr="sum by (model) (increase(ghub_cost_above_quote_total[$window])) > 0",
+        expr="sum by (namespace, model) (increase(ghub_cost_above_quote_total[$window])) > 0",
         window_s=HOUR,
         why="Every such order is our loss, and the next ones will be, too.",
         means="The provider's reply says a higher price than our price book has.",
@@ -463,7 +494,7 @@ ALERTS = (
         name="GhubFxRateMissing",
         severity="critical",
         summary="A month has no approved exchange rate",
-        expr="max(ghub_fx_months_missing) > 0",
+        expr="max by (namespace) (ghub_fx_months_missing) > 0",
         for_s=10 * MINUTE,
         why="It begins three days before the month, and last month's rate holds for 48 h more: ten minutes cost nothing"
         " and spare a false alarm at a start.",
@@ -480,7 +511,7 @@ ALERTS = (
         name="GhubSinkBehind",
         severity="warning",
         summary="The sink {{ $labels.sink }} lacks events since {{ $value | humanizeDuration }}",
-        expr="max by (sink) (ghub_sink_oldest_seconds) > $age",
+        expr="max by (namespace, sink) (ghub_sink_oldest_seconds) > $age",
         age_s=15 * MINUTE,
         for_s=MINUTE,
         why="A receiver's own deployment takes minutes; it is asked again at most a minute apart.",
@@ -493,7 +524,7 @@ ALERTS = (
         name="GhubSinkRefused",
         severity="warning",
         summary="The sink {{ $labels.sink }} refused {{ $value }} events for good",
-        expr="max by (sink) (ghub_sink_set_aside) > 0",
+        expr="max by (namespace, sink) (ghub_sink_set_aside) > 0",
         for_s=MINUTE,
         why="It does not go away by itself, and the sink's sum lacks the events.",
         means="The receiver answered that it will never take these: a field, a size, a customer that it does not know.",
@@ -506,7 +537,7 @@ ALERTS = (
         name="GhubBackgroundFault",
         severity="warning",
         summary="A bug in {{ $labels.part }} of {{ $labels.pod }}",
-        expr="sum by (pod, part) (increase(ghub_background_faults_total[$window])) > 0",
+        expr="sum by (namespace, pod, part) (increase(ghub_background_faults_total[$window])) > 0",
         why="The part is restarted by itself; the bug stays until somebody is told of it.",
         means="Background work ended in an unforeseen way. After eight faults in a row the process ends.",
         customer="503 while a part that orders need does not run; else nothing.",
@@ -517,8 +548,9 @@ ALERTS = (
         name="GhubProcessRestarts",
         severity="warning",
         summary="{{ $labels.pod }} starts again and again",
-        expr=f'max by (pod) (changes(process_start_time_seconds{{job=~"{GATEWAYS}|{CONSUMERS}"}}[$window])) > 2'
-        " or sum by (pod) (increase(ghub_process_restarts_total[$window])) > 2",
+        expr="max by (namespace, pod)"
+        f' (changes(process_start_time_seconds{{job=~"{GATEWAYS}|{CONSUMERS}"}}[$window])) > 2'
+        " or sum by (namespace, pod) (increase(ghub_process_restarts_total[$window])) > 2",
         window_s=30 * MINUTE,
         why="A roll-out is one start of a pod. Three in half an hour are a process that cannot live.",
         means="It is killed for memory, ends by itself, or fails its liveness probe.",
@@ -533,12 +565,17 @@ ALERTS = (
         name="GhubConfigRefused",
         severity="warning",
         summary="{{ $labels.pod }} refuses the file of {{ $labels.file }} that is on disk",
-        expr="max by (pod, file) (ghub_config_refused) == 1",
+        expr="max by (namespace, pod, file) (ghub_config_refused) == 1",
         for_s=5 * MINUTE,
         why="A file that is being written is refused for a second; a ConfigMap reaches all pods within two minutes.",
         means="Models, prices or plans were changed, and the new file is wrong. The earlier one stays in force.",
-        customer="Nothing: the old prices and plans hold. After a restart this pod would not start.",
-        do=("`config_refused` in the log names the file, the field and the fix. Correct it, or put the old one back.",),
+        customer="Nothing: the old prices and plans hold. A pod that starts meanwhile ends with a sentence if the file"
+        " is not whole; if it is only a price, it starts and sells at the ledger's.",
+        do=(
+            f"`{logs('gateway')} | grep config_refused` names the file, the field and the fix. Correct it, or put the"
+            " old one back; an old price under another name of `price_book`"
+            " ([a changed price](models.md#a-changed-price)).",
+        ),
         over="`ghub_config_refused` is 0, and `ghub_config_info` has one version on all pods.",
     ),
 )

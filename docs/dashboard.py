@@ -32,11 +32,15 @@ from grafana_foundation_sdk.models.dashboard import (
 PAGE = Path(__file__).parents[1] / "k8s/components/dashboard/geekhub-gateway.json"
 UID = "geekhub-gateway"
 
-POD = 'pod=~"$pod"'
-MODEL = 'pod=~"$pod",model=~"$model"'
-OF = 'pod=~"$pod",provider=~"$provider",model=~"$model"'
+HERE = 'namespace=~"$namespace"'
+"""What every query is of: two installations that one Prometheus reads are two."""
+
+POD = f'{HERE},pod=~"$pod"'
+MODEL = f'{POD},model=~"$model"'
+OF = f'{POD},provider=~"$provider",model=~"$model"'
 DELIVERED, LOST = f'{MODEL},reason="delivered"', f'{MODEL},reason!="delivered"'
 RATE = "$__rate_interval"
+CALLS = "ghub_upstream_seconds_count"
 
 FULL, HALF, THIRD, SIXTH = 24, 12, 8, 4
 """Widths of panels: a row has 24."""
@@ -303,7 +307,7 @@ ROWS = (
                 "short",
                 (
                     Query(f"sum(ghub_journal_open_orders{{{POD}}})", "in journals"),
-                    Query("max(ghub_events_waiting)", "in streams"),
+                    Query(f"max(ghub_events_waiting{{{HERE}}})", "in streams"),
                 ),
             ),
             Panel(
@@ -312,7 +316,7 @@ ROWS = (
                 "s",
                 (
                     Query(f"max(ghub_journal_oldest_seconds{{{POD}}})", "in journals"),
-                    Query("max(ghub_events_oldest_seconds)", "in streams"),
+                    Query(f"max(ghub_events_oldest_seconds{{{HERE}}})", "in streams"),
                 ),
             ),
             Panel(
@@ -320,8 +324,8 @@ ROWS = (
                 "Events that consumers have brought into the ledger, and those that could not be booked.",
                 "ops",
                 (
-                    Query("sum(rate(ghub_events_booked_total[$__rate_interval]))", "booked"),
-                    Query("sum(rate(ghub_events_set_aside_total[$__rate_interval]))", "set aside"),
+                    Query(rate("ghub_events_booked_total", HERE), "booked"),
+                    Query(rate("ghub_events_set_aside_total", HERE), "set aside"),
                 ),
             ),
             Panel(
@@ -341,7 +345,7 @@ ROWS = (
                 "Per hour: charged after an error, balances below zero, costs above the quote, replayed charges.",
                 "short",
                 tuple(
-                    Query(f"sum(increase({metric}[1h]))", legend)
+                    Query(f"sum(increase({metric}{{{HERE}}}[1h]))", legend)
                     for metric, legend in (
                         ("ghub_charged_after_error_total", "charged after error"),
                         ("ghub_balance_below_zero_total", "balance below zero"),
@@ -360,21 +364,21 @@ ROWS = (
                 "Pending",
                 "Events that a sink has not taken, without those that are set aside.",
                 "short",
-                (Query("max by (sink) (ghub_sink_pending)", "{{sink}}"),),
+                (Query(f"max by (sink) (ghub_sink_pending{{{HERE}}})", "{{sink}}"),),
                 idle=True,
             ),
             Panel(
                 "Age of the oldest pending event",
                 "Since it was booked.",
                 "s",
-                (Query("max by (sink) (ghub_sink_oldest_seconds)", "{{sink}}"),),
+                (Query(f"max by (sink) (ghub_sink_oldest_seconds{{{HERE}}})", "{{sink}}"),),
                 idle=True,
             ),
             Panel(
                 "Set aside",
                 "Events that a sink refused for good, until they are sent again.",
                 "short",
-                (Query("max by (sink) (ghub_sink_set_aside)", "{{sink}}"),),
+                (Query(f"max by (sink) (ghub_sink_set_aside{{{HERE}}})", "{{sink}}"),),
                 idle=True,
             ),
         ),
@@ -419,7 +423,7 @@ ROWS = (
                 "Versions",
                 "Processes by the version that they run: two of them only during a roll-out.",
                 "short",
-                (Query("count by (version) (ghub_build_info)", "{{version}}"),),
+                (Query(f"count by (version) (ghub_build_info{{{HERE}}})", "{{version}}"),),
             ),
         ),
     ),
@@ -441,11 +445,10 @@ def build() -> dashboard.Dashboard:
         .refresh("30s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-        .with_variable(_choice("provider", "Provider", "label_values(ghub_upstream_seconds_count, provider)"))
-        .with_variable(
-            _choice("model", "Model", 'label_values(ghub_upstream_seconds_count{provider=~"$provider"}, model)')
-        )
-        .with_variable(_choice("pod", "Pod", "label_values(ghub_build_info, pod)"))
+        .with_variable(_choice("namespace", "Namespace", "label_values(ghub_build_info, namespace)"))
+        .with_variable(_choice("provider", "Provider", f"label_values({CALLS}{{{HERE}}}, provider)"))
+        .with_variable(_choice("model", "Model", f'label_values({CALLS}{{{HERE},provider=~"$provider"}}, model)'))
+        .with_variable(_choice("pod", "Pod", f"label_values(ghub_build_info{{{HERE}}}, pod)"))
     )
     ids = count(1)
     for row in ROWS:

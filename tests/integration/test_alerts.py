@@ -141,8 +141,8 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def unit_test(alert: str, samples: dict[str, str], expected: list[dict[str, Any]]) -> dict[str, Any]:
-    """A unit test of promtool: how many times this alert fires at the end of the hour."""
-    firing = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})'
+    """A unit test of promtool: how many times this alert fires at the end of the hour, in each namespace."""
+    firing = f'count by (namespace) (ALERTS{{alertname="{alert}",alertstate="firing"}})'
     return {
         "interval": "10s",
         "name": f"{alert} {'fires' if expected else 'is quiet'}",
@@ -151,8 +151,17 @@ def unit_test(alert: str, samples: dict[str, str], expected: list[dict[str, Any]
     }
 
 
+def inside(namespace: str, samples: dict[str, str]) -> dict[str, str]:
+    """The same series, of an installation in a namespace."""
+    return {series.replace("{", f'{{namespace="{namespace}",', 1): values for series, values in samples.items()}
+
+
+NOWHERE = "GhubConsumersAbsent"
+"""Here it fires because no target is left in any namespace; beside another one it could not know of this one."""
+
+
 def test_the_rules_are_valid_and_each_fires_on_what_it_is_for(tmp_path: Path) -> None:
-    """By promtool, over samples of an hour: one case that fires and one that does not, for each alert."""
+    """By promtool, over samples of an hour: a case that fires, one that does not, and one of each in two namespaces."""
     assert list(CASES) == [alert.name for alert in ALERTS]
     whole, once = tmp_path / "rules.json", [{"labels": "{}", "value": 1}]
     whole.write_text(json.dumps(groups()))
@@ -163,6 +172,9 @@ def test_the_rules_are_valid_and_each_fires_on_what_it_is_for(tmp_path: Path) ->
         name = rule["alert"]
         (tmp_path / f"{name}.rules.json").write_text(json.dumps({"groups": [{"name": name, "rules": [rule]}]}))
         tests = [unit_test(name, CASES[name].fires, once), unit_test(name, CASES[name].quiet, [])]
+        if name != NOWHERE:
+            both = inside("here", CASES[name].fires) | inside("elsewhere", CASES[name].quiet)
+            tests.append(unit_test(name, both, [{"labels": '{namespace="here"}', "value": 1}]))
         document = {"rule_files": [f"{name}.rules.json"], "evaluation_interval": "10s", "tests": tests}
         files.append(tmp_path / f"{name}.json")
         files[-1].write_text(json.dumps(document))
@@ -184,7 +196,8 @@ def test_every_metric_of_a_query_is_one_that_the_code_has() -> None:
             metric = re.sub(r"_(bucket|count|sum)$", "", name) if name not in known else name
             assert metric in known or metric in ELSEWHERE, name
             for label in re.findall(r"(\w+)[=!]~?\"", labels):
-                assert label in {"pod", "job"} or re.search(rf"[{{,]{label}[,}}]", known[metric]), f"{name}: {label}"
+                known_everywhere = label in {"namespace", "pod", "job"}
+                assert known_everywhere or re.search(rf"[{{,]{label}[,}}]", known[metric]), f"{name}: {label}"
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)

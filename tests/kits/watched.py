@@ -64,7 +64,7 @@ class Watched:
 
 def plain(expr: str, rate_s: float) -> str:
     """A query of the dashboard as Grafana sends it: everything chosen, and rates over so many seconds."""
-    for name in ("pod", "model", "provider"):
+    for name in ("namespace", "pod", "model", "provider"):
         expr = expr.replace(f"${name}", ".*")
     return expr.replace("$__rate_interval", duration(rate_s))
 

@@ -34,8 +34,8 @@ def test_every_row_is_full_and_every_variable_is_there() -> None:
             across = (across + panel.width) % FULL
         assert across == 0, row.title
     variables = {one["name"] for one in DASHBOARD["templating"]["list"]}
-    assert variables == {"datasource", "provider", "model", "pod"}
+    assert variables == {"datasource", "namespace", "provider", "model", "pod"}
     for panel in PANELS:
         for query in panel.queries:
             used = set(re.findall(r"\$(\w+)", query.expr)) - {"__rate_interval"}
-            assert used <= variables, query.expr
+            assert used <= variables and "namespace" in used, query.expr
