@@ -573,7 +573,7 @@ ALERTS = (
         " is not whole; if it is only a price, it starts and sells at the ledger's.",
         do=(
             f"`{logs('gateway')} | grep config_refused` names the file, the field and the fix. Correct it, or put the"
-            " old one back; an old price under another name of `price_book`"
+            " old one back; an earlier price needs another `price_book` and an `effective_from`"
             " ([a changed price](models.md#a-changed-price)).",
         ),
         over="`ghub_config_refused` is 0, and `ghub_config_info` has one version on all pods.",

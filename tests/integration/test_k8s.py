@@ -514,16 +514,17 @@ def test_a_second_region_is_a_copy_of_its_folder(tmp_path: Path) -> None:
 
 def test_files_are_mounted_as_a_folder_where_they_are_read() -> None:
     """The kubelet never replaces a file that is mounted by itself."""
-    manifests = rendered("everything")
-    for workload in ours(manifests):
-        variables = configured(manifests, workload)
-        mounts = {mount["name"]: mount for mount in container(workload)["volumeMounts"]}
-        assert ("files" in mounts) == bool(variables)
-        if variables:
-            assert mounts["files"] == {"name": "files", "mountPath": "/etc/ghub", "readOnly": True}
-            assert {"name": "files", "configMap": {"name": "gateway-files"}} in pod(workload)["volumes"]
-            assert variables["GHUB_MODELS"] == "/etc/ghub/models.toml"
-            assert variables["GHUB_PLANS"] == "/etc/ghub/plans.toml"
+    named = {"everything": {"GHUB_MODELS": "/etc/ghub/models.toml", "GHUB_PLANS": "/etc/ghub/plans.toml"}, "files": {}}
+    for name, files in named.items():
+        manifests = rendered(name)
+        for workload in ours(manifests):
+            variables = configured(manifests, workload)
+            mounts = {mount["name"]: mount for mount in container(workload)["volumeMounts"]}
+            assert ("files" in mounts) == bool(variables)
+            if variables:
+                assert mounts["files"] == {"name": "files", "mountPath": "/etc/ghub", "readOnly": True}
+                assert {"name": "files", "configMap": {"name": "gateway-files"}} in pod(workload)["volumes"]
+                assert {key: path for key, path in variables.items() if path.startswith("/etc/ghub/")} == files
 
 
 def test_the_clusters_own_stores_can_be_seen_to_work() -> None:

@@ -14,6 +14,8 @@ import yaml
 
 from config.catalogue import read_catalogue
 from config.settings import PLATFORM_GRACE_S, PRE_STOP_S
+from docs.alerts import ALERTS
+from docs.prometheusrule import RUNBOOKS
 from tests.kits.manifests import (
     CHART,
     COMPONENTS,
@@ -157,6 +159,7 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         ("oneVolume.enabled=true,hpa.enabled=true", "/hpa/enabled"),
         ("networkPolicy.redisPort=70000", "/networkPolicy/redisPort"),
         ("traces.endpoint=http://collector", "/traces/endpoint"),
+        ("prometheusRule.runbookUrl=wiki", "/prometheusRule/runbookUrl"),
     ):
         done = helm("template", "ghub", CHART, "--set", wrong)
         assert done.returncode == 1 and why in done.stderr, (wrong, done.stderr)
@@ -220,6 +223,19 @@ def test_what_an_installation_adds_is_in_every_pod_that_it_is_for(tmp_path: Path
     assert only(manifests, "ConfigMap", "gateway-files")["data"] == {"sinks.toml": "[[sinks]]\n"}
     given = configured(manifests, workload_of(manifests, "consumer"))
     assert (given["GHUB_SINKS"], given["GHUB_REGION"], given["GHUB_HOST"]) == ("/etc/ghub/sinks.toml", "us-south", "::")
+
+
+def test_the_runbooks_of_every_alert_are_where_an_installation_publishes_them() -> None:
+    """The default is what Kustomize has; another address takes its place in each link, and nowhere else."""
+    assert VALUES["prometheusRule"]["runbookUrl"] == RUNBOOKS
+    theirs = "https://wiki.acme.example/gateway"
+    options = *values("production"), "--set", f"prometheusRule.runbookUrl={theirs}"
+    usual, changed = (
+        only(charted(*one), "PrometheusRule", "geekhub-gateway") for one in (values("production"), options)
+    )
+    links = re.findall(r"https?://[^#\s\"]+#\w+", json.dumps(changed))
+    assert len(links) == len(ALERTS) and all(link.startswith(f"{theirs}#") for link in links)
+    assert json.loads(json.dumps(changed).replace(f"{theirs}#", f"{RUNBOOKS}#")) == usual
 
 
 def test_the_packed_chart_is_whole(tmp_path: Path) -> None:

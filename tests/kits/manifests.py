@@ -20,15 +20,15 @@ KUBERNETES = "1.34"
 
 Manifest = dict[str, Any]
 
-LAST = ("config-files", "one-volume")
+LAST = ("files", "config-files", "one-volume")
 """Components that change what others brought."""
 
 COMPONENTS = sorted(
     (path.parent.name for path in K8S.glob("components/*/kustomization.yaml")), key=lambda name: (name in LAST, name)
 )
 
-ALONE = {"gateways-only", "one-volume"}
-"""Components that take away what others need: a cluster that has autoscalers, or consumers."""
+ALONE = {"files", "gateways-only", "one-volume"}
+"""`config-files` has the first; the others take away what others need: a cluster that has autoscalers, or consumers."""
 
 SETS: dict[str, Path | list[str]] = {
     "base": K8S / "base",
@@ -36,6 +36,7 @@ SETS: dict[str, Path | list[str]] = {
     "production": K8S / "overlays/production",
     "edge": K8S / "overlays/edge",
     "everything": [name for name in COMPONENTS if name not in ALONE],
+    "files": ["finance", "files"],
     "one-volume": ["finance", "httproute", "ingress", "one-volume"],
 }
 """All that is rendered: folders, and the base with components."""
