@@ -31,9 +31,11 @@ LABEL org.opencontainers.image.title="GeekHub image gateway" \
 # Upstreams are trusted by the system's store; a base image without one must fail here and not at the first request.
 RUN test -s /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /opt/ghub /opt/ghub
+# PostgreSQL's driver brings an OpenSSL that looks elsewhere for the roots of `sslrootcert=system`.
 ENV PATH=/opt/ghub/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     GHUB_HOST=0.0.0.0
 # By number, so that Kubernetes can see that it is not root. Nothing is written but /tmp and what the settings name.
 USER 10001:10001
