@@ -160,10 +160,75 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
         ("networkPolicy.redisPort=70000", "/networkPolicy/redisPort"),
         ("traces.endpoint=http://collector", "/traces/endpoint"),
         ("prometheusRule.runbookUrl=wiki", "/prometheusRule/runbookUrl"),
+        ("ingress.host=https://api.example", "/ingress/host"),
+        ("httpRoute.hostnames={api.example/v1}", "/httpRoute/hostnames/0"),
+        ("commonLabels.app\\.kubernetes\\.io/name=x", "/commonLabels"),
+        ("commonLabels.app\\.kubernetes\\.io/part-of=x", "/commonLabels"),
+        ("commonLabels.geekhub\\.mx/reaches-public=true", "/commonLabels"),
+        ("serviceMonitor.labels.app\\.kubernetes\\.io/part-of=x", "/serviceMonitor/labels"),
+        ("extraEnv[0].name=GHUB_REGION,extraEnv[0].value=x", "/extraEnv/0/name"),
+        ("gateway.extraEnv[0].name=GHUB_JOURNAL_DIR,gateway.extraEnv[0].value=x", "/gateway/extraEnv/0/name"),
     ):
         done = helm("template", "ghub", CHART, "--set", wrong)
         assert done.returncode == 1 and why in done.stderr, (wrong, done.stderr)
         assert done.stdout == ""
+
+
+def test_a_variable_has_one_source() -> None:
+    """What the chart sets or takes out of the Secret is refused among further variables; a key of your own is not."""
+    manifests = charted(*values("everything"))
+    names = {entry["name"] for one in workloads(manifests) for entry in container(one)["env"]}
+    names |= set(only(manifests, "ConfigMap", "gateway-settings")["data"])
+    ours_ = {name for name in names if name.startswith("GHUB_")}
+    assert {"GHUB_REDIS_URL", "GHUB_BANXICO_TOKEN", "GHUB_JWT_SECRET", "GHUB_SPOOL_DIR", "GHUB_PORT"} <= ours_
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    refused = schema["definitions"]["variables"]["items"]["properties"]["name"]["not"]["anyOf"]
+    assert set(refused[0]["enum"]) == {name for name in ours_ if re.search("(_KEY|_SECRET|_TOKEN)$", name)}
+    for name in sorted(ours_):
+        done = helm("template", "ghub", CHART, "--set", f"consumer.extraEnv[0].name={name}")
+        assert done.returncode == 1 and "/consumer/extraEnv/0/name" in done.stderr, name
+    mine = charted("--set", "gateway.extraEnv[0].name=GHUB_ACME_KEY,gateway.extraEnv[0].value=x")
+    assert "GHUB_ACME_KEY" in [entry["name"] for entry in container(workload_of(mine, "gateway"))["env"]]
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
+    """Or like a truth. Names of Kubernetes may: `123`, `1e3`, `true`, `null`."""
+    mine = {
+        "commonLabels": {"team": "123"},
+        "existingSecret": "1e3",
+        "image": {"repository": "true", "tag": "1.0"},
+        "imagePullSecrets": [{"name": "123"}],
+        "gateway": {"journal": {"storageClassName": "1e3"}, "nodeSelector": {"zone": "1"}},
+        "networkPolicy": {"scraperNamespace": "true"},
+        "traces": {"enabled": True, "collectorNamespace": "0"},
+        "ingress": {"enabled": True, "className": "no", "host": "1.5", "tlsSecret": "10", "callersNamespace": "null"},
+        "httpRoute": {"enabled": True, "hostnames": ["2.5"], "callersNamespace": "123"},
+        "externalSecret": {"enabled": True, "store": "1", "key": "2"},
+        "oneVolume": {"enabled": True, "storageClassName": "off"},
+        "smokeTest": {"enabled": True, "existingSecret": "0x1f"},
+        "finance": {"enabled": True},
+    }
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps(mine))  # which quotes every text
+    done = helm("template", "1e3", CHART, "--namespace", "123", "--values", file)
+    assert done.returncode == 0, done.stderr
+    manifests = [one for one in yaml.safe_load_all(done.stdout) if one]
+    for one in manifests:
+        if one["kind"] not in CUSTOM:
+            assert kubernetes_validate.validate(one, KUBERNETES, strict=True) == KUBERNETES
+        assert all(isinstance(text, str) for text in one["metadata"]["labels"].values())
+    policies = {one["metadata"]["name"]: one["spec"] for one in some(manifests, "NetworkPolicy")}
+    found = {
+        rule["from"][0]["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+        for name in ("metrics-callers", "ingress-callers", "httproute-callers")
+        for rule in policies[name]["ingress"]
+    }
+    assert found == {"true", "null", "123"}
+    (secret,) = some(manifests, "ExternalSecret")
+    assert (secret["metadata"]["name"], secret["spec"]["target"]["name"]) == ("1e3", "1e3")
+    assert secret["spec"]["secretStoreRef"]["name"] == "1"
+    assert secret["spec"]["dataFrom"] == [{"extract": {"key": "2"}}]
+    assert some(manifests, "HTTPRoute")[0]["spec"]["hostnames"] == ["2.5"]
 
 
 def test_it_brings_no_database_and_no_secret() -> None:

@@ -5,7 +5,7 @@
 app.kubernetes.io/name: {{ . }}
 {{ end -}}
 app.kubernetes.io/part-of: geekhub-gateway
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- with .root.Values.commonLabels }}
@@ -40,7 +40,7 @@ app.kubernetes.io/part-of: geekhub-gateway
 {{- end }}
 
 {{- define "ghub.image" -}}
-image: "{{ .Values.image.repository }}:{{ include "ghub.tag" . }}"
+image: {{ printf "%s:%s" .Values.image.repository (include "ghub.tag" .) | quote }}
 {{- if ne .Values.image.pullPolicy "IfNotPresent" }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
@@ -133,14 +133,14 @@ envFrom:
 - name: {{ . }}
   valueFrom:
     secretKeyRef:
-      name: {{ $secret }}
+      name: {{ $secret | quote }}
       key: {{ . }}
 {{ end -}}
 {{- range .optional -}}
 - name: {{ . }}
   valueFrom:
     secretKeyRef:
-      name: {{ $secret }}
+      name: {{ $secret | quote }}
       key: {{ . }}
       optional: true
 {{ end -}}
