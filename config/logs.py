@@ -9,7 +9,9 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
-_KEY = re.compile(rb"ghub_sk_\w+")
+_KEY = re.compile(r"ghub_sk_\w+", re.ASCII)
+_KEY_IN_BYTES = re.compile(_KEY.pattern.encode())
+_HIDDEN = "ghub_sk_[hidden]"
 _LIBRARY_LINE = '{"event":"library","level":"%(levelname)s","logger":"%(name)s","at":"%(funcName)s:%(lineno)d"}'
 
 
@@ -41,6 +43,11 @@ def set_up_logs(level: str, stream: TextIO, region: str | None = None) -> None:
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)
 
 
+def without_keys(text: str) -> str:
+    """Hide keys, as every line of the log does, in what is told elsewhere."""
+    return _KEY.sub(_HIDDEN, text) if "ghub_sk_" in text else text
+
+
 class _PlaceOnly(logging.Formatter):
     """Place of a library's warning, without its text and traceback, which may quote a request."""
 
@@ -56,4 +63,4 @@ def _with_region(region: str, logger: object, method: str, line: EventDict) -> E
 
 def _without_keys(logger: object, method: str, line: bytes) -> bytes:
     """Hide keys. Nothing here logs a key, but another program's text may contain one."""
-    return _KEY.sub(b"ghub_sk_[hidden]", line) if b"ghub_sk_" in line else line
+    return _KEY_IN_BYTES.sub(_HIDDEN.encode(), line) if b"ghub_sk_" in line else line

@@ -8,6 +8,7 @@ frozen costs spans and nothing else: the queue is bounded (`OTEL_BSP_MAX_QUEUE_S
 import asyncio
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import requests
@@ -32,6 +33,7 @@ from opentelemetry.trace import Span as TheirSpan
 from opentelemetry.trace import Tracer as TheirTracer
 from prometheus_client import Counter
 
+from config.logs import without_keys
 from config.settings import TRACES_STOP_S
 from metering.tracing import Kind, Parent, parent_of
 
@@ -75,7 +77,7 @@ class OtelSpan:
         self._span.update_name(name)
 
     def set(self, name: str, value: str | int | float) -> None:
-        self._span.set_attribute(name, value)
+        self._span.set_attribute(name, without_keys(value) if isinstance(value, str) else value)
 
     def fail(self, code: str) -> None:
         self._span.set_attribute("error.type", code)
@@ -88,8 +90,8 @@ class OtelSpan:
 class OtelTracer:
     """Begins spans. `theirs` is what becomes of the trace of a request's client.
 
-    `link`: the request has a trace of its own, which links to it. So no client decides what is sampled, or writes into
-    the trace of another. `continue`: the request belongs to it.
+    `link`: the request has a trace of its own, which links to it by ids alone. So no client decides what is sampled, or
+    writes into the trace of another. `continue`: the request belongs to it.
     """
 
     def __init__(self, provider: TracerProvider, theirs: Literal["link", "continue"]) -> None:
@@ -103,7 +105,7 @@ class OtelTracer:
         if parent is not None and self._continues:
             context = set_span_in_context(NonRecordingSpan(_remote(parent)), _NOWHERE)
         elif parent is not None:
-            links.append(Link(_remote(parent)))
+            links.append(Link(_remote(replace(parent, state=""))))
         return self._recorded(self._tracer.start_span(name, context, SpanKind.SERVER, links=links))
 
     def follow(self, name: str, parent: Parent, began_ns: int) -> OtelSpan | None:

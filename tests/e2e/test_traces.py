@@ -183,6 +183,18 @@ def test_a_client_decides_nothing_about_traces_unless_it_may(prepared: Prepared,
     assert last.parent_id == "" and len(collector.named("POST /v1/images/generations")) == len(hostile) + 4
 
 
+def test_a_key_in_a_clients_id_is_hidden_from_the_collector(prepared: Prepared, collector: Collector) -> None:
+    """As it is from the log."""
+    system = prepared()
+    system.environment |= collector.environment()
+    system.start_all()
+    _, key = system.customer("acme", "50.00")
+    told = root_of(collector, order(system, key, x_request_id=f"of {key}, once"))
+    assert told.facts["ghub.client_request_id"] == "of ghub_sk_[hidden], once"
+    assert system.stop("gateway") == 0  # it has sent all that it had
+    assert key.encode() not in b"".join(collector.bodies) and key not in system.log()
+
+
 def test_what_fails_is_told_by_our_own_code(prepared: Prepared, collector: Collector) -> None:
     """A refused key, a denial and an upstream that fails: the code is ours, and a client's mistake is no error."""
     system = prepared()

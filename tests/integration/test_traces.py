@@ -247,3 +247,20 @@ def test_who_wants_no_traces_loads_nothing_for_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.usefixtures("collector")
+async def test_a_link_has_ids_and_no_text_of_the_client() -> None:
+    """A trace that is joined keeps its `tracestate`: that client is trusted."""
+    headers = [(b"traceparent", PARENT.encode()), (b"tracestate", b"acme=1")]
+    kept = {}
+    for theirs in ("link", "continue"):
+        tracer = open_otel("ghub-gateway", "local", theirs)
+        span = tracer.request("GET", headers)
+        assert span is not None
+        recorded: Any = span._span
+        links = [(f"{one.context.trace_id:032x}", dict(one.context.trace_state)) for one in recorded.links]
+        kept[theirs] = links, dict(recorded.get_span_context().trace_state)
+        span.end()
+        await tracer.aclose()
+    assert kept == {"link": ([(TRACE, {})], {}), "continue": ([], {"acme": "1"})}
