@@ -387,10 +387,10 @@ ALERTS = (
             "`kubectl exec statefulset/gateway -- ghub journal orphans` names the journal and its pod; a crash shows"
             " there after some 20 s.",
             "`IMAGE=$(kubectl get statefulset gateway -o jsonpath='{.spec.template.spec.containers[0].image}')`, then"
-            ' `kubectl exec statefulset/gateway -- ghub journal job POD --image "$IMAGE" | kubectl apply -f -`: a Job'
+            ' `kubectl exec statefulset/gateway -- ghub journal job POD --image "$IMAGE" | kubectl create -f -`: a Job'
             " on that pod's claim replays the journal and closes it. Running it twice is safe. With a chart whose"
-            " `existingSecret` is another one: `--secret NAME`, too.",
-            "`kubectl logs --follow job/replay-POD`. What to do with the claim afterwards:"
+            " `existingSecret` is another one: `--secret NAME`, too; `--pull-secret NAME` for a registry with a login.",
+            "`kubectl logs --follow job/NAME`, by the name that was printed. What to do with the claim afterwards:"
             " [a pod that does not come back](operations.md#a-pod-that-does-not-come-back).",
             "If the volume is lost for good:"
             " `kubectl exec statefulset/gateway -- ghub journal close ID --lost --reason TEXT`"

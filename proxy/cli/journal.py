@@ -125,11 +125,15 @@ def job(
     ],
     image: Annotated[str, typer.Option(help="The image of the gateways, which the Job runs.")],
     secret: Annotated[str, typer.Option(help="The Secret of the gateways: a chart's `existingSecret`.")] = SECRET,
+    pull_secret: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The Secret of the image's registry: a chart's `imagePullSecrets`."),
+    ] = None,
 ) -> None:
-    """The Job that replays the journal on the claim of POD, for `kubectl apply -f -`. Talks to nothing."""
+    """The Job that replays the journal on the claim of POD, for `kubectl create -f -`. Talks to nothing."""
     if not POD.fullmatch(pod):
         misuse("POD: a pod's name has small letters, digits and hyphens, such as gateway-3")
-    typer.echo(json.dumps(replay_job(pod, image, secret), indent=2))
+    typer.echo(json.dumps(replay_job(pod, image, secret, pull_secret), indent=2))
 
 
 @app.command("close")

@@ -1,7 +1,8 @@
-"""The Job that replays the journal of a pod which does not come back, for `kubectl apply`.
+"""The Job that replays the journal of a pod which does not come back, for `kubectl create`.
 
 It is the gateway's container with the pod's claim: same image, user and rights. What it must agree on with `k8s/` is
-held by a test: names of Secret, ServiceAccount and claim, and labels that NetworkPolicies know.
+held by a test: names of Secret, ServiceAccount and claim, and labels that NetworkPolicies know. Each has a name of its
+own, by `generateName`: a pod may leave a journal twice within a day, and a Job that failed is still there then.
 """
 
 import re
@@ -16,7 +17,8 @@ KEPT_S = 86_400
 RETRIES = 6
 
 POD = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
-"""A pod's name that leaves room for `replay-` and `journal-` before it: Kubernetes gives a name 63 characters."""
+"""A pod's name that leaves room for `replay-` and `journal-` before it, and what `generateName` adds: a Job's name
+has 63 characters."""
 
 CLAIM = "journal-{pod}"
 """`volumeClaimTemplates` of the gateways are called `journal`."""
@@ -28,8 +30,8 @@ SECRET = "gateway-secrets"  # noqa: S105  # the name of a Secret
 SECRETS = ("GHUB_REDIS_URL", "GHUB_LEDGER_URL")
 
 
-def replay_job(pod: str, image: str, secret: str = SECRET) -> dict[str, Any]:
-    """Build the manifest. `pod` is one that is gone, such as `gateway-3`; `secret` is the gateways' own."""
+def replay_job(pod: str, image: str, secret: str = SECRET, pull_secret: str | None = None) -> dict[str, Any]:
+    """Build the manifest. `pod` is one that is gone, such as `gateway-3`; both Secrets are the gateways' own."""
     labels = {"app.kubernetes.io/name": "journal-replay", "app.kubernetes.io/part-of": "geekhub-gateway"}
     container = {
         "name": "journal-replay",
@@ -57,6 +59,7 @@ def replay_job(pod: str, image: str, secret: str = SECRET) -> dict[str, Any]:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        **({} if pull_secret is None else {"imagePullSecrets": [{"name": pull_secret}]}),
         "containers": [container],
         "volumes": [
             {"name": "journal", "persistentVolumeClaim": {"claimName": CLAIM.format(pod=pod)}},
@@ -66,7 +69,7 @@ def replay_job(pod: str, image: str, secret: str = SECRET) -> dict[str, Any]:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": f"replay-{pod}", "labels": labels},
+        "metadata": {"generateName": f"replay-{pod}-", "labels": labels},
         "spec": {
             "backoffLimit": RETRIES,
             "activeDeadlineSeconds": DEADLINE_S,

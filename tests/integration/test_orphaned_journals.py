@@ -53,8 +53,9 @@ async def test_a_journal_without_a_gateway_is_named_by_its_pod_until_it_is_close
         assert counted() == {}
 
 
-def made(pod: str, image: str = "registry.example/geekhub-gateway:0.1.0") -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("ghub")), "journal", "job", pod, "--image", image]
+def made(pod: str, *options: str) -> subprocess.CompletedProcess[str]:
+    image = "registry.example/geekhub-gateway:0.1.0"
+    command = [sys.executable, "-m", "proxy.cli", "journal", "job", pod, "--image", image, *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={})
 
 
@@ -64,6 +65,8 @@ def test_the_job_is_valid_and_agrees_with_the_manifests() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     job = json.loads(done.stdout)
     kubernetes_validate.validate(job, "1.34", strict=True)
+    # `kubectl create` gives each one a name of its own: one that failed, or is a day old, is in nobody's way.
+    assert job["metadata"]["generateName"] == "replay-gateway-3-" and "name" not in job["metadata"]
     rendered = subprocess.run([program("kubectl"), "kustomize", ROOT / "k8s/base"], capture_output=True, check=True)
     manifests = list(yaml.safe_load_all(rendered.stdout))
     (gateway,) = [one for one in manifests if one["kind"] == "StatefulSet" and one["metadata"]["name"] == "gateway"]
@@ -91,9 +94,23 @@ def _selects(policy: dict[str, Any], labels: dict[str, str]) -> bool:
     )
 
 
-def test_the_job_reads_the_secret_of_a_chart() -> None:
-    (container,) = replay_job("gateway-3", "x", "acme")["spec"]["template"]["spec"]["containers"]
+def test_the_job_reads_the_secrets_of_a_chart() -> None:
+    """That of the gateways, and that of the image's registry."""
+    done = made("gateway-3", "--secret", "acme", "--pull-secret", "registry")
+    job = json.loads(done.stdout)
+    kubernetes_validate.validate(job, "1.34", strict=True)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
     assert {one["valueFrom"]["secretKeyRef"]["name"] for one in container["env"]} == {"acme"}
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert "imagePullSecrets" not in replay_job("gateway-3", "x")["spec"]["template"]["spec"]
+
+
+def test_the_longest_name_of_a_pod_leaves_room_for_the_jobs() -> None:
+    """Kubernetes adds five characters to what it generates."""
+    pod = "a" * 42
+    assert made(pod).returncode == 0 and made(f"{pod}a").returncode == 2
+    assert len(replay_job(pod, "x")["metadata"]["generateName"]) + 5 <= 63
 
 
 def test_the_job_runs_what_a_person_would() -> None:
