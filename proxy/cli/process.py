@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 
@@ -17,7 +18,13 @@ log = structlog.get_logger(__name__)
 
 
 def begin() -> Settings:
-    """Read the settings, set up the log with them, and log unknown GHUB_ variables. Raises SettingsError."""
+    """Read the settings, set up the log with them, and log unknown GHUB_ variables. Raises SettingsError.
+
+    From here on SIGHUP does nothing, unless it is the end of our terminal. It would end the process, and many servers
+    read their files again at it; ours are followed. What this process starts ignores it from its first moment.
+    """
+    if not sys.stdout.isatty():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = read_settings()
     set_up_logs(settings.log_level, sys.stdout, settings.region)
     for name, nearest in unknown_names(os.environ):

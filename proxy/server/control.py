@@ -1,7 +1,7 @@
 """The connection between a supervisor and each of its processes, both ends of it.
 
-The supervisor asks and the process answers, in order: a line, then a length and as many bytes. Its end tells each side
-that the other one is gone, however that ended.
+The supervisor asks and the process answers, in order: a line, then a length and as many bytes, none if it has no
+answer. Its end tells each side that the other one is gone, however that ended.
 """
 
 import asyncio
@@ -10,10 +10,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass
 
+import structlog
 from prometheus_client import generate_latest
+
+log = structlog.get_logger(__name__)
 
 _STATE, _METRICS, _STOP = b"state\n", b"metrics\n", b"stop\n"
 _LENGTH = struct.Struct(">I")
@@ -50,17 +53,27 @@ class Answering:
         return State(not self._stop.is_set(), self._not_ready(), self._versions())
 
     async def run(self, control: socket.socket) -> None:
-        """Answer the supervisor; stop this process if it says so, or is gone."""
-        with suppress(OSError):
-            reader, writer = await asyncio.open_unix_connection(sock=control)
-            while question := await reader.readline():
-                if question == _STOP:
-                    self._stop.set()
-                    continue
-                answer = generate_latest() if question == _METRICS else json.dumps(asdict(self.state)).encode()
-                writer.write(_LENGTH.pack(len(answer)) + answer)
-                await writer.drain()
-        self._stop.set()
+        """Answer the supervisor; stop this process if it says so, or is gone, or can be answered no more."""
+        try:
+            with suppress(OSError):
+                reader, writer = await asyncio.open_unix_connection(sock=control)
+                with closing(writer):
+                    while question := await reader.readline():
+                        if question == _STOP:
+                            self._stop.set()
+                            continue
+                        answer = self._answer(question)
+                        writer.write(_LENGTH.pack(len(answer)) + answer)
+                        await writer.drain()
+        finally:
+            self._stop.set()
+
+    def _answer(self, question: bytes) -> bytes:
+        try:
+            return generate_latest() if question == _METRICS else json.dumps(asdict(self.state)).encode()
+        except Exception:  # any part of the process may be at fault; silence would have it killed
+            log.exception("answer_failed", question=question.decode().strip())
+            return b""
 
 
 @asynccontextmanager
@@ -85,13 +98,14 @@ class Asking:
         self._asked: deque[asyncio.Future[bytes]] = deque()
         self._reading = asyncio.create_task(self._read())
 
-    async def state(self) -> State:
-        """Ask for its state."""
-        return State(**json.loads(await self._ask(_STATE)))
+    async def state(self) -> State | None:
+        """Ask for its state; None if it cannot say it."""
+        answer = await self._ask(_STATE)
+        return State(**json.loads(answer)) if answer else None
 
-    async def metrics(self) -> str:
-        """Ask for its metrics, in Prometheus' text format."""
-        return (await self._ask(_METRICS)).decode()
+    async def metrics(self) -> str | None:
+        """Ask for its metrics, in Prometheus' text format; None if it cannot say them."""
+        return (await self._ask(_METRICS)).decode() or None
 
     def stop(self) -> None:
         """Tell it to stop. One that is still starting does so as soon as it reads this."""

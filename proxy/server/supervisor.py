@@ -15,6 +15,7 @@ from contextlib import suppress
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
+from config.settings import PLATFORM_GRACE_S, PRE_STOP_S
 from proxy.server.control import STARTING, Asking, State, open_asking
 from proxy.server.union import union
 
@@ -35,6 +36,9 @@ as they do after ten seconds (`metering/wallet/jobs.py`). It is counted in looks
 
 START_S = 60.0
 """The same before its first answer, while Python loads it: as long as the platform gives a gateway to start."""
+
+LEAVING_S = PLATFORM_GRACE_S - PRE_STOP_S
+"""The same after it has closed its connection: it stops, and finishes the orders that it has, as at SIGTERM."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Pauses before a process is started again: from the first to the longest, doubled each time."""
@@ -62,20 +66,23 @@ Command = Callable[[int, int, int], Sequence[str]]
 
 
 class _Child:
-    """A process under way. `heard`: it has answered; `served`: it has accepted connections."""
+    """A process under way.
+
+    `heard`: it has answered; `served`: it has accepted connections; `leaves`: it has closed its connection to here.
+    """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, control: Asking) -> None:
         self.number = number
         self.process = process
         self.control = control
         self.state = STARTING
-        self.heard = self.served = False
+        self.heard = self.served = self.leaves = False
         self.missed = 0
         self.began_s = time.monotonic()
 
     @property
     def is_silent(self) -> bool:
-        return not self.heard or self.missed >= SILENT_LOOKS
+        return self.leaves or not self.heard or self.missed >= SILENT_LOOKS
 
     async def ended(self, serving: asyncio.Event) -> int:
         """Watch it until its end; returns its exit code, or −n for signal n. A silent one is killed.
@@ -90,15 +97,16 @@ class _Child:
             self.control.close()
 
     async def _watch(self, serving: asyncio.Event) -> None:
-        while self.missed * LOOK_S < (FROZEN_S if self.heard else START_S):
+        while self.missed * LOOK_S < self._silent_s:
             try:
                 async with asyncio.timeout(LOOK_S):
-                    self.state = await self.control.state()
+                    self.state = await self.control.state() or self.state
             except TimeoutError:
                 self.missed += 1
                 continue
             except ConnectionError:
                 self.missed += 1
+                self.leaves = True
             else:
                 self.heard, self.missed = True, 0
             if self.state.accepts:
@@ -108,8 +116,15 @@ class _Child:
         log.error("process_frozen", process=self.number, silent_s=round(self.missed * LOOK_S))
         self.process.kill()
 
+    @property
+    def _silent_s(self) -> float:
+        """Silence that it may have."""
+        if self.leaves:
+            return LEAVING_S
+        return FROZEN_S if self.heard else START_S
+
     async def metrics(self) -> str | None:
-        """Read its metrics; None if it does not answer in time."""
+        """Read its metrics; None if it cannot say them, or not in time."""
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(METRICS_S):
                 return await self.control.metrics()

@@ -15,7 +15,7 @@ def union(own: str, pages: Mapping[int, str]) -> str:
     samples: dict[str, list[str]] = {}
     for number, page in [(None, own), *pages.items()]:
         family = ""
-        for line in page.splitlines():
+        for line in page.split("\n")[:-1]:  # and nowhere else: a label may have Unicode's other ends of a line
             if not line.startswith("#"):
                 samples[family].append(line if number is None else _labelled(line, number))
                 continue

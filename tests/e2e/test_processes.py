@@ -353,3 +353,82 @@ def test_processes_whose_supervisor_is_killed_finish_their_work_and_go(prepared:
     system.processes.pop("gateway").wait(timeout=10)
     wait_until(lambda: all(map(is_gone, pids)), "they have ended", within_s=20)
     assert is_free(system.port) and open_journals(system) == 0 and clean(system)
+
+
+FAULTY = """
+import sys
+from pathlib import Path
+if "--inherited" in sys.orig_argv:
+    from prometheus_client import REGISTRY
+    class Faulty:
+        def describe(self):
+            return []
+        def collect(self):
+            if Path({0!r}).exists():
+                raise RuntimeError("a collector's fault")
+            return []
+    REGISTRY.register(Faulty())
+"""
+"""Loaded by Python itself in each process: a collector that is at fault while a file is there."""
+
+
+def test_a_fault_in_the_metrics_costs_no_order(prepared: Prepared, tmp_path: Path) -> None:
+    """The page lacks that process; nobody is taken for frozen, although orders last longer than a frozen one may."""
+    system, _, key = begin(prepared)
+    system.begin = partial(Forked, before=soon_frozen)
+    mark = tmp_path / "faulty"
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(str(mark)))
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    system.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    gateway = Gateway(system, 2)
+    system.behave(FLUX, "slow", times=None, seconds=10.0)
+
+    def fault() -> None:
+        mark.touch()
+        assert gateway.sample("ghub_build_info") == {None: 1}
+        mark.unlink()
+        assert gateway.sample("ghub_build_info") == {None: 1, "0": 1, "1": 1}
+
+    shots = run(
+        meanwhile(
+            [order(key, turn) for turn in range(ORDERS)],
+            system.port,
+            lambda: sum(in_flight(gateway).values()) == ORDERS,
+            fault,
+        )
+    )
+    assert [shot.status for shot in shots] == [200] * ORDERS
+    assert gateway.events("process_frozen") == [] and gateway.events("process_ended") == []
+    assert {(line["process"], line["question"]) for line in gateway.events("answer_failed")} == {
+        (0, "metrics"),
+        (1, "metrics"),
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sighup_changes_nothing(prepared: Prepared, count: int) -> None:
+    """To a gateway, each process of one, its supervisor, and a consumer: files are followed without it."""
+    system, _, key = begin(prepared)
+    gateway = Gateway(system, count)
+    system.behave(FLUX, "slow", times=None, seconds=2.0)
+    children = gateway.children()
+    pids = [gateway.pid, *children.values(), system.processes["consumer"].pid]
+    assert len(pids) == (2 if count == 1 else 4)
+
+    def hang_up() -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGHUP)
+
+    shots = run(
+        meanwhile(
+            [order(key, turn) for turn in range(ORDERS)],
+            system.port,
+            lambda: sum(in_flight(gateway).values()) == ORDERS,
+            hang_up,
+        )
+    )
+    assert [shot.status for shot in shots] == [200] * ORDERS
+    assert gateway.probe("/readyz") == (200, "ready") and gateway.children() == children
+    assert system.stop("gateway") == 0
+    wait_until(lambda: clean(system), "the consumer has booked them")
+    assert system.stop("consumer") == 0

@@ -38,3 +38,13 @@ def test_every_sample_is_there_once_under_its_process() -> None:
                 assert samples[one.name, *sorted([*one.labels.items(), process])] == one.value
     assert families["seconds"].type == "histogram" and families["orders"].type == "counter"
     assert [one.labels for one in families["rare"].samples] == [{"process": "2"}]
+
+
+def test_a_label_may_have_what_unicode_calls_the_end_of_a_line() -> None:
+    """In the format, only a line feed ends one."""
+    registry = CollectorRegistry()
+    label = "a\u2028b\u0085c\x0bd\x0ce\x1cf\rg"
+    Gauge("info", "Of\u2028a file", ["version"], registry=registry).labels(label).set(1)
+    united = union("", {0: generate_latest(registry).decode()})
+    (family,) = text_string_to_metric_families(united)
+    assert [one.labels for one in family.samples] == [{"process": "0", "version": label}]
