@@ -1,14 +1,16 @@
 """What every model costs at a moment, as the ledger says, so that all gateways sell at one price."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from typing import NoReturn
 
 import structlog
 from prometheus_client import Gauge
 from redis.exceptions import RedisError
 
 from config.catalogue import Catalogue
-from metering.background import every
+from metering.background import error_fields
 from metering.clock import unix_us_at
 from metering.ports import Ledger, LedgerAway, ListPrice, PriceBook, PriceListId
 from metering.pricing import Price
@@ -34,6 +36,10 @@ ledger, finds its quotes refused by Redis before a change that it does not know 
 """
 
 
+PAUSE_S = 0.25
+"""The least pause between two readings."""
+
+
 class PriceTable:
     """The ledger's prices as one process last read them.
 
@@ -45,6 +51,7 @@ class PriceTable:
         self._ledger = ledger
         self._list = PriceListId()
         self._confirmed_us = 0
+        self._over = asyncio.Event()
         self.losses = 0
         self.behind = False
         self._last: dict[tuple[str, str], ListedSchedule] = {}
@@ -65,9 +72,14 @@ class PriceTable:
         return self._confirmed_us + int(LEASE_S * 1_000_000)
 
     def price(self, model: str, variant: str, now_us: int) -> Price:
-        """Find the price that holds at a Unix time in µs, and how long it surely holds. Raises KeyError if none."""
+        """Find the price that holds now, a Unix time in µs, and how long it surely holds. Raises KeyError if none."""
+        if now_us >= self._lease_us:
+            self._over.set()
+        return self._at(model, variant, now_us)
+
+    def _at(self, model: str, variant: str, at_us: int) -> Price:
         schedule = self._last[model, variant].schedule
-        listed, (from_us, until_us) = schedule.at(now_us), schedule.holds(now_us)
+        listed, (from_us, until_us) = schedule.at(at_us), schedule.holds(at_us)
         until_us = min(until_us, self._lease_us)
         return Price(model, listed.usd_per_image, listed.markup, listed.version, variant, from_us, until_us)
 
@@ -75,7 +87,7 @@ class PriceTable:
         """Find the price that follows the one of this moment; None if no change is announced."""
         schedule = self._last[model, variant].schedule
         _, until_us = schedule.holds(now_us)
-        return self.price(model, variant, until_us) if schedule.from_us == until_us else None
+        return self._at(model, variant, until_us) if schedule.from_us == until_us else None
 
     def has(self, model: str, variants: Iterable[str]) -> bool:
         """True if each of these variants of a model has a price."""
@@ -105,10 +117,18 @@ class PriceTable:
         self._lost = lost
         self._last |= {name: rows[-1] for name, rows in histories.items() if name not in lost}
 
-    async def run(self, lists: PriceLists, every_s: float) -> None:
-        """Follow the ledger every `every_s` seconds until cancelled."""
-        away = (LedgerAway, RedisError, OSError, TimeoutError)
-        await every(every_s, partial(self.follow, lists), away=away, name="prices_not_read")
+    async def run(self, lists: PriceLists, every_s: float) -> NoReturn:
+        """Follow the ledger every `every_s` seconds, and sooner if a lease is found to be over; until cancelled."""
+        while True:
+            try:
+                await self.follow(lists)
+            except (LedgerAway, RedisError, OSError, TimeoutError) as error:
+                log.warning("prices_not_read", **error_fields(error))
+            await asyncio.sleep(min(PAUSE_S, every_s))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every_s - min(PAUSE_S, every_s)):
+                    await self._over.wait()
+            self._over.clear()
 
     async def follow(self, lists: PriceLists) -> None:
         """Refresh the table, and tell the others; or ask what they were told. Raises LedgerAway, RedisError."""

@@ -23,7 +23,10 @@ GATEWAY, CONSUMER = "gateway", "consumer"
 TIMED = ("ghub_loop_late_seconds", "ghub_redis_", "ghub_journal_commit_seconds")
 """Metrics whose number of observations depends on time, and on what a process keeps in memory."""
 
-BACKGROUND = {f"ghub_wallet_script_seconds_count{{script={name}}}" for name in ("mark", "project", "fence", "expire")}
+BACKGROUND = {
+    f"ghub_wallet_script_seconds_count{{script={name}}}"
+    for name in ("mark", "project", "fence", "expire", "tell_prices")
+}
 """Scripts that are called at intervals."""
 
 

@@ -213,7 +213,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_describe(prepared
     without its key; no method that is not told."""
     system = prepared(GHUB_JWT_SECRET=SECRET)
     system.start_all()
-    seen = explore(system, 1, 16)
+    seen = explore(system, 1, 10)
     assert sum(seen.values()) >= 200
     for route in (
         "/v1/images/generations",

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.kits.tree import Tree
+from tests.long import long
 
 PING = '''\
 """GET /v1/ping: whose key this is."""
@@ -86,6 +87,7 @@ def test_a_key_is_told_whose_it_is(system: System) -> None:
 '''
 
 
+@long
 def test_a_public_endpoint_is_two_files_of_code_and_three_beside_them(tmp_path: Path) -> None:
     """`GET /v1/ping`: its file with its row, its place in the wiring; its room, its line on the map, its test."""
     tree = Tree(tmp_path / "tree")

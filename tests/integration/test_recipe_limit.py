@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.kits.books import SCHEMA
 from tests.kits.tree import Tree
+from tests.long import long
 
 MIGRATION = """\
 -- What one order may cost.
@@ -91,6 +92,7 @@ async def test_a_ledger_of_before_has_no_such_limit(ledger_url: str, monkeypatch
 '''
 
 
+@long
 def test_a_kind_of_limit_is_seven_files_of_code_two_documents_and_its_test(tmp_path: Path) -> None:
     """`mxn_per_order`: its row, its column in both databases, its decision, what is told of it."""
     tree = Tree(tmp_path / "tree")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from tests.kits.tree import Tree
+from tests.long import long
 
 METRIC_TEST = '''\
 """How often upstreams have said that a model is gone."""
@@ -24,6 +25,7 @@ def test_each_time_is_counted_by_model() -> None:
 '''
 
 
+@long
 def test_a_metric_is_its_place_its_row_and_its_test(tmp_path: Path) -> None:
     """A counter that no page names is refused by a test."""
     tree = Tree(tmp_path / "tree")
@@ -94,6 +96,7 @@ async def test_a_line_is_an_array_with_every_column() -> None:
 '''
 
 
+@long
 def test_an_export_format_is_a_module_and_its_line(tmp_path: Path) -> None:
     """Its command offers it without being told."""
     tree = Tree(tmp_path / "tree")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from tests.kits.tree import Tree
+from tests.long import long
 
 ADAPTER = '''\
 """Luz: OpenAI's shape, one picture a call."""
@@ -166,6 +167,7 @@ SECRET = """\
 """
 
 
+@long
 def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> None:
     """Adapter and simulator; its place in both programs, its settings, its models; what the operator reads and sets."""
     tree = Tree(tmp_path / "tree")
@@ -205,6 +207,10 @@ def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> 
         ('                "GHUB_JWT_SECRET"\n', '                "GHUB_LUZ_KEY"\n                "GHUB_JWT_SECRET"\n'),
     )
     tree.edit(
+        "k8s/chart/values.schema.json",
+        ('"GHUB_JWT_SECRET",\n', '"GHUB_LUZ_KEY",\n                    "GHUB_JWT_SECRET",\n'),
+    )
+    tree.edit(
         "k8s/README.md",
         ("| `GHUB_GOOGLE_KEY` |", "| `GHUB_LUZ_KEY` | gateway | optional |\n| `GHUB_GOOGLE_KEY` |"),
         ("| `GHUB_OPENAI_URL`, ", "| `GHUB_OPENAI_URL`, `GHUB_LUZ_URL`, "),
@@ -226,6 +232,7 @@ def test_a_provider_is_two_new_files_and_a_line_in_each_list(tmp_path: Path) -> 
         "k8s/README.md",
         "k8s/base/gateway.yaml",
         "k8s/chart/templates/gateway.yaml",
+        "k8s/chart/values.schema.json",
         "proxy/providers/luz.py",
         "proxy/wiring.py",
         "simulator/app.py",
