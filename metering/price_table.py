@@ -39,6 +39,11 @@ ledger, finds its quotes refused by Redis before a change that it does not know 
 PAUSE_S = 0.25
 """The least pause between two readings."""
 
+RENEW_S = 1.0
+"""How long an order waits for a reading, if Redis finds the last one's lease to be over: after a machine was frozen, or
+Redis was long away.
+"""
+
 
 class PriceTable:
     """The ledger's prices as one process last read them.
@@ -51,7 +56,7 @@ class PriceTable:
         self._ledger = ledger
         self._list = PriceListId()
         self._confirmed_us = 0
-        self._over = asyncio.Event()
+        self._over, self._read = asyncio.Event(), asyncio.Event()
         self.losses = 0
         self.behind = False
         self._last: dict[tuple[str, str], ListedSchedule] = {}
@@ -72,14 +77,9 @@ class PriceTable:
         return self._confirmed_us + int(LEASE_S * 1_000_000)
 
     def price(self, model: str, variant: str, now_us: int) -> Price:
-        """Find the price that holds now, a Unix time in µs, and how long it surely holds. Raises KeyError if none."""
-        if now_us >= self._lease_us:
-            self._over.set()
-        return self._at(model, variant, now_us)
-
-    def _at(self, model: str, variant: str, at_us: int) -> Price:
+        """Find the price that holds at a Unix time in µs, and how long it surely holds. Raises KeyError if none."""
         schedule = self._last[model, variant].schedule
-        listed, (from_us, until_us) = schedule.at(at_us), schedule.holds(at_us)
+        listed, (from_us, until_us) = schedule.at(now_us), schedule.holds(now_us)
         until_us = min(until_us, self._lease_us)
         return Price(model, listed.usd_per_image, listed.markup, listed.version, variant, from_us, until_us)
 
@@ -87,7 +87,7 @@ class PriceTable:
         """Find the price that follows the one of this moment; None if no change is announced."""
         schedule = self._last[model, variant].schedule
         _, until_us = schedule.holds(now_us)
-        return self._at(model, variant, until_us) if schedule.from_us == until_us else None
+        return self.price(model, variant, until_us) if schedule.from_us == until_us else None
 
     def has(self, model: str, variants: Iterable[str]) -> bool:
         """True if each of these variants of a model has a price."""
@@ -117,6 +117,16 @@ class PriceTable:
         self._lost = lost
         self._last |= {name: rows[-1] for name, rows in histories.items() if name not in lost}
 
+    async def renew(self, now_us: int) -> None:
+        """If its lease is over at this moment, have the ledger read at once, and wait for that at most `RENEW_S`."""
+        if now_us < self._lease_us:
+            return
+        self._read.clear()
+        self._over.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RENEW_S):
+                await self._read.wait()
+
     async def run(self, lists: PriceLists, every_s: float) -> NoReturn:
         """Follow the ledger every `every_s` seconds, and sooner if a lease is found to be over; until cancelled."""
         while True:
@@ -142,4 +152,5 @@ class PriceTable:
             self.behind = told != self._list.name and (told is not None or now_us >= self._lease_us)
             raise
         self.behind = False
+        self._read.set()
         await lists.tell(self._list.name, now_us)

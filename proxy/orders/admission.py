@@ -160,7 +160,8 @@ class Admissions:
         try:
             admission, hold = await self._ask(candidate)
             if admission.verdict in (Verdict.QUOTE_OVER, Verdict.LATE):
-                # The clock here and Redis' disagree, or a day or a price has just ended. Now they agree.
+                # The clock here and Redis' disagree, or a day, a price or its reading has just ended. Now they agree.
+                await self._quotes.renew(self._wallet.now_us(candidate.caller.org_id))
                 admission, hold = await self._ask(candidate)
         except (NotProjected, NotSent):
             raise

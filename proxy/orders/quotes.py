@@ -16,6 +16,10 @@ class Quotes:
         self._rates = rates
         self._prices = prices
 
+    async def renew(self, now_us: int) -> None:
+        """Have the prices read again if the last reading does not hold any more at a Unix time in µs."""
+        await self._prices.renew(now_us)
+
     def quote(self, order: Order, now_us: int) -> Quote:
         """Quote an order at a Unix time in µs. Raises ApiError 503 if the month has no exchange rate."""
         period = period_at(now_us)
