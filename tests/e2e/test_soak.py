@@ -25,7 +25,7 @@ LATENCY_SCALE = 0.02
 """Pictures take a tenth of a second, so that as many are under way in the beginning as in the end."""
 
 SLACK = 4.0
-LEAKED_BYTES, LEAKED_FILES = 1_000_000, 4
+LEAKED_BYTES, LEAKED_FILES = 1_000_000, 10
 """Of each order: in this short run as much as two kilobytes are in an hour."""
 
 LEAKS: list[Any] = []
