@@ -35,7 +35,6 @@ LEASE_S = 90.0
 ledger, finds its quotes refused by Redis before a change that it does not know of begins.
 """
 
-
 PAUSE_S = 0.25
 """The least pause between two readings."""
 
@@ -149,6 +148,7 @@ class PriceTable:
             told = await lists.told()
             if told == self._list.name:
                 self._confirmed_us = now_us
+                self._read.set()
             self.behind = told != self._list.name and (told is not None or now_us >= self._lease_us)
             raise
         self.behind = False

@@ -14,11 +14,7 @@ from proxy.orders.capacity import NOT_READY, Refusal
 _NO_DENIALS = {Verdict.ADMITTED, Verdict.DUPLICATE, Verdict.AWAY}
 
 REASONS = (
-    *(
-        verdict.name.lower()
-        for verdict in Verdict
-        if verdict not in (Verdict.ADMITTED, Verdict.DUPLICATE, Verdict.AWAY)
-    ),
+    *(verdict.name.lower() for verdict in Verdict if verdict not in _NO_DENIALS),
     *(refusal.reason for refusal in Refusal),
     *(NOT_READY, REDIS_AWAY, gate.REASON),
     *(
