@@ -26,6 +26,9 @@ _ENDS = frozenset(get_args(End))
 UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
 """Reasons of voids whose upstream outcome is unknown: such an order keeps its idempotency key (rule 17)."""
 
+LONG = "long"
+"""Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""
+
 NOTICES = (*(kind.name for kind in LIMITS.values() if kind.noticed), "balance")
 """What an organisation is told of."""
 
@@ -57,8 +60,9 @@ class Opened:
     """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
     `once` is the hash of its idempotency key, with the order's fingerprint. `end_user` and `safety_id` are pseudonyms,
-    `tags` a JSON list of texts, `metadata` a JSON object of texts; they are left out of the JSON if there are none, for
-    an older consumer would set the event aside.
+    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did not wait,
+    `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for an older
+    consumer would set the event aside.
     """
 
     request_id: str
@@ -79,6 +83,8 @@ class Opened:
     safety_id: str | None = None
     tags: str | None = None
     metadata: str | None = None
+    mode: str | None = None
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,7 @@ _PROOFS = 256
 def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: Mapping[str, str | None]) -> bytes:
     """Encode the half known at admission as JSON. `facts`: model, provider, upstream, size, quality, region, once.
 
-    And of end_user, safety_id, tags and metadata those that there are.
+    And of end_user, safety_id, tags, metadata, mode and webhook those that there are.
     """
     proof = Proof(
         variant=quote.price.variant,

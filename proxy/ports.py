@@ -19,7 +19,7 @@ class Order:
 
     `quality` is None if the model has none; `response_format` is `url` or `b64_json`. `user` and `safety_identifier`
     are the customer's own user, whether or not the model receives it: orders for two users are not identical. `tags`
-    (a JSON list of texts) and `metadata` (a JSON object of texts) only sort orders.
+    (a JSON list of texts) and `metadata` (a JSON object of texts) only sort orders; `webhook` is called at its end.
     """
 
     model_id: str
@@ -34,11 +34,15 @@ class Order:
     safety_identifier: str | None = None
     tags: str | None = None
     metadata: str | None = None
+    webhook: str | None = None
 
     @property
     def labels_bytes(self) -> int:
-        """Bound of what tags and metadata add to the order's entry in the journal, where they are JSON three deep."""
-        return 4 * sum(len(text.encode()) for text in (self.tags, self.metadata) if text is not None)
+        """Bound of what its labels add to the order's entry in the journal, where tags and metadata are JSON three
+        deep.
+        """
+        labels = (self.tags, self.metadata, self.webhook)
+        return 4 * sum(len(text.encode()) for text in labels if text is not None)
 
 
 @dataclass(slots=True)
