@@ -23,8 +23,14 @@ _SMALLEST = Decimal("1e-12")
 
 End = Literal["charge", "void", "expiry"]
 _ENDS = frozenset(get_args(End))
-UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
+UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault", "lost"})
 """Reasons of voids whose upstream outcome is unknown: such an order keeps its idempotency key (rule 17)."""
+
+CANCELLED = "cancelled"
+"""Reason of a void that the customer asked for."""
+
+UNPAID = UNKNOWN | {CANCELLED}
+"""Reasons of voids for which the provider may bill us: what they may have cost is counted for each organisation."""
 
 LONG = "long"
 """Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""

@@ -170,7 +170,7 @@ class ScriptedWallet(Wallet):
     """
 
     def __init__(self, *script: str) -> None:
-        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1, 1))
         self.script = list(script)
         self.gate = asyncio.Event()
         self.gate.set()
