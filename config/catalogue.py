@@ -14,7 +14,7 @@ from typing import Annotated, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic import Field as PydanticField
 
-from config.settings import LONGEST_DEADLINE_S
+from config.settings import LONGEST_DEADLINE_S, LONGEST_LONG_DEADLINE_S
 
 HERE = Path(__file__).parent
 
@@ -96,6 +96,8 @@ class Model(Row):
     always: Mapping[str, str | int | bool] = {}
     prompt_characters: Annotated[int, PydanticField(ge=1, le=4000)] = 4000
     deadline_s: Annotated[float, PydanticField(ge=1, le=LONGEST_DEADLINE_S)] | None = None
+    long_deadline_s: Annotated[float, PydanticField(ge=1, le=LONGEST_LONG_DEADLINE_S)] | None = None
+    takes_s: Mapping[str, Annotated[int, PydanticField(ge=1, le=LONGEST_LONG_DEADLINE_S)]] = {}
     url: str | None = None
     shutdown_date: date | None = None
     successor: str | None = None
@@ -119,8 +121,7 @@ class Model(Row):
             raise ValueError("has more than one kind of price")
         tokens = self.usd_per_million_tokens
         for name in (*(self.usd_per_image_by or ()), *(tokens.most_output_tokens if tokens else ())):
-            quality, _, size = name.partition("/")
-            if quality not in {"*", *self.qualities.values()} or size not in {"*", *self.sizes}:
+            if not self._has(name):
                 raise ValueError(f"has a price for {name}, which is no quality/size of its own")
         if self.usd_per_megapixel is not None and not all(_PIXELS.fullmatch(size) for size in self.sizes):
             raise ValueError("has a price per megapixel, and a size that is not WIDTHxHEIGHT")
@@ -129,6 +130,27 @@ class Model(Row):
                 if self.priced and self.listed(size, quality) is None:
                     raise ValueError(f"has no price for size {size}, quality {quality or 'unset'}")
         return self
+
+    @model_validator(mode="after")
+    def _times(self) -> Self:
+        for name, seconds in self.takes_s.items():
+            if not self._has(name):
+                raise ValueError(f"has takes_s for {name}, which is no quality/size of its own")
+            if self.long_deadline_s is not None and seconds > self.long_deadline_s:
+                raise ValueError(f"has takes_s for {name} above its long_deadline_s")
+        return self
+
+    def _has(self, variant: str) -> bool:
+        """True if `variant` is a `quality/size` of this model, either of which may be `*`."""
+        quality, _, size = variant.partition("/")
+        return quality in {"*", *self.qualities.values()} and size in {"*", *self.sizes}
+
+    def takes_s_of(self, size: str, quality: str | None) -> int | None:
+        """Find how many seconds a customer must allow for an image; None if the usual deadline is enough.
+
+        `size` in customers' words, `quality` in the upstream's. If the upstream chooses the quality, the longest.
+        """
+        return _by_variant(self.takes_s, quality, size)
 
     @property
     def priced(self) -> bool:

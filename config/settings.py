@@ -37,6 +37,9 @@ PLATFORM_GRACE_S = 105.0
 LONGEST_DEADLINE_S = PLATFORM_GRACE_S - PRE_STOP_S - EXIT_MARGIN_S - STOP_MARGIN_S - HOLD_MARGIN_S
 """Above this, a generation could be killed by the platform while it is still wanted."""
 
+LONGEST_LONG_DEADLINE_S = 900.0
+"""Of a long order (`Prefer: respond-async`), in seconds: its money is held until then, and its customer waits."""
+
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 REDIS_DECISION_S = 0.1

@@ -104,6 +104,8 @@ class ModelsEndpoint:
             "prices": {variant: self._price(name, variant, now_us) for variant in sorted(model.prices()) if variant},
             "sizes": list(model.sizes),
             "qualities": list(model.qualities),
+            "takes_s": _takes_s(model),
+            "long_deadline_s": model.long_deadline_s,
             "shutdown_date": model.shutdown_date.isoformat() if model.shutdown_date else None,
             "successor": model.successor,
         }
@@ -137,6 +139,16 @@ def _fields(price: Price, rate: FxRate | None) -> dict[str, Any]:
         "fx_month": rate.month if rate else None,
         "mxn_per_image": mxn,
     }
+
+
+def _takes_s(model: Model) -> dict[str, int]:
+    """Show the seconds to allow, by the `quality/size` that a customer may order; only those that are set."""
+    takes = {
+        f"{quality}/{size}": model.takes_s_of(size, sent)
+        for quality, sent in (*model.qualities.items(), *(() if model.qualities else (("*", None),)))
+        for size in model.sizes
+    }
+    return {variant: seconds for variant, seconds in takes.items() if seconds is not None}
 
 
 def _listed(name: str, model: Model, caller: Caller) -> bool:

@@ -152,6 +152,16 @@ class Model(Document):
     prices: Annotated[dict[str, Price], Field(description="By size, quality or both, where they differ.")]
     sizes: list[str]
     qualities: list[str]
+    takes_s: Annotated[
+        dict[str, int],
+        Field(
+            description="Seconds to allow for an order, by `quality/size`, where it is known to take long. Above the"
+            " deadline of an order that is waited for, it is taken with `Prefer: respond-async` only."
+        ),
+    ]
+    long_deadline_s: Annotated[
+        float | None, Field(description="The model's own deadline of a long order, in seconds; null: that of all.")
+    ]
     shutdown_date: Annotated[str, AfterValidator(_day), Field(json_schema_extra={"format": "date"})] | None
     successor: str | None
 

@@ -112,3 +112,39 @@ def test_a_seed_rate_has_a_month(tmp_path: Path, month: str) -> None:
     text = f'[[rates]]\nmonth = "{month}"\nmxn_per_usd = "20"\nsource = "x"'
     with pytest.raises(CatalogueError, match="month"):
         read_seed_rates(written(tmp_path, text))
+
+
+TIMED = MODEL.replace('sizes = {"1x1" = "one"}', 'sizes = {"1x1" = "one", "2x2" = "two"}') + (
+    'qualities = {low = "l", high = "h", best = "h"}\ntakes_s = {"h/*" = 200, "h/2x2" = 260, "l/2x2" = 70}\n'
+)
+
+
+def test_seconds_to_allow_are_those_of_a_quality_and_size(tmp_path: Path) -> None:
+    """The nearest row holds; without a quality the longest, since the upstream chooses; without a row the usual."""
+    model = read_catalogue(written(tmp_path, TIMED)).models["a/b"]
+    takes = {(size, quality): model.takes_s_of(size, quality) for size in model.sizes for quality in ("l", "h", None)}
+    assert takes == {
+        ("1x1", "l"): None,
+        ("1x1", "h"): 200,
+        ("1x1", None): 200,
+        ("2x2", "l"): 70,
+        ("2x2", "h"): 260,
+        ("2x2", None): 260,
+    }
+    assert read_catalogue(written(tmp_path, MODEL)).models["a/b"].takes_s_of("1x1", None) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('takes_s = {"high/*" = 200}', "takes_s for high/"),
+        ('takes_s = {"*/3x3" = 200}', "takes_s for ./3x3"),
+        ('takes_s = {"*/*" = 0}', "takes_s"),
+        ('takes_s = {"*/*" = 901}', "takes_s"),
+        ('takes_s = {"*/*" = 200}\nlong_deadline_s = 100', "above its long_deadline_s"),
+        ("long_deadline_s = 901", "long_deadline_s"),
+    ],
+)
+def test_seconds_that_no_order_can_have_are_refused(tmp_path: Path, line: str, why: str) -> None:
+    with pytest.raises(CatalogueError, match=why):
+        read_catalogue(written(tmp_path, MODEL + line))
