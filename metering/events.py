@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
-from metering.clock import utc_at
+from metering.clock import period_at, utc_at
 from metering.limits import LIMITS
 from metering.money import MAX_MICRO_MXN, format_rate
-from metering.pricing import Quote, charge_micro_mxn
+from metering.pricing import FxRate, Price, Quote, charge_micro_mxn
 
 VERSION = 1
 _SMALLEST = Decimal("1e-12")
@@ -205,6 +205,19 @@ def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: 
             "proof": proof,
             **facts,
         }
+    )
+
+
+def quote_of(opened: Opened, admitted_us: int) -> Quote:
+    """Build the quote of an order again, as it was admitted at this Unix time in µs."""
+    proof = opened.proof
+    usd, markup, mxn_per_usd = proof.decimals()
+    return Quote(
+        price=Price(opened.model, usd, markup, proof.price_book, proof.variant),
+        rate=FxRate(proof.fx_month, mxn_per_usd, proof.fx_source),
+        period=period_at(admitted_us),
+        images=opened.images,
+        unit_micro_mxn=proof.unit_micro_mxn,
     )
 
 

@@ -3,7 +3,7 @@
 Each has one owner at a time. Every call that changes one names the owner, and changes nothing for anybody else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -103,6 +103,7 @@ class LongOrders:
         self._adopt = load_script(redis, "adopt_v1")
         self._release = load_script(redis, "release_v1")
         self._missed: set[str] = set()
+        self._idle: set[str] = set()
 
     async def begin(self, org_id: str, order_id: str, part: Part) -> Noted:
         """Note that a part is about to be given to its provider. Unless it is OURS, it must not be."""
@@ -160,25 +161,28 @@ class LongOrders:
         )
         return Cancel(reply["code"]), tuple(_part(line.encode()) for line in reply["parts"].splitlines())
 
-    async def left(self) -> list[Left]:
+    async def left(self, made: Collection[str]) -> list[Left]:
         """Find orders that were let go, or whose owner is dead: without a sign of life now and at the last check.
 
-        A Redis that was away for long has lost every sign. So the first check after that declares nobody dead.
+        A Redis that was away for long has lost every sign. So the first check after that declares nobody dead. Those of
+        this gateway that are not `made`, now and at the last check, are found, too: it did not hear that it has them.
         """
         async with self._redis.pipeline(transaction=False) as pipe:
             for partition in range(keys.PARTITIONS):
                 pipe.hgetall(keys.long(partition))
             pages = await pipe.execute(raise_on_error=False)
         found = [_left(order_id, line) for page in pages if isinstance(page, dict) for order_id, line in page.items()]
-        orders = [one for one in found if one is not None and one.owner != self._owner]
-        owners = sorted({one.owner for one in orders} - {NOBODY})
+        orders = [one for one in found if one is not None]
+        owners = sorted({one.owner for one in orders} - {NOBODY, self._owner})
         async with self._redis.pipeline(transaction=False) as pipe:
             for owner in owners:
                 pipe.exists(keys.alive(owner))
             alive = await pipe.execute(raise_on_error=False)
         missed = {owner for owner, is_alive in zip(owners, alive, strict=True) if is_alive == 0}
         dead, self._missed = missed & self._missed, missed
-        return [one for one in orders if one.owner == NOBODY or one.owner in dead]
+        idle = {one.order_id for one in orders if one.owner == self._owner and one.order_id not in made}
+        unheard, self._idle = idle & self._idle, idle
+        return [one for one in orders if one.owner == NOBODY or one.owner in dead or one.order_id in unheard]
 
     async def adopt(self, left: Left, incarnation: UUID, number: int) -> Adopted | None:
         """Take an order over, under a number of this gateway's journal; None if it has ended, or another was first."""

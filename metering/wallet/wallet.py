@@ -79,6 +79,11 @@ class Wallet:
         """The reader of what was projected to the same Redis."""
         return Inspection(self._redis)
 
+    @property
+    def remember_s(self) -> int:
+        """How long the end of an order is remembered, in seconds."""
+        return self._limits.remember_s
+
     def now_us(self, org_id: str | None = None) -> int:
         """Return Redis `TIME` as this process estimates it: every verdict corrects it; the error is a round trip
         at most.

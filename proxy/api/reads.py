@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from config.settings import (
+    CANCELS_PER_MINUTE,
     CREDITS_PER_MINUTE,
     HISTORY_PER_MINUTE,
     MODELS_PER_MINUTE,
@@ -26,6 +27,7 @@ from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
     ONE_REPORT,
+    CANCELS as CANCELS_OF_ORDERS,
     READS_OF_CREDITS,
     READS_OF_HISTORY,
     READS_OF_MODELS,
@@ -46,6 +48,7 @@ class Read(Enum):
     USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
     STATEMENTS = READS_OF_STATEMENTS, STATEMENTS_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
+    CANCELS = CANCELS_OF_ORDERS, CANCELS_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
 

@@ -17,7 +17,7 @@ class AdmittedOrder:
     """An admitted order. `opened` is the event's half from the admission; `place` is what it occupies until its end.
 
     `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis. `headers`
-    are its rate-limit headers, `facts` what its request's log line will say, `trace` is its request's.
+    are its rate-limit headers, `facts` what its request's log line will say, `trace` is its request's. `long`: nobody waits for it.
     """
 
     order_id: str
@@ -33,6 +33,7 @@ class AdmittedOrder:
     opened: bytes
     place: Place
     ending: Ending = field(default_factory=Ending)
+    long: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     trace: str = ""
