@@ -117,6 +117,23 @@ NO_BOOLEAN = Text("`{name}` must be true or false.", "`{name}` debe ser true o f
 NO_MAPPING = Text("`{name}` must be an object.", "`{name}` debe ser un objeto.")
 MISSING = Text("`{name}` is required.", "`{name}` es obligatorio.")
 EMPTY = Text("`{name}` is empty.", "`{name}` está vacío.")
+NO_TARGET = Text(
+    "`{name}` is no address of a web server: give https://, a host name and a path, in ASCII and without spaces.",
+    "`{name}` no es la dirección de un servidor web: indique https://, un nombre de host y una ruta, en ASCII y sin espacios.",
+)
+TARGET_LONG = Text(
+    "`{name}` has {count} characters; at most {most} are taken.",
+    "`{name}` tiene {count} caracteres; se aceptan {most} como máximo.",
+)
+TARGET_USER = Text(
+    "`{name}` holds a user name or a password: leave it out, and check the signature instead.",
+    "`{name}` contiene un nombre de usuario o una contraseña: quítelos, y verifique la firma en su lugar.",
+)
+TARGET_PLAIN = Text("`{name}` must begin with https://.", "`{name}` debe empezar con https://.")
+TARGET_PRIVATE = Text(
+    "`{name}` leads to `{host}`, which is not on the public internet.",
+    "`{name}` lleva a `{host}`, que no está en la internet pública.",
+)
 NOT_WITHIN = Text(
     "`{name}` is {value}; it must be from {least} to {most}.", "`{name}` es {value}; debe estar entre {least} y {most}."
 )
