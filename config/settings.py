@@ -32,7 +32,7 @@ PRE_STOP_S = 10.0
 """The platform takes the pod off its load balancer before SIGTERM; `k8s/base` sleeps this long."""
 
 LONGEST_DEADLINE_S = 75.0
-"""The longest deadline of an answer that is waited for: clients, load balancers and proxies give up after 90 to 100 s."""
+"""The longest deadline of an answer that is waited for: clients, load balancers and proxies give up after 90 s."""
 
 LONGEST_STAY_S = 360.0
 """The longest deadline of a long order that no other process can go on with, so that a stop waits for it: six minutes
@@ -386,6 +386,7 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
+    webhook_hosts: str = ""
     trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0

@@ -66,9 +66,9 @@ class Opened:
     """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
     `once` is the hash of its idempotency key, with the order's fingerprint. `end_user` and `safety_id` are pseudonyms,
-    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did not wait,
-    `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for an older
-    consumer would set the event aside.
+    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did
+    not wait, `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for
+    an older consumer would set the event aside.
     """
 
     request_id: str

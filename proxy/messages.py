@@ -271,16 +271,16 @@ NEXT_PERIOD = Text(
     "El próximo {period} empieza el {local} en la Ciudad de México ({utc}).",
 )
 SLOW = Text(
-    "Such an image of `{model}` may take {takes} s, and an answer is waited for at most {deadline} s: send the order with"
-    " the header `Prefer: respond-async`, and ask for its result by its id.",
-    "Una imagen así de `{model}` puede tardar {takes} s, y una respuesta se espera a lo más {deadline} s: envíe el pedido"
-    " con el encabezado `Prefer: respond-async` y pida el resultado por su id.",
+    "Such an image of `{model}` may take {takes} s, and an answer is waited for at most {deadline} s: send the order"
+    " with the header `Prefer: respond-async`, and ask for its result by its id.",
+    "Una imagen así de `{model}` puede tardar {takes} s, y una respuesta se espera a lo más {deadline} s: envíe el"
+    " pedido con el encabezado `Prefer: respond-async` y pida el resultado por su id.",
 )
 UNPAID = Text(
-    "Too many of your organisation's orders in this hour ended without a known outcome, or were cancelled while they were"
-    " being made; nothing of them was charged.",
-    "En esta hora, demasiados pedidos de su organización terminaron sin un resultado conocido, o se cancelaron mientras se"
-    " hacían; no se cobró nada de ellos.",
+    "Too many of your organisation's orders in this hour ended without a known outcome, or were cancelled while they"
+    " were being made; nothing of them was charged.",
+    "En esta hora, demasiados pedidos de su organización terminaron sin un resultado conocido, o se cancelaron mientras"
+    " se hacían; no se cobró nada de ellos.",
 )
 HOLDS = Text(
     "Too many of your organisation's images are being made at this moment.",
@@ -414,7 +414,8 @@ MAKING_FAILED = Text(
 MAKER_DIED = Text(
     "The gateway that made the order stopped suddenly, and what the model's provider did is not known; nothing was"
     " charged.",
-    "El gateway que hacía el pedido se detuvo de repente, y no se sabe qué hizo el proveedor del modelo; no se cobró nada.",
+    "El gateway que hacía el pedido se detuvo de repente, y no se sabe qué hizo el proveedor del modelo; no se cobró"
+    " nada.",
 )
 WAS_CANCELLED = Text("The order was cancelled; nothing was charged.", "El pedido se canceló; no se cobró nada.")
 
@@ -448,18 +449,17 @@ NOT_CANCELLED_ENDED = Text(
     "This order has ended: {where} has its end.", "Este pedido ya terminó: {where} tiene su resultado."
 )
 NOT_CANCELLED_AWAITED = Text(
-    "Only an order that was sent with `Prefer: respond-async` can be cancelled; this one runs to its end, and is charged"
-    " if it delivers.",
+    "Only an order that was sent with `Prefer: respond-async` can be cancelled; this one runs to its end, and is"
+    " charged if it delivers.",
     "Solo puede cancelarse un pedido que se envió con `Prefer: respond-async`; este sigue hasta su fin y se cobra si"
     " entrega.",
 )
 NOT_CANCELLED_RUNS = Text(
-    "The model's provider makes this order, and has not confirmed that it stops: it runs to its end, and is charged if it"
-    " delivers. {where} tells how it ended.",
-    "El proveedor del modelo hace este pedido y no ha confirmado que se detiene: sigue hasta su fin y se cobra si entrega."
-    " {where} dice cómo terminó.",
+    "The model's provider makes this order, and has not confirmed that it stops: it runs to its end, and is charged if"
+    " it delivers. {where} tells how it ended.",
+    "El proveedor del modelo hace este pedido y no ha confirmado que se detiene: sigue hasta su fin y se cobra si"
+    " entrega. {where} dice cómo terminó.",
 )
-WEBHOOK = Text("`webhook` cannot be called: {why}.", "No se puede llamar a `webhook`: {why}.")
 WEBHOOK_LONG = Text(
     "`webhook` is for orders that are sent with `Prefer: respond-async`: this one is answered at once.",
     "`webhook` es para pedidos que se envían con `Prefer: respond-async`: este se responde de inmediato.",

@@ -74,7 +74,7 @@ class Left:
 class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
-    It is made until `until_us`; its hold ends at `ends_us`. `document` is the order itself, as its first owner wrote it.
+    It is made until `until_us`; its hold ends at `ends_us`. `document` is the order itself.
     """
 
     order_id: str
@@ -236,4 +236,3 @@ def _left(order_id: bytes, line: bytes) -> Left | None:
     except ValueError:
         log.error("long_order_unreadable", entry_bytes=len(line))
         return None
-

@@ -311,8 +311,8 @@ class Wallet:
         amount_micro_mxn: int,
         images: tuple[StoredImage, ...],
         *,
-        owner: str,
         latest_us: int,
+        owner: str = "",
         usd_measured: str | None = None,
         result: bytes = b"",
         upstream: Upstream = UNTOLD,
@@ -321,7 +321,8 @@ class Wallet:
 
         Without `usd_measured`, the provider's own figure, the amount is quantity × unit price; with it, at most that.
 
-        If repeated, it gives the same answer. A long order that another gateway has taken over is NOT_OWNER. After `latest_us` by Redis `TIME` it writes nothing and returns LATE.
+        If repeated, it gives the same answer. A long order that another gateway has taken over is NOT_OWNER.
+        After `latest_us` by Redis `TIME` it writes nothing and returns LATE.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
@@ -436,7 +437,7 @@ class Wallet:
             await self._ask_at(partition, partial(self._redis.delete, keys.mark(partition)))
 
     async def abandon(
-        self, org_id: str, order_id: str, reason: str, *, until_us: int, owner: str, upstream: Upstream = UNTOLD
+        self, org_id: str, order_id: str, reason: str, *, until_us: int, owner: str = "", upstream: Upstream = UNTOLD
     ) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
 

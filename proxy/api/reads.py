@@ -26,8 +26,10 @@ from metering.turns import Turns
 from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
-    ONE_REPORT,
     CANCELS as CANCELS_OF_ORDERS,
+)
+from proxy.messages import (
+    ONE_REPORT,
     READS_OF_CREDITS,
     READS_OF_HISTORY,
     READS_OF_MODELS,

@@ -287,6 +287,7 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
         admitted_us=admission.now_us,
         opened=hold.opened,
         place=place,
+        available_micro_mxn=admission.available_micro_mxn,
         ending=candidate.context.ending,
         long=candidate.long,
         facts=candidate.context.facts,

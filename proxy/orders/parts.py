@@ -18,7 +18,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Pauses between two tries while Redis is away."""
 
 NOTE_S = 30.0
-"""How long a handle is brought to Redis while it is away. The job goes on; after this, a death makes its fate unknown."""
+"""How long a handle is brought to Redis while it is away. The job goes on; after this, a death makes it unknown."""
 
 
 class AwaitedParts:
@@ -94,7 +94,7 @@ class LongParts:
         self._firm.discard(call.first)
 
     async def _until(self, until_s: float, ask: Callable[[], Awaitable[Noted]]) -> Noted | None:
-        """Ask Redis until it answers; None if it has not by `until_s`. Raises LetGo if the order is not ours any more."""
+        """Ask Redis until it answers; None if it has not by `until_s`. Raises LetGo if the order is not ours."""
         async for _ in Pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S, until_s=until_s, least=0.5):
             try:
                 noted = await ask()

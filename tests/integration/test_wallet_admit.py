@@ -38,7 +38,7 @@ from tests.kits.books import (
     start_worker,
 )
 
-TIGHT = WalletLimits(decision_s=10.0, max_open_holds=3, stream_backlog=4, remember_s=60, max_unpaid_micro_mxn=1_000_000_000_000)
+TIGHT = WalletLimits(decision_s=10.0, max_open_holds=3, stream_backlog=4, remember_s=60, max_unpaid_micro_mxn=10**12)
 
 
 Arrange = Callable[[Books, Caller], Awaitable[Quote]]
