@@ -151,12 +151,8 @@ class Provider(Protocol):
     def generate(self, call: Call) -> AsyncGenerator[Picture]: ...
 
 
-class Resumes(Provider, Protocol):
-    """An upstream whose jobs go on without us: another process can go on with one, or cancel it, by its handle."""
-
-    def resume(self, call: Call) -> AsyncGenerator[Picture]:
-        """Yield the pictures of the job that the call's handle names. Raises `outcomes.Failure`."""
-        ...
+class Cancels(Protocol):
+    """An upstream whose jobs go on without us."""
 
     async def cancel_job(self, handle: str) -> None:
         """Ask for a job's cancellation. It never raises: cancelling is best effort by its nature."""
@@ -164,6 +160,14 @@ class Resumes(Provider, Protocol):
 
     def job_id(self, handle: str) -> str | None:
         """Read what the upstream calls the job; None if the handle does not say."""
+        ...
+
+
+class Resumes(Provider, Cancels, Protocol):
+    """An upstream that lets another process go on with a job, by its handle."""
+
+    def resume(self, call: Call) -> AsyncGenerator[Picture]:
+        """Yield the pictures of the job that the call's handle names. Raises `outcomes.Failure`."""
         ...
 
 

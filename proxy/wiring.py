@@ -107,7 +107,7 @@ from proxy.messages import (
 from proxy.orders.admission import Admissions
 from proxy.orders.adoptions import LOOK_S, Adoptions
 from proxy.orders.calls import UpstreamCalls
-from proxy.orders.cancels import Cancels
+from proxy.orders.cancels import Cancellations
 from proxy.orders.capacity import Capacity
 from proxy.orders.deadlines import Deadlines
 from proxy.orders.gate import Gate
@@ -367,7 +367,7 @@ async def open_gateway(
                 standing,
                 _webhook_hosts(settings),
             ),
-            CancelsEndpoint(authenticator, wallet, standing, Cancels(long_orders, wallet, resuming), reads),
+            CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
             ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),

@@ -4,7 +4,7 @@
 -- ARGV  now_us>=0 org request remember_s>=1
 -- REPLY code parts:text
 --
--- parts  JSON lines, if the code is ASKED
+-- parts  what its providers have, JSON lines, if the code is ASKED or RUNS
 -- WITH closing
 local now = clock(now_us)
 if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AWAY }) end
@@ -28,6 +28,6 @@ if #parts == 0 then
   if once then redis.call('DEL', once) end
   return answer({ code = CANCELLED })
 end
-if firm then return answer({ code = RUNS }) end
+if firm then return answer({ code = RUNS, parts = table.concat(parts, '\n') }) end
 redis.call('HSET', hold_key, 'cancel', now)
 return answer({ code = ASKED, parts = table.concat(parts, '\n') })

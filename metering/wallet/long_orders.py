@@ -143,7 +143,7 @@ class LongOrders:
         )
 
     async def cancel(self, org_id: str, order_id: str, remember_s: int) -> tuple[Cancel, tuple[Part, ...]]:
-        """Cancel an order, or say why not; with ASKED, what its providers have."""
+        """Cancel an order, or say why not; with ASKED or RUNS, what its providers have."""
         names = keys.OrgKeys(org_id)
         reply = await self._cancel(
             keys={

@@ -113,7 +113,8 @@ class OrderStatus:
     """Status of an order: `open`, or its end with amount and reason. `owner` makes it while it is open.
 
     `key_id` is the key that placed it; empty if that is not known, or was not asked. The rest is known of open orders:
-    whether it is a long one, and has begun at a provider, what is held for it, and when it was admitted, in Unix µs.
+    whether it is a long one, and has begun at a provider, what is held for it, when it was admitted, in Unix µs, and
+    its model.
     """
 
     order_id: str
@@ -126,6 +127,7 @@ class OrderStatus:
     begun: bool = False
     held_micro_mxn: int = 0
     admitted_us: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class Wallet:
                 opened=opened,
                 fingerprint=identity.fingerprint,
                 keyed=int(identity.key_hash is not None),
-                once_s=self._limits.remember_s + int(life_s),
+                once_s=self._limits.remember_s + (int(life_s) if long is not None else 0),
                 tries=_tries(identity),
                 recent_us=_RECENT_US,
                 owner=owner,
@@ -252,6 +252,7 @@ class Wallet:
             begun=bool(reply["begun"]),
             held_micro_mxn=reply["held"],
             admitted_us=reply["admitted_us"],
+            model=reply["model"],
         )
 
     async def is_alive(self, org_id: str, owner: str) -> bool:

@@ -16,7 +16,7 @@ from proxy.api.reads import Read, ReadRates
 from proxy.api.schemas import Cancelled
 from proxy.api.standing import Standing, order_id_of
 from proxy.errors import Kind, wallet_away
-from proxy.orders.cancels import Cancels
+from proxy.orders.cancels import Cancellations
 
 
 class CancelsEndpoint:
@@ -27,7 +27,7 @@ class CancelsEndpoint:
         authenticator: Authenticator,
         wallet: Wallet,
         standing: Standing,
-        cancels: Cancels,
+        cancels: Cancellations,
         rates: ReadRates,
     ) -> None:
         self._authenticator = authenticator

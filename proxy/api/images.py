@@ -139,7 +139,7 @@ class ImagesEndpoint:
                     "link",
                 ),
                 # Its limits may have been read before it was refused or failed.
-                error_headers=dict.fromkeys((400, 404, 500, 502, 503, 504), RATES)
+                error_headers=dict.fromkeys((400, 404, 409, 500, 502, 503, 504), RATES)
                 | dict.fromkeys((402, 429), (*BALANCE, *RATES)),
                 errors=(
                     Kind.CONTENT_POLICY,
@@ -157,6 +157,8 @@ class ImagesEndpoint:
                     Kind.CHARGED,
                     Kind.DEADLINE,
                     Kind.END_UNKNOWN,
+                    Kind.CANCELLED,
+                    Kind.OUTCOME_UNKNOWN,
                 ),
             )
         ]

@@ -170,7 +170,8 @@ _References = dict[tuple[Any, JsonSchemaMode], dict[str, Any]]
 
 def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]:
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
-    wanted += [(row.reply, "serialization") for row in rows if row.reply is not None]
+    replies = [reply for row in rows for reply in (row.reply, row.accepted)]
+    wanted += [(reply, "serialization") for reply in replies if reply is not None]
     wanted += [(model, "validation") for row in rows for model in (row.body, row.query, row.headers) if model]
     references, made = models_json_schema(
         list(dict.fromkeys(wanted)), ref_template="#/components/schemas/{model}", schema_generator=_Schemas

@@ -87,7 +87,7 @@ class InProgress(Undelivered):
 
     status: Literal["in_progress"]
     created: UnixSeconds
-    model: str = absent()
+    model: str
     held_mxn: Mxn
 
 

@@ -50,7 +50,7 @@ class Standing:
         if status.end == "open":
             state = QUEUED if status.long and not status.begun else IN_PROGRESS
             created_s = status.admitted_us // 1_000_000
-            return open_document(order_id, None, state, created_s, status.held_micro_mxn), None
+            return open_document(order_id, status.model, state, created_s, status.held_micro_mxn), None
         ended = {"id": public_id(order_id), "object": GENERATION, "data": []}
         if status.end == "expiry":
             return ended | {"status": "expired"}, ApiError(Kind.END_UNKNOWN, RAN_OUT)

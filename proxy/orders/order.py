@@ -392,15 +392,13 @@ def result_reply(result: Result, items: Sequence[Mapping[str, str]]) -> bytes:
     return orjson.dumps(result_document(result, items))
 
 
-def open_document(
-    order_id: str, model_id: str | None, status: str, created_s: int, held_micro_mxn: int
-) -> dict[str, Any]:
+def open_document(order_id: str, model_id: str, status: str, created_s: int, held_micro_mxn: int) -> dict[str, Any]:
     """Build what is said of an order that is not delivered yet: what is held for it, and not what it is charged."""
     return {
         "id": public_id(order_id),
         "object": GENERATION,
         "created": created_s,
-        **({"model": model_id} if model_id else {}),
+        "model": model_id,
         "status": status,
         "held_mxn": format_mxn(held_micro_mxn),
         "data": [],

@@ -14,7 +14,7 @@ from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJob, UpstreamJobs
 from metering.wallet.values import Close
 from metering.wallet.wallet import Wallet
-from proxy.ports import Resumes
+from proxy.ports import Cancels
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ LOOK_EVERY = 5
 class Orphans:
     """Reports that this gateway lives, and cancels jobs of dead gateways."""
 
-    def __init__(self, jobs: UpstreamJobs, wallet: Wallet, providers: Mapping[str, Resumes]) -> None:
+    def __init__(self, jobs: UpstreamJobs, wallet: Wallet, providers: Mapping[str, Cancels]) -> None:
         self._jobs = jobs
         self._wallet = wallet
         self._providers = providers
