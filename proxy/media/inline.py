@@ -188,7 +188,9 @@ class JsonPictures:
     _failed: BadDocument | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        keys, fields = ([int(key) if key.isdigit() else key for key in path.split(".")] for path in (self.list_key, self.field_key))
+        keys, fields = (
+            [int(key) if key.isdigit() else key for key in path.split(".")] for path in (self.list_key, self.field_key)
+        )
         self._path, self._list_depth = (*keys, None, *fields), len(keys)
 
     def feed(self, chunk: bytes) -> list[Piece]:
