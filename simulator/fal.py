@@ -204,7 +204,7 @@ class Fal:
         except RefusedError as error:
             return error.result.answer(request_id)
 
-        job = self._world.jobs.accept(Job("fal", endpoint.model, request.url.path, request_id, order.count))
+        job = self._world.jobs.accept(Job("fal", endpoint.model, request.url.path, request_id, order.count, prompt=order.prompt))
         client = Client.of(request.scope)
         client.on_leave(job.lose_client)
         if play.scenario == "stuck_in_queue":
@@ -244,7 +244,7 @@ class Fal:
         except RefusedError as error:
             return error.result.answer(request_id)
 
-        job = Job("fal", endpoint.model, request.url.path, request_id, order.count, State.QUEUED)
+        job = Job("fal", endpoint.model, request.url.path, request_id, order.count, State.QUEUED, prompt=order.prompt)
         self._world.jobs.accept(job)
         Client.of(request.scope).on_leave(job.lose_client)
         ticket = self._ticket(request, app, job)

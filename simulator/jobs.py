@@ -7,6 +7,8 @@ from enum import StrEnum
 
 JOBS_MAX = 100_000  # the oldest are forgotten
 
+PROMPT_CHARACTERS = 60
+
 
 class State(StrEnum):
     QUEUED = "queued"
@@ -21,7 +23,8 @@ class Job:
     """One accepted generation. Times are Unix seconds; `model` is the public id.
 
     `images_delivered` counts the good pictures that the provider made, even if the client had left. It does not count
-    pictures that moderation withheld or blackened. `images_billed` counts those on the bill.
+    pictures that moderation withheld or blackened. `images_billed` counts those on the bill. `prompt` is how its prompt
+    begins, which tells whose order it is.
     """
 
     provider: str
@@ -34,8 +37,12 @@ class Job:
     images_billed: int = 0
     billed: bool = False
     client_gone: bool = False
+    prompt: str = ""
     accepted_at: float = field(default_factory=time.time)
     finished_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt = self.prompt[:PROMPT_CHARACTERS]
 
     def start(self) -> None:
         self.state = State.RUNNING

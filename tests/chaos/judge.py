@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx2
 
 from metering.clock import utc_now
-from metering.events import Event
+from metering.events import CANCELLED, Event
 from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
@@ -26,7 +27,7 @@ from proxy.backends import Backends
 from proxy.errors import Kind
 from proxy.storage.opening import open_store
 from proxy.storage.sweep import Finding, Sweep
-from tests.chaos.clients import Attempt, Call
+from tests.chaos.clients import ENDED, Attempt, Call, Watch
 from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
 from tests.conftest import LOOPBACK
 from tests.kits.system import bearer
@@ -76,8 +77,11 @@ class Log:
         self.charges = [event for event in self.events if event.end == "charge"]
         self.by_id: dict[str, list[Event]] = defaultdict(list)
         self.by_key: dict[tuple[str, str], list[Event]] = defaultdict(list)
+        self.ends: dict[str, list[Event]] = defaultdict(list)
         for event in self.charges:
             self.by_id[event.event_id].append(event)
+        for event in self.events:
+            self.ends[event.event_id].append(event)
             if event.opened.once is not None:
                 self.by_key[event.opened.org_id, event.opened.once.split()[0]].append(event)
 
@@ -87,16 +91,19 @@ class Log:
             for attempt in call.attempts:
                 yield call, attempt
 
-    def order_of_key(self, call: Call) -> list[Event]:
-        """Find the charge of its idempotency key, by the hash of the key in the charge itself."""
+    def ends_of_key(self, call: Call) -> list[Event]:
+        """Find the orders of its idempotency key, by the hash of the key in the events themselves."""
         return self.by_key[call.customer.org_id, hashlib.sha256(call.key.encode()).hexdigest()] if call.key else []
+
+    def order_of_key(self, call: Call) -> list[Event]:
+        """Find the charge of its idempotency key."""
+        return [event for event in self.ends_of_key(call) if event.end == "charge"]
 
     def charged_to(self, call: Call) -> set[str]:
         """Charged orders that are this call's: by its key, or else by a result's id, or by an error's request id."""
         if call.key:
             return {charge.event_id for charge in self.order_of_key(call)}
-        named = {_uuid(text) for attempt in call.attempts for text in (attempt.result, attempt.request) if text}
-        return named & self.by_id.keys()
+        return _named(call) & self.by_id.keys()
 
 
 async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -> Report:
@@ -122,6 +129,8 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
     report.find(_charged_for_a_reason(log, report.figures))
     report.find(_keys(log, report.figures))
     report.find(_sdks(log, world.wiped_us, report.figures))
+    report.find(await _long(world, log, report.figures))
+    report.find(_made_once(world, log, await world.jobs()))
     report.find(await _bought(world, log, report.figures))
     report.find(_balances(log, world.customers, cuts))
     report.find(await _shown(world, cuts))
@@ -146,7 +155,7 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
         return len(await world.back(lambda back: back.ledger.open_incarnations())) <= len(GATEWAYS)
 
     for what, true, within_s in (
-        ("every hold has ended", no_holds, world.hold_life_s + 8),
+        ("every hold has ended", no_holds, world.long_hold_life_s + 8),
         ("every order that was answered is charged", no_orders, settles_s),
         ("every event is booked", no_events, settles_s),
         ("every dead gateway's journal is closed", no_journals, settles_s),
@@ -352,6 +361,68 @@ def _forgotten(call: Call, wiped_us: list[int]) -> int:
     return sum(any(sent_us < at_us < last_us for at_us in wiped_us) for sent_us in told)
 
 
+async def _long(world: World, log: Log, figures: Counter[str]) -> list[str]:
+    """(j) Every long order has ended once, and its customer was told so, while it was watched and now.
+
+    But for those that a wiped Redis has forgotten: they have no end.
+    """
+    owners = {attempt.accepted: call.customer for call, attempt in log.attempts() if attempt.accepted}
+    watched = {watch.order: watch for call in log.calls for watch in call.watched}
+    turns, found = asyncio.Semaphore(8), list[str]()
+    figures["long orders"] = len(owners)
+    figures["long orders that another gateway has taken over"] = world.told("order_adopted")
+    figures["long orders whose replaced gateway noticed it"] = world.told("order_gone")
+    cancels = [cancel for watch in watched.values() for cancel in watch.cancels]
+    figures["cancels"] = len(cancels)
+    figures["cancels that were done"] = sum(status == 200 for status, _ in cancels)
+
+    async def look(order: str, client: httpx2.AsyncClient) -> None:
+        async with turns:
+            told = await _get(client, f"{world.url}/images/generations/{order}", owners[order])
+        now = told.json()["status"] if told.status_code == 200 else str(told.status_code)
+        ends = [_state(event) for event in log.ends[_uuid(order)]]
+        if not ends:
+            figures["long orders that were forgotten with a wiped Redis"] += 1
+            if now != "404" or not world.wiped_us:
+                found.append(f"(j) the long order {order} has no end in the ledger, and is told to be {now}")
+            return
+        figures[f"long orders {ends[0]}"] += 1
+        if len(ends) > 1:
+            found.append(f"(j) the long order {order} has ended {len(ends)} times: {ends}")
+        if now != ends[0] and (now != "404" or ends[0] == "completed" or not world.wiped_us):
+            found.append(f"(j) the long order {order} has ended as {ends}, and its customer is told that it is {now}")
+        watch = watched.get(order, Watch(order))
+        before = {state for _, state in watch.states} & set(ENDED) - {"expired"}
+        if before - set(ends):
+            found.append(f"(j) the long order {order} has ended as {ends}, and was told to be {watch.states}")
+        if any(status == 200 for status, _ in watch.cancels) and ends != ["cancelled"]:
+            found.append(f"(j) the long order {order} was cancelled ({watch.cancels}), and has ended as {ends}")
+
+    async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
+        await asyncio.gather(*(look(order, client) for order in owners))
+    return found
+
+
+def _state(event: Event) -> str:
+    """How a customer is told of it."""
+    if event.end == "void":
+        return "cancelled" if event.reason == CANCELLED else "failed"
+    return "completed" if event.end == "charge" else "expired"
+
+
+def _made_once(world: World, log: Log, jobs: list[dict[str, Any]]) -> Iterator[str]:
+    """(j) A long order is made once, whoever makes it: what a provider has accepted is not given to it again."""
+    made = Counter(job["prompt"] for job in jobs if job["n"])
+    for call in log.calls:
+        orders = _named(call) | {event.event_id for event in log.ends_of_key(call)}
+        since_us, until_us = call.attempts[0].sent_us, call.attempts[-1].sent_us + int(world.long_hold_life_s * 1e6)
+        if call.kind != "long" or any(since_us < at_us < until_us for at_us in world.wiped_us):
+            continue  # an order that was forgotten may be placed again
+        lost = 0 if call.key else sum(attempt.status is None for attempt in call.attempts)
+        if made[call.prompt] > len(orders) + lost:
+            yield f"(j) {call.prompt} was made {made[call.prompt]} times upstream, for the orders {sorted(orders)}"
+
+
 async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     """(f) The upstreams made whatever is charged, and nothing that no request asked for."""
     jobs = await world.jobs()
@@ -446,6 +517,11 @@ async def _verified(world: World, when: str) -> list[str]:
         return [f"(h) verify {when} ends with {done.returncode}: {done.stderr.strip()[-300:]}"]
     differ = [row for row in rows if row.get("kind") != "lost"]
     return [f"(h) verify {when}: {row['org']} {row['what']}: {row['expected']}, found {row['found']}" for row in differ]
+
+
+def _named(call: Call) -> set[str]:
+    """Orders that its client has heard of, one way or another."""
+    return {_uuid(text) for a in call.attempts for text in (a.result, a.accepted, a.request) if text}
 
 
 def _uuid(public_id: str) -> str:

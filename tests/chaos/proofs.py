@@ -201,7 +201,7 @@ async def prove(without: str | None, folder: Path | None = None) -> Report:
             await world.start(latency_scale=0)
             for name in ("one", "two"):
                 await world.customer(name)
-            clients = Clients(world.url, 0, world.customers, world.deadline_s, world.hold_life_s)
+            clients = Clients(world, 0)
             for scenario in scenarios:
                 await scenario(world, clients)
                 await world.heal()

@@ -18,16 +18,17 @@ from tests.chaos.faults import BUSY, LONGEST_S, WAITS_S, Fault, Faults, Struck, 
 from tests.chaos.judge import Report, judge
 from tests.chaos.world import World
 
-CUSTOMERS = 24
+CUSTOMERS = 30
 """Six for each kind of client: who shares a wallet with few others is the easier told from them."""
 
-PLACES = 44
+PLACES = 60
 """Clients at a time: some wait for gateways that are down, and 20 generations are to be in flight all the same."""
 
 DEADLINE_S = 8.0
 
-LAST_CLIENT_S = 75.0
-"""Clients end by themselves: one with a key after 45 s and an answer, an SDK after its tries."""
+LAST_CLIENT_S = 110.0
+"""Clients end by themselves: one with a key after 45 s and an answer, an SDK after its tries, one with a long order after
+its hold."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ async def _under_fire(
 ) -> Outcome:
     for place in range(CUSTOMERS):
         await world.customer(f"customer {place}")
-    clients = Clients(world.url, seed, world.customers, world.deadline_s, world.hold_life_s)
+    clients = Clients(world, seed)
     faults, stop, peace = Faults(world, waits_s), asyncio.Event(), asyncio.Event()
     crowd: asyncio.Future[list[None]] = asyncio.gather(*(clients.work(place, stop) for place in range(places)))
     striking = asyncio.create_task(faults.run(planned, peace))

@@ -47,6 +47,13 @@ GROK = "xai/grok-2-image"
 MODELS = (FLUX, GPT, GROK)
 """A queue with a URL, one with the picture inline, and one call with a URL."""
 
+ULTRA, GPT_2 = "fal/flux-1.1-pro-ultra", "openai/gpt-image-2"
+LONG_MODELS = (ULTRA, GPT_2)
+"""Of long orders: jobs of a queue, which another gateway goes on with, and calls, which nobody can."""
+
+LONG_DEADLINE_S = 40.0
+"""Of a long order: a dead gateway's is found after 12 to 15 s, and must be made within what is left."""
+
 GATEWAYS = ("gateway 1", "gateway 2", "gateway 3")
 DISKS = ("disk 1", "disk 2", "disk 3")
 """Each gateway's own, for its journal."""
@@ -85,6 +92,7 @@ class World:
     folder: Path
     deadline_s: float
     without: str | None = None
+    long_deadline_s: float = LONG_DEADLINE_S
     processes: dict[str, Process] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
     ended_alone: Counter[str] = field(default_factory=Counter)
@@ -118,6 +126,7 @@ class World:
             "GHUB_STORAGE_KEY": KEY,
             "GHUB_SPOOL_DIR": str(places["spool"]),
             "GHUB_DEADLINE_S": f"{self.deadline_s:g}",
+            "GHUB_LONG_DEADLINE_S": f"{self.long_deadline_s:g}",
             **simulated_upstreams(f"127.0.0.1:{self.ports['upstreams']}"),
         }
 
@@ -128,8 +137,13 @@ class World:
 
     @property
     def hold_life_s(self) -> float:
-        """After so long every hold has ended."""
+        """After so long every hold of an order that is waited for has ended."""
         return hold_life_s(self.deadline_s)
+
+    @property
+    def long_hold_life_s(self) -> float:
+        """After so long every hold has ended."""
+        return hold_life_s(self.long_deadline_s)
 
     # --- everything ---
 
@@ -351,7 +365,7 @@ class World:
 
     async def behave(self, model: str, seconds: float) -> None:
         """How long a model's generations take from now on."""
-        await self._put({"model": model, "scenario": "slow", "seconds": seconds, "times": None})
+        await self.play({"model": model, "scenario": "slow", "seconds": seconds, "times": None})
 
     async def open_orders(self) -> int:
         """Orders that a gateway has answered 200, and whose charge the ledger does not have yet."""
@@ -359,6 +373,10 @@ class World:
             told = [(await client.get(f"http://127.0.0.1:{port}/metrics")).text for port in self.metrics_ports.values()]
         lines = [line.split() for text in told for line in text.splitlines()]
         return sum(int(float(words[1])) for words in lines if words[:1] == ["ghub_journal_open_orders"])
+
+    def told(self, event: str) -> int:
+        """How often the gateways have logged this."""
+        return sum(self.log(name).count(f'"{event}"') for name in GATEWAYS)
 
     async def jobs(self) -> list[dict[str, Any]]:
         """Every generation that a provider has accepted."""
@@ -448,15 +466,21 @@ class World:
         await back.ledger.add_rate(FxRate(period_at(unix_us_at(utc_now())).month, Decimal(20), "test"), utc_now())
 
     async def _decide(self, random_: random.Random) -> None:
-        for model in MODELS:
-            await self._put({"model": model, "sequence": [self._step(random_) for _ in range(STEPS)], "same": True})
+        for model in (*MODELS, *LONG_MODELS):
+            steps = [self._step(model, random_) for _ in range(STEPS)]
+            await self.play({"model": model, "sequence": steps, "same": True})
 
-    def _step(self, random_: random.Random) -> str | dict[str, Any]:
+    def _step(self, model: str, random_: random.Random) -> str | dict[str, Any]:
         if random_.random() < 0.04:
             return random_.choice(FAILURES)
-        return {"scenario": "slow", "seconds": round(random_.uniform(1, 5) / 8 * self.deadline_s, 2)}
+        if model in MODELS:
+            return {"scenario": "slow", "seconds": round(random_.uniform(1, 5) / 8 * self.deadline_s, 2)}
+        stops = model == ULTRA and random_.random() < 0.3
+        seconds = round(random_.uniform(0.05, 0.5) * self.long_deadline_s, 2)
+        return {"scenario": "stops_when_cancelled" if stops else "slow", "seconds": seconds}
 
-    async def _put(self, behaviour: dict[str, Any]) -> None:
+    async def play(self, behaviour: dict[str, Any]) -> None:
+        """Tell the upstreams what to do next."""
         async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
             reply = await client.put(f"http://127.0.0.1:{self.simulator_port}/_sim/behaviour", json=behaviour)
             assert reply.status_code == 200, reply.text

@@ -69,6 +69,7 @@ def test_an_openai_reply_has_all_its_keys(simulator: Simulator) -> None:
         "state": "done",
         "client_gone": False,
         "billed": True,
+        "prompt": "doce letras!",
     }
 
 
