@@ -332,6 +332,10 @@ PROVIDER_BUSY = Text(
     "The model's provider is too busy to take the work on.",
     "El proveedor del modelo está demasiado ocupado para aceptar el trabajo.",
 )
+PROVIDER_RESTS = Text(
+    "The model's provider has failed again and again; it is given work again in a moment.",
+    "El proveedor del modelo ha fallado una y otra vez; en un momento se le vuelve a dar trabajo.",
+)
 PROVIDER_AWAY = Text(
     "The model's provider is unavailable.",
     "El proveedor del modelo no está disponible.",

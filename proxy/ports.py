@@ -68,7 +68,11 @@ Note = Callable[[str], Awaitable[None]]
 """Stores the data for cancelling a job, durable outside this process, until its order has ended."""
 
 
-async def note_nothing(handle: str) -> None:
+NoteOf = Callable[[str, str], Awaitable[None]]
+"""A `Note` whose first argument is the provider that has the job."""
+
+
+async def note_nothing(*_: str) -> None:
     """Store nothing: nobody could cancel the job."""
 
 

@@ -104,6 +104,7 @@ from proxy.messages import (
 from proxy.orders.admission import Admissions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
+from proxy.orders.circuits import Circuits
 from proxy.orders.gate import Gate
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
@@ -111,6 +112,7 @@ from proxy.orders.orphans import Orphans
 from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.orders.settlement import Settlement, count_from_zero
 from proxy.orders.tasks import Tasks
@@ -272,7 +274,8 @@ async def open_gateway(
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
         jobs = UpstreamJobs(back.with_redis())
-        tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
+        routes = Routes(Circuits(), providers)
+        tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks)
         generations = Generations(wallet, calls, settlement, tasks, jobs)
         orphans = Orphans(jobs, wallet, {name: one for name, one in providers.items() if isinstance(one, Fal)})
@@ -316,6 +319,7 @@ async def open_gateway(
             settlement,
             gate,
             end_users,
+            routes,
             owner=jobs.owner,
             region=settings.region,
             deadline_s=settings.deadline_s,

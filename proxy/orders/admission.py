@@ -31,6 +31,7 @@ from proxy.orders.refusals import (
     rate_headers,
     rate_limited,
 )
+from proxy.orders.routes import Routes
 from proxy.orders.settlement import Settlement
 from proxy.ports import Order
 
@@ -104,6 +105,7 @@ class Admissions:
         settlement: Settlement,
         gate: Gate,
         end_users: EndUsers,
+        routes: Routes,
         *,
         owner: str,
         region: str,
@@ -116,6 +118,7 @@ class Admissions:
         self._settlement = settlement
         self._gate = gate
         self._end_users = end_users
+        self._routes = routes
         self._owner = owner
         self._region = region
         self._deadline_s = deadline_s
@@ -136,6 +139,8 @@ class Admissions:
         """Price an order and hold its price. Raises WalletAway, and ApiError for every denial, which takes nothing."""
         deadline_s = order.model.deadline_s or self._deadline_s
         candidate = _Candidate(context, caller, order, identity, deadline_s, self._labels(caller.org_id, order))
+        if (shut := self._routes.refusal(order)) is not None:
+            await self._refuse_unless_given_again(candidate, shut)
         with await self._places.take(caller.org_id, order.n, order.labels_bytes) as place:
             admission, hold = await self._hold(candidate)
             if admission.verdict is Verdict.DUPLICATE:
@@ -144,6 +149,18 @@ class Admissions:
                 raise self._denial(admission, hold.quote)
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
+
+    async def _refuse_unless_given_again(self, candidate: _Candidate, shut: ApiError) -> None:
+        """Refuse an order that nobody would make now, before its hold; unless it is a duplicate, whose result is there.
+
+        A denial by a limit goes before, as it does for any order.
+        """
+        quote = self._quotes.quote(candidate.order, self._wallet.now_us(candidate.caller.org_id))
+        would = await self._wallet.would_admit(candidate.caller, candidate.context.order_id, quote, candidate.identity)
+        if would.verdict is Verdict.DUPLICATE:
+            return
+        shut.headers |= rate_headers(would)
+        raise shut if would.verdict is Verdict.ADMITTED else self._denial(would, quote)
 
     def _labels(self, org_id: str, order: Order) -> dict[str, str]:
         """Collect what an order carries to be found again; what it does not carry is left out."""

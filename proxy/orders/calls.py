@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -13,10 +14,11 @@ from prometheus_client import Counter, Histogram
 from metering.events import StoredImage
 from metering.tracing import Kind, step
 from proxy.media.formats import NotAnImage
+from proxy.orders.routes import Routes
 from proxy.orders.spans import OPERATION, note_answer, note_call
 from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
+from proxy.ports import Call, Note, NoteOf, Order, Picture, Provider, Report, StoreFailed, note_nothing
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,7 @@ return at the same time.
 """
 
 AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
+SECOND = Counter("ghub_second_route_total", "Orders given to their model's second route", ["model", "provider"])
 UPSTREAM_S = Histogram(
     "ghub_upstream_seconds",
     "An upstream call, from its first byte until its reply is read; repeated ones each",
@@ -48,6 +51,8 @@ OK = "ok"
 class Progress:
     """State of an order so far: stored images by number, failures, and each call's report.
 
+    `second` is the order as its model's second route is asked for it, as soon as it goes by that.
+
     `upstream_s` is the time from `began_s` (of `time.monotonic`) until the last reply of its upstream was read,
     `store_s` how long the store took for the picture for which it took longest.
     """
@@ -55,6 +60,7 @@ class Progress:
     stored: dict[int, StoredImage] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    second: Order | None = None
     began_s: float = field(default_factory=time.monotonic)
     upstream_s: float = 0.0
     store_s: float = 0.0
@@ -77,22 +83,31 @@ class Progress:
 class UpstreamCalls:
     """Calls the providers and fills the store. `folder` is the folder of an order's images: `<org>/<request>`."""
 
-    def __init__(self, uploader: Uploader, providers: Mapping[str, Provider]) -> None:
+    def __init__(self, uploader: Uploader, providers: Mapping[str, Provider], routes: Routes) -> None:
         self._uploader = uploader
         self._providers = providers
+        self._routes = routes
 
     async def make(
-        self, order: Order, folder: str, until_s: float, progress: Progress, note: Note = note_nothing
+        self, order: Order, folder: str, until_s: float, progress: Progress, note: NoteOf = note_nothing
     ) -> None:
         """Fill `progress` until all is done or until `until_s` of `time.monotonic`.
 
-        Whatever is stored by then counts.
+        Whatever is stored by then counts. A second route gets the order only if the first has certainly taken none of
+        it, so that nobody makes it twice.
         """
         try:
-            async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
+            async with asyncio.timeout(until_s - time.monotonic()):
                 await asyncio.sleep(0)  # a deadline in the past ends it here, before anything is bought
-                for call in split(order, note):
-                    calls.create_task(self._call(call, folder, until_s, progress))
+                first, *rest = self._routes.of(order)
+                taken = await self._by(first, folder, until_s, progress, note, last=not rest)
+                for second in () if taken else rest:
+                    reasons = sorted({failure.outcome.reason for failure in progress.failures})
+                    log.warning("second_route", model=order.model_id, provider=second.model.provider, why=reasons)
+                    SECOND.labels(order.model_id, second.model.provider).inc()
+                    progress.failures.clear()
+                    progress.second = second
+                    await self._by(second, folder, until_s, progress, note, last=True)
         except TimeoutError:
             progress.failures.append(Failure(Outcome.DEADLINE))
         except Exception as error:  # noqa: BLE001  # raised while an adapter is closed: the order still needs its end
@@ -103,9 +118,28 @@ class UpstreamCalls:
         for image in images:
             await self._uploader.remove(image.path)
 
-    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
+    async def _by(
+        self, order: Order, folder: str, until_s: float, progress: Progress, note: NoteOf, *, last: bool
+    ) -> bool:
+        """Make an order by one route. Returns False if that has certainly taken none of it.
+
+        Where another route follows, a single call is not repeated. Of several, one may have been taken: so they are.
+        """
+        with self._routes.passing(order) as shut:
+            if shut is not None:
+                progress.failures.append(shut)
+                return False
+            calls = split(order, partial(note, order.model.provider))
+            most_tries = MAX_TRIES if last or len(calls) > 1 else 1
+            async with asyncio.TaskGroup() as making:
+                for call in calls:
+                    making.create_task(self._call(call, folder, until_s, progress, most_tries))
+        accepted = any(failure.outcome.value.accepted for failure in progress.failures)
+        return accepted or bool(progress.stored) or len(progress.failures) < len(calls)
+
+    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress, most_tries: int) -> None:
         """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
-        for tries in range(1, MAX_TRIES + 1):
+        for tries in range(1, most_tries + 1):
             with step(f"{OPERATION} {call.order.model.upstream}", Kind.CLIENT) as span:
                 note_call(span, call, tries)
                 failure = await self._try(call, folder, until_s, progress)
@@ -113,7 +147,7 @@ class UpstreamCalls:
             if failure is None:
                 return
             pause_s = _pause_s(failure, tries)
-            if pause_s is None or pause_s > (until_s - time.monotonic()) / 2:
+            if pause_s is None or tries == most_tries or pause_s > (until_s - time.monotonic()) / 2:
                 progress.failures.append(failure)
                 return
             AGAIN.labels(call.order.model_id).inc()
@@ -125,7 +159,7 @@ class UpstreamCalls:
         failure: Failure | None = None
         brought = 0
         began_s = time.monotonic()
-        outcome = Outcome.DEADLINE.reason  # if it is cut off
+        ended: Outcome | None = Outcome.DEADLINE  # if it is cut off
         progress.reports.append(
             call.report
         )  # at once: a deadline may cut the call off, and what it said by then counts
@@ -140,16 +174,21 @@ class UpstreamCalls:
                         await read.wait()
                 if brought < call.images:
                     failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
-                outcome = OK if failure is None else failure.outcome.reason
+                ended = None if failure is None else failure.outcome
             except Failure as known:
-                failure, outcome = known, known.outcome.reason
+                failure, ended = known, known.outcome
             except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
-                failure, outcome = fault(call.order, error), Outcome.FAULT.reason
+                failure, ended = fault(call.order, error), Outcome.FAULT
             finally:
                 ended_s = time.monotonic()
                 progress.upstream_s = ended_s - progress.began_s
                 provider, model_id = call.order.model.provider, call.order.model_id
+                outcome = OK if ended is None else ended.reason
                 UPSTREAM_S.labels(provider, model_id, outcome).observe(ended_s - began_s)
+                if ended is Outcome.DEADLINE and ended_s < until_s:
+                    ended = Outcome.FAULT  # it was cut off by us, which says nothing about the provider
+                retry_after_s = failure.retry_after_s if failure is not None else None
+                self._routes.note(call.order, None if brought else ended, retry_after_s)
         return failure
 
     async def _keep(

@@ -66,11 +66,10 @@ class Generations:
         # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 
-    async def _note(self, admitted: AdmittedOrder, handle: str) -> None:
+    async def _note(self, admitted: AdmittedOrder, provider: str, handle: str) -> None:
         if self._jobs is None:
             return
         try:
-            provider = admitted.order.model.provider
             await self._jobs.note(admitted.caller.org_id, admitted.order_id, provider, handle)
         except (RedisError, OSError, TimeoutError) as error:
             # The job goes on, and this process cancels it itself, unless it dies before Redis is back.

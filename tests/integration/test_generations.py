@@ -39,6 +39,7 @@ from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import UPSTREAM_S, split
+from proxy.orders.circuits import Circuits
 from proxy.orders.context import RequestContext
 from proxy.orders.gate import Gate
 from proxy.orders.lifecycle import Lifecycle
@@ -46,6 +47,7 @@ from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
 from proxy.orders.result import Delivery
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
@@ -551,6 +553,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
             running.settlement,
             Gate(),
             end_users,
+            Routes(Circuits(), {"fal"}),
             owner="",
             region="test",
             deadline_s=5,

@@ -300,16 +300,16 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                 made,
                 [],
             ),
-            "settle_v3": (
+            "settle_v4": (
                 Close,
                 close,
                 {
                     **{**ended, "latest_us": NOW_US, "quantity": 1, "amount": UNIT, "images": "[]"},
-                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": ""},
+                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": "", "route": ""},
                 },
                 [],
             ),
-            "void_v3": (
+            "void_v4": (
                 Close,
                 close,
                 {
@@ -320,6 +320,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                     "comes_again": 0,
                     "upstream_ids": "",
                     "upstream_usd": "",
+                    "route": "",
                 },
                 [],
             ),
@@ -350,14 +351,14 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         }
         before = dump(redis_url)
         text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
-        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace"}
+        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace", "route"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)
             whole = script.call(script_keys, rest, **arguments)
             wrong = [whole._replace(args=whole.args[:-1]), whole._replace(keys=whole.keys[:-1])]
             wrong += [] if rest else [whole._replace(args=[*whole.args, 1])]
-            for argument in arguments.keys() - text - ({"images"} if name == "settle_v3" else set()):
+            for argument in arguments.keys() - text - ({"images"} if name == "settle_v4" else set()):
                 # Credits may be negative, and an SDK that counts no tries says -1.
                 may = {"-1"} if argument in {"credits", "tries"} else set()
                 bads = [bad for bad in bad_numbers if bad not in may]

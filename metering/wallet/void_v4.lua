@@ -2,11 +2,13 @@
 -- frees the order's idempotency key, unless the order's upstream outcome is unknown.
 -- KEYS  mark wallet open hold events closed
 -- ARGV  now_us>=0 org request reason remember_s>=1 frees>=0 recent_us>=1 comes_again>=0 upstream_ids upstream_usd
+-- ARGV  route
 -- REPLY code now_us available
 --
 -- frees        1 if it frees its idempotency key, else 0
 -- recent_us    how long the next try of its SDK is expected
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
+-- route         the second one, JSON, if it went by that; else empty
 -- comes_again  1 if the waiting client is told to retry, else 0
 -- WITH closing
 -- WITH again
@@ -21,7 +23,7 @@ end
 if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AWAY, now_us = now }) end
 local order, once = order_of(org, request), redis.call('HGET', hold_key, 'once')
 if not order.amount then return reply(UNKNOWN) end
-close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd)
+close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd, route)
 if frees == 1 and once then redis.call('DEL', once) end
 local tries, fingerprint = string.match(order.tried or '', '^(%d+) (.+)$')
 if tries then
