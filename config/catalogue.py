@@ -147,9 +147,7 @@ class Model(Row):
                 raise ValueError(f"second: {what} lack {', '.join(sorted(missing))}")
         for word, sent in self.qualities.items():
             if second.qualities[word] != self._in_second(sent):
-                raise ValueError(
-                    f"second: quality {word} is another word for {sent}, and here it differs"
-                )
+                raise ValueError(f"second: quality {word} is another word for {sent}, and here it differs")
         if self.priced != second.priced:
             raise ValueError("second: one route has a price, and the other has none")
         return self
@@ -238,6 +236,12 @@ class Model(Row):
             return None
         usd = prices.text_input * prices.most_input_tokens + prices.image_output * most
         return Listed(usd / 1_000_000, variant, measured=True)
+
+    def most_tokens(self, size: str, quality: str | None) -> tuple[int, int] | None:
+        """Return the most tokens of one image, in and out, by which it is quoted; None if it is not sold by tokens."""
+        prices = self.usd_per_million_tokens
+        most = _by_variant(prices.most_output_tokens, quality, size) if prices is not None else None
+        return (prices.most_input_tokens, most) if prices is not None and most is not None else None
 
     def usd_of_tokens(self, input_tokens: int, output_tokens: int) -> Decimal | None:
         """Compute the cost of a reported usage at the model's token prices; None if it has none."""

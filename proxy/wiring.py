@@ -76,6 +76,7 @@ from proxy.api.cors import Origins
 from proxy.api.credits import CreditsEndpoint
 from proxy.api.crowd import Crowd
 from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.dry_run import DryRuns
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.finance.endpoint import FinanceEndpoint
 from proxy.api.finance.writes import Deeds
@@ -336,6 +337,7 @@ async def open_gateway(
             await end_users.drain()
 
         reports = Reports()
+        limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -346,7 +348,8 @@ async def open_gateway(
                 generations,
                 Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
-                RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
+                limits,
             ),
             ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),

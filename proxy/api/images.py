@@ -16,11 +16,12 @@ from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns, OrderQuery, is_dry_run
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
-from proxy.api.schemas import Delivered
+from proxy.api.schemas import Made
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.offer import Offer
 from proxy.orders import denials
@@ -76,6 +77,7 @@ class ImagesEndpoint:
         generations: Generations,
         sandbox: Sandbox,
         replies: Replies,
+        dry_runs: DryRuns,
         limits: RequestLimits,
     ) -> None:
         self._authenticator = authenticator
@@ -86,6 +88,7 @@ class ImagesEndpoint:
         self._generations = generations
         self._sandbox = sandbox
         self._replies = replies
+        self._dry_runs = dry_runs
         self._limits = limits
 
     def operations(self) -> Sequence[Operation]:
@@ -99,8 +102,9 @@ class ImagesEndpoint:
                 summary="Make images",
                 description="What is delivered is charged, and nothing else. The order goes on if its client hangs up:"
                 " its result is found by its id or its `Idempotency-Key`.",
-                reply=Delivered,
+                reply=Made,
                 body=OrderBody,
+                query=OrderQuery,
                 headers=OrderHeaders,
                 reply_headers=(
                     *BALANCE,
@@ -136,6 +140,8 @@ class ImagesEndpoint:
 
     async def create(self, request: Request) -> Response:
         """Handle one order, from its body to its reply."""
+        if is_dry_run(request):
+            return await self._dry_runs.answer(request)
         context = context_of(request.scope)
         try:
             with denials.counted():

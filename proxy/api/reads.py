@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from config.settings import (
     CREDITS_PER_MINUTE,
+    DRY_RUNS_PER_MINUTE,
     HISTORY_PER_MINUTE,
     MODELS_PER_MINUTE,
     REPORT_WAIT_S,
@@ -27,6 +28,7 @@ from proxy.errors import ApiError, Kind
 from proxy.messages import (
     ONE_REPORT,
     READS_OF_CREDITS,
+    READS_OF_DRY_RUNS,
     READS_OF_HISTORY,
     READS_OF_MODELS,
     READS_OF_STATEMENTS,
@@ -47,6 +49,7 @@ class Read(Enum):
     STATEMENTS = READS_OF_STATEMENTS, STATEMENTS_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
+    DRY_RUNS = READS_OF_DRY_RUNS, DRY_RUNS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
 
 

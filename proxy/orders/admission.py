@@ -53,6 +53,18 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an order would cost at most, and how its admission would end at this moment.
+
+    `denial` is the error that it would get; None if it would be admitted.
+    """
+
+    quote: Quote
+    admission: Admission
+    denial: ApiError | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Candidate:
     """An order that is not admitted yet: whose it is, what tells it from others, and how long it may take.
 
@@ -150,12 +162,31 @@ class Admissions:
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
 
+    def quote(self, org_id: str, order: Order) -> Quote:
+        """Price an order at this moment. Raises ApiError 503 if the month has no exchange rate."""
+        return self._quotes.quote(order, self._wallet.now_us(org_id))
+
+    async def forecast(self, caller: Caller, order: Order, order_id: str) -> Forecast:
+        """Price an order, and say what `admit` would do with it now if it were a new one. Nothing is taken.
+
+        Raises WalletAway, and ApiError for what no wait and no payment would change.
+        """
+        await self._quotes.renew(self._wallet.now_us(caller.org_id))
+        quote = self.quote(caller.org_id, order)
+        new = OrderIdentity(fingerprint=order_id)  # of no other order, so it repeats none
+        admission = await self._wallet.would_admit(caller, order_id, quote, new)
+        if refused := key_refused(admission.verdict, order.model_id):
+            raise refused
+        if admission.verdict is Verdict.ADMITTED:
+            return Forecast(quote, admission, self._routes.refusal(order))
+        return Forecast(quote, admission, self._denial(admission, quote))
+
     async def _refuse_unless_given_again(self, candidate: _Candidate, shut: ApiError) -> None:
         """Refuse an order that nobody would make now, before its hold; unless it is a duplicate, whose result is there.
 
         A denial by a limit goes before, as it does for any order.
         """
-        quote = self._quotes.quote(candidate.order, self._wallet.now_us(candidate.caller.org_id))
+        quote = self.quote(candidate.caller.org_id, candidate.order)
         would = await self._wallet.would_admit(candidate.caller, candidate.context.order_id, quote, candidate.identity)
         if would.verdict is Verdict.DUPLICATE:
             return

@@ -30,7 +30,9 @@ from metering.pseudonyms import Pseudonyms
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Admission, Caller, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns
 from proxy.api.images import ImagesEndpoint
+from proxy.api.reads import ReadRates
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
 from proxy.errors import ApiError, Kind
@@ -559,17 +561,20 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
             deadline_s=5,
             top_up=TOP_UP,
         )
+        authenticator, offer, lifecycle = Authenticator(wallet, 10), Offer(CATALOGUE, {"fal"}, prices), Lifecycle()
+        limits = RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5)
         yield (
             ImagesEndpoint(
-                Authenticator(wallet, 10),
-                Offer(CATALOGUE, {"fal"}, prices),
-                Lifecycle(),
+                authenticator,
+                offer,
+                lifecycle,
                 admissions,
                 Replay(wallet, ledger),
                 running.generations,
                 Sandbox(wallet, places, uploader(store), 5),
                 replies,
-                RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, ReadRates(), limits),
+                limits,
             ),
             running,
         )
