@@ -17,7 +17,7 @@ from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.middleware import context_of
 from proxy.api.reads import Read, ReadRates
-from proxy.api.requests import RequestLimits, language_of, read_body
+from proxy.api.requests import RequestLimits, idempotency_key, language_of, read_body, tags_of
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import ONE_OF, TWICE, UNKNOWN_PARAMETER, translated
 from proxy.offer import Offer
@@ -81,13 +81,15 @@ class DryRuns:
         context = context_of(request.scope)
         context.facts["dry_run"] = True
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.DRY_RUNS)
-        order = parse_order(await read_body(request, self._limits), self._offer.catalogue)
+        body, tags = await read_body(request, self._limits), tags_of(request.headers)
+        order = parse_order(body, self._offer.catalogue, caller.response_format, tags)
+        idempotency_key(request.headers)
         context.facts["model"] = order.model_id
         self._lifecycle.check(order.model_id, order.model)
         if caller.models and order.model_id not in caller.models:
             raise key_refused(Verdict.MODEL, order.model_id) or wallet_away()
         if caller.test:  # its orders cost nothing and have no balance; the price is what a live one would cost
-            return _reply(self._document(order, self._admissions.quote(caller.org_id, order)), {})
+            return _reply(self._document(order, self._admissions.quote(caller.org_id, order)), balance_header(0))
         try:
             forecast = await self._admissions.forecast(caller, order, context.order_id)
         except WalletAway:
@@ -139,4 +141,5 @@ def _refusal(denial: ApiError, headers: Headers) -> dict[str, str]:
 
 
 def _reply(document: dict[str, Any], headers: dict[str, str]) -> Response:
+    headers = headers | {"x-geekhub-cost-mxn": format_mxn(0)}  # of what was done, as in every reply
     return Response(orjson.dumps(document), media_type="application/json", headers=headers)

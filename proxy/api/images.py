@@ -20,7 +20,7 @@ from proxy.api.dry_run import DryRuns, OrderQuery, is_dry_run
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
-from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
+from proxy.api.requests import RequestLimits, idempotency_key, read_body, tags_of
 from proxy.api.schemas import Made
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.offer import Offer
@@ -208,12 +208,6 @@ class ImagesEndpoint:
                 return self._replies.replay_with_images(caller.org_id, result, headers, until_s)
             return self._replies.with_images(result, headers, until_s)
         return self._replies.with_urls(result, headers)
-
-
-def tags_of(headers: Headers) -> Sequence[str]:
-    """Read the tags of an order from its headers; they are not checked yet."""
-    sent = headers.getlist(TAGS_HEADER)
-    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from proxy.messages import (
     WHOLE_NUMBER,
     Language,
 )
-from proxy.orders.order import key_hash
+from proxy.orders.order import TAGS_HEADER, key_hash
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 
@@ -129,6 +129,12 @@ def in_utf8(header: str) -> str:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
         return header
+
+
+def tags_of(headers: Headers) -> Sequence[str]:
+    """Read the tags of an order from its headers; they are not checked yet."""
+    sent = headers.getlist(TAGS_HEADER)
+    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def page_query(model: type[QueryT], request: Request) -> QueryT:
