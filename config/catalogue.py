@@ -114,8 +114,16 @@ class Listed:
     measured: bool
 
 
+_OF_THE_MODEL = ("name", "created", "deadline_s", "shutdown_date", "successor")
+"""Fields of a model that its second route does not have: they are not about a way to make it."""
+
+
 class Model(Row):
-    """One row of the catalogue. A model without any price is not for sale: refused, never free."""
+    """One row of the catalogue. A model without any price is not for sale: refused, never free.
+
+    `second` is another way to the same pictures, for orders that the first one certainly did not take. What it does not
+    say about prices is as in the first; its `always`, `fields`, `url` and the like are its own.
+    """
 
     name: str
     provider: str
@@ -134,12 +142,62 @@ class Model(Row):
     url: str | None = None
     shutdown_date: date | None = None
     successor: str | None = None
+    second: "Model | None" = None
 
     usd_per_image: PositiveDecimal | None = None
     usd_per_image_by: Mapping[str, PositiveDecimal] | None = None
     usd_per_megapixel: PositiveDecimal | None = None
     usd_per_million_tokens: TokenPrices | None = None
     most_usd_per_image: PositiveDecimal | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _second_is_of_the_same_model(cls, given: object) -> object:
+        """Fill in the prices, if a second route has none of its own, and what is the model's and no route's."""
+        if not isinstance(given, dict) or not isinstance(second := given.get("second"), dict):
+            return given
+        if foreign := [name for name in (*_OF_THE_MODEL, "second") if name in second]:
+            raise ValueError(f"second: {foreign[0]} is the model's, and no route has its own")
+        priced = any("usd_per_" in name for name in second)
+        shared = {
+            name: value
+            for name, value in given.items()
+            if name in ("name", "created") or ("usd_per_" in name and not priced)
+        }
+        return given | {"second": shared | second}
+
+    @model_validator(mode="after")
+    def _second_covers_the_same(self) -> Self:
+        """Refuse a second route that lacks what a customer may ask of the first one."""
+        second = self.second
+        if second is None:
+            return self
+        if (second.provider, second.upstream) == (self.provider, self.upstream):
+            raise ValueError("second: is the same as the first")
+        for what, ours, theirs in (
+            ("sizes", self.sizes, second.sizes),
+            ("qualities", self.qualities, second.qualities),
+        ):
+            if missing := ours.keys() - theirs.keys():
+                raise ValueError(f"second: {what} lack {', '.join(sorted(missing))}")
+        for word, sent in self.qualities.items():
+            if second.qualities[word] != self._in_second(sent):
+                raise ValueError(f"second: quality {word} is another word for {sent}, and here it differs")
+        if self.priced != second.priced:
+            raise ValueError("second: one route has a price, and the other has none")
+        return self
+
+    def _in_second(self, quality: str | None) -> str | None:
+        """Translate a quality from the words of the first route's upstream to those of the second's."""
+        assert self.second is not None, "only its translation is asked for"
+        return next((self.second.qualities[word] for word, ours in self.qualities.items() if ours == quality), None)
+
+    def by_second(self, quality: str | None) -> "tuple[Model, str | None] | None":
+        """Return the second route as a model of its own, and an order's quality in its upstream's words.
+
+        None if there is none.
+        """
+        return None if self.second is None else (self.second, self._in_second(quality))
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
@@ -218,10 +276,32 @@ class Model(Row):
             return self._listed_by_tokens(self.usd_per_million_tokens, variant, quality, size)
         return None
 
+    def quoted(self, size: str, quality: str | None) -> Listed | None:
+        """Find the price by which an order is quoted: the list price of the dearer route.
+
+        `measured`: what is charged may be less, also because the cheaper route may serve it.
+        """
+        first, second = self.listed(size, quality), self.by_second(quality)
+        if first is None or second is None:
+            return first
+        route, its_quality = second
+        other = route.listed(size, its_quality)
+        assert other is not None, "a route without a price is refused"
+        either = first.variant or (f"{quality or '*'}/{size}" if other.variant else "")
+        differ = first.usd_per_image != other.usd_per_image
+        dearer = max(first.usd_per_image, other.usd_per_image)
+        return Listed(dearer, either, measured=differ or first.measured or other.measured)
+
     @staticmethod
     def _listed_by_tokens(prices: TokenPrices, variant: str, quality: str | None, size: str) -> Listed | None:
         most = _by_variant(prices.most_output_tokens, quality, size)
         return Listed(prices.most_usd(most), variant, measured=True) if most is not None else None
+
+    def most_tokens(self, size: str, quality: str | None) -> tuple[int, int] | None:
+        """Return the most tokens of one image, in and out, by which it is quoted; None if it is not sold by tokens."""
+        prices = self.usd_per_million_tokens
+        most = _by_variant(prices.most_output_tokens, quality, size) if prices is not None else None
+        return (prices.most_input_tokens, most) if prices is not None and most is not None else None
 
     def usd_of(self, used: TokenUsage) -> Decimal | None:
         """Compute the cost of a reported usage at the model's token prices; None if it has none."""
@@ -230,7 +310,7 @@ class Model(Row):
 
     def prices(self) -> dict[str, Decimal]:
         """List every price that a quote of this model can name, by variant."""
-        listed = [self.listed(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
+        listed = [self.quoted(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
         return {row.variant: row.usd_per_image for row in listed if row is not None}
 
 

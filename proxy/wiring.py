@@ -78,6 +78,7 @@ from proxy.api.cors import Origins
 from proxy.api.credits import CreditsEndpoint
 from proxy.api.crowd import Crowd
 from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.dry_run import DryRuns
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.finance.endpoint import FinanceEndpoint
 from proxy.api.finance.writes import Deeds
@@ -109,6 +110,7 @@ from proxy.orders.adoptions import LOOK_S, Adoptions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.cancels import Cancellations
 from proxy.orders.capacity import Capacity
+from proxy.orders.circuits import Circuits
 from proxy.orders.deadlines import Deadlines
 from proxy.orders.gate import Gate
 from proxy.orders.generations import Generations, Kept
@@ -117,6 +119,7 @@ from proxy.orders.orphans import Orphans
 from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.orders.settlement import Settlement, count_from_zero
 from proxy.orders.tasks import Tasks
@@ -286,7 +289,8 @@ async def open_gateway(
         replies = Replies(store, public_url)
         lifecycle = Lifecycle()
         jobs = UpstreamJobs(back.with_redis())
-        tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
+        routes = Routes(Circuits(), providers)
+        tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
         long_orders = LongOrders(back.with_redis(), jobs.owner)
         resuming = {name: one for name, one in providers.items() if isinstance(one, Fal)}
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks, jobs.owner)
@@ -328,7 +332,7 @@ async def open_gateway(
 
         places = Places(journal, capacity)
         adoptions = Adoptions(
-            long_orders, wallet, open_orders, places, generations, offer, resuming.keys(), stopping.is_set
+            long_orders, wallet, open_orders, places, generations, routes, offer, resuming.keys(), stopping.is_set
         )
         admissions = Admissions(
             wallet,
@@ -337,6 +341,7 @@ async def open_gateway(
             settlement,
             gate,
             end_users,
+            routes,
             owner=jobs.owner,
             region=settings.region,
             deadlines=Deadlines(settings.deadline_s, settings.long_deadline_s, resuming.keys()),
@@ -353,6 +358,7 @@ async def open_gateway(
             await end_users.drain()
 
         reports = Reports()
+        limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -363,7 +369,8 @@ async def open_gateway(
                 generations,
                 Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
-                RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
+                limits,
                 standing,
                 _webhook_hosts(settings),
             ),

@@ -92,7 +92,7 @@ class ModelsEndpoint:
         return _json(self._row(name, model, self._wallet.now_us(caller.org_id)))
 
     def _row(self, name: str, model: Model, now_us: int) -> dict[str, Any]:
-        listed = model.listed(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
+        listed = model.quoted(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
         assert listed is not None, "a model for sale has a price for every size"
         return {
             "id": name,

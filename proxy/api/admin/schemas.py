@@ -372,8 +372,19 @@ class PriceRow(EventFacts):
     unit_mxn: str
 
 
+class RouteRow(EventFacts):
+    """The second route of a model, and its list price in USD."""
+
+    provider: str
+    upstream: str
+    usd_per_image: str
+
+
 class EndRow(EventFacts):
-    """How an order ended; `booked_at` is null until the ledger has it."""
+    """How an order ended; `booked_at` is null until the ledger has it.
+
+    `route` is the second one if it went by that; null if it went by the order's own provider.
+    """
 
     end: End
     reason: str
@@ -384,6 +395,7 @@ class EndRow(EventFacts):
     amount_mxn: str
     upstream_ids: list[str]
     upstream_usd: str | None
+    route: RouteRow | None
 
 
 class ImageRow(EventFacts):
