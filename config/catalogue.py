@@ -5,13 +5,21 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S, LONGEST_LONG_DEADLINE_S
@@ -83,7 +91,11 @@ class Listed:
 
 
 class Model(Row):
-    """One row of the catalogue. A model without any price is not for sale: refused, never free."""
+    """One row of the catalogue. A model without any price is not for sale: refused, never free.
+
+    `served_by`: another row, by which its orders are made and priced. In a catalogue, such a row is that other one,
+    under its own name and with its own dates.
+    """
 
     name: str
     provider: str
@@ -101,6 +113,7 @@ class Model(Row):
     url: str | None = None
     shutdown_date: date | None = None
     successor: str | None = None
+    served_by: str | None = None
 
     usd_per_image: PositiveDecimal | None = None
     usd_per_image_by: Mapping[str, PositiveDecimal] | None = None
@@ -159,7 +172,21 @@ class Model(Row):
         return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
-        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words)."""
+        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words).
+
+        A variant says by which model an order is served, if by another: mapped on to it, a model has prices that it
+        never had, and not changed ones, which would need notice.
+        """
+        own = self._listed(size, quality)
+        if own is None or self.served_by is None:
+            return own
+        return replace(own, variant=f"{self.served_by} {own.variant}".rstrip())
+
+    def shown(self, variant: str) -> str:
+        """Return the size and quality of a variant; empty if the price depends on neither."""
+        return variant.removeprefix(self.served_by or "").lstrip()
+
+    def _listed(self, size: str, quality: str | None) -> Listed | None:
         if self.usd_per_image is not None:
             return Listed(self.usd_per_image, "", measured=False)
         if self.most_usd_per_image is not None:
@@ -228,6 +255,12 @@ class Catalogue(Row):
     markup: PositiveDecimal
     models: Mapping[str, Model]
 
+    @field_validator("models")
+    @classmethod
+    def _served(cls, models: Mapping[str, Model]) -> Mapping[str, Model]:
+        """Put into the place of a row that another one serves that other row, under the first one's name and dates."""
+        return {name: _by_its_server(name, models) for name in models}
+
     def prices(self) -> list[tuple[str, str, Decimal]]:
         """List every price that a quote can name: model, variant, USD per image."""
         models = self.models.items()
@@ -239,6 +272,26 @@ class Catalogue(Row):
         prices = sorted((name, variant, str(usd)) for name, variant, usd in self.prices())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
+
+
+def _by_its_server(name: str, models: Mapping[str, Model]) -> Model:
+    """Follow a row to the one that serves it. Raises ValueError if that is none of the file's, or comes back to it."""
+    row, serving, passed = models[name], models[name].served_by, {name}
+    if serving is None:
+        return row
+    while (further := _served_by(name, serving, models)) is not None:
+        passed.add(serving)
+        serving = further
+        if serving in passed:
+            raise ValueError(f"{name}: served_by comes back to {serving}")
+    own = {"name": row.name, "created": row.created, "shutdown_date": row.shutdown_date, "successor": row.successor}
+    return models[serving].model_copy(update={**own, "served_by": serving})
+
+
+def _served_by(name: str, serving: str, models: Mapping[str, Model]) -> str | None:
+    if serving not in models:
+        raise ValueError(f"{name}: served_by names {serving}, which is no model of this file")
+    return models[serving].served_by
 
 
 class SeedRate(Row):

@@ -270,7 +270,7 @@ async def open_gateway(
         )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
-        lifecycle = Lifecycle()
+        lifecycle = Lifecycle(successors=offer.successor)
         jobs = UpstreamJobs(back.with_redis())
         tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks)
@@ -344,7 +344,7 @@ async def open_gateway(
                 replies,
                 RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
             ),
-            ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
+            ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, replies, reads),

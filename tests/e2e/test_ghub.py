@@ -105,6 +105,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("event", "list"): (),
     ("event", "show"): ("{event}",),
     ("event", "retry"): ("{event}",),
+    ("models", "check"): ("--days", "0"),
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
     ("fx", "fetch"): ("--force",),
     ("fx", "approve"): ("2041-01", "18.4512"),

@@ -49,7 +49,7 @@ CATALOGUE = read_catalogue(None).models
 ENDING = {
     GPT: ("2026-10-23", "openai/gpt-image-2", "Fri, 23 Oct 2026 00:00:00 GMT", "@1792713600"),
     DALL_E: ("2026-05-12", "openai/gpt-image-2", "Tue, 12 May 2026 00:00:00 GMT", "@1778544000"),
-    IMAGEN: ("2026-08-17", "google/gemini-3.1-flash-image", "Mon, 17 Aug 2026 00:00:00 GMT", "@1786924800"),
+    IMAGEN: ("2026-08-17", "google/gemini-nano-banana-2.1", "Mon, 17 Aug 2026 00:00:00 GMT", "@1786924800"),
     GROK: ("2026-02-28", IMAGINE, "Sat, 28 Feb 2026 00:00:00 GMT", "@1772236800"),
 }
 PROMPT = "Un axolotl en Xochimilco"
