@@ -164,16 +164,19 @@ class UpstreamCalls:
         try:
             took_s = await self._uploader.upload(picture, folder, until_s, publish, read.set)
             progress.store_s = max(progress.store_s, took_s)
+            return
         except NotAnImage as error:
-            progress.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
+            failure = Failure(Outcome.BAD_IMAGE, str(error))
         except StoreFailed as error:
             place = f"{folder}/{picture.index}"
             log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
-            progress.failures.append(Failure(Outcome.STORE_FAILED))
-        except Failure as failure:
-            progress.failures.append(failure)
+            failure = Failure(Outcome.STORE_FAILED)
+        except Failure as known:
+            failure = known
         except Exception as error:  # noqa: BLE001  # as above
-            progress.failures.append(fault(order, error))
+            failure = fault(order, error)
+        if picture.counts is None or await picture.counts():
+            progress.failures.append(failure)
 
 
 def _pause_s(failure: Failure, tries: int) -> float | None:
