@@ -196,7 +196,8 @@ class Model(Row):
     def takes_s_of(self, size: str, quality: str | None) -> int | None:
         """Find how many seconds a customer must allow for an image; None if the usual deadline is enough.
 
-        `size` in customers' words, `quality` in the upstream's. If the upstream chooses the quality, the longest.
+        `size` in customers' words, `quality` in the upstream's; without it the usual one, or the longest if there is
+        none.
         """
         return _by_variant(self.takes_s, self.usual_quality if quality is None else quality, size)
 

@@ -171,7 +171,7 @@ def test_the_readme_says_which_models_have_been_shut_down(name: str) -> None:
 def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
     """Every block of docs/models.md parses; its first example is the catalogue's own."""
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
-    example, _, successors = (tomllib.loads(block)["models"] for block in blocks)
+    example, _, _, successors = (tomllib.loads(block)["models"] for block in blocks)
     (name,) = example
     shipped = read_catalogue(None).models[name]
     assert shipped.model_copy(update={"sizes": example[name]["sizes"]}) == Model.model_validate(example[name])
