@@ -392,6 +392,11 @@ def models_file(given: Path | None) -> DataFile:
     return DataFile("GHUB_MODELS", given or HERE / "models.toml")
 
 
+def demo_models() -> bytes:
+    """The catalogue that ships, with the prices of simulated upstreams for models that ship without one."""
+    return (HERE / "models.toml").read_bytes() + b"\n" + (HERE / "demo_prices.toml").read_bytes()
+
+
 def read_rows(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:
     """A file that `variable` names, or the one that ships. Raises CatalogueError, which names the field."""
     file = DataFile(variable, given or HERE / shipped)

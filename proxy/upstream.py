@@ -69,8 +69,10 @@ class _Candidate:
         self._decided = Event()
 
     def decide(self, counts: bool) -> None:
-        self._counts = counts
-        self._decided.set()
+        """Decide it; the first decision holds."""
+        if not self._decided.is_set():
+            self._counts = counts
+            self._decided.set()
 
     async def counts(self) -> bool:
         await self._decided.wait()
@@ -96,11 +98,11 @@ async def post_for_last_picture(
     try:
         async with _answered(client, url, headers, body, call, document, refusal) as response:
             async for place, chunks in inline_pictures(response.aiter_raw(), document):
-                last = _later(last, newest, document.pictured)
+                last = _later(last, newest, document)
                 newest = _Candidate(place)
                 yield Picture(call.first, _opener(chunks), inline=True, counts=newest.counts)
         rest = rest_of(document)
-        last, newest = _later(last, newest, document.pictured), None
+        last, newest = _later(last, newest, document), None
         verdict(rest, last is not None)
         if last is not None:
             call.report.numbers[last.place] = call.first
@@ -111,11 +113,11 @@ async def post_for_last_picture(
                 candidate.decide(False)
 
 
-def _later(last: _Candidate | None, newest: _Candidate | None, item: bytes) -> _Candidate | None:
-    """Choose between the last picture and the newest, whose item is `item`; the other one is given up."""
+def _later(last: _Candidate | None, newest: _Candidate | None, document: JsonPictures) -> _Candidate | None:
+    """Choose between the last picture and the newest, whose item is closed; the other one is given up."""
     if newest is None:
         return last
-    thought = orjson.loads(item).get("thought") is True
+    thought = document.item(newest.place).get("thought") is True
     dropped, kept = (newest, last) if thought else (last, newest)
     if dropped is not None:
         dropped.decide(False)

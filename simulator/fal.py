@@ -39,7 +39,7 @@ EVERY = {
     "result_500": "The status says COMPLETED, the result is 500. Not billed.",
     "stuck_in_queue": "The job stays in the queue until it is cancelled. Not billed.",
     "time_to_start": "No runner in time: 504 with X-Fal-Request-Timeout-Type: user. Not billed.",
-    "stops_when_cancelled": "A cancel also stops a job that runs already, which is not billed; else it runs to its end.",
+    "stops_when_cancelled": "A cancel stops a job that runs, too; any other runs to its end. Not billed if it was.",
     "locked_403": "The account's balance is used up: 403. Not accepted, so not a job.",
     **files.SCENARIOS,
 }

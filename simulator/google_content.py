@@ -109,7 +109,7 @@ class Content:
         return [words, await self._part(order, play, 0)]
 
     async def _part(self, order: Order, play: Play, number: int, *, thought: bool = False) -> list[bytes]:
-        """Make one part with a picture. 0 is the final one, any other number a draft. What is a thought says so last."""
+        """Make one part with a picture: 0 is the final one, any other number a draft. A thought says so last."""
         width, height = order.size
         picture = self._world.picture(
             play,

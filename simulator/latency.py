@@ -1,4 +1,4 @@
-"""The duration of a generation: the published P50 and P95 of each model, or of its quality, as a lognormal distribution."""
+"""The time a generation takes: the published P50 and P95 of a model, or of its quality, as a lognormal distribution."""
 
 import math
 import random

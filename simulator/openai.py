@@ -46,13 +46,13 @@ GPT = {
 }
 SCENARIOS = {
     GPT_IMAGE_1: GPT,
-    **dict.fromkeys(SUCCESSORS, GPT),
     DALL_E_3: {
         "content_policy_violation": "Accepts the job, then refuses it with 400 content_policy_violation. Not billed.",
         **BOTH,
         **LONG_PROMPT_SCENARIO,
         **files.SCENARIOS,
     },
+    **dict.fromkeys(SUCCESSORS, GPT),
 }
 # Seconds, (P50, P95). A successor without figures of its own has its predecessor's; 126 s were measured for one.
 LATENCY_S = {

@@ -164,18 +164,17 @@ class JsonPictures:
 
     Both may be paths, as `candidates.0.content.parts` and `inlineData.data`. Everything else is kept, with `null`
     instead of the pictures and of the texts at `dropped_key`, and parsed at the end: `finish` returns it. So memory is
-    one chunk and at most `max_document_bytes`. `pictured` is the last item that held a picture, once it is closed, as
-    JSON. Raises BadDocument.
+    one chunk and at most `max_document_bytes`. Raises BadDocument.
     """
 
     list_key: str
     field_key: str
     max_document_bytes: int
     dropped_key: str | None = None
-    pictured: bytes = field(default=b"", init=False)
     _path: tuple[str | int | None, ...] = field(default=(), init=False)
     _list_depth: int = field(default=0, init=False)
     _item_from: int = field(default=0, init=False)
+    _items: dict[int, slice] = field(default_factory=dict, init=False)
     _document: bytearray = field(default_factory=bytearray, init=False)
     _frames: list[_Frame] = field(default_factory=list, init=False)
     _in: str = field(default="structure", init=False)
@@ -213,6 +212,13 @@ class JsonPictures:
             if len(self._document) > self.max_document_bytes:
                 raise BadDocument("the document is too large")
 
+    def item(self, place: int) -> Any:
+        """Parse the item at this index, which held a picture, without it, once it is closed."""
+        try:
+            return orjson.loads(self._document[self._items[place]])
+        except (orjson.JSONDecodeError, KeyError):
+            raise BadDocument("an item is not JSON") from None
+
     def finish(self) -> Any:
         """Parse the document without its pictures."""
         if self._failed is not None:
@@ -247,9 +253,9 @@ class JsonPictures:
             raise BadDocument("not JSON")
         elif mark in b"}]":
             self._frames.pop()
-            if len(self._frames) == self._list_depth + 1 and self._follow(self._list_depth):
-                if self._place == self._last:
-                    self.pictured = bytes(self._document[self._item_from :])
+            in_list = len(self._frames) == self._list_depth + 1 and self._follow(self._list_depth)
+            if in_list and self._place == self._last:
+                self._items[self._last] = slice(self._item_from, len(self._document))
         elif mark == b":":
             frame.at_key = False
         elif frame.is_object:

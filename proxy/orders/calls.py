@@ -171,8 +171,9 @@ class UpstreamCalls:
             place = f"{folder}/{picture.index}"
             log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
             failure = Failure(Outcome.STORE_FAILED)
-        except Failure as known:
-            failure = known
+        except Failure as known:  # the reply itself broke
+            progress.failures.append(known)
+            return
         except Exception as error:  # noqa: BLE001  # as above
             failure = fault(order, error)
         if picture.counts is None or await picture.counts():
