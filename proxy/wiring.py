@@ -66,6 +66,7 @@ from metering.wallet.login import Login
 from metering.wallet.pressure import Pressure
 from metering.wallet.price_lists import PriceLists
 from metering.wallet.wallet import Wallet
+from proxy.announced import AnnouncedEnds
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.jwks import Jwks
 from proxy.api.admin.minting import Issuer
@@ -101,6 +102,7 @@ from proxy.messages import (
     TOP_UP_WITH,
     Text,
 )
+from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
@@ -296,6 +298,7 @@ async def open_gateway(
                 Part("orphans", lambda: orphans.run(HEARTBEAT_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
                 Part("end users", lambda: end_users.run(END_USERS_S), needed=False),
+                *_announced(settings, outbound, offer),
             ],
             give_up=stopping.set,
         )
@@ -429,6 +432,14 @@ def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
     """Build the upstreams whose keys are set. Raises SettingsError."""
     made = {one.NAME: one.from_settings(settings, outbound) for one in PROVIDERS}
     return {name: provider for name, provider in made.items() if provider is not None}
+
+
+def _announced(settings: Settings, outbound: Outbound, offer: Offer) -> list[Part]:
+    """Follow the ends that OpenAI announces, if its key is set."""
+    if settings.openai_key is None:
+        return []
+    ends = AnnouncedEnds(outbound.client, settings.openai_url, settings.openai_key.get_secret_value(), offer)
+    return [Part("announced ends", ends.run, needed=False)]
 
 
 def _top_up(settings: Settings) -> Text:
