@@ -227,15 +227,15 @@ class Operated:
     elsewhere: str
 
 
-IMAGINE_TABLE = """
-[models."{id}"]
+CAPPED_TABLE = """
+[models."xai/capped"]
 name = "Grok Imagine"
 provider = "xai"
 upstream = "grok-imagine-image"
 images_per_call = 8
-most_usd_per_image = "{usd}"
+most_usd_per_image = "0.01"
 created = 2026-01-28
-sizes = {{ "1024x1024" = "1:1", "1792x1024" = "16:9" }}
+sizes = { "1024x1024" = "1:1", "1792x1024" = "16:9" }
 """
 TOKENS = (
     'usd_per_million_tokens = {{ text_input = "5", image_output = "40", most_input_tokens = 1000,'
@@ -270,7 +270,8 @@ def operated() -> Iterator[Operated]:
         text = changed(text, GPT, usd_per_image=TOKENS.format(low=272))
         capped = text[text.index(f'[models."{GPT}"]') : text.index(f'[models."{DALL_E}"]')]
         text += "\n" + capped.replace(GPT, "openai/capped").replace('"low/1024x1024" = 272', '"low/1024x1024" = 100')
-        text += IMAGINE_TABLE.format(id=IMAGINE, usd="0.05") + IMAGINE_TABLE.format(id="xai/capped", usd="0.01")
+        text = changed(text, IMAGINE, most_usd_per_image='most_usd_per_image = "0.05"')
+        text += CAPPED_TABLE
         path = system.folder / "models.toml"
         path.write_text(text)
         system.environment["GHUB_MODELS"] = str(path)
