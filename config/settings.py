@@ -31,11 +31,16 @@ EXIT_MARGIN_S = 5.0
 PRE_STOP_S = 10.0
 """The platform takes the pod off its load balancer before SIGTERM; `k8s/base` sleeps this long."""
 
-PLATFORM_GRACE_S = 105.0
-"""`terminationGracePeriodSeconds` in `k8s/base`."""
+LONGEST_DEADLINE_S = 75.0
+"""The longest deadline of an answer that is waited for: clients, load balancers and proxies give up after 90 s."""
 
-LONGEST_DEADLINE_S = PLATFORM_GRACE_S - PRE_STOP_S - EXIT_MARGIN_S - STOP_MARGIN_S - HOLD_MARGIN_S
-"""Above this, a generation could be killed by the platform while it is still wanted."""
+LONGEST_STAY_S = 360.0
+"""The longest deadline of a long order that no other process can go on with, so that a stop waits for it: six minutes
+are what OpenAI's clients are told to wait for its largest images. Jobs of a queue go on elsewhere, and may take longer.
+"""
+
+PLATFORM_GRACE_S = PRE_STOP_S + LONGEST_STAY_S + HOLD_MARGIN_S + STOP_MARGIN_S + EXIT_MARGIN_S
+"""`terminationGracePeriodSeconds` in `k8s/base`: a shorter one would kill a generation that is still wanted."""
 
 LONGEST_LONG_DEADLINE_S = 900.0
 """Of a long order (`Prefer: respond-async`), in seconds: its money is held until then, and its customer waits."""
@@ -54,6 +59,11 @@ REDIS_CONNECTIONS = 16
 MAX_OPEN_HOLDS = 2_000
 """For each organisation: 130 images a second at 15 s each. It limits how many holds one admission may have to expire
 (rule 7)."""
+
+MAX_UNPAID_MICRO_MXN = 200_000_000
+"""200.00 MXN in an hour, and a tenth of what the organisation has spent in the month: what its orders without a known
+end, or cancelled while they were made, may have cost us before it places no more until the next hour. An honest
+organisation in a provider's outage stays far below; one that lets every order run out does not."""
 
 STREAM_BACKLOG = 50_000
 """Max events of one partition that are not in the ledger yet, about 50 MB: then admission stops, and settlement goes on
@@ -173,8 +183,8 @@ VERIFY_LOOKS = 256
 SWEEP_AGE_S = 24 * 3600
 """Younger objects are not swept: a hundred times as long as any order lives, and a day to notice a mistake."""
 
-SWEEP_SHORTEST_AGE_S = 15 * 60
-"""No sweep may look at younger objects: ten times the longest life of a hold, with room for clocks that disagree."""
+SWEEP_SHORTEST_AGE_S = 60 * 60
+"""No sweep may look at younger objects: four times the longest life of a hold, with room for clocks that disagree."""
 
 # --- Journal ---------------------------------------------------------------------------------------------------------
 
@@ -225,6 +235,9 @@ USAGE_PER_MINUTE = 60
 
 STATEMENTS_PER_MINUTE = 60
 """Statements of an organisation in each process, as reports of usage: one reads every charge of its month."""
+
+CANCELS_PER_MINUTE = 60
+"""Cancels of an organisation in each process. Each may ask a provider, and waits for it for some seconds."""
 
 HISTORY_PER_MINUTE = 1_200
 """Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
@@ -385,9 +398,11 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
+    webhook_hosts: str = ""
     trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
+    long_deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_LONG_DEADLINE_S)] = LONGEST_LONG_DEADLINE_S
     models: Path | None = None
     plans: Path | None = None
     fx: Path | None = None

@@ -76,6 +76,13 @@ class Withdrawn:
     order_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A long order that this gateway has taken over from another one. Its end is not in here."""
+
+    order_id: str
+
+
 def max_bytes(images: int, labels_bytes: int = 0) -> int:
     """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited.
 
@@ -84,8 +91,10 @@ def max_bytes(images: int, labels_bytes: int = 0) -> int:
     return _ORDER_BYTES + images * _IMAGE_BYTES + labels_bytes
 
 
-def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
+def encode(entry: AnsweredOrder | Withdrawn | TakenOver) -> bytes:
     """Encode an entry for the journal."""
+    if isinstance(entry, TakenOver):  # the version before passes over the withdrawal of what it has not read
+        return orjson.dumps({"v": VERSION, "withdrawn": entry.order_id, "taken_over": True})
     if isinstance(entry, Withdrawn):
         return orjson.dumps({"v": VERSION, "withdrawn": entry.order_id})
     answered = {there: getattr(entry, name) for name, there in _FIELDS}
@@ -96,12 +105,14 @@ def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
     return orjson.dumps({"v": VERSION, "answered": answered, **beside})
 
 
-def decode(data: bytes) -> AnsweredOrder | Withdrawn:
+def decode(data: bytes) -> AnsweredOrder | Withdrawn | TakenOver:
     """Decode an entry. Raises AnsweredError: if its checksum is right, another version wrote it."""
     try:
         entry: dict[str, Any] = orjson.loads(data)
         if entry["v"] != VERSION:
             raise AnsweredError(f"version {entry['v']}")
+        if "taken_over" in entry:
+            return TakenOver(entry["withdrawn"])
         if "withdrawn" in entry:
             return Withdrawn(entry["withdrawn"])
         answered = entry["answered"]

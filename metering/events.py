@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
-from metering.clock import utc_at
+from metering.clock import period_at, utc_at
 from metering.limits import LIMITS
 from metering.money import MAX_MICRO_MXN, format_rate
-from metering.pricing import Quote, charge_micro_mxn
+from metering.pricing import FxRate, Price, Quote, charge_micro_mxn
 
 VERSION = 1
 _SMALLEST = Decimal("1e-12")
@@ -23,8 +23,14 @@ _SMALLEST = Decimal("1e-12")
 
 End = Literal["charge", "void", "expiry"]
 _ENDS = frozenset(get_args(End))
-UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
+UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault", "lost"})
 """Reasons of voids whose upstream outcome is unknown: such an order keeps its idempotency key (rule 17)."""
+
+CANCELLED = "cancelled"
+"""Reason of a void that the customer asked for."""
+
+UNPAID = UNKNOWN | {CANCELLED}
+"""Reasons of voids for which the provider may bill us: what they may have cost is counted for each organisation."""
 
 LONG = "long"
 """Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""
@@ -60,9 +66,9 @@ class Opened:
     """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
     `once` is the hash of its idempotency key, with the order's fingerprint. `end_user` and `safety_id` are pseudonyms,
-    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did not wait,
-    `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for an older
-    consumer would set the event aside.
+    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did
+    not wait, `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for
+    an older consumer would set the event aside.
     """
 
     request_id: str
@@ -199,6 +205,19 @@ def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: 
             "proof": proof,
             **facts,
         }
+    )
+
+
+def quote_of(opened: Opened, admitted_us: int) -> Quote:
+    """Build the quote of an order again, as it was admitted at this Unix time in µs."""
+    proof = opened.proof
+    usd, markup, mxn_per_usd = proof.decimals()
+    return Quote(
+        price=Price(opened.model, usd, markup, proof.price_book, proof.variant),
+        rate=FxRate(proof.fx_month, mxn_per_usd, proof.fx_source),
+        period=period_at(admitted_us),
+        images=opened.images,
+        unit_micro_mxn=proof.unit_micro_mxn,
     )
 
 

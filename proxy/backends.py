@@ -10,6 +10,7 @@ from config.catalogue import Catalogue, read_catalogue
 from config.settings import (
     CLOSED_S,
     MAX_OPEN_HOLDS,
+    MAX_UNPAID_MICRO_MXN,
     REDIS_BACKGROUND_S,
     REDIS_DECISION_S,
     STREAM_BACKLOG,
@@ -49,6 +50,7 @@ def wallet_limits() -> WalletLimits:
         max_open_holds=MAX_OPEN_HOLDS,
         stream_backlog=STREAM_BACKLOG,
         remember_s=CLOSED_S,
+        max_unpaid_micro_mxn=MAX_UNPAID_MICRO_MXN,
     )
 
 

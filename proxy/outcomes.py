@@ -5,6 +5,7 @@ from enum import Enum
 
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
+    MAKER_DIED,
     MAKING_FAILED,
     MODEL_RETIRED,
     NO_ACCESS,
@@ -21,6 +22,7 @@ from proxy.messages import (
     PROVIDER_REFUSED,
     PROVIDER_REJECTED,
     PROVIDER_UNREACHABLE,
+    WAS_CANCELLED,
     Text,
 )
 
@@ -61,6 +63,8 @@ class Outcome(Enum):
     STORE_FAILED = Rule(Kind.PROVIDER, True, NOT_STORED)
     DEADLINE = Rule(Kind.DEADLINE, True, NOT_IN_TIME)
     FAULT = Rule(Kind.INTERNAL, True, MAKING_FAILED)
+    LOST = Rule(Kind.OUTCOME_UNKNOWN, True, MAKER_DIED)
+    CANCELLED = Rule(Kind.CANCELLED, True, WAS_CANCELLED)
 
     @property
     def reason(self) -> str:

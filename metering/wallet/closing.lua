@@ -46,12 +46,12 @@ end
 -- `available` is false. `low`: the balance under which the organisation gets a notice.
 local function order_of(org, request)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month', 'tried',
-    'admitted_us', 'opened', 'trace')
+    'admitted_us', 'opened', 'trace', 'until_us', 'owner', 'handed')
   local of_org, v = usage_of_quotas(P .. ':wallet:' .. org, hold[4] or '', hold[5] or '', 'available', 'held', 'charged',
     'number', 'low')
   return { org = org, request = request, amount = hold[1] and hold[1] + 0, images = hold[2] and hold[2] + 0,
     key = hold[3], day = hold[4], month = hold[5], tried = hold[6], admitted_us = hold[7], opened = hold[8],
-    trace = hold[9],
+    trace = hold[9], long = hold[10], owner = hold[11], handed = hold[12],
     of_org = of_org, quotas = v, available = v[13] and v[13] + 0, held = v[14] and v[14] + 0,
     charged = v[15] and v[15] + 0, number = v[16] and v[16] + 0, low = (v[17] or 0) + 0 }
 end
@@ -79,12 +79,14 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
   redis.call('HDEL', P .. ':jobs', request)
+  if order.long then redis.call('HDEL', P .. ':long', request) end
   local fingerprint = ending ~= 'charge' and key and string.match(order.tried or '', '^%S+ (.+)$')
   if fingerprint then give_to_nobody(kind_of(key, fingerprint), request) end
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
     redis.call('HSET', P .. ':result:' .. request, 'org', org, 'key', key or '', 'images', images, 'result', result)
+    if order.long then redis.call('HSET', P .. ':result:' .. request, 'owner', order.owner) end
     redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
   elseif key then
     redis.call('SET', P .. ':placed:' .. request, key, 'EX', remember_s)
@@ -121,6 +123,10 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
   if order.trace then
     told[#told + 1] = 'trace'
     told[#told + 1] = order.trace
+  end
+  if order.handed then
+    told[#told + 1] = 'handed'
+    told[#told + 1] = order.handed
   end
   -- This comes after the notices that it causes: if the ledger has the event, it has the notices, too.
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,

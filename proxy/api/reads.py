@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from config.settings import (
+    CANCELS_PER_MINUTE,
     CREDITS_PER_MINUTE,
     HISTORY_PER_MINUTE,
     MODELS_PER_MINUTE,
@@ -24,6 +25,9 @@ from metering.shares import Bound
 from metering.turns import Turns
 from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
+from proxy.messages import (
+    CANCELS as CANCELS_OF_ORDERS,
+)
 from proxy.messages import (
     ONE_REPORT,
     READS_OF_CREDITS,
@@ -46,6 +50,7 @@ class Read(Enum):
     USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
     STATEMENTS = READS_OF_STATEMENTS, STATEMENTS_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
+    CANCELS = CANCELS_OF_ORDERS, CANCELS_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
 

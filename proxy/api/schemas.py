@@ -74,23 +74,51 @@ class Completed(Delivered):
     status: Literal["completed"]
 
 
-class InProgress(Document):
-    """An order that is being made."""
+class Undelivered(Document):
+    """An order without images."""
 
     id: PublicId
-    object: Literal["list"]
+    object: Literal["image.generation"]
     data: Annotated[list[Image], Field(max_length=0)]
+
+
+class InProgress(Undelivered):
+    """An order that is being made. `held_mxn` is the most that it can cost; what it costs is known at its end."""
+
     status: Literal["in_progress"]
+    created: UnixSeconds
+    model: str
+    held_mxn: Mxn
 
 
-class Failed(InProgress):
-    """An order that brought no image and cost nothing."""
+class Queued(InProgress):
+    """A long order that no provider has begun."""
 
-    status: Literal["failed"]  # type: ignore[assignment]    # same fields, another value
+    status: Literal["queued"]  # type: ignore[assignment]    # same fields, another value
+
+
+class Failed(Undelivered):
+    """An order that brought no image and cost nothing, with the error that an awaited one would have had."""
+
+    status: Literal["failed"]
     error: ErrorDetail
 
 
-class Generation(RootModel[Annotated[Completed | InProgress | Failed, Field(discriminator="status")]]):
+class Expired(Failed):
+    """An order whose gateway died, and that ran out."""
+
+    status: Literal["expired"]  # type: ignore[assignment]    # same fields, another value
+
+
+class Cancelled(Undelivered):
+    """An order that was cancelled, and cost nothing."""
+
+    status: Literal["cancelled"]
+
+
+class Generation(
+    RootModel[Annotated[Completed | Queued | InProgress | Failed | Cancelled | Expired, Field(discriminator="status")]]
+):
     """How an order stands."""
 
 

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from config.settings import hold_life_s, reply_margin_s
 from metering.clock import boottime_s
 from metering.end_users import EndUsers
-from metering.events import encode_opened
+from metering.events import LONG, encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.tracing import step
 from metering.wallet.connection import NotProjected, NotSent, WalletAway
-from metering.wallet.values import Admission, Caller, OrderIdentity, OrderStatus, Verdict
+from metering.wallet.values import Admission, Caller, LongTerms, OrderIdentity, OrderStatus, Verdict
 from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError, Kind, wallet_away
-from proxy.messages import BACKLOG, BALANCE, HOLDS, IMAGES, REQUESTS, Text
+from proxy.messages import BACKLOG, BALANCE, HOLDS, IMAGES, REQUESTS, SLOW, UNPAID, Text
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.capacity import BUSY_RETRY_S
 from proxy.orders.context import RequestContext
+from proxy.orders.deadlines import Deadlines
+from proxy.orders.document import encode
 from proxy.orders.gate import Gate, crowded
 from proxy.orders.places import Place, Places
 from proxy.orders.quotes import Quotes
@@ -64,6 +66,7 @@ class _Candidate:
     identity: OrderIdentity
     deadline_s: float
     labels: Mapping[str, str]
+    long: bool
 
     @property
     def life_s(self) -> float:
@@ -74,6 +77,13 @@ class _Candidate:
     def margin_s(self) -> float:
         """The time that is kept free for its reply."""
         return reply_margin_s(self.deadline_s)
+
+    @property
+    def terms(self) -> LongTerms | None:
+        """What makes it a long order, if it is one."""
+        if not self.long:
+            return None
+        return LongTerms(encode(self.order, self.identity), self.deadline_s - self.margin_s)
 
     @property
     def ends_s(self) -> float:
@@ -93,7 +103,7 @@ class _Hold:
 class Admissions:
     """Admits orders. `owner` is this process, as the wallet knows it; `top_up` says how to get more balance.
 
-    `deadline_s` is the deadline of models that have none of their own.
+    `deadlines` says how long an order may take.
     """
 
     def __init__(
@@ -107,7 +117,7 @@ class Admissions:
         *,
         owner: str,
         region: str,
-        deadline_s: float,
+        deadlines: Deadlines,
         top_up: Text,
     ) -> None:
         self._wallet = wallet
@@ -118,7 +128,7 @@ class Admissions:
         self._end_users = end_users
         self._owner = owner
         self._region = region
-        self._deadline_s = deadline_s
+        self._deadlines = deadlines
         self._top_up = top_up
 
     def check_gate(self, here_since_s: float | None) -> None:
@@ -128,27 +138,31 @@ class Admissions:
 
     def turn(self, context: RequestContext) -> AbstractAsyncContextManager[float]:
         """Wait for a turn to authenticate or to `admit`, within the order's deadline, as `Gate.turn` does."""
-        return self._gate.turn(context.started_s + self._deadline_s)
+        return self._gate.turn(context.started_s + self._deadlines.awaited_s)
 
     async def admit(
-        self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity
+        self, context: RequestContext, caller: Caller, order: Order, identity: OrderIdentity, *, long: bool
     ) -> AdmittedOrder | Duplicate:
-        """Price an order and hold its price. Raises WalletAway, and ApiError for every denial, which takes nothing."""
-        deadline_s = order.model.deadline_s or self._deadline_s
-        candidate = _Candidate(context, caller, order, identity, deadline_s, self._labels(caller.org_id, order))
+        """Price an order and hold its price. Raises WalletAway, and ApiError for every denial, which takes nothing.
+
+        `long`: its client does not wait for it.
+        """
+        deadline_s = self._deadlines.of(order, long=long)
+        labels = self._labels(caller.org_id, order) | ({"mode": LONG} if long else {})
+        candidate = _Candidate(context, caller, order, identity, deadline_s, labels, long)
         with await self._places.take(caller.org_id, order.n, order.labels_bytes) as place:
             admission, hold = await self._hold(candidate)
             if admission.verdict is Verdict.DUPLICATE:
                 return _duplicate(candidate, admission)
             if admission.verdict is not Verdict.ADMITTED:
-                raise self._denial(admission, hold.quote)
+                raise self._denial(admission, hold.quote, order)
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
 
     def _labels(self, org_id: str, order: Order) -> dict[str, str]:
         """Collect what an order carries to be found again; what it does not carry is left out."""
         pseudonyms = {name: self._end_users.pseudonym(org_id, value) for name, value in _end_users(order)}
-        sorting = {"tags": order.tags, "metadata": order.metadata}
+        sorting = {"tags": order.tags, "metadata": order.metadata, "webhook": order.webhook}
         return pseudonyms | {name: text for name, text in sorting.items() if text is not None}
 
     def _tell_end_users(self, candidate: _Candidate) -> None:
@@ -198,21 +212,30 @@ class Admissions:
                 life_s=candidate.life_s,
                 owner=self._owner,
                 trace=candidate.context.trace,
+                long=candidate.terms,
+                slow=not candidate.long and self._deadlines.too_slow(order) is not None,
             )
             span.set("ghub.verdict", admission.verdict.name.lower())
         return admission, hold
 
-    def _denial(self, admission: Admission, quote: Quote) -> ApiError:
-        denial = self._told(admission, quote)
+    def _denial(self, admission: Admission, quote: Quote, order: Order) -> ApiError:
+        denial = self._told(admission, quote, order)
         denial.reason = admission.verdict.name.lower()
         return denial
 
-    def _told(self, admission: Admission, quote: Quote) -> ApiError:
+    def _told(self, admission: Admission, quote: Quote, order: Order) -> ApiError:
         """Say what is wrong, with the headers that the SDKs obey."""
         if refused := key_refused(admission.verdict, quote.price.model):
             return refused
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
         match admission.verdict:
+            case Verdict.SLOW:
+                takes_s, deadline_s = self._deadlines.too_slow(order), self._deadlines.of(order, long=False)
+                message = SLOW.of(model=order.model_id, takes=takes_s, deadline=f"{deadline_s:g}")
+                return ApiError(Kind.INVALID_REQUEST, message, param="quality" if order.quality else "model")
+            case Verdict.UNPAID:
+                wait_s = admission.retry_us / 1_000_000
+                return ApiError(Kind.QUOTA, UNPAID, retry_after_s=wait_s, retry=False, headers=headers)
             case Verdict.BALANCE:
                 available = format_mxn(admission.available_micro_mxn)
                 message = BALANCE.of(cost=format_mxn(quote.total_micro_mxn), available=available)
@@ -264,7 +287,9 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
         admitted_us=admission.now_us,
         opened=hold.opened,
         place=place,
+        available_micro_mxn=admission.available_micro_mxn,
         ending=candidate.context.ending,
+        long=candidate.long,
         facts=candidate.context.facts,
         headers=rate_headers(admission),
         trace=candidate.context.trace,

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -16,15 +18,21 @@ from proxy.media.formats import NotAnImage
 from proxy.orders.spans import OPERATION, note_answer, note_call
 from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Note, Order, Picture, Provider, Report, StoreFailed, note_nothing
+from proxy.ports import UNKEPT, Call, LetGo, Order, Parts, Picture, Provider, Report, Resumes, StoreFailed
 
 log = structlog.get_logger(__name__)
 
 MAX_TRIES = 3
 """Maximum tries of one call, the first included."""
 
+PATIENT_TRIES = 60
+"""The same of a long order: nobody waits for it, so a provider that is full may be so for minutes."""
+
+LONGEST_PAUSE_S = 20.0
+"""Maximum pause between two tries."""
+
 FIRST_PAUSE_S = 0.5
-"""Pause before the second try, doubled for the third.
+"""Pause before the second try, doubled for each further one up to `LONGEST_PAUSE_S`.
 
 The real pause is 0.75 to 1.25 of it, or the upstream's `retry-after` plus up to half of it, so that not all clients
 return at the same time.
@@ -48,6 +56,7 @@ OK = "ok"
 class Progress:
     """State of an order so far: stored images by number, failures, and each call's report.
 
+    `let_go`: another process goes on with it, or it has ended elsewhere.
     `upstream_s` is the time from `began_s` (of `time.monotonic`) until the last reply of its upstream was read,
     `store_s` how long the store took for the picture for which it took longest.
     """
@@ -55,6 +64,7 @@ class Progress:
     stored: dict[int, StoredImage] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    let_go: bool = False
     began_s: float = field(default_factory=time.monotonic)
     upstream_s: float = 0.0
     store_s: float = 0.0
@@ -82,43 +92,46 @@ class UpstreamCalls:
         self._providers = providers
 
     async def make(
-        self, order: Order, folder: str, until_s: float, progress: Progress, note: Note = note_nothing
+        self, calls: Sequence[Call], folder: str, until_s: float, progress: Progress, *, patient: bool = False
     ) -> None:
         """Fill `progress` until all is done or until `until_s` of `time.monotonic`.
 
-        Whatever is stored by then counts.
+        Whatever is stored by then counts. `patient`: what the upstream has not taken is brought again for long.
         """
         try:
-            async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as calls:
+            async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as group:
                 await asyncio.sleep(0)  # a deadline in the past ends it here, before anything is bought
-                for call in split(order, note):
-                    calls.create_task(self._call(call, folder, until_s, progress))
+                for call in calls:
+                    group.create_task(self._call(call, folder, until_s, progress, patient))
         except TimeoutError:
             progress.failures.append(Failure(Outcome.DEADLINE))
         except Exception as error:  # noqa: BLE001  # raised while an adapter is closed: the order still needs its end
-            progress.failures.append(fault(order, error))
+            progress.failures.append(fault(calls[0].order, error))
 
     async def remove(self, images: list[StoredImage]) -> None:
         """Delete what this order stored without a charge."""
         for image in images:
             await self._uploader.remove(image.path)
 
-    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress) -> None:
+    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress, patient: bool) -> None:
         """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
-        for tries in range(1, MAX_TRIES + 1):
+        most = PATIENT_TRIES if patient else MAX_TRIES
+        for tries in range(1, most + 1):
             with step(f"{OPERATION} {call.order.model.upstream}", Kind.CLIENT) as span:
                 note_call(span, call, tries)
                 failure = await self._try(call, folder, until_s, progress)
                 note_answer(span, call, failure)
             if failure is None:
                 return
-            pause_s = _pause_s(failure, tries)
+            pause_s = _pause_s(failure, tries) if tries < most else None
             if pause_s is None or pause_s > (until_s - time.monotonic()) / 2:
                 progress.failures.append(failure)
                 return
+            with suppress(LetGo):  # then the next try is told
+                await call.parts.untaken(call)
             AGAIN.labels(call.order.model_id).inc()
             await asyncio.sleep(pause_s)
-            call = replace(call, report=Report())
+            call = replace(call, handle="", report=Report())
 
     async def _try(self, call: Call, folder: str, until_s: float, progress: Progress) -> Failure | None:
         """Store every picture of one call; returns the failure if the call, or a part of it, brought none."""
@@ -129,13 +142,15 @@ class UpstreamCalls:
         progress.reports.append(
             call.report
         )  # at once: a deadline may cut the call off, and what it said by then counts
-        pictures = self._providers[call.order.model.provider].generate(call)
+        pictures = self._pictures(call)
         async with contextlib.aclosing(pictures), asyncio.TaskGroup() as beside:
             try:
+                if not call.handle:
+                    await call.parts.begin(call)
                 async for picture in pictures:
                     brought += 1
                     read = asyncio.Event()
-                    beside.create_task(self._keep(call.order, picture, folder, until_s, progress, read))
+                    beside.create_task(self._keep(call, picture, folder, until_s, progress, read))
                     if picture.inline:
                         await read.wait()
                 if brought < call.images:
@@ -143,6 +158,8 @@ class UpstreamCalls:
                 outcome = OK if failure is None else failure.outcome.reason
             except Failure as known:
                 failure, outcome = known, known.outcome.reason
+            except LetGo as gone:
+                progress.let_go, outcome = True, gone.span_code
             except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
                 failure, outcome = fault(call.order, error), Outcome.FAULT.reason
             finally:
@@ -152,17 +169,23 @@ class UpstreamCalls:
                 UPSTREAM_S.labels(provider, model_id, outcome).observe(ended_s - began_s)
         return failure
 
+    def _pictures(self, call: Call) -> AsyncGenerator[Picture]:
+        """Begin one call: a new job, or one that its provider has already."""
+        provider = self._providers[call.order.model.provider]
+        return cast(Resumes, provider).resume(call) if call.handle else provider.generate(call)
+
     async def _keep(
-        self, order: Order, picture: Picture, folder: str, until_s: float, progress: Progress, read: asyncio.Event
+        self, call: Call, picture: Picture, folder: str, until_s: float, progress: Progress, read: asyncio.Event
     ) -> None:
         """Store one picture. `read` is set when the upstream may send the next one."""
 
         def publish(image: StoredImage) -> None:
             progress.stored[picture.index] = image
-            STORED_BYTES.labels(order.model_id).inc(image.size_bytes)
+            STORED_BYTES.labels(call.order.model_id).inc(image.size_bytes)
 
         try:
-            took_s = await self._uploader.upload(picture, folder, until_s, publish, read.set)
+            again = bool(call.handle)  # its first process may have stored the same picture
+            took_s = await self._uploader.upload(picture, folder, until_s, publish, read.set, again=again)
             progress.store_s = max(progress.store_s, took_s)
             return
         except NotAnImage as error:
@@ -175,16 +198,16 @@ class UpstreamCalls:
             progress.failures.append(known)
             return
         except Exception as error:  # noqa: BLE001  # as above
-            failure = fault(order, error)
+            failure = fault(call.order, error)
         if picture.counts is None or await picture.counts():
             progress.failures.append(failure)
 
 
 def _pause_s(failure: Failure, tries: int) -> float | None:
-    """Choose the seconds until the call may be repeated; None if it must not be."""
-    if failure.outcome.value.accepted or not failure.outcome.value.again or tries == MAX_TRIES:
+    """Choose the seconds until the call may be repeated after so many tries; None if it must not be."""
+    if failure.outcome.value.accepted or not failure.outcome.value.again:
         return None
-    backoff_s = FIRST_PAUSE_S * 2 ** (tries - 1)
+    backoff_s = min(FIRST_PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S)
     asked_s = max(backoff_s * 0.75, failure.retry_after_s or 0.0)
     return float(asked_s + backoff_s * random.uniform(0.0, 0.5))  # noqa: S311  # jitter, no secret
 
@@ -195,7 +218,7 @@ def fault(order: Order, error: Exception) -> Failure:
     return Failure(Outcome.FAULT, type(error).__name__)
 
 
-def split(order: Order, note: Note = note_nothing) -> list[Call]:
+def split(order: Order, parts: Parts = UNKEPT) -> list[Call]:
     """Split an order into upstream calls, each within the model's maximum."""
     most = order.model.images_per_call
-    return [Call(order, first, min(most, order.n - first), note) for first in range(0, order.n, most)]
+    return [Call(order, first, min(most, order.n - first), parts) for first in range(0, order.n, most)]

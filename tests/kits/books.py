@@ -65,7 +65,13 @@ PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_00
 MODELS = ("a/b", "fal/flux-1.1-pro")
 IVA = read_iva(None)
 ACT = Act("test", "test", "test")
-LIMITS = WalletLimits(decision_s=10.0, max_open_holds=2_000, stream_backlog=50_000, remember_s=86_400)
+LIMITS = WalletLimits(
+    decision_s=10.0,
+    max_open_holds=2_000,
+    stream_backlog=50_000,
+    remember_s=86_400,
+    max_unpaid_micro_mxn=10**12,
+)
 FACTS = {
     "model": "fal/flux-1.1-pro",
     "provider": "fal",

@@ -170,7 +170,9 @@ class ScriptedWallet(Wallet):
     """
 
     def __init__(self, *script: str) -> None:
-        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(
+            open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1, 1)
+        )
         self.script = list(script)
         self.gate = asyncio.Event()
         self.gate.set()
@@ -190,6 +192,7 @@ class ScriptedWallet(Wallet):
         images: tuple[StoredImage, ...],
         *,
         latest_us: int,
+        owner: str = "",
         usd_measured: str | None = None,
         result: bytes = b"",
         upstream: Upstream = UNTOLD,
@@ -220,7 +223,14 @@ class ScriptedWallet(Wallet):
         self.gone.append(order_id)
 
     async def void(
-        self, org_id: str, order_id: str, reason: str, *, comes_again: bool = False, upstream: Upstream = UNTOLD
+        self,
+        org_id: str,
+        order_id: str,
+        reason: str,
+        *,
+        owner: str = "",
+        comes_again: bool = False,
+        upstream: Upstream = UNTOLD,
     ) -> Closing:
         if self.voids_away:
             raise WalletAway

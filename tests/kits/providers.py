@@ -15,7 +15,7 @@ from PIL import Image
 
 from config.catalogue import Catalogue, demo_models, models_file
 from proxy.orders import calls as making
-from proxy.orders.calls import Progress, UpstreamCalls
+from proxy.orders.calls import Progress, UpstreamCalls, split
 from proxy.orders.order import parse_order
 from proxy.outbound.clients import Outbound, Request
 from proxy.outbound.hosts import ImageHosts
@@ -108,7 +108,7 @@ class Bench:
         upstream_calls = UpstreamCalls(uploader(self.store), self.providers)
         self.orders_made += 1  # each order has a folder of its own: a path is written once
         until_s = asyncio.get_running_loop().time() + within_s
-        await upstream_calls.make(asked, f"org/{self.orders_made}", until_s, progress)
+        await upstream_calls.make(split(asked), f"org/{self.orders_made}", until_s, progress)
         await upstream_calls.remove(progress.take_refused())
         return progress
 
