@@ -5,13 +5,21 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S, LONGEST_LONG_DEADLINE_S
@@ -114,7 +122,16 @@ class Listed:
     measured: bool
 
 
-_OF_THE_MODEL = ("name", "created", "deadline_s", "shutdown_date", "successor")
+_OF_THE_MODEL = (
+    "name",
+    "created",
+    "deadline_s",
+    "long_deadline_s",
+    "takes_s",
+    "shutdown_date",
+    "successor",
+    "served_by",
+)
 """Fields of a model that its second route does not have: they are not about a way to make it."""
 
 
@@ -123,6 +140,9 @@ class Model(Row):
 
     `second` is another way to the same pictures, for orders that the first one certainly did not take. What it does not
     say about prices is as in the first; its `always`, `fields`, `url` and the like are its own.
+
+    `served_by`: another row, by which its orders are made and priced. In a catalogue, such a row is that other one,
+    under its own name and with its own dates.
     """
 
     name: str
@@ -143,6 +163,7 @@ class Model(Row):
     shutdown_date: date | None = None
     successor: str | None = None
     second: "Model | None" = None
+    served_by: str | None = None
 
     usd_per_image: PositiveDecimal | None = None
     usd_per_image_by: Mapping[str, PositiveDecimal] | None = None
@@ -241,7 +262,8 @@ class Model(Row):
     def takes_s_of(self, size: str, quality: str | None) -> int | None:
         """Find how many seconds a customer must allow for an image; None if the usual deadline is enough.
 
-        `size` in customers' words, `quality` in the upstream's. If the upstream chooses the quality, the longest.
+        `size` in customers' words, `quality` in the upstream's; without it the usual one, or the longest if there is
+        none.
         """
         return _by_variant(self.takes_s, self.usual_quality if quality is None else quality, size)
 
@@ -257,7 +279,21 @@ class Model(Row):
         return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
-        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words)."""
+        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words).
+
+        A variant says by which model an order is served, if by another: mapped on to it, a model has prices that it
+        never had, and not changed ones, which would need notice.
+        """
+        own = self._listed(size, quality)
+        if own is None or self.served_by is None:
+            return own
+        return replace(own, variant=f"{self.served_by} {own.variant}".rstrip())
+
+    def shown(self, variant: str) -> str:
+        """Return the size and quality of a variant; empty if the price depends on neither."""
+        return variant.removeprefix(self.served_by or "").lstrip()
+
+    def _listed(self, size: str, quality: str | None) -> Listed | None:
         quality = self.usual_quality if quality is None else quality
         if self.usd_per_image is not None:
             return Listed(self.usd_per_image, "", measured=False)
@@ -344,6 +380,12 @@ class Catalogue(Row):
     markup: PositiveDecimal
     models: Mapping[str, Model]
 
+    @field_validator("models")
+    @classmethod
+    def _served(cls, models: Mapping[str, Model]) -> Mapping[str, Model]:
+        """Put into the place of a row that another one serves that other row, under the first one's name and dates."""
+        return {name: _by_its_server(name, models) for name in models}
+
     def prices(self) -> list[tuple[str, str, Decimal]]:
         """List every price that a quote can name: model, variant, USD per image."""
         models = self.models.items()
@@ -355,6 +397,26 @@ class Catalogue(Row):
         prices = sorted((name, variant, str(usd)) for name, variant, usd in self.prices())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
+
+
+def _by_its_server(name: str, models: Mapping[str, Model]) -> Model:
+    """Follow a row to the one that serves it. Raises ValueError if that is none of the file's, or comes back to it."""
+    row, serving, passed = models[name], models[name].served_by, {name}
+    if serving is None:
+        return row
+    while (further := _served_by(name, serving, models)) is not None:
+        passed.add(serving)
+        serving = further
+        if serving in passed:
+            raise ValueError(f"{name}: served_by comes back to {serving}")
+    own = {"name": row.name, "created": row.created, "shutdown_date": row.shutdown_date, "successor": row.successor}
+    return models[serving].model_copy(update={**own, "served_by": serving})
+
+
+def _served_by(name: str, serving: str, models: Mapping[str, Model]) -> str | None:
+    if serving not in models:
+        raise ValueError(f"{name}: served_by names {serving}, which is no model of this file")
+    return models[serving].served_by
 
 
 class SeedRate(Row):

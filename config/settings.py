@@ -315,6 +315,18 @@ KEY_CACHE_SIZE = 100_000
 ORIGINS_POLL_S = 5.0
 """How often a gateway reads which web pages may use keys: a new page is answered within this time."""
 
+ANNOUNCED_POLL_S = 86_400.0
+"""How often a gateway asks OpenAI which of its models have a last day: it gives notice of months."""
+
+ANNOUNCED_FIRST_S = 3600.0
+"""Within how many seconds it asks first: not at its start, which takes as little as it can, and not all at once."""
+
+ANNOUNCED_TIMEOUT_S = 20.0
+"""How long that may take in all, in seconds. Nobody waits for it."""
+
+ANNOUNCED_BYTES = 1024 * 1024
+"""Maximum size of that list: of some hundred models, it has 20 kB."""
+
 
 MAX_ACTOR_CHARACTERS = 128
 """Max characters of an actor's name in the audit log; as many as a token's subject."""

@@ -67,6 +67,7 @@ from metering.wallet.long_orders import LongOrders
 from metering.wallet.pressure import Pressure
 from metering.wallet.price_lists import PriceLists
 from metering.wallet.wallet import Wallet
+from proxy.announced import AnnouncedEnds
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.jwks import Jwks
 from proxy.api.admin.minting import Issuer
@@ -105,6 +106,7 @@ from proxy.messages import (
     TOP_UP_WITH,
     Text,
 )
+from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.adoptions import LOOK_S, Adoptions
 from proxy.orders.calls import UpstreamCalls
@@ -287,7 +289,7 @@ async def open_gateway(
         )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
-        lifecycle = Lifecycle()
+        lifecycle = Lifecycle(successors=offer.successor)
         jobs = UpstreamJobs(back.with_redis())
         routes = Routes(Circuits(), providers)
         tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
@@ -318,6 +320,7 @@ async def open_gateway(
                 Part("adoptions", lambda: adoptions.run(LOOK_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
                 Part("end users", lambda: end_users.run(END_USERS_S), needed=False),
+                *_announced(settings, outbound, offer),
             ],
             give_up=stopping.set,
         )
@@ -375,7 +378,7 @@ async def open_gateway(
                 _webhook_hosts(settings),
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
-            ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
+            ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, standing, reads),
@@ -460,6 +463,14 @@ def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
     """Build the upstreams whose keys are set. Raises SettingsError."""
     made = {one.NAME: one.from_settings(settings, outbound) for one in PROVIDERS}
     return {name: provider for name, provider in made.items() if provider is not None}
+
+
+def _announced(settings: Settings, outbound: Outbound, offer: Offer) -> list[Part]:
+    """Follow the ends that OpenAI announces, if its key is set."""
+    if settings.openai_key is None:
+        return []
+    ends = AnnouncedEnds(outbound.client, settings.openai_url, settings.openai_key.get_secret_value(), offer)
+    return [Part("announced ends", ends.run, needed=False)]
 
 
 def _top_up(settings: Settings) -> Text:

@@ -33,7 +33,7 @@ from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
-from proxy.orders.lifecycle import Lifecycle, lifecycle_headers
+from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.order import MAX_TAGS, TAG_CHARACTERS, TAGS_HEADER, OrderBody, fingerprint, open_document, parse_order
 from proxy.orders.refusals import balance_header, with_headers
 from proxy.orders.replay import Orphaned, Replay
@@ -234,7 +234,7 @@ class ImagesEndpoint:
         headers = {
             **headers,
             **balance_header(available_micro_mxn),
-            **lifecycle_headers(order.model_id, order.model),
+            **self._lifecycle.headers(order.model_id, order.model),
             "location": f"{PATH}/{public_id(order_id)}",
             "preference-applied": RESPOND_ASYNC,
             "retry-after": str(POLL_S),
@@ -275,7 +275,7 @@ class ImagesEndpoint:
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn
-        headers = {**delivery.headers, **lifecycle_headers(order.model_id, order.model)}
+        headers = {**delivery.headers, **self._lifecycle.headers(order.model_id, order.model)}
         if delivery.available_micro_mxn is not None:
             headers |= balance_header(delivery.available_micro_mxn)
         headers |= {"x-geekhub-cost-mxn": format_mxn(charged_micro_mxn)}

@@ -241,8 +241,17 @@ class Model(Document):
     long_deadline_s: Annotated[
         float | None, Field(description="The model's own deadline of a long order, in seconds; null: that of all.")
     ]
+    status: Annotated[
+        Literal["live", "deprecated", "retired"],
+        Field(description="`deprecated`: its last day is announced; `retired`: that day has come."),
+    ]
     shutdown_date: Annotated[str, AfterValidator(_day), Field(json_schema_extra={"format": "date"})] | None
-    successor: str | None
+    successor: Annotated[
+        str | None, Field(description="What to order instead: offered, and not at its own end; else null.")
+    ]
+    served_by: Annotated[
+        str | None, Field(description="The model that makes its images, at that model's price; null: it does itself.")
+    ]
 
 
 class Models(Document):

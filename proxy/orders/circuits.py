@@ -92,7 +92,7 @@ class Circuits:
     def note(self, model: Model, outcome: Outcome | None, retry_after_s: float | None = None) -> None:
         """Note the end of a call; None: it brought its pictures."""
         circuit = self._of(model)
-        if outcome is Outcome.FAULT:
+        if outcome in (Outcome.FAULT, Outcome.CANCELLED):  # ours, or the customer's
             return
         if outcome not in AWAY:
             circuit.failed_s.clear()
