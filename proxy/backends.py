@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import date
 from functools import cached_property
 
 from redis.asyncio import Redis
@@ -28,7 +29,10 @@ from metering.wallet.presence import Presence
 from metering.wallet.projection import Projector
 from metering.wallet.values import WalletLimits
 from metering.wallet.wallet import Wallet
+from metering.webhooks.registry import WebhookRules
 from proxy.books import open_ledger
+from proxy.webhooks.settings import read_secrets_key, read_webhook_hosts
+from proxy.webhooks.targets import why_not
 
 BACKGROUND_CONNECTIONS = 40
 """Maximum connections to each server. On a cluster the consumer waits on each of 32 partitions; others need a few."""
@@ -102,6 +106,18 @@ class Backends:
         """The models of GHUB_MODELS. Raises CatalogueError."""
         return read_catalogue(self.settings.models)
 
+    @cached_property
+    def webhook_rules(self) -> WebhookRules | None:
+        """What webhooks need, if GHUB_SECRETS_KEY is set. Raises SettingsError."""
+        key = read_secrets_key(self.settings)
+        hosts = read_webhook_hosts(self.settings)
+        return None if key is None else WebhookRules(key, lambda url: why_not(url, hosts, "url"))
+
+    def shutdowns(self) -> Mapping[str, date]:
+        """Days on which models end, of those that have one. Raises CatalogueError."""
+        models = self.catalogue.models.items()
+        return {name: model.shutdown_date for name, model in models if model.shutdown_date is not None}
+
     @property
     def projector(self) -> Projector | None:
         """Brings a change to Redis at once, where this process can reach it."""
@@ -118,7 +134,17 @@ class Backends:
         `apart`: of one month, the actor uses one right only. Raises CatalogueError.
         """
         models = self.catalogue.models
-        return Accounts(self.ledger, self.projector, self.plans, models, self.iva, actor, once, apart=apart)
+        return Accounts(
+            self.ledger,
+            self.projector,
+            self.plans,
+            models,
+            self.iva,
+            actor,
+            once,
+            apart=apart,
+            webhook_rules=self.webhook_rules,
+        )
 
     def with_redis(self) -> Redis:
         """Redis, for what cannot be done without it. Raises SettingsError if none is set."""

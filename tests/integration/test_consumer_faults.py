@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as NoConnection
 
 from metering import consumer as module
 from metering.events import Event, EventError, decode
-from metering.ports import DatabaseRefused, SetAside
+from metering.ports import DatabaseRefused, SetAside, WebhookCall
 from metering.wallet import keys
 from metering.wallet.kept import KNOWN, NEW, Commit, Commits, Done
 from metering.wallet.script import Call, Script
@@ -161,10 +161,12 @@ async def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(red
         await make_groups(books.redis)
         book, calls = books.ledger.book, 0
 
-        async def counted(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+        async def counted(
+            events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, told: Sequence[WebhookCall] = ()
+        ) -> set[str]:
             nonlocal calls
             calls += 1
-            return await book(events, set_aside, at)
+            return await book(events, set_aside, at, told)
 
         books.ledger.book = counted  # type: ignore[method-assign]
         while await waiting(books.redis):
