@@ -138,7 +138,7 @@ class WebhookRecords(Transactions):
             secrets: dict[str, list[str]] = {}
             for org_id, secret in kept:
                 secrets.setdefault(org_id, []).append(secret)
-            return [WebhookToSend(*row, tuple(secrets.get(row[1], ()))) for row in claimed]
+            return [WebhookToSend(*(*row, tuple(secrets.get(row[1], ())))) for row in claimed]
 
         return await self._run("book", steps)
 
@@ -162,7 +162,7 @@ class WebhookRecords(Transactions):
         await self._run("book", steps)
 
     async def webhook_deliveries(
-        self, org_id: str, state: WebhookState | None, before: tuple[str, str], most: int
+        self, org_id: str, state: WebhookState | None, before: tuple[str, str], most: int = PAGE
     ) -> list[WebhookDelivery]:
         """Read a page of an organisation's deliveries before a moment and id, the latest first."""
         before_at, before_id = before

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Literal, get_args
-from uuid import UUID
 
 import orjson
 
@@ -47,7 +46,7 @@ def order_calls(events: Sequence[Event], explain: Explain) -> list[WebhookCall]:
 def _order_call(event: Event, explain: Explain) -> WebhookCall:
     opened = event.opened
     data: dict[str, Any] = {
-        "id": f"req_{UUID(event.event_id).hex}",
+        "id": f"req_{event.event_id.replace('-', '')}",
         "object": "image.generation",
         "status": "completed",
         "number": event.number,

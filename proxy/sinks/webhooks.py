@@ -5,7 +5,6 @@ import socket
 import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
 
 import httpx2
 
@@ -76,8 +75,7 @@ class WebhookPosts:
 
     async def _look_up(self, host: str, port: int) -> Sequence[Address]:
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._threads, _addresses, host, port)
-        return cast(Sequence[Address], found)
+        return await loop.run_in_executor(self._threads, _addresses, host, port)
 
 
 def _addresses(host: str, port: int) -> Sequence[Address]:

@@ -159,19 +159,19 @@ async def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(red
         poison_id = await books.redis.xadd(stream, stranger)  # type: ignore[arg-type]
         await fill(books.redis, [caller], module.BATCH // 2 - 1)
         await make_groups(books.redis)
-        book, calls = books.ledger.book, 0
+        book, count = books.ledger.book, 0
 
         async def counted(
-            events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, told: Sequence[WebhookCall] = ()
+            events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
         ) -> set[str]:
-            nonlocal calls
-            calls += 1
-            return await book(events, set_aside, at, told)
+            nonlocal count
+            count += 1
+            return await book(events, set_aside, at, calls)
 
         books.ledger.book = counted  # type: ignore[method-assign]
         while await waiting(books.redis):
             await books.consumer().round()
-        assert calls < 30
+        assert count < 30
         (kept,) = await books.ledger.set_asides()
         assert kept.entry_id == poison_id.decode()  # type: ignore[union-attr]  # bytes, as this client reads
         assert (await books.ledger.charged_up_to(caller.org_id)).events == module.BATCH - 1

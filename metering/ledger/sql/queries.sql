@@ -905,9 +905,11 @@ ORDER BY org_id, created_at DESC;
 SELECT 1 FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now LIMIT 1;
 
 -- name: conclude_webhook
--- What was delivered is, whoever has it by now; anything else counts only for whoever still has it.
+-- What was delivered is, whoever has it by now; anything else counts only for whoever still has it, and not if its
+-- webhook was disabled meanwhile.
 UPDATE webhook_deliveries SET state = :state, next_at = :next_at, error = :error, ended_at = :ended_at
-WHERE id = :delivery_id AND state <> 'delivered' AND (next_at = :lease OR CAST(:state AS TEXT) = 'delivered');
+WHERE id = :delivery_id
+    AND (state = 'waiting' AND next_at = :lease OR state <> 'delivered' AND CAST(:state AS TEXT) = 'delivered');
 
 -- name: webhook_deliveries
 -- By the columns of `WebhookDelivery`.
