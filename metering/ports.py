@@ -1016,10 +1016,10 @@ class WebhookClaim:
 
 @dataclass(frozen=True, slots=True)
 class WebhookLag:
-    """How many deliveries wait, since when the oldest does (ISO 8601), and how many are set aside."""
+    """How many deliveries wait, since when the turn of one of them has come (ISO 8601), and how many are set aside."""
 
     waiting: int
-    oldest_at: str | None
+    due_at: str | None
     set_aside: int
 
 
@@ -1053,7 +1053,7 @@ class WebhookOutbox(Protocol):
     async def replay_delivery(self, delivery_id: str, at: datetime, act: Act) -> WebhookDelivery: ...
     async def replay_webhook(self, webhook_id: str, at: datetime, act: Act) -> int: ...
     async def tidy_webhooks(self, at: datetime, late: datetime, old: datetime) -> int: ...
-    async def webhook_lag(self) -> WebhookLag: ...
+    async def webhook_lag(self, now: datetime, since: datetime) -> WebhookLag: ...
     async def expiring_keys(
         self, now: datetime, until: datetime, after_id: str = "", most: int = PAGE
     ) -> list[ExpiringKey]: ...

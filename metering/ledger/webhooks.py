@@ -202,10 +202,10 @@ class WebhookRecords(Transactions):
         await self._paged("forget_webhooks", before=old.isoformat())
         return await self._paged("late_webhooks", at=at.isoformat(), before=late.isoformat(), error=LATE)
 
-    async def webhook_lag(self) -> WebhookLag:
-        """Count what waits and what is set aside."""
-        ((waiting, oldest_at, set_aside),) = await self._rows("webhook_lag")
-        return WebhookLag(waiting, oldest_at, set_aside)
+    async def webhook_lag(self, now: datetime, since: datetime) -> WebhookLag:
+        """Count what waits, and what was set aside `since` a moment."""
+        ((waiting, due_at, set_aside),) = await self._rows("webhook_lag", now=now.isoformat(), since=since.isoformat())
+        return WebhookLag(waiting, due_at, set_aside)
 
     async def expiring_keys(
         self, now: datetime, until: datetime, after_id: str = "", most: int = PAGE

@@ -1,6 +1,6 @@
 """Deliveries that wait or are set aside, as metrics of the consumer."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 from prometheus_client import Gauge
@@ -10,9 +10,12 @@ from metering.ports import WebhookOutbox
 
 log = structlog.get_logger(__name__)
 
+RECENT = timedelta(days=1)
+"""How long one that was given up is told."""
+
 WAITING = Gauge("ghub_webhooks_waiting", "Deliveries to webhooks that wait for their turn or their next attempt")
-OLDEST = Gauge("ghub_webhooks_oldest_seconds", "Age of the oldest waiting delivery since its first attempt was due")
-ASIDE = Gauge("ghub_webhooks_set_aside", "Deliveries that were given up, until they are replayed or forgotten")
+OLDEST = Gauge("ghub_webhooks_oldest_seconds", "How long the oldest delivery waits since its turn has come")
+ASIDE = Gauge("ghub_webhooks_set_aside", "Deliveries that were given up within a day, and not replayed since")
 
 
 class WebhookLagWatch:
@@ -24,10 +27,10 @@ class WebhookLagWatch:
 
     async def look(self) -> None:
         """Read it once. Raises LedgerAway."""
-        lag = await self._outbox.webhook_lag()
+        now = utc_now()
+        lag = await self._outbox.webhook_lag(now, now - RECENT)
         WAITING.set(lag.waiting)
         ASIDE.set(lag.set_aside)
-        oldest = None if lag.oldest_at is None else utc_now() - datetime.fromisoformat(lag.oldest_at)
-        OLDEST.set(0.0 if oldest is None else max(0.0, oldest.total_seconds()))
+        OLDEST.set(0.0 if lag.due_at is None else (now - datetime.fromisoformat(lag.due_at)).total_seconds())
         if lag.waiting and not self._delivers:
             log.error("webhooks_without_key", waiting=lag.waiting)

@@ -9,6 +9,7 @@ from config.settings import WEBHOOK_KEPT_D, WEBHOOK_PATIENCE_S
 from metering.clock import utc_now
 from metering.ports import PAGE, WebhookCall, WebhookOutbox
 from metering.webhooks.calls import key_call, model_call
+from metering.webhooks.delivery import SENT
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class Lookout:
     async def _tidy(self, now: datetime) -> None:
         late, old = now - timedelta(seconds=WEBHOOK_PATIENCE_S), now - timedelta(days=WEBHOOK_KEPT_D)
         if count := await self._outbox.tidy_webhooks(now, late, old):
+            SENT.labels("set_aside").inc(count)
             log.error("webhooks_late", deliveries=count)
 
     async def _keys(self, now: datetime) -> None:

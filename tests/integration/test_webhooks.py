@@ -38,7 +38,7 @@ def body_of(message: bytes) -> dict[str, object]:
 async def test_the_end_of_a_long_order_is_told(ledger_url: str) -> None:
     """(rule 36) Charged, failed, cancelled: once for each webhook that listens, and for the address of the order.
 
-    The judge has accepted each signature. An order that was waited for is told nobody, and what is booked again neither.
+    The judge has accepted each signature. Nobody is told of an order that was waited for, nor of what is booked again.
     """
     async with receiver() as here, told(ledger_url, here) as out:
         await out.add(here, "/all")
@@ -100,7 +100,7 @@ async def test_receivers_that_fail_delay_no_other(ledger_url: str) -> None:
         return 204
 
     async with receiver(answer) as here, receiver(lambda *_: None) as silent, receiver() as fine:
-        async with told(ledger_url, here, silent, fine) as out:
+        async with told(ledger_url, here, silent, fine) as out:  # one line would be too long
             out.send_s = 1.0
             names = ["/half", "/never"]
             ids = {name: await out.add(here, name) for name in names}
@@ -227,7 +227,7 @@ async def test_a_secret_is_no_secret_of_the_database(tmp_path: Path) -> None:
         (secret,) = here.secrets
         with closing(sqlite3.connect(place)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        files = b"".join(path.read_bytes() for path in tmp_path.iterdir())  # noqa: ASYNC240  # a test may wait
         assert ORG.encode() in files
         assert secret.removeprefix("whsec_").encode() not in files and secret.encode() not in files
         new, old = "bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmV3bmU=", "c2VhbHMgdGhlIHNlY3JldHMgb2YgdGhlc2UgdGVzdHM="
@@ -265,7 +265,7 @@ async def test_a_name_that_leads_inside_is_not_reached(addresses: Sequence[str])
 
 
 async def test_a_receiver_is_not_waited_for(ledger_url: str) -> None:
-    """A name that does not exist, a port that nobody serves, and one that never answers: a sentence for a person each."""
+    """A name that does not exist, a port that nobody serves, one that never answers: a sentence for a person each."""
     async with receiver(lambda *_: None) as silent:
         posts = WebhookPosts(WebhookHosts("127.0.0.1"), send_s=0.3, resolve=Names())
         told_why = [

@@ -92,7 +92,7 @@ async def receiver(answer: Callable[[str, int], int | None] = lambda path, befor
             await made.serve(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # a client that is cancelled
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # told at the end
             faults.append(error)
         finally:
             running.discard(task)

@@ -947,11 +947,15 @@ WHERE id IN (
 ) RETURNING id;
 
 -- name: webhook_lag
--- By the columns of `WebhookLag`.
+-- By the columns of `WebhookLag`. A webhook that somebody has disabled needs nobody any more.
 SELECT
     (SELECT count(*) FROM webhook_deliveries WHERE state = 'waiting'),
-    (SELECT min(since) FROM webhook_deliveries WHERE state = 'waiting'),
-    (SELECT count(*) FROM webhook_deliveries WHERE state = 'set_aside');
+    (SELECT min(next_at) FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now),
+    (
+        SELECT count(*) FROM webhook_deliveries
+        WHERE state = 'set_aside' AND ended_at > :since
+            AND (webhook_id IS NULL OR webhook_id IN (SELECT id FROM webhooks WHERE disabled_at IS NULL))
+    );
 
 -- name: expiring_keys
 -- By the columns of `ExpiringKey`.
