@@ -118,7 +118,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
         "acme",
         "https://hooks.example.mx/{digits}",
         "--events",
-        "balance.low,image.generation.completed",
+        "balance.low,model.retiring",
     ),
     ("webhook", "list"): ("acme",),
     ("webhook", "rotate"): ("acme", "--overlap", "1h"),

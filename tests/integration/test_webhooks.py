@@ -99,7 +99,7 @@ async def test_receivers_that_fail_delay_no_other(ledger_url: str) -> None:
             return 503 if before % 2 else 307
         return 204
 
-    async with receiver(answer) as here, receiver(lambda *_: None) as silent, receiver() as fine:
+    async with receiver(answer) as here, receiver(lambda *_: None) as silent, receiver() as fine:  # noqa: SIM117
         async with told(ledger_url, here, silent, fine) as out:  # one line would be too long
             out.send_s = 1.0
             names = ["/half", "/never"]
