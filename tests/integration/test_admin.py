@@ -152,13 +152,11 @@ async def test_a_write_that_comes_again_is_done_once(
         if "ORDER" in path:
             where = path.replace("ORDER", await charged(desk, Caller(org.org_id, issued.key_id)))
         if "WEBHOOK" in path or "DELIVERY" in path:
-            webhook = (
-                await desk.books.accounts.webhooks.add("acme", "https://hooks.example.mx/", ["balance.low"])
-            ).webhook
+            added = await desk.books.accounts.webhooks.add("acme", "https://hooks.example.mx/", ["balance.low"])
             call = WebhookCall(org.org_id, "balance.low", "x", "{}")
             await desk.books.ledger.call_webhooks([call], utc_now())
             (delivery,) = await desk.books.ledger.webhook_deliveries(org.org_id, None, (LATEST, ""))
-            where = path.replace("WEBHOOK", webhook.webhook_id).replace("DELIVERY", delivery.delivery_id)
+            where = path.replace("WEBHOOK", added.webhook.webhook_id).replace("DELIVERY", delivery.delivery_id)
         replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
         replies.append(await desk.ask(method, where, body, "once"))
         assert [reply.status_code for reply in replies] == [status] * (times + 1)

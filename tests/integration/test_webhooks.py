@@ -100,7 +100,7 @@ async def test_receivers_that_fail_delay_no_other(ledger_url: str) -> None:
         return 204
 
     async with receiver(answer) as here, receiver(lambda *_: None) as silent, receiver() as fine:  # noqa: SIM117
-        async with told(ledger_url, here, silent, fine) as out:  # one line would be too long
+        async with told(ledger_url, here, silent, fine) as out:
             out.send_s = 1.0
             names = ["/half", "/never"]
             ids = {name: await out.add(here, name) for name in names}
