@@ -130,10 +130,10 @@ async def test_a_notice_that_the_database_refuses_is_set_aside(
         await books.charge(caller, "r")
         book = books.ledger.book_notices
 
-        async def picky(notices: Sequence[Any]) -> list[Any]:
+        async def picky(notices: Sequence[Any], calls: Any) -> list[Any]:
             if any(one.period == "refuse me" for one in notices):
                 raise DatabaseRefused("the ledger refuses: for a test")
-            return await book(notices)
+            return await book(notices, calls)
 
         monkeypatch.setattr(books.ledger, "book_notices", picky)
         stop = asyncio.Event()

@@ -201,7 +201,7 @@ def test_nothing_goes_in_but_from_the_callers_and_the_scraper(manifests: Sequenc
 
 
 def test_each_pod_reaches_what_its_secrets_lead_to_and_nothing_else(manifests: Sequence[Manifest]) -> None:
-    """Names; Redis and the ledger by their addresses; public addresses if it calls upstreams, the store, Banxico or webhooks."""
+    """Names; Redis and the ledger by their addresses; public addresses if it calls others than ours."""
     for workload in workloads(manifests):
         name = labels(workload)["app.kubernetes.io/name"]
         addresses = {variable for variable, _, _ in secrets(workload)}

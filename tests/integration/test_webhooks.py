@@ -1,5 +1,6 @@
 """Webhooks over real receivers: each event at least once, signed right, and no receiver delays another (rule 36)."""
 
+import asyncio
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,8 +16,8 @@ from structlog.testing import capture_logs
 
 from metering.clock import utc_now
 from metering.events import LONG, Notice, encode_opened
-from metering.ports import ApiKey, LedgerError, NotThere, WebhookCall, WebhookClaim, WrongField
-from metering.wallet.values import Close, OrderIdentity, Verdict
+from metering.ports import LATEST, ApiKey, LedgerError, NotThere, WebhookCall, WebhookClaim, WrongField
+from metering.wallet.values import Caller, Close, OrderIdentity, Verdict
 from metering.webhooks.calls import notice_call
 from metering.webhooks.lag import WebhookLagWatch
 from metering.webhooks.lookout import Lookout
@@ -24,7 +25,7 @@ from metering.webhooks.registry import MAX_WEBHOOKS, WebhookRegistry
 from metering.webhooks.sealing import SecretsKey
 from proxy.sinks.webhooks import PrivateAddress, WebhookPosts
 from proxy.webhooks.targets import WebhookHosts
-from tests.kits.books import ACT, FACTS, drain, open_books, pinned, sql
+from tests.kits.books import ACT, FACTS, Books, drain, open_books, pinned, sql, start_worker
 from tests.kits.outbound import Names
 from tests.kits.webhooks import DAY, KEY, ORG, Told, receiver, told
 
@@ -176,25 +177,45 @@ async def test_a_delivery_of_a_consumer_that_dies_is_sent_by_the_next(ledger_url
         assert [*here.messages("/")] == [claimed.delivery_id]
 
 
+async def long_order(books: Books, caller: Caller, url: str) -> str:
+    """Admit a long order that names an address, and settle it; returns its id."""
+    order, price = str(uuid4()), pinned(now_us=books.wallet.now_us())
+    facts = {**FACTS, "mode": LONG, "webhook": url}
+    opened = encode_opened(order, caller.org_id, caller.key_id, price, facts)
+    identity = OrderIdentity(fingerprint=order)
+    admitted = await books.wallet.admit(caller, order, price, opened, identity, life_s=60, owner="test")
+    assert admitted.verdict is Verdict.ADMITTED
+    assert (await books.settle(caller, order)).close is Close.CHARGED
+    return order
+
+
 @pytest.mark.rule(36)
-async def test_what_the_stream_brings_is_told_with_what_it_books(redis_url: str, ledger_url: str) -> None:
-    """(rule 36) From the admission of a long order to its webhook, through Redis and a real consumer."""
+async def test_a_consumer_killed_after_it_has_booked_has_left_the_delivery(redis_url: str, ledger_url: str) -> None:
+    """(rule 36) From the admission of a long order through Redis and a consumer that dies of SIGKILL at its commit.
+
+    The next consumer finds the event booked, and adds no second delivery; without GHUB_SECRETS_KEY there is no secret.
+    """
     async with receiver() as here, open_books(redis_url, ledger_url, now_us=0) as books:
         caller = await books.org("acme")
-        hosts = WebhookHosts(here.url.removeprefix("http://"))
-        out = Told(books.ledger, WebhookRegistry(books.ledger, None, "test", None), hosts)
-        order, price = str(uuid4()), pinned(now_us=books.wallet.now_us())
-        facts = {**FACTS, "mode": LONG, "webhook": f"{here.url}/own"}
-        opened = encode_opened(order, caller.org_id, caller.key_id, price, facts)
-        identity = OrderIdentity(fingerprint=order)
-        admitted = await books.wallet.admit(caller, order, price, opened, identity, life_s=60, owner="test")
-        assert admitted.verdict is Verdict.ADMITTED
-        assert (await books.settle(caller, order)).close is Close.CHARGED
+        order = await long_order(books, caller, f"{here.url}/own")
+        worker = start_worker("consume_and_hang", redis_url, ledger_url)
+        assert worker.stdout is not None
+        assert await asyncio.to_thread(worker.stdout.readline) == b"committed\n"
+        worker.kill()
+        worker.communicate()
         await drain(books)
-        (row,) = await books.ledger.webhook_deliveries(caller.org_id, "waiting", ("\x7f", ""))
+        (row,) = await books.ledger.webhook_deliveries(caller.org_id, None, (LATEST, ""))
         assert (row.subject, row.type, row.webhook_id) == (order, "image.generation.completed", None)
-        with pytest.raises(LedgerError, match="GHUB_SECRETS_KEY is not set"):
-            await out.registry.rotate(caller.org_id, DAY)
+        _, secret = await books.accounts.webhooks.rotate(caller.org_id, DAY)
+        here.secrets = [secret]
+        hosts = WebhookHosts(here.url.removeprefix("http://"))
+        out = Told(books.ledger, books.accounts.webhooks, hosts)
+        async with out.delivering():
+            for _ in range(500):
+                if (await books.ledger.webhook_delivery(row.delivery_id)).state == "delivered":
+                    break
+                await asyncio.sleep(0.01)
+        assert [*here.messages("/own")] == [row.delivery_id]
         assert sql(ledger_url, "SELECT mode FROM events") == [("long",)]
         assert [one.opened.mode async for one in books.ledger.events()] == [LONG]
 
