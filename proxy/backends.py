@@ -29,10 +29,8 @@ from metering.wallet.presence import Presence
 from metering.wallet.projection import Projector
 from metering.wallet.values import WalletLimits
 from metering.wallet.wallet import Wallet
-from metering.webhooks.registry import WebhookRules
 from proxy.books import open_ledger
-from proxy.webhooks.settings import read_secrets_key, read_webhook_hosts
-from proxy.webhooks.targets import why_not
+from proxy.webhooks.settings import read_webhook_rules
 
 BACKGROUND_CONNECTIONS = 40
 """Maximum connections to each server. On a cluster the consumer waits on each of 32 partitions; others need a few."""
@@ -82,7 +80,7 @@ def open_redis_of(settings: Settings, connections: int, *, watched: bool = False
 class Backends:
     """Ledger and Redis, for commands and the consumer. The files of plans and models are read when they are needed.
 
-    `actor` is the user of this process, for the audit log.
+    `actor` is the user of this process, for the audit log. Raises SettingsError for a wrong setting of webhooks.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger, redis: Redis | None, actor: str) -> None:
@@ -90,6 +88,7 @@ class Backends:
         self.ledger = ledger
         self.redis = redis
         self.actor = actor
+        self.webhook_rules = read_webhook_rules(settings)
 
     @cached_property
     def plans(self) -> Mapping[str, Limits]:
@@ -105,13 +104,6 @@ class Backends:
     def catalogue(self) -> Catalogue:
         """The models of GHUB_MODELS. Raises CatalogueError."""
         return read_catalogue(self.settings.models)
-
-    @cached_property
-    def webhook_rules(self) -> WebhookRules | None:
-        """What webhooks need, if GHUB_SECRETS_KEY is set. Raises SettingsError."""
-        key = read_secrets_key(self.settings)
-        hosts = read_webhook_hosts(self.settings)
-        return None if key is None else WebhookRules(key, lambda url: why_not(url, hosts, "url"))
 
     def shutdowns(self) -> Mapping[str, date]:
         """Days on which models end, of those that have one. Raises CatalogueError."""

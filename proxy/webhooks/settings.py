@@ -1,8 +1,9 @@
 """The settings of webhooks, read where they are used: which hosts they may reach, and the key of their secrets."""
 
 from config.settings import Settings, SettingsError
+from metering.webhooks.registry import WebhookRules
 from metering.webhooks.sealing import SecretsKey
-from proxy.webhooks.targets import WebhookHosts
+from proxy.webhooks.targets import WebhookHosts, why_not
 
 
 def read_webhook_hosts(settings: Settings) -> WebhookHosts:
@@ -21,3 +22,9 @@ def read_secrets_key(settings: Settings) -> SecretsKey | None:
         return SecretsKey(settings.secrets_key.get_secret_value())
     except ValueError as error:
         raise SettingsError(f"GHUB_SECRETS_KEY: {error}") from None
+
+
+def read_webhook_rules(settings: Settings) -> WebhookRules | None:
+    """Read both; None without a key, for then there are no webhooks. Raises SettingsError."""
+    hosts, key = read_webhook_hosts(settings), read_secrets_key(settings)
+    return None if key is None else WebhookRules(key, lambda url: why_not(url, hosts, "url"))
