@@ -222,6 +222,39 @@ ORPHANS_S = 15.0
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 
+# --- Webhooks --------------------------------------------------------------------------------------------------------
+
+WEBHOOK_POLL_S = 1.0
+"""How often a consumer looks for deliveries whose turn has come."""
+
+WEBHOOK_SEND_S = 15.0
+"""The longest delivery, from the look-up of the name to the answer's status. Other senders wait for 5 to 30 s."""
+
+WEBHOOK_LEASE_S = 60.0
+"""How long nobody else sends what a consumer has claimed: four deliveries. If it dies, another one sends it then."""
+
+WEBHOOK_PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3_600.0, 3 * 3_600.0, 6 * 3_600.0, 14 * 3_600.0)
+"""The pauses after failed attempts, a day together, each with a fifth more or less at random; then it is set aside."""
+
+WEBHOOK_PATIENCE_S = 30 * 3_600.0
+"""How long a delivery may wait for its turn: longer than all its pauses, so only a server too slow for its events."""
+
+WEBHOOKS_AT_ONCE = 100
+"""Deliveries that a process sends at a time: about 0.2 MB each, and as many threads that look names up."""
+
+WEBHOOKS_PER_SERVER = 4
+"""Deliveries to one server that are claimed while fewer are under way; one that fails has a single one at a time."""
+
+WEBHOOK_KEPT_D = 30
+"""Days for which ended deliveries are listed and can be replayed. What a key or a model was told of is remembered by
+its row, and lies at most 23 days apart."""
+
+WEBHOOK_LOOK_S = 600.0
+"""How often a consumer looks for keys and models that end, which is a matter of days, and deletes old deliveries."""
+
+WEBHOOK_LAG_S = 15.0
+"""How often the metrics of waiting deliveries are read: as often as scrapers ask."""
+
 # --- Tracing ---------------------------------------------------------------------------------------------------------
 
 TRACES_STOP_S = 1.0
@@ -242,6 +275,9 @@ CANCELS_PER_MINUTE = 60
 HISTORY_PER_MINUTE = 1_200
 """Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
 100 takes the ledger a few milliseconds."""
+
+DRY_RUNS_PER_MINUTE = 600
+"""As many as balances: one before each order of the default plan. It costs one call to Redis, like an admission."""
 
 CREDITS_PER_MINUTE = 600
 """One balance for each order of the default plan. It costs one call to Redis, like an order's admission."""
@@ -311,6 +347,18 @@ KEY_CACHE_SIZE = 100_000
 
 ORIGINS_POLL_S = 5.0
 """How often a gateway reads which web pages may use keys: a new page is answered within this time."""
+
+ANNOUNCED_POLL_S = 86_400.0
+"""How often a gateway asks OpenAI which of its models have a last day: it gives notice of months."""
+
+ANNOUNCED_FIRST_S = 3600.0
+"""Within how many seconds it asks first: not at its start, which takes as little as it can, and not all at once."""
+
+ANNOUNCED_TIMEOUT_S = 20.0
+"""How long that may take in all, in seconds. Nobody waits for it."""
+
+ANNOUNCED_BYTES = 1024 * 1024
+"""Maximum size of that list: of some hundred models, it has 20 kB."""
 
 
 MAX_ACTOR_CHARACTERS = 128
@@ -386,7 +434,6 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
-    webhook_hosts: str = ""
     trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
@@ -403,6 +450,8 @@ class Settings(BaseSettings):
     month_signing_key: SecretStr | None = None
     topup_url: HttpAddress | None = None
     topup_command: str | None = None
+    webhook_hosts: str = ""
+    secrets_key: SecretStr | None = None
 
     @field_validator("cors_origins")
     @classmethod
@@ -529,3 +578,20 @@ def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
     given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}
     nearest = {name: get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
     return [(name, f"GHUB_{found[0]}" if found else None) for name, found in sorted(nearest.items())]
+
+
+CIRCUIT_FAILURES = 10
+"""Calls in a row that a route of a model did not take, or did not answer, before its circuit opens: more than the tries
+of three orders, so that neither one order nor one full minute of a small account closes a route for all.
+"""
+
+CIRCUIT_WINDOW_S = 60.0
+"""How old the first of those failures may be. Calls that hang fail once in a deadline, which is about this long."""
+
+CIRCUIT_OPEN_S = 5.0
+"""How long an open circuit keeps calls back before one order tries it: about what a client waits between two tries."""
+
+CIRCUIT_MAX_OPEN_S = 60.0
+"""The most that it grows to, doubled by each try in vain, and the most of a provider's own `retry-after`: a minute
+after a provider is back, every process has found that out.
+"""
