@@ -204,7 +204,8 @@ class Fal:
         except RefusedError as error:
             return error.result.answer(request_id)
 
-        job = self._world.jobs.accept(Job("fal", endpoint.model, request.url.path, request_id, order.count, prompt=order.prompt))
+        job = Job("fal", endpoint.model, request.url.path, request_id, order.count, prompt=order.prompt)
+        self._world.jobs.accept(job)
         client = Client.of(request.scope)
         client.on_leave(job.lose_client)
         if play.scenario == "stuck_in_queue":

@@ -134,7 +134,8 @@ class OpenAI:
         except RefusalError as error:
             return failure(error, {"x-request-id": request_id})
 
-        job = self._world.jobs.accept(Job("openai", order.model, request.url.path, request_id, order.n, prompt=order.prompt))
+        job = Job("openai", order.model, request.url.path, request_id, order.n, prompt=order.prompt)
+        self._world.jobs.accept(job)
         client = Client.of(request.scope)
         client.on_leave(job.lose_client)
         await asyncio.sleep(self._world.work_s(order.model, play, order.quality))

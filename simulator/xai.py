@@ -136,7 +136,8 @@ class XAI:
         except RefusalError as error:
             return error.answer(form, request_id)
 
-        job = self._world.jobs.accept(Job("xai", order.model, request.url.path, request_id, order.n, prompt=order.prompt))
+        job = Job("xai", order.model, request.url.path, request_id, order.n, prompt=order.prompt)
+        self._world.jobs.accept(job)
         Client.of(request.scope).on_leave(job.lose_client)
         await asyncio.sleep(self._world.work_s(order.model, play))
         try:

@@ -291,7 +291,7 @@ class Clients:
         watch.cancels.append((0 if reply is None else reply.status_code, state))
 
     async def _joins(self, call: Call, after_s: float, *, long: bool) -> None:
-        """Place the order again under its key, in this form or that. If it has ended without a charge, it is a new one."""
+        """Place the order again under its key, in either form. If it has ended without a charge, it is a new one."""
         await asyncio.sleep(after_s)
         await self.post(call, self._patient_s, long=long)
 

@@ -27,8 +27,8 @@ PLACES = 60
 DEADLINE_S = 8.0
 
 LAST_CLIENT_S = 110.0
-"""Clients end by themselves: one with a key after 45 s and an answer, an SDK after its tries, one with a long order after
-its hold."""
+"""Clients end by themselves: one with a key after 45 s and an answer, an SDK after its tries, one with a long order
+after its hold."""
 
 
 @dataclass(frozen=True)
