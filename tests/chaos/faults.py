@@ -11,7 +11,7 @@ from functools import partial
 from tests.chaos.world import CONSUMERS, DISKS, GATEWAYS, World
 
 KINDS = {
-    "gateway": ("kill", "freeze", "restart", "cut", "port", "busy stop", "rounds", "volume"),
+    "gateway": ("kill", "freeze", "restart", "cut", "port", "busy stop", "rounds", "volume", "replaced"),
     "disk": ("sync", "short"),
     "consumer": ("kill", "freeze", "restart"),
     "valkey": ("kill", "freeze", "restart", "cut", "stall", "flush", "lose"),
@@ -21,7 +21,8 @@ KINDS = {
 """`flush` is FLUSHALL; `lose` is kill −9 and an empty folder; a `stall` passes on what is sent and no answer.
 
 Of gateways: `port`, a start whose metrics port is taken; `busy stop`, a ledger that takes no write at a graceful stop;
-`rounds`, several looks at the answered orders at once, at a stop; `volume`, kill −9 and the journal's folder is lost.
+`rounds`, several looks at the answered orders at once, at a stop; `volume`, kill −9 and the journal's folder is lost;
+`replaced`, a freeze after which others have taken over its long orders.
 Of their disks: syncs fail, or writes are cut short. `restore`: the ledger is what it was some seconds ago.
 `unwritable`: the store can be read, and takes nothing."""
 
@@ -32,6 +33,9 @@ INSTANCES = {"gateway": GATEWAYS, "disk": DISKS, "consumer": CONSUMERS}
 
 LONGEST_S = 20.0
 """Maximum length of a freeze: beyond an order's deadline and, if that is short, beyond its hold's life."""
+
+REPLACED_S = 18.0
+"""A gateway counts as dead after 10 s without a beat, at the second look of another, which come every 2 s."""
 
 BUSY_STOP_S = 7.0
 """Above the 5 s after which a ledger counts as away."""
@@ -77,6 +81,8 @@ def plan(seed: int, pace_s: float, longest_s: float = LONGEST_S) -> Iterator[Fau
 def _lasts_s(component: str, kind: str, random_: random.Random) -> float:
     if kind == "busy stop":
         return BUSY_STOP_S
+    if kind == "replaced":
+        return REPLACED_S
     if kind in ("sync", "short", "restore", "unwritable"):
         return random_.uniform(0.5, 6.0)
     if kind in ("freeze", "stall"):
@@ -155,7 +161,7 @@ class Faults:
         match fault.kind:
             case "cut":
                 await world.tell("cut", "balancer", GATEWAYS.index(name))
-            case "freeze":
+            case "freeze" | "replaced":
                 world.signal(name, signal.SIGSTOP)
                 await asyncio.sleep(fault.lasts_s)
                 world.signal(name, signal.SIGCONT)

@@ -473,7 +473,7 @@ async def _books(world: World, log: Log, report: Report) -> None:
     """(h) `verify` is clean, before and after a sweep that touches no charged object; and no journal stays open."""
     charged = {image.path for event in log.charges for image in event.images}
     report.find(await _verified(world, "with the gateways alive"))
-    dry = await world.ghub("storage", "sweep", "--older-than", "0.25", "--json")
+    dry = await world.ghub("storage", "sweep", "--older-than", "1", "--json")
     if dry.returncode:
         report.find([f"(h) `ghub storage sweep` ends with {dry.returncode}: {dry.stderr.strip()[-300:]}"])
     else:
