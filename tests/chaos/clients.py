@@ -13,6 +13,7 @@ import httpx2
 import openai
 import orjson
 
+from tests.chaos.receivers import RECEIVERS
 from tests.chaos.world import GPT_2, LONG_MODELS, MODELS, Customer, World
 from tests.kits.system import GPT, bearer
 
@@ -75,6 +76,7 @@ class Call:
     inline: bool
     prompt: str
     key: str = ""
+    webhook: str = ""
     attempts: list[Attempt] = field(default_factory=list)
     watched: list[Watch] = field(default_factory=list)
 
@@ -82,6 +84,7 @@ class Call:
     def body(self) -> dict[str, object]:
         """The body as it is sent."""
         more = {"response_format": "b64_json"} if self.inline else {}
+        more |= {"webhook": self.webhook} if self.webhook else {}
         return {"model": self.model, "prompt": self.prompt, "n": self.n, "size": self.size, **more}
 
 
@@ -149,6 +152,7 @@ class Clients:
         self._http = httpx2.AsyncClient(transport=self._witness, trust_env=False, timeout=self._patient_s)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
         self._asking = httpx2.AsyncClient(limits=limits, trust_env=False, timeout=ASK_S)
+        self._receivers = world.receivers
         self.calls: list[Call] = []
 
     @property
@@ -211,6 +215,8 @@ class Clients:
             prompt=f"chaos-{self._seed:x}e{name}-end",
             key=f"key {name}" if has_key else "",
         )
+        if kind == "long" and random_.random() < 0.5:
+            call.webhook = self._receivers.url(random_.randrange(RECEIVERS), call.customer.org_id, "order")
         self.calls.append(call)
         return call
 
@@ -224,9 +230,10 @@ class Clients:
         """One request and no other; hangs up after `patience_s`. A `long` one does not wait for the order."""
         headers = bearer(call.customer.key) | ({"idempotency-key": call.key} if call.key else {})
         headers |= {"prefer": "respond-async"} if long else {}
+        body = call.body if long else {name: value for name, value in call.body.items() if name != "webhook"}
         with _asking(call), suppress(httpx2.TransportError):
             url = f"{self._url}/images/generations"
-            await self._http.post(url, json=call.body, headers=headers, timeout=patience_s)
+            await self._http.post(url, json=body, headers=headers, timeout=patience_s)
         return call.attempts[-1]
 
     async def with_key(self, call: Call, random_: random.Random) -> None:

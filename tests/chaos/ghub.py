@@ -6,9 +6,10 @@ a protection that was rewritten must not look as if it had been switched off.
 
 import asyncio
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -21,20 +22,25 @@ from metering.ports import LedgerAway
 from metering.wallet import kept, marks, projection
 from metering.wallet import script as scripts
 from metering.wallet.connection import WalletAway
+from metering.webhooks import delivery
+from metering.webhooks.delivery import WebhookPace
 from tests.kits.disks import failing
 
-LUA: Mapping[str, tuple[str, str, str]] = {
+LUA: Mapping[str, Sequence[tuple[str, str, str]]] = {
     # A hold never runs out.
-    "expiry": (
-        "common",
-        "ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us",
-        "ZRANGEBYSCORE', P .. ':open:' .. org, 1, 0",
-    ),
+    "expiry": [
+        (
+            "common",
+            "ZRANGEBYSCORE', P .. ':open:' .. org, '-inf', now_us",
+            "ZRANGEBYSCORE', P .. ':open:' .. org, 1, 0",
+        )
+    ],
     # A void that comes after a charge gives the money back all the same.
-    "first-close": (
-        "void_v4",
-        "local before = redis.call('GET', closed_key)\n",
-        """local before = redis.call('GET', closed_key)
+    "first-close": [
+        (
+            "void_v4",
+            "local before = redis.call('GET', closed_key)\n",
+            """local before = redis.call('GET', closed_key)
         if before and string.match(before, '^charge:') then
           local amount = tonumber(string.match(before, ':(%d+)'))
           redis.call('HINCRBY', wallet_key, 'available', amount)
@@ -43,20 +49,54 @@ LUA: Mapping[str, tuple[str, str, str]] = {
           redis.call('SET', closed_key, before)
         end
         """,
-    ),
+        )
+    ],
     # An order that is placed again under its key is placed twice.
-    "retries": ("admit_v5", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
+    "retries": [("admit_v5", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then")],
+    # A long order that another gateway has taken over is still that of its first one.
+    "fence": [
+        ("part_v1", "if held_by ~= owner then return 3 end", "if not held_by then return 3 end"),
+        (
+            "adopt_v1",
+            "if held_by ~= dead or redis.call('EXISTS', mark_key) == 0",
+            "if redis.call('EXISTS', mark_key) == 0",
+        ),
+        ("settle_v4", "if by and by ~= owner then return reply(NOT_OWNER) end", ""),
+        ("settle_v4", "if order.long and order.owner ~= owner then return reply(NOT_OWNER) end", ""),
+        ("void_v4", "if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWNER) end", ""),
+    ],
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""
 """Part of the statement `book`. The world drops the indexes that would do the same."""
 
-PROTECTIONS = ("journal", "unique", "expiry", "first-close", "replay", "retries", "segment", "feed", "mark", "end")
+PROTECTIONS = (
+    "journal",
+    "unique",
+    "expiry",
+    "first-close",
+    "replay",
+    "retries",
+    "segment",
+    "feed",
+    "mark",
+    "end",
+    "fence",
+)
+
+
+LEASE_S, PAUSES_S = 20.0, (1.0,) * 10 + (5.0,) * 500
+"""Of webhooks: no receiver fails for longer than a run."""
 
 
 def prepare(without: str | None, control: Path | None = None) -> None:
-    """In a new process: a gateway's disk fails as `control` says, and at SIGUSR1 it looks many times at once."""
-    if control is not None:
+    """In a new process: a gateway's disk fails as `control` says, and at SIGUSR1 it looks many times at once.
+
+    A consumer, which has no `control`, sends webhooks again within seconds.
+    """
+    if control is None:
+        delivery.WebhookPace = partial(WebhookPace, lease_s=LEASE_S, pauses_s=PAUSES_S)  # type: ignore[misc,assignment]
+    else:
         failing(control)()
         _rounds_at_once()
     if without is not None:
@@ -86,7 +126,8 @@ def _rounds_at_once() -> None:
 def switch_off(protection: str) -> None:
     """Do without it in this process from now on."""
     if protection in LUA:
-        _lua(*LUA[protection])
+        for rewritten in LUA[protection]:
+            _lua(*rewritten)
     elif protection == "journal":
         Journal._commit = _acknowledged_only  # type: ignore[method-assign]
     elif protection == "unique":

@@ -18,7 +18,7 @@ from uuid import UUID
 import httpx2
 
 from metering.clock import utc_now
-from metering.events import CANCELLED, Event
+from metering.events import CANCELLED, LONG, Event
 from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
@@ -131,6 +131,8 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
     report.find(_sdks(log, world.wiped_us, report.figures))
     report.find(await _long(world, log, report.figures))
     report.find(_made_once(world, log, await world.jobs()))
+    report.find(world.receivers.wrong)
+    report.find(_webhooks(world, log, report.figures))
     report.find(await _bought(world, log, report.figures))
     report.find(_balances(log, world.customers, cuts))
     report.find(await _shown(world, cuts))
@@ -151,6 +153,10 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
     async def no_events() -> bool:
         return await asyncio.to_thread(world.streams) == 0
 
+    async def no_webhooks() -> bool:
+        lag = await world.back(lambda back: back.ledger.webhook_lag(utc_now(), utc_now()))
+        return bool(lag.waiting == 0)
+
     async def no_journals() -> bool:
         return len(await world.back(lambda back: back.ledger.open_incarnations())) <= len(GATEWAYS)
 
@@ -158,6 +164,7 @@ async def _quiet(world: World, report: Report, settles_s: float) -> None:
         ("every hold has ended", no_holds, world.long_hold_life_s + 8),
         ("every order that was answered is charged", no_orders, settles_s),
         ("every event is booked", no_events, settles_s),
+        ("every webhook is sent", no_webhooks, settles_s),
         ("every dead gateway's journal is closed", no_journals, settles_s),
     ):
         try:
@@ -421,6 +428,24 @@ def _made_once(world: World, log: Log, jobs: list[dict[str, Any]]) -> Iterator[s
         lost = 0 if call.key else sum(attempt.status is None for attempt in call.attempts)
         if made[call.prompt] > len(orders) + lost:
             yield f"(j) {call.prompt} was made {made[call.prompt]} times upstream, for the orders {sorted(orders)}"
+
+
+def _webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
+    """(k) Each end of a long order has arrived at its organisation's webhook, and at the one that the order named."""
+    places = {customer.org_id: customer.place for customer in world.customers}
+    receivers = world.receivers
+    figures["webhooks that arrived"], figures["webhooks that their receiver failed"] = receivers.count, receivers.failed
+    for event in log.events:
+        opened = event.opened
+        if opened.mode != LONG:
+            continue
+        state = "failed" if event.end == "expiry" else _state(event)
+        own = receivers.url(places[opened.org_id], opened.org_id, "org")
+        for url in {own, opened.webhook or own}:
+            figures["webhooks that had to arrive"] += 1
+            told = receivers.arrived.get((url, f"req_{UUID(event.event_id).hex}"), set())
+            if state not in told:
+                yield f"(k) {event.event_id} has ended as {state}, and {url} was told: {sorted(told)}"
 
 
 async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:

@@ -13,10 +13,10 @@ import psycopg
 from metering.ports import LedgerAway
 from metering.wallet import keys
 from proxy.backends import Backends
-from tests.chaos.clients import Call, Clients
+from tests.chaos.clients import Call, Clients, Kind
 from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge
-from tests.chaos.world import CONSUMERS, GATEWAYS, GROK, World
+from tests.chaos.world import CONSUMERS, GATEWAYS, GROK, LONG_DEADLINE_S, ULTRA, World
 from tests.kits.system import GPT
 
 DEADLINE_S = 3.0
@@ -25,6 +25,9 @@ SETTLES_S = 12.0
 
 REVOKED_S = 5.0
 """After so long a revocation holds, whatever happened before it (rule 2)."""
+
+MADE_S = 8.0
+"""A generation that goes on when its first gateway is there again."""
 
 LOST_S = 60.0
 """A client that waits for whatever comes."""
@@ -176,6 +179,29 @@ async def busy_at_the_stop(world: World, clients: Clients) -> None:
         await asyncio.gather(*(world.end(name, signal.SIGTERM) for name in GATEWAYS))
 
 
+async def replaced(world: World, clients: Clients) -> None:
+    """A provider is full, and its gateway stands still until another has brought it the order; then it goes on."""
+    first = Clients(world, 0, f"http://127.0.0.1:{world.ports[GATEWAYS[0]]}/v1")
+    call = _call(world, clients, ULTRA, "j", key="replaced", kind="long")
+    await world.play({"model": ULTRA, "scenario": "rate_limited_429", "retry_after": 1, "times": 1})
+    await world.play({"model": ULTRA, "scenario": "slow", "seconds": MADE_S, "times": None})
+    assert (await first.post(call, LOST_S, long=True)).status == 202
+    await world.until(partial(_refused, world, call), "the provider was full")
+    world.signal(GATEWAYS[0], signal.SIGSTOP)
+    await _made(world, 1, ULTRA)
+    world.signal(GATEWAYS[0], signal.SIGCONT)
+    await world.until(partial(_none_made, world), "it is made")
+    await first.aclose()
+
+
+async def _refused(world: World, call: Call) -> bool:
+    return bool((await world.tell("seen", "upstreams")).get(call.prompt))
+
+
+async def _none_made(world: World) -> bool:
+    return await world.in_flight() == 0
+
+
 Scenario = Callable[[World, Clients], Awaitable[None]]
 
 GUARDED: dict[str, Scenario] = {
@@ -189,6 +215,7 @@ GUARDED: dict[str, Scenario] = {
     "feed": restored,
     "mark": revoked_after_a_restore,
     "end": busy_at_the_stop,
+    "fence": replaced,
 }
 
 
@@ -196,7 +223,8 @@ async def prove(without: str | None, folder: Path | None = None) -> Report:
     """List what the judge says about a fault without its protection; or about all faults, with all protections."""
     scenarios = [GUARDED[without]] if without else list(dict.fromkeys(GUARDED.values()))
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-        world = World(folder or Path(temporary), DEADLINE_S, without)
+        long_deadline_s = LONG_DEADLINE_S if replaced in scenarios else DEADLINE_S
+        world = World(folder or Path(temporary), DEADLINE_S, without, long_deadline_s)
         try:
             await world.start(latency_scale=0)
             for name in ("one", "two"):
@@ -212,10 +240,10 @@ async def prove(without: str | None, folder: Path | None = None) -> Report:
             world.stop()
 
 
-def _call(world: World, clients: Clients, model: str, name: str, key: str = "") -> Call:
+def _call(world: World, clients: Clients, model: str, name: str, key: str = "", kind: Kind | None = None) -> Call:
     number = int(name.encode().hex(), 16)
-    kind = "key" if key else "once"
-    call = Call(kind, world.customers[0], model, "1024x1024", 1, False, f"chaos-{number:x}-end", key)  # type: ignore[arg-type]
+    kind = kind or ("key" if key else "once")
+    call = Call(kind, world.customers[0], model, "1024x1024", 1, False, f"chaos-{number:x}-end", key)
     clients.calls.append(call)
     return call
 

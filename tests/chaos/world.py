@@ -1,6 +1,7 @@
 """The whole system as real processes, each of which may be killed, frozen, restarted and cut off."""
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -33,9 +34,11 @@ from metering.journal.salvage import read_orders
 from metering.money import parse_mxn
 from metering.pricing import FxRate
 from metering.wallet import keys
+from metering.webhooks.calls import TYPES
 from proxy.backends import Backends, open_back
 from proxy.cli.demo import simulated_upstreams
 from tests.chaos.ghub import prepare
+from tests.chaos.receivers import Receivers
 from tests.conftest import LOOPBACK, ValkeyServer
 from tests.kits.ports import free_port
 from tests.kits.postgres import FAST, PostgresServer
@@ -59,6 +62,7 @@ DISKS = ("disk 1", "disk 2", "disk 3")
 """Each gateway's own, for its journal."""
 
 CONSUMERS = ("consumer 1", "consumer 2")
+ENDS = tuple(one for one in TYPES if one.startswith("image.generation."))
 CREDIT_MXN = "100000.00"
 ADMIN_TRIES = 50
 """0.1 s apart."""
@@ -82,6 +86,7 @@ class Customer:
 
     org_id: str
     key: str
+    place: int = 0
     revoked: bool = False
 
 
@@ -114,6 +119,7 @@ class World:
         self.postgres = PostgresServer(places["postgres"], *FAST)
         self.store = SupabaseProcess(places["store"])
         self.database = "ledger"
+        self.receivers = Receivers()
         self.relays: subprocess.Popen[bytes] | None = None
         self._line = asyncio.Lock()
         local = f"http://127.0.0.1:{self.ports['store']}/storage/v1"
@@ -127,6 +133,8 @@ class World:
             "GHUB_SPOOL_DIR": str(places["spool"]),
             "GHUB_DEADLINE_S": f"{self.deadline_s:g}",
             "GHUB_LONG_DEADLINE_S": f"{self.long_deadline_s:g}",
+            "GHUB_SECRETS_KEY": base64.b64encode(b"k" * 32).decode(),
+            "GHUB_WEBHOOK_HOSTS": "127.0.0.1",
             **simulated_upstreams(f"127.0.0.1:{self.ports['upstreams']}"),
         }
 
@@ -151,6 +159,7 @@ class World:
         """Start all of it; returns when orders are taken. `steps` decides how long generations take, and which fail."""
         await asyncio.gather(*(asyncio.to_thread(part.start) for part in (self.valkey, self.postgres, self.store)))
         self._admin(f"CREATE DATABASE {self.database}")
+        await self.receivers.start()
         self._start_relays()
         assert await self._answer() is True
         simulate = ["simulate", "--port", str(self.simulator_port), "--latency-scale", str(latency_scale)]
@@ -168,6 +177,7 @@ class World:
 
     async def heal(self) -> None:
         """Everything runs again, thawed and connected, and journals that were lost are given up."""
+        self.receivers.peace = True
         for name in GATEWAYS:
             self.control(name).unlink(missing_ok=True)
         for name in ("valkey", "postgres", "store", "upstreams", "balancer"):
@@ -191,6 +201,7 @@ class World:
     def stop(self) -> None:
         """End all of it at once."""
         self.wanted.clear()
+        self.receivers.stop()
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -408,7 +419,12 @@ class World:
             org = await back.accounts.create_org(name, "default")
             await back.accounts.add_credit(org.org_id, f"pay-{org.org_id}", "recharge", parse_mxn(CREDIT_MXN))
             await back.accounts.set_limits(org.org_id, {"requests_per_minute": 100_000, "images_per_minute": 100_000})
-            return Customer(org.org_id, (await back.accounts.create_key(org.org_id, "chaos")).secret)
+            place = len(self.customers)
+            url = self.receivers.url(place, org.org_id, "org")
+            added = await back.accounts.webhooks.add(org.org_id, url, ENDS)
+            assert added.secret is not None
+            self.receivers.secrets[org.org_id] = added.secret
+            return Customer(org.org_id, (await back.accounts.create_key(org.org_id, "chaos")).secret, place)
 
         made: Customer = await self.back(make)
         self.customers.append(made)

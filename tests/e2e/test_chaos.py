@@ -28,6 +28,7 @@ SHOWS = {
     "feed": "(a)",
     "mark": "(i)",
     "end": "(h)",
+    "fence": "(j)",
 }
 """By what the judge notices that a protection is off."""
 
