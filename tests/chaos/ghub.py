@@ -56,11 +56,7 @@ LUA: Mapping[str, Sequence[tuple[str, str, str]]] = {
     # A long order that another gateway has taken over is still that of its first one.
     "fence": [
         ("part_v1", "if held_by ~= owner then return 3 end", "if not held_by then return 3 end"),
-        (
-            "adopt_v1",
-            "if held_by ~= dead or redis.call('EXISTS', mark_key) == 0",
-            "if redis.call('EXISTS', mark_key) == 0",
-        ),
+        ("adopt_v1", "if held_by ~= dead or", "if"),
         ("settle_v4", "if by and by ~= owner then return reply(NOT_OWNER) end", ""),
         ("settle_v4", "if order.long and order.owner ~= owner then return reply(NOT_OWNER) end", ""),
         ("void_v4", "if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWNER) end", ""),

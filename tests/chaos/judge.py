@@ -419,7 +419,7 @@ def _state(event: Event) -> str:
 
 def _made_once(world: World, log: Log, jobs: list[dict[str, Any]]) -> Iterator[str]:
     """(j) A long order is made once, whoever makes it: what a provider has accepted is not given to it again."""
-    made = Counter(job["prompt"] for job in jobs if job["n"])
+    made = _made(jobs)
     for call in log.calls:
         orders = _named(call) | {event.event_id for event in log.ends_of_key(call)}
         since_us, until_us = call.attempts[0].sent_us, call.attempts[-1].sent_us + int(world.long_hold_life_s * 1e6)
@@ -448,6 +448,11 @@ def _webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
                 yield f"(k) {event.event_id} has ended as {state}, and {url} was told: {sorted(told)}"
 
 
+def _made(jobs: list[dict[str, Any]]) -> Counter[str]:
+    """How often a provider has accepted each prompt."""
+    return Counter(job["prompt"] for job in jobs)
+
+
 async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     """(f) The upstreams made whatever is charged, and nothing that no request asked for."""
     jobs = await world.jobs()
@@ -460,10 +465,10 @@ async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     for call, attempt in log.attempts():
         bought = attempt.status not in NOT_BOUGHT or attempt.code == CHARGED
         allowed[call.prompt] += not attempt.replayed and bought
-    for prompt, times in (await world.tell("seen", "upstreams")).items():
+    for prompt, times in _made(jobs).items():
         if times > allowed[prompt]:
             found.append(
-                f"(f) {prompt} went upstream {times} times, for {allowed[prompt]} requests that may have been orders"
+                f"(f) {prompt} was made {times} times, for {allowed[prompt]} requests that may have been orders"
             )
     return found
 
