@@ -195,13 +195,13 @@ class ConfigFiles:
         """Refuse what no list has, so that no two gateways charge by it differently. Raises CatalogueError."""
         for name, model in catalogue.models.items():
             known = self._back.catalogue.models.get(name, model)
-            if (known.usd_per_million_tokens, known.most_usd_per_image is None) != (
-                model.usd_per_million_tokens,
-                model.most_usd_per_image is None,
-            ):
+            if known.measured_by == model.measured_by:
+                continue
+            # Prices by other sizes and qualities are new ones, and would hold at once.
+            if not self._prices.says_how(name) or known.prices().keys().isdisjoint(model.prices()):
                 raise self._models.file.wrong(
-                    f"models.{name}: whether and by which tokens a price is measured cannot change while gateways run:"
-                    " give the model another name, or restart all gateways at once"
+                    f"models.{name}: its price is measured in another way, and no list has how it was: that cannot"
+                    " change while gateways run; give the model another name, or restart all gateways at once"
                 )
 
     async def _take_plans(self, content: bytes) -> None:
