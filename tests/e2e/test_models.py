@@ -27,7 +27,7 @@ from tests.e2e.conftest import Prepared
 from tests.e2e.test_memory import IMAGE_BYTES, IN_FLIGHT, MAX_PER_IMAGE_BYTES
 from tests.kits.ports import free_port
 from tests.kits.processes import executed
-from tests.kits.system import FLUX, GPT, NINE, SUCCESSORS, System, assert_no_key, bearer, prepare, wait_until
+from tests.kits.system import FLUX, GPT, NINE, System, assert_no_key, bearer, prepare, wait_until
 from tests.long import LONG
 
 GROK, IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
@@ -175,9 +175,11 @@ def test_the_list_of_models_says_which_end_and_what_follows(system: System) -> N
     with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         models = {model["id"]: model for model in client.get("/models").json()["data"]}
     successors = {"fal/recraft-v4.1": "0.84", "fal/recraft-v4.1-pro": "5.25", "fal/ideogram-v4": "0.63"}
-    assert {name: model["price"]["mxn_per_image"] for name, model in models.items()} == MXN | successors
+    fixed = {name: model["price"] for name, model in models.items() if not model["price"]["at_most"]}
+    assert {name: price["mxn_per_image"] for name, price in fixed.items()} == MXN | successors
+    assert set(models) == {name for name, model in CATALOGUE.items() if model.priced}
     assert {name: (model["shutdown_date"], model["successor"]) for name, model in models.items()} == {
-        name: ENDING[name][:2] if name in ENDING else (None, None) for name in NINE | SUCCESSORS
+        name: ENDING[name][:2] if name in ENDING else (None, None) for name in models
     }
 
 
@@ -224,6 +226,7 @@ class Operated:
     elsewhere: str
 
 
+MEASURED = "xai/measured"
 IMAGINE_TABLE = """
 [models."{id}"]
 name = "Grok Imagine"
@@ -267,7 +270,7 @@ def operated() -> Iterator[Operated]:
         text = changed(text, GPT, usd_per_image=TOKENS.format(low=272))
         capped = text[text.index(f'[models."{GPT}"]') : text.index(f'[models."{DALL_E}"]')]
         text += "\n" + capped.replace(GPT, "openai/capped").replace('"low/1024x1024" = 272', '"low/1024x1024" = 100')
-        text += IMAGINE_TABLE.format(id=IMAGINE, usd="0.05") + IMAGINE_TABLE.format(id="xai/capped", usd="0.01")
+        text += IMAGINE_TABLE.format(id=MEASURED, usd="0.05") + IMAGINE_TABLE.format(id="xai/capped", usd="0.01")
         path = system.folder / "models.toml"
         path.write_text(text)
         system.environment["GHUB_MODELS"] = str(path)
@@ -335,10 +338,10 @@ def test_a_model_without_a_price_is_refused(operated: Operated) -> None:
 @pytest.mark.parametrize(
     ("model", "scenario", "n", "mxn", "usd"),
     [
-        (IMAGINE, "ok", 1, "0.42", "0.02"),
-        (IMAGINE, "ok", 8, "3.36", "0.16"),
-        (IMAGINE, "served_by_another", 2, "1.68", "0.08"),
-        (IMAGINE, "moderated_items", 3, "0.84", "0.04"),
+        (MEASURED, "ok", 1, "0.42", "0.02"),
+        (MEASURED, "ok", 8, "3.36", "0.16"),
+        (MEASURED, "served_by_another", 2, "1.68", "0.08"),
+        (MEASURED, "moderated_items", 3, "0.84", "0.04"),
         ("xai/capped", "ok", 2, "0.42", "0.04"),
     ],
 )
