@@ -43,7 +43,13 @@ LIMITS = Limits(1_000_000, 1_000_000, 100_000, 10_000_000, 100_000_000, 10**12)
 USED: Mapping[Any, Any] = {"tat_requests": 1, "tat_images": 1, "used_us": 1}
 """Fields that exist after an order: otherwise first orders would create them, and more often among many keys."""
 
-LIMITS_OF_WALLETS = WalletLimits(decision_s=10.0, max_open_holds=100_000, stream_backlog=10_000_000, remember_s=60)
+LIMITS_OF_WALLETS = WalletLimits(
+    decision_s=10.0,
+    max_open_holds=100_000,
+    stream_backlog=10_000_000,
+    remember_s=60,
+    max_unpaid_micro_mxn=10**12,
+)
 IN_ONE_GO = 100
 READY_US = 3600 * SECOND_US
 """For how long an order that was made ready may still be admitted."""

@@ -31,11 +31,16 @@ EXIT_MARGIN_S = 5.0
 PRE_STOP_S = 10.0
 """The platform takes the pod off its load balancer before SIGTERM; `k8s/base` sleeps this long."""
 
-PLATFORM_GRACE_S = 105.0
-"""`terminationGracePeriodSeconds` in `k8s/base`."""
+LONGEST_DEADLINE_S = 75.0
+"""The longest deadline of an answer that is waited for: clients, load balancers and proxies give up after 90 s."""
 
-LONGEST_DEADLINE_S = PLATFORM_GRACE_S - PRE_STOP_S - EXIT_MARGIN_S - STOP_MARGIN_S - HOLD_MARGIN_S
-"""Above this, a generation could be killed by the platform while it is still wanted."""
+LONGEST_STAY_S = 360.0
+"""The longest deadline of a long order that no other process can go on with, so that a stop waits for it: six minutes
+are what OpenAI's clients are told to wait for its largest images. Jobs of a queue go on elsewhere, and may take longer.
+"""
+
+PLATFORM_GRACE_S = PRE_STOP_S + LONGEST_STAY_S + HOLD_MARGIN_S + STOP_MARGIN_S + EXIT_MARGIN_S
+"""`terminationGracePeriodSeconds` in `k8s/base`: a shorter one would kill a generation that is still wanted."""
 
 LONGEST_LONG_DEADLINE_S = 900.0
 """Of a long order (`Prefer: respond-async`), in seconds: its money is held until then, and its customer waits."""
@@ -54,6 +59,11 @@ REDIS_CONNECTIONS = 16
 MAX_OPEN_HOLDS = 2_000
 """For each organisation: 130 images a second at 15 s each. It limits how many holds one admission may have to expire
 (rule 7)."""
+
+MAX_UNPAID_MICRO_MXN = 200_000_000
+"""200.00 MXN in an hour, and a tenth of what the organisation has spent in the month: what its orders without a known
+end, or cancelled while they were made, may have cost us before it places no more until the next hour. An honest
+organisation in a provider's outage stays far below; one that lets every order run out does not."""
 
 STREAM_BACKLOG = 50_000
 """Max events of one partition that are not in the ledger yet, about 50 MB: then admission stops, and settlement goes on
@@ -173,8 +183,8 @@ VERIFY_LOOKS = 256
 SWEEP_AGE_S = 24 * 3600
 """Younger objects are not swept: a hundred times as long as any order lives, and a day to notice a mistake."""
 
-SWEEP_SHORTEST_AGE_S = 15 * 60
-"""No sweep may look at younger objects: ten times the longest life of a hold, with room for clocks that disagree."""
+SWEEP_SHORTEST_AGE_S = 60 * 60
+"""No sweep may look at younger objects: four times the longest life of a hold, with room for clocks that disagree."""
 
 # --- Journal ---------------------------------------------------------------------------------------------------------
 
@@ -212,6 +222,39 @@ ORPHANS_S = 15.0
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 
+# --- Webhooks --------------------------------------------------------------------------------------------------------
+
+WEBHOOK_POLL_S = 1.0
+"""How often a consumer looks for deliveries whose turn has come."""
+
+WEBHOOK_SEND_S = 15.0
+"""The longest delivery, from the look-up of the name to the answer's status. Other senders wait for 5 to 30 s."""
+
+WEBHOOK_LEASE_S = 60.0
+"""How long nobody else sends what a consumer has claimed: four deliveries. If it dies, another one sends it then."""
+
+WEBHOOK_PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3_600.0, 3 * 3_600.0, 6 * 3_600.0, 14 * 3_600.0)
+"""The pauses after failed attempts, a day together, each with a fifth more or less at random; then it is set aside."""
+
+WEBHOOK_PATIENCE_S = 30 * 3_600.0
+"""How long a delivery may wait for its turn: longer than all its pauses, so only a server too slow for its events."""
+
+WEBHOOKS_AT_ONCE = 100
+"""Deliveries that a process sends at a time: about 0.2 MB each, and as many threads that look names up."""
+
+WEBHOOKS_PER_SERVER = 4
+"""Deliveries to one server that are claimed while fewer are under way; one that fails has a single one at a time."""
+
+WEBHOOK_KEPT_D = 30
+"""Days for which ended deliveries are listed and can be replayed. What a key or a model was told of is remembered by
+its row, and lies at most 23 days apart."""
+
+WEBHOOK_LOOK_S = 600.0
+"""How often a consumer looks for keys and models that end, which is a matter of days, and deletes old deliveries."""
+
+WEBHOOK_LAG_S = 15.0
+"""How often the metrics of waiting deliveries are read: as often as scrapers ask."""
+
 # --- Tracing ---------------------------------------------------------------------------------------------------------
 
 TRACES_STOP_S = 1.0
@@ -226,9 +269,15 @@ USAGE_PER_MINUTE = 60
 STATEMENTS_PER_MINUTE = 60
 """Statements of an organisation in each process, as reports of usage: one reads every charge of its month."""
 
+CANCELS_PER_MINUTE = 60
+"""Cancels of an organisation in each process. Each may ask a provider, and waits for it for some seconds."""
+
 HISTORY_PER_MINUTE = 1_200
 """Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
 100 takes the ledger a few milliseconds."""
+
+DRY_RUNS_PER_MINUTE = 600
+"""As many as balances: one before each order of the default plan. It costs one call to Redis, like an admission."""
 
 CREDITS_PER_MINUTE = 600
 """One balance for each order of the default plan. It costs one call to Redis, like an order's admission."""
@@ -298,6 +347,18 @@ KEY_CACHE_SIZE = 100_000
 
 ORIGINS_POLL_S = 5.0
 """How often a gateway reads which web pages may use keys: a new page is answered within this time."""
+
+ANNOUNCED_POLL_S = 86_400.0
+"""How often a gateway asks OpenAI which of its models have a last day: it gives notice of months."""
+
+ANNOUNCED_FIRST_S = 3600.0
+"""Within how many seconds it asks first: not at its start, which takes as little as it can, and not all at once."""
+
+ANNOUNCED_TIMEOUT_S = 20.0
+"""How long that may take in all, in seconds. Nobody waits for it."""
+
+ANNOUNCED_BYTES = 1024 * 1024
+"""Maximum size of that list: of some hundred models, it has 20 kB."""
 
 
 MAX_ACTOR_CHARACTERS = 128
@@ -376,6 +437,7 @@ class Settings(BaseSettings):
     trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
+    long_deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_LONG_DEADLINE_S)] = LONGEST_LONG_DEADLINE_S
     models: Path | None = None
     plans: Path | None = None
     fx: Path | None = None
@@ -388,6 +450,8 @@ class Settings(BaseSettings):
     month_signing_key: SecretStr | None = None
     topup_url: HttpAddress | None = None
     topup_command: str | None = None
+    webhook_hosts: str = ""
+    secrets_key: SecretStr | None = None
 
     @field_validator("cors_origins")
     @classmethod
@@ -514,3 +578,20 @@ def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
     given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}
     nearest = {name: get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
     return [(name, f"GHUB_{found[0]}" if found else None) for name, found in sorted(nearest.items())]
+
+
+CIRCUIT_FAILURES = 10
+"""Calls in a row that a route of a model did not take, or did not answer, before its circuit opens: more than the tries
+of three orders, so that neither one order nor one full minute of a small account closes a route for all.
+"""
+
+CIRCUIT_WINDOW_S = 60.0
+"""How old the first of those failures may be. Calls that hang fail once in a deadline, which is about this long."""
+
+CIRCUIT_OPEN_S = 5.0
+"""How long an open circuit keeps calls back before one order tries it: about what a client waits between two tries."""
+
+CIRCUIT_MAX_OPEN_S = 60.0
+"""The most that it grows to, doubled by each try in vain, and the most of a provider's own `retry-after`: a minute
+after a provider is back, every process has found that out.
+"""

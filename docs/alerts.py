@@ -14,8 +14,15 @@ from proxy.outcomes import Outcome
 
 MINUTE, HOUR = 60, 3600
 
-NOT_THE_PROVIDERS = (Outcome.CONTENT_POLICY, Outcome.STORE_FAILED, Outcome.FAULT)
-"""Ends of a call of which the provider has done what it should: it refused a prompt, or it was us."""
+NOT_THE_PROVIDERS = (
+    Outcome.CONTENT_POLICY,
+    Outcome.CIRCUIT_OPEN,
+    Outcome.STORE_FAILED,
+    Outcome.FAULT,
+    Outcome.LOST,
+    Outcome.CANCELLED,
+)
+"""Ends of a call of which the provider has done what it should: it refused a prompt, was not called, or it was us."""
 
 FAILED = "|".join(outcome.reason for outcome in Outcome if outcome not in NOT_THE_PROVIDERS)
 
@@ -204,6 +211,25 @@ ALERTS = (
             " version, less the model, and with `config/plans.toml`.",
         ),
         over="The model's share of failures is below a quarter.",
+    ),
+    Alert(
+        name="GhubCircuitOpen",
+        severity="warning",
+        summary="{{ $labels.upstream }} of {{ $labels.provider }} is left alone: it has failed again and again",
+        expr='max by (namespace, provider, upstream) (ghub_circuit{state="closed"}) == 0',
+        for_s=WATCH_FOR_S,
+        why="An open circuit lasts a minute at most before an order tries it, so after five minutes at least five"
+        " tries were in vain. One process whose circuit is closed is enough to say that it works.",
+        means="Every gateway gives this route no orders but one try a minute: the provider is down, throttles us, or"
+        " does not know our key any more.",
+        customer="Models with a second route go on by that, at a price of at most their quote. The others are 502"
+        " `provider_unavailable` before anything is held, with a time to come back.",
+        do=(
+            "As for [GhubUpstreamFailing](#ghubupstreamfailing).",
+            "No restart is needed when it is back: the next try closes the circuit.",
+            "A second route for the model: [models.md](models.md#a-second-route).",
+        ),
+        over='`ghub_circuit{state="closed"}` is 1 again for the route.',
     ),
     Alert(
         name="GhubStoreFailing",
@@ -531,6 +557,38 @@ ALERTS = (
         customer="Nothing, unless the sink is what bills them.",
         do=("`ghub sink show NAME` has the receiver's words; correct the cause, then `ghub sink replay NAME`.",),
         over="`ghub_sink_set_aside` is 0.",
+    ),
+    # --- webhooks ---
+    Alert(
+        name="GhubWebhooksWait",
+        severity="warning",
+        summary="A webhook's delivery waits for {{ $value | humanizeDuration }} since its turn has come",
+        expr="max by (namespace) (ghub_webhooks_oldest_seconds) > $age",
+        age_s=HOUR,
+        for_s=MINUTE,
+        why="A turn comes within seconds; a server that answers nobody has one at a time, so its own may be late.",
+        means="No consumer delivers: none has `GHUB_SECRETS_KEY`, or all are frozen. Or one server is too slow.",
+        customer="They are told late, or not at all: they must ask for their orders themselves.",
+        do=(
+            "`webhooks_without_key` in a consumer's log: give consumers `GHUB_SECRETS_KEY`.",
+            "`ghub webhook deliveries ORG --state waiting` has the last error of each delivery.",
+        ),
+        over="`ghub_webhooks_oldest_seconds` falls to 0.",
+    ),
+    Alert(
+        name="GhubWebhooksSetAside",
+        severity="warning",
+        summary="{{ $value }} deliveries to webhooks were given up within a day",
+        expr="max by (namespace) (ghub_webhooks_set_aside) > 0",
+        for_s=MINUTE,
+        why="It does not go away within a day: a receiver has failed for as long.",
+        means="A customer's receiver was away, refused, or its address has changed.",
+        customer="They were not told of what ended meanwhile.",
+        do=(
+            "`webhook_set_aside` in a consumer's log names the organisation: tell it.",
+            "Once it is well: `ghub webhook replay --webhook WEBHOOK_ID`. If it will not be: `ghub webhook disable`.",
+        ),
+        over="`ghub_webhooks_set_aside` is 0.",
     ),
     # --- processes ---
     Alert(

@@ -241,6 +241,37 @@ ROWS = (
                 (Query(seen("ghub_upstream_tries_again_total", MODEL, "model"), "{{model}}"),),
                 idle=True,
             ),
+            Panel(
+                "Circuits that are not closed",
+                "Processes that leave a route alone, or try it with one order, because it failed again and again.",
+                "short",
+                (
+                    Query(
+                        f'sum by (provider, upstream) (ghub_circuit{{{POD},state!="closed"}}) > 0',
+                        "{{provider}} {{upstream}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Circuits that opened",
+                "How often a route that worked was left alone from then on.",
+                "ops",
+                (
+                    Query(
+                        f"sum by (provider, upstream) (rate(ghub_circuit_opened_total{{{POD}}}[{RATE}])) > 0",
+                        "{{provider}} {{upstream}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Orders by the second route",
+                "Those that the first one certainly did not take, or whose circuit is open.",
+                "ops",
+                (Query(seen("ghub_second_route_total", OF, "model, provider"), "{{model}} by {{provider}}"),),
+                idle=True,
+            ),
         ),
     ),
     Row(
@@ -379,6 +410,40 @@ ROWS = (
                 "Events that a sink refused for good, until they are sent again.",
                 "short",
                 (Query(f"max by (sink) (ghub_sink_set_aside{{{HERE}}})", "{{sink}}"),),
+                idle=True,
+            ),
+        ),
+    ),
+    Row(
+        "Webhooks",
+        (
+            Panel(
+                "Deliveries",
+                "Attempts, by how they ended.",
+                "ops",
+                (
+                    Query(
+                        f"sum by (outcome) (rate(ghub_webhook_deliveries_total{{{HERE}}}[$__rate_interval]))",
+                        "{{outcome}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Waiting and set aside",
+                "Deliveries that wait for their turn or their next attempt, and those that were given up within a day.",
+                "short",
+                (
+                    Query(f"max(ghub_webhooks_waiting{{{HERE}}})", "waiting"),
+                    Query(f"max(ghub_webhooks_set_aside{{{HERE}}})", "set aside"),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "The oldest turn",
+                "Since the turn of the oldest delivery has come.",
+                "s",
+                (Query(f"max(ghub_webhooks_oldest_seconds{{{HERE}}})", "oldest"),),
                 idle=True,
             ),
         ),

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from metering.events import UNTOLD, StoredImage, Upstream
+from metering.events import UNTOLD, Route, StoredImage, Upstream
 
 VERSION = 1
 
@@ -57,7 +57,7 @@ class AnsweredOrder:
 _IN_JOURNALS = {"order_id": "request_id"}
 """Fields of an `AnsweredOrder` that have another name there, for good."""
 
-_UPSTREAM, _TRACE = "upstream", "trace"
+_UPSTREAM, _TRACE, _ROUTE = "upstream", "trace", "route"
 """Stand beside the order in its entry, and not in it: the version before refuses a field that it does not know there,
 and passes over one here. They are left out if they are empty.
 """
@@ -76,6 +76,13 @@ class Withdrawn:
     order_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """A long order that this gateway has taken over from another one. Its end is not in here."""
+
+    order_id: str
+
+
 def max_bytes(images: int, labels_bytes: int = 0) -> int:
     """Compute the maximum bytes of an entry with this many images. Its upstream's texts are limited.
 
@@ -84,31 +91,39 @@ def max_bytes(images: int, labels_bytes: int = 0) -> int:
     return _ORDER_BYTES + images * _IMAGE_BYTES + labels_bytes
 
 
-def encode(entry: AnsweredOrder | Withdrawn) -> bytes:
+def encode(entry: AnsweredOrder | Withdrawn | TakenOver) -> bytes:
     """Encode an entry for the journal."""
+    if isinstance(entry, TakenOver):  # the version before passes over the withdrawal of what it has not read
+        return orjson.dumps({"v": VERSION, "withdrawn": entry.order_id, "taken_over": True})
     if isinstance(entry, Withdrawn):
         return orjson.dumps({"v": VERSION, "withdrawn": entry.order_id})
     answered = {there: getattr(entry, name) for name, there in _FIELDS}
     answered["opened"] = entry.opened.decode()
     answered["result"] = entry.result.decode()
-    beside: dict[str, Any] = {_UPSTREAM: asdict(entry.upstream)} if entry.upstream != UNTOLD else {}
+    # The route is not in `upstream`, because the version before refuses what it does not know there.
+    told = asdict(entry.upstream)
+    route = told.pop(_ROUTE)
+    beside: dict[str, Any] = {_UPSTREAM: told} if any(told.values()) else {}
+    beside |= {_ROUTE: route} if route is not None else {}
     beside |= {_TRACE: entry.trace} if entry.trace else {}
     return orjson.dumps({"v": VERSION, "answered": answered, **beside})
 
 
-def decode(data: bytes) -> AnsweredOrder | Withdrawn:
+def decode(data: bytes) -> AnsweredOrder | Withdrawn | TakenOver:
     """Decode an entry. Raises AnsweredError: if its checksum is right, another version wrote it."""
     try:
         entry: dict[str, Any] = orjson.loads(data)
         if entry["v"] != VERSION:
             raise AnsweredError(f"version {entry['v']}")
+        if "taken_over" in entry:
+            return TakenOver(entry["withdrawn"])
         if "withdrawn" in entry:
             return Withdrawn(entry["withdrawn"])
         answered = entry["answered"]
         order_id, images = answered.pop("request_id"), tuple(StoredImage(**image) for image in answered.pop("images"))
         return AnsweredOrder(
             order_id=order_id,
-            upstream=Upstream(**entry.get(_UPSTREAM, {})),
+            upstream=Upstream(**entry.get(_UPSTREAM, {}), route=Route(**entry[_ROUTE]) if _ROUTE in entry else None),
             trace=entry.get(_TRACE, ""),
             **answered
             | {"images": images, "opened": answered["opened"].encode(), "result": answered["result"].encode()},

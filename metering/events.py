@@ -12,10 +12,10 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import orjson
 
-from metering.clock import utc_at
+from metering.clock import period_at, utc_at
 from metering.limits import LIMITS
 from metering.money import MAX_MICRO_MXN, format_rate
-from metering.pricing import Quote, charge_micro_mxn
+from metering.pricing import FxRate, Price, Quote, charge_micro_mxn
 
 VERSION = 1
 _SMALLEST = Decimal("1e-12")
@@ -23,8 +23,14 @@ _SMALLEST = Decimal("1e-12")
 
 End = Literal["charge", "void", "expiry"]
 _ENDS = frozenset(get_args(End))
-UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault"})
+UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault", "lost"})
 """Reasons of voids whose upstream outcome is unknown: such an order keeps its idempotency key (rule 17)."""
+
+CANCELLED = "cancelled"
+"""Reason of a void that the customer asked for."""
+
+UNPAID = UNKNOWN | {CANCELLED}
+"""Reasons of voids for which the provider may bill us: what they may have cost is counted for each organisation."""
 
 LONG = "long"
 """Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""
@@ -60,9 +66,9 @@ class Opened:
     """Facts of an order that are known at its admission. `day` and `month` are Mexico City's.
 
     `once` is the hash of its idempotency key, with the order's fingerprint. `end_user` and `safety_id` are pseudonyms,
-    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did not wait,
-    `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for an older
-    consumer would set the event aside.
+    `tags` a JSON list of texts, `metadata` a JSON object of texts. `mode` is `LONG` for an order whose client did
+    not wait, `webhook` the address that is called at its end. What an order does not have is left out of its JSON, for
+    an older consumer would set the event aside.
     """
 
     request_id: str
@@ -100,14 +106,28 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """The second route of a model, by which an order went: its provider, its name there, and its list price per image.
+
+    `usd_per_image` is a canonical decimal; it is never above the one of the order's proof, which covers both routes.
+    """
+
+    provider: str
+    upstream: str
+    usd_per_image: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """What a provider calls its requests for an order, a JSON list, and its own figure in USD for those that gave one.
 
-    This is known of every order that it was asked for, charged or not, as far as it has answered.
+    This is known of every order that it was asked for, charged or not, as far as it has answered. `route` is None for
+    an order that went by its model's first route, as nearly all do.
     """
 
     ids: str | None = None
     usd: str | None = None
+    route: Route | None = None
 
 
 UNTOLD = Upstream()
@@ -117,9 +137,11 @@ UNTOLD = Upstream()
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
-    `usd_measured` is the provider's own figure for the whole order, if the price depends on it. `result` is what the
-    order's owner may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of
-    the requests, and `upstream_usd` is its figure for all of them, also if the order is not charged.
+    `usd_measured` is what the whole order cost in USD, if the price depends on it: by the provider's own figure, or by
+    the list price of the route that served it, if the quote is that of a dearer one. `result` is what the order's owner
+    may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of the requests,
+    and `upstream_usd` is its figure for all of them, also if the order is not charged. `route` is the second route, if
+    it went by that.
     """
 
     number: int
@@ -135,6 +157,7 @@ class Event:
     result: str = ""
     upstream_ids: str | None = None
     upstream_usd: str | None = None
+    route: Route | None = None
 
     @property
     def event_id(self) -> str:
@@ -161,10 +184,10 @@ class Notice:
     at: str
 
 
-RowT = TypeVar("RowT", Proof, Opened, StoredImage)
+RowT = TypeVar("RowT", Proof, Opened, StoredImage, Route)
 _TYPES: Mapping[type, Mapping[str, frozenset[type]]] = {
     kind: {name: frozenset(get_args(hint) or (hint,)) for name, hint in get_type_hints(kind).items()}
-    for kind in (Proof, Opened, StoredImage)
+    for kind in (Proof, Opened, StoredImage, Route)
 }
 """The types that each field may have. A bool is no int here."""
 
@@ -202,9 +225,27 @@ def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: 
     )
 
 
+def quote_of(opened: Opened, admitted_us: int) -> Quote:
+    """Build the quote of an order again, as it was admitted at this Unix time in µs."""
+    proof = opened.proof
+    usd, markup, mxn_per_usd = proof.decimals()
+    return Quote(
+        price=Price(opened.model, usd, markup, proof.price_book, proof.variant),
+        rate=FxRate(proof.fx_month, mxn_per_usd, proof.fx_source),
+        period=period_at(admitted_us),
+        images=opened.images,
+        unit_micro_mxn=proof.unit_micro_mxn,
+    )
+
+
 def encode_images(images: tuple[StoredImage, ...]) -> bytes:
     """Encode the delivered images as JSON."""
     return orjson.dumps(images)
+
+
+def encode_route(route: Route | None) -> str:
+    """Encode a second route as JSON; empty if there is none."""
+    return orjson.dumps(route).decode() if route is not None else ""
 
 
 def decode_images(data: bytes) -> tuple[StoredImage, ...]:
@@ -240,6 +281,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             result=fields[b"result"].decode(),
             upstream_ids=fields.get(b"upstream_ids", b"").decode() or None,
             upstream_usd=fields.get(b"upstream_usd", b"").decode() or None,
+            route=_row(Route, orjson.loads(fields[b"route"])) if b"route" in fields else None,
         )
         _check(event)
     except KeyError as error:
@@ -359,6 +401,8 @@ def _check_labels(event: Event) -> None:
         raise EventError("metadata: is no object of texts")
     if event.upstream_usd is not None and not 0 <= Decimal(event.upstream_usd) < MAX_MICRO_MXN:
         raise EventError("upstream_usd: is no figure in USD")
+    if event.route is not None and not 0 < Decimal(event.route.usd_per_image) < MAX_MICRO_MXN:
+        raise EventError("route: its price is no figure in USD")
 
 
 def _are_texts(value: Any, kind: type[list[str] | dict[str, str]]) -> bool:

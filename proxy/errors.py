@@ -68,6 +68,8 @@ class Kind(Enum):
     )
     NOT_FOUND = Row(404, "invalid_request_error", "not_found", False, "there is nothing at this address")
     METHOD = Row(405, "invalid_request_error", "method_not_allowed", False, "the address does not take this method")
+    CANCELLED = Row(409, "conflict", "order_cancelled", False, "the order was cancelled; nothing was charged")
+    NOT_CANCELLED = Row(409, "conflict", "not_cancellable", False, "the order has ended, or cannot be stopped any more")
     NOT_ACCEPTABLE = Row(
         406,
         "invalid_request_error",
@@ -93,6 +95,13 @@ class Kind(Enum):
     INTERNAL = Row(500, "internal_error", "internal_error", True, "a fault of the gateway")
     PROVIDER = Row(
         502, "provider_unavailable", "provider_unavailable", True, "the model's provider or the store failed"
+    )
+    OUTCOME_UNKNOWN = Row(
+        502,
+        "provider_unavailable",
+        "outcome_unknown",
+        False,
+        "the gateway died that made the order, so what its provider did is not known; nothing was charged",
     )
     UNAVAILABLE = Row(503, "temporarily_unavailable", "temporarily_unavailable", True, "the gateway cannot decide now")
     BUSY = Row(

@@ -117,6 +117,24 @@ NO_BOOLEAN = Text("`{name}` must be true or false.", "`{name}` debe ser true o f
 NO_MAPPING = Text("`{name}` must be an object.", "`{name}` debe ser un objeto.")
 MISSING = Text("`{name}` is required.", "`{name}` es obligatorio.")
 EMPTY = Text("`{name}` is empty.", "`{name}` está vacío.")
+NO_TARGET = Text(
+    "`{name}` is no address of a web server: give https://, a host name and a path, in ASCII and without spaces.",
+    "`{name}` no es la dirección de un servidor web: indique https://, un nombre de host y una ruta, en ASCII y sin"
+    " espacios.",
+)
+TARGET_LONG = Text(
+    "`{name}` has {count} characters; at most {most} are taken.",
+    "`{name}` tiene {count} caracteres; se aceptan {most} como máximo.",
+)
+TARGET_USER = Text(
+    "`{name}` holds a user name or a password: leave it out, and check the signature instead.",
+    "`{name}` contiene un nombre de usuario o una contraseña: quítelos, y verifique la firma en su lugar.",
+)
+TARGET_PLAIN = Text("`{name}` must begin with https://.", "`{name}` debe empezar con https://.")
+TARGET_PRIVATE = Text(
+    "`{name}` leads to `{host}`, which is not on the public internet.",
+    "`{name}` lleva a `{host}`, que no está en la internet pública.",
+)
 NOT_WITHIN = Text(
     "`{name}` is {value}; it must be from {least} to {most}.", "`{name}` es {value}; debe estar entre {least} y {most}."
 )
@@ -205,7 +223,9 @@ TRY_AGAIN = Text("Try again in {seconds:g} seconds.", "Inténtelo de nuevo en {s
 READS_OF_USAGE = Text("reports of usage", "reportes de uso")
 READS_OF_STATEMENTS = Text("reads of statements", "consultas de estados de cuenta")
 READS_OF_HISTORY = Text("reads of generations", "consultas de generaciones")
+CANCELS = Text("cancels of orders", "cancelaciones de pedidos")
 READS_OF_CREDITS = Text("reads of credits", "consultas de saldo")
+READS_OF_DRY_RUNS = Text("dry runs", "ensayos de pedidos")
 READS_OF_MODELS = Text("reads of models", "consultas de modelos")
 MONTH_LIKE = Text("`{name}` must be a month as YYYY-MM.", "`{name}` debe ser un mes como AAAA-MM.")
 NOT_BEGUN = Text("{month} has not begun.", "{month} todavía no empieza.")
@@ -251,6 +271,18 @@ QUOTA = Text(
 NEXT_PERIOD = Text(
     "The next {period} begins at {local} in Mexico City ({utc}).",
     "El próximo {period} empieza el {local} en la Ciudad de México ({utc}).",
+)
+SLOW = Text(
+    "Such an image of `{model}` may take {takes} s, and an answer is waited for at most {deadline} s: send the order"
+    " with the header `Prefer: respond-async`, and ask for its result by its id.",
+    "Una imagen así de `{model}` puede tardar {takes} s, y una respuesta se espera a lo más {deadline} s: envíe el"
+    " pedido con el encabezado `Prefer: respond-async` y pida el resultado por su id.",
+)
+UNPAID = Text(
+    "Too many of your organisation's orders in this hour ended without a known outcome, or were cancelled while they"
+    " were being made; nothing of them was charged.",
+    "En esta hora, demasiados pedidos de su organización terminaron sin un resultado conocido, o se cancelaron mientras"
+    " se hacían; no se cobró nada de ellos.",
 )
 HOLDS = Text(
     "Too many of your organisation's images are being made at this moment.",
@@ -332,6 +364,10 @@ PROVIDER_BUSY = Text(
     "The model's provider is too busy to take the work on.",
     "El proveedor del modelo está demasiado ocupado para aceptar el trabajo.",
 )
+PROVIDER_RESTS = Text(
+    "The model's provider has failed again and again; it is given work again in a moment.",
+    "El proveedor del modelo ha fallado una y otra vez; en un momento se le vuelve a dar trabajo.",
+)
 PROVIDER_AWAY = Text(
     "The model's provider is unavailable.",
     "El proveedor del modelo no está disponible.",
@@ -381,6 +417,14 @@ MAKING_FAILED = Text(
     "El gateway falló mientras se hacía la imagen; no se cobró nada.",
 )
 
+MAKER_DIED = Text(
+    "The gateway that made the order stopped suddenly, and what the model's provider did is not known; nothing was"
+    " charged.",
+    "El gateway que hacía el pedido se detuvo de repente, y no se sabe qué hizo el proveedor del modelo; no se cobró"
+    " nada.",
+)
+WAS_CANCELLED = Text("The order was cancelled; nothing was charged.", "El pedido se canceló; no se cobró nada.")
+
 # --- what became of an order ------------------------------------------------------------------------------------------
 
 PLACED_BEFORE = Text(
@@ -406,6 +450,25 @@ RAN_OUT = Text(
     " as soon as that gateway's journal is read.",
     "No se conoce ninguna respuesta a este pedido. Se cobra solo si su gateway lo había respondido, y entonces sus"
     " imágenes estarán aquí en cuanto se lea el registro de ese gateway.",
+)
+NOT_CANCELLED_ENDED = Text(
+    "This order has ended: {where} has its end.", "Este pedido ya terminó: {where} tiene su resultado."
+)
+NOT_CANCELLED_AWAITED = Text(
+    "Only an order that was sent with `Prefer: respond-async` can be cancelled; this one runs to its end, and is"
+    " charged if it delivers.",
+    "Solo puede cancelarse un pedido que se envió con `Prefer: respond-async`; este sigue hasta su fin y se cobra si"
+    " entrega.",
+)
+NOT_CANCELLED_RUNS = Text(
+    "The model's provider makes this order, and has not confirmed that it stops: it runs to its end, and is charged if"
+    " it delivers. {where} tells how it ended.",
+    "El proveedor del modelo hace este pedido y no ha confirmado que se detiene: sigue hasta su fin y se cobra si"
+    " entrega. {where} dice cómo terminó.",
+)
+WEBHOOK_LONG = Text(
+    "`webhook` is for orders that are sent with `Prefer: respond-async`: this one is answered at once.",
+    "`webhook` es para pedidos que se envían con `Prefer: respond-async`: este se responde de inmediato.",
 )
 NO_GENERATION = Text("Your organisation has no such generation.", "Su organización no tiene esa generación.")
 

@@ -5,6 +5,7 @@ from enum import Enum
 
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
+    MAKER_DIED,
     MAKING_FAILED,
     MODEL_RETIRED,
     NO_ACCESS,
@@ -20,7 +21,9 @@ from proxy.messages import (
     PROVIDER_FULL,
     PROVIDER_REFUSED,
     PROVIDER_REJECTED,
+    PROVIDER_RESTS,
     PROVIDER_UNREACHABLE,
+    WAS_CANCELLED,
     Text,
 )
 
@@ -49,6 +52,7 @@ class Outcome(Enum):
     REFUSED_CONNECTION = Rule(Kind.PROVIDER, False, PROVIDER_UNREACHABLE, again=True)
     RATE_LIMITED = Rule(Kind.PROVIDER, False, PROVIDER_FULL, again=True)
     BUSY = Rule(Kind.PROVIDER, False, PROVIDER_BUSY, again=True)
+    CIRCUIT_OPEN = Rule(Kind.PROVIDER, False, PROVIDER_RESTS)
     OVERLOADED = Rule(Kind.PROVIDER, True, PROVIDER_AWAY)
     NO_ANSWER = Rule(Kind.PROVIDER, True, PROVIDER_BROKE_OFF)
     REJECTED = Rule(Kind.PROVIDER, True, PROVIDER_REJECTED)
@@ -61,6 +65,8 @@ class Outcome(Enum):
     STORE_FAILED = Rule(Kind.PROVIDER, True, NOT_STORED)
     DEADLINE = Rule(Kind.DEADLINE, True, NOT_IN_TIME)
     FAULT = Rule(Kind.INTERNAL, True, MAKING_FAILED)
+    LOST = Rule(Kind.OUTCOME_UNKNOWN, True, MAKER_DIED)
+    CANCELLED = Rule(Kind.CANCELLED, True, WAS_CANCELLED)
 
     @property
     def reason(self) -> str:

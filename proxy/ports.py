@@ -64,22 +64,63 @@ class Report:
     ids: list[str] = field(default_factory=list)
 
 
-Note = Callable[[str], Awaitable[None]]
-"""Stores the data for cancelling a job, durable outside this process, until its order has ended."""
+class LetGo(Exception):
+    """Another process goes on with the order, or it has ended: here nothing of it is to be made, settled or voided."""
+
+    span_code = "let_go"
 
 
-async def note_nothing(handle: str) -> None:
-    """Store nothing: nobody could cancel the job."""
+class Parts(Protocol):
+    """How the parts of an order stand at its provider, kept outside of this process until the order has ended.
+
+    Each method may raise LetGo.
+    """
+
+    @property
+    def leaving(self) -> bool:
+        """True if this process is about to end, and another can go on with every part: then raise LetGo."""
+        ...
+
+    async def begin(self, call: "Call") -> None:
+        """Note that a part is about to be given to its provider. Raises Failure if the order is cancelled."""
+        ...
+
+    async def note(self, call: "Call", handle: str) -> None:
+        """Note the provider's own data for going on with the job of a part, or for cancelling it."""
+        ...
+
+    async def untaken(self, call: "Call") -> None:
+        """Note that the provider has certainly not taken a part."""
+        ...
+
+
+class Unkept:
+    """Parts of an order that nobody could go on with."""
+
+    leaving = False
+
+    async def begin(self, call: "Call") -> None: ...
+
+    async def note(self, call: "Call", handle: str) -> None: ...
+
+    async def untaken(self, call: "Call") -> None: ...
+
+
+UNKEPT = Unkept()
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A part of an order that one upstream call makes: `images` of them, numbered from `first`."""
+    """A part of an order that one upstream call makes: `images` of them, numbered from `first`.
+
+    With a `handle` its provider has the job already, from another process, and its pictures may be in the store.
+    """
 
     order: Order
     first: int
     images: int
-    note: Note = note_nothing
+    parts: Parts = UNKEPT
+    handle: str = ""
     report: Report = field(default_factory=Report)
 
 
@@ -115,12 +156,22 @@ class Provider(Protocol):
 
 
 class Cancels(Protocol):
-    """An upstream whose jobs go on without us. It never raises: cancelling is best effort by its nature."""
+    """An upstream whose jobs go on without us."""
 
-    async def cancel_job(self, handle: str) -> None: ...
+    async def cancel_job(self, handle: str) -> None:
+        """Ask for a job's cancellation. It never raises: cancelling is best effort by its nature."""
+        ...
 
     def job_id(self, handle: str) -> str | None:
         """Read what the upstream calls the job; None if the handle does not say."""
+        ...
+
+
+class Resumes(Provider, Cancels, Protocol):
+    """An upstream that lets another process go on with a job, by its handle."""
+
+    def resume(self, call: Call) -> AsyncGenerator[Picture]:
+        """Yield the pictures of the job that the call's handle names. Raises `outcomes.Failure`."""
         ...
 
 

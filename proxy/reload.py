@@ -169,6 +169,8 @@ class ConfigFiles:
             self._plans.judge_again()
         await self._models.look()
         await self._plans.look()
+        if self._offer is not None:
+            self._offer.look()
 
     def _catalogue(self, content: bytes) -> Catalogue:
         return self._models.file.parse(Catalogue, content)
@@ -195,7 +197,8 @@ class ConfigFiles:
         """Refuse what no list has, so that no two gateways charge by it differently. Raises CatalogueError."""
         for name, model in catalogue.models.items():
             known = self._back.catalogue.models.get(name, model)
-            if known.measured_by == model.measured_by:
+            # By another model, it has prices of its own.
+            if known.served_by != model.served_by or known.measured_by == model.measured_by:
                 continue
             # Prices by other sizes and qualities are new ones, and would hold at once.
             if not self._prices.says_how(name) or known.prices().keys().isdisjoint(model.prices()):

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Gauge
 from redis.exceptions import RedisError
 
 from config.settings import CLOSED_S
-from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
+from metering.answered import AnsweredError, AnsweredOrder, TakenOver, Withdrawn, decode, encode
 from metering.journal.file import Journal, JournalFailed
 from metering.journal.frames import JournalError
 from metering.ports import Ledger, LedgerAway
@@ -167,6 +168,19 @@ class OpenOrders:
         except BaseException:
             self._writing -= 1
             raise
+
+    @property
+    def incarnation(self) -> UUID:
+        """The journal's incarnation, by which others name it."""
+        return self._journal.incarnation
+
+    async def take_over(self, order_id: str) -> int:
+        """Write down that a long order of another gateway goes on here; returns its number. Raises JournalFailed."""
+        return await self._journal.append(encode(TakenOver(order_id)))
+
+    def let_go(self, number: int) -> None:
+        """Forget such an order: it has ended, or goes on elsewhere."""
+        self._journal.release(number)
 
     def confirm(self, number: int, org_id: str, order_id: str, *, charged: bool) -> None:
         """Record that it is answered 200.
@@ -343,8 +357,8 @@ def _pages(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 def decode_order(data: bytes) -> AnsweredOrder:
     """Decode an order. Raises AnsweredError if the entry is not an order."""
     entry = decode(data)
-    if isinstance(entry, Withdrawn):
-        raise AnsweredError("a withdrawal")
+    if not isinstance(entry, AnsweredOrder):
+        raise AnsweredError("no answered order")
     return entry
 
 

@@ -77,7 +77,7 @@ class _Journal:
             found = decode(entry.data)
             if isinstance(found, Withdrawn):
                 orders.pop(found.order_id, None)
-            else:
+            elif isinstance(found, AnsweredOrder):
                 orders[found.order_id] = _Order(found, entry)
         return list(orders.values())
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from metering.events import Event, Opened, Proof, StoredImage
+from metering.events import Event, Opened, Proof, Route, StoredImage
 from metering.limits import Limits
 from metering.ports import ApiKey, Org
 
@@ -48,7 +48,7 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
 
     `posted` is the month to which it is posted, if that is not its own.
     """
-    opened, proof = event.opened, event.opened.proof
+    opened, proof, route = event.opened, event.opened.proof, event.route
     return {
         "event_id": opened.request_id,
         "org_id": opened.org_id,
@@ -88,6 +88,10 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
         "metadata": opened.metadata,
         "upstream_ids": event.upstream_ids,
         "upstream_usd": event.upstream_usd,
+        "mode": opened.mode,
+        "route_provider": route.provider if route else None,
+        "route_upstream": route.upstream if route else None,
+        "route_usd_per_image": route.usd_per_image if route else None,
     }
 
 
@@ -97,7 +101,7 @@ def event_of(row: Row) -> Event:
         :13
     ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd = labels
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, *route = labels
     return Event(
         number=number,
         opened=Opened(
@@ -119,6 +123,7 @@ def event_of(row: Row) -> Event:
             safety_id=safety_id,
             tags=tags,
             metadata=metadata,
+            mode=mode,
         ),
         end=end,
         reason=reason,
@@ -130,4 +135,5 @@ def event_of(row: Row) -> Event:
         usd_measured=usd_measured,
         upstream_ids=upstream_ids,
         upstream_usd=upstream_usd,
+        route=Route(*route) if route[0] is not None else None,
     )

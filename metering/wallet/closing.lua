@@ -46,12 +46,12 @@ end
 -- `available` is false. `low`: the balance under which the organisation gets a notice.
 local function order_of(org, request)
   local hold = redis.call('HMGET', P .. ':hold:' .. request, 'amount', 'images', 'key', 'day', 'month', 'tried',
-    'admitted_us', 'opened', 'trace')
+    'admitted_us', 'opened', 'trace', 'until_us', 'owner', 'handed')
   local of_org, v = usage_of_quotas(P .. ':wallet:' .. org, hold[4] or '', hold[5] or '', 'available', 'held', 'charged',
     'number', 'low')
   return { org = org, request = request, amount = hold[1] and hold[1] + 0, images = hold[2] and hold[2] + 0,
     key = hold[3], day = hold[4], month = hold[5], tried = hold[6], admitted_us = hold[7], opened = hold[8],
-    trace = hold[9],
+    trace = hold[9], long = hold[10], owner = hold[11], handed = hold[12],
     of_org = of_org, quotas = v, available = v[13] and v[13] + 0, held = v[14] and v[14] + 0,
     charged = v[15] and v[15] + 0, number = v[16] and v[16] + 0, low = (v[17] or 0) + 0 }
 end
@@ -70,21 +70,24 @@ end
 -- remembers the end and what its owner may fetch again. Returns how far below zero the charge left the balance, credits
 -- less charges, 0 if it did not; and what the organisation may spend, without expired holds.
 --
--- `upstream_ids` and `upstream_usd` are absent or empty if the provider told none: then the event is without these fields.
+-- `upstream_ids` and `upstream_usd` are absent or empty if the provider told none, and so is `route` if it was the first
+-- one: then the event is without these fields.
 --
 -- A full Redis refuses a script's first write, if that takes room (rule 28). Here the first one makes room.
 local function close(order, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s,
-    upstream_ids, upstream_usd)
+    upstream_ids, upstream_usd, route)
   local org, request, key = order.org, order.request, order.key
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
   redis.call('HDEL', P .. ':jobs', request)
+  if order.long then redis.call('HDEL', P .. ':long', request) end
   local fingerprint = ending ~= 'charge' and key and string.match(order.tried or '', '^%S+ (.+)$')
   if fingerprint then give_to_nobody(kind_of(key, fingerprint), request) end
   redis.call('SET', P .. ':closed:' .. request, ending .. ':' .. string.format('%.0f', amount) .. ':' .. reason .. ':' .. org,
     'EX', remember_s)
   if result ~= '' then
     redis.call('HSET', P .. ':result:' .. request, 'org', org, 'key', key or '', 'images', images, 'result', result)
+    if order.long then redis.call('HSET', P .. ':result:' .. request, 'owner', order.owner) end
     redis.call('EXPIRE', P .. ':result:' .. request, remember_s)
   elseif key then
     redis.call('SET', P .. ':placed:' .. request, key, 'EX', remember_s)
@@ -117,10 +120,18 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
     told[#told + 1] = 'upstream_usd'
     told[#told + 1] = upstream_usd
   end
+  if (route or '') ~= '' then
+    told[#told + 1] = 'route'
+    told[#told + 1] = route
+  end
   -- No part of the event: it tells the consumer to which trace its booking belongs.
   if order.trace then
     told[#told + 1] = 'trace'
     told[#told + 1] = order.trace
+  end
+  if order.handed then
+    told[#told + 1] = 'handed'
+    told[#told + 1] = order.handed
   end
   -- This comes after the notices that it causes: if the ledger has the event, it has the notices, too.
   redis.call('XADD', P .. ':events', '*', 'number', number, 'end', ending, 'reason', reason, 'quantity', quantity,

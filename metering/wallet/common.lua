@@ -131,6 +131,13 @@ local function hold_counts(u, sign, images, amount, day, month)
   end
 end
 
+-- Returns what the organisation's orders that ended without a known end, or were cancelled while the provider had them,
+-- may have cost in this hour, in micro-MXN. `name`: its wallet.
+local function unpaid_in_hour(name, now_us)
+  local hour, amount = string.match(redis.call('HGET', name, 'unpaid') or '', '^(%d+) (%d+)$')
+  return hour and hour + 0 == math.floor(now_us / 3600000000) and amount + 0 or 0
+end
+
 -- GCRA with a burst of a whole minute's allowance. Everything is in µs, so it is exact. `over` is 0 or less if there
 -- is room, and NEVER if no wait makes room. `to` is the time to store, `left` what remains, if this is taken.
 local NEVER = math.huge

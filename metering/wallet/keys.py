@@ -99,6 +99,11 @@ def jobs(partition: int) -> str:
     return f"{{p{partition}}}:jobs"
 
 
+def long(partition: int) -> str:
+    """Open long orders, each with its organisation and its owner."""
+    return f"{{p{partition}}}:long"
+
+
 def alive(owner: str) -> str:
     """Exists while a gateway lives; `owner` is its UUID in hex."""
     return f"{{p{partition_of(owner)}}}:alive:{owner}"
@@ -127,6 +132,7 @@ class OrgKeys:
         self.events = events(self.partition)
         self.busy = busy(self.partition)
         self.jobs = jobs(self.partition)
+        self.long = long(self.partition)
         self.wallet = f"{self._tag}:wallet:{org_id}"
         self.open = f"{self._tag}:open:{org_id}"
 

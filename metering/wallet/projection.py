@@ -67,7 +67,7 @@ class Projector:
         self._project = load_script(redis, "project_v5", Projected)
         self._fence = load_script(redis, "fence_v3", Fenced)
         self._marks = Marks(redis, ledger)
-        self._end = load_script(redis, "end_v2")
+        self._end = load_script(redis, "end_v3")
 
     @property
     def inspection(self) -> Inspection:
@@ -174,6 +174,7 @@ class Projector:
                     "hold": names.hold(order_id),
                     "closed": names.closed(order_id),
                     "jobs": names.jobs,
+                    "long": names.long,
                 },
                 who=who,
                 org=names.org_id,

@@ -26,10 +26,15 @@ class Verdict(IntEnum):
     MONTH = 17
     IN_FLIGHT = 18
     SUSPENDED = 19
+    SLOW = 20
+    UNPAID = 21
 
 
 class Close(IntEnum):
-    """Answer of the settle and void scripts; UNKNOWN, LATE and AWAY wrote nothing."""
+    """Answer of the settle and void scripts; UNKNOWN, LATE, AWAY and NOT_OWNER wrote nothing.
+
+    NOT_OWNER: another gateway has taken the order over; whatever becomes of it, and of its images, is the other's.
+    """
 
     CHARGED = 1
     REFUSED = 2
@@ -37,6 +42,7 @@ class Close(IntEnum):
     UNKNOWN = 4
     LATE = 5
     AWAY = 6
+    NOT_OWNER = 7
 
 
 class Replay(IntEnum):
@@ -106,7 +112,9 @@ class OrderIdentity:
 class OrderStatus:
     """Status of an order: `open`, or its end with amount and reason. `owner` makes it while it is open.
 
-    `key_id` is the key that placed it; empty if that is not known, or was not asked.
+    `key_id` is the key that placed it; empty if that is not known, or was not asked. The rest is known of open orders:
+    whether it is a long one, and has begun at a provider, what is held for it, when it was admitted, in Unix µs, and
+    its model.
     """
 
     order_id: str
@@ -115,6 +123,19 @@ class OrderStatus:
     amount_micro_mxn: int
     owner: str
     key_id: str = ""
+    long: bool = False
+    begun: bool = False
+    held_micro_mxn: int = 0
+    admitted_us: int = 0
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LongTerms:
+    """What makes an order a long one: the order itself as JSON, for another gateway, and how long it is made."""
+
+    document: bytes
+    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,3 +210,4 @@ class WalletLimits:
     max_open_holds: int
     stream_backlog: int
     remember_s: int
+    max_unpaid_micro_mxn: int

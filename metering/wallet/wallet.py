@@ -11,7 +11,16 @@ from redis.asyncio import Redis
 
 from metering.answered import AnsweredOrder
 from metering.clock import period_at
-from metering.events import UNKNOWN, UNTOLD, StoredImage, Upstream, decode_images, encode_images
+from metering.events import (
+    UNKNOWN,
+    UNPAID,
+    UNTOLD,
+    StoredImage,
+    Upstream,
+    decode_images,
+    encode_images,
+    encode_route,
+)
 from metering.pauses import Pauses
 from metering.ports import Delivered
 from metering.pricing import Quote
@@ -19,13 +28,14 @@ from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, WalletAway, server_of, servers
 from metering.wallet.inspection import Inspection
-from metering.wallet.script import load_script
+from metering.wallet.script import Script, load_rehearsal, load_script
 from metering.wallet.server import Call, Server
 from metering.wallet.values import (
     Admission,
     Caller,
     Close,
     Closing,
+    LongTerms,
     OrderIdentity,
     OrderStatus,
     RateState,
@@ -64,19 +74,25 @@ class Wallet:
         self._limits = limits
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, Server] = WeakKeyDictionary()
-        self._admit = load_script(redis, "admit_v4", Verdict)
+        self._admit = load_script(redis, "admit_v5", Verdict)
+        self._rehearse = load_rehearsal(redis, "admit_v5", "rehearse", Verdict)
         self._sandbox = load_script(redis, "sandbox_v1", Verdict)
-        self._settle = load_script(redis, "settle_v3", Close)
-        self._void = load_script(redis, "void_v3", Close)
-        self._replay = load_script(redis, "replay_v6", Replay)
+        self._settle = load_script(redis, "settle_v4", Close)
+        self._void = load_script(redis, "void_v4", Close)
+        self._replay = load_script(redis, "replay_v7", Replay)
         self._read = load_script(redis, "read_v2")
-        self._find = load_script(redis, "find_v2")
+        self._find = load_script(redis, "find_v3")
         self._gone = load_script(redis, "gone_v2")
 
     @property
     def inspection(self) -> Inspection:
         """The reader of what was projected to the same Redis."""
         return Inspection(self._redis)
+
+    @property
+    def remember_s(self) -> int:
+        """How long the end of an order is remembered, in seconds."""
+        return self._limits.remember_s
 
     def now_us(self, org_id: str | None = None) -> int:
         """Return Redis `TIME` as this process estimates it: every verdict corrects it; the error is a round trip
@@ -135,20 +151,49 @@ class Wallet:
         life_s: float,
         owner: str,
         trace: str = "",
+        long: LongTerms | None = None,
+        slow: bool = False,
     ) -> Admission:
         """Open a hold of `quote`'s worst case for `life_s` seconds, or say why not; a denial takes nothing.
 
         EARLIER: the order is a duplicate, and counts as a request only. `trace`, the `traceparent` of its request,
-        comes back with the order's event, however it ends.
+        comes back with the order's event, however it ends. `long`: nobody waits for it. `slow`: it takes longer than
+        its client may wait, so if it is no duplicate the verdict is SLOW.
 
         Raises NotProjected if nothing can have been written. If it raises any other WalletAway, the hold may exist: the
         caller must `abandon` it.
         """
+        return await self._decide(
+            self._admit, caller, order_id, quote, opened, identity, life_s, owner, trace, long, slow=slow
+        )
+
+    async def would_admit(self, caller: Caller, order_id: str, quote: Quote, identity: OrderIdentity) -> Admission:
+        """Say what `admit` would say at this moment, with the rates as they are before it. Nothing is changed.
+
+        Raises WalletAway.
+        """
+        return await self._decide(self._rehearse, caller, order_id, quote, b"{}", identity, 1.0, "", "")
+
+    async def _decide(
+        self,
+        script: Script,
+        caller: Caller,
+        order_id: str,
+        quote: Quote,
+        opened: bytes,
+        identity: OrderIdentity,
+        life_s: float,
+        owner: str,
+        trace: str,
+        long: LongTerms | None = None,
+        *,
+        slow: bool = False,
+    ) -> Admission:
         assert not caller.test, "an order of the sandbox holds nothing"
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
             names,
-            lambda: self._admit(
+            lambda: script(
                 keys={
                     "mark": names.mark,
                     "wallet": names.wallet,
@@ -165,7 +210,7 @@ class Wallet:
                 now_us=self._scripted_us,
                 latest_us=self.now_us(caller.org_id) + int(_LATEST_S * 1_000_000),
                 from_us=quote.from_us,
-                until_us=quote.until_us,
+                quoted_until_us=quote.until_us,
                 org=caller.org_id,
                 key_id=caller.key_id,
                 request=order_id,
@@ -178,7 +223,7 @@ class Wallet:
                 opened=opened,
                 fingerprint=identity.fingerprint,
                 keyed=int(identity.key_hash is not None),
-                once_s=self._limits.remember_s,
+                once_s=self._limits.remember_s + (int(life_s) if long is not None else 0),
                 tries=_tries(identity),
                 recent_us=_RECENT_US,
                 owner=owner,
@@ -186,6 +231,10 @@ class Wallet:
                 model=quote.price.model,
                 day=quote.period.day,
                 month=quote.period.month,
+                long=b"" if long is None else long.document,
+                deadline_us=0 if long is None else int(long.deadline_s * 1_000_000),
+                slow=int(slow),
+                max_unpaid=self._limits.max_unpaid_micro_mxn,
             ),
         )
         admission = self._admission(names.partition, reply, whose=reply["whose"])
@@ -231,7 +280,16 @@ class Wallet:
         )
         if not reply["known"]:
             raise NotProjected
-        return _status(order_id, reply["ending"], reply["owner"], reply["key_id"]) if reply["ending"] else None
+        if not reply["ending"]:
+            return None
+        return replace(
+            _status(order_id, reply["ending"], reply["owner"], reply["key_id"]),
+            long=bool(reply["long"]),
+            begun=bool(reply["begun"]),
+            held_micro_mxn=reply["held"],
+            admitted_us=reply["admitted_us"],
+            model=reply["model"],
+        )
 
     async def is_alive(self, org_id: str, owner: str) -> bool:
         """Check whether this gateway's heartbeat is recent."""
@@ -291,6 +349,7 @@ class Wallet:
         images: tuple[StoredImage, ...],
         *,
         latest_us: int,
+        owner: str = "",
         usd_measured: str | None = None,
         result: bytes = b"",
         upstream: Upstream = UNTOLD,
@@ -299,7 +358,8 @@ class Wallet:
 
         Without `usd_measured`, the provider's own figure, the amount is quantity × unit price; with it, at most that.
 
-        If repeated, it gives the same answer. After `latest_us` by Redis `TIME` it writes nothing and returns LATE.
+        If repeated, it gives the same answer. A long order that another gateway has taken over is NOT_OWNER.
+        After `latest_us` by Redis `TIME` it writes nothing and returns LATE.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
@@ -316,6 +376,7 @@ class Wallet:
                 images=encode_images(images),
                 usd_measured=usd_measured or "",
                 result=result,
+                owner=owner,
                 **_told_by(upstream),
             ),
         )
@@ -329,6 +390,7 @@ class Wallet:
         order_id: str,
         reason: str,
         *,
+        owner: str = "",
         comes_again: bool = False,
         upstream: Upstream = UNTOLD,
     ) -> Closing:
@@ -336,7 +398,8 @@ class Wallet:
 
         Its idempotency key may be used again, unless nobody knows what happened to the order upstream. `comes_again`:
         the reply tells the client to try again. That retry of an SDK, or the one of a client that left and has not come
-        back yet, is no duplicate of any equal order.
+        back yet, is no duplicate of any equal order. `owner` is who makes the order: if another has taken it over, the
+        answer is NOT_OWNER.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(
@@ -351,6 +414,8 @@ class Wallet:
                 frees=int(reason not in UNKNOWN),
                 recent_us=_RECENT_US,
                 comes_again=int(comes_again),
+                owner=owner,
+                unpaid=int(reason in UNPAID),
                 **_told_by(upstream),
             ),
         )
@@ -409,7 +474,7 @@ class Wallet:
             await self._ask_at(partition, partial(self._redis.delete, keys.mark(partition)))
 
     async def abandon(
-        self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD
+        self, org_id: str, order_id: str, reason: str, *, until_us: int, owner: str = "", upstream: Upstream = UNTOLD
     ) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
 
@@ -419,7 +484,7 @@ class Wallet:
         latest_us = self.now_us(org_id) + int(_LATEST_S * 1_000_000)
         async for _ in Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             try:
-                closing = await self.void(org_id, order_id, reason, upstream=upstream)
+                closing = await self.void(org_id, order_id, reason, owner=owner, upstream=upstream)
                 if closing.close is not Close.UNKNOWN or closing.now_us > latest_us:
                     return closing.close
             except WalletAway:
@@ -512,7 +577,11 @@ def _tries(identity: OrderIdentity) -> int:
 
 def _told_by(upstream: Upstream) -> dict[str, str]:
     """Return what a provider told as scripts take it."""
-    return {"upstream_ids": upstream.ids or "", "upstream_usd": upstream.usd or ""}
+    return {
+        "upstream_ids": upstream.ids or "",
+        "upstream_usd": upstream.usd or "",
+        "route": encode_route(upstream.route),
+    }
 
 
 def _ending_keys(names: keys.OrgKeys, order_id: str) -> dict[str, str]:

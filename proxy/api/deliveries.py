@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from metering.ports import LAST, Delivered, Ledger, LedgerAway, ResultKey
+from metering.ports import LAST, Ledger, LedgerAway, ResultKey
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller
 from metering.wallet.wallet import Wallet
@@ -18,23 +18,15 @@ from proxy.api.credits import checked
 from proxy.api.operation import ORDER_EXAMPLE, Operation, Tag, WholeNumber
 from proxy.api.pages import MOST, USUAL, BadCursor, cursor_of, page_of, text_of
 from proxy.api.reads import Read, ReadRates
-from proxy.api.replies import Replies
 from proxy.api.requests import bad_cursor, language_of, page_query
 from proxy.api.schemas import Found, Generation
-from proxy.errors import ApiError, Kind, wallet_away
+from proxy.api.standing import OPEN, POLL_S, Standing, order_id_of, unknown
+from proxy.errors import Kind, wallet_away
 from proxy.messages import (
-    CHARGED_NOT_BOOKED,
-    NO_GENERATION,
-    RAN_OUT,
     Language,
     translated,
 )
-from proxy.orders.order import key_hash, result_document
-from proxy.orders.result import decode, public_id
-from proxy.outcomes import reason_as_error
-
-BOOKED_RETRY_S = 1.0
-"""About the time that the consumer needs to book an order."""
+from proxy.orders.order import key_hash
 
 MAX_CURSOR = 128
 """The most characters of a cursor; ours have about 80."""
@@ -54,12 +46,12 @@ class HistoryEndpoint:
     """Shows only what the caller's key may read, as if nothing else existed; the key is checked at each request."""
 
     def __init__(
-        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, replies: Replies, rates: ReadRates
+        self, authenticator: Authenticator, wallet: Wallet, ledger: Ledger, standing: Standing, rates: ReadRates
     ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
         self._ledger = ledger
-        self._replies = replies
+        self._standing = standing
         self._rates = rates
 
     def operations(self) -> Sequence[Operation]:
@@ -95,7 +87,7 @@ class HistoryEndpoint:
         """Answer with the generation whose reply had this id, or would have had it."""
         try:
             caller = await self._caller(request)
-            return await self._generation(request, caller, _uuid(request.path_params["id"]))
+            return await self._generation(request, caller, order_id_of(request.path_params["id"]))
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
 
@@ -108,63 +100,36 @@ class HistoryEndpoint:
                 hashed = key_hash(query.idempotency_key, caller.scope)
                 order_id = await self._wallet.order_of_key(caller.org_id, hashed)
                 if order_id is None:
-                    raise _unknown()
-                return await self._generation(request, caller, UUID(order_id))
+                    raise unknown()
+                return await self._generation(request, caller, order_id)
             found = await self._ledger.results(caller.org_id, _key(query.after), query.limit + 1, caller.reads)
         except (WalletAway, LedgerAway):
             raise wallet_away() from None
         page, cursor = page_of(found, query.limit, lambda one: _cursor(one.key))
-        rows = [self._completed(one.delivered) for one in page]
+        rows = [self._standing.completed(one.delivered) for one in page]
         return _json({"object": "list", "data": rows, "has_more": cursor is not None, "next_cursor": cursor})
 
     async def _caller(self, request: Request) -> Caller:
         caller, _ = await checked(request, self._authenticator, self._wallet, self._rates, Read.HISTORY)
         return caller
 
-    def _completed(self, delivered: Delivered) -> dict[str, Any]:
-        result = decode(delivered)
-        return result_document(result, self._replies.items(result)) | {"status": "completed"}
-
-    async def _generation(self, request: Request, caller: Caller, order_id: UUID) -> Response:
-        for _ in range(2):  # it may end between the two reads
-            if (delivered := await self._delivered(caller, str(order_id))) is not None:
-                return _json(self._completed(delivered))
-            status = await self._wallet.status_of(caller.org_id, str(order_id))
-            if status is None or not caller.may_read(status.key_id):
-                raise _unknown()
-            if status.end != "charge":
-                break
-        else:
-            raise ApiError(Kind.UNAVAILABLE, CHARGED_NOT_BOOKED, retry_after_s=BOOKED_RETRY_S)
-        known_as = public_id(str(order_id))
-        row = {"id": known_as, "object": "list", "data": []}
-        if status.end == "open":
-            return _json(row | {"status": "in_progress"})
-        error = ApiError(Kind.END_UNKNOWN, RAN_OUT) if status.end == "expiry" else reason_as_error(status.reason)
+    async def _generation(self, request: Request, caller: Caller, order_id: str) -> Response:
+        document, error = await self._standing.of(caller, order_id)
+        if document["status"] in OPEN:
+            return _json(document, retry_after_s=POLL_S)
+        if error is None:
+            return _json(document)
         wanted = language_of(request.headers)
-        envelope = orjson.loads(error.body(known_as, wanted))
-        return _json(row | {"status": "failed"} | envelope, translated(error.message, wanted)[1])
-
-    async def _delivered(self, caller: Caller, order_id: str) -> Delivered | None:
-        """Find a delivered order. Redis has it first, but may not know who placed it; the ledger does."""
-        for kept in (self._wallet, self._ledger):
-            found = await kept.result(caller.org_id, order_id)
-            if found is not None and caller.may_read(found.key_id):
-                return found
-        return None
+        envelope = orjson.loads(error.body(document["id"], wanted))
+        return _json(document | envelope, translated(error.message, wanted)[1])
 
 
-def _json(document: dict[str, Any], language: Language | None = None) -> Response:
-    """Build a JSON reply; `language` is that of an error in it."""
+def _json(document: dict[str, Any], language: Language | None = None, *, retry_after_s: int | None = None) -> Response:
+    """Build a JSON reply; `language` is that of an error in it, `retry_after_s` when to ask again."""
     headers = {"vary": "accept-language"} | ({"content-language": language} if language is not None else {})
+    if retry_after_s is not None:
+        headers |= {"retry-after": str(retry_after_s), "cache-control": "no-store"}
     return Response(orjson.dumps(document), media_type="application/json", headers=headers)
-
-
-def _uuid(known_as: str) -> UUID:
-    digits = known_as.removeprefix("req_")
-    if len(digits) == 32 and known_as.startswith("req_") and set(digits) <= set("0123456789abcdef"):
-        return UUID(digits)
-    raise _unknown()
 
 
 def _cursor(key: ResultKey) -> str:
@@ -183,7 +148,3 @@ def _key(cursor: str | None) -> ResultKey | None:
     if _cursor(key) != cursor or not 0 <= key.ended_us <= LAST:
         raise bad_cursor()
     return key
-
-
-def _unknown() -> ApiError:
-    return ApiError(Kind.NO_GENERATION, NO_GENERATION)

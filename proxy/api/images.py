@@ -1,40 +1,47 @@
 """THE HOT PATH: POST /v1/images/generations, top to bottom."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Annotated
 
+import orjson
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
 from metering.money import format_mxn
+from metering.ports import LedgerAway
 from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns, OrderQuery, is_dry_run
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
-from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
-from proxy.api.schemas import Delivered
+from proxy.api.requests import RESPOND_ASYNC, RequestLimits, idempotency_key, read_body, responds_async, tags_of
+from proxy.api.schemas import Made, Queued
+from proxy.api.standing import POLL_S, QUEUED, Standing
 from proxy.errors import ApiError, Kind, wallet_away
+from proxy.messages import WEBHOOK_LONG
 from proxy.offer import Offer
 from proxy.orders import denials
 from proxy.orders.admission import Admissions, Duplicate
+from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
-from proxy.orders.lifecycle import Lifecycle, lifecycle_headers
-from proxy.orders.order import MAX_TAGS, TAG_CHARACTERS, TAGS_HEADER, OrderBody, fingerprint, parse_order
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.order import MAX_TAGS, TAG_CHARACTERS, TAGS_HEADER, OrderBody, fingerprint, open_document, parse_order
 from proxy.orders.refusals import balance_header, with_headers
 from proxy.orders.replay import Orphaned, Replay
-from proxy.orders.result import Delivery
+from proxy.orders.result import Delivery, public_id
 from proxy.orders.sandbox import Sandbox
 from proxy.ports import Order
 from proxy.server.connections import HERE_SINCE_S
+from proxy.webhooks.targets import WebhookHosts, why_not
 
 PATH = "/v1/images/generations"
 
@@ -51,6 +58,14 @@ class OrderHeaders(BaseModel):
             min_length=1,
             max_length=MAX_KEY_CHARACTERS,
             description="The same order under the same key is made and charged once within 24 hours.",
+        ),
+    ] = None
+    prefer: Annotated[
+        str | None,
+        Field(
+            alias="Prefer",
+            description="`respond-async`: the answer is a 202 at once, and the result is fetched by its id. For images"
+            " that take longer than an answer is waited for.",
         ),
     ] = None
     tags: Annotated[
@@ -76,7 +91,10 @@ class ImagesEndpoint:
         generations: Generations,
         sandbox: Sandbox,
         replies: Replies,
+        dry_runs: DryRuns,
         limits: RequestLimits,
+        standing: Standing,
+        webhook_hosts: WebhookHosts,
     ) -> None:
         self._authenticator = authenticator
         self._offer = offer
@@ -86,7 +104,10 @@ class ImagesEndpoint:
         self._generations = generations
         self._sandbox = sandbox
         self._replies = replies
+        self._dry_runs = dry_runs
         self._limits = limits
+        self._standing = standing
+        self._webhook_hosts = webhook_hosts
 
     def operations(self) -> Sequence[Operation]:
         return [
@@ -99,8 +120,16 @@ class ImagesEndpoint:
                 summary="Make images",
                 description="What is delivered is charged, and nothing else. The order goes on if its client hangs up:"
                 " its result is found by its id or its `Idempotency-Key`.",
-                reply=Delivered,
+                reply=Made,
+                accepted=Queued,
+                accepted_headers=(
+                    *BALANCE,
+                    *RATES,
+                    *("location", "retry-after", "preference-applied", "x-geekhub-held-mxn", "cache-control"),
+                    *("idempotent-replayed", "deprecation", "sunset", "link"),
+                ),
                 body=OrderBody,
+                query=OrderQuery,
                 headers=OrderHeaders,
                 reply_headers=(
                     *BALANCE,
@@ -112,7 +141,7 @@ class ImagesEndpoint:
                     "link",
                 ),
                 # Its limits may have been read before it was refused or failed.
-                error_headers=dict.fromkeys((400, 404, 500, 502, 503, 504), RATES)
+                error_headers=dict.fromkeys((400, 404, 409, 500, 502, 503, 504), RATES)
                 | dict.fromkeys((402, 429), (*BALANCE, *RATES)),
                 errors=(
                     Kind.CONTENT_POLICY,
@@ -130,12 +159,16 @@ class ImagesEndpoint:
                     Kind.CHARGED,
                     Kind.DEADLINE,
                     Kind.END_UNKNOWN,
+                    Kind.CANCELLED,
+                    Kind.OUTCOME_UNKNOWN,
                 ),
             )
         ]
 
     async def create(self, request: Request) -> Response:
         """Handle one order, from its body to its reply."""
+        if is_dry_run(request):
+            return await self._dry_runs.answer(request)
         context = context_of(request.scope)
         try:
             with denials.counted():
@@ -144,12 +177,19 @@ class ImagesEndpoint:
                 body = await read_body(request, self._limits)
                 async with self._admissions.turn(context) as waited_s:
                     context.wait(waited_s)
-                    order, identity = self._parse(context, caller, body, request.headers)
-                    admitted = None if caller.test else await self._admissions.admit(context, caller, order, identity)
+                    long = not caller.test and responds_async(request.headers)
+                    order, identity = self._parse(context, caller, body, request.headers, long=long)
+                    admitted = (
+                        None
+                        if caller.test
+                        else await self._admissions.admit(context, caller, order, identity, long=long)
+                    )
             if admitted is None:  # a test key's order, which holds nothing
                 delivery = await self._sandbox.deliver(context, caller, order, identity)
                 return self._reply(context, caller, order, delivery)
-        except WalletAway:
+            if long:
+                return await self._accepted(request, context, caller, order, admitted)
+        except (WalletAway, LedgerAway):
             raise wallet_away() from None
         if isinstance(admitted, Duplicate):
             with step("replay"):
@@ -161,6 +201,46 @@ class ImagesEndpoint:
         with with_headers(admitted.headers):
             delivery = await asyncio.shield(generation)
         return self._reply(context, caller, order, delivery)
+
+    async def _accepted(
+        self,
+        request: Request,
+        context: RequestContext,
+        caller: Caller,
+        order: Order,
+        admitted: AdmittedOrder | Duplicate,
+    ) -> Response:
+        """Answer a long order at once: where its result will be, and what is held for it. Nothing is charged yet."""
+        left = await request.is_disconnected()  # the next identical order receives it (rule 38)
+        headers: Mapping[str, str]
+        if isinstance(admitted, Duplicate):
+            if left:
+                await self._replay.client_left(admitted)
+            order_id, headers = admitted.status.order_id, admitted.headers | {"idempotent-replayed": "true"}
+            available_micro_mxn = admitted.available_micro_mxn
+            document, _ = await self._standing.of(caller, order_id)
+            context.facts["replay_of"] = public_id(order_id)
+        else:
+            self._generations.start(admitted)
+            if left:
+                await self._generations.client_left(admitted)
+            order_id, headers, quote = admitted.order_id, admitted.headers, admitted.quote
+            available_micro_mxn = admitted.available_micro_mxn
+            created_s, held_micro_mxn = admitted.admitted_us // 1_000_000, quote.total_micro_mxn
+            document = open_document(order_id, order.model_id, QUEUED, created_s, held_micro_mxn)
+        context.facts["long"] = True
+        if "held_mxn" in document:
+            headers = {**headers, "x-geekhub-held-mxn": document["held_mxn"]}
+        headers = {
+            **headers,
+            **balance_header(available_micro_mxn),
+            **self._lifecycle.headers(order.model_id, order.model),
+            "location": f"{PATH}/{public_id(order_id)}",
+            "preference-applied": RESPOND_ASYNC,
+            "retry-after": str(POLL_S),
+            "cache-control": "no-store",
+        }
+        return Response(orjson.dumps(document), 202, headers, media_type="application/json")
 
     async def _caller(self, context: RequestContext, request: Request) -> Caller:
         """Authenticate. Raises ApiError, also if the gate is shut, before any of the body is read."""
@@ -174,20 +254,28 @@ class ImagesEndpoint:
                 return await self._authenticator.caller(request.headers)
 
     def _parse(
-        self, context: RequestContext, caller: Caller, body: bytes, headers: Headers
+        self, context: RequestContext, caller: Caller, body: bytes, headers: Headers, *, long: bool
     ) -> tuple[Order, OrderIdentity]:
         """Read the order, by what is on offer now. Raises ApiError."""
         with step("parse"):
             order = parse_order(body, self._offer.catalogue, caller.response_format, tags_of(headers))
+            if order.webhook is not None:
+                self._check_webhook(order.webhook, long=long or caller.test)
             context.of(order, sandbox=caller.test)
             self._lifecycle.check(order.model_id, order.model)
             identity = identity_of(headers, order, caller.scope)
             context.told(keyed=identity.key_hash is not None, tries=tries_of(headers))
         return order, identity
 
+    def _check_webhook(self, url: str, *, long: bool) -> None:
+        """Raise ApiError 400 if no webhook may have this address, or if the order is none that calls one."""
+        why = why_not(url, self._webhook_hosts) if long else WEBHOOK_LONG
+        if why is not None:
+            raise ApiError(Kind.INVALID_REQUEST, why, param="webhook")
+
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn
-        headers = {**delivery.headers, **lifecycle_headers(order.model_id, order.model)}
+        headers = {**delivery.headers, **self._lifecycle.headers(order.model_id, order.model)}
         if delivery.available_micro_mxn is not None:
             headers |= balance_header(delivery.available_micro_mxn)
         headers |= {"x-geekhub-cost-mxn": format_mxn(charged_micro_mxn)}
@@ -202,12 +290,6 @@ class ImagesEndpoint:
                 return self._replies.replay_with_images(caller.org_id, result, headers, until_s)
             return self._replies.with_images(result, headers, until_s)
         return self._replies.with_urls(result, headers)
-
-
-def tags_of(headers: Headers) -> Sequence[str]:
-    """Read the tags of an order from its headers; they are not checked yet."""
-    sent = headers.getlist(TAGS_HEADER)
-    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:

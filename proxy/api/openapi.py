@@ -64,6 +64,9 @@ HEADERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "retry-after-ms": ("Milliseconds", _NUMBER),
     "x-geekhub-balance-mxn": ("What the organisation can spend now; absent where Redis is away", _AMOUNT),
     "x-geekhub-cost-mxn": ("What this request was charged", _AMOUNT),
+    "x-geekhub-held-mxn": ("What is held for the order: the most that it can cost", _AMOUNT),
+    "location": ("Where the order's result will be", _TEXTS),
+    "preference-applied": ("RFC 7240: the client does not wait", {"const": "respond-async"} | _TEXTS),
     "x-ratelimit-limit-requests": ("Per minute", _NUMBER),
     "x-ratelimit-remaining-requests": ("At this moment", _NUMBER),
     "x-ratelimit-reset-requests": ("Until all of them are there again, as `20ms`, `1s`, `6m0s`", _WAIT),
@@ -167,7 +170,8 @@ _References = dict[tuple[Any, JsonSchemaMode], dict[str, Any]]
 
 def _components(rows: Sequence[Operation]) -> tuple[dict[str, Any], _References]:
     wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
-    wanted += [(row.reply, "serialization") for row in rows if row.reply is not None]
+    replies = [reply for row in rows for reply in (row.reply, row.accepted)]
+    wanted += [(reply, "serialization") for reply in replies if reply is not None]
     wanted += [(model, "validation") for row in rows for model in (row.body, row.query, row.headers) if model]
     references, made = models_json_schema(
         list(dict.fromkeys(wanted)), ref_template="#/components/schemas/{model}", schema_generator=_Schemas
@@ -198,7 +202,10 @@ def _operation(row: Operation, references: _References) -> dict[str, Any]:
     if row.body is not None:
         content = {"application/json": {"schema": references[row.body, "validation"]}}
         operation["requestBody"] = {"required": True, "content": content}
-    operation["responses"] = {str(row.status): _answer(row, references)} | _errors(row)
+    answers = {str(row.status): _answer(row, row.reply, row.reply_headers, references)}
+    if row.accepted is not None:
+        answers["202"] = _answer(row, row.accepted, row.accepted_headers, references)
+    operation["responses"] = answers | _errors(row)
     return operation
 
 
@@ -222,13 +229,15 @@ def _parameters(place: str, schema: Mapping[str, Any]) -> list[dict[str, Any]]:
     return parameters
 
 
-def _answer(row: Operation, references: _References) -> dict[str, Any]:
-    schema = references[row.reply, "serialization"] if row.reply is not None else None
+def _answer(
+    row: Operation, reply: type[BaseModel] | None, headers: Sequence[str], references: _References
+) -> dict[str, Any]:
+    schema = references[reply, "serialization"] if reply is not None else None
     answer: dict[str, Any] = {
-        "description": (row.reply.__doc__ if row.reply is not None else None) or row.summary,
-        "headers": _references("x-request-id", "x-client-request-id", *row.reply_headers),
+        "description": (reply.__doc__ if reply is not None else None) or row.summary,
+        "headers": _references("x-request-id", "x-client-request-id", *headers),
     }
-    if row.reply is not None or row.media != ("application/json",):
+    if reply is not None or row.media != ("application/json",):
         answer["content"] = {media: _content(row, media, schema) for media in row.media}
     return answer
 

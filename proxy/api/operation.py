@@ -80,6 +80,9 @@ class Operation:
     """Examples of the values in its path, by name."""
     reply_headers: tuple[str, ...] = ()
     """Headers of a success, besides the ids that every answer has."""
+    accepted: type[BaseModel] | None = None
+    """Model of a 202, if the client may prefer not to wait; `accepted_headers` are its headers."""
+    accepted_headers: tuple[str, ...] = ()
     error_headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Headers of an error, by status, besides those that every such error has."""
     answers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

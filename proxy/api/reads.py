@@ -10,7 +10,9 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from config.settings import (
+    CANCELS_PER_MINUTE,
     CREDITS_PER_MINUTE,
+    DRY_RUNS_PER_MINUTE,
     HISTORY_PER_MINUTE,
     MODELS_PER_MINUTE,
     REPORT_WAIT_S,
@@ -25,8 +27,12 @@ from metering.turns import Turns
 from metering.wallet.values import RateState
 from proxy.errors import ApiError, Kind
 from proxy.messages import (
+    CANCELS as CANCELS_OF_ORDERS,
+)
+from proxy.messages import (
     ONE_REPORT,
     READS_OF_CREDITS,
+    READS_OF_DRY_RUNS,
     READS_OF_HISTORY,
     READS_OF_MODELS,
     READS_OF_STATEMENTS,
@@ -46,7 +52,9 @@ class Read(Enum):
     USAGE = READS_OF_USAGE, USAGE_PER_MINUTE
     STATEMENTS = READS_OF_STATEMENTS, STATEMENTS_PER_MINUTE
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
+    CANCELS = CANCELS_OF_ORDERS, CANCELS_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
+    DRY_RUNS = READS_OF_DRY_RUNS, DRY_RUNS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
 
 

@@ -17,7 +17,8 @@ class AdmittedOrder:
     """An admitted order. `opened` is the event's half from the admission; `place` is what it occupies until its end.
 
     `…_s` are seconds of `time.monotonic`, `hold_ends_boot_s` of `boottime_s`; `…_us` are Unix µs by Redis. `headers`
-    are its rate-limit headers, `facts` what its request's log line will say, `trace` is its request's.
+    are its rate-limit headers, `facts` what its request's log line will say, `trace` is its request's. `long`: nobody
+    waits for it. `available_micro_mxn` is what its organisation could spend after the hold.
     """
 
     order_id: str
@@ -32,7 +33,9 @@ class AdmittedOrder:
     admitted_us: int
     opened: bytes
     place: Place
+    available_micro_mxn: int = 0
     ending: Ending = field(default_factory=Ending)
+    long: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     trace: str = ""

@@ -1,25 +1,41 @@
 """The life of a generation, detached from the client's connection: made, then settled; a stop waits for it."""
 
 import asyncio
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 from redis.exceptions import RedisError
 
 from metering.wallet.jobs import UpstreamJobs
+from metering.wallet.long_orders import LongOrders
 from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import Progress, UpstreamCalls
+from proxy.orders.parts import AwaitedParts, LongParts
 from proxy.orders.result import Delivery
 from proxy.orders.settlement import HOLDS, Settlement, upstream_of
 from proxy.orders.tasks import Tasks
 from proxy.outcomes import Failure, Outcome
+from proxy.ports import UNKEPT, Call, LetGo, Parts
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where the parts of orders are kept, and whether this process is about to end."""
+
+    jobs: UpstreamJobs
+    orders: LongOrders
+    stopping: Callable[[], bool]
+
+
 class Generations:
-    """All generations of this process. A client that hangs up does not stop one; its deadline does."""
+    """All generations of this process. A client that hangs up does not stop one; its deadline does.
+
+    `long` are the ids of the long orders among them.
+    """
 
     def __init__(
         self,
@@ -27,18 +43,42 @@ class Generations:
         calls: UpstreamCalls,
         settlement: Settlement,
         tasks: Tasks,
-        jobs: UpstreamJobs | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._wallet = wallet
         self._calls = calls
         self._settlement = settlement
         self._tasks = tasks
-        self._jobs = jobs
+        self._kept = kept
+        self.long: set[str] = set()
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
         """Start a generation. The task ends with the delivery, or with the ApiError for the client."""
-        generation = self._tasks.detach(self._run(admitted))
-        generation.add_done_callback(lambda _: admitted.place.give_back())
+        return self._begin(admitted, (), Progress())
+
+    def go_on(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
+        """Go on with the calls of a long order that another process has begun; without any, begin it."""
+        return self._begin(admitted, calls, progress)
+
+    def parts_of(self, admitted: AdmittedOrder) -> Parts:
+        """Return where an order's parts are kept."""
+        if self._kept is None:
+            return UNKEPT
+        org_id, order_id = admitted.caller.org_id, admitted.order_id
+        if not admitted.long:
+            return AwaitedParts(self._kept.jobs, org_id, order_id)
+        return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping)
+
+    def _begin(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
+        generation = self._tasks.detach(self._run(admitted, calls, progress))
+        if admitted.long:
+            self.long.add(admitted.order_id)
+
+        def ended(_: object) -> None:
+            admitted.place.give_back()
+            self.long.discard(admitted.order_id)
+
+        generation.add_done_callback(ended)
         return generation
 
     async def client_left(self, admitted: AdmittedOrder) -> None:
@@ -49,29 +89,36 @@ class Generations:
         admitted.ending.client_gone = True
         await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
 
-    async def _run(self, admitted: AdmittedOrder) -> Delivery:
+    async def _run(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> Delivery:
         with HOLDS.track_inprogress():
-            return await self._make(admitted, Progress())
+            return await self._make(admitted, calls, progress)
 
-    async def _make(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
+    async def _make(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> Delivery:
         try:
-            note = partial(self._note, admitted)
-            await self._calls.make(admitted.order, admitted.folder, admitted.generate_until_s, progress, note)
+            folder, until_s = admitted.folder, admitted.generate_until_s
+            if calls:
+                await self._calls.go_on(calls, folder, until_s, progress)
+            elif not progress.failures:
+                parts = self.parts_of(admitted)
+                await self._calls.make(admitted.order, folder, until_s, progress, parts, patient=admitted.long)
         except asyncio.CancelledError:
             failure = Failure(Outcome.FAULT, "cancelled")
             self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))
             raise
         finally:
             admitted.facts.update(progress.facts)
+        if progress.let_go:
+            await self._let_go(admitted)
+            raise LetGo
         # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 
-    async def _note(self, admitted: AdmittedOrder, handle: str) -> None:
-        if self._jobs is None:
-            return
+    async def _let_go(self, admitted: AdmittedOrder) -> None:
+        """Let a long order go, at once if Redis is there: otherwise others wait until this process counts as dead."""
+        assert self._kept is not None, "only a long order is let go"
         try:
-            provider = admitted.order.model.provider
-            await self._jobs.note(admitted.caller.org_id, admitted.order_id, provider, handle)
+            released = await self._kept.orders.release(admitted.caller.org_id, admitted.order_id)
         except (RedisError, OSError, TimeoutError) as error:
-            # The job goes on, and this process cancels it itself, unless it dies before Redis is back.
-            log.warning("job_not_noted", request_id=admitted.order_id, error=type(error).__name__)
+            log.warning("order_not_released", request_id=admitted.order_id, error=type(error).__name__)
+            return
+        log.info("order_released" if released else "order_gone", request_id=admitted.order_id)

@@ -31,6 +31,7 @@ from proxy.messages import (
     NO_PRICE,
     NO_STREAM,
     NO_STRING,
+    NO_TARGET,
     NOT_JSON,
     NOT_TAKEN,
     NOT_WITHIN,
@@ -45,7 +46,7 @@ from proxy.messages import (
     UNKNOWN_FIELD,
     Text,
 )
-from proxy.orders.result import Result
+from proxy.orders.result import Result, public_id
 from proxy.ports import Order
 
 PROMPT_CHARACTERS = 4000
@@ -60,6 +61,11 @@ MAX_METADATA_PAIRS, METADATA_KEY_CHARACTERS, METADATA_VALUE_CHARACTERS = 16, 64,
 
 METADATA_BYTES = 12 * 1024
 """Of all pairs as JSON: the most that OpenAI allows, in ASCII. They lie in Redis, the journal and the event."""
+
+WEBHOOK_CHARACTERS = 2_048
+
+GENERATION = "image.generation"
+"""`object` of an order that has no images yet, or none at all. With them it is a `list`, as OpenAI has it."""
 
 MAX_TAGS, TAG_CHARACTERS = 16, 64
 TAGS_HEADER = "x-ghub-tags"
@@ -115,6 +121,18 @@ class OrderBody(BaseModel):
         | None
     ) = None
     response_format: Annotated[ResponseFormat, Field(description="If unset, the key's own, or `url`.")] | None = None
+    webhook: (
+        Annotated[
+            str,
+            Field(
+                max_length=WEBHOOK_CHARACTERS,
+                pattern=r"^[\x21-\x7e]*$",
+                description="With `Prefer: respond-async`: the https address that is called at the order's end, signed"
+                " with the organisation's secret. No part of the order.",
+            ),
+        ]
+        | None
+    ) = None
     stream: Annotated[bool, Field(description="Not offered.", json_schema_extra={"const": False})] | None = None
     partial_images: Annotated[int, Field(description="Not offered.", json_schema_extra={"const": 0})] | None = None
     output_format: str | None = None
@@ -222,6 +240,8 @@ def _broken(rule: ErrorDetails) -> ApiError:
             said = TOO_LONG.of(name=field, count=len(value), most=rule["ctx"]["max_length"])
         case "too_long":
             said = METADATA_PAIRS.of(count=len(value), most=MAX_METADATA_PAIRS)
+        case "string_pattern_mismatch" if name == "webhook":
+            said = NO_TARGET.of(name=name)
         case "string_pattern_mismatch":
             said = HOLDS_NUL.of(name=field)
         case "greater_than_equal" | "less_than_equal":
@@ -268,6 +288,7 @@ def _against_catalogue(
         safety_identifier=request.safety_identifier,
         tags=tags,
         metadata=metadata,
+        webhook=request.webhook,
     )
 
 
@@ -329,7 +350,7 @@ def _wrong(param: str | None, message: Text) -> ApiError:
 def fingerprint(order: Order) -> str:
     """Compute a hex digest that is equal for two orders exactly if they ask for the same, for the same end user.
 
-    Tags and metadata only sort orders: a retry may carry others.
+    Tags, metadata and webhook are no part of it: a retry may carry others. Nor is whether its client waits.
     """
     end_user = {"user": order.user, "safety_identifier": order.safety_identifier}
     fields = {**order.fields, **{name: value for name, value in end_user.items() if value is not None}}
@@ -371,3 +392,16 @@ def result_document(result: Result, items: Sequence[Mapping[str, str]]) -> dict[
 def result_reply(result: Result, items: Sequence[Mapping[str, str]]) -> bytes:
     """Encode `result_document` as JSON."""
     return orjson.dumps(result_document(result, items))
+
+
+def open_document(order_id: str, model_id: str, status: str, created_s: int, held_micro_mxn: int) -> dict[str, Any]:
+    """Build what is said of an order that is not delivered yet: what is held for it, and not what it is charged."""
+    return {
+        "id": public_id(order_id),
+        "object": GENERATION,
+        "created": created_s,
+        "model": model_id,
+        "status": status,
+        "held_mxn": format_mxn(held_micro_mxn),
+        "data": [],
+    }

@@ -30,9 +30,10 @@ from proxy.orders.ending import Charge
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.result import Delivery, Result
 from proxy.orders.result import encode as encode_result
+from proxy.orders.routes import as_route
 from proxy.orders.tasks import Tasks
 from proxy.outcomes import Failure, Outcome, worst
-from proxy.ports import Report
+from proxy.ports import LetGo, Report
 
 log = structlog.get_logger(__name__)
 
@@ -70,16 +71,26 @@ def count_from_zero(models: Iterable[tuple[str, str]]) -> None:
 
 
 class Settlement:
-    """Ends orders. Stored images are charged; an order without any is void."""
+    """Ends orders. Stored images are charged; an order without any is void. `owner` is this process, as holds name it.
+
+    A long order that another process has taken over is not ended here, and its images are not touched.
+    """
 
     def __init__(
-        self, wallet: Wallet, open_orders: OpenOrders, calls: UpstreamCalls, lifecycle: Lifecycle, tasks: Tasks
+        self,
+        wallet: Wallet,
+        open_orders: OpenOrders,
+        calls: UpstreamCalls,
+        lifecycle: Lifecycle,
+        tasks: Tasks,
+        owner: str = "",
     ) -> None:
         self._wallet = wallet
         self._open_orders = open_orders
         self._calls = calls
         self._lifecycle = lifecycle
         self._tasks = tasks
+        self._owner = owner
 
     def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
@@ -87,7 +98,9 @@ class Settlement:
 
     async def _abandon(self, org_id: str, order_id: str, reason: str, until_us: int, upstream: Upstream) -> Close:
         with HOLDS.track_inprogress():
-            return await self._wallet.abandon(org_id, order_id, reason, until_us=until_us, upstream=upstream)
+            return await self._wallet.abandon(
+                org_id, order_id, reason, until_us=until_us, owner=self._owner, upstream=upstream
+            )
 
     async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """Charge and deliver what was made of an order. If nothing was, void it and raise ApiError."""
@@ -111,7 +124,7 @@ class Settlement:
         that may be invalid (an upstream's texts and figures) is checked before the settlement.
         """
         try:
-            usd = _measured_usd(admitted, progress)
+            usd = _usd(admitted, progress)
             result = _result(admitted, progress, usd)
             answered, entry = self._answered(admitted, result, usd, upstream_of(progress))
         except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
@@ -123,11 +136,14 @@ class Settlement:
             closing = await self._charge(admitted, answered)
             span.set("ghub.verdict", "none" if closing is None else closing.close.name.lower())
         charged = closing is not None and closing.close is Close.CHARGED
+        if closing is not None and closing.close is Close.NOT_OWNER:
+            raise LetGo
         if closing is not None:
             admitted.ending.known(Charge.CHARGED if charged else Charge.NONE)
         if charged:
             _count_charge(admitted, answered)
-        if not charged and (closing is not None or not admitted.hold_is_open()):
+        # A long order's client does not wait, and its owner may have been replaced: without a yes it is not answered.
+        if not charged and (closing is not None or admitted.long or not admitted.hold_is_open()):
             self._tasks.detach(self._take_back(admitted, answered, unheard=closing is None))
             raise Failure(Outcome.DEADLINE, "not settled").as_error()
         with step("journal"):
@@ -174,7 +190,8 @@ class Settlement:
         """Ask Redis for a verdict, again for a while; None if it gives none."""
         latest_us = self._wallet.now_us(answered.org_id) + int((admitted.reply_until_s - time.monotonic()) * 1_000_000)
         now_s = time.monotonic()
-        until_s = min(now_s + SETTLE_S, (now_s + admitted.reply_until_s) / 2)  # the other half is the journal's
+        half_s = (now_s + admitted.reply_until_s) / 2  # the other half is the journal's
+        until_s = half_s if admitted.long else min(now_s + SETTLE_S, half_s)
         async for _ in Pauses(SETTLE_PAUSE_S, until_s=until_s):
             admitted.ending.known(Charge.UNKNOWN)
             try:
@@ -183,6 +200,7 @@ class Settlement:
                     answered.order_id,
                     answered.amount_micro_mxn,
                     answered.images,
+                    owner=self._owner,
                     latest_us=latest_us,
                     usd_measured=answered.usd_measured,
                     result=answered.result,
@@ -241,6 +259,8 @@ class Settlement:
             admitted.ending.known(Charge.CHARGED)
             _count_charge(admitted, answered)
             return
+        if close is Close.NOT_OWNER:  # and so are its images
+            return
         ENDS.labels(admitted.order.model_id, NOT_SETTLED).inc()
         if close is Close.UNKNOWN and unheard:
             log.error("end_unknown", request_id=admitted.order_id, org=admitted.caller.org_id)
@@ -256,7 +276,14 @@ class Settlement:
             comes_again = failure.as_error().retry
             with step("void") as span:
                 span.set("ghub.reason", reason)
-                await self._wallet.void(org_id, admitted.order_id, reason, comes_again=comes_again, upstream=upstream)
+                await self._wallet.void(
+                    org_id,
+                    admitted.order_id,
+                    reason,
+                    owner=self._owner,
+                    comes_again=comes_again,
+                    upstream=upstream,
+                )
         except WalletAway:
             self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us, upstream=upstream)
 
@@ -275,7 +302,7 @@ def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) ->
         order_id=admitted.order_id,
         created_s=int(time.time()),
         model_id=admitted.order.model_id,
-        served=report.served or admitted.order.model.upstream,
+        served=report.served or (progress.second or admitted.order).model.upstream,
         echo=report.echo,
         usage=report.usage,
         prompts=tuple(prompts.get(number) for number in numbers),
@@ -297,7 +324,7 @@ def _merged(reports: list[Report]) -> Report:
 def upstream_of(progress: Progress) -> Upstream:
     """Collect what the provider called its requests, those that failed too, and its own figure for those that gave one.
 
-    Neither depends on what was stored or is charged.
+    And the second route, if it went by that. None of it depends on what was stored or is charged.
     """
     ids = [*dict.fromkeys(name for report in progress.reports for name in report.ids)][:MAX_UPSTREAM_IDS]
     figures = [report.usd for report in progress.reports if report.usd is not None]
@@ -306,14 +333,29 @@ def upstream_of(progress: Progress) -> Upstream:
     return Upstream(
         ids=orjson.dumps(ids).decode() if ids else None,
         usd=f"{usd.quantize(USD_STEP).normalize():f}" if known else None,
+        route=as_route(progress.second) if progress.second is not None else None,
     )
 
 
-def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
-    """Sum up the provider's own figure for the order, if its price depends on it and every call gave one."""
-    listed = admitted.order.model.listed(admitted.order.size, admitted.order.quality)
+def _usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
+    """Compute what the order cost in USD, if the price depends on it: by the provider's figure, or by the list price of
+    the route that served it, where the order was quoted by a dearer one. None: it costs what was quoted.
+    """
+    served = progress.second or admitted.order
+    listed = served.model.listed(served.size, served.quality)
+    if listed is None:
+        return None
+    if listed.measured and (measured := _measured_usd(progress)) is not None:
+        return measured
+    if admitted.order.model.second is None or listed.usd_per_image >= admitted.quote.price.usd_per_image:
+        return None
+    return (listed.usd_per_image * len(progress.stored)).quantize(USD_STEP).normalize()
+
+
+def _measured_usd(progress: Progress) -> Decimal | None:
+    """Sum up the provider's own figure for the order, if every call gave one."""
     reports = [report for report in progress.reports if report.numbers]
-    if listed is None or not listed.measured or not reports:
+    if not reports:
         return None
     usd = Decimal(0)
     for report in reports:

@@ -9,6 +9,7 @@ from prometheus_client import Gauge
 
 from metering.journal.file import JournalFailed
 from proxy.errors import ApiError
+from proxy.ports import LetGo
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -42,5 +43,5 @@ class Tasks:
         if task.cancelled():
             return
         fault = task.exception()
-        if fault is not None and not isinstance(fault, ApiError | JournalFailed):
+        if fault is not None and not isinstance(fault, ApiError | JournalFailed | LetGo):
             log.error("generation_fault", exc_info=fault)

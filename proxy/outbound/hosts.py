@@ -1,16 +1,13 @@
 """The allow-list of image hosts: which URLs of an upstream may be fetched, and at which addresses."""
 
-import ipaddress
 from collections.abc import Sequence
 
 import httpx2
 
+from config.addresses import is_address, is_public
 from proxy.outbound.pool import Address, Resolve
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")  # all other ranges embed IPv4 (mapped, NAT64) or are local
-_6TO4 = ipaddress.IPv6Network("2002::/16")  # inside 2000::/3, but embeds an IPv4 address
-_AZURE_METADATA = ipaddress.IPv4Address("168.63.129.16")  # the only metadata service at a public address
 
 
 class HostNotAllowed(Exception):
@@ -58,7 +55,8 @@ class ImageHosts:
         if parsed.scheme not in _DEFAULT_PORTS or parsed.userinfo:
             raise HostNotAllowed(host)
         port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
-        named = (parsed.scheme, port) == ("https", 443) and host in self._names and not _is_private_literal(host)
+        public = not is_address(host) or is_public(host)
+        named = public and (parsed.scheme, port) == ("https", 443) and host in self._names
         if not named and not self.is_endpoint(host, port):
             raise HostNotAllowed(host)
         if url == f"{parsed.scheme}://{host}{'' if parsed.port is None else f':{port}'}{parsed.raw_path.decode()}":
@@ -72,22 +70,6 @@ class ImageHosts:
 
 def _host(url: httpx2.URL) -> str:
     return url.raw_host.decode("ascii").lower().removesuffix(".")
-
-
-def _is_private_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return not is_public(host)
-
-
-def is_public(address: str) -> bool:
-    """True if an IP address is on the public internet, and neither multicast nor a metadata service."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        return ip.is_global and ip in _GLOBAL_UNICAST_V6 and ip not in _6TO4
-    return ip.is_global and not ip.is_multicast and ip != _AZURE_METADATA
 
 
 class PublicNames:

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -14,7 +15,7 @@ from metering.pauses import Pauses
 from proxy.outbound.clients import ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call, Picture, Provider, Report, Source
+from proxy.ports import Call, LetGo, Picture, Provider, Report, Source
 from proxy.upstream import UNPACKED, broken_off, by_status, note_id, note_ids, read_document
 
 FIRST_POLL_S = 0.25
@@ -30,9 +31,10 @@ MAX_POLL_FAILURES = 5
 
 MAX_RESULT_TRIES = 3
 
-_JOB = re.compile(r"/requests/([\w-]{1,128})/cancel$", re.ASCII)
+_JOB = re.compile(r"/requests/([\w-]{1,128})/cancel\"?(?:,|}|$)", re.ASCII)
 
 _MODERATED = "content_policy_violation"
+_CANCELLED = "client_cancelled"
 
 _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runner_connection_refused")
 """503s in which no runner had the job. If a runner was lost (`runner_disconnected`), nobody knows what it did."""
@@ -61,6 +63,10 @@ class Fal:
             result = await (self._queued(call) if self._queue_url else self._direct(call))
         except httpx2.HTTPError as error:
             raise broken_off(error) from error
+        async for picture in self._pictures(call, result):
+            yield picture
+
+    async def _pictures(self, call: Call, result: Any) -> AsyncGenerator[Picture]:
         images, flagged = _images(result)
         for place, image_url in enumerate(images[: call.images]):
             if not flagged[place]:
@@ -72,19 +78,37 @@ class Fal:
         model = call.order.model
         return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call), call.report)
 
-    async def _queued(self, call: Call) -> Any:
-        queue_url = call.order.model.url or self._queue_url or ""
-        job = await self._submitted(call, queue_url)
-        status_url, result_url, cancel_url = (
-            _pinned(job, f"{name}_url", queue_url) for name in ("status", "response", "cancel")
-        )
+    async def resume(self, call: Call) -> AsyncGenerator[Picture]:
+        """Yield the pictures of the job that the call's handle names. Raises Failure."""
         try:
-            await call.note(cancel_url)
-            await self._wait(status_url)
+            result = await self._finished(_read_handle(call.handle, self._queue_of(call)), call)
+        except httpx2.HTTPError as error:
+            raise broken_off(error) from error
+        async for picture in self._pictures(call, result):
+            yield picture
+
+    async def _queued(self, call: Call) -> Any:
+        queue_url = self._queue_of(call)
+        job = _job(await self._submitted(call, queue_url), queue_url)
+        try:
+            await call.parts.note(call, job.handle)
         except (asyncio.CancelledError, Failure):
-            await self.cancel_job(cancel_url)
+            await self._cancel(job.cancel_url)
             raise
-        return await self._result(result_url)
+        return await self._finished(job, call)
+
+    async def _finished(self, job: "_Job", call: Call) -> Any:
+        """Wait for a job, and read its result."""
+        note_id(call.report, self.job_id(job.cancel_url))
+        try:
+            await self._wait(job.status_url, call)
+        except (asyncio.CancelledError, Failure):
+            await self._cancel(job.cancel_url)
+            raise
+        return await self._result(job.result_url)
+
+    def _queue_of(self, call: Call) -> str:
+        return call.order.model.url or self._queue_url or ""
 
     async def _submitted(self, call: Call, queue_url: str) -> Any:
         """Submit a job; returns the queue's answer. After the deadline, wait a moment for it, to cancel the job."""
@@ -97,15 +121,20 @@ class Fal:
         except asyncio.CancelledError:
             await asyncio.wait({asking}, timeout=CANCEL_S)
             if asking.done() and not asking.cancelled() and asking.exception() is None:
-                await self.cancel_job(_pinned(asking.result(), "cancel_url", queue_url))
+                await self._cancel(_pinned(asking.result(), "cancel_url", queue_url))
             asking.cancel()
             raise
 
-    async def _wait(self, status_url: str) -> None:
-        """Wait until the job is completed, with success or not. Raises Failure if that cannot be known."""
+    async def _wait(self, status_url: str, call: Call) -> None:
+        """Wait until the job is completed, with success or not.
+
+        Raises Failure if that cannot be known, or if it was cancelled; LetGo if another process is to go on with it.
+        """
         failures = 0
         await asyncio.sleep(FIRST_POLL_S)
         async for _ in Pauses(FIRST_POLL_S * POLL_GROWTH, LONGEST_POLL_S, growth=POLL_GROWTH):
+            if call.parts.leaving:
+                raise LetGo
             try:
                 status = await self._ask("GET", status_url)
                 failures = 0
@@ -132,15 +161,19 @@ class Fal:
         raise failure
 
     async def cancel_job(self, handle: str) -> None:
-        """Cancel a queued job by the URL that fal gave for it."""
+        """Ask for the cancellation of a job by its handle."""
+        with suppress(Failure):
+            await self._cancel(_read_handle(handle, self._queue_url or "").cancel_url)
+
+    async def _cancel(self, cancel_url: str) -> None:
         try:
             async with asyncio.timeout(CANCEL_S):
-                await self._ask("PUT", handle)
+                await self._ask("PUT", cancel_url)
         except (httpx2.HTTPError, Failure, TimeoutError):
             return  # only a best effort: the order is void in any case, and fal may have finished
 
     def job_id(self, handle: str) -> str | None:
-        """Read the request's id from the URL that cancels it."""
+        """Read the request's id from its handle, or from the URL that cancels it."""
         found = _JOB.search(handle)
         return found[1] if found else None
 
@@ -174,6 +207,37 @@ class Fal:
                 raise Failure(Outcome.FETCH_FAILED, type(error).__name__) from error
 
         return open_
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A job by the URLs that fal gave for it, each of which leads to the host that we called."""
+
+    status_url: str
+    result_url: str
+    cancel_url: str
+
+    @property
+    def handle(self) -> str:
+        """Encode it for another process."""
+        urls = {"status_url": self.status_url, "response_url": self.result_url, "cancel_url": self.cancel_url}
+        return orjson.dumps(urls).decode()
+
+
+def _job(told: Any, queue_url: str) -> _Job:
+    """Read a job from the queue's answer, or from a handle. Raises Failure if one of its URLs leads elsewhere."""
+    return _Job(*(_pinned(told, f"{name}_url", queue_url) for name in ("status", "response", "cancel")))
+
+
+def _read_handle(handle: str, queue_url: str) -> _Job:
+    """Decode a handle. Raises Failure. One of the version before is the URL that cancels the job, and no more."""
+    if not handle.startswith("{"):
+        cancel_url = _pinned({"cancel_url": handle}, "cancel_url", queue_url)
+        return _Job(cancel_url, cancel_url, cancel_url)
+    try:
+        return _job(orjson.loads(handle), queue_url)
+    except orjson.JSONDecodeError:
+        raise Failure(Outcome.BAD_REPLY, "a handle that cannot be read") from None
 
 
 def _pinned(job: Any, name: str, queue_url: str) -> str:
@@ -229,6 +293,8 @@ def _refusal(response: httpx2.Response, document: Any) -> Failure:
             return Failure(Outcome.RETIRED)
         case 404:
             return Failure(Outcome.NO_ANSWER, "the job is not known")
+        case 499 if isinstance(document, dict) and document.get("error_type") == _CANCELLED:
+            return Failure(Outcome.CANCELLED)
         case 422 if _MODERATED in types:
             return Failure(Outcome.CONTENT_POLICY)
         case 504 if response.headers.get("x-fal-request-timeout-type") == "user":

@@ -32,7 +32,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
     ),
     # A void that comes after a charge gives the money back all the same.
     "first-close": (
-        "void_v3",
+        "void_v4",
         "local before = redis.call('GET', closed_key)\n",
         """local before = redis.call('GET', closed_key)
         if before and string.match(before, '^charge:') then
@@ -45,7 +45,7 @@ LUA: Mapping[str, tuple[str, str, str]] = {
         """,
     ),
     # An order that is placed again under its key is placed twice.
-    "retries": ("admit_v4", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
+    "retries": ("admit_v5", "if keyed == 1 then earlier, stands, differs = under_key()", "if keyed == 1 then"),
 }
 
 SQL = """    ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING\n"""

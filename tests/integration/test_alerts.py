@@ -82,6 +82,13 @@ CASES = {
             failed("prudish", "content_policy"): f"0+1x{HOUR}",
         },
     ),
+    "GhubCircuitOpen": Case(
+        {f'ghub_circuit{{{GATEWAY},provider="p",upstream="u",state="closed"}}': f"0x{HOUR}"},
+        {
+            f'ghub_circuit{{{GATEWAY},provider="p",upstream="u",state="closed"}}': f"0x{HOUR}",
+            f'ghub_circuit{{{GATEWAY},process="1",provider="p",upstream="u",state="closed"}}': f"1x{HOUR}",
+        },
+    ),
     "GhubStoreFailing": counter(
         "ghub_store_seconds_count",
         f'{GATEWAY},outcome="failed"',
@@ -121,6 +128,14 @@ CASES = {
     "GhubSinkRefused": Case(
         {f'ghub_sink_set_aside{{{CONSUMER},sink="lago"}}': "0x340 2x20"},
         {f'ghub_sink_set_aside{{{CONSUMER},sink="lago"}}': f"0x{HOUR}"},
+    ),
+    "GhubWebhooksWait": Case(
+        {f"ghub_webhooks_oldest_seconds{{{CONSUMER}}}": "0x100 0+30x260"},
+        {f"ghub_webhooks_oldest_seconds{{{CONSUMER}}}": "0x300 0+10x60"},
+    ),
+    "GhubWebhooksSetAside": Case(
+        {f"ghub_webhooks_set_aside{{{CONSUMER}}}": "0x340 2x20"},
+        {f"ghub_webhooks_set_aside{{{CONSUMER}}}": f"0x{HOUR}"},
     ),
     "GhubBackgroundFault": counter("ghub_background_faults_total", f'{GATEWAY},part="projection"'),
     "GhubProcessRestarts": Case(

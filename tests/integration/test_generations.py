@@ -28,28 +28,35 @@ from metering.price_table import PriceTable, book_of
 from metering.pricing import FxRate, Quote
 from metering.pseudonyms import Pseudonyms
 from metering.wallet.connection import WalletAway
-from metering.wallet.values import Admission, Caller, OrderIdentity, RateState, Verdict
+from metering.wallet.values import Admission, Caller, LongTerms, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns
 from proxy.api.images import ImagesEndpoint
+from proxy.api.reads import ReadRates
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
+from proxy.api.standing import Standing
 from proxy.errors import ApiError, Kind
 from proxy.messages import TOP_UP
 from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import UPSTREAM_S, split
+from proxy.orders.circuits import Circuits
 from proxy.orders.context import RequestContext
+from proxy.orders.deadlines import Deadlines
 from proxy.orders.gate import Gate
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
 from proxy.orders.result import Delivery
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
 from proxy.storage.local import LocalStore
+from proxy.webhooks.targets import WebhookHosts
 from tests.conftest import run
 from tests.kits.orders import (
     CALLER,
@@ -519,6 +526,8 @@ class Door(ScriptedWallet):
         life_s: float,
         owner: str,
         trace: str = "",
+        long: LongTerms | None = None,
+        slow: bool = False,
     ) -> Admission:
         self.asked.set()
         await self.opening.wait()
@@ -551,22 +560,28 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
             running.settlement,
             Gate(),
             end_users,
+            Routes(Circuits(), {"fal"}),
             owner="",
             region="test",
-            deadline_s=5,
+            deadlines=Deadlines(5, 900),
             top_up=TOP_UP,
         )
+        authenticator, offer, lifecycle = Authenticator(wallet, 10), Offer(CATALOGUE, {"fal"}, prices), Lifecycle()
+        limits = RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5)
         yield (
             ImagesEndpoint(
-                Authenticator(wallet, 10),
-                Offer(CATALOGUE, {"fal"}, prices),
-                Lifecycle(),
+                authenticator,
+                offer,
+                lifecycle,
                 admissions,
                 Replay(wallet, ledger),
                 running.generations,
                 Sandbox(wallet, places, uploader(store), 5),
                 replies,
-                RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, ReadRates(), limits),
+                limits,
+                Standing(wallet, ledger, replies),
+                WebhookHosts(""),
             ),
             running,
         )

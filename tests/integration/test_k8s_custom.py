@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from config.catalogue import read_catalogue
-from config.settings import PLATFORM_GRACE_S, Settings
+from config.settings import Settings
 from tests.kits.manifests import (
     K8S,
     SETS,
@@ -19,6 +19,7 @@ from tests.kits.manifests import (
     labels,
     only,
     ours,
+    pod,
     rendered,
     secrets,
     selects,
@@ -72,7 +73,8 @@ def test_consumers_are_scaled_by_one_number_and_never_to_none() -> None:
     assert spec["fallback"]["replicas"] >= 1
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 180}]
-    assert min(down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) > PLATFORM_GRACE_S
+    grace_s = pod(only(production, "Deployment", "consumer"))["terminationGracePeriodSeconds"]
+    assert min(down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) > grace_s
     (trigger,) = spec["triggers"]
     assert trigger["type"] == "prometheus"
     assert {type(value) for value in trigger["metadata"].values()} == {str}, "KEDA takes texts alone"
@@ -201,14 +203,14 @@ def test_nothing_goes_in_but_from_the_callers_and_the_scraper(manifests: Sequenc
 
 
 def test_each_pod_reaches_what_its_secrets_lead_to_and_nothing_else(manifests: Sequence[Manifest]) -> None:
-    """Names; Redis and the ledger by their addresses; public addresses if it calls upstreams, the store or Banxico."""
+    """Names; Redis and the ledger by their addresses; public addresses if it calls others than ours."""
     for workload in workloads(manifests):
         name = labels(workload)["app.kubernetes.io/name"]
         addresses = {variable for variable, _, _ in secrets(workload)}
         wanted: set[int | str] = {53}
         wanted |= {6379} if "GHUB_REDIS_URL" in addresses else set()
         wanted |= {5432} if "GHUB_LEDGER_URL" in addresses else set()
-        wanted |= {443} if name in {"gateway", "finance"} else set()
+        wanted |= {443} if name in {"gateway", "consumer", "finance"} else set()
         wanted |= {"http"} if name == "smoke-test" else set()
         collector = urlsplit(configured(manifests, workload).get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
         wanted |= {collector.port} if collector.port and name in {"gateway", "consumer"} else set()

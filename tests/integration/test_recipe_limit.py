@@ -107,7 +107,7 @@ def test_a_kind_of_limit_is_seven_files_of_code_two_documents_and_its_test(tmp_p
     tree.add(f"metering/ledger/sql/sqlite_{SCHEMA + 1:04}.sql", MIGRATION.format(integer="INTEGER"))
     tree.add(f"metering/ledger/sql/postgres_{SCHEMA + 1:04}.sql", MIGRATION.format(integer="BIGINT"))
     tree.edit(
-        "metering/wallet/admit_v4.lua",
+        "metering/wallet/admit_v5.lua",
         ("'images_per_month', 'mxn_per_month')", "'images_per_month', 'mxn_per_month', 'mxn_per_order')"),
         ("budget = v[20] and v[20] + 0 }", "budget = v[20] and v[20] + 0, order = v[21] and v[21] + 0 }"),
         ("amount > (s.budget or NEVER)", "amount > math.min(s.budget or NEVER, s.order or NEVER)"),
@@ -154,7 +154,7 @@ def test_a_kind_of_limit_is_seven_files_of_code_two_documents_and_its_test(tmp_p
         f"metering/ledger/sql/postgres_{SCHEMA + 1:04}.sql",
         f"metering/ledger/sql/sqlite_{SCHEMA + 1:04}.sql",
         "metering/limits.py",
-        "metering/wallet/admit_v4.lua",
+        "metering/wallet/admit_v5.lua",
         "metering/wallet/values.py",
         "proxy/messages.py",
         "proxy/orders/refusals.py",

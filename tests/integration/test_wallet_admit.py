@@ -38,7 +38,7 @@ from tests.kits.books import (
     start_worker,
 )
 
-TIGHT = WalletLimits(decision_s=10.0, max_open_holds=3, stream_backlog=4, remember_s=60)
+TIGHT = WalletLimits(decision_s=10.0, max_open_holds=3, stream_backlog=4, remember_s=60, max_unpaid_micro_mxn=10**12)
 
 
 Arrange = Callable[[Books, Caller], Awaitable[Quote]]
@@ -247,7 +247,7 @@ def admission(caller: Caller, request: str) -> tuple[dict[str, str], dict[str, A
         "now_us": NOW_US,
         "latest_us": NOW_US,
         "from_us": day.start_us,
-        "until_us": day.end_us,
+        "quoted_until_us": day.end_us,
         "org": caller.org_id,
         "key_id": caller.key_id,
         "request": request,
@@ -268,6 +268,10 @@ def admission(caller: Caller, request: str) -> tuple[dict[str, str], dict[str, A
         "model": "m",
         "day": day.day,
         "month": day.month,
+        "long": "",
+        "deadline_us": 0,
+        "slow": 0,
+        "max_unpaid": 1,
     }
     return script_keys, arguments
 
@@ -292,7 +296,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         ended: dict[str, Any] = {**both, "request": "open", "remember_s": 60}
         limits: list[Any] = [5, 5, 5, 5, 5, 5, 0, 0, 0, "key_1", "revoked", "m", *[""] * 10, 0, 0, 0]
         calls: dict[str, tuple[type[IntEnum] | None, dict[str, str], dict[str, Any], list[Any]]] = {
-            "admit_v4": (Verdict, *admission(caller, "new"), []),
+            "admit_v5": (Verdict, *admission(caller, "new"), []),
             "sandbox_v1": (
                 Verdict,
                 {"mark": names.mark, "wallet": names.wallet, "access": names.access(caller.key_id)}
@@ -300,16 +304,17 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                 made,
                 [],
             ),
-            "settle_v3": (
+            "settle_v4": (
                 Close,
                 close,
                 {
                     **{**ended, "latest_us": NOW_US, "quantity": 1, "amount": UNIT, "images": "[]"},
-                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": ""},
+                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": "", "route": ""},
+                    "owner": "owner",
                 },
                 [],
             ),
-            "void_v3": (
+            "void_v4": (
                 Close,
                 close,
                 {
@@ -320,6 +325,9 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                     "comes_again": 0,
                     "upstream_ids": "",
                     "upstream_usd": "",
+                    "owner": "",
+                    "unpaid": 0,
+                    "route": "",
                 },
                 [],
             ),
@@ -350,14 +358,15 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         }
         before = dump(redis_url)
         text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
-        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace"}
+        text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace", "long"}
+        text |= {"route"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)
             whole = script.call(script_keys, rest, **arguments)
             wrong = [whole._replace(args=whole.args[:-1]), whole._replace(keys=whole.keys[:-1])]
             wrong += [] if rest else [whole._replace(args=[*whole.args, 1])]
-            for argument in arguments.keys() - text - ({"images"} if name == "settle_v3" else set()):
+            for argument in arguments.keys() - text - ({"images"} if name == "settle_v4" else set()):
                 # Credits may be negative, and an SDK that counts no tries says -1.
                 may = {"-1"} if argument in {"credits", "tries"} else set()
                 bads = [bad for bad in bad_numbers if bad not in may]
@@ -452,7 +461,7 @@ async def test_a_latest_moment_that_passed_writes_nothing(redis_url: str, tmp_pa
     """The last microsecond still admits, the next one is LATE and leaves Redis as it was (rule 6)."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org()
-        script = load_script(books.redis, "admit_v4", Verdict)
+        script = load_script(books.redis, "admit_v5", Verdict)
 
         async def ask(request: str, latest_us: int) -> int:
             script_keys, arguments = admission(caller, request)

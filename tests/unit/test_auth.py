@@ -25,7 +25,9 @@ class Owners(Wallet):
     """A wallet that knows some keys, and which questions it was asked."""
 
     def __init__(self, *known: str) -> None:
-        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(
+            open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1, 1)
+        )
         self.known = {hash_key(key): Caller(f"org of {key}", "key") for key in known}
         self.asked: list[str] = []
         self.away = False

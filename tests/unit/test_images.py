@@ -23,7 +23,9 @@ class Open(Wallet):
     """One order, made by a gateway that lives and never ends it."""
 
     def __init__(self) -> None:
-        super().__init__(open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1))
+        super().__init__(
+            open_redis("redis://nowhere", connections=1, call_timeout_s=1.0), WalletLimits(0.1, 1, 1, 1, 1)
+        )
         self.left: list[tuple[str, str | None]] = []
 
     async def is_alive(self, org_id: str, owner: str) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import httpx2
 import pytest
 
-from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicNames, is_public
+from config.addresses import is_public
+from proxy.outbound.hosts import HostNotAllowed, ImageHosts, PublicNames
 from proxy.outbound.pool import Address
 
 HOSTS = ImageHosts(" fal.media, V3.Fal.Media., 93.184.216.34,10.0.0.1, xn--mnchen-3ya.de,,127.0.0.1:9000, [::1]:9001")

@@ -305,8 +305,8 @@ WHERE order_id = :order_id ORDER BY number;
 -- Refunds of a span of time, each with the charge that it gives back.
 SELECT
     c.id, c.org_id, c.order_id, c.amount_micro_mxn, c.reason, c.at,
-    e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model, e.provider,
-    e.upstream, e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
+    e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model,
+    coalesce(e.route_provider, e.provider), coalesce(e.route_upstream, e.upstream), e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
     e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images,
     e.posted, e.end_user, e.safety_id, e.tags, e.metadata, e.upstream_ids, e.upstream_usd, e."end", e.reason
 FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
@@ -319,7 +319,7 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, booked_at
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, route_provider, route_upstream, route_usd_per_image, booked_at
 FROM events WHERE event_id = :order_id ORDER BY number;
 
 -- name: result_kept
@@ -397,7 +397,7 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, route_provider, route_upstream, route_usd_per_image
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -406,7 +406,8 @@ ORDER BY month, org_id, number, event_id LIMIT :page;
 -- name: charges
 -- By the columns of `Charge`: orders that were charged, or all others.
 SELECT
-    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, coalesce(route_provider, provider),
+    coalesce(route_upstream, upstream), size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
     upstream_usd, "end", reason
@@ -419,7 +420,8 @@ ORDER BY org_id, number, event_id LIMIT :page;
 -- name: late_charges
 -- What a later month was charged for orders of closed ones, by the columns of `Charge`; or their other ends.
 SELECT
-    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, coalesce(route_provider, provider),
+    coalesce(route_upstream, upstream), size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
     upstream_usd, "end", reason
@@ -794,15 +796,16 @@ ORDER BY set_aside_at, id, kind LIMIT :page;
 -- name: charges_to_send
 -- By the columns of `Sold`.
 SELECT
-    event_id, event_id, org_id, key_id, ended_us, NULL, day, month, coalesce(posted, month), region, model, provider, upstream, size, quality,
+    event_id, event_id, org_id, key_id, ended_us, NULL, day, month, coalesce(posted, month), region, model,
+    coalesce(route_provider, provider), coalesce(route_upstream, upstream), size, quality,
     images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, unit_micro_mxn,
     usd_measured, amount_micro_mxn
 FROM events WHERE event_id IN (:ids) AND "end" = 'charge';
 
 -- name: refunds_to_send
 SELECT
-    c.id, c.order_id, c.org_id, e.key_id, NULL, c.at, NULL, NULL, NULL, e.region, e.model, e.provider, e.upstream, e.size,
-    e.quality, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, -c.amount_micro_mxn
+    c.id, c.order_id, c.org_id, e.key_id, NULL, c.at, NULL, NULL, NULL, e.region, e.model,
+    coalesce(e.route_provider, e.provider), coalesce(e.route_upstream, e.upstream), e.size, e.quality, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, -c.amount_micro_mxn
 FROM credit_transactions AS c LEFT JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.id IN (:ids) AND c.type = 'refund';
 
@@ -845,10 +848,10 @@ ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = exclud
 -- name: placed
 -- Orders that a provider may know, by month, organisation and number. The charge of an order wins over its expiry.
 SELECT
-    month, org_id, number, event_id, upstream, "end" = 'charge', admitted_us, ended_us, quantity, upstream_ids,
-    usd_per_image, coalesce(upstream_usd, usd_measured)
+    month, org_id, number, event_id, coalesce(route_upstream, upstream), "end" = 'charge', admitted_us, ended_us, quantity,
+    upstream_ids, coalesce(route_usd_per_image, usd_per_image), coalesce(upstream_usd, usd_measured)
 FROM events AS e
-WHERE month <= :last_month AND provider = :provider AND ended_us >= :first_us AND admitted_us < :end_us
+WHERE month <= :last_month AND coalesce(route_provider, provider) = :provider AND ended_us >= :first_us AND admitted_us < :end_us
     AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;
@@ -864,3 +867,103 @@ VALUES (:month, :provider, :ok, :ledger_usd, :billed_usd, :off_usd, :findings, :
 -- By the columns of `Reconciliation`.
 SELECT month, provider, ok, ledger_usd, billed_usd, off_usd, findings, report, actor, at, id FROM reconciliations
 WHERE (CAST(:month AS TEXT) IS NULL OR month = :month) AND id < :before ORDER BY id DESC LIMIT :page;
+
+-- name: add_webhook
+INSERT INTO webhooks (id, org_id, url, events, created_at) VALUES (:webhook_id, :org_id, :url, :events, :created_at);
+
+-- name: count_webhooks
+SELECT count(*) FROM webhooks WHERE org_id = :org_id AND disabled_at IS NULL;
+
+-- name: webhooks
+-- By the columns of `Webhook`.
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks WHERE org_id = :org_id ORDER BY created_at, id;
+
+-- name: webhook
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks WHERE id = :webhook_id;
+
+-- name: webhooks_of
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks
+WHERE org_id IN (:ids) AND disabled_at IS NULL ORDER BY org_id, created_at, id;
+
+-- name: orgs_with_webhooks
+SELECT DISTINCT org_id FROM webhooks WHERE disabled_at IS NULL AND org_id > :after_id ORDER BY org_id LIMIT :page;
+
+-- name: disable_webhook
+UPDATE webhooks SET disabled_at = :at WHERE id = :webhook_id AND disabled_at IS NULL RETURNING id;
+
+-- name: give_up_webhook
+UPDATE webhook_deliveries SET state = 'set_aside', error = :error, ended_at = :at
+WHERE webhook_id = :webhook_id AND state = 'waiting';
+
+-- name: add_webhook_secret
+INSERT INTO webhook_secrets (org_id, created_at, secret) VALUES (:org_id, :at, :secret);
+
+-- name: expire_webhook_secrets
+UPDATE webhook_secrets SET expires_at = :until WHERE org_id = :org_id AND (expires_at IS NULL OR expires_at > :until);
+
+-- name: webhook_secrets
+SELECT org_id, secret FROM webhook_secrets WHERE org_id IN (:ids) AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY org_id, created_at DESC;
+
+-- name: webhooks_due
+SELECT 1 FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now LIMIT 1;
+
+-- name: conclude_webhook
+-- What was delivered is, whoever has it by now; anything else counts only for whoever still has it, and not if its
+-- webhook was disabled meanwhile.
+UPDATE webhook_deliveries SET state = :state, next_at = :next_at, error = :error, ended_at = :ended_at
+WHERE id = :delivery_id
+    AND (state = 'waiting' AND next_at = :lease OR state <> 'delivered' AND CAST(:state AS TEXT) = 'delivered');
+
+-- name: webhook_deliveries
+-- By the columns of `WebhookDelivery`.
+SELECT id, org_id, webhook_id, url, type, subject, at, state, attempts, next_at, error, ended_at FROM webhook_deliveries
+WHERE org_id = :org_id AND (CAST(:state AS TEXT) IS NULL OR state = :state) AND (at, id) < (:before_at, :before_id)
+ORDER BY at DESC, id DESC LIMIT :page;
+
+-- name: webhook_delivery
+SELECT id, org_id, webhook_id, url, type, subject, at, state, attempts, next_at, error, ended_at FROM webhook_deliveries
+WHERE id = :delivery_id;
+
+-- name: replay_delivery
+UPDATE webhook_deliveries
+SET state = 'waiting', since = :at, next_at = :at, attempts = 0, error = NULL, ended_at = NULL
+WHERE id = :delivery_id;
+
+-- name: replay_webhook
+UPDATE webhook_deliveries
+SET state = 'waiting', since = :at, next_at = :at, attempts = 0, error = NULL, ended_at = NULL
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE webhook_id = :webhook_id AND state = 'set_aside' ORDER BY at LIMIT :page
+) RETURNING id;
+
+-- name: late_webhooks
+-- Those whose server fails so slowly that their turn does not come in time.
+UPDATE webhook_deliveries SET state = 'set_aside', error = coalesce(error, :error), ended_at = :at
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :at AND since < :before LIMIT :page
+) RETURNING id;
+
+-- name: forget_webhooks
+DELETE FROM webhook_deliveries
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE state <> 'waiting' AND ended_at < :before ORDER BY ended_at LIMIT :page
+) RETURNING id;
+
+-- name: webhook_lag
+-- By the columns of `WebhookLag`. A webhook that somebody has disabled needs nobody any more.
+SELECT
+    (SELECT count(*) FROM webhook_deliveries WHERE state = 'waiting'),
+    (SELECT min(next_at) FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now),
+    (
+        SELECT count(*) FROM webhook_deliveries
+        WHERE state = 'set_aside' AND ended_at > :since
+            AND (webhook_id IS NULL OR webhook_id IN (SELECT id FROM webhooks WHERE disabled_at IS NULL))
+    );
+
+-- name: expiring_keys
+-- By the columns of `ExpiringKey`.
+SELECT id, org_id, name, expires_at FROM api_keys
+WHERE revoked_at IS NULL AND expires_at > :now AND expires_at <= :until AND id > :after_id
+    AND org_id IN (SELECT org_id FROM webhooks WHERE disabled_at IS NULL)
+ORDER BY id LIMIT :page;

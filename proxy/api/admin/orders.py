@@ -1,6 +1,7 @@
 """One order as an operator reads it, by `ghub order show` and over HTTP: all that any part knows about it."""
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -131,6 +132,7 @@ def _end(event: Event, booked: Booked | None = None) -> Fields:
         "amount_mxn": format_mxn(event.amount_micro_mxn),
         "upstream_ids": orjson.loads(event.upstream_ids) if event.upstream_ids else [],
         "upstream_usd": event.upstream_usd,
+        "route": asdict(event.route) if event.route else None,
     }
 
 

@@ -5,13 +5,13 @@
 -- reply names the earlier order and its status. A duplicate counts as a request, and no more.
 -- An SDK's retry of a refused order is no duplicate: a denial that asks for a retry notes that, and nothing more.
 -- KEYS  mark wallet access open hold events busy closed once recent retried
--- ARGV  now_us>=0 latest_us>=0 from_us>=0 until_us>=0 org key_id request images>=1 amount>=1 life_us>=1
+-- ARGV  now_us>=0 latest_us>=0 from_us>=0 quoted_until_us>=0 org key_id request images>=1 amount>=1 life_us>=1
 -- ARGV  max_holds>=1 backlog>=1 remember_s>=1 opened fingerprint keyed>=0 once_s>=1 tries>=-1 recent_us>=1 owner
--- ARGV  trace model day month
+-- ARGV  trace model day month long deadline_us>=0 slow>=0 max_unpaid>=0
 -- REPLY code now_us available requests_limit requests_left requests_reset_us images_limit images_left images_reset_us
 -- REPLY retry_us earlier:text ending:text owner:text whose:text limit used
 --
--- from_us, until_us: an order that is admitted at another moment must be quoted again, because it has another day, rate
+-- from_us, quoted_until_us: an order that is admitted at another moment must be quoted again, because it has another day, rate
 --           or price
 -- access    what the API key may do           retried   the last retry of an SDK that ran as new
 -- once      the idempotency key's record      recent    orders that may be given again, by admission
@@ -19,6 +19,11 @@
 -- tries     of the SDK before this one, -1 if no SDK counts them
 -- recent_us how long an SDK's retry finds its order
 -- trace     W3C's `traceparent` of its request, or empty; its event has it
+-- long      the order itself, as JSON, if it is a long one (rule 35); else empty. It is made until `deadline_us` after
+--           its admission
+-- slow      1 if the order takes longer than its client may wait: then it can only be a duplicate
+-- max_unpaid what the organisation's orders without a known end may have cost in an hour, beside a tenth of what it has
+--           spent in the month
 -- retry_us  if a quota refused it, the wait for the rates, at least 1; 0: no wait helps
 -- ending    of the earlier order: `open`, or `ending:amount:reason:org`; owner: the earlier order's
 -- whose     limit refused it: `org`, `key` or empty; limit: its name; used: how much of it is used
@@ -46,7 +51,7 @@ if redis.call('EXISTS', mark_key) == 0 or not available or not state then
   return answer({ code = AWAY, now_us = now })
 end
 if now > latest_us then return answer({ code = LATE, now_us = now }) end
-if now < from_us or now >= until_us then return answer({ code = QUOTE_OVER, now_us = now }) end
+if now < from_us or now >= quoted_until_us then return answer({ code = QUOTE_OVER, now_us = now }) end
 -- One question for four keys that hardly any order has: was an equal order placed of late, or left without its answer?
 local first_of_kind = redis.call('EXISTS', hold_key, closed_key, recent_key, gone_of(kind)) == 0
 if not first_of_kind and redis.call('EXISTS', hold_key, closed_key) > 0 then error('request id is in use') end
@@ -182,9 +187,12 @@ elseif earlier and differs then code = REUSED
 elseif earlier or unlooked then
   code = DUPLICATE
   if requests.over > 0 then by_rate(REQUESTS, requests, requests_of, requests.over) end
+elseif slow == 1 then code = SLOW
 elseif suspended then code = SUSPENDED  -- a duplicate is paid, so it is given again even now
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', o.spent_done + o.spent_open, k.spent_done + k.spent_open, amount) then
+elseif unpaid_in_hour(o.name, now) >= max_unpaid + o.spent_done / 10 then
+  code, retry = UNPAID, 3600000000 - now % 3600000000
 elseif redis.call('XLEN', events_key) >= backlog then code = BACKLOG
 -- The refusal that lasts longest goes first, so that the wait in the reply is long enough.
 elseif by_quota(MONTH, 'month', o.month_done + o.month_open, k.month_done + k.month_open, images) then
@@ -203,6 +211,9 @@ local function moved(s, images_too)
   else return 'tat_requests', s.requests.to end
 end
 
+local request_taken, image_taken = false, false
+-- WRITES
+request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
 if code == ADMITTED then
   if expired[1] then
     -- WITH closing
@@ -220,6 +231,10 @@ if code == ADMITTED then
     'key', key_id, 'day', o.day, 'month', o.month,
     keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint,
     unpack(trace ~= '' and { 'trace', trace } or {}))
+  if long ~= '' then
+    redis.call('HSET', hold_key, 'long', long, 'until_us', now + deadline_us)
+    redis.call('HSET', P .. ':long', request, org .. ' ' .. owner)
+  end
   if keyed == 1 then
     redis.call('SET', once_key, request .. ' ' .. fingerprint, 'EX', once_s)
   else
@@ -278,9 +293,9 @@ if keyed == 0 and not earlier and not unlooked then
     if comes_again then await_try(key_id, tries + 1, fingerprint, now, recent_us) end
   end
 end
+-- WRITTEN
 
 -- What was not taken stays as it was.
-local request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
 local requests_left, requests_reset = rate_after(requests, now, request_taken)
 local images_left, images_reset = rate_after(pictures, now, image_taken)
 local holder = earlier and redis.call('HGET', P .. ':hold:' .. earlier, 'owner') or nil

@@ -1,0 +1,19 @@
+-- Gives a long order to another gateway, once: its owner has died, or has let it go (rule 35). From then on the old owner
+-- can neither settle nor void it.
+-- KEYS  mark hold open long
+-- ARGV  now_us>=0 org request dead heir handed
+--
+-- dead    the owner that is replaced; heir: the new one
+-- handed  `incarnation:number` of the journal under which it goes on
+-- Returns the moment at which the hold ends, then all fields of the hold with their values; nothing if it is not his.
+local now = clock(now_us)
+local held_by, before, long = unpack(redis.call('HMGET', hold_key, 'owner', 'handed', 'until_us'))
+local ends = redis.call('ZSCORE', open_key, request)
+if not held_by or not long or not ends or tonumber(ends) <= now then
+  if not held_by then redis.call('HDEL', long_key, request) end
+  return {}
+end
+if held_by ~= dead or redis.call('EXISTS', mark_key) == 0 then return {} end
+redis.call('HSET', hold_key, 'owner', heir, 'handed', before and (before .. ' ' .. handed) or handed)
+redis.call('HSET', long_key, request, org .. ' ' .. heir)
+return { ends, unpack(redis.call('HGETALL', hold_key)) }

@@ -1,0 +1,33 @@
+-- Cancels a long order that no provider has begun; or notes that no further part of it may begin, and says what its
+-- providers have, if each of them could confirm a cancel.
+-- KEYS  mark wallet open hold events closed
+-- ARGV  now_us>=0 org request remember_s>=1
+-- REPLY code parts:text
+--
+-- parts  what its providers have, JSON lines, if the code is ASKED or RUNS
+-- WITH closing
+local now = clock(now_us)
+if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AWAY }) end
+local before = redis.call('GET', closed_key)
+if before then return answer({ code = string.match(before, '^void:%d+:cancelled:') and CANCELLED or ENDED }) end
+local order = order_of(org, request)
+local expires = redis.call('ZSCORE', open_key, request)
+if not order.amount or not expires or tonumber(expires) <= now then return answer({ code = ENDED }) end
+if not order.long then return answer({ code = AWAITED }) end
+local parts, firm = {}, false
+local fields = redis.call('HGETALL', hold_key)
+for i = 1, #fields, 2 do
+  if string.match(fields[i], '^part:') then
+    parts[#parts + 1] = fields[i + 1]
+    firm = firm or not string.find(fields[i + 1], '"handle":"', 1, true)
+  end
+end
+if #parts == 0 then
+  local once = redis.call('HGET', hold_key, 'once')
+  close(order, 'void', 'cancelled', 0, 0, '', '[]', '', now, remember_s)
+  if once then redis.call('DEL', once) end
+  return answer({ code = CANCELLED })
+end
+if firm then return answer({ code = RUNS, parts = table.concat(parts, '\n') }) end
+redis.call('HSET', hold_key, 'cancel', now)
+return answer({ code = ASKED, parts = table.concat(parts, '\n') })

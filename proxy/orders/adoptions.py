@@ -1,0 +1,151 @@
+"""Long orders whose gateway has died, or has let them go: any living gateway goes on with them (rule 35)."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import structlog
+from prometheus_client import Counter
+from redis.exceptions import RedisError
+
+from metering.background import every
+from metering.clock import boottime_s
+from metering.events import decode_opened, quote_of
+from metering.journal.file import JournalFailed
+from metering.journal.open_orders import OpenOrders
+from metering.wallet.connection import WalletAway
+from metering.wallet.long_orders import Adopted, Left, LongOrders
+from metering.wallet.values import Caller
+from metering.wallet.wallet import Wallet
+from proxy.errors import ApiError
+from proxy.offer import Offer
+from proxy.orders.admitted import AdmittedOrder
+from proxy.orders.calls import Progress, split
+from proxy.orders.document import Unreadable, decode
+from proxy.orders.generations import Generations
+from proxy.orders.places import Places
+from proxy.orders.routes import Routes
+from proxy.outcomes import Failure, Outcome
+from proxy.ports import Call
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 2.0
+"""Interval between two searches. An order that was let go waits for one of them, and no longer."""
+
+ADOPTED = Counter("ghub_orders_adopted_total", "Long orders that this process has taken over from another one")
+
+
+class Adoptions:
+    """Takes long orders over, and goes on with them. `kept_by` are the providers whose jobs can be gone on with."""
+
+    def __init__(
+        self,
+        orders: LongOrders,
+        wallet: Wallet,
+        open_orders: OpenOrders,
+        places: Places,
+        generations: Generations,
+        routes: Routes,
+        offer: Offer,
+        kept_by: Collection[str],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._orders = orders
+        self._wallet = wallet
+        self._open_orders = open_orders
+        self._places = places
+        self._generations = generations
+        self._routes = routes
+        self._offer = offer
+        self._kept_by = kept_by
+        self._stopping = stopping
+        self._beyond: set[str] = set()
+
+    async def run(self, every_s: float) -> None:
+        """Search until cancelled."""
+        away = (RedisError, WalletAway, JournalFailed, OSError, TimeoutError)
+        await every(every_s, self.look, away=away, name="adoptions_wait")
+
+    async def look(self) -> None:
+        """Take over what has no living owner, as far as there is room for it here."""
+        left = await self._orders.left(self._generations.long)
+        self._beyond &= {one.order_id for one in left}
+        for one in left:
+            if self._stopping():
+                return
+            if one.order_id not in self._beyond and not await self._take(one):
+                return
+
+    async def _take(self, left: Left) -> bool:
+        """Take one over. False if there is no room for any more."""
+        number = await self._open_orders.take_over(left.order_id)
+        adopted = None
+        try:
+            adopted = await self._orders.adopt(left, self._open_orders.incarnation, number)
+        finally:
+            if adopted is None:  # if Redis has given it to us and its answer was lost, the next looks find it again
+                self._open_orders.let_go(number)
+        if adopted is None:
+            return True
+        try:
+            admitted = await self._admitted(adopted)
+        except (ApiError, Unreadable) as error:
+            self._open_orders.let_go(number)
+            await self._orders.release(left.org_id, left.order_id)
+            self._beyond.add(left.order_id)
+            log.warning("order_not_adopted", request_id=left.order_id, why=str(error))
+            return isinstance(error, Unreadable)
+        ADOPTED.inc()
+        log.warning("order_adopted", request_id=left.order_id, org=left.org_id, owner=left.owner, number=number)
+        calls, progress = self._calls(admitted, adopted)
+        going_on = self._generations.go_on(admitted, calls, progress)
+        going_on.add_done_callback(lambda _: self._open_orders.let_go(number))
+        return True
+
+    async def _admitted(self, adopted: Adopted) -> AdmittedOrder:
+        """Build the order as it was admitted, with a place here. Raises ApiError 503, Unreadable."""
+        order, identity = decode(adopted.document, self._offer.catalogue)
+        opened = decode_opened(adopted.opened)
+        order = replace(order, tags=opened.tags, metadata=opened.metadata, webhook=opened.webhook)
+        place = await self._places.take(adopted.org_id, order.n, order.labels_bytes)
+        now_us = self._wallet.now_us(adopted.org_id)
+        until_s = time.monotonic() + (adopted.until_us - now_us) / 1_000_000
+        return AdmittedOrder(
+            order_id=adopted.order_id,
+            caller=Caller(adopted.org_id, adopted.key_id),
+            order=order,
+            identity=identity,
+            quote=quote_of(opened, adopted.admitted_us),
+            generate_until_s=until_s,
+            reply_until_s=until_s,
+            hold_ends_us=adopted.ends_us,
+            hold_ends_boot_s=boottime_s() + (adopted.ends_us - now_us) / 1_000_000,
+            admitted_us=adopted.admitted_us,
+            opened=adopted.opened,
+            place=place,
+            long=True,
+            trace=adopted.trace,
+        )
+
+    def _calls(self, admitted: AdmittedOrder, adopted: Adopted) -> tuple[list[Call], Progress]:
+        """List the jobs that go on, and the parts that have not begun; the others are lost. Nothing if none has begun.
+
+        All go by the route of those that have begun.
+        """
+        parts, progress = {part.first: part for part in adopted.parts}, Progress()
+        if not parts:
+            return [], progress
+        began = {part.provider for part in adopted.parts}
+        route = next((one for one in self._routes.of(admitted.order) if one.model.provider in began), admitted.order)
+        progress.second = None if route is admitted.order else route
+        calls = []
+        for call in split(route, self._generations.parts_of(admitted)):
+            part = parts.get(call.first)
+            if part is None:
+                calls.append(call)
+            elif part.handle and part.provider in self._kept_by:
+                calls.append(replace(call, handle=part.handle))
+            else:
+                progress.failures.append(Failure(Outcome.LOST))
+        return calls, progress
