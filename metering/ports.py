@@ -729,11 +729,15 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class ListPrice:
-    """One row of an immutable price book; `variant` is empty if a model has one price for everything."""
+    """One row of an immutable price book; `variant` is empty if a model has one price for everything.
+
+    `measured_by` says how the provider's report is priced, empty if it is not.
+    """
 
     model: str
     usd_per_image: Decimal
     variant: str = ""
+    measured_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

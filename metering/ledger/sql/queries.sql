@@ -569,7 +569,8 @@ SELECT version FROM price_books WHERE version = :version;
 INSERT INTO price_books (version, markup, at) VALUES (:version, :markup, :at);
 
 -- name: add_price
-INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :model, :variant, :usd_per_image);
+INSERT INTO prices (version, model, variant, usd_per_image, measured_by)
+VALUES (:version, :model, :variant, :usd_per_image, :measured_by);
 
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
@@ -590,8 +591,8 @@ VALUES (:number, :model, :variant, :version, :from_us, :version_before);
 -- name: price_schedules
 -- Oldest list first.
 SELECT
-    s.model, s.variant, s.number, l.at_us, s.from_us, s.version, p.usd_per_image, b.markup, s.version_before,
-    q.usd_per_image, c.markup
+    s.model, s.variant, s.number, l.at_us, s.from_us, s.version, p.usd_per_image, b.markup, p.measured_by,
+    s.version_before, q.usd_per_image, c.markup, q.measured_by
 FROM price_schedules AS s
 JOIN price_lists AS l ON l.number = s.number
 JOIN prices AS p ON p.version = s.version AND p.model = s.model AND p.variant = s.variant
