@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 import httpx2
 
 from metering.clock import utc_now
-from metering.events import CANCELLED, LONG, Event
+from metering.events import Event
 from metering.money import format_mxn, parse_mxn
 from metering.wallet.connection import WalletAway
 from metering.wallet.presence import Presence
@@ -27,25 +26,20 @@ from proxy.backends import Backends
 from proxy.errors import Kind
 from proxy.storage.opening import open_store
 from proxy.storage.sweep import Finding, Sweep
-from tests.chaos.clients import ENDED, Attempt, Call, Watch
+from tests.chaos import long_orders
+from tests.chaos.clients import Call
+from tests.chaos.log import Log, made, uuid_of
 from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
 from tests.conftest import LOOPBACK
-from tests.kits.system import bearer
 
 SETTLES_S = 45.0
 """A dead consumer's events are taken over after 10 s, and a lost charge is brought back after 10 s."""
-
-BOOKED_S = 30.0
-"""The longest time from an end until the ledger has it: it is away for 20 s at most."""
 
 CLOCKS_US = 100_000
 """By how much two looks at one machine's clock may differ here."""
 
 MAX_LISTED = 12
 """Findings of one sort that are told one by one."""
-
-ASKS = 20
-"""How often a gateway may say that it cannot decide now: its Valkey has only just come back."""
 
 CHARGED = Kind.CHARGED.value.code
 """Code of the error for a charged order."""
@@ -67,46 +61,6 @@ class Report:
         self.findings += found[:MAX_LISTED]
         if len(found) > MAX_LISTED:
             self.findings.append(f"… and {len(found) - MAX_LISTED} more of this sort")
-
-
-@dataclass
-class Log:
-    """The clients' calls and the ledger's events, looked up from both sides."""
-
-    calls: list[Call]
-    events: list[Event]
-
-    def __post_init__(self) -> None:
-        self.charges = [event for event in self.events if event.end == "charge"]
-        self.by_id: dict[str, list[Event]] = defaultdict(list)
-        self.by_key: dict[tuple[str, str], list[Event]] = defaultdict(list)
-        self.ends: dict[str, list[Event]] = defaultdict(list)
-        for event in self.charges:
-            self.by_id[event.event_id].append(event)
-        for event in self.events:
-            self.ends[event.event_id].append(event)
-            if event.opened.once is not None:
-                self.by_key[event.opened.org_id, event.opened.once.split()[0]].append(event)
-
-    def attempts(self) -> Iterator[tuple[Call, Attempt]]:
-        """Every request with the call that it was made for."""
-        for call in self.calls:
-            for attempt in call.attempts:
-                yield call, attempt
-
-    def ends_of_key(self, call: Call) -> list[Event]:
-        """Find the orders of its idempotency key, by the hash of the key in the events themselves."""
-        return self.by_key[call.customer.org_id, hashlib.sha256(call.key.encode()).hexdigest()] if call.key else []
-
-    def order_of_key(self, call: Call) -> list[Event]:
-        """Find the charge of its idempotency key."""
-        return [event for event in self.ends_of_key(call) if event.end == "charge"]
-
-    def charged_to(self, call: Call) -> set[str]:
-        """Charged orders that are this call's: by its key, or else by a result's id, or by an error's request id."""
-        if call.key:
-            return {charge.event_id for charge in self.order_of_key(call)}
-        return _named(call) & self.by_id.keys()
 
 
 async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -> Report:
@@ -132,10 +86,10 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
     report.find(_charged_for_a_reason(log, report.figures))
     report.find(_keys(log, report.figures))
     report.find(_sdks(log, world.wiped_us, report.figures))
-    report.find(await _long(world, log, report.figures))
-    report.find(_made_once(world, log, await world.jobs()))
+    report.find(await long_orders.ends(world, log, report.figures))
+    report.find(long_orders.made_once(world, log, await world.jobs()))
     report.find(world.receivers.wrong)
-    report.find(_webhooks(world, log, report.figures))
+    report.find(long_orders.webhooks(world, log, report.figures))
     report.find(await _bought(world, log, report.figures))
     report.find(_balances(log, world.customers, cuts))
     report.find(await _shown(world, cuts))
@@ -223,11 +177,11 @@ def _answered(log: Log, lost_orders: set[str], lost: Counter[str], figures: Coun
     for call, attempt in log.attempts():
         if attempt.status != 200:
             continue
-        charges = log.by_id[_uuid(attempt.result)]
+        charges = log.by_id[uuid_of(attempt.result)]
         if not charges and len(log.order_of_key(call)) == 1:
             figures["200s to a key that pays for another order of its own"] += 1
             continue
-        if not charges and _uuid(attempt.result) in lost_orders:
+        if not charges and uuid_of(attempt.result) in lost_orders:
             figures["200s whose charge went with a volume"] += 1
             continue
         cost_micro_mxn = parse_mxn(attempt.cost_mxn) if attempt.cost_mxn else 0
@@ -266,8 +220,8 @@ async def _stored(world: World, log: Log, figures: Counter[str]) -> list[str]:
             return
         async with turns:
             url = f"{world.url}/images/generations/{request}"
-            told = await _get(client, url, owner)
-            refused = await _get(client, url, other)
+            told = await world.get(client, url, owner)
+            refused = await world.get(client, url, other)
         paths = [row.get("url", "").split("/", 8)[-1] for row in told.json().get("data", [])]
         if told.status_code != 200 or paths != [image.path for image in charge.images]:
             found.append(f"(b) {request} is charged, and its owner asks for it and gets {told.status_code} {paths}")
@@ -280,20 +234,10 @@ async def _stored(world: World, log: Log, figures: Counter[str]) -> list[str]:
     return found
 
 
-async def _get(client: httpx2.AsyncClient, url: str, customer: Customer) -> httpx2.Response:
-    """The answer; a gateway that cannot decide at this moment, or was asked too often, is asked again as it wishes."""
-    for _ in range(ASKS):
-        reply = await client.get(url, headers=bearer(customer.key))
-        if reply.status_code not in (429, 503):
-            break
-        await asyncio.sleep(max(0.5, float(reply.headers.get("retry-after", 0))))
-    return reply
-
-
 def _charged_for_a_reason(log: Log, figures: Counter[str]) -> Iterator[str]:
     """(c) What no client knows of is charged only for requests that were never answered, each at most once."""
     known = {event_id for call in log.calls for event_id in log.charged_to(call)}
-    answered = {_uuid(attempt.result) for _, attempt in log.attempts() if attempt.result}
+    answered = {uuid_of(attempt.result) for _, attempt in log.attempts() if attempt.result}
     figures["charged after an error, and retrievable"] = len(known - answered)
     unanswered: dict[tuple[object, ...], list[int]] = defaultdict(list)
     for call in log.calls:
@@ -326,7 +270,7 @@ def _keys(log: Log, figures: Counter[str]) -> Iterator[str]:
         if len(charged := log.charged_to(call)) > 1:
             yield f"(d) {call.key!r} is charged {len(charged)} times: {sorted(charged)}"
         results = {(attempt.result, attempt.urls) for attempt in call.attempts if attempt.status == 200}
-        unpaid = {result for result, _ in results if not log.by_id[_uuid(result)]}
+        unpaid = {result for result, _ in results if not log.by_id[uuid_of(result)]}
         figures["keys that were answered with an order at zero beside the one that they pay for"] += bool(unpaid)
         if len(results) > 1 + len(unpaid):
             yield f"(d) {call.key!r} was answered with {len(results)} results: {sorted(results)}"
@@ -371,98 +315,6 @@ def _forgotten(call: Call, wiped_us: list[int]) -> int:
     return sum(any(sent_us < at_us < last_us for at_us in wiped_us) for sent_us in told)
 
 
-async def _long(world: World, log: Log, figures: Counter[str]) -> list[str]:
-    """(j) Every long order has ended once, and its customer was told so, while it was watched and now.
-
-    But for those that a wiped Redis has forgotten: they have no end. One that has ended without a charge is known by
-    Redis alone.
-    """
-    owners = {attempt.accepted: call.customer for call, attempt in log.attempts() if attempt.accepted}
-    sent_us = {attempt.accepted: attempt.sent_us for _, attempt in reversed([*log.attempts()])}
-    watched = {watch.order: watch for call in log.calls for watch in call.watched}
-    turns, found = asyncio.Semaphore(8), list[str]()
-    figures["long orders"] = len(owners)
-    figures["long orders that another gateway has taken over"] = world.told("order_adopted")
-    figures["long orders whose replaced gateway noticed it"] = world.told("order_gone")
-    cancels = [cancel for watch in watched.values() for cancel in watch.cancels]
-    figures["cancels"] = len(cancels)
-    figures["cancels that were done"] = sum(status == 200 for status, _ in cancels)
-
-    async def look(order: str, client: httpx2.AsyncClient) -> None:
-        async with turns:
-            told = await _get(client, f"{world.url}/images/generations/{order}", owners[order])
-        now = told.json()["status"] if told.status_code == 200 else str(told.status_code)
-        ends = [_state(event) for event in log.ends[_uuid(order)]]
-        if not ends:
-            figures["long orders that were forgotten with a wiped Redis"] += 1
-            if now != "404" or not _wiped(world, sent_us[order], sent_us[order]):
-                found.append(f"(j) the long order {order} has no end in the ledger, and is told to be {now}")
-            return
-        figures[f"long orders {ends[0]}"] += 1
-        if len(ends) > 1:
-            found.append(f"(j) the long order {order} has ended {len(ends)} times: {ends}")
-        wiped_since = any(at_us > sent_us[order] for at_us in world.wiped_us)
-        if now != ends[0] and (now != "404" or ends[0] == "completed" or not wiped_since):
-            found.append(f"(j) the long order {order} has ended as {ends}, and its customer is told that it is {now}")
-        watch = watched.get(order, Watch(order))
-        before = {state for _, state in watch.states} & set(ENDED) - {"expired"}
-        if before - set(ends):
-            found.append(f"(j) the long order {order} has ended as {ends}, and was told to be {watch.states}")
-        if any(status == 200 for status, _ in watch.cancels) and ends != ["cancelled"]:
-            found.append(f"(j) the long order {order} was cancelled ({watch.cancels}), and has ended as {ends}")
-
-    async with httpx2.AsyncClient(**LOOPBACK, timeout=30) as client:
-        await asyncio.gather(*(look(order, client) for order in owners))
-    return found
-
-
-def _wiped(world: World, since_us: int, until_us: int) -> bool:
-    """True if Redis was wiped while orders that were placed then were open, or their ends not booked yet."""
-    return any(since_us < at_us < until_us + (world.long_hold_life_s + BOOKED_S) * 1e6 for at_us in world.wiped_us)
-
-
-def _state(event: Event) -> str:
-    """How a customer is told of it."""
-    if event.end == "void":
-        return "cancelled" if event.reason == CANCELLED else "failed"
-    return "completed" if event.end == "charge" else "expired"
-
-
-def _made_once(world: World, log: Log, jobs: list[dict[str, Any]]) -> Iterator[str]:
-    """(j) A long order is made once, whoever makes it: what a provider has accepted is not given to it again."""
-    made = _made(jobs)
-    for call in log.calls:
-        orders = _named(call) | {event.event_id for event in log.ends_of_key(call)}
-        if call.kind != "long" or _wiped(world, call.attempts[0].sent_us, call.attempts[-1].sent_us):
-            continue  # an order that was forgotten may be placed again
-        lost = 0 if call.key else sum(attempt.status is None for attempt in call.attempts)
-        if made[call.prompt] > len(orders) + lost:
-            yield f"(j) {call.prompt} was made {made[call.prompt]} times upstream, for the orders {sorted(orders)}"
-
-
-def _webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
-    """(k) Each end of a long order has arrived at its organisation's webhook, and at the one that the order named."""
-    places = {customer.org_id: customer.place for customer in world.customers}
-    receivers = world.receivers
-    figures["webhooks that arrived"], figures["webhooks that their receiver failed"] = receivers.count, receivers.failed
-    for event in log.events:
-        opened = event.opened
-        if opened.mode != LONG:
-            continue
-        state = "failed" if event.end == "expiry" else _state(event)
-        own = receivers.url(places[opened.org_id], opened.org_id, "org")
-        for url in {own, opened.webhook or own}:
-            figures["webhooks that had to arrive"] += 1
-            told = receivers.arrived.get((url, f"req_{UUID(event.event_id).hex}"), set())
-            if state not in told:
-                yield f"(k) {event.event_id} has ended as {state}, and {url} was told: {sorted(told)}"
-
-
-def _made(jobs: list[dict[str, Any]]) -> Counter[str]:
-    """How often a provider has accepted each prompt."""
-    return Counter(job["prompt"] for job in jobs)
-
-
 async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     """(f) The upstreams made whatever is charged, and nothing that no request asked for."""
     jobs = await world.jobs()
@@ -475,7 +327,7 @@ async def _bought(world: World, log: Log, figures: Counter[str]) -> list[str]:
     for call, attempt in log.attempts():
         bought = attempt.status not in NOT_BOUGHT or attempt.code == CHARGED
         allowed[call.prompt] += not attempt.replayed and bought
-    for prompt, times in _made(jobs).items():
+    for prompt, times in made(jobs).items():
         if times > allowed[prompt]:
             found.append(
                 f"(f) {prompt} was made {times} times, for {allowed[prompt]} requests that may have been orders"
@@ -502,7 +354,7 @@ async def _shown(world: World, cuts: dict[str, WalletSnapshot]) -> list[str]:
         for customer in world.customers:
             if customer.revoked:
                 continue
-            told = (await _get(client, f"{world.url}/credits", customer)).json()
+            told = (await world.get(client, f"{world.url}/credits", customer)).json()
             expected = {"available_mxn": format_mxn(cuts[customer.org_id].available_micro_mxn), "held_mxn": "0.00"}
             if not expected.items() <= told.items():
                 found.append(f"(g) {customer.org_id} should be told {expected}, and is told {told}")
@@ -557,13 +409,3 @@ async def _verified(world: World, when: str) -> list[str]:
         return [f"(h) verify {when} ends with {done.returncode}: {done.stderr.strip()[-300:]}"]
     differ = [row for row in rows if row.get("kind") != "lost"]
     return [f"(h) verify {when}: {row['org']} {row['what']}: {row['expected']}, found {row['found']}" for row in differ]
-
-
-def _named(call: Call) -> set[str]:
-    """Orders that its client has heard of, one way or another."""
-    return {_uuid(text) for a in call.attempts for text in (a.result, a.accepted, a.request) if text}
-
-
-def _uuid(public_id: str) -> str:
-    digits = public_id.removeprefix("req_")
-    return str(UUID(digits)) if len(digits) == 32 else public_id

@@ -43,7 +43,7 @@ from tests.conftest import LOOPBACK, ValkeyServer
 from tests.kits.ports import free_port
 from tests.kits.postgres import FAST, PostgresServer
 from tests.kits.processes import Forked, Process, finished
-from tests.kits.system import FLUX, GPT
+from tests.kits.system import FLUX, GPT, bearer
 from tests.stores.running import BUCKET, KEY, SupabaseProcess
 
 GROK = "xai/grok-2-image"
@@ -66,6 +66,9 @@ ENDS = tuple(one for one in TYPES if one.startswith("image.generation."))
 CREDIT_MXN = "100000.00"
 ADMIN_TRIES = 50
 """0.1 s apart."""
+
+ASKS = 20
+"""How often a gateway may say that it cannot decide now: its Valkey has only just come back."""
 
 ALIVE_S = 90.0
 """Maximum time until a part is back, also on a machine that others use."""
@@ -433,6 +436,15 @@ class World:
     async def ghub(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command, with every protection that the product has."""
         return await asyncio.to_thread(finished, Forked, arguments, {**os.environ, **self.environment}, within_s=120)
+
+    async def get(self, client: httpx2.AsyncClient, url: str, customer: Customer) -> httpx2.Response:
+        """The answer; a gateway that cannot decide now, or was asked too often, is asked again as it wishes."""
+        for _ in range(ASKS):
+            reply = await client.get(url, headers=bearer(customer.key))
+            if reply.status_code not in (429, 503):
+                break
+            await asyncio.sleep(max(0.5, float(reply.headers.get("retry-after", 0))))
+        return reply
 
     def object(self, path: str) -> Path:
         """Path of an object's bytes in the store."""
