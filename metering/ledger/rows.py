@@ -88,6 +88,7 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
         "metadata": opened.metadata,
         "upstream_ids": event.upstream_ids,
         "upstream_usd": event.upstream_usd,
+        "handed": event.handed,
     }
 
 
@@ -97,7 +98,7 @@ def event_of(row: Row) -> Event:
         :13
     ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd = labels
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed = labels
     return Event(
         number=number,
         opened=Opened(
@@ -130,4 +131,5 @@ def event_of(row: Row) -> Event:
         usd_measured=usd_measured,
         upstream_ids=upstream_ids,
         upstream_usd=upstream_usd,
+        handed=handed,
     )

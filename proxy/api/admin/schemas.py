@@ -372,6 +372,13 @@ class PriceRow(EventFacts):
     unit_mxn: str
 
 
+class Handover(EventFacts):
+    """A gateway that went on with a long order: its journal's incarnation, and the order's number there."""
+
+    incarnation: str
+    number: int
+
+
 class EndRow(EventFacts):
     """How an order ended; `booked_at` is null until the ledger has it."""
 
@@ -384,6 +391,7 @@ class EndRow(EventFacts):
     amount_mxn: str
     upstream_ids: list[str]
     upstream_usd: str | None
+    handed_over: list[Handover]
 
 
 class ImageRow(EventFacts):
