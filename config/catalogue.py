@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Vali
 from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S, LONGEST_LONG_DEADLINE_S
+from config.tokens import TokenUsage
 
 HERE = Path(__file__).parent
 
@@ -65,12 +66,43 @@ class Field(Row):
 
 
 class TokenPrices(Row):
-    """USD per million tokens, and the most output tokens of one image by `quality/size` (either may be `*`)."""
+    """USD per million tokens, and the most that one image takes: output by `quality/size`, of which either may be `*`.
+
+    What is left out: cached input costs as if it were not, image input as text, and text output, which thoughts are
+    too, as image output.
+    """
 
     text_input: PositiveDecimal
+    cached_text_input: PositiveDecimal | None = None
+    image_input: PositiveDecimal | None = None
+    cached_image_input: PositiveDecimal | None = None
     image_output: PositiveDecimal
+    text_output: PositiveDecimal | None = None
     most_input_tokens: Annotated[int, PydanticField(ge=1)]
     most_output_tokens: Annotated[Mapping[str, Annotated[int, PydanticField(ge=1)]], PydanticField(min_length=1)]
+    most_text_output_tokens: Annotated[int, PydanticField(ge=0)] = 0
+
+    def most_usd(self, image_output_tokens: int) -> Decimal:
+        """Compute the most that one image costs which takes this many tokens itself. Orders bring text only."""
+        most = TokenUsage(
+            text_input=self.most_input_tokens,
+            image_output=image_output_tokens,
+            text_output=self.most_text_output_tokens,
+        )
+        return self.usd_of(most)
+
+    def usd_of(self, used: TokenUsage) -> Decimal:
+        """Compute the cost of what was used."""
+        image_input = self.image_input or self.text_input
+        usd = (
+            self.text_input * used.text_input
+            + (self.cached_text_input or self.text_input) * used.cached_text_input
+            + image_input * used.image_input
+            + (self.cached_image_input or image_input) * used.cached_image_input
+            + self.image_output * used.image_output
+            + (self.text_output or self.image_output) * used.text_output
+        )
+        return usd / 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +124,9 @@ class Model(Row):
     images_per_call: Annotated[int, PydanticField(ge=1, le=10)]
     sizes: Annotated[Mapping[str, str], PydanticField(min_length=1)]
     qualities: Mapping[str, str] = {}
+    default_quality: str | None = None
     fields: Mapping[str, Field] = {}
-    always: Mapping[str, str | int | bool] = {}
+    always: Mapping[str, str | int | bool | Mapping[str, str | int | bool]] = {}
     prompt_characters: Annotated[int, PydanticField(ge=1, le=4000)] = 4000
     deadline_s: Annotated[float, PydanticField(ge=1, le=LONGEST_DEADLINE_S)] | None = None
     long_deadline_s: Annotated[float, PydanticField(ge=1, le=LONGEST_LONG_DEADLINE_S)] | None = None
@@ -119,6 +152,8 @@ class Model(Row):
         )
         if sum(kind is not None for kind in kinds) > 1:
             raise ValueError("has more than one kind of price")
+        if self.default_quality is not None and self.default_quality not in self.qualities:
+            raise ValueError(f"default_quality: {self.default_quality} is none of its qualities")
         tokens = self.usd_per_million_tokens
         for name in (*(self.usd_per_image_by or ()), *(tokens.most_output_tokens if tokens else ())):
             if not self._has(name):
@@ -150,7 +185,12 @@ class Model(Row):
 
         `size` in customers' words, `quality` in the upstream's. If the upstream chooses the quality, the longest.
         """
-        return _by_variant(self.takes_s, quality, size)
+        return _by_variant(self.takes_s, self.usual_quality if quality is None else quality, size)
+
+    @property
+    def usual_quality(self) -> str | None:
+        """The quality of an order that names none, in the upstream's words; None if the upstream chooses it."""
+        return self.qualities[self.default_quality] if self.default_quality is not None else None
 
     @property
     def priced(self) -> bool:
@@ -160,6 +200,7 @@ class Model(Row):
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
         """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words)."""
+        quality = self.usual_quality if quality is None else quality
         if self.usd_per_image is not None:
             return Listed(self.usd_per_image, "", measured=False)
         if self.most_usd_per_image is not None:
@@ -180,17 +221,12 @@ class Model(Row):
     @staticmethod
     def _listed_by_tokens(prices: TokenPrices, variant: str, quality: str | None, size: str) -> Listed | None:
         most = _by_variant(prices.most_output_tokens, quality, size)
-        if most is None:
-            return None
-        usd = prices.text_input * prices.most_input_tokens + prices.image_output * most
-        return Listed(usd / 1_000_000, variant, measured=True)
+        return Listed(prices.most_usd(most), variant, measured=True) if most is not None else None
 
-    def usd_of_tokens(self, input_tokens: int, output_tokens: int) -> Decimal | None:
+    def usd_of(self, used: TokenUsage) -> Decimal | None:
         """Compute the cost of a reported usage at the model's token prices; None if it has none."""
         prices = self.usd_per_million_tokens
-        if prices is None:
-            return None
-        return (prices.text_input * input_tokens + prices.image_output * output_tokens) / 1_000_000
+        return prices.usd_of(used) if prices is not None else None
 
     def prices(self) -> dict[str, Decimal]:
         """List every price that a quote of this model can name, by variant."""
@@ -300,6 +336,11 @@ def version_of(content: bytes) -> str:
 def models_file(given: Path | None) -> DataFile:
     """Name the file of the catalogue: `given`, or the one that ships."""
     return DataFile("GHUB_MODELS", given or HERE / "models.toml")
+
+
+def demo_models() -> bytes:
+    """The catalogue that ships, with the prices of simulated upstreams for models that ship without one."""
+    return (HERE / "models.toml").read_bytes() + b"\n" + (HERE / "demo_prices.toml").read_bytes()
 
 
 def read_rows(kind: type[RowT], variable: str, given: Path | None, shipped: str) -> RowT:

@@ -14,7 +14,13 @@ from proxy.outcomes import Outcome
 
 MINUTE, HOUR = 60, 3600
 
-NOT_THE_PROVIDERS = (Outcome.CONTENT_POLICY, Outcome.STORE_FAILED, Outcome.FAULT)
+NOT_THE_PROVIDERS = (
+    Outcome.CONTENT_POLICY,
+    Outcome.STORE_FAILED,
+    Outcome.FAULT,
+    Outcome.LOST,
+    Outcome.CANCELLED,
+)
 """Ends of a call of which the provider has done what it should: it refused a prompt, or it was us."""
 
 FAILED = "|".join(outcome.reason for outcome in Outcome if outcome not in NOT_THE_PROVIDERS)

@@ -138,11 +138,15 @@ class Picture:
 
     An `inline` picture is a part of the upstream's reply: it is opened once, and read before the next one. Any other
     has its own URL: it is read concurrently with others, and may be opened again.
+
+    An inline picture may be a draft of one that follows. Then `counts` waits until the upstream has said so, and until
+    then nothing of it is published.
     """
 
     index: int
     open: Callable[[], AbstractAsyncContextManager[Source]]
     inline: bool
+    counts: Callable[[], Awaitable[bool]] | None = None
 
 
 class Provider(Protocol):

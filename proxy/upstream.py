@@ -1,6 +1,7 @@
 """An upstream's reply, for every adapter: reading it within limits, and the meaning of a broken one."""
 
 import re
+from asyncio import Event
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -34,6 +35,9 @@ UNPACKED = {"accept-encoding": "identity"}
 Refusal = Callable[[httpx2.Response, bytes], Failure]
 """Meaning of an answer other than 200. Each provider has its own error codes."""
 
+Verdict = Callable[[dict[str, Any], bool], None]
+"""Judges a reply without its pictures, and whether it has one that counts. Raises Failure if that is not delivered."""
+
 
 async def post_for_pictures(
     client: httpx2.AsyncClient,
@@ -48,16 +52,95 @@ async def post_for_pictures(
 
     After the last one, `rest_of(document)` gives the rest of the reply.
     """
+    async with _answered(client, url, headers, body, call, document, refusal) as response:
+        async for place, chunks in inline_pictures(response.aiter_raw(), document):
+            brought = len(call.report.numbers)
+            if brought < call.images:
+                call.report.numbers[place] = call.first + brought
+                yield Picture(call.first + brought, _opener(chunks), inline=True)
+
+
+class _Candidate:
+    """A picture of which the rest of the reply says whether it is the one that counts."""
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self._counts = False
+        self._decided = Event()
+
+    def decide(self, counts: bool) -> None:
+        """Decide it; the first decision holds."""
+        if not self._decided.is_set():
+            self._counts = counts
+            self._decided.set()
+
+    async def counts(self) -> bool:
+        await self._decided.wait()
+        return self._counts
+
+
+async def post_for_last_picture(
+    client: httpx2.AsyncClient,
+    url: str,
+    headers: Mapping[str, str],
+    body: Any,
+    call: Call,
+    document: JsonPictures,
+    refusal: Refusal,
+    verdict: Verdict,
+) -> AsyncGenerator[Picture]:
+    """Yield the pictures inside a JSON reply, of which the last counts that is no thought. Raises Failure.
+
+    At most two are kept at a time: the last one so far, and the one that arrives. `verdict` judges the whole reply.
+    """
+    last: _Candidate | None = None
+    newest: _Candidate | None = None
+    try:
+        async with _answered(client, url, headers, body, call, document, refusal) as response:
+            async for place, chunks in inline_pictures(response.aiter_raw(), document):
+                last = _later(last, newest, document)
+                newest = _Candidate(place)
+                yield Picture(call.first, _opener(chunks), inline=True, counts=newest.counts)
+        rest = rest_of(document)
+        last, newest = _later(last, newest, document), None
+        verdict(rest, last is not None)
+        if last is not None:
+            call.report.numbers[last.place] = call.first
+            last.decide(True)
+    finally:
+        for candidate in (last, newest):
+            if candidate is not None:
+                candidate.decide(False)
+
+
+def _later(last: _Candidate | None, newest: _Candidate | None, document: JsonPictures) -> _Candidate | None:
+    """Choose between the last picture and the newest, whose item is closed; the other one is given up."""
+    if newest is None:
+        return last
+    thought = document.item(newest.place).get("thought") is True
+    dropped, kept = (newest, last) if thought else (last, newest)
+    if dropped is not None:
+        dropped.decide(False)
+    return kept
+
+
+@asynccontextmanager
+async def _answered(
+    client: httpx2.AsyncClient,
+    url: str,
+    headers: Mapping[str, str],
+    body: Any,
+    call: Call,
+    document: JsonPictures,
+    refusal: Refusal,
+) -> AsyncIterator[httpx2.Response]:
+    """Post, and open the reply if it is a 200. Raises Failure, also for what breaks while it is read."""
     try:
         async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
             note_ids(call.report, response)
             if response.status_code != 200:
                 raise refusal(response, await read_document(response, document.max_document_bytes))
-            async for place, chunks in inline_pictures(response.aiter_raw(), document):
-                brought = len(call.report.numbers)
-                if brought < call.images:
-                    call.report.numbers[place] = call.first + brought
-                    yield Picture(call.first + brought, _opener(chunks), inline=True)
+            yield response
     except BadDocument as error:
         raise Failure(Outcome.BAD_REPLY, str(error)) from error
     except httpx2.HTTPError as error:

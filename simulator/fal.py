@@ -39,6 +39,7 @@ EVERY = {
     "result_500": "The status says COMPLETED, the result is 500. Not billed.",
     "stuck_in_queue": "The job stays in the queue until it is cancelled. Not billed.",
     "time_to_start": "No runner in time: 504 with X-Fal-Request-Timeout-Type: user. Not billed.",
+    "stops_when_cancelled": "A cancel stops a job that runs, too; any other runs to its end. Not billed if it was.",
     "locked_403": "The account's balance is used up: 403. Not accepted, so not a job.",
     **files.SCENARIOS,
 }
@@ -49,6 +50,7 @@ CHECKED = {
 SCENARIOS = {
     "fal/flux-1.1-pro": CHECKED,
     "fal/flux-1.1-pro-ultra": CHECKED,
+    "fal/flux-2-pro": CHECKED,
     "fal/recraft-v3": {"svg_with_script": "The picture is an SVG with a script in it. Billed.", **EVERY},
     "fal/recraft-v4.1": EVERY,
     "fal/recraft-v4.1-pro": EVERY,
@@ -60,6 +62,7 @@ SCENARIOS = {
 LATENCY_S = {
     "fal/flux-1.1-pro": (7.0, 25.0),
     "fal/flux-1.1-pro-ultra": (12.0, 40.0),
+    "fal/flux-2-pro": (12.0, 40.0),
     "fal/recraft-v3": (8.0, 28.0),
     "fal/recraft-v4.1": (8.0, 28.0),
     "fal/recraft-v4.1-pro": (8.0, 28.0),
@@ -165,6 +168,7 @@ class Ticket:
     position: int = 0
     result: Result | None = None
     status_fails: bool = False
+    stops: bool = False  # when it is cancelled, although it runs
     inference_s: float = 0.0
     runner: asyncio.Task[None] | None = None
 
@@ -245,6 +249,7 @@ class Fal:
         Client.of(request.scope).on_leave(job.lose_client)
         ticket = self._ticket(request, app, job)
         ticket.status_fails = play.scenario == "status_500_once"
+        ticket.stops = play.scenario == "stops_when_cancelled"
         ticket.position = len(self._waiting)
         self._waiting.add(request_id)
         if play.scenario != "stuck_in_queue":
@@ -281,13 +286,13 @@ class Fal:
         return result.answer(request.path_params["request_id"])
 
     async def cancel(self, request: Request) -> ASGIApp:
-        """Cancel a job. A queued one never runs; a running one is not stopped, as a model may ignore the signal."""
+        """Cancel a job. A queued one never runs; a running one stops if its model heeds the signal."""
         ticket = self._find(request)
         if isinstance(ticket, Result):
             return json_answer({"status": "NOT_FOUND"} if ticket.status == 404 else ticket.body, ticket.status)
         if ticket.result is not None:
             return json_answer({"status": "ALREADY_COMPLETED"}, 400)
-        if ticket.job.state is State.QUEUED:
+        if ticket.job.state is State.QUEUED or ticket.stops:
             if ticket.runner is not None:
                 ticket.runner.cancel()
             self._waiting.discard(ticket.job.request_id)
@@ -503,6 +508,13 @@ def flux_pro_ultra(given: dict[str, Any]) -> Order:
     return flux(given, prompt, width, height)
 
 
+def flux_2_pro(given: dict[str, Any]) -> Order:
+    """Parse the input of flux-2-pro: one picture of up to four megapixels."""
+    prompt = needed_prompt(given)
+    width, height = image_size(given, 256, 2048, 16)
+    return flux({**given, "num_images": 1}, prompt, width, height)
+
+
 def usual(given: dict[str, Any], prompt: str, width: int, height: int) -> Order:
     """Parse the fields that most models have besides their prompt and size."""
     return Order(
@@ -672,6 +684,7 @@ UNAUTHORIZED = Result(401, {"detail": "Authentication is required: Authorization
 ENDPOINTS = {
     "fal-ai/flux-pro/v1.1": Endpoint("fal/flux-1.1-pro", flux_pro),
     "fal-ai/flux-pro/v1.1-ultra": Endpoint("fal/flux-1.1-pro-ultra", flux_pro_ultra),
+    "fal-ai/flux-2-pro": Endpoint("fal/flux-2-pro", flux_2_pro),
     "fal-ai/recraft/v3/text-to-image": Endpoint("fal/recraft-v3", recraft, tells_all=False, tells_seed=False),
     "fal-ai/recraft/v4.1/text-to-image": Endpoint("fal/recraft-v4.1", recraft_v4, tells_all=False, tells_seed=False),
     "fal-ai/recraft/v4.1/pro/text-to-image": Endpoint(

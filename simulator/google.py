@@ -1,9 +1,10 @@
-"""Google's Imagen 4: POST …/{model}:predict like the Gemini API and Vertex AI, with Vertex's OAuth tokens."""
+"""Google like the Gemini API and Vertex AI, with Vertex's OAuth tokens: Imagen 4 by POST …/{model}:predict, and its
+successors by :generateContent.
+"""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -13,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from simulator import inline
-from simulator.answers import INTERNAL_URL, Streamed, json_answer, redirect, secrets, spoil
+from simulator import google_content, inline
+from simulator.answers import Streamed, redirect, spoil
 from simulator.behaviour import Play, is_number
 from simulator.client import Client
+from simulator.google_rpc import RefusalError, choice, fail, flag, not_found, refuse, text, whole
 from simulator.jobs import Job
 from simulator.vertex import ServiceAccount
 from simulator.world import World
@@ -35,9 +37,13 @@ SCENARIOS = {
         "prompt_blocked": "The prompt is refused: 400 INVALID_ARGUMENT with a support code. Not billed.",
         "api_key_invalid_400": "The key is refused with 400 and reason API_KEY_INVALID. Not accepted, so not a job.",
         **inline.SCENARIOS,
-    }
+    },
+    **google_content.SCENARIOS,
 }
-LATENCY_S = {IMAGEN_4: (6.0, 18.0)}  # P50 and P95
+# Seconds, (P50, P95). A successor without figures of its own has its predecessor's.
+LATENCY_S = dict.fromkeys(SCENARIOS, (6.0, 18.0))
+
+VERBS = ("predict", "generateContent")
 
 # The 1K sizes; 2K doubles both sides.
 SIZES = {
@@ -51,45 +57,10 @@ FORMATS = {"image/png": "png", "image/jpeg": "jpeg"}
 PERSONS = ("allow_adult", "dont_allow", "allow_all")
 SAFETY = ("block_medium_and_above", "block_low_and_above", "block_only_high", "block_none")
 VERTEX_ONLY = ("seed", "negativePrompt", "addWatermark", "enhancePrompt", "storageUri")
-STATUSES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
-}
 RAI_REASON = (
     "Unable to show generated images: some were filtered for violating usage guidelines. "
     "You will not be charged for blocked images. Support codes: 29310472"
 )
-PROMPT_BLOCKED = (
-    "Image generation failed with the following error: The prompt could not be submitted, as it may contain words "
-    "that the service's policies do not allow. Error Code: 58061214"
-)
-
-
-class RefusalError(Exception):
-    """The request is answered with an error in google.rpc's form."""
-
-    def __init__(
-        self,
-        code: int,
-        message: str,
-        details: Sequence[Mapping[str, Any]] = (),
-        headers: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.details = details
-        self.headers = headers
-
-    def answer(self) -> Response:
-        error: dict[str, Any] = {"code": self.code, "message": str(self), "status": STATUSES[self.code]}
-        if self.details:
-            error["details"] = self.details
-        return json_answer({"error": error}, self.code, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +81,11 @@ class Order:
 def routes(world: World) -> list[Route]:
     account = ServiceAccount()
     api = Google(world, account)
-    vertex = "/vertex/v1/{path:path}publishers/google/models/{model}:predict"
+    vertex = "/vertex/v1/{path:path}publishers/google/models/{model}"
     return [
-        Route("/google/v1beta/models/{model}:predict", api.gemini, methods=["POST"]),
+        *(Route(f"/google/v1beta/models/{{model}}:{verb}", api.gemini, methods=["POST"]) for verb in VERBS),
         *account.routes(),
-        Route(vertex, api.vertex, methods=["POST"]),
+        *(Route(f"{vertex}:{verb}", api.vertex, methods=["POST"]) for verb in VERBS),
         Route("/google/{path:path}", unknown, methods=["GET", "POST", "PUT", "DELETE"]),
         Route("/vertex/{path:path}", unknown, methods=["GET", "POST", "PUT", "DELETE"]),
     ]
@@ -124,11 +95,12 @@ class Google:
     def __init__(self, world: World, account: ServiceAccount) -> None:
         self._world = world
         self._account = account
+        self._content = google_content.Content(world)
 
     async def gemini(self, request: Request, *, on_vertex: bool = False) -> ASGIApp:
         """Serve the Gemini API, with an API key."""
         key = request.headers.get("x-goog-api-key", "").strip()
-        return await self._predict(request, key, self._gemini_entrance, on_vertex=on_vertex)
+        return await self._answer(request, key, self._gemini_entrance, on_vertex=on_vertex)
 
     async def vertex(self, request: Request) -> ASGIApp:
         """Serve Vertex AI: a project and a location with a bearer token, or neither with an API key (express mode)."""
@@ -139,7 +111,7 @@ class Google:
             return await unknown(request)
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else ""
-        return await self._predict(request, key, self._vertex_entrance, on_vertex=True)
+        return await self._answer(request, key, self._vertex_entrance, on_vertex=True)
 
     @staticmethod
     def _gemini_entrance(key: str) -> None:
@@ -150,12 +122,18 @@ class Google:
         if not self._account.knows(token):
             raise RefusalError(401, "Request had invalid authentication credentials. Expected OAuth 2 access token.")
 
-    async def _predict(
-        self, request: Request, key: str, entrance: Callable[[str], None], *, on_vertex: bool
-    ) -> ASGIApp:
-        upstream = request.path_params["model"]
+    async def _answer(self, request: Request, key: str, entrance: Callable[[str], None], *, on_vertex: bool) -> ASGIApp:
         try:
             entrance(key)
+        except RefusalError as error:
+            return error.answer()
+        if request.url.path.endswith(VERBS[1]):
+            return await self._content.generate(request, key)
+        return await self._predict(request, key, on_vertex=on_vertex)
+
+    async def _predict(self, request: Request, key: str, *, on_vertex: bool) -> ASGIApp:
+        upstream = request.path_params["model"]
+        try:
             order = parse(upstream, await request.body(), on_vertex)
             play = self._world.behaviour.next(order.model)
             if play.scenario == "secret_in_redirect":
@@ -216,43 +194,6 @@ def body(predictions: list[list[bytes]]) -> list[bytes]:
 
 async def unknown(request: Request) -> Response:
     return RefusalError(404, f"There is no {request.method} {request.url.path}.").answer()
-
-
-def not_found(upstream: str) -> RefusalError:
-    return RefusalError(404, f"models/{upstream} is not found, or is not supported for predict.")
-
-
-def refuse(play: Play, upstream: str) -> None:
-    """Raise RefusalError if the scenario does not accept the job."""
-    match play.scenario:
-        case "http_503":
-            raise RefusalError(503, "The model is overloaded. Please try again later.")
-        case "busy_503":
-            retry = {"retry-after": play.retry_after_s}
-            raise RefusalError(503, "The model is overloaded. Please try again later.", headers=retry)
-        case "rate_limited_429":
-            headers = {} if play.retry_after is None else {"retry-after": play.retry_after_s}
-            message = "Resource has been exhausted: quota of image generation requests per minute."
-            raise RefusalError(429, message, headers=headers)
-        case "unauthorized_401":
-            raise RefusalError(401, "Request had invalid authentication credentials.")
-        case "api_key_invalid_400":
-            reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
-            raise RefusalError(400, "API key not valid. Please pass a valid API key.", [reason])
-        case "retired":
-            raise not_found(upstream)
-
-
-def fail(play: Play, key: str) -> None:
-    """Raise RefusalError if the scenario fails the accepted job."""
-    match play.scenario:
-        case "http_500":
-            raise RefusalError(500, "An internal error has occurred.")
-        case "prompt_blocked":
-            raise RefusalError(400, PROMPT_BLOCKED)
-        case "secret_in_error":
-            message = f"Upstream call to {INTERNAL_URL} with key {key} was refused."
-            raise RefusalError(400, message, headers=secrets(key))
 
 
 def parse(upstream: str, raw: bytes, on_vertex: bool) -> Order:
@@ -316,33 +257,3 @@ def read(upstream: str, prompt: str, given: dict[str, Any], on_vertex: bool) -> 
     for name in (*given, *output):
         raise RefusalError(400, f"Unknown parameter {name}.")
     return order
-
-
-def text(given: dict[str, Any], name: str) -> str | None:
-    value = given.pop(name, None)
-    if value is not None and not isinstance(value, str):
-        raise RefusalError(400, f"{name} must be a text.")
-    return value
-
-
-def flag(given: dict[str, Any], name: str, default: bool) -> bool:
-    value = given.pop(name, default)
-    if not isinstance(value, bool):
-        raise RefusalError(400, f"{name} must be true or false.")
-    return value
-
-
-def whole(given: dict[str, Any], name: str, least: int, most: int, default: int) -> int:
-    value = given.pop(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise RefusalError(400, f"{name} must be between {least} and {most}, inclusive; got {value}.")
-    return value
-
-
-def choice(given: dict[str, Any], name: str, options: tuple[str, ...]) -> str:
-    """Read a field that has one of these options, in any case; the first one is the default."""
-    value = given.pop(name, options[0])
-    for option in options:
-        if isinstance(value, str) and value.lower() == option.lower():
-            return option
-    raise RefusalError(400, f"{value!r} is not supported for {name}; supported are {', '.join(options)}.")

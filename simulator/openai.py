@@ -1,4 +1,4 @@
-"""OpenAI's Images API: POST /openai/v1/images/generations, for gpt-image-1 and dall-e-3."""
+"""OpenAI's Images API: POST /openai/v1/images/generations, for dall-e-3, gpt-image-1 and its successors."""
 
 import asyncio
 import base64
@@ -26,32 +26,49 @@ from simulator.world import World
 
 NAME = "openai"
 ADDRESSES = {"url": "/openai/v1"}
-GPT_IMAGE_1, DALL_E_3 = "openai/gpt-image-1", "openai/dall-e-3"
+GPT_IMAGE_1, DALL_E_3, GPT_IMAGE_2 = "openai/gpt-image-1", "openai/dall-e-3", "openai/gpt-image-2"
+SUCCESSORS = (
+    GPT_IMAGE_2,
+    *(f"openai/gpt-image-{version}-{kind}" for version in ("2.5", "2.6") for kind in ("flare", "sunburst")),
+)
 BOTH = {
     "fewer_images": "Answers with one image less than asked for, or `last` less; only the others are billed.",
     "insufficient_quota_429": "The account has nothing left: 429 insufficient_quota. Not accepted, so not a job.",
     **inline.SCENARIOS,
 }
+GPT = {
+    "moderation_blocked": "Accepts the job, then refuses it with 400 moderation_blocked. Not billed.",
+    "moderation_blocked_output": "As moderation_blocked, but found in the picture; names stage and categories.",
+    "unverified_403": "The organisation is not verified: 403. Not accepted, so not a job.",
+    "many_tokens": "The usage is ten times that of the size and quality. Billed.",
+    "cached_tokens": "Half of the prompt's tokens were cached, and the usage says so. Billed.",
+    **BOTH,
+}
 SCENARIOS = {
-    GPT_IMAGE_1: {
-        "moderation_blocked": "Accepts the job, then refuses it with 400 moderation_blocked. Not billed.",
-        "moderation_blocked_output": "As moderation_blocked, but found in the picture; names stage and categories.",
-        "unverified_403": "The organisation is not verified: 403. Not accepted, so not a job.",
-        **BOTH,
-    },
+    GPT_IMAGE_1: GPT,
     DALL_E_3: {
         "content_policy_violation": "Accepts the job, then refuses it with 400 content_policy_violation. Not billed.",
         **BOTH,
         **LONG_PROMPT_SCENARIO,
         **files.SCENARIOS,
     },
+    **dict.fromkeys(SUCCESSORS, GPT),
 }
-LATENCY_S = {GPT_IMAGE_1: (15.0, 45.0), DALL_E_3: (8.0, 20.0)}  # P50 and P95
+# Seconds, (P50, P95). A successor without figures of its own has its predecessor's; 126 s were measured for one.
+LATENCY_S = {
+    GPT_IMAGE_1: (15.0, 45.0),
+    DALL_E_3: (8.0, 20.0),
+    **dict.fromkeys(SUCCESSORS, (15.0, 45.0)),
+    f"{GPT_IMAGE_2}/high": (126.0, 190.0),
+}
 
 SIZES = ("1024x1024", "1536x1024", "1024x1536")
 DALL_E_SIZES = ("1024x1024", "1792x1024", "1024x1792")
 # Output tokens of one image, by quality, in the order of SIZES.
 OUTPUT_TOKENS = {"low": (272, 408, 400), "medium": (1056, 1584, 1568), "high": (4160, 6240, 6208)}
+QUALITY_FACTORS = {"low": 16, "medium": 48, "high": 96}  # of gpt-image-2's output tokens
+SUCCESSOR_PIXELS = (655_360, 8_294_400)
+SUCCESSOR_EDGE_MAX, SUCCESSOR_EDGE_STEP, SUCCESSOR_RATIO_MAX = 3_840, 16, 3
 PROMPT_CHARS_MAX = 32_000
 DALL_E_PROMPT_CHARS_MAX = 4_000
 USER_CHARS_MAX = 1_000
@@ -120,7 +137,7 @@ class OpenAI:
         job = self._world.jobs.accept(Job("openai", order.model, request.url.path, request_id, order.n))
         client = Client.of(request.scope)
         client.on_leave(job.lose_client)
-        await asyncio.sleep(self._world.work_s(order.model, play))
+        await asyncio.sleep(self._world.work_s(order.model, play, order.quality))
         headers = {
             "x-request-id": request_id,
             "openai-version": "2020-10-01",
@@ -134,7 +151,7 @@ class OpenAI:
         count = play.spared(order.n) if play.scenario == "fewer_images" else order.n
         items = [await self._item(order, index, play, key, str(request.base_url)) for index in range(count)]
         job.finish(count)
-        reply = Streamed(body(order, items), headers | {"content-type": "application/json"})
+        reply = Streamed(body(order, items, play), headers | {"content-type": "application/json"})
         return spoil(play.scenario, reply, key)
 
     async def unknown(self, request: Request) -> Response:
@@ -166,7 +183,7 @@ class OpenAI:
         return [head + b'"b64_json":"', await inline.encoded(self._world, play, struck, picture), b'"}']
 
 
-def body(order: Order, items: list[list[bytes]]) -> list[bytes]:
+def body(order: Order, items: list[list[bytes]], play: Play) -> list[bytes]:
     """Build the reply as pieces of JSON."""
     head: dict[str, Any] = {"created": int(time.time())}
     if order.background is not None:
@@ -177,20 +194,34 @@ def body(order: Order, items: list[list[bytes]]) -> list[bytes]:
     if order.model == DALL_E_3:
         return [*pieces, b"]}"]
     text_tokens = math.ceil(len(order.prompt) / 4)
-    output_tokens = len(items) * OUTPUT_TOKENS[order.quality][SIZES.index(order.size)]
+    output_tokens = len(items) * output_tokens_of(order) * (10 if play.scenario == "many_tokens" else 1)
+    details: dict[str, Any] = {"image_tokens": 0, "text_tokens": text_tokens}
+    if play.scenario == "cached_tokens":
+        cached = {"image_tokens": 0, "text_tokens": text_tokens // 2}
+        details |= {"cached_tokens": text_tokens // 2, "cached_tokens_details": cached}
     echo = {
         "output_format": order.output_format,
         "quality": order.quality,
         "size": order.size,
         "usage": {
             "input_tokens": text_tokens,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": text_tokens},
+            "input_tokens_details": details,
             "output_tokens": output_tokens,
             "output_tokens_details": {"image_tokens": output_tokens, "text_tokens": 0},
             "total_tokens": text_tokens + output_tokens,
         },
     }
     return [*pieces, b"],", orjson.dumps(echo)[1:]]
+
+
+def output_tokens_of(order: Order) -> int:
+    """Count the tokens of one image."""
+    if order.model == GPT_IMAGE_1:
+        return OUTPUT_TOKENS[order.quality][SIZES.index(order.size)]
+    width, height = map(int, order.size.split("x"))
+    factor = QUALITY_FACTORS[order.quality]
+    cells = factor * round(factor * min(width, height) / max(width, height))
+    return math.ceil(cells * (2_000_000 + width * height) / 4_000_000)
 
 
 def failure(error: RefusalError, headers: dict[str, str]) -> Response:
@@ -284,11 +315,40 @@ def parse(raw: bytes) -> Order:
     return order
 
 
-def gpt_image(given: dict[str, Any]) -> Order:
+def gpt_image_1(given: dict[str, Any]) -> Order:
     """Parse the fields that gpt-image-1 knows, and remove them from `given`."""
+    return gpt_image(given, GPT_IMAGE_1, choice(given, "size", (*SIZES, "auto")))
+
+
+def successor(model: str) -> Callable[[dict[str, Any]], Order]:
+    """Make the parser of a successor of gpt-image-1, which draws any size within its bounds."""
+
+    def parse_fields(given: dict[str, Any]) -> Order:
+        return gpt_image(given, model, free_size(given))
+
+    return parse_fields
+
+
+def free_size(given: dict[str, Any]) -> str:
+    size = text(given, "size", 20) or "auto"
+    if size == "auto":
+        return size
+    sides = [int(side) for side in size.split("x") if side.isascii() and side.isdigit()]
+    least, most = SUCCESSOR_PIXELS
+    if (
+        len(sides) != 2
+        or any(side % SUCCESSOR_EDGE_STEP or not 0 < side <= SUCCESSOR_EDGE_MAX for side in sides)
+        or not least <= sides[0] * sides[1] <= most
+        or max(sides) > SUCCESSOR_RATIO_MAX * min(sides)
+    ):
+        raise RefusalError(400, f"Invalid size '{size}'.", "invalid_value", "size")
+    return size
+
+
+def gpt_image(given: dict[str, Any], model: str, size: str) -> Order:
+    """Parse what all of them know, and remove it from `given`."""
     prompt = text(given, "prompt", PROMPT_CHARS_MAX)
     n = whole(given, "n", 1, 10, 1)
-    size = choice(given, "size", (*SIZES, "auto"))
     quality = choice(given, "quality", (*OUTPUT_TOKENS, "auto"))
     background = choice(given, "background", ("transparent", "opaque", "auto"))
     output_format = choice(given, "output_format", ("png", "jpeg", "webp"), "png")
@@ -305,7 +365,7 @@ def gpt_image(given: dict[str, Any]) -> Order:
         message = "A transparent background is not supported for the output format jpeg."
         raise RefusalError(400, message, "invalid_value", "background")
     return Order(
-        model=GPT_IMAGE_1,
+        model=model,
         prompt=prompt,
         n=n,
         size=SIZES[0] if size == "auto" else size,
@@ -368,4 +428,8 @@ def choice(given: dict[str, Any], name: str, options: tuple[str, ...], default: 
     return value
 
 
-PARSERS: dict[str, Callable[[dict[str, Any]], Order]] = {"gpt-image-1": gpt_image, "dall-e-3": dall_e}
+PARSERS: dict[str, Callable[[dict[str, Any]], Order]] = {
+    "gpt-image-1": gpt_image_1,
+    "dall-e-3": dall_e,
+    **{model.partition("/")[2]: successor(model) for model in SUCCESSORS},
+}

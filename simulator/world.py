@@ -24,9 +24,9 @@ class World:
         self.seed = seed
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def work_s(self, model: str, play: Play) -> float:
+    def work_s(self, model: str, play: Play, quality: str = "") -> float:
         """Choose the next generation's seconds for `model`: from `play` if it says so, else the published latency."""
-        return self.latency.draw_s(model) if play.seconds is None else play.seconds
+        return self.latency.draw_s(model, quality) if play.seconds is None else play.seconds
 
     def picture(self, play: Play, **fields: Any) -> Picture:
         """Build the picture with these fields, or the one for all similar pictures if `play` says so."""

@@ -1,4 +1,4 @@
-"""xAI's Images API: POST /xai/v1/images/generations, for grok-2-image and its successor grok-imagine-image."""
+"""xAI's Images API: POST /xai/v1/images/generations, for grok-2-image and its successors grok-imagine-image."""
 
 import asyncio
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from simulator.world import World
 
 NAME = "xai"
 ADDRESSES = {"url": "/xai/v1"}
-GROK_2, GROK_IMAGINE = "xai/grok-2-image", "xai/grok-imagine-image"
+GROK_2, GROK_IMAGINE, IMAGINE_2 = "xai/grok-2-image", "xai/grok-imagine-image", "xai/grok-imagine-image-2.0"
 EVERY = {
     "moderated_items": (
         "The last image, or `last`, or with `all` every one, has respect_moderation false, and no url or b64_json. "
@@ -39,17 +39,24 @@ EVERY = {
     **inline.SCENARIOS,
     **files.SCENARIOS,
 }
-SCENARIOS = {GROK_2: EVERY, GROK_IMAGINE: EVERY}
+SCENARIOS = {GROK_2: EVERY, GROK_IMAGINE: EVERY, IMAGINE_2: EVERY}
 # Seconds, (P50, P95). A successor without figures of its own has its predecessor's.
-LATENCY_S = {GROK_2: (10.0, 30.0), GROK_IMAGINE: (10.0, 30.0)}
+LATENCY_S = dict.fromkeys(SCENARIOS, (10.0, 30.0))
 UPSTREAM = {
     "grok-2-image": GROK_2,
     "grok-2-image-1212": GROK_2,
     "grok-2-image-latest": GROK_2,
     "grok-imagine-image": GROK_IMAGINE,
+    "grok-imagine-image-2.0": IMAGINE_2,
 }
-SERVED = {GROK_2: "grok-2-image-1212", GROK_IMAGINE: "grok-imagine-image"}
+SERVED = {GROK_2: "grok-2-image-1212", GROK_IMAGINE: "grok-imagine-image", IMAGINE_2: "grok-imagine-image-2.0"}
 TICKS = {GROK_2: 700_000_000, GROK_IMAGINE: 200_000_000}  # for one image; 1e10 are one dollar
+IMAGINE_2_TICKS = {
+    ("low", "1k"): 400_000_000,
+    ("medium", "1k"): 600_000_000,
+    ("low", "2k"): 600_000_000,
+    ("medium", "2k"): 800_000_000,
+}
 ANOTHER, ANOTHER_TICKS = "grok-imagine-image-2.0", 400_000_000
 
 GROK_2_SIZE = (1024, 768)  # whatever size is requested
@@ -57,6 +64,7 @@ RATIOS = (
     *("auto", "1:1", "3:4", "4:3", "9:16", "16:9", "2:3", "3:2"),
     *("9:19.5", "19.5:9", "9:20", "20:9", "1:2", "2:1"),
 )
+IMAGINE_2_RATIOS = (*RATIOS, "21:9", "5:2")
 PIXELS = {"1k": 1024 * 1024, "2k": 2048 * 2048}
 PROMPT_CHARS_MAX = 8_000
 ARGUMENT = "Client specified an invalid argument"
@@ -95,6 +103,7 @@ class Order:
     width: int
     height: int
     as_url: bool
+    ticks: int  # for one image
 
 
 def routes(world: World) -> list[Route]:
@@ -176,7 +185,7 @@ class XAI:
 
 def body(order: Order, items: list[list[bytes]], good: int, play: Play) -> list[bytes]:
     """Build the reply as pieces of JSON. It has no creation time."""
-    model, ticks = SERVED[order.model], TICKS[order.model]
+    model, ticks = SERVED[order.model], order.ticks
     if play.scenario == "served_by_another":
         model, ticks = ANOTHER, ANOTHER_TICKS
     rest: dict[str, Any] = {"model": model, "usage": {"cost_in_usd_ticks": good * ticks}}
@@ -247,13 +256,16 @@ def parse(raw: bytes) -> tuple[str, Order]:
     as_url = choice(given, "response_format", ("url", "b64_json")) == "url"
     if not isinstance(given.pop("user", ""), str):
         raise RefusalError(400, "user must be a text.")
-    width, height = GROK_2_SIZE
-    if model == GROK_IMAGINE:
-        ratio = choice(given, "aspect_ratio", RATIOS)
-        width, height = ratio_size(ratio, PIXELS[choice(given, "resolution", tuple(PIXELS))])
+    (width, height), ticks = GROK_2_SIZE, TICKS.get(model, 0)
+    if model != GROK_2:
+        ratio = choice(given, "aspect_ratio", IMAGINE_2_RATIOS if model == IMAGINE_2 else RATIOS)
+        resolution = choice(given, "resolution", tuple(PIXELS))
+        width, height = ratio_size(ratio, PIXELS[resolution])
+    if model == IMAGINE_2:
+        ticks = IMAGINE_2_TICKS[choice(given, "quality", ("medium", "low")), resolution]
     for name in given:
         raise RefusalError(400, f"Argument not supported: {name}")
-    return upstream, Order(model, prompt, n, width, height, as_url)
+    return upstream, Order(model, prompt, n, width, height, as_url, ticks)
 
 
 def ratio_size(ratio: str, pixels: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.syntax import Syntax
 
-from config.catalogue import read_seed_rates
+from config.catalogue import demo_models, read_seed_rates
 from config.logs import set_up_logs
 from config.settings import SettingsError, read_settings
 from metering.clock import period_at, unix_us_at, utc_now
@@ -144,7 +144,16 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         if not settings.has_upstream:
             raise SettingsError("--real needs the key of an upstream, such as GHUB_OPENAI_KEY or GHUB_FAL_KEY")
         return environment
-    return environment | simulated_upstreams(f"{HOST}:{_free_port()}")
+    return environment | _every_model(data) | simulated_upstreams(f"{HOST}:{_free_port()}")
+
+
+def _every_model(data: Path) -> dict[str, str]:
+    """Write the catalogue in which every model has a price, unless another one is chosen."""
+    if "GHUB_MODELS" in os.environ:
+        return {}
+    models = data / "models.toml"
+    write_private(models, demo_models().decode())
+    return {"GHUB_MODELS": str(models)}
 
 
 def _free_port() -> int:

@@ -126,6 +126,12 @@ class _Frame:
     at_key: bool = False
     found: bool = False
 
+    def follows(self, step: str | int | None) -> bool:
+        """True if it is at this key, or at this index; None is any index."""
+        if self.is_object:
+            return self.key == step
+        return step is None or self.place == step
+
 
 _STRUCTURE = re.compile(rb'["{}\[\],:]')
 _ESCAPE = re.compile(rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])')
@@ -156,13 +162,19 @@ A refused picture is skipped up to here, not until the deadline.
 class JsonPictures:
     """Finds the base64 strings at `.LIST[i].FIELD` of a JSON document while it arrives, and decodes them.
 
-    Everything else is kept, with `null` instead of the pictures, and parsed at the end: `finish` returns it. So memory
-    is one chunk and at most `max_document_bytes`. Raises BadDocument.
+    Both may be paths, as `candidates.0.content.parts` and `inlineData.data`. Everything else is kept, with `null`
+    instead of the pictures and of the texts at `dropped_key`, and parsed at the end: `finish` returns it. So memory is
+    one chunk and at most `max_document_bytes`. Raises BadDocument.
     """
 
     list_key: str
     field_key: str
     max_document_bytes: int
+    dropped_key: str | None = None
+    _path: tuple[str | int | None, ...] = field(default=(), init=False)
+    _list_depth: int = field(default=0, init=False)
+    _item_from: int = field(default=0, init=False)
+    _items: dict[int, slice] = field(default_factory=dict, init=False)
     _document: bytearray = field(default_factory=bytearray, init=False)
     _frames: list[_Frame] = field(default_factory=list, init=False)
     _in: str = field(default="structure", init=False)
@@ -173,6 +185,12 @@ class JsonPictures:
     _marks: int = field(default=0, init=False)
     _picture_bytes: int = field(default=0, init=False)
     _failed: BadDocument | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        keys, fields = (
+            [int(key) if key.isdigit() else key for key in path.split(".")] for path in (self.list_key, self.field_key)
+        )
+        self._path, self._list_depth = (*keys, None, *fields), len(keys)
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """Read the next bytes; returns the pieces of pictures in them, in order."""
@@ -193,6 +211,13 @@ class JsonPictures:
             at = self._structure(chunk, at) if self._in == "structure" else self._string(chunk, at, pieces)
             if len(self._document) > self.max_document_bytes:
                 raise BadDocument("the document is too large")
+
+    def item(self, place: int) -> Any:
+        """Parse the item at this index, which held a picture, without it, once it is closed."""
+        try:
+            return orjson.loads(self._document[self._items[place]])
+        except (orjson.JSONDecodeError, KeyError):
+            raise BadDocument("an item is not JSON") from None
 
     def finish(self) -> Any:
         """Parse the document without its pictures."""
@@ -221,11 +246,16 @@ class JsonPictures:
         if mark in b"{[":
             if len(self._frames) == MAX_NESTING:
                 raise BadDocument("nested too deeply")
+            if len(self._frames) == self._list_depth + 1:
+                self._item_from = len(self._document) - 1
             self._frames.append(_Frame(is_object=mark == b"{", at_key=mark == b"{"))
         elif frame is None:
             raise BadDocument("not JSON")
         elif mark in b"}]":
             self._frames.pop()
+            in_list = len(self._frames) == self._list_depth + 1 and self._follow(self._list_depth)
+            if in_list and self._place == self._last:
+                self._items[self._last] = slice(self._item_from, len(self._document))
         elif mark == b":":
             frame.at_key = False
         elif frame.is_object:
@@ -240,24 +270,31 @@ class JsonPictures:
             self._key.clear()
             self._document += b'"'
         elif self._at_picture():
-            if self._frames[1].place <= self._last:
+            if self._place <= self._last:
                 raise BadDocument("a picture twice in one item")
-            self._last = self._frames[1].place
+            self._last = self._place
             self._in = "picture"
             self._base64, self._picture_bytes = _Base64(), 0
+            self._document += b"null"
+        elif self._frames and self._frames[-1].is_object and self._frames[-1].key == self.dropped_key:
+            self._in = "dropped"
             self._document += b"null"
         else:
             self._in = "text"
             self._document += b'"'
 
+    @property
+    def _place(self) -> int:
+        """Index of the item in the list."""
+        return self._frames[self._list_depth].place
+
     def _at_picture(self) -> bool:
         """True if this is the value of the field, in an object of the list."""
-        return len(self._frames) == 3 and self._in_item() and self._frames[2].key == self.field_key
+        return len(self._frames) == len(self._path) and self._follow(len(self._path))
 
-    def _in_item(self) -> bool:
-        """True if this is in an object of the list."""
-        top, items, item = self._frames
-        return top.is_object and top.key == self.list_key and not items.is_object and item.is_object
+    def _follow(self, steps: int) -> bool:
+        """True if the first open objects and arrays, this many, follow the path to pictures."""
+        return all(frame.follows(step) for frame, step in zip(self._frames[:steps], self._path, strict=False))
 
     def _string(self, chunk: bytes, at: int, pieces: list[Piece]) -> int:
         if self._escape:
@@ -303,6 +340,8 @@ class JsonPictures:
         if self._in == "picture":
             self._give(self._base64.feed(_unescape(raw)), pieces)
             return
+        if self._in == "dropped":
+            return
         self._document += raw
         if self._in == "key":
             self._key += _unescape(raw)
@@ -314,13 +353,13 @@ class JsonPictures:
         if self._picture_bytes > MAX_PICTURE_BYTES:
             raise BadDocument("a picture is too large")
         if data:
-            pieces.append(Piece(self._frames[1].place, data))
+            pieces.append(Piece(self._place, data))
 
     def _close_string(self, pieces: list[Piece]) -> None:
         if self._in == "picture":
             self._give(self._base64.finish(), pieces)
-            pieces.append(Piece(self._frames[1].place, b"", last=True))
-        else:
+            pieces.append(Piece(self._place, b"", last=True))
+        elif self._in != "dropped":
             self._document += b'"'
             if self._in == "key":
                 self._close_key()
@@ -336,9 +375,9 @@ class JsonPictures:
 
     def _wanted_key(self) -> str | None:
         """Find the key that leads to pictures from here."""
-        if len(self._frames) == 1:
-            return self.list_key
-        return self.field_key if len(self._frames) == 3 and self._in_item() else None
+        depth = len(self._frames)
+        wanted = self._path[depth - 1] if depth <= len(self._path) and self._follow(depth - 1) else None
+        return wanted if isinstance(wanted, str) else None
 
 
 def _unescape(raw: bytes) -> bytes:

@@ -187,16 +187,20 @@ class UpstreamCalls:
             again = bool(call.handle)  # its first process may have stored the same picture
             took_s = await self._uploader.upload(picture, folder, until_s, publish, read.set, again=again)
             progress.store_s = max(progress.store_s, took_s)
+            return
         except NotAnImage as error:
-            progress.failures.append(Failure(Outcome.BAD_IMAGE, str(error)))
+            failure = Failure(Outcome.BAD_IMAGE, str(error))
         except StoreFailed as error:
             place = f"{folder}/{picture.index}"
             log.error("store_failed", request_id=folder.rpartition("/")[2], path=place, error=str(error))
-            progress.failures.append(Failure(Outcome.STORE_FAILED))
-        except Failure as failure:
-            progress.failures.append(failure)
+            failure = Failure(Outcome.STORE_FAILED)
+        except Failure as known:  # the reply itself broke
+            progress.failures.append(known)
+            return
         except Exception as error:  # noqa: BLE001  # as above
-            progress.failures.append(fault(call.order, error))
+            failure = fault(call.order, error)
+        if picture.counts is None or await picture.counts():
+            progress.failures.append(failure)
 
 
 def _pause_s(failure: Failure, tries: int) -> float | None:

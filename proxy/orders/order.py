@@ -273,6 +273,8 @@ def _against_catalogue(
         if quality not in model.qualities:
             raise _wrong("quality", _one_of("quality", model_id, model.qualities))
         quality = model.qualities[quality]
+    elif model.qualities:
+        quality = model.usual_quality
     return Order(
         model_id=model_id,
         model=model,

@@ -115,7 +115,8 @@ class Uploader:
         """Store a picture. It calls `publish` at the moment of success, and `read` when the source is no longer needed.
 
         It tries until `until_s` of `time.monotonic`, and returns the seconds that the store took in the try that
-        succeeded. `again`: the same picture may be there already, and is replaced.
+        succeeded. `again`: the same picture may be there already, and is replaced. A draft that does not count is
+        dropped.
         Raises NotAnImage, StoreFailed, and what the picture's source raises.
         """
         with step("upload") as span:
@@ -174,6 +175,10 @@ class Uploader:
         try:
             artefact, kind = await begun
             path = _path(folder, picture, kind)
+            if picture.counts is not None:
+                await copy.whole()
+                if not await picture.counts():
+                    return 0.0
 
             async def upload(again: bool) -> float:
                 if self._store.needs_length:

@@ -1,4 +1,4 @@
-"""Google's Imagen: `:predict` by API key (Gemini API) or by identity (Vertex), pictures as base64 in JSON."""
+"""Google by API key (Gemini API) or by identity (Vertex), pictures as base64 in JSON: Imagen's `:predict` here."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -14,6 +14,7 @@ from proxy.media.inline import JsonPictures
 from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider
+from proxy.providers.google_content import generate_content
 from proxy.upstream import (
     by_status,
     items_of,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from proxy.providers.google_token import ServiceAccount
 
 _BLOCKED_PROMPT = ("could not be submitted", "safety", "responsible ai", "sensitive words", "58061214", "39322892")
+
+_IMAGEN = "imagen-"
+"""Models with this prefix have the older wire format."""
 
 GEMINI_URL = "https://generativelanguage.googleapis.com/v1beta"
 
@@ -56,7 +60,7 @@ class ApiKey:
 
 
 class Google:
-    """The adapter. `models_url` ends before `/MODEL:predict`."""
+    """The adapter. `models_url` ends before `/MODEL:predict` or `/MODEL:generateContent`."""
 
     def __init__(
         self, client: httpx2.AsyncClient, models_url: str, credentials: Credentials, document_bytes: int
@@ -69,9 +73,12 @@ class Google:
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the call's pictures, one after the other, while the reply arrives. Raises Failure."""
         headers = await self._credentials.headers()
-        url = f"{call.order.model.url or self._models_url}/{call.order.model.upstream}:predict"
-        document = JsonPictures("predictions", "bytesBase64Encoded", self._document_bytes)
-        pictures = post_for_pictures(self._client, url, headers, _body(call), call, document, _refusal)
+        url = f"{call.order.model.url or self._models_url}/{call.order.model.upstream}"
+        if call.order.model.upstream.startswith(_IMAGEN):
+            pictures = self._predict(f"{url}:predict", headers, call)
+        else:
+            url += ":generateContent"
+            pictures = generate_content(self._client, url, headers, call, self._document_bytes, _refusal)
         try:
             async with aclosing(pictures):
                 async for picture in pictures:
@@ -80,6 +87,13 @@ class Google:
             if failure.outcome is Outcome.NOT_AUTHORISED:
                 self._credentials.refused()
             raise
+
+    async def _predict(self, url: str, headers: dict[str, str], call: Call) -> AsyncGenerator[Picture]:
+        document = JsonPictures("predictions", "bytesBase64Encoded", self._document_bytes)
+        pictures = post_for_pictures(self._client, url, headers, _body(call), call, document, _refusal)
+        async with aclosing(pictures):
+            async for picture in pictures:
+                yield picture
         rest = rest_of(document)
         if rest and "predictions" not in rest:
             raise Failure(Outcome.BAD_REPLY, "no predictions")

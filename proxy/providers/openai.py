@@ -8,6 +8,7 @@ import httpx2
 import orjson
 
 from config.settings import RESULT_DOCUMENT_BYTES, Settings
+from config.tokens import TokenUsage, token_count
 from proxy.media.inline import JsonPictures
 from proxy.outbound.clients import Outbound
 from proxy.outcomes import Failure, Outcome
@@ -68,10 +69,37 @@ def _read(call: Call, rest: dict[str, Any]) -> None:
     report.echo = {name: word for name in _ECHOED if (word := short(rest.get(name))) is not None}
     usage = rest.get("usage")
     note_usage(report, usage)
-    if isinstance(usage, dict):
-        tokens_in, tokens_out = usage.get("input_tokens"), usage.get("output_tokens")
-        if isinstance(tokens_in, int) and isinstance(tokens_out, int) and tokens_in >= 0 <= tokens_out:
-            report.usd = call.order.model.usd_of_tokens(tokens_in, tokens_out)
+    if (used := _used(_object(usage))) is not None:
+        report.usd = call.order.model.usd_of(used)
+
+
+def _used(usage: dict[str, Any]) -> TokenUsage | None:
+    """Sort a usage by what each kind costs; None if it has no sums.
+
+    What its details leave open is text that was not cached, and picture.
+    """
+    tokens_in, tokens_out = token_count(usage.get("input_tokens")), token_count(usage.get("output_tokens"))
+    if tokens_in is None or tokens_out is None:
+        return None
+    details = _object(usage.get("input_tokens_details"))
+    image_in = min(token_count(details.get("image_tokens")) or 0, tokens_in)
+    text_in = tokens_in - image_in
+    kinds = _object(details.get("cached_tokens_details")) or {"text_tokens": details.get("cached_tokens")}
+    cached_image = min(token_count(kinds.get("image_tokens")) or 0, image_in)
+    cached_text = min(token_count(kinds.get("text_tokens")) or 0, text_in)
+    text_out = min(token_count(_object(usage.get("output_tokens_details")).get("text_tokens")) or 0, tokens_out)
+    return TokenUsage(
+        text_input=text_in - cached_text,
+        cached_text_input=cached_text,
+        image_input=image_in - cached_image,
+        cached_image_input=cached_image,
+        image_output=tokens_out - text_out,
+        text_output=text_out,
+    )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> Failure:

@@ -1,4 +1,7 @@
-"""xAI: OpenAI's format with exceptions. A refusal can be a 200, a retired model is a 500, the price is in the reply."""
+"""xAI: OpenAI's format with exceptions. A refusal can be a 200, a retired model is a 500, the price is in the reply.
+
+A size is sent as a ratio, `16:9`, and perhaps a resolution after it, `16:9 2k`.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -44,7 +47,7 @@ class XAI:
                 yield picture
         rest = rest_of(document)
         flagged = _read(call, rest)
-        if flagged or rest.get("data") == []:
+        if flagged or rest.get("data") == [] or _blocked(rest):
             raise Failure(Outcome.CONTENT_POLICY, f"{flagged} flagged")
 
 
@@ -58,9 +61,19 @@ def _body(call: Call) -> dict[str, Any]:
         **order.model.always,
         **order.fields,
     }
-    if ratio := order.model.sizes[order.size]:
+    ratio, _, resolution = order.model.sizes[order.size].partition(" ")
+    if ratio:
         body["aspect_ratio"] = ratio
+    if resolution:
+        body["resolution"] = resolution
+    if order.quality is not None:
+        body["quality"] = order.quality
     return body
+
+
+def _blocked(rest: dict[str, Any]) -> bool:
+    """True if the reply says why it has no pictures: in a text beside them, whose name is not documented."""
+    return any("block" in name and isinstance(said, str) and said for name, said in rest.items())
 
 
 def _read(call: Call, rest: dict[str, Any]) -> int:

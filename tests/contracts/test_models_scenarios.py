@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 
 from tests.kits.providers import (
+    BANANA,
     DALL_E,
     FAL,
     FLUX,
+    FLUX_2,
     GPT,
+    GPT_2,
     GROK,
     IDEOGRAM,
     IMAGEN,
+    IMAGINE_2,
     NINE,
     RECRAFT,
     SD,
@@ -78,6 +82,7 @@ FAL_OWN: Table = {
     "result_500": ("overloaded", 0, 1),
     "stuck_in_queue": ("deadline", 0, 1),
     "time_to_start": ("busy", 0, 3),
+    "stops_when_cancelled": ("delivered", 2, 1),
     "locked_403": ("not_authorised", 0, 1),
 }
 FLUX_OWN: Table = {**FAL_OWN, **SPOILT_FILES, "nsfw": ("content_policy", 1, 1)}
@@ -92,6 +97,8 @@ TABLES: dict[str, Table] = {
         "unverified_403": ("not_authorised", 0, 1),
         "fewer_images": ("no_image", 1, 1),
         "insufficient_quota_429": ("not_authorised", 0, 1),
+        "many_tokens": ("delivered", 2, 1),
+        "cached_tokens": ("delivered", 2, 1),
     },
     DALL_E: {
         **EVERYWHERE,
@@ -126,12 +133,29 @@ TABLES: dict[str, Table] = {
         "retired_400": ("retired", 0, 1),
         "served_by_another": ("delivered", 2, 1),
     },
+    BANANA: {
+        **EVERYWHERE,
+        **SPOILT_INLINE_EACH,
+        "wrong_json": ("bad_reply", 0, 1),
+        "drafts": ("delivered", 2, 1),
+        "thought_last": ("delivered", 2, 1),
+        "thoughts_only": ("no_image", 0, 1),
+        "text_only": ("no_image", 0, 1),
+        "image_safety": ("content_policy", 0, 1),
+        "prompt_feedback": ("content_policy", 0, 1),
+        "many_tokens": ("delivered", 2, 1),
+        "long_signature": ("delivered", 2, 1),
+        "api_key_invalid_400": ("not_authorised", 0, 1),
+    },
     FLUX: {**EVERYWHERE, **FLUX_OWN},
+    FLUX_2: {**EVERYWHERE, **FAL_OWN, **SPOILT_FILES_EACH, "nsfw": ("content_policy", 0, 1)},
     ULTRA: {**EVERYWHERE, **FLUX_OWN},
     SD: {**EVERYWHERE, **FLUX_OWN},
     RECRAFT: {**EVERYWHERE, **FAL_OWN, **SPOILT_FILES_EACH, "svg_with_script": ("bad_image", 0, 1)},
     IDEOGRAM: {**EVERYWHERE, **FAL_OWN, **SPOILT_FILES_EACH},
 }
+
+TABLES |= {GPT_2: TABLES[GPT], IMAGINE_2: TABLES[GROK]}
 
 WISHES: dict[str, dict[str, Any]] = {
     "slow": {"seconds": 0.05},
@@ -147,7 +171,7 @@ HANGING = ("silent", "stuck_in_queue")
 
 @pytest.mark.parametrize(
     ("model", "queue"),
-    [*((model, True) for model in NINE), *((model, False) for model in FAL)],
+    [*((model, True) for model in TABLES), *((model, False) for model in FAL)],
     ids=lambda value: value if isinstance(value, str) else ("" if value else "direct"),
 )
 async def test_every_scenario_of_the_simulator_ends_as_the_table_says(tmp_path: Path, model: str, queue: bool) -> None:

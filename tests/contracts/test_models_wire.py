@@ -1,4 +1,4 @@
-"""What each of the nine models receives, and how its reply is read: fan-out, sizes, formats, parameters, facts."""
+"""What each of the first nine models receives, and how its reply is read: sizes, formats, parameters, facts."""
 
 import base64
 from collections.abc import Callable

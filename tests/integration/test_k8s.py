@@ -15,9 +15,12 @@ import typer
 from config.catalogue import read_catalogue
 from config.settings import (
     EXIT_MARGIN_S,
+    LONGEST_LONG_DEADLINE_S,
+    LONGEST_STAY_S,
     MAX_BODY_BYTES,
     PLATFORM_GRACE_S,
     PRE_STOP_S,
+    SINK_SEND_S,
     Settings,
     graceful_stop_s,
     hold_life_s,
@@ -25,6 +28,8 @@ from config.settings import (
 from proxy.api.files import STORAGE_PATH
 from proxy.api.openapi import OPENAPI_PATH
 from proxy.cli.root import commands
+from proxy.orders.deadlines import Deadlines
+from proxy.ports import Order
 from tests.kits.manifests import (
     COMPONENTS,
     K8S,
@@ -78,10 +83,22 @@ def base() -> Sequence[Manifest]:
 
 
 def longest_deadline_s(manifests: Sequence[Manifest]) -> float:
-    """The longest that an order may take: by the settings of the gateway, or by a model's own."""
+    """The longest that an answer may be waited for: by the settings of the gateway, or by a model's own."""
     gateway = only(manifests, "StatefulSet", "gateway")
     own = [model.deadline_s or 0.0 for model in read_catalogue(None).models.values()]
     return max(float(configured(manifests, gateway)["GHUB_DEADLINE_S"]), *own)
+
+
+def longest_stay_s(manifests: Sequence[Manifest]) -> float:
+    """The longest that a stop may wait: for an awaited order, or for a long one that nobody could go on with."""
+    deadlines = Deadlines(longest_deadline_s(manifests), LONGEST_LONG_DEADLINE_S, kept_by=("fal",))
+    stays = [
+        deadlines.of(Order(name, model, "p", 1, size="", quality=None), long=True)
+        for name, model in read_catalogue(None).models.items()
+        if model.provider != "fal"
+    ]
+    assert max(stays) == LONGEST_STAY_S
+    return max(longest_deadline_s(manifests), *stays)
 
 
 def test_every_component_is_rendered_somewhere() -> None:
@@ -140,14 +157,14 @@ def test_an_overlay_has_its_namespace_which_admits_restricted_pods_alone(name: s
 def test_what_was_begun_can_end_before_the_platform_kills(manifests: Sequence[Manifest]) -> None:
     """deadline < hold's life < graceful stop, with what comes before and after it, ≤ grace < an autoscaler's steps."""
     gateway = only(manifests, "StatefulSet", "gateway")
-    deadline_s = longest_deadline_s(manifests)
+    deadline_s = longest_stay_s(manifests)
     grace_s = pod(gateway)["terminationGracePeriodSeconds"]
     pre_stop_s = container(gateway)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert deadline_s < hold_life_s(deadline_s) < graceful_stop_s(deadline_s)
     assert pre_stop_s + graceful_stop_s(deadline_s) + EXIT_MARGIN_S <= grace_s
     assert (pre_stop_s, grace_s) == (PRE_STOP_S, PLATFORM_GRACE_S)
     for consumer in some(manifests, "Deployment"):
-        assert pod(consumer)["terminationGracePeriodSeconds"] == PLATFORM_GRACE_S
+        assert SINK_SEND_S + EXIT_MARGIN_S < pod(consumer)["terminationGracePeriodSeconds"] < PLATFORM_GRACE_S
     for scaler in some(manifests, "HorizontalPodAutoscaler"):
         down = scaler["spec"]["behavior"]["scaleDown"]
         (policy,) = down["policies"]

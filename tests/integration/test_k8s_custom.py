@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from config.catalogue import read_catalogue
-from config.settings import PLATFORM_GRACE_S, Settings
+from config.settings import Settings
 from tests.kits.manifests import (
     K8S,
     SETS,
@@ -19,6 +19,7 @@ from tests.kits.manifests import (
     labels,
     only,
     ours,
+    pod,
     rendered,
     secrets,
     selects,
@@ -72,7 +73,8 @@ def test_consumers_are_scaled_by_one_number_and_never_to_none() -> None:
     assert spec["fallback"]["replicas"] >= 1
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 180}]
-    assert min(down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) > PLATFORM_GRACE_S
+    grace_s = pod(only(production, "Deployment", "consumer"))["terminationGracePeriodSeconds"]
+    assert min(down["stabilizationWindowSeconds"], down["policies"][0]["periodSeconds"]) > grace_s
     (trigger,) = spec["triggers"]
     assert trigger["type"] == "prometheus"
     assert {type(value) for value in trigger["metadata"].values()} == {str}, "KEDA takes texts alone"

@@ -1,4 +1,4 @@
-"""All nine models over real HTTP: the simulator in this loop, the adapters with their keys, a store, sent requests."""
+"""All models over real HTTP: the simulator in this loop, the adapters with their keys, a store, sent requests."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ import httpx2
 import orjson
 from PIL import Image
 
-from config.catalogue import read_catalogue
+from config.catalogue import Catalogue, demo_models, models_file
 from proxy.orders import calls as making
 from proxy.orders.calls import Progress, UpstreamCalls, split
 from proxy.orders.order import parse_order
@@ -31,7 +31,7 @@ from simulator.server import serve
 from tests.conftest import TRUST
 from tests.kits.orders import uploader
 
-CATALOGUE = read_catalogue(None)
+CATALOGUE = models_file(None).parse(Catalogue, demo_models())
 KEY = "provider-secret"
 DOCUMENT_BYTES = 256 * 1024
 
@@ -40,6 +40,9 @@ FLUX, ULTRA, RECRAFT = "fal/flux-1.1-pro", "fal/flux-1.1-pro-ultra", "fal/recraf
 IDEOGRAM, SD = "fal/ideogram-v2", "fal/sd-3.5-large"
 NINE = (GPT, DALL_E, IMAGEN, GROK, FLUX, ULTRA, RECRAFT, IDEOGRAM, SD)
 FAL = (FLUX, ULTRA, RECRAFT, IDEOGRAM, SD)
+GPT_2, FLARE = "openai/gpt-image-2", "openai/gpt-image-2.6-flare"
+BANANA, PRO = "google/gemini-nano-banana-2.1", "google/gemini-3-pro-image"
+IMAGINE, IMAGINE_2, FLUX_2 = "xai/grok-imagine-image", "xai/grok-imagine-image-2.0", "fal/flux-2-pro"
 
 
 def order(model: str, n: int = 1, **fields: Any) -> Order:

@@ -67,7 +67,29 @@ RECRAFT_PRO_WAY: Way = (
 )
 IDEOGRAM_4_WAY: Way = ("fal/ideogram-v4", "/fal/run/ideogram/v4", FAL_AUTH, {"prompt": "un faro"})
 SD_WAY: Way = ("fal/sd-3.5-large", "/fal/run/fal-ai/stable-diffusion-v35-large", FAL_AUTH, {"prompt": "un faro"})
+GPT_2, BANANA, IMAGINE_2 = "openai/gpt-image-2", "google/gemini-nano-banana-2.1", "xai/grok-imagine-image-2.0"
+FLUX_2 = "fal/flux-2-pro"
+CONTENT = {
+    "contents": [{"role": "user", "parts": [{"text": "un faro"}]}],
+    "generationConfig": {"responseModalities": ["IMAGE"]},
+}
+SUCCESSOR_WAYS: list[Way] = [
+    *(
+        (f"openai/{name}", OPENAI_PATH, OPENAI_AUTH, {"model": name, "prompt": "un faro", "quality": "low"})
+        for name in (
+            "gpt-image-2",
+            *(f"gpt-image-{version}-{kind}" for version in ("2.5", "2.6") for kind in ("flare", "sunburst")),
+        )
+    ),
+    *(
+        (f"google/{name}", f"/google/v1beta/models/{name}:generateContent", GOOGLE_AUTH, CONTENT)
+        for name in ("gemini-nano-banana-2.1", "gemini-3-pro-image")
+    ),
+    (IMAGINE_2, XAI_PATH, XAI_AUTH, {"model": "grok-imagine-image-2.0", "prompt": "un faro"}),
+    (FLUX_2, "/fal/run/fal-ai/flux-2-pro", FAL_AUTH, {"prompt": "un faro"}),
+]
 EVERY_WAY = [
+    *SUCCESSOR_WAYS,
     *(OPENAI_WAY, DALL_E_WAY, GOOGLE_WAY, XAI_WAY, IMAGINE_WAY),
     *(FAL_WAY, ULTRA_WAY, RECRAFT_WAY, IDEOGRAM_WAY, SD_WAY),
     *(RECRAFT_4_WAY, RECRAFT_PRO_WAY, IDEOGRAM_4_WAY),

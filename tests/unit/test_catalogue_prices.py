@@ -1,6 +1,7 @@
 """The five kinds of price: what a quote takes from each, what is refused, and what makes another price book."""
 
 import itertools
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config.catalogue import Catalogue, CatalogueError, Listed, Model, read_catalogue
+from config.catalogue import Catalogue, CatalogueError, Listed, Model, demo_models, models_file, read_catalogue
+from config.tokens import TokenUsage
 from metering.clock import period_at
 from metering.pricing import FxRate, Price, Quote, quote
 from tests.long import examples
@@ -138,9 +140,72 @@ def test_a_price_by_token_is_the_most_that_an_image_can_take(tmp_path: Path) -> 
     assert listed(row, "1536x1024", "high").usd_per_image == Decimal("0.2696")
     assert listed(row, "1024x1024", None).usd_per_image == Decimal("0.1864")
     assert listed(row, "1536x1024", "auto").usd_per_image == Decimal("0.2696")
-    assert row.usd_of_tokens(4000, 272) == listed(row, "1024x1024", "low").usd_per_image
-    assert (row.usd_of_tokens(0, 0), row.usd_of_tokens(2, 816)) == (Decimal(0), Decimal("0.03265"))
-    assert model(tmp_path, FLAT).usd_of_tokens(1, 1) is None
+    most = TokenUsage(text_input=4000, image_output=272)
+    assert row.usd_of(most) == listed(row, "1024x1024", "low").usd_per_image
+    assert row.usd_of(TokenUsage()) == 0
+    assert row.usd_of(TokenUsage(text_input=2, image_output=816)) == Decimal("0.03265")
+    assert model(tmp_path, FLAT).usd_of(most) is None
+
+
+KINDS_OF_TOKENS = [
+    (TokenUsage(text_input=1), "5"),
+    (TokenUsage(cached_text_input=1), "1.25"),
+    (TokenUsage(image_input=1), "8"),
+    (TokenUsage(cached_image_input=1), "2"),
+    (TokenUsage(image_output=1), "40"),
+    (TokenUsage(text_output=1), "10"),
+]
+
+
+@pytest.mark.parametrize(("used", "usd"), KINDS_OF_TOKENS)
+def test_each_kind_of_token_has_its_own_price(tmp_path: Path, used: TokenUsage, usd: str) -> None:
+    """Text, pictures and cached input; the most that thoughts can take is in the quote."""
+    own = 'cached_text_input = "1.25"\nimage_input = "8"\ncached_image_input = "2"\ntext_output = "10"\n'
+    row = model(tmp_path, f"{BY_TOKEN}{own}most_text_output_tokens = 1000\n")
+    assert row.usd_of(used) == Decimal(usd) / 1_000_000
+    assert listed(row, "1024x1024", "low").usd_per_image == Decimal("0.03088") + Decimal("0.01")
+
+
+def test_a_kind_of_token_without_a_price_costs_as_the_nearest_that_is_not_cheaper(tmp_path: Path) -> None:
+    """Cached input as input, a picture that goes in as text, a text that comes out as a picture."""
+    row = model(tmp_path, BY_TOKEN)
+    prices = [row.usd_of(used) for used, _ in KINDS_OF_TOKENS]
+    assert prices == [Decimal(usd) / 1_000_000 for usd in ("5", "5", "5", "5", "40", "40")]
+
+
+def test_the_quote_of_gpt_image_2_covers_the_tokens_of_its_formula() -> None:
+    """For every size and quality that is sold; 1024x1024 and 2048x2048 are as two bills were."""
+    row = read_catalogue(None).models["openai/gpt-image-2"]
+    prices = row.usd_per_million_tokens
+    assert prices is not None
+    most = prices.most_output_tokens
+    for size, (quality, q) in itertools.product(row.sizes, (("low", 16), ("medium", 48), ("high", 96))):
+        width, height = map(int, size.split("x"))
+        cells = q * round(q * min(width, height) / max(width, height))
+        tokens = math.ceil(cells * (2_000_000 + width * height) / 4_000_000)
+        assert most[f"{quality}/{size}"] == tokens, size
+        used = TokenUsage(text_input=16_000, image_output=tokens)
+        assert listed(row, size, quality).usd_per_image == prices.usd_of(used)
+    billed = [most[name] for name in ("low/1024x1024", "medium/1024x1024", "high/1024x1024", "high/2048x2048")]
+    assert billed == [196, 1756, 7024, 14272]
+
+
+def test_the_demo_has_a_price_for_every_model() -> None:
+    """Of what ships without one it enters its own; the others keep theirs."""
+    shipped, demo = read_catalogue(None), models_file(None).parse(Catalogue, demo_models())
+    assert all(row.priced for row in demo.models.values()) and list(demo.models) == list(shipped.models)
+    assert [name for name, row in shipped.models.items() if row != demo.models[name]] == [
+        name for name, row in shipped.models.items() if not row.priced
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, row in read_catalogue(None).models.items() if row.default_quality])
+def test_an_order_without_a_quality_is_quoted_at_the_one_that_is_sent(name: str) -> None:
+    """A model with a quality of its own choice never leaves that to the upstream."""
+    row = read_catalogue(None).models[name]
+    assert row.usual_quality is not None and "auto" not in row.qualities.values()
+    for size in row.sizes:
+        assert row.listed(size, None) == row.listed(size, row.usual_quality)
 
 
 def test_a_reported_price_is_bounded_by_the_most(tmp_path: Path) -> None:
@@ -199,6 +264,8 @@ WRONG: list[tuple[str, str]] = [
     (BY_TOKEN.replace("6240", "-1"), "most_output_tokens"),
     (BY_TOKEN.partition("most_output")[0] + "most_output_tokens = {}", "most_output_tokens"),
     (BY_TOKEN + "cached = 1", "cached"),
+    (BY_TOKEN + "cached_text_input = 1", "cached_text_input: .*decimal in quotes"),
+    (FLAT + '\ndefault_quality = "best"', "default_quality: best is none"),
     ('usd_per_image_by = { "lwo/*" = "0.01", "*/*" = "0.02" }', "lwo/"),
     ('usd_per_image_by = { "low/1024x1025" = "0.01", "*/*" = "0.02" }', "1024x1025"),
     ('usd_per_image_by = { "low" = "0.01", "*/*" = "0.02" }', "low"),

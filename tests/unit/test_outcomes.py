@@ -25,6 +25,8 @@ TABLE = {
     "store_failed": (502, False),
     "deadline": (504, False),
     "fault": (500, False),
+    "lost": (502, False),
+    "cancelled": (409, False),
 }
 """Reason code → status, and whether the SDKs may ask again. The codes stand in events for ever."""
 
@@ -41,7 +43,7 @@ def test_the_reason_codes_and_what_they_answer_are_as_published() -> None:
 def test_of_which_outcomes_nobody_knows_what_became() -> None:
     """Such an order keeps its idempotency key; the books know them by their reasons, which stand in events."""
     unknown = {outcome for outcome in Outcome if outcome.reason in UNKNOWN}
-    assert unknown == {Outcome.OVERLOADED, Outcome.NO_ANSWER, Outcome.DEADLINE, Outcome.FAULT}
+    assert unknown == {Outcome.OVERLOADED, Outcome.NO_ANSWER, Outcome.DEADLINE, Outcome.FAULT, Outcome.LOST}
     assert len(unknown) == len(UNKNOWN)
 
 

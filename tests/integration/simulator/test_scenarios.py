@@ -162,7 +162,7 @@ def test_retired(simulator: Simulator, way: Way) -> None:
             assert way[3]["model"] in error["message"]
         case "google":
             assert (reply.status_code, body["error"]["status"], body["error"]["code"]) == (404, "NOT_FOUND", 404)
-            assert "imagen-4.0-generate-001" in body["error"]["message"]
+            assert way[1].rpartition("/")[2].partition(":")[0] in body["error"]["message"]
         case "xai":
             assert reply.status_code == 500
             assert "fully deprecated" in body["error"] and "grok-imagine-image" in body["error"]

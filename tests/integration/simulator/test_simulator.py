@@ -175,7 +175,7 @@ def test_a_random_mixture_counts_what_was_delivered(simulator: Simulator) -> Non
     [
         ({"model": GPT, "scenario": "explode"}, "known are ok, slow, http_500"),
         ({"model": GPT, "scenario": "nsfw"}, "Unknown scenario 'nsfw' for openai/gpt-image-1"),
-        ({"model": "gpt-image-1"}, "known are openai/gpt-image-1, openai/dall-e-3, google/imagen-4"),
+        ({"model": "gpt-image-1"}, "known are openai/gpt-image-1, openai/dall-e-3, openai/gpt-image-2"),
         ({"model": GPT, "scenario": "slow"}, "slow needs seconds"),
         ({"model": GPT, "scenario": "slow", "seconds": -1}, "seconds must be"),
         ({"model": GPT, "times": 0}, "times must be"),
@@ -223,6 +223,7 @@ def test_jobs_can_be_filtered_by_model_and_forgotten(simulator: Simulator) -> No
         (IMAGEN, 6, 18),
         (GROK, 10, 30),
         ("xai/grok-imagine-image", 10, 30),
+        ("openai/gpt-image-2/high", 126, 190),
         (FLUX, 7, 25),
         ("fal/flux-1.1-pro-ultra", 12, 40),
         ("fal/recraft-v3", 8, 28),
