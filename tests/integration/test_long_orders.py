@@ -366,7 +366,7 @@ async def test_a_slow_order_is_refused_unless_it_repeats_one(redis_url: str, tmp
 
 @pytest.mark.rule(24, 25)
 async def test_a_month_that_ends_and_a_rate_that_changes_are_not_the_orders(redis_url: str, tmp_path: Path) -> None:
-    """Admitted in November's last minute at 20.00, adopted and charged in December at another rate: all is November's."""
+    """Admitted in November's last minute at 20.00, and charged by an adopter in December: all is November's."""
     async with open_books(redis_url, tmp_path / "l.db") as books:
         caller = await books.org(mxn="20.00", micro_mxn_per_month=parse_mxn("8.40"))
         ends_us = unix_us_at(datetime(2036, 12, 1, 6, tzinfo=UTC))
@@ -380,7 +380,7 @@ async def test_a_month_that_ends_and_a_rate_that_changes_are_not_the_orders(redi
         await place(books, caller, "of december", 10)  # the budget of its month is whole
         (event,) = await books.events(caller)
         assert (event.opened.day, event.opened.month) == ("2036-11-30", "2036-11")
-        assert (event.opened.proof.fx_month, event.opened.proof.mxn_per_usd) == ("2036-11", "20")
+        assert (event.opened.proof.fx_month, event.opened.proof.mxn_per_usd) == ("2036-11", "20.00")
         assert (event.amount_micro_mxn, event.ended_us) == (parse_mxn("6.72"), ends_us + 60_000_000)
         await drain(books)
         (row,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
