@@ -5,13 +5,21 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic import Field as PydanticField
 
 from config.settings import LONGEST_DEADLINE_S, LONGEST_LONG_DEADLINE_S
@@ -114,8 +122,28 @@ class Listed:
     measured: bool
 
 
+_OF_THE_MODEL = (
+    "name",
+    "created",
+    "deadline_s",
+    "long_deadline_s",
+    "takes_s",
+    "shutdown_date",
+    "successor",
+    "served_by",
+)
+"""Fields of a model that its second route does not have: they are not about a way to make it."""
+
+
 class Model(Row):
-    """One row of the catalogue. A model without any price is not for sale: refused, never free."""
+    """One row of the catalogue. A model without any price is not for sale: refused, never free.
+
+    `second` is another way to the same pictures, for orders that the first one certainly did not take. What it does not
+    say about prices is as in the first; its `always`, `fields`, `url` and the like are its own.
+
+    `served_by`: another row, by which its orders are made and priced. In a catalogue, such a row is that other one,
+    under its own name and with its own dates.
+    """
 
     name: str
     provider: str
@@ -134,12 +162,63 @@ class Model(Row):
     url: str | None = None
     shutdown_date: date | None = None
     successor: str | None = None
+    second: "Model | None" = None
+    served_by: str | None = None
 
     usd_per_image: PositiveDecimal | None = None
     usd_per_image_by: Mapping[str, PositiveDecimal] | None = None
     usd_per_megapixel: PositiveDecimal | None = None
     usd_per_million_tokens: TokenPrices | None = None
     most_usd_per_image: PositiveDecimal | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _second_is_of_the_same_model(cls, given: object) -> object:
+        """Fill in the prices, if a second route has none of its own, and what is the model's and no route's."""
+        if not isinstance(given, dict) or not isinstance(second := given.get("second"), dict):
+            return given
+        if foreign := [name for name in (*_OF_THE_MODEL, "second") if name in second]:
+            raise ValueError(f"second: {foreign[0]} is the model's, and no route has its own")
+        priced = any("usd_per_" in name for name in second)
+        shared = {
+            name: value
+            for name, value in given.items()
+            if name in ("name", "created") or ("usd_per_" in name and not priced)
+        }
+        return given | {"second": shared | second}
+
+    @model_validator(mode="after")
+    def _second_covers_the_same(self) -> Self:
+        """Refuse a second route that lacks what a customer may ask of the first one."""
+        second = self.second
+        if second is None:
+            return self
+        if (second.provider, second.upstream) == (self.provider, self.upstream):
+            raise ValueError("second: is the same as the first")
+        for what, ours, theirs in (
+            ("sizes", self.sizes, second.sizes),
+            ("qualities", self.qualities, second.qualities),
+        ):
+            if missing := ours.keys() - theirs.keys():
+                raise ValueError(f"second: {what} lack {', '.join(sorted(missing))}")
+        for word, sent in self.qualities.items():
+            if second.qualities[word] != self._in_second(sent):
+                raise ValueError(f"second: quality {word} is another word for {sent}, and here it differs")
+        if self.priced != second.priced:
+            raise ValueError("second: one route has a price, and the other has none")
+        return self
+
+    def _in_second(self, quality: str | None) -> str | None:
+        """Translate a quality from the words of the first route's upstream to those of the second's."""
+        assert self.second is not None, "only its translation is asked for"
+        return next((self.second.qualities[word] for word, ours in self.qualities.items() if ours == quality), None)
+
+    def by_second(self, quality: str | None) -> "tuple[Model, str | None] | None":
+        """Return the second route as a model of its own, and an order's quality in its upstream's words.
+
+        None if there is none.
+        """
+        return None if self.second is None else (self.second, self._in_second(quality))
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
@@ -183,7 +262,8 @@ class Model(Row):
     def takes_s_of(self, size: str, quality: str | None) -> int | None:
         """Find how many seconds a customer must allow for an image; None if the usual deadline is enough.
 
-        `size` in customers' words, `quality` in the upstream's. If the upstream chooses the quality, the longest.
+        `size` in customers' words, `quality` in the upstream's; without it the usual one, or the longest if there is
+        none.
         """
         return _by_variant(self.takes_s, self.usual_quality if quality is None else quality, size)
 
@@ -199,7 +279,21 @@ class Model(Row):
         return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
-        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words)."""
+        """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words).
+
+        A variant says by which model an order is served, if by another: mapped on to it, a model has prices that it
+        never had, and not changed ones, which would need notice.
+        """
+        own = self._listed(size, quality)
+        if own is None or self.served_by is None:
+            return own
+        return replace(own, variant=f"{self.served_by} {own.variant}".rstrip())
+
+    def shown(self, variant: str) -> str:
+        """Return the size and quality of a variant; empty if the price depends on neither."""
+        return variant.removeprefix(self.served_by or "").lstrip()
+
+    def _listed(self, size: str, quality: str | None) -> Listed | None:
         quality = self.usual_quality if quality is None else quality
         if self.usd_per_image is not None:
             return Listed(self.usd_per_image, "", measured=False)
@@ -218,10 +312,32 @@ class Model(Row):
             return self._listed_by_tokens(self.usd_per_million_tokens, variant, quality, size)
         return None
 
+    def quoted(self, size: str, quality: str | None) -> Listed | None:
+        """Find the price by which an order is quoted: the list price of the dearer route.
+
+        `measured`: what is charged may be less, also because the cheaper route may serve it.
+        """
+        first, second = self.listed(size, quality), self.by_second(quality)
+        if first is None or second is None:
+            return first
+        route, its_quality = second
+        other = route.listed(size, its_quality)
+        assert other is not None, "a route without a price is refused"
+        either = first.variant or (f"{quality or '*'}/{size}" if other.variant else "")
+        differ = first.usd_per_image != other.usd_per_image
+        dearer = max(first.usd_per_image, other.usd_per_image)
+        return Listed(dearer, either, measured=differ or first.measured or other.measured)
+
     @staticmethod
     def _listed_by_tokens(prices: TokenPrices, variant: str, quality: str | None, size: str) -> Listed | None:
         most = _by_variant(prices.most_output_tokens, quality, size)
         return Listed(prices.most_usd(most), variant, measured=True) if most is not None else None
+
+    def most_tokens(self, size: str, quality: str | None) -> tuple[int, int] | None:
+        """Return the most tokens of one image, in and out, by which it is quoted; None if it is not sold by tokens."""
+        prices = self.usd_per_million_tokens
+        most = _by_variant(prices.most_output_tokens, quality, size) if prices is not None else None
+        return (prices.most_input_tokens, most) if prices is not None and most is not None else None
 
     def usd_of(self, used: TokenUsage) -> Decimal | None:
         """Compute the cost of a reported usage at the model's token prices; None if it has none."""
@@ -230,7 +346,7 @@ class Model(Row):
 
     def prices(self) -> dict[str, Decimal]:
         """List every price that a quote of this model can name, by variant."""
-        listed = [self.listed(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
+        listed = [self.quoted(size, quality) for size in self.sizes for quality in (*self.qualities.values(), None)]
         return {row.variant: row.usd_per_image for row in listed if row is not None}
 
 
@@ -264,6 +380,12 @@ class Catalogue(Row):
     markup: PositiveDecimal
     models: Mapping[str, Model]
 
+    @field_validator("models")
+    @classmethod
+    def _served(cls, models: Mapping[str, Model]) -> Mapping[str, Model]:
+        """Put into the place of a row that another one serves that other row, under the first one's name and dates."""
+        return {name: _by_its_server(name, models) for name in models}
+
     def prices(self) -> list[tuple[str, str, Decimal]]:
         """List every price that a quote can name: model, variant, USD per image."""
         models = self.models.items()
@@ -275,6 +397,26 @@ class Catalogue(Row):
         prices = sorted((name, variant, str(usd)) for name, variant, usd in self.prices())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
+
+
+def _by_its_server(name: str, models: Mapping[str, Model]) -> Model:
+    """Follow a row to the one that serves it. Raises ValueError if that is none of the file's, or comes back to it."""
+    row, serving, passed = models[name], models[name].served_by, {name}
+    if serving is None:
+        return row
+    while (further := _served_by(name, serving, models)) is not None:
+        passed.add(serving)
+        serving = further
+        if serving in passed:
+            raise ValueError(f"{name}: served_by comes back to {serving}")
+    own = {"name": row.name, "created": row.created, "shutdown_date": row.shutdown_date, "successor": row.successor}
+    return models[serving].model_copy(update={**own, "served_by": serving})
+
+
+def _served_by(name: str, serving: str, models: Mapping[str, Model]) -> str | None:
+    if serving not in models:
+        raise ValueError(f"{name}: served_by names {serving}, which is no model of this file")
+    return models[serving].served_by
 
 
 class SeedRate(Row):

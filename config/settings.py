@@ -243,6 +243,9 @@ HISTORY_PER_MINUTE = 1_200
 """Reads of generations by id or as a list: twice the default plan's orders, because each is read two times. A page of
 100 takes the ledger a few milliseconds."""
 
+DRY_RUNS_PER_MINUTE = 600
+"""As many as balances: one before each order of the default plan. It costs one call to Redis, like an admission."""
+
 CREDITS_PER_MINUTE = 600
 """One balance for each order of the default plan. It costs one call to Redis, like an order's admission."""
 
@@ -311,6 +314,18 @@ KEY_CACHE_SIZE = 100_000
 
 ORIGINS_POLL_S = 5.0
 """How often a gateway reads which web pages may use keys: a new page is answered within this time."""
+
+ANNOUNCED_POLL_S = 86_400.0
+"""How often a gateway asks OpenAI which of its models have a last day: it gives notice of months."""
+
+ANNOUNCED_FIRST_S = 3600.0
+"""Within how many seconds it asks first: not at its start, which takes as little as it can, and not all at once."""
+
+ANNOUNCED_TIMEOUT_S = 20.0
+"""How long that may take in all, in seconds. Nobody waits for it."""
+
+ANNOUNCED_BYTES = 1024 * 1024
+"""Maximum size of that list: of some hundred models, it has 20 kB."""
 
 
 MAX_ACTOR_CHARACTERS = 128
@@ -529,3 +544,20 @@ def unknown_names(environment: Iterable[str]) -> list[tuple[str, str | None]]:
     given = {name: name.upper().removeprefix("GHUB_") for name in environment if name.upper().startswith("GHUB_")}
     nearest = {name: get_close_matches(rest, known, n=1) for name, rest in given.items() if rest not in known}
     return [(name, f"GHUB_{found[0]}" if found else None) for name, found in sorted(nearest.items())]
+
+
+CIRCUIT_FAILURES = 10
+"""Calls in a row that a route of a model did not take, or did not answer, before its circuit opens: more than the tries
+of three orders, so that neither one order nor one full minute of a small account closes a route for all.
+"""
+
+CIRCUIT_WINDOW_S = 60.0
+"""How old the first of those failures may be. Calls that hang fail once in a deadline, which is about this long."""
+
+CIRCUIT_OPEN_S = 5.0
+"""How long an open circuit keeps calls back before one order tries it: about what a client waits between two tries."""
+
+CIRCUIT_MAX_OPEN_S = 60.0
+"""The most that it grows to, doubled by each try in vain, and the most of a provider's own `retry-after`: a minute
+after a provider is back, every process has found that out.
+"""

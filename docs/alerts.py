@@ -16,12 +16,13 @@ MINUTE, HOUR = 60, 3600
 
 NOT_THE_PROVIDERS = (
     Outcome.CONTENT_POLICY,
+    Outcome.CIRCUIT_OPEN,
     Outcome.STORE_FAILED,
     Outcome.FAULT,
     Outcome.LOST,
     Outcome.CANCELLED,
 )
-"""Ends of a call of which the provider has done what it should: it refused a prompt, or it was us."""
+"""Ends of a call of which the provider has done what it should: it refused a prompt, was not called, or it was us."""
 
 FAILED = "|".join(outcome.reason for outcome in Outcome if outcome not in NOT_THE_PROVIDERS)
 
@@ -210,6 +211,25 @@ ALERTS = (
             " version, less the model, and with `config/plans.toml`.",
         ),
         over="The model's share of failures is below a quarter.",
+    ),
+    Alert(
+        name="GhubCircuitOpen",
+        severity="warning",
+        summary="{{ $labels.upstream }} of {{ $labels.provider }} is left alone: it has failed again and again",
+        expr='max by (namespace, provider, upstream) (ghub_circuit{state="closed"}) == 0',
+        for_s=WATCH_FOR_S,
+        why="An open circuit lasts a minute at most before an order tries it, so after five minutes at least five"
+        " tries were in vain. One process whose circuit is closed is enough to say that it works.",
+        means="Every gateway gives this route no orders but one try a minute: the provider is down, throttles us, or"
+        " does not know our key any more.",
+        customer="Models with a second route go on by that, at a price of at most their quote. The others are 502"
+        " `provider_unavailable` before anything is held, with a time to come back.",
+        do=(
+            "As for [GhubUpstreamFailing](#ghubupstreamfailing).",
+            "No restart is needed when it is back: the next try closes the circuit.",
+            "A second route for the model: [models.md](models.md#a-second-route).",
+        ),
+        over='`ghub_circuit{state="closed"}` is 1 again for the route.',
     ),
     Alert(
         name="GhubStoreFailing",

@@ -241,6 +241,37 @@ ROWS = (
                 (Query(seen("ghub_upstream_tries_again_total", MODEL, "model"), "{{model}}"),),
                 idle=True,
             ),
+            Panel(
+                "Circuits that are not closed",
+                "Processes that leave a route alone, or try it with one order, because it failed again and again.",
+                "short",
+                (
+                    Query(
+                        f'sum by (provider, upstream) (ghub_circuit{{{POD},state!="closed"}}) > 0',
+                        "{{provider}} {{upstream}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Circuits that opened",
+                "How often a route that worked was left alone from then on.",
+                "ops",
+                (
+                    Query(
+                        f"sum by (provider, upstream) (rate(ghub_circuit_opened_total{{{POD}}}[{RATE}])) > 0",
+                        "{{provider}} {{upstream}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Orders by the second route",
+                "Those that the first one certainly did not take, or whose circuit is open.",
+                "ops",
+                (Query(seen("ghub_second_route_total", OF, "model, provider"), "{{model}} by {{provider}}"),),
+                idle=True,
+            ),
         ),
     ),
     Row(

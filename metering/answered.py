@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from metering.events import UNTOLD, StoredImage, Upstream
+from metering.events import UNTOLD, Route, StoredImage, Upstream
 
 VERSION = 1
 
@@ -57,7 +57,7 @@ class AnsweredOrder:
 _IN_JOURNALS = {"order_id": "request_id"}
 """Fields of an `AnsweredOrder` that have another name there, for good."""
 
-_UPSTREAM, _TRACE = "upstream", "trace"
+_UPSTREAM, _TRACE, _ROUTE = "upstream", "trace", "route"
 """Stand beside the order in its entry, and not in it: the version before refuses a field that it does not know there,
 and passes over one here. They are left out if they are empty.
 """
@@ -100,7 +100,11 @@ def encode(entry: AnsweredOrder | Withdrawn | TakenOver) -> bytes:
     answered = {there: getattr(entry, name) for name, there in _FIELDS}
     answered["opened"] = entry.opened.decode()
     answered["result"] = entry.result.decode()
-    beside: dict[str, Any] = {_UPSTREAM: asdict(entry.upstream)} if entry.upstream != UNTOLD else {}
+    # The route is not in `upstream`, because the version before refuses what it does not know there.
+    told = asdict(entry.upstream)
+    route = told.pop(_ROUTE)
+    beside: dict[str, Any] = {_UPSTREAM: told} if any(told.values()) else {}
+    beside |= {_ROUTE: route} if route is not None else {}
     beside |= {_TRACE: entry.trace} if entry.trace else {}
     return orjson.dumps({"v": VERSION, "answered": answered, **beside})
 
@@ -119,7 +123,7 @@ def decode(data: bytes) -> AnsweredOrder | Withdrawn | TakenOver:
         order_id, images = answered.pop("request_id"), tuple(StoredImage(**image) for image in answered.pop("images"))
         return AnsweredOrder(
             order_id=order_id,
-            upstream=Upstream(**entry.get(_UPSTREAM, {})),
+            upstream=Upstream(**entry.get(_UPSTREAM, {}), route=Route(**entry[_ROUTE]) if _ROUTE in entry else None),
             trace=entry.get(_TRACE, ""),
             **answered
             | {"images": images, "opened": answered["opened"].encode(), "result": answered["result"].encode()},

@@ -107,14 +107,28 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """The second route of a model, by which an order went: its provider, its name there, and its list price per image.
+
+    `usd_per_image` is a canonical decimal; it is never above the one of the order's proof, which covers both routes.
+    """
+
+    provider: str
+    upstream: str
+    usd_per_image: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """What a provider calls its requests for an order, a JSON list, and its own figure in USD for those that gave one.
 
-    This is known of every order that it was asked for, charged or not, as far as it has answered.
+    This is known of every order that it was asked for, charged or not, as far as it has answered. `route` is None for
+    an order that went by its model's first route, as nearly all do.
     """
 
     ids: str | None = None
     usd: str | None = None
+    route: Route | None = None
 
 
 UNTOLD = Upstream()
@@ -124,11 +138,12 @@ UNTOLD = Upstream()
 class Event:
     """One order, ended. `number` counts an organisation's events from 1 without a gap.
 
-    `usd_measured` is the provider's own figure for the whole order, if the price depends on it. `result` is what the
-    order's owner may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of
-    the requests, and `upstream_usd` is its figure for all of them, also if the order is not charged. `handed` says who
-    went on with a long order after its first gateway, in turn: `incarnation:number` of their journals, with spaces
-    between them.
+    `usd_measured` is what the whole order cost in USD, if the price depends on it: by the provider's own figure, or by
+    the list price of the route that served it, if the quote is that of a dearer one. `result` is what the order's owner
+    may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of the requests,
+    and `upstream_usd` is its figure for all of them, also if the order is not charged. `route` is the second route, if
+    it went by that. `handed` says who went on with a long order after its first gateway, in turn: `incarnation:number`
+    of their journals, with spaces between them.
     """
 
     number: int
@@ -145,6 +160,7 @@ class Event:
     upstream_ids: str | None = None
     upstream_usd: str | None = None
     handed: str | None = None
+    route: Route | None = None
 
     @property
     def event_id(self) -> str:
@@ -171,10 +187,10 @@ class Notice:
     at: str
 
 
-RowT = TypeVar("RowT", Proof, Opened, StoredImage)
+RowT = TypeVar("RowT", Proof, Opened, StoredImage, Route)
 _TYPES: Mapping[type, Mapping[str, frozenset[type]]] = {
     kind: {name: frozenset(get_args(hint) or (hint,)) for name, hint in get_type_hints(kind).items()}
-    for kind in (Proof, Opened, StoredImage)
+    for kind in (Proof, Opened, StoredImage, Route)
 }
 """The types that each field may have. A bool is no int here."""
 
@@ -230,6 +246,11 @@ def encode_images(images: tuple[StoredImage, ...]) -> bytes:
     return orjson.dumps(images)
 
 
+def encode_route(route: Route | None) -> str:
+    """Encode a second route as JSON; empty if there is none."""
+    return orjson.dumps(route).decode() if route is not None else ""
+
+
 def decode_images(data: bytes) -> tuple[StoredImage, ...]:
     """Decode JSON that `encode_images` wrote."""
     return tuple(StoredImage(**image) for image in orjson.loads(data))
@@ -264,6 +285,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             upstream_ids=fields.get(b"upstream_ids", b"").decode() or None,
             upstream_usd=fields.get(b"upstream_usd", b"").decode() or None,
             handed=fields.get(b"handed", b"").decode() or None,
+            route=_row(Route, orjson.loads(fields[b"route"])) if b"route" in fields else None,
         )
         _check(event)
     except KeyError as error:
@@ -394,6 +416,8 @@ def _check_labels(event: Event) -> None:
         raise EventError("upstream_usd: is no figure in USD")
     if event.handed is not None:
         handovers(event.handed)
+    if event.route is not None and not 0 < Decimal(event.route.usd_per_image) < MAX_MICRO_MXN:
+        raise EventError("route: its price is no figure in USD")
 
 
 def _are_texts(value: Any, kind: type[list[str] | dict[str, str]]) -> bool:

@@ -224,6 +224,7 @@ READS_OF_STATEMENTS = Text("reads of statements", "consultas de estados de cuent
 READS_OF_HISTORY = Text("reads of generations", "consultas de generaciones")
 CANCELS = Text("cancels of orders", "cancelaciones de pedidos")
 READS_OF_CREDITS = Text("reads of credits", "consultas de saldo")
+READS_OF_DRY_RUNS = Text("dry runs", "ensayos de pedidos")
 READS_OF_MODELS = Text("reads of models", "consultas de modelos")
 MONTH_LIKE = Text("`{name}` must be a month as YYYY-MM.", "`{name}` debe ser un mes como AAAA-MM.")
 NOT_BEGUN = Text("{month} has not begun.", "{month} todavía no empieza.")
@@ -361,6 +362,10 @@ PROVIDER_FULL = Text(
 PROVIDER_BUSY = Text(
     "The model's provider is too busy to take the work on.",
     "El proveedor del modelo está demasiado ocupado para aceptar el trabajo.",
+)
+PROVIDER_RESTS = Text(
+    "The model's provider has failed again and again; it is given work again in a moment.",
+    "El proveedor del modelo ha fallado una y otra vez; en un momento se le vuelve a dar trabajo.",
 )
 PROVIDER_AWAY = Text(
     "The model's provider is unavailable.",

@@ -21,6 +21,7 @@ from proxy.messages import (
     PROVIDER_FULL,
     PROVIDER_REFUSED,
     PROVIDER_REJECTED,
+    PROVIDER_RESTS,
     PROVIDER_UNREACHABLE,
     WAS_CANCELLED,
     Text,
@@ -51,6 +52,7 @@ class Outcome(Enum):
     REFUSED_CONNECTION = Rule(Kind.PROVIDER, False, PROVIDER_UNREACHABLE, again=True)
     RATE_LIMITED = Rule(Kind.PROVIDER, False, PROVIDER_FULL, again=True)
     BUSY = Rule(Kind.PROVIDER, False, PROVIDER_BUSY, again=True)
+    CIRCUIT_OPEN = Rule(Kind.PROVIDER, False, PROVIDER_RESTS)
     OVERLOADED = Rule(Kind.PROVIDER, True, PROVIDER_AWAY)
     NO_ANSWER = Rule(Kind.PROVIDER, True, PROVIDER_BROKE_OFF)
     REJECTED = Rule(Kind.PROVIDER, True, PROVIDER_REJECTED)

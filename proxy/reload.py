@@ -169,6 +169,8 @@ class ConfigFiles:
             self._plans.judge_again()
         await self._models.look()
         await self._plans.look()
+        if self._offer is not None:
+            self._offer.look()
 
     def _catalogue(self, content: bytes) -> Catalogue:
         return self._models.file.parse(Catalogue, content)
@@ -195,6 +197,8 @@ class ConfigFiles:
         """Refuse what no list has, so that no two gateways charge by it differently. Raises CatalogueError."""
         for name, model in catalogue.models.items():
             known = self._back.catalogue.models.get(name, model)
+            if known.served_by != model.served_by:  # by another model, it has prices of its own
+                continue
             if (known.usd_per_million_tokens, known.most_usd_per_image is None) != (
                 model.usd_per_million_tokens,
                 model.most_usd_per_image is None,

@@ -67,6 +67,7 @@ from metering.wallet.long_orders import LongOrders
 from metering.wallet.pressure import Pressure
 from metering.wallet.price_lists import PriceLists
 from metering.wallet.wallet import Wallet
+from proxy.announced import AnnouncedEnds
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.jwks import Jwks
 from proxy.api.admin.minting import Issuer
@@ -78,6 +79,7 @@ from proxy.api.cors import Origins
 from proxy.api.credits import CreditsEndpoint
 from proxy.api.crowd import Crowd
 from proxy.api.deliveries import HistoryEndpoint
+from proxy.api.dry_run import DryRuns
 from proxy.api.files import STORAGE_PATH, FilesEndpoint
 from proxy.api.finance.endpoint import FinanceEndpoint
 from proxy.api.finance.writes import Deeds
@@ -104,11 +106,13 @@ from proxy.messages import (
     TOP_UP_WITH,
     Text,
 )
+from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.adoptions import LOOK_S, Adoptions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.cancels import Cancellations
 from proxy.orders.capacity import Capacity
+from proxy.orders.circuits import Circuits
 from proxy.orders.deadlines import Deadlines
 from proxy.orders.gate import Gate
 from proxy.orders.generations import Generations, Kept
@@ -117,6 +121,7 @@ from proxy.orders.orphans import Orphans
 from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.orders.settlement import Settlement, count_from_zero
 from proxy.orders.tasks import Tasks
@@ -284,9 +289,10 @@ async def open_gateway(
         )
         public_url = opened_store.public_url or f"http://{settings.host}:{port}{STORAGE_PATH}"
         replies = Replies(store, public_url)
-        lifecycle = Lifecycle()
+        lifecycle = Lifecycle(successors=offer.successor)
         jobs = UpstreamJobs(back.with_redis())
-        tasks, calls = Tasks(), UpstreamCalls(uploader, providers)
+        routes = Routes(Circuits(), providers)
+        tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
         long_orders = LongOrders(back.with_redis(), jobs.owner)
         resuming = {name: one for name, one in providers.items() if isinstance(one, Fal)}
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks, jobs.owner)
@@ -314,6 +320,7 @@ async def open_gateway(
                 Part("adoptions", lambda: adoptions.run(LOOK_S), needed=False),
                 Part("recovery", recovery.run, needed=False),
                 Part("end users", lambda: end_users.run(END_USERS_S), needed=False),
+                *_announced(settings, outbound, offer),
             ],
             give_up=stopping.set,
         )
@@ -328,7 +335,7 @@ async def open_gateway(
 
         places = Places(journal, capacity)
         adoptions = Adoptions(
-            long_orders, wallet, open_orders, places, generations, offer, resuming.keys(), stopping.is_set
+            long_orders, wallet, open_orders, places, generations, routes, offer, resuming.keys(), stopping.is_set
         )
         admissions = Admissions(
             wallet,
@@ -337,6 +344,7 @@ async def open_gateway(
             settlement,
             gate,
             end_users,
+            routes,
             owner=jobs.owner,
             region=settings.region,
             deadlines=Deadlines(settings.deadline_s, settings.long_deadline_s, resuming.keys()),
@@ -353,6 +361,7 @@ async def open_gateway(
             await end_users.drain()
 
         reports = Reports()
+        limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -363,12 +372,13 @@ async def open_gateway(
                 generations,
                 Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
-                RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
+                limits,
                 standing,
                 _webhook_hosts(settings),
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
-            ModelsEndpoint(authenticator, wallet, offer, rates, prices, reads),
+            ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),
             CreditsEndpoint(authenticator, wallet, reads),
             TransactionsEndpoint(authenticator, wallet, back.ledger, reads),
             HistoryEndpoint(authenticator, wallet, back.ledger, standing, reads),
@@ -453,6 +463,14 @@ def _providers(settings: Settings, outbound: Outbound) -> dict[str, Provider]:
     """Build the upstreams whose keys are set. Raises SettingsError."""
     made = {one.NAME: one.from_settings(settings, outbound) for one in PROVIDERS}
     return {name: provider for name, provider in made.items() if provider is not None}
+
+
+def _announced(settings: Settings, outbound: Outbound, offer: Offer) -> list[Part]:
+    """Follow the ends that OpenAI announces, if its key is set."""
+    if settings.openai_key is None:
+        return []
+    ends = AnnouncedEnds(outbound.client, settings.openai_url, settings.openai_key.get_secret_value(), offer)
+    return [Part("announced ends", ends.run, needed=False)]
 
 
 def _top_up(settings: Settings) -> Text:

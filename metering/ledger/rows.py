@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from metering.events import Event, Opened, Proof, StoredImage
+from metering.events import Event, Opened, Proof, Route, StoredImage
 from metering.limits import Limits
 from metering.ports import ApiKey, Org
 
@@ -48,7 +48,7 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
 
     `posted` is the month to which it is posted, if that is not its own.
     """
-    opened, proof = event.opened, event.opened.proof
+    opened, proof, route = event.opened, event.opened.proof, event.route
     return {
         "event_id": opened.request_id,
         "org_id": opened.org_id,
@@ -89,6 +89,9 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
         "upstream_ids": event.upstream_ids,
         "upstream_usd": event.upstream_usd,
         "handed": event.handed,
+        "route_provider": route.provider if route else None,
+        "route_upstream": route.upstream if route else None,
+        "route_usd_per_image": route.usd_per_image if route else None,
     }
 
 
@@ -98,7 +101,7 @@ def event_of(row: Row) -> Event:
         :13
     ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed = labels
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, *route = labels
     return Event(
         number=number,
         opened=Opened(
@@ -132,4 +135,5 @@ def event_of(row: Row) -> Event:
         upstream_ids=upstream_ids,
         upstream_usd=upstream_usd,
         handed=handed,
+        route=Route(*route) if route[0] is not None else None,
     )

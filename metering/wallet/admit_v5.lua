@@ -211,6 +211,9 @@ local function moved(s, images_too)
   else return 'tat_requests', s.requests.to end
 end
 
+local request_taken, image_taken = false, false
+-- WRITES
+request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
 if code == ADMITTED then
   if expired[1] then
     -- WITH closing
@@ -290,9 +293,9 @@ if keyed == 0 and not earlier and not unlooked then
     if comes_again then await_try(key_id, tries + 1, fingerprint, now, recent_us) end
   end
 end
+-- WRITTEN
 
 -- What was not taken stays as it was.
-local request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
 local requests_left, requests_reset = rate_after(requests, now, request_taken)
 local images_left, images_reset = rate_after(pictures, now, image_taken)
 local holder = earlier and redis.call('HGET', P .. ':hold:' .. earlier, 'owner') or nil

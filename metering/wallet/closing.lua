@@ -70,11 +70,12 @@ end
 -- remembers the end and what its owner may fetch again. Returns how far below zero the charge left the balance, credits
 -- less charges, 0 if it did not; and what the organisation may spend, without expired holds.
 --
--- `upstream_ids` and `upstream_usd` are absent or empty if the provider told none: then the event is without these fields.
+-- `upstream_ids` and `upstream_usd` are absent or empty if the provider told none, and so is `route` if it was the first
+-- one: then the event is without these fields.
 --
 -- A full Redis refuses a script's first write, if that takes room (rule 28). Here the first one makes room.
 local function close(order, ending, reason, quantity, amount, usd_measured, images, result, now_us, remember_s,
-    upstream_ids, upstream_usd)
+    upstream_ids, upstream_usd, route)
   local org, request, key = order.org, order.request, order.key
   redis.call('ZREM', P .. ':open:' .. org, request)
   redis.call('DEL', P .. ':hold:' .. request)
@@ -118,6 +119,10 @@ local function close(order, ending, reason, quantity, amount, usd_measured, imag
   if (upstream_usd or '') ~= '' then
     told[#told + 1] = 'upstream_usd'
     told[#told + 1] = upstream_usd
+  end
+  if (route or '') ~= '' then
+    told[#told + 1] = 'route'
+    told[#told + 1] = route
   end
   -- No part of the event: it tells the consumer to which trace its booking belongs.
   if order.trace then

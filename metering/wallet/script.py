@@ -19,6 +19,7 @@ from redis.exceptions import NoScriptError
 _HERE = Path(__file__).parent
 _COMMON = (_HERE / "common.lua").read_text(encoding="utf-8")
 _WITH = re.compile(r"^ *-- WITH (\w+)$", re.MULTILINE)
+_WRITES = re.compile(r"^-- WRITES$.*?^-- WRITTEN$", re.MULTILINE | re.DOTALL)
 _EMPTY = "''"
 
 SCRIPT_S = Histogram(
@@ -128,6 +129,13 @@ def load_script(redis: Redis, name: str, codes: type[IntEnum] | None = None) -> 
     """Load `NAME.lua` from this folder, with the common part before it, and `codes` as Lua locals."""
     unversioned = name.rpartition("_v")[0]
     return Script(redis, unversioned, (_HERE / f"{name}.lua").read_text(encoding="utf-8"), codes)
+
+
+def load_rehearsal(redis: Redis, name: str, as_name: str, codes: type[IntEnum] | None = None) -> Script:
+    """Load `NAME.lua` without its lines from `-- WRITES` to `-- WRITTEN`: it decides the same, and changes nothing."""
+    text, parts = _WRITES.subn("", (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
+    assert parts, f"{name} does not say what it writes"
+    return Script(redis, as_name, text, codes)
 
 
 def _part(found: re.Match[str]) -> str:

@@ -1,12 +1,13 @@
 -- Charges an open, living hold for what was delivered and gives back the rest. A repetition gives the same answer.
 -- KEYS  mark wallet open hold events closed
 -- ARGV  now_us>=0 latest_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured result
--- ARGV  upstream_ids upstream_usd owner
+-- ARGV  upstream_ids upstream_usd owner route
 -- REPLY code now_us available charged below
 --
 -- images        JSON; result, too
 -- usd_measured  by the provider, or empty: then the amount is quantity × unit price
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
+-- route         the second one, JSON, if it went by that; else empty
 -- below         how far below zero this call left the balance
 -- owner         who settles it: a long order that another has taken over is not his any more (rule 35)
 -- WITH closing
@@ -40,5 +41,5 @@ if usd_measured == '' and amount ~= quantity * unit then error('charge is not qu
 
 local _, freed = expired_holds(org, now)
 local below, available = close(order, 'charge', 'delivered', quantity, amount, usd_measured, images, result, now, remember_s,
-  upstream_ids, upstream_usd)
+  upstream_ids, upstream_usd, route)
 return answer({ code = CHARGED, now_us = now, available = available + freed, charged = amount, below = below })

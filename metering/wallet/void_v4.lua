@@ -2,7 +2,7 @@
 -- frees the order's idempotency key, unless the order's upstream outcome is unknown.
 -- KEYS  mark wallet open hold events closed
 -- ARGV  now_us>=0 org request reason remember_s>=1 frees>=0 recent_us>=1 comes_again>=0 upstream_ids upstream_usd
--- ARGV  owner unpaid>=0
+-- ARGV  owner unpaid>=0 route
 -- REPLY code now_us available
 --
 -- frees        1 if it frees its idempotency key, else 0
@@ -10,6 +10,7 @@
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
 -- owner        who ends it, or empty: nobody who could have been replaced (rule 35)
 -- unpaid       1 if the provider may bill it, else 0
+-- route         the second one, JSON, if it went by that; else empty
 -- comes_again  1 if the waiting client is told to retry, else 0
 -- WITH closing
 -- WITH again
@@ -31,7 +32,7 @@ if unpaid == 1 and (not order.long or redis.call('HEXISTS', hold_key, 'begun') =
   redis.call('HSET', wallet_key, 'unpaid', string.format('%d %.0f', hour, unpaid_in_hour(wallet_key, now) + order.amount))
   redis.call('HINCRBY', wallet_key, 'unpaid_total', string.format('%.0f', order.amount))
 end
-close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd)
+close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd, route)
 if frees == 1 and once then redis.call('DEL', once)
 -- A long order that ended as unknown keeps its key only as long as its hold would have lived (rule 35).
 elseif order.long and once and ends_us then

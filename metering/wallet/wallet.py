@@ -11,7 +11,16 @@ from redis.asyncio import Redis
 
 from metering.answered import AnsweredOrder
 from metering.clock import period_at
-from metering.events import UNKNOWN, UNPAID, UNTOLD, StoredImage, Upstream, decode_images, encode_images
+from metering.events import (
+    UNKNOWN,
+    UNPAID,
+    UNTOLD,
+    StoredImage,
+    Upstream,
+    decode_images,
+    encode_images,
+    encode_route,
+)
 from metering.pauses import Pauses
 from metering.ports import Delivered
 from metering.pricing import Quote
@@ -19,7 +28,7 @@ from metering.wallet import keys
 from metering.wallet.alarms import below_zero
 from metering.wallet.connection import NotProjected, WalletAway, server_of, servers
 from metering.wallet.inspection import Inspection
-from metering.wallet.script import load_script
+from metering.wallet.script import Script, load_rehearsal, load_script
 from metering.wallet.server import Call, Server
 from metering.wallet.values import (
     Admission,
@@ -66,10 +75,11 @@ class Wallet:
         self._scripted_us = now_us
         self._servers: WeakKeyDictionary[Redis, Server] = WeakKeyDictionary()
         self._admit = load_script(redis, "admit_v5", Verdict)
+        self._rehearse = load_rehearsal(redis, "admit_v5", "rehearse", Verdict)
         self._sandbox = load_script(redis, "sandbox_v1", Verdict)
         self._settle = load_script(redis, "settle_v4", Close)
         self._void = load_script(redis, "void_v4", Close)
-        self._replay = load_script(redis, "replay_v6", Replay)
+        self._replay = load_script(redis, "replay_v7", Replay)
         self._read = load_script(redis, "read_v2")
         self._find = load_script(redis, "find_v3")
         self._gone = load_script(redis, "gone_v2")
@@ -153,11 +163,37 @@ class Wallet:
         Raises NotProjected if nothing can have been written. If it raises any other WalletAway, the hold may exist: the
         caller must `abandon` it.
         """
+        return await self._decide(
+            self._admit, caller, order_id, quote, opened, identity, life_s, owner, trace, long, slow=slow
+        )
+
+    async def would_admit(self, caller: Caller, order_id: str, quote: Quote, identity: OrderIdentity) -> Admission:
+        """Say what `admit` would say at this moment, with the rates as they are before it. Nothing is changed.
+
+        Raises WalletAway.
+        """
+        return await self._decide(self._rehearse, caller, order_id, quote, b"{}", identity, 1.0, "", "")
+
+    async def _decide(
+        self,
+        script: Script,
+        caller: Caller,
+        order_id: str,
+        quote: Quote,
+        opened: bytes,
+        identity: OrderIdentity,
+        life_s: float,
+        owner: str,
+        trace: str,
+        long: LongTerms | None = None,
+        *,
+        slow: bool = False,
+    ) -> Admission:
         assert not caller.test, "an order of the sandbox holds nothing"
         names = keys.OrgKeys(caller.org_id)
         reply = await self._ask(
             names,
-            lambda: self._admit(
+            lambda: script(
                 keys={
                     "mark": names.mark,
                     "wallet": names.wallet,
@@ -541,7 +577,11 @@ def _tries(identity: OrderIdentity) -> int:
 
 def _told_by(upstream: Upstream) -> dict[str, str]:
     """Return what a provider told as scripts take it."""
-    return {"upstream_ids": upstream.ids or "", "upstream_usd": upstream.usd or ""}
+    return {
+        "upstream_ids": upstream.ids or "",
+        "upstream_usd": upstream.usd or "",
+        "route": encode_route(upstream.route),
+    }
 
 
 def _ending_keys(names: keys.OrgKeys, order_id: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from proxy.api.schemas import Model as ModelReply
 from proxy.api.schemas import Models
 from proxy.errors import Kind
 from proxy.offer import Offer
+from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.order import DEFAULT_SIZE, no_model
 
 
@@ -36,6 +37,7 @@ class ModelsEndpoint:
         authenticator: Authenticator,
         wallet: Wallet,
         offer: Offer,
+        lifecycle: Lifecycle,
         rates: FxTable,
         prices: PriceTable,
         reads: ReadRates,
@@ -43,6 +45,7 @@ class ModelsEndpoint:
         self._authenticator = authenticator
         self._wallet = wallet
         self._offer = offer
+        self._lifecycle = lifecycle
         self._rates = rates
         self._prices = prices
         self._reads = reads
@@ -92,7 +95,7 @@ class ModelsEndpoint:
         return _json(self._row(name, model, self._wallet.now_us(caller.org_id)))
 
     def _row(self, name: str, model: Model, now_us: int) -> dict[str, Any]:
-        listed = model.listed(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
+        listed = model.quoted(DEFAULT_SIZE if DEFAULT_SIZE in model.sizes else next(iter(model.sizes)), None)
         assert listed is not None, "a model for sale has a price for every size"
         return {
             "id": name,
@@ -101,13 +104,19 @@ class ModelsEndpoint:
             "owned_by": model.provider,
             "name": model.name,
             "price": self._price(name, listed.variant, now_us) | {"at_most": listed.measured},
-            "prices": {variant: self._price(name, variant, now_us) for variant in sorted(model.prices()) if variant},
+            "prices": {
+                shown: self._price(name, variant, now_us)
+                for variant in sorted(model.prices())
+                if (shown := model.shown(variant))
+            },
             "sizes": list(model.sizes),
             "qualities": list(model.qualities),
             "takes_s": _takes_s(model),
             "long_deadline_s": model.long_deadline_s,
+            "status": self._offer.status(model),
             "shutdown_date": model.shutdown_date.isoformat() if model.shutdown_date else None,
-            "successor": model.successor,
+            "successor": self._lifecycle.successor(name, model),
+            "served_by": model.served_by,
         }
 
     def _price(self, name: str, variant: str, now_us: int) -> dict[str, Any]:

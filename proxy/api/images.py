@@ -18,11 +18,12 @@ from metering.tracing import step
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Caller, OrderIdentity
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns, OrderQuery, is_dry_run
 from proxy.api.middleware import context_of
 from proxy.api.operation import BALANCE, IMAGE_RATES, MAX_KEY_CHARACTERS, REQUEST_RATES, Operation, Tag
 from proxy.api.replies import Replies
-from proxy.api.requests import RequestLimits, idempotency_key, in_utf8, read_body
-from proxy.api.schemas import Delivered, Queued
+from proxy.api.requests import RESPOND_ASYNC, RequestLimits, idempotency_key, read_body, responds_async, tags_of
+from proxy.api.schemas import Made, Queued
 from proxy.api.standing import POLL_S, QUEUED, Standing
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import WEBHOOK_LONG
@@ -32,7 +33,7 @@ from proxy.orders.admission import Admissions, Duplicate
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.context import RequestContext
 from proxy.orders.generations import Generations
-from proxy.orders.lifecycle import Lifecycle, lifecycle_headers
+from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.order import MAX_TAGS, TAG_CHARACTERS, TAGS_HEADER, OrderBody, fingerprint, open_document, parse_order
 from proxy.orders.refusals import balance_header, with_headers
 from proxy.orders.replay import Orphaned, Replay
@@ -43,8 +44,6 @@ from proxy.server.connections import HERE_SINCE_S
 from proxy.webhooks.targets import WebhookHosts, why_not
 
 PATH = "/v1/images/generations"
-
-RESPOND_ASYNC = "respond-async"
 
 RATES = (*REQUEST_RATES, *IMAGE_RATES)
 
@@ -92,6 +91,7 @@ class ImagesEndpoint:
         generations: Generations,
         sandbox: Sandbox,
         replies: Replies,
+        dry_runs: DryRuns,
         limits: RequestLimits,
         standing: Standing,
         webhook_hosts: WebhookHosts,
@@ -104,6 +104,7 @@ class ImagesEndpoint:
         self._generations = generations
         self._sandbox = sandbox
         self._replies = replies
+        self._dry_runs = dry_runs
         self._limits = limits
         self._standing = standing
         self._webhook_hosts = webhook_hosts
@@ -119,7 +120,7 @@ class ImagesEndpoint:
                 summary="Make images",
                 description="What is delivered is charged, and nothing else. The order goes on if its client hangs up:"
                 " its result is found by its id or its `Idempotency-Key`.",
-                reply=Delivered,
+                reply=Made,
                 accepted=Queued,
                 accepted_headers=(
                     *BALANCE,
@@ -128,6 +129,7 @@ class ImagesEndpoint:
                     *("idempotent-replayed", "deprecation", "sunset", "link"),
                 ),
                 body=OrderBody,
+                query=OrderQuery,
                 headers=OrderHeaders,
                 reply_headers=(
                     *BALANCE,
@@ -165,6 +167,8 @@ class ImagesEndpoint:
 
     async def create(self, request: Request) -> Response:
         """Handle one order, from its body to its reply."""
+        if is_dry_run(request):
+            return await self._dry_runs.answer(request)
         context = context_of(request.scope)
         try:
             with denials.counted():
@@ -230,7 +234,7 @@ class ImagesEndpoint:
         headers = {
             **headers,
             **balance_header(available_micro_mxn),
-            **lifecycle_headers(order.model_id, order.model),
+            **self._lifecycle.headers(order.model_id, order.model),
             "location": f"{PATH}/{public_id(order_id)}",
             "preference-applied": RESPOND_ASYNC,
             "retry-after": str(POLL_S),
@@ -271,7 +275,7 @@ class ImagesEndpoint:
 
     def _reply(self, context: RequestContext, caller: Caller, order: Order, delivery: Delivery) -> Response:
         result, charged_micro_mxn = delivery.result, 0 if delivery.replayed else delivery.result.cost_micro_mxn
-        headers = {**delivery.headers, **lifecycle_headers(order.model_id, order.model)}
+        headers = {**delivery.headers, **self._lifecycle.headers(order.model_id, order.model)}
         if delivery.available_micro_mxn is not None:
             headers |= balance_header(delivery.available_micro_mxn)
         headers |= {"x-geekhub-cost-mxn": format_mxn(charged_micro_mxn)}
@@ -286,18 +290,6 @@ class ImagesEndpoint:
                 return self._replies.replay_with_images(caller.org_id, result, headers, until_s)
             return self._replies.with_images(result, headers, until_s)
         return self._replies.with_urls(result, headers)
-
-
-def responds_async(headers: Headers) -> bool:
-    """True if the client prefers not to wait for the order (RFC 7240). Any other preference is passed over."""
-    preferences = ",".join(headers.getlist("prefer")).split(",")
-    return any(one.partition(";")[0].strip().lower() == RESPOND_ASYNC for one in preferences)
-
-
-def tags_of(headers: Headers) -> Sequence[str]:
-    """Read the tags of an order from its headers; they are not checked yet."""
-    sent = headers.getlist(TAGS_HEADER)
-    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def identity_of(headers: Headers, order: Order, scope: str) -> OrderIdentity:

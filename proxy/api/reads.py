@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from config.settings import (
     CANCELS_PER_MINUTE,
     CREDITS_PER_MINUTE,
+    DRY_RUNS_PER_MINUTE,
     HISTORY_PER_MINUTE,
     MODELS_PER_MINUTE,
     REPORT_WAIT_S,
@@ -31,6 +32,7 @@ from proxy.messages import (
 from proxy.messages import (
     ONE_REPORT,
     READS_OF_CREDITS,
+    READS_OF_DRY_RUNS,
     READS_OF_HISTORY,
     READS_OF_MODELS,
     READS_OF_STATEMENTS,
@@ -52,6 +54,7 @@ class Read(Enum):
     HISTORY = READS_OF_HISTORY, HISTORY_PER_MINUTE
     CANCELS = CANCELS_OF_ORDERS, CANCELS_PER_MINUTE
     CREDITS = READS_OF_CREDITS, CREDITS_PER_MINUTE
+    DRY_RUNS = READS_OF_DRY_RUNS, DRY_RUNS_PER_MINUTE
     MODELS = READS_OF_MODELS, MODELS_PER_MINUTE
 
 

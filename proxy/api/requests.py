@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -29,11 +29,15 @@ from proxy.messages import (
     WHOLE_NUMBER,
     Language,
 )
-from proxy.orders.order import key_hash
+from proxy.orders.order import TAGS_HEADER, key_hash
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 
 _WEIGHT = re.compile(r"q=([01](?:\.[0-9]{0,3})?)")
+
+
+RESPOND_ASYNC = "respond-async"
+"""Preference of a client that does not wait for its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +127,24 @@ def idempotency_key(headers: Headers, scope: str = "") -> str | None:
     return key_hash(key, scope)
 
 
+def responds_async(headers: Headers) -> bool:
+    """True if the client prefers not to wait for the order (RFC 7240). Any other preference is passed over."""
+    preferences = ",".join(headers.getlist("prefer")).split(",")
+    return any(one.partition(";")[0].strip().lower() == RESPOND_ASYNC for one in preferences)
+
+
 def in_utf8(header: str) -> str:
     """Read a header's value as UTF-8, or in Latin-1, which `fetch`, and so OpenAI's client for Node, uses."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeDecodeError:
         return header
+
+
+def tags_of(headers: Headers) -> Sequence[str]:
+    """Read the tags of an order from its headers; they are not checked yet."""
+    sent = headers.getlist(TAGS_HEADER)
+    return in_utf8(",".join(sent)).split(",") if sent else ()
 
 
 def page_query(model: type[QueryT], request: Request) -> QueryT:

@@ -68,6 +68,57 @@ class Delivered(Document):
     usage: dict[str, Any] = absent()
 
 
+class Refusal(Document):
+    """The error that an order would get."""
+
+    code: str
+    message: str
+
+
+class MostTokens(Document):
+    """Tokens of one image, at most."""
+
+    input: Annotated[int, Field(ge=0)]
+    output: Annotated[int, Field(ge=0)]
+
+
+class RateLeft(Document):
+    """A limit per minute, and what is left of it before the order."""
+
+    limit: Annotated[int, Field(ge=0)]
+    remaining: Annotated[int, Field(ge=0)]
+
+
+class RatesLeft(Document):
+    """The limits per minute that are nearest, of the organisation or of the key."""
+
+    requests: RateLeft
+    images: RateLeft
+
+
+class DryRun(Document):
+    """What an order would cost at most; nothing was ordered."""
+
+    object: Literal["dry_run"]
+    model: str
+    n: Annotated[int, Field(ge=1)]
+    size: str
+    quality: Annotated[str | None, Field(description="As the upstream is asked; null if it is not asked for one.")]
+    cost_mxn: Annotated[Mxn, Field(description="The most that the order can cost.")]
+    cost_mxn_per_image: Annotated[Mxn, Field(description="The most that one image can cost.")]
+    at_most: Annotated[bool, Field(description="True if it may cost less: by what the provider reports, or its route.")]
+    tokens: Annotated[MostTokens | None, Field(description="Null if the model is not sold by tokens.")]
+    deadline_s: Annotated[float, Field(gt=0, description="How long the order may take, in seconds.")]
+    admitted: Annotated[bool, Field(description="True if the order would be taken on at this moment.")]
+    refusal: Annotated[Refusal | None, Field(description="Null if it would be taken on.")]
+    limits: Annotated[RatesLeft | None, Field(description="Null for a test key.")]
+    available_mxn: Annotated[Mxn | None, Field(description="What can be spent now; null for a test key.")]
+
+
+class Made(RootModel[Delivered | DryRun]):
+    """What was delivered; or, for a dry run, what it would cost at most."""
+
+
 class Completed(Delivered):
     """A delivered order, fetched again."""
 
@@ -190,8 +241,17 @@ class Model(Document):
     long_deadline_s: Annotated[
         float | None, Field(description="The model's own deadline of a long order, in seconds; null: that of all.")
     ]
+    status: Annotated[
+        Literal["live", "deprecated", "retired"],
+        Field(description="`deprecated`: its last day is announced; `retired`: that day has come."),
+    ]
     shutdown_date: Annotated[str, AfterValidator(_day), Field(json_schema_extra={"format": "date"})] | None
-    successor: str | None
+    successor: Annotated[
+        str | None, Field(description="What to order instead: offered, and not at its own end; else null.")
+    ]
+    served_by: Annotated[
+        str | None, Field(description="The model that makes its images, at that model's price; null: it does itself.")
+    ]
 
 
 class Models(Document):

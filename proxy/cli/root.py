@@ -53,6 +53,7 @@ ENTRIES = {
     "enduser": Entry("enduser", "app", "End users of organisations: whose images they were."),
     "order": Entry("order", "app", "Orders: what became of one, and its refunds."),
     "event": Entry("event", "app", "Events that were set aside, because nobody could book them."),
+    "models": Entry("models", "app", "The catalogue: which models live, and which have ended."),
     "fx": Entry("fx", "app", "MXN for one USD, fixed per calendar month."),
     "usage": Entry("usage", "app", "Charged orders of a month."),
     "month": Entry("month", "app", "Months: closed for good, and sealed."),

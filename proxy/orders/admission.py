@@ -33,6 +33,7 @@ from proxy.orders.refusals import (
     rate_headers,
     rate_limited,
 )
+from proxy.orders.routes import Routes
 from proxy.orders.settlement import Settlement
 from proxy.ports import Order
 
@@ -51,6 +52,18 @@ class Duplicate:
     available_micro_mxn: int
     until_s: float
     headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What an order would cost at most, and how its admission would end at this moment.
+
+    `denial` is the error that it would get; None if it would be admitted.
+    """
+
+    quote: Quote
+    admission: Admission
+    denial: ApiError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +127,7 @@ class Admissions:
         settlement: Settlement,
         gate: Gate,
         end_users: EndUsers,
+        routes: Routes,
         *,
         owner: str,
         region: str,
@@ -126,6 +140,7 @@ class Admissions:
         self._settlement = settlement
         self._gate = gate
         self._end_users = end_users
+        self._routes = routes
         self._owner = owner
         self._region = region
         self._deadlines = deadlines
@@ -150,6 +165,8 @@ class Admissions:
         deadline_s = self._deadlines.of(order, long=long)
         labels = self._labels(caller.org_id, order) | ({"mode": LONG} if long else {})
         candidate = _Candidate(context, caller, order, identity, deadline_s, labels, long)
+        if (shut := self._routes.refusal(order)) is not None:
+            await self._refuse_unless_given_again(candidate, shut)
         with await self._places.take(caller.org_id, order.n, order.labels_bytes) as place:
             admission, hold = await self._hold(candidate)
             if admission.verdict is Verdict.DUPLICATE:
@@ -158,6 +175,39 @@ class Admissions:
                 raise self._denial(admission, hold.quote, order)
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
+
+    def quote(self, org_id: str, order: Order) -> Quote:
+        """Price an order at this moment. Raises ApiError 503 if the month has no exchange rate."""
+        return self._quotes.quote(order, self._wallet.now_us(org_id))
+
+    async def forecast(self, caller: Caller, order: Order, order_id: str, *, long: bool) -> Forecast:
+        """Price an order, and say what `admit` would do with it now if it were a new one. Nothing is taken.
+
+        Raises WalletAway, and ApiError for what no wait and no payment would change.
+        """
+        await self._quotes.renew(self._wallet.now_us(caller.org_id))
+        if not long and self._deadlines.too_slow(order) is not None:
+            raise self._slow(order)
+        quote = self.quote(caller.org_id, order)
+        new = OrderIdentity(fingerprint=order_id)  # of no other order, so it repeats none
+        admission = await self._wallet.would_admit(caller, order_id, quote, new)
+        if refused := key_refused(admission.verdict, order.model_id):
+            raise refused
+        if admission.verdict is Verdict.ADMITTED:
+            return Forecast(quote, admission, self._routes.refusal(order))
+        return Forecast(quote, admission, self._denial(admission, quote, order))
+
+    async def _refuse_unless_given_again(self, candidate: _Candidate, shut: ApiError) -> None:
+        """Refuse an order that nobody would make now, before its hold; unless it is a duplicate, whose result is there.
+
+        A denial by a limit goes before, as it does for any order.
+        """
+        quote = self.quote(candidate.caller.org_id, candidate.order)
+        would = await self._wallet.would_admit(candidate.caller, candidate.context.order_id, quote, candidate.identity)
+        if would.verdict is Verdict.DUPLICATE:
+            return
+        shut.headers |= rate_headers(would)
+        raise shut if would.verdict is Verdict.ADMITTED else self._denial(would, quote, candidate.order)
 
     def _labels(self, org_id: str, order: Order) -> dict[str, str]:
         """Collect what an order carries to be found again; what it does not carry is left out."""
@@ -230,9 +280,7 @@ class Admissions:
         headers = rate_headers(admission) | balance_header(admission.available_micro_mxn)
         match admission.verdict:
             case Verdict.SLOW:
-                takes_s, deadline_s = self._deadlines.too_slow(order), self._deadlines.of(order, long=False)
-                message = SLOW.of(model=order.model_id, takes=takes_s, deadline=f"{deadline_s:g}")
-                return ApiError(Kind.INVALID_REQUEST, message, param="quality" if order.quality else "model")
+                return self._slow(order)
             case Verdict.UNPAID:
                 wait_s = admission.retry_us / 1_000_000
                 return ApiError(Kind.QUOTA, UNPAID, retry_after_s=wait_s, retry=False, headers=headers)
@@ -252,6 +300,12 @@ class Admissions:
                 return exceeded(admission, quote, headers)
             case _:
                 return wallet_away()
+
+    def _slow(self, order: Order) -> ApiError:
+        """Build the 400 of an order that its client would wait for in vain."""
+        takes_s, deadline_s = self._deadlines.too_slow(order), self._deadlines.of(order, long=False)
+        message = SLOW.of(model=order.model_id, takes=takes_s, deadline=f"{deadline_s:g}")
+        return ApiError(Kind.INVALID_REQUEST, message, param="quality" if order.quality else "model")
 
 
 def _end_users(order: Order) -> list[tuple[str, str]]:

@@ -20,10 +20,11 @@ from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError
 from proxy.offer import Offer
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import split
+from proxy.orders.calls import Progress, split
 from proxy.orders.document import Unreadable, decode
 from proxy.orders.generations import Generations
 from proxy.orders.places import Places
+from proxy.orders.routes import Routes
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call
 
@@ -45,6 +46,7 @@ class Adoptions:
         open_orders: OpenOrders,
         places: Places,
         generations: Generations,
+        routes: Routes,
         offer: Offer,
         kept_by: Collection[str],
         stopping: Callable[[], bool],
@@ -54,6 +56,7 @@ class Adoptions:
         self._open_orders = open_orders
         self._places = places
         self._generations = generations
+        self._routes = routes
         self._offer = offer
         self._kept_by = kept_by
         self._stopping = stopping
@@ -95,8 +98,8 @@ class Adoptions:
             return isinstance(error, Unreadable)
         ADOPTED.inc()
         log.warning("order_adopted", request_id=left.order_id, org=left.org_id, owner=left.owner, number=number)
-        calls, lost = self._calls(admitted, adopted)
-        going_on = self._generations.go_on(admitted, calls, lost)
+        calls, progress = self._calls(admitted, adopted)
+        going_on = self._generations.go_on(admitted, calls, progress)
         going_on.add_done_callback(lambda _: self._open_orders.let_go(number))
         return True
 
@@ -125,15 +128,24 @@ class Adoptions:
             trace=adopted.trace,
         )
 
-    def _calls(self, admitted: AdmittedOrder, adopted: Adopted) -> tuple[list[Call], list[Failure]]:
-        """List what is to be made: jobs that go on, and parts that have not begun. The others are lost."""
-        parts, calls, lost = {part.first: part for part in adopted.parts}, list[Call](), list[Failure]()
-        for call in split(admitted.order, self._generations.parts_of(admitted)):
+    def _calls(self, admitted: AdmittedOrder, adopted: Adopted) -> tuple[list[Call], Progress]:
+        """List the jobs that go on, and the parts that have not begun; the others are lost. Nothing if none has begun.
+
+        All go by the route of those that have begun.
+        """
+        parts, progress = {part.first: part for part in adopted.parts}, Progress()
+        if not parts:
+            return [], progress
+        began = {part.provider for part in adopted.parts}
+        route = next((one for one in self._routes.of(admitted.order) if one.model.provider in began), admitted.order)
+        progress.second = None if route is admitted.order else route
+        calls = []
+        for call in split(route, self._generations.parts_of(admitted)):
             part = parts.get(call.first)
             if part is None:
                 calls.append(call)
             elif part.handle and part.provider in self._kept_by:
                 calls.append(replace(call, handle=part.handle))
             else:
-                lost.append(Failure(Outcome.LOST))
-        return calls, lost
+                progress.failures.append(Failure(Outcome.LOST))
+        return calls, progress

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -15,6 +15,7 @@ from prometheus_client import Counter, Histogram
 from metering.events import StoredImage
 from metering.tracing import Kind, step
 from proxy.media.formats import NotAnImage
+from proxy.orders.routes import Routes
 from proxy.orders.spans import OPERATION, note_answer, note_call
 from proxy.orders.upload import Uploader
 from proxy.outcomes import Failure, Outcome
@@ -39,6 +40,7 @@ return at the same time.
 """
 
 AGAIN = Counter("ghub_upstream_tries_again_total", "Calls made again, as the upstream had not taken them", ["model"])
+SECOND = Counter("ghub_second_route_total", "Orders given to their model's second route", ["model", "provider"])
 UPSTREAM_S = Histogram(
     "ghub_upstream_seconds",
     "An upstream call, from its first byte until its reply is read; repeated ones each",
@@ -56,7 +58,9 @@ OK = "ok"
 class Progress:
     """State of an order so far: stored images by number, failures, and each call's report.
 
-    `let_go`: another process goes on with it, or it has ended elsewhere.
+    `let_go`: another process goes on with it, or it has ended elsewhere. `second` is the order as its model's second
+    route is asked for it, as soon as it goes by that.
+
     `upstream_s` is the time from `began_s` (of `time.monotonic`) until the last reply of its upstream was read,
     `store_s` how long the store took for the picture for which it took longest.
     """
@@ -65,6 +69,7 @@ class Progress:
     failures: list[Failure] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     let_go: bool = False
+    second: Order | None = None
     began_s: float = field(default_factory=time.monotonic)
     upstream_s: float = 0.0
     store_s: float = 0.0
@@ -87,48 +92,106 @@ class Progress:
 class UpstreamCalls:
     """Calls the providers and fills the store. `folder` is the folder of an order's images: `<org>/<request>`."""
 
-    def __init__(self, uploader: Uploader, providers: Mapping[str, Provider]) -> None:
+    def __init__(self, uploader: Uploader, providers: Mapping[str, Provider], routes: Routes) -> None:
         self._uploader = uploader
         self._providers = providers
+        self._routes = routes
 
     async def make(
-        self, calls: Sequence[Call], folder: str, until_s: float, progress: Progress, *, patient: bool = False
+        self,
+        order: Order,
+        folder: str,
+        until_s: float,
+        progress: Progress,
+        parts: Parts = UNKEPT,
+        *,
+        patient: bool = False,
     ) -> None:
         """Fill `progress` until all is done or until `until_s` of `time.monotonic`.
 
-        Whatever is stored by then counts. `patient`: what the upstream has not taken is brought again for long.
+        Whatever is stored by then counts. A second route gets the order only if the first has certainly taken none of
+        it, so that nobody makes it twice. `patient`: what the upstream has not taken is brought again for long.
         """
+        most_tries = PATIENT_TRIES if patient else MAX_TRIES
+
+        async def by_routes() -> None:
+            first, *rest = self._routes.of(order)
+            taken = await self._by(first, folder, until_s, progress, parts, 1 if rest else most_tries)
+            for second in () if taken else rest:
+                reasons = sorted({failure.outcome.reason for failure in progress.failures})
+                log.warning("second_route", model=order.model_id, provider=second.model.provider, why=reasons)
+                SECOND.labels(order.model_id, second.model.provider).inc()
+                progress.failures.clear()
+                progress.second = second
+                await self._by(second, folder, until_s, progress, parts, most_tries)
+
+        await self._within(until_s, progress, order, by_routes())
+
+    async def go_on(self, calls: Sequence[Call], folder: str, until_s: float, progress: Progress) -> None:
+        """Do as `make` for the calls of an order that another process has begun, by the route that it went."""
+        making = self._all(calls, folder, until_s, progress, PATIENT_TRIES)
+        await self._within(until_s, progress, calls[0].order, making)
+
+    async def _within(
+        self, until_s: float, progress: Progress, order: Order, making: Coroutine[None, None, None]
+    ) -> None:
         try:
-            async with asyncio.timeout(until_s - time.monotonic()), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(until_s - time.monotonic()):
                 await asyncio.sleep(0)  # a deadline in the past ends it here, before anything is bought
-                for call in calls:
-                    group.create_task(self._call(call, folder, until_s, progress, patient))
+                await making
         except TimeoutError:
             progress.failures.append(Failure(Outcome.DEADLINE))
         except Exception as error:  # noqa: BLE001  # raised while an adapter is closed: the order still needs its end
-            progress.failures.append(fault(calls[0].order, error))
+            progress.failures.append(fault(order, error))
+        finally:
+            making.close()
 
     async def remove(self, images: list[StoredImage]) -> None:
         """Delete what this order stored without a charge."""
         for image in images:
             await self._uploader.remove(image.path)
 
-    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress, patient: bool) -> None:
+    async def _by(
+        self, order: Order, folder: str, until_s: float, progress: Progress, parts: Parts, most_tries: int
+    ) -> bool:
+        """Make an order by one route. Returns False if that has certainly taken none of it.
+
+        Where another route follows, a single call is not repeated. Of several, one may have been taken: so they are.
+        """
+        with self._routes.passing(order) as shut:
+            if shut is not None:
+                progress.failures.append(shut)
+                return False
+            calls = split(order, parts)
+            await self._all(
+                calls, folder, until_s, progress, most_tries if len(calls) == 1 else max(most_tries, MAX_TRIES)
+            )
+        accepted = any(failure.outcome.value.accepted for failure in progress.failures)
+        return accepted or progress.let_go or bool(progress.stored) or len(progress.failures) < len(calls)
+
+    async def _all(
+        self, calls: Sequence[Call], folder: str, until_s: float, progress: Progress, most_tries: int
+    ) -> None:
+        async with asyncio.TaskGroup() as making:
+            for call in calls:
+                making.create_task(self._call(call, folder, until_s, progress, most_tries))
+
+    async def _call(self, call: Call, folder: str, until_s: float, progress: Progress, most_tries: int) -> None:
         """Make one upstream call. It is repeated only if the upstream has certainly not accepted it."""
-        most = PATIENT_TRIES if patient else MAX_TRIES
-        for tries in range(1, most + 1):
+        for tries in range(1, most_tries + 1):
             with step(f"{OPERATION} {call.order.model.upstream}", Kind.CLIENT) as span:
                 note_call(span, call, tries)
                 failure = await self._try(call, folder, until_s, progress)
                 note_answer(span, call, failure)
             if failure is None:
                 return
-            pause_s = _pause_s(failure, tries) if tries < most else None
-            if pause_s is None or pause_s > (until_s - time.monotonic()) / 2:
+            if not failure.outcome.value.accepted:
+                with suppress(LetGo):  # then the next try is told
+                    await call.parts.untaken(call)
+            pause_s = _pause_s(failure, tries)
+            if pause_s is None or tries == most_tries or pause_s > (until_s - time.monotonic()) / 2:
                 progress.failures.append(failure)
                 return
-            with suppress(LetGo):  # then the next try is told
-                await call.parts.untaken(call)
             AGAIN.labels(call.order.model_id).inc()
             await asyncio.sleep(pause_s)
             call = replace(call, handle="", report=Report())
@@ -138,7 +201,7 @@ class UpstreamCalls:
         failure: Failure | None = None
         brought = 0
         began_s = time.monotonic()
-        outcome = Outcome.DEADLINE.reason  # if it is cut off
+        ended: Outcome | None = Outcome.DEADLINE  # if it is cut off
         progress.reports.append(
             call.report
         )  # at once: a deadline may cut the call off, and what it said by then counts
@@ -155,18 +218,24 @@ class UpstreamCalls:
                         await read.wait()
                 if brought < call.images:
                     failure = Failure(Outcome.NO_IMAGE, f"{brought} of {call.images}")
-                outcome = OK if failure is None else failure.outcome.reason
+                ended = None if failure is None else failure.outcome
             except Failure as known:
-                failure, outcome = known, known.outcome.reason
-            except LetGo as gone:
-                progress.let_go, outcome = True, gone.span_code
+                failure, ended = known, known.outcome
+            except LetGo:
+                progress.let_go = True
             except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
-                failure, outcome = fault(call.order, error), Outcome.FAULT.reason
+                failure, ended = fault(call.order, error), Outcome.FAULT
             finally:
                 ended_s = time.monotonic()
                 progress.upstream_s = ended_s - progress.began_s
                 provider, model_id = call.order.model.provider, call.order.model_id
+                outcome = LetGo.span_code if progress.let_go else OK if ended is None else ended.reason
                 UPSTREAM_S.labels(provider, model_id, outcome).observe(ended_s - began_s)
+                if ended is Outcome.DEADLINE and ended_s < until_s:
+                    ended = Outcome.FAULT  # it was cut off by us, which says nothing about the provider
+                retry_after_s = failure.retry_after_s if failure is not None else None
+                if not progress.let_go:
+                    self._routes.note(call.order, None if brought else ended, retry_after_s)
         return failure
 
     def _pictures(self, call: Call) -> AsyncGenerator[Picture]:

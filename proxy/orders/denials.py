@@ -10,13 +10,14 @@ from metering.wallet.values import Verdict
 from proxy.errors import REDIS_AWAY, ApiError, Kind
 from proxy.orders import gate
 from proxy.orders.capacity import NOT_READY, Refusal
+from proxy.outcomes import Outcome
 
 _NO_DENIALS = {Verdict.ADMITTED, Verdict.DUPLICATE, Verdict.AWAY}
 
 REASONS = (
     *(verdict.name.lower() for verdict in Verdict if verdict not in _NO_DENIALS),
     *(refusal.reason for refusal in Refusal),
-    *(NOT_READY, REDIS_AWAY, gate.REASON),
+    *(NOT_READY, REDIS_AWAY, gate.REASON, Outcome.CIRCUIT_OPEN.reason),
     *(
         kind.value.code
         for kind in (

@@ -1,7 +1,7 @@
 """The life of a generation, detached from the client's connection: made, then settled; a stop waits for it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -11,7 +11,7 @@ from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.long_orders import LongOrders
 from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
-from proxy.orders.calls import Progress, UpstreamCalls, split
+from proxy.orders.calls import Progress, UpstreamCalls
 from proxy.orders.parts import AwaitedParts, LongParts
 from proxy.orders.result import Delivery
 from proxy.orders.settlement import HOLDS, Settlement, upstream_of
@@ -54,11 +54,11 @@ class Generations:
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
         """Start a generation. The task ends with the delivery, or with the ApiError for the client."""
-        return self._begin(admitted, split(admitted.order, self.parts_of(admitted)), Progress())
+        return self._begin(admitted, (), Progress())
 
-    def go_on(self, admitted: AdmittedOrder, calls: list[Call], lost: list[Failure]) -> asyncio.Task[Delivery]:
-        """Go on with a long order of another process; `lost` are the parts whose fate nobody knows."""
-        return self._begin(admitted, calls, Progress(failures=lost))
+    def go_on(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
+        """Go on with the calls of a long order that another process has begun; without any, begin it."""
+        return self._begin(admitted, calls, progress)
 
     def parts_of(self, admitted: AdmittedOrder) -> Parts:
         """Return where an order's parts are kept."""
@@ -69,7 +69,7 @@ class Generations:
             return AwaitedParts(self._kept.jobs, org_id, order_id)
         return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping)
 
-    def _begin(self, admitted: AdmittedOrder, calls: list[Call], progress: Progress) -> asyncio.Task[Delivery]:
+    def _begin(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         generation = self._tasks.detach(self._run(admitted, calls, progress))
         if admitted.long:
             self.long.add(admitted.order_id)
@@ -89,14 +89,18 @@ class Generations:
         admitted.ending.client_gone = True
         await self._wallet.client_gone(admitted.caller, admitted.order_id, admitted.identity)
 
-    async def _run(self, admitted: AdmittedOrder, calls: list[Call], progress: Progress) -> Delivery:
+    async def _run(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> Delivery:
         with HOLDS.track_inprogress():
             return await self._make(admitted, calls, progress)
 
-    async def _make(self, admitted: AdmittedOrder, calls: list[Call], progress: Progress) -> Delivery:
+    async def _make(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> Delivery:
         try:
-            until_s = admitted.generate_until_s
-            await self._calls.make(calls, admitted.folder, until_s, progress, patient=admitted.long)
+            folder, until_s = admitted.folder, admitted.generate_until_s
+            if calls:
+                await self._calls.go_on(calls, folder, until_s, progress)
+            elif not progress.failures:
+                parts = self.parts_of(admitted)
+                await self._calls.make(admitted.order, folder, until_s, progress, parts, patient=admitted.long)
         except asyncio.CancelledError:
             failure = Failure(Outcome.FAULT, "cancelled")
             self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))

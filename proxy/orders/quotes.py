@@ -27,7 +27,7 @@ class Quotes:
             rate = self._rates.rate_for(period.month, now_us)
         except FxRateMissing:
             raise ApiError(Kind.FX_MISSING, FX_MISSING.of(month=period.month)) from None
-        listed = order.model.listed(order.size, order.quality)
+        listed = order.model.quoted(order.size, order.quality)
         assert listed is not None, "an order for an unpriced model is not parsed"
         price = self._prices.price(order.model_id, listed.variant, now_us)
         return quote(price, rate, period, order.n)

@@ -30,6 +30,7 @@ from proxy.orders.ending import Charge
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.result import Delivery, Result
 from proxy.orders.result import encode as encode_result
+from proxy.orders.routes import as_route
 from proxy.orders.tasks import Tasks
 from proxy.outcomes import Failure, Outcome, worst
 from proxy.ports import LetGo, Report
@@ -123,7 +124,7 @@ class Settlement:
         that may be invalid (an upstream's texts and figures) is checked before the settlement.
         """
         try:
-            usd = _measured_usd(admitted, progress)
+            usd = _usd(admitted, progress)
             result = _result(admitted, progress, usd)
             answered, entry = self._answered(admitted, result, usd, upstream_of(progress))
         except Exception as error:  # noqa: BLE001  # the whole error is logged; the order must still end as a void
@@ -301,7 +302,7 @@ def _result(admitted: AdmittedOrder, progress: Progress, usd: Decimal | None) ->
         order_id=admitted.order_id,
         created_s=int(time.time()),
         model_id=admitted.order.model_id,
-        served=report.served or admitted.order.model.upstream,
+        served=report.served or (progress.second or admitted.order).model.upstream,
         echo=report.echo,
         usage=report.usage,
         prompts=tuple(prompts.get(number) for number in numbers),
@@ -323,7 +324,7 @@ def _merged(reports: list[Report]) -> Report:
 def upstream_of(progress: Progress) -> Upstream:
     """Collect what the provider called its requests, those that failed too, and its own figure for those that gave one.
 
-    Neither depends on what was stored or is charged.
+    And the second route, if it went by that. None of it depends on what was stored or is charged.
     """
     ids = [*dict.fromkeys(name for report in progress.reports for name in report.ids)][:MAX_UPSTREAM_IDS]
     figures = [report.usd for report in progress.reports if report.usd is not None]
@@ -332,14 +333,29 @@ def upstream_of(progress: Progress) -> Upstream:
     return Upstream(
         ids=orjson.dumps(ids).decode() if ids else None,
         usd=f"{usd.quantize(USD_STEP).normalize():f}" if known else None,
+        route=as_route(progress.second) if progress.second is not None else None,
     )
 
 
-def _measured_usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
-    """Sum up the provider's own figure for the order, if its price depends on it and every call gave one."""
-    listed = admitted.order.model.listed(admitted.order.size, admitted.order.quality)
+def _usd(admitted: AdmittedOrder, progress: Progress) -> Decimal | None:
+    """Compute what the order cost in USD, if the price depends on it: by the provider's figure, or by the list price of
+    the route that served it, where the order was quoted by a dearer one. None: it costs what was quoted.
+    """
+    served = progress.second or admitted.order
+    listed = served.model.listed(served.size, served.quality)
+    if listed is None:
+        return None
+    if listed.measured and (measured := _measured_usd(progress)) is not None:
+        return measured
+    if admitted.order.model.second is None or listed.usd_per_image >= admitted.quote.price.usd_per_image:
+        return None
+    return (listed.usd_per_image * len(progress.stored)).quantize(USD_STEP).normalize()
+
+
+def _measured_usd(progress: Progress) -> Decimal | None:
+    """Sum up the provider's own figure for the order, if every call gave one."""
     reports = [report for report in progress.reports if report.numbers]
-    if listed is None or not listed.measured or not reports:
+    if not reports:
         return None
     usd = Decimal(0)
     for report in reports:

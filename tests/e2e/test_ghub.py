@@ -54,6 +54,7 @@ RUNNING = {("demo",), ("serve",), ("consume",), ("simulate",)}
 
 FAILS = {
     ("event", "retry"): 1,
+    ("models", "check"): 1,
     ("verify",): 1,
     ("usage", "export"): 3,
     ("fx", "correct"): 3,
@@ -105,6 +106,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("event", "list"): (),
     ("event", "show"): ("{event}",),
     ("event", "retry"): ("{event}",),
+    ("models", "check"): ("--days", "0"),
     ("fx", "set"): ("2041-01", "18.4512", "--source", "DOF"),
     ("fx", "fetch"): ("--force",),
     ("fx", "approve"): ("2041-01", "18.4512"),

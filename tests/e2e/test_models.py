@@ -49,7 +49,7 @@ CATALOGUE = read_catalogue(None).models
 ENDING = {
     GPT: ("2026-10-23", "openai/gpt-image-2", "Fri, 23 Oct 2026 00:00:00 GMT", "@1792713600"),
     DALL_E: ("2026-05-12", "openai/gpt-image-2", "Tue, 12 May 2026 00:00:00 GMT", "@1778544000"),
-    IMAGEN: ("2026-08-17", "google/gemini-3.1-flash-image", "Mon, 17 Aug 2026 00:00:00 GMT", "@1786924800"),
+    IMAGEN: ("2026-08-17", "google/gemini-nano-banana-2.1", "Mon, 17 Aug 2026 00:00:00 GMT", "@1786924800"),
     GROK: ("2026-02-28", IMAGINE, "Sat, 28 Feb 2026 00:00:00 GMT", "@1772236800"),
 }
 PROMPT = "Un axolotl en Xochimilco"
@@ -174,11 +174,14 @@ def test_the_list_of_models_says_which_end_and_what_follows(system: System) -> N
     _, key = system.customer("lister", "1.00")
     with httpx2.Client(base_url=system.url, headers=bearer(key), **LOOPBACK) as client:
         models = {model["id"]: model for model in client.get("/models").json()["data"]}
+    models = {name: model for name, model in models.items() if name in NINE | SUCCESSORS}
     successors = {"fal/recraft-v4.1": "0.84", "fal/recraft-v4.1-pro": "5.25", "fal/ideogram-v4": "0.63"}
     assert {name: model["price"]["mxn_per_image"] for name, model in models.items()} == MXN | successors
     assert {name: (model["shutdown_date"], model["successor"]) for name, model in models.items()} == {
         name: ENDING[name][:2] if name in ENDING else (None, None) for name in NINE | SUCCESSORS
     }
+    assert {name for name, model in models.items() if model["status"] == "retired"} == set(ENDING)
+    assert {model["status"] for model in models.values()} == {"retired", "live"}
 
 
 def test_a_model_that_its_upstream_has_shut_down_is_404_and_not_asked_for_again(prepared: Prepared) -> None:
@@ -224,15 +227,15 @@ class Operated:
     elsewhere: str
 
 
-IMAGINE_TABLE = """
-[models."{id}"]
+CAPPED_TABLE = """
+[models."xai/capped"]
 name = "Grok Imagine"
 provider = "xai"
 upstream = "grok-imagine-image"
 images_per_call = 8
-most_usd_per_image = "{usd}"
+most_usd_per_image = "0.01"
 created = 2026-01-28
-sizes = {{ "1024x1024" = "1:1", "1792x1024" = "16:9" }}
+sizes = { "1024x1024" = "1:1", "1792x1024" = "16:9" }
 """
 TOKENS = (
     'usd_per_million_tokens = {{ text_input = "5", image_output = "40", most_input_tokens = 1000,'
@@ -267,7 +270,8 @@ def operated() -> Iterator[Operated]:
         text = changed(text, GPT, usd_per_image=TOKENS.format(low=272))
         capped = text[text.index(f'[models."{GPT}"]') : text.index(f'[models."{DALL_E}"]')]
         text += "\n" + capped.replace(GPT, "openai/capped").replace('"low/1024x1024" = 272', '"low/1024x1024" = 100')
-        text += IMAGINE_TABLE.format(id=IMAGINE, usd="0.05") + IMAGINE_TABLE.format(id="xai/capped", usd="0.01")
+        text = changed(text, IMAGINE, most_usd_per_image='most_usd_per_image = "0.05"')
+        text += CAPPED_TABLE
         path = system.folder / "models.toml"
         path.write_text(text)
         system.environment["GHUB_MODELS"] = str(path)

@@ -82,6 +82,13 @@ CASES = {
             failed("prudish", "content_policy"): f"0+1x{HOUR}",
         },
     ),
+    "GhubCircuitOpen": Case(
+        {f'ghub_circuit{{{GATEWAY},provider="p",upstream="u",state="closed"}}': f"0x{HOUR}"},
+        {
+            f'ghub_circuit{{{GATEWAY},provider="p",upstream="u",state="closed"}}': f"0x{HOUR}",
+            f'ghub_circuit{{{GATEWAY},process="1",provider="p",upstream="u",state="closed"}}': f"1x{HOUR}",
+        },
+    ),
     "GhubStoreFailing": counter(
         "ghub_store_seconds_count",
         f'{GATEWAY},outcome="failed"',

@@ -30,7 +30,9 @@ from metering.pseudonyms import Pseudonyms
 from metering.wallet.connection import WalletAway
 from metering.wallet.values import Admission, Caller, LongTerms, OrderIdentity, RateState, Verdict
 from proxy.api.auth import Authenticator
+from proxy.api.dry_run import DryRuns
 from proxy.api.images import ImagesEndpoint
+from proxy.api.reads import ReadRates
 from proxy.api.replies import Replies
 from proxy.api.requests import RequestLimits
 from proxy.api.standing import Standing
@@ -40,6 +42,7 @@ from proxy.offer import Offer
 from proxy.orders.admission import Admissions
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import UPSTREAM_S, split
+from proxy.orders.circuits import Circuits
 from proxy.orders.context import RequestContext
 from proxy.orders.deadlines import Deadlines
 from proxy.orders.gate import Gate
@@ -48,6 +51,7 @@ from proxy.orders.places import Places
 from proxy.orders.quotes import Quotes
 from proxy.orders.replay import Replay
 from proxy.orders.result import Delivery
+from proxy.orders.routes import Routes
 from proxy.orders.sandbox import Sandbox
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Picture, Provider, Source
@@ -556,22 +560,26 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
             running.settlement,
             Gate(),
             end_users,
+            Routes(Circuits(), {"fal"}),
             owner="",
             region="test",
             deadlines=Deadlines(5, 900),
             top_up=TOP_UP,
         )
+        authenticator, offer, lifecycle = Authenticator(wallet, 10), Offer(CATALOGUE, {"fal"}, prices), Lifecycle()
+        limits = RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5)
         yield (
             ImagesEndpoint(
-                Authenticator(wallet, 10),
-                Offer(CATALOGUE, {"fal"}, prices),
-                Lifecycle(),
+                authenticator,
+                offer,
+                lifecycle,
                 admissions,
                 Replay(wallet, ledger),
                 running.generations,
                 Sandbox(wallet, places, uploader(store), 5),
                 replies,
-                RequestLimits(body_bytes=10_000, body_s=5, deadline_s=5),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, ReadRates(), limits),
+                limits,
                 Standing(wallet, ledger, replies),
                 WebhookHosts(""),
             ),

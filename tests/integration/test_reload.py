@@ -253,6 +253,26 @@ async def test_a_changed_price_is_announced_and_begins_by_itself(tmp_path: Path)
             assert table.price("fal/one", "", THEN_US).usd_per_image == Decimal("0.05")
 
 
+async def test_a_model_is_mapped_on_to_another_and_back_while_the_gateway_runs(tmp_path: Path) -> None:
+    """By a line, without notice: it has a price by the model that serves it, and keeps its own for later."""
+    measured = TWO.replace('usd_per_image = "0.04"', 'most_usd_per_image = "0.02"')
+    (tmp_path / "models.toml").write_text(MODELS + measured)
+    async with running(tmp_path) as one:
+        one.models.write_text(MODELS + 'served_by = "fal/two"\n' + measured)
+        with capture_logs() as logs:
+            await one.follow()
+        assert "config_refused" not in [log["event"] for log in logs]
+        model = one.offer.catalogue.models["fal/one"]
+        assert (model.upstream, model.name) == ("fal-ai/two", "One")
+        assert one.prices.price("fal/one", "fal/two", THEN_US).usd_per_image == Decimal("0.02")
+
+        one.models.write_text(MODELS + measured + "# as before\n")
+        await one.follow()
+        assert metric("refused", file="models") == 0
+        assert one.offer.catalogue.models["fal/one"].upstream == "fal-ai/one"
+        assert one.prices.price("fal/one", "", THEN_US).usd_per_image == Decimal("0.04")
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from metering.answered import AnsweredError, AnsweredOrder, Withdrawn, decode, encode
-from metering.events import UNTOLD, Upstream, encode_opened
+from metering.events import UNTOLD, Route, Upstream, encode_opened
 from metering.wallet.keys import OrgKeys
 from metering.wallet.values import Caller, Close, OrderIdentity, Replay, Verdict
 from tests.kits.books import FACTS, NOW_US, SECOND_US, UNIT, drain, expire, open_books, pictures, pinned
@@ -67,10 +67,21 @@ def test_the_version_before_reads_an_entry_with_what_the_provider_told_and_the_o
     assert decode(orjson.dumps(former)) == plain
 
 
+def test_the_version_before_reads_an_entry_with_a_route() -> None:
+    """It builds `upstream` from the fields that it knows, and passes over what stands beside them."""
+    plain = answered(Caller("11111111-1111-4111-8111-111111111111", "key"))
+    by_second = replace(plain, upstream=Upstream('["req-1"]', route=Route("fal", "fal-ai/flux", "0.04")))
+    entry = orjson.loads(encode(by_second))
+    assert decode(encode(by_second)) == by_second
+    assert entry["upstream"].keys() == {"ids", "usd"} and entry.keys() == {"v", "answered", "upstream", "route"}
+    only = replace(plain, upstream=Upstream(route=Route("fal", "fal-ai/flux", "0.04")))
+    assert orjson.loads(encode(only)).keys() == {"v", "answered", "route"} and decode(encode(only)) == only
+
+
 @pytest.mark.parametrize("end", ["settle", "void", "replay", "untold"])
 async def test_what_the_provider_told_reaches_the_ledger(redis_url: str, ledger_url: str, end: str) -> None:
-    """Its ids and its figure, charged or not; without them the event has no such field, as before."""
-    upstream = Upstream('["req-1","req-2"]', "0.0425")
+    """Its ids, its figure and the route, charged or not; without them the event has no such field, as before."""
+    upstream = Upstream('["req-1","req-2"]', "0.0425", Route("fal", "fal-ai/flux", "0.04"))
     async with open_books(redis_url, ledger_url) as books:
         caller = await books.org(mxn="50.00")
         order = answered(caller)
@@ -90,11 +101,13 @@ async def test_what_the_provider_told_reaches_the_ledger(redis_url: str, ledger_
             case _:
                 await books.wallet.void(caller.org_id, "r", "no_answer")
                 entries: Any = await books.redis.xrange(OrgKeys(caller.org_id).events)
-                assert not {b"upstream_ids", b"upstream_usd"} & {name for _, fields in entries for name in fields}
+                assert not {b"upstream_ids", b"upstream_usd", b"route"} & {
+                    name for _, fields in entries for name in fields
+                }
         await drain(books)
         (booked,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
         wanted = UNTOLD if end == "untold" else upstream
-        assert Upstream(booked.upstream_ids, booked.upstream_usd) == wanted
+        assert Upstream(booked.upstream_ids, booked.upstream_usd, booked.route) == wanted
 
 
 @pytest.mark.parametrize("end", ["charge", "void", "expiry", "replay"])

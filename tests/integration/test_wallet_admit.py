@@ -309,7 +309,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                 close,
                 {
                     **{**ended, "latest_us": NOW_US, "quantity": 1, "amount": UNIT, "images": "[]"},
-                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": ""},
+                    **{"usd_measured": "", "result": "{}", "upstream_ids": "", "upstream_usd": "", "route": ""},
                     "owner": "owner",
                 },
                 [],
@@ -327,6 +327,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
                     "upstream_usd": "",
                     "owner": "",
                     "unpaid": 0,
+                    "route": "",
                 },
                 [],
             ),
@@ -358,6 +359,7 @@ async def test_what_stands_before_the_script_is_checked_before_the_first_write(r
         before = dump(redis_url)
         text = {"org", "key_id", "request", "opened", "fingerprint", "owner", "model", "day", "month", "mode"}
         text |= {"who", "reason", "usd_measured", "result", "limits", "upstream_ids", "upstream_usd", "trace", "long"}
+        text |= {"route"}
         refused = 0
         for name, (codes, script_keys, arguments, rest) in calls.items():
             script = load_script(books.redis, name, codes)

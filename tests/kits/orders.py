@@ -32,10 +32,12 @@ from metering.wallet.wallet import Wallet
 from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.capacity import Capacity
+from proxy.orders.circuits import Circuits
 from proxy.orders.generations import Generations
 from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.places import Place
 from proxy.orders.result import Delivery
+from proxy.orders.routes import Routes
 from proxy.orders.settlement import Settlement
 from proxy.orders.tasks import Tasks
 from proxy.orders.upload import ImageLimits, Uploader
@@ -90,7 +92,7 @@ async def generations(
         ledger = open_sqlite(f"sqlite:///{name}/ledger.db")
         await ledger.migrate()
         open_orders = OpenOrders(journal, wallet, ledger, Presence(Redis()))
-        tasks, calls = Tasks(), UpstreamCalls(uploader(store, max_bytes), providers)
+        tasks, calls = Tasks(), UpstreamCalls(uploader(store, max_bytes), providers, Routes(Circuits(), providers))
         settlement = Settlement(wallet, open_orders, calls, lifecycle or Lifecycle(), tasks)
         running = Running(Generations(wallet, calls, settlement, tasks), settlement, tasks, open_orders, journal)
         try:

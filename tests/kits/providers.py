@@ -15,8 +15,10 @@ from PIL import Image
 
 from config.catalogue import Catalogue, demo_models, models_file
 from proxy.orders import calls as making
-from proxy.orders.calls import Progress, UpstreamCalls, split
+from proxy.orders.calls import Progress, UpstreamCalls
+from proxy.orders.circuits import Circuits
 from proxy.orders.order import parse_order
+from proxy.orders.routes import Routes
 from proxy.outbound.clients import Outbound, Request
 from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import worst
@@ -105,10 +107,10 @@ class Bench:
     async def make(self, asked: Order, within_s: float = 30.0) -> Progress:
         """Make the order's pictures in the store, as far as they come."""
         progress = Progress()
-        upstream_calls = UpstreamCalls(uploader(self.store), self.providers)
+        upstream_calls = UpstreamCalls(uploader(self.store), self.providers, Routes(Circuits(), self.providers))
         self.orders_made += 1  # each order has a folder of its own: a path is written once
         until_s = asyncio.get_running_loop().time() + within_s
-        await upstream_calls.make(split(asked), f"org/{self.orders_made}", until_s, progress)
+        await upstream_calls.make(asked, f"org/{self.orders_made}", until_s, progress)
         await upstream_calls.remove(progress.take_refused())
         return progress
 

@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 
 from config.catalogue import Model, read_catalogue
+from config.shelf import Shelf
 from proxy.errors import ApiError, Kind
-from proxy.orders.lifecycle import REMEMBERED_S, Lifecycle, gone, lifecycle_headers
+from proxy.orders.lifecycle import REMEMBERED_S, Lifecycle
 from tests.kits.orders import ScriptedWallet, files, generations, job
 from tests.kits.providers import DALL_E, FLUX, GPT, GROK, IMAGEN, order, simulated
 
 MODELS = read_catalogue(None).models
+SHELF = Shelf(MODELS, {name for name, model in MODELS.items() if model.priced})
+
+
+def successors(name: str, model: Model) -> str | None:
+    """Those of the catalogue that ships, at a day on which the four have ended."""
+    return SHELF.successor(name, model, date(2026, 11, 26))
 
 
 @dataclass
@@ -57,13 +64,14 @@ def test_each_answer_of_the_upstream_begins_the_ten_minutes_anew() -> None:
 
 def test_404_names_the_successor_where_there_is_one() -> None:
     """Otherwise it says where to look. The field to change is `model`, and a retry is of no use."""
-    told = gone(IMAGEN, MODELS[IMAGEN])
+    lifecycle = Lifecycle(successors=successors)
+    told = lifecycle.retire(IMAGEN, MODELS[IMAGEN])
     assert told.message == (
-        "`google/imagen-4` is not offered by its provider any more. Use `google/gemini-3.1-flash-image` instead."
+        "`google/imagen-4` is not offered by its provider any more. Use `google/gemini-nano-banana-2.1` instead."
     )
     assert (told.kind.value.status, told.kind.value.code, told.param) == (404, "model_not_found", "model")
     assert told.reply_headers()["x-should-retry"] == "false"
-    assert gone(FLUX, MODELS[FLUX]).message == (
+    assert lifecycle.retire(FLUX, MODELS[FLUX]).message == (
         "`fal/flux-1.1-pro` is not offered by its provider any more. See GET /v1/models."
     )
 
@@ -71,7 +79,7 @@ def test_404_names_the_successor_where_there_is_one() -> None:
 HEADERS = {
     GPT: ("@1792713600", "Fri, 23 Oct 2026 00:00:00 GMT", "openai/gpt-image-2"),
     DALL_E: ("@1778544000", "Tue, 12 May 2026 00:00:00 GMT", "openai/gpt-image-2"),
-    IMAGEN: ("@1786924800", "Mon, 17 Aug 2026 00:00:00 GMT", "google/gemini-3.1-flash-image"),
+    IMAGEN: ("@1786924800", "Mon, 17 Aug 2026 00:00:00 GMT", "google/gemini-nano-banana-2.1"),
     GROK: ("@1772236800", "Sat, 28 Feb 2026 00:00:00 GMT", "xai/grok-imagine-image"),
 }
 
@@ -80,7 +88,7 @@ HEADERS = {
 def test_replies_of_a_model_with_a_last_day_say_so(model: str) -> None:
     """`Deprecation` as RFC 9745 writes a date, `Sunset` as RFC 8594 does, and `Link` to the successor."""
     deprecation, sunset, successor = HEADERS[model]
-    assert lifecycle_headers(model, MODELS[model]) == {
+    assert Lifecycle(successors=successors).headers(model, MODELS[model]) == {
         "deprecation": deprecation,
         "sunset": sunset,
         "link": f'</v1/models/{successor}>; rel="successor-version"',
@@ -89,9 +97,22 @@ def test_replies_of_a_model_with_a_last_day_say_so(model: str) -> None:
 
 def test_a_model_without_a_last_day_has_no_such_headers() -> None:
     """And one with a day and without a successor has no link."""
-    assert lifecycle_headers(FLUX, MODELS[FLUX]) == {}
+    lifecycle = Lifecycle(successors=successors)
+    assert lifecycle.headers(FLUX, MODELS[FLUX]) == {}
     ending: Model = MODELS[FLUX].model_copy(update={"shutdown_date": date(2030, 1, 1)})
-    assert lifecycle_headers(FLUX, ending) == {"deprecation": "@1893456000", "sunset": "Tue, 01 Jan 2030 00:00:00 GMT"}
+    assert lifecycle.headers(FLUX, ending) == {"deprecation": "@1893456000", "sunset": "Tue, 01 Jan 2030 00:00:00 GMT"}
+
+
+def test_a_successor_whose_upstream_calls_it_gone_is_not_named_for_as_long() -> None:
+    """Neither in the 404 nor in the link, also where it has no last day: who follows the hint must not be refused."""
+    clock = Clock()
+    lifecycle = Lifecycle(clock, lambda _id, _model: DALL_E)
+    assert "link" in lifecycle.headers(GPT, MODELS[GPT])
+    lifecycle.retire(DALL_E, MODELS[DALL_E])
+    assert "link" not in lifecycle.headers(GPT, MODELS[GPT])
+    assert lifecycle.retire(GPT, MODELS[GPT]).message.endswith("See GET /v1/models.")
+    clock.now_s += REMEMBERED_S
+    assert lifecycle.successor(GPT, MODELS[GPT]) == DALL_E
 
 
 def test_four_of_the_nine_have_a_last_day_and_name_a_successor() -> None:
@@ -117,7 +138,7 @@ async def test_every_retirement_answer_is_404_void_and_remembered(
 ) -> None:
     """xAI's is a 500 that is asked once. After ten minutes the model may be back, and then it is."""
     clock = Clock()
-    lifecycle = Lifecycle(clock)
+    lifecycle = Lifecycle(clock, successors)
     row = MODELS[model]
     async with simulated(tmp_path) as bench:
         wallet = ScriptedWallet()

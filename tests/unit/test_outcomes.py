@@ -13,6 +13,7 @@ TABLE = {
     "refused_connection": (502, True),
     "rate_limited": (502, True),
     "busy": (502, True),
+    "circuit_open": (502, True),
     "overloaded": (502, False),
     "no_answer": (502, False),
     "rejected": (502, False),

@@ -305,8 +305,8 @@ WHERE order_id = :order_id ORDER BY number;
 -- Refunds of a span of time, each with the charge that it gives back.
 SELECT
     c.id, c.org_id, c.order_id, c.amount_micro_mxn, c.reason, c.at,
-    e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model, e.provider,
-    e.upstream, e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
+    e.event_id, e.org_id, e.number, e.key_id, e.day, e.month, e.admitted_us, e.ended_us, e.model,
+    coalesce(e.route_provider, e.provider), coalesce(e.route_upstream, e.upstream), e.size, e.quality, e.region, e.images_asked, e.quantity, e.variant, e.usd_per_image, e.price_book,
     e.markup, e.mxn_per_usd, e.fx_month, e.fx_source, e.unit_micro_mxn, e.usd_measured, e.amount_micro_mxn, e.images,
     e.posted, e.end_user, e.safety_id, e.tags, e.metadata, e.upstream_ids, e.upstream_usd, e."end", e.reason
 FROM credit_transactions AS c JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
@@ -319,7 +319,8 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, handed, booked_at
+    safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider, route_upstream, route_usd_per_image,
+    booked_at
 FROM events WHERE event_id = :order_id ORDER BY number;
 
 -- name: result_kept
@@ -397,7 +398,7 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, handed
+    safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider, route_upstream, route_usd_per_image
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -406,7 +407,8 @@ ORDER BY month, org_id, number, event_id LIMIT :page;
 -- name: charges
 -- By the columns of `Charge`: orders that were charged, or all others.
 SELECT
-    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, coalesce(route_provider, provider),
+    coalesce(route_upstream, upstream), size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
     upstream_usd, "end", reason
@@ -419,7 +421,8 @@ ORDER BY org_id, number, event_id LIMIT :page;
 -- name: late_charges
 -- What a later month was charged for orders of closed ones, by the columns of `Charge`; or their other ends.
 SELECT
-    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, provider, upstream, size, quality,
+    event_id, org_id, number, key_id, day, month, admitted_us, ended_us, model, coalesce(route_provider, provider),
+    coalesce(route_upstream, upstream), size, quality,
     region, images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, images, posted, end_user, safety_id, tags, metadata, upstream_ids,
     upstream_usd, "end", reason
@@ -793,15 +796,16 @@ ORDER BY set_aside_at, id, kind LIMIT :page;
 -- name: charges_to_send
 -- By the columns of `Sold`.
 SELECT
-    event_id, event_id, org_id, key_id, ended_us, NULL, day, month, coalesce(posted, month), region, model, provider, upstream, size, quality,
+    event_id, event_id, org_id, key_id, ended_us, NULL, day, month, coalesce(posted, month), region, model,
+    coalesce(route_provider, provider), coalesce(route_upstream, upstream), size, quality,
     images_asked, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, unit_micro_mxn,
     usd_measured, amount_micro_mxn
 FROM events WHERE event_id IN (:ids) AND "end" = 'charge';
 
 -- name: refunds_to_send
 SELECT
-    c.id, c.order_id, c.org_id, e.key_id, NULL, c.at, NULL, NULL, NULL, e.region, e.model, e.provider, e.upstream, e.size,
-    e.quality, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, -c.amount_micro_mxn
+    c.id, c.order_id, c.org_id, e.key_id, NULL, c.at, NULL, NULL, NULL, e.region, e.model,
+    coalesce(e.route_provider, e.provider), coalesce(e.route_upstream, e.upstream), e.size, e.quality, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, -c.amount_micro_mxn
 FROM credit_transactions AS c LEFT JOIN events AS e ON e.event_id = c.order_id AND e."end" = 'charge'
 WHERE c.id IN (:ids) AND c.type = 'refund';
 
@@ -844,10 +848,10 @@ ON CONFLICT (sink, id, kind) DO UPDATE SET set_aside_at = NULL, next_at = exclud
 -- name: placed
 -- Orders that a provider may know, by month, organisation and number. The charge of an order wins over its expiry.
 SELECT
-    month, org_id, number, event_id, upstream, "end" = 'charge', admitted_us, ended_us, quantity, upstream_ids,
-    usd_per_image, coalesce(upstream_usd, usd_measured)
+    month, org_id, number, event_id, coalesce(route_upstream, upstream), "end" = 'charge', admitted_us, ended_us, quantity,
+    upstream_ids, coalesce(route_usd_per_image, usd_per_image), coalesce(upstream_usd, usd_measured)
 FROM events AS e
-WHERE month <= :last_month AND provider = :provider AND ended_us >= :first_us AND admitted_us < :end_us
+WHERE month <= :last_month AND coalesce(route_provider, provider) = :provider AND ended_us >= :first_us AND admitted_us < :end_us
     AND ("end" = 'charge' OR NOT EXISTS (SELECT 1 FROM events AS c WHERE c.event_id = e.event_id AND c."end" = 'charge'))
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
 ORDER BY month, org_id, number, event_id LIMIT :page;

@@ -22,12 +22,14 @@ WITH booked AS (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider,
+        route_upstream, route_usd_per_image
     ) SELECT
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider,
+        route_upstream, route_usd_per_image
     FROM json_populate_recordset(NULL::events, %(rows)s::json)
     ORDER BY event_id, "end"
     ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING
@@ -98,8 +100,9 @@ ORDER BY t.org_id, t.pseudonym ON CONFLICT DO NOTHING;
 -- name: provider_sums
 -- By the columns of `HourSum`.
 SELECT
-    provider, upstream, admitted_us / 3600000000, ended_us / 3600000000, "end" = 'charge', quantity = images_asked,
-    usd_measured IS NOT NULL, usd_per_image, CAST(sum(CAST(coalesce(upstream_usd, usd_measured) AS NUMERIC)) AS TEXT),
+    coalesce(route_provider, provider), coalesce(route_upstream, upstream), admitted_us / 3600000000,
+    ended_us / 3600000000, "end" = 'charge', quantity = images_asked, usd_measured IS NOT NULL,
+    coalesce(route_usd_per_image, usd_per_image), CAST(sum(CAST(coalesce(upstream_usd, usd_measured) AS NUMERIC)) AS TEXT),
     CAST(sum(quantity) AS BIGINT), CAST(sum(images_asked) AS BIGINT)
 FROM events AS e
 WHERE month IN (SELECT json_array_elements_text(CAST(%(ids)s AS json))) AND ended_us >= %(first_us)s

@@ -9,9 +9,11 @@ INSERT INTO events (
     event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
     "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd,
+    handed, route_provider, route_upstream, route_usd_per_image
 ) VALUES (
-    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 );
 
 -- name: book_consumption
@@ -70,8 +72,9 @@ ON CONFLICT DO NOTHING;
 -- name: provider_sums
 -- By the columns of `HourSum`. What a provider says is summed by Python: SQLite's own sum of decimal text is a float.
 SELECT
-    provider, upstream, admitted_us / 3600000000, ended_us / 3600000000, "end" = 'charge', quantity = images_asked,
-    usd_measured IS NOT NULL, usd_per_image, sum_usd(coalesce(upstream_usd, usd_measured)), sum(quantity),
+    coalesce(route_provider, provider), coalesce(route_upstream, upstream), admitted_us / 3600000000,
+    ended_us / 3600000000, "end" = 'charge', quantity = images_asked, usd_measured IS NOT NULL,
+    coalesce(route_usd_per_image, usd_per_image), sum_usd(coalesce(upstream_usd, usd_measured)), sum(quantity),
     sum(images_asked)
 FROM events AS e
 WHERE month IN (SELECT value FROM json_each(:ids)) AND ended_us >= :first_us AND admitted_us < :end_us

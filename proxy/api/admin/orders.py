@@ -1,6 +1,7 @@
 """One order as an operator reads it, by `ghub order show` and over HTTP: all that any part knows about it."""
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -133,6 +134,7 @@ def _end(event: Event, booked: Booked | None = None) -> Fields:
         "upstream_ids": orjson.loads(event.upstream_ids) if event.upstream_ids else [],
         "upstream_usd": event.upstream_usd,
         "handed_over": [_handover(*one) for one in handovers(event.handed)] if event.handed else [],
+        "route": asdict(event.route) if event.route else None,
     }
 
 

@@ -379,8 +379,19 @@ class Handover(EventFacts):
     number: int
 
 
+class RouteRow(EventFacts):
+    """The second route of a model, and its list price in USD."""
+
+    provider: str
+    upstream: str
+    usd_per_image: str
+
+
 class EndRow(EventFacts):
-    """How an order ended; `booked_at` is null until the ledger has it."""
+    """How an order ended; `booked_at` is null until the ledger has it.
+
+    `route` is the second one if it went by that; null if it went by the order's own provider.
+    """
 
     end: End
     reason: str
@@ -392,6 +403,7 @@ class EndRow(EventFacts):
     upstream_ids: list[str]
     upstream_usd: str | None
     handed_over: list[Handover]
+    route: RouteRow | None
 
 
 class ImageRow(EventFacts):

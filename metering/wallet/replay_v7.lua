@@ -6,11 +6,12 @@
 -- KEYS  mark wallet open hold events closed once retried
 -- ARGV  now_us>=0 org request quantity>=1 amount>=1 remember_s>=1 images usd_measured opened admitted_us>=1 ended_us>=1
 -- ARGV  result placed>=0 key_id day month lost_up_to>=-1 fingerprint recent_us>=1 trace
--- ARGV  upstream_ids upstream_usd
+-- ARGV  upstream_ids upstream_usd route
 -- REPLY code now_us available below
 --
 -- usd_measured  by the provider, or empty
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
+-- route         the second one, JSON, if it went by that; else empty
 -- placed        0 without an idempotency key, 1 with one, 2 without one and the client was gone before the answer
 -- day, month    to which the order is booked
 -- trace         W3C's `traceparent` of its request, or empty; its event has it
@@ -68,7 +69,7 @@ if redis.call('EXISTS', hold_key) == 0 then
 end
 if instead then
   close(order_of(org, request), 'void', 'served_again', 0, 0, '', '[]', '', ended_us, remember_s, upstream_ids,
-    upstream_usd)
+    upstream_usd, route)
   return reply(SERVED)
 end
 if placed == KEYED then
@@ -96,5 +97,5 @@ if placed ~= KEYED and known then
   if gone_us then add_for(recent_us, now, gone_of(kind), gone_us, request) end
 end
 local below = close(order_of(org, request), 'charge', 'delivered', quantity, amount, usd_measured, images, result, ended_us,
-  remember_s, upstream_ids, upstream_usd)
+  remember_s, upstream_ids, upstream_usd, route)
 return reply(NOW, below)

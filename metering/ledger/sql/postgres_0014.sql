@@ -1,0 +1,5 @@
+-- The second route of a model, if an order went by that: its provider, the name there, and its list price per image.
+ALTER TABLE events
+    ADD COLUMN route_provider bytewise,
+    ADD COLUMN route_upstream bytewise,
+    ADD COLUMN route_usd_per_image bytewise;
