@@ -71,8 +71,11 @@ class Shop:
         return str((made.model_extra or {})["id"])
 
     def get(self, pod: Pod, order: str) -> dict[str, Any]:
-        """How an order stands."""
-        reply = httpx2.get(f"{self.url(pod)}/images/generations/{order}", headers=bearer(self.key), **LOOPBACK)
+        """How an order stands. A busy machine may miss the 100 ms in which a gateway is answered: then retry."""
+        for _ in range(20):
+            reply = httpx2.get(f"{self.url(pod)}/images/generations/{order}", headers=bearer(self.key), **LOOPBACK)
+            if reply.status_code != 503:
+                break
         assert reply.status_code == 200, reply.text
         found: dict[str, Any] = reply.json()
         return found
@@ -225,10 +228,10 @@ def test_orders_of_a_killed_gateway_and_of_a_frozen_one_go_on_elsewhere(prepared
         )
         assert (again.status_code, again.json()["error"]["code"]) == (502, "outcome_unknown")
         assert there.key_is_free_us() - events[unknown].admitted_us == pytest.approx(370_000_000, abs=2_000)
-        images = system.images()
-        assert len(images) == 11
+        stored = system.images()
+        assert len(stored) == 11
         there.check(events, dead=[killed])
-        assert there.booked(5) == events and system.images() == images
+        assert there.booked(5) == events and system.images() == stored
 
 
 @pytest.mark.rule(35)
@@ -236,8 +239,8 @@ def test_a_drain_hands_over_what_another_can_go_on_with_and_waits_for_the_rest(p
     """fal's job goes on elsewhere at once, twice, and is made once; OpenAI's picture is waited for and delivered."""
     with shop(prepared, 3) as there:
         system, first = there.system, there.pods[0]
-        system.behave(FLUX, "slow", seconds=14)
-        system.behave(GPT, "slow", seconds=4)
+        system.behave(FLUX, "slow", seconds=10)
+        system.behave(GPT, "slow", seconds=3)
         handed, stays = there.place(first, FLUX), there.place(first, GPT)
         there.handles(1)
         there.until(first, stays, "in_progress")
@@ -280,14 +283,16 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
                 while (found := (await client.get(path)).json())["status"] not in OVER:
                     await asyncio.sleep(0.2)
                 if cancelled.status_code == 409:
-                    assert cancelled.json()["error"]["code"] == "not_cancelled"
+                    assert cancelled.json()["error"]["code"] == "not_cancellable"
                 return placed.json()["id"], cancelled.status_code, found["status"]
 
         async def races() -> list[tuple[str, int, str]]:
             return await asyncio.gather(*(race(number) for number in range(100)))
 
         ends = run(races())
-        assert Counter((code, status) for _, code, status in ends).keys() == {(200, "cancelled"), (409, "completed")}
+        counts = Counter((code, status) for _, code, status in ends)
+        print(dict(counts), file=sys.stderr)
+        assert counts.keys() == {(200, "cancelled"), (409, "completed")} and min(counts.values()) >= 10
 
         async def read(back: Any) -> list[Event]:
             return [event async for event in back.ledger.events()]

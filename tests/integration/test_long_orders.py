@@ -201,6 +201,7 @@ async def test_what_has_ended_or_run_out_is_adopted_by_nobody(redis_url: str, tm
         assert await heir.adopt("over", caller, A) is None
         await place(books, caller, "waits")
         mark = await books.redis.get(names.mark)
+        assert mark is not None
         await books.redis.delete(names.mark)
         assert await heir.adopt("waits", caller, A) is None
         await books.redis.set(names.mark, mark)
@@ -276,11 +277,13 @@ async def test_cancels_against_settlements_end_each_order_once(redis_url: str, t
         mine, ends = Gateway(books, A), []
         for number in range(100):
             await place(books, caller, f"r{number}")
-            race = [mine.settle(caller, f"r{number}"), mine.orders.cancel(caller.org_id, f"r{number}", REMEMBER_S)]
-            settled, cancelled = await asyncio.gather(*(race if number % 2 else race[::-1]))
-            if number % 2 == 0:
-                settled, cancelled = cancelled, settled
-            ends.append((settled.close, cancelled[0]))  # type: ignore[union-attr, index]  # by their order above
+            settling = mine.settle(caller, f"r{number}")
+            cancelling = mine.orders.cancel(caller.org_id, f"r{number}", REMEMBER_S)
+            if number % 2:
+                settled, (cancelled, _) = await asyncio.gather(settling, cancelling)
+            else:
+                (cancelled, _), settled = await asyncio.gather(cancelling, settling)
+            ends.append((settled.close, cancelled))
         assert set(ends) <= {(Close.CHARGED, Cancel.ENDED), (Close.REFUSED, Cancel.CANCELLED)}
         charged = sum(close is Close.CHARGED for close, _ in ends)
         events = await books.events(caller)
@@ -297,6 +300,7 @@ async def test_an_unknown_end_keeps_the_key_until_the_hold_would_have_run_out(re
         await place(books, caller, "r", identity=KEYED)
         assert await books.redis.ttl(once) > REMEMBER_S
         ends_us = await books.redis.zscore(names.open, "r")
+        assert ends_us is not None
         assert await mine.orders.begin(caller.org_id, "r", SYNC) is Noted.OURS
         assert await mine.void(caller, "r", "lost") is Close.VOIDED
         assert abs(await books.redis.pexpiretime(once) - ends_us / 1000) < 2
