@@ -112,7 +112,9 @@ async def test_a_part_is_queued_then_begun_then_kept_with_its_handle(redis_url: 
         assert await mine.orders.release(caller.org_id, "r")
         adopted = await Gateway(books, B).adopt("r", caller, NOBODY)
         assert adopted is not None and set(adopted.parts) == {SYNC, second}
-        assert (adopted.document, adopted.key_id) == (TERMS.document, caller.key_id)
+        kept = await mine.orders.read(Left("r", caller.org_id, NOBODY))
+        assert kept is not None and (kept.document, kept.opened) == (TERMS.document, adopted.opened)
+        assert adopted.key_id == caller.key_id
         assert adopted.until_us == adopted.admitted_us + MADE_S * 1_000_000
         assert adopted.ends_us == adopted.admitted_us + HOLD_S * 1_000_000
 
@@ -208,6 +210,7 @@ async def test_what_has_ended_or_run_out_is_adopted_by_nobody(redis_url: str, tm
         assert await heir.adopt("waits", caller, A) is not None
         await books.redis.hset(names.long, "lost", f"{caller.org_id} {A}")  # its hold is gone
         assert await heir.adopt("lost", caller, A) is None
+        assert await heir.orders.read(Left("lost", caller.org_id, A)) is None
         assert set(await books.redis.hkeys(names.long)) == {b"waits"}
         await books.redis.hset(names.long, "damaged", b"\xff")
         assert await heir.found("waits") == []
