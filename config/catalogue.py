@@ -1,6 +1,7 @@
 """The catalogue and the seed rates: TOML files, checked to the last field."""
 
 import hashlib
+import json
 import re
 import stat
 import tomllib
@@ -73,6 +74,12 @@ class Field(Row):
         return self
 
 
+_RATES = ("text_input", "cached_text_input", "image_input", "cached_image_input", "image_output", "text_output")
+
+REPORTED = "reported"
+"""`measured_by` of a price that follows the provider's own figure."""
+
+
 class TokenPrices(Row):
     """USD per million tokens, and the most that one image takes: output by `quality/size`, of which either may be `*`.
 
@@ -89,6 +96,12 @@ class TokenPrices(Row):
     most_input_tokens: Annotated[int, PydanticField(ge=1)]
     most_output_tokens: Annotated[Mapping[str, Annotated[int, PydanticField(ge=1)]], PydanticField(min_length=1)]
     most_text_output_tokens: Annotated[int, PydanticField(ge=0)] = 0
+
+    @property
+    def rates(self) -> dict[str, Decimal]:
+        """The prices that are given, by their names."""
+        given = {name: getattr(self, name) for name in _RATES}
+        return {name: usd for name, usd in given.items() if usd is not None}
 
     def most_usd(self, image_output_tokens: int) -> Decimal:
         """Compute the most that one image costs which takes this many tokens itself. Orders bring text only."""
@@ -121,6 +134,14 @@ class Listed:
     variant: str
     measured: bool
 
+
+_PRICES = (
+    "usd_per_image",
+    "usd_per_image_by",
+    "usd_per_megapixel",
+    "usd_per_million_tokens",
+    "most_usd_per_image",
+)
 
 _OF_THE_MODEL = (
     "name",
@@ -222,14 +243,7 @@ class Model(Row):
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
-        kinds = (
-            self.usd_per_image,
-            self.usd_per_image_by,
-            self.usd_per_megapixel,
-            self.usd_per_million_tokens,
-            self.most_usd_per_image,
-        )
-        if sum(kind is not None for kind in kinds) > 1:
+        if sum(getattr(self, kind) is not None for kind in _PRICES) > 1:
             raise ValueError("has more than one kind of price")
         if self.default_quality is not None and self.default_quality not in self.qualities:
             raise ValueError(f"default_quality: {self.default_quality} is none of its qualities")
@@ -275,8 +289,7 @@ class Model(Row):
     @property
     def priced(self) -> bool:
         """True if it is for sale."""
-        kinds = (self.usd_per_image, self.usd_per_image_by, self.usd_per_megapixel)
-        return any(kind is not None for kind in (*kinds, self.usd_per_million_tokens, self.most_usd_per_image))
+        return any(getattr(self, kind) is not None for kind in _PRICES)
 
     def listed(self, size: str, quality: str | None) -> Listed | None:
         """Find the list price of one image of this size (in customers' words) and quality (in the upstream's words).
@@ -332,6 +345,38 @@ class Model(Row):
     def _listed_by_tokens(prices: TokenPrices, variant: str, quality: str | None, size: str) -> Listed | None:
         most = _by_variant(prices.most_output_tokens, quality, size)
         return Listed(prices.most_usd(most), variant, measured=True) if most is not None else None
+
+    @property
+    def measured_by(self) -> str:
+        """How the provider's report is priced, as lists of prices say it: empty if it is not.
+
+        What is measured of a second route stands behind a `|`.
+        """
+        own = REPORTED if self.most_usd_per_image is not None else ""
+        if self.usd_per_million_tokens is not None:
+            rates = sorted(self.usd_per_million_tokens.rates.items())
+            own = json.dumps({name: format(usd.normalize(), "f") for name, usd in rates})
+        second = self.second.measured_by if self.second is not None else ""
+        return f"{own}|{second}" if second else own
+
+    def as_listed(self, measured_by: str | None, usd_per_image: Decimal) -> "Model":
+        """Return the model as an order is charged that was quoted by a list, whatever this file says by now.
+
+        `measured_by` is None if the list does not say it: then this file does.
+        """
+        if measured_by is None or measured_by == self.measured_by:
+            return self
+        own, _, of_second = measured_by.partition("|")
+        listed: dict[str, object] = {"usd_per_image": usd_per_image}
+        if own == REPORTED:
+            listed = {"most_usd_per_image": usd_per_image}
+        elif own:
+            bounds = {"most_input_tokens": 1, "most_output_tokens": {"*/*": 1}}
+            if self.usd_per_million_tokens is not None:
+                bounds = self.usd_per_million_tokens.model_dump(exclude=set(_RATES))
+            listed = {"usd_per_million_tokens": TokenPrices.model_validate({**bounds, **json.loads(own)})}
+        second = self.second.as_listed(of_second, usd_per_image) if self.second is not None else None
+        return self.model_copy(update={**dict.fromkeys(_PRICES), **listed, "second": second})
 
     def most_tokens(self, size: str, quality: str | None) -> tuple[int, int] | None:
         """Return the most tokens of one image, in and out, by which it is quoted; None if it is not sold by tokens."""
@@ -393,8 +438,9 @@ class Catalogue(Row):
 
     @property
     def price_book_version(self) -> str:
-        """The book's name and a digest of every price and the markup, so two different books never share a version."""
-        prices = sorted((name, variant, str(usd)) for name, variant, usd in self.prices())
+        """The book's name and a digest of the markup, every price and how it is measured: no two books share one."""
+        measured = {name: (model.measured_by,) if model.measured_by else () for name, model in self.models.items()}
+        prices = sorted((name, variant, str(usd), *measured[name]) for name, variant, usd in self.prices())
         digest = hashlib.sha256(repr((str(self.markup), prices)).encode()).hexdigest()
         return f"{self.price_book}+{digest[:8]}"
 

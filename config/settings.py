@@ -222,6 +222,39 @@ ORPHANS_S = 15.0
 SINK_LAG_S = 15.0
 """How often the metrics of what sinks have not taken are read: as often as scrapers ask. A million rows take 0.5 s."""
 
+# --- Webhooks --------------------------------------------------------------------------------------------------------
+
+WEBHOOK_POLL_S = 1.0
+"""How often a consumer looks for deliveries whose turn has come."""
+
+WEBHOOK_SEND_S = 15.0
+"""The longest delivery, from the look-up of the name to the answer's status. Other senders wait for 5 to 30 s."""
+
+WEBHOOK_LEASE_S = 60.0
+"""How long nobody else sends what a consumer has claimed: four deliveries. If it dies, another one sends it then."""
+
+WEBHOOK_PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3_600.0, 3 * 3_600.0, 6 * 3_600.0, 14 * 3_600.0)
+"""The pauses after failed attempts, a day together, each with a fifth more or less at random; then it is set aside."""
+
+WEBHOOK_PATIENCE_S = 30 * 3_600.0
+"""How long a delivery may wait for its turn: longer than all its pauses, so only a server too slow for its events."""
+
+WEBHOOKS_AT_ONCE = 100
+"""Deliveries that a process sends at a time: about 0.2 MB each, and as many threads that look names up."""
+
+WEBHOOKS_PER_SERVER = 4
+"""Deliveries to one server that are claimed while fewer are under way; one that fails has a single one at a time."""
+
+WEBHOOK_KEPT_D = 30
+"""Days for which ended deliveries are listed and can be replayed. What a key or a model was told of is remembered by
+its row, and lies at most 23 days apart."""
+
+WEBHOOK_LOOK_S = 600.0
+"""How often a consumer looks for keys and models that end, which is a matter of days, and deletes old deliveries."""
+
+WEBHOOK_LAG_S = 15.0
+"""How often the metrics of waiting deliveries are read: as often as scrapers ask."""
+
 # --- Tracing ---------------------------------------------------------------------------------------------------------
 
 TRACES_STOP_S = 1.0
@@ -401,7 +434,6 @@ class Settings(BaseSettings):
     jwt_issuer: str | None = None
 
     cors_origins: str = ""
-    webhook_hosts: str = ""
     trace_context: Literal["link", "continue"] = "link"
 
     deadline_s: Annotated[float, Field(ge=1.0, le=LONGEST_DEADLINE_S)] = 60.0
@@ -418,6 +450,8 @@ class Settings(BaseSettings):
     month_signing_key: SecretStr | None = None
     topup_url: HttpAddress | None = None
     topup_command: str | None = None
+    webhook_hosts: str = ""
+    secrets_key: SecretStr | None = None
 
     @field_validator("cors_origins")
     @classmethod

@@ -558,6 +558,38 @@ ALERTS = (
         do=("`ghub sink show NAME` has the receiver's words; correct the cause, then `ghub sink replay NAME`.",),
         over="`ghub_sink_set_aside` is 0.",
     ),
+    # --- webhooks ---
+    Alert(
+        name="GhubWebhooksWait",
+        severity="warning",
+        summary="A webhook's delivery waits for {{ $value | humanizeDuration }} since its turn has come",
+        expr="max by (namespace) (ghub_webhooks_oldest_seconds) > $age",
+        age_s=HOUR,
+        for_s=MINUTE,
+        why="A turn comes within seconds; a server that answers nobody has one at a time, so its own may be late.",
+        means="No consumer delivers: none has `GHUB_SECRETS_KEY`, or all are frozen. Or one server is too slow.",
+        customer="They are told late, or not at all: they must ask for their orders themselves.",
+        do=(
+            "`webhooks_without_key` in a consumer's log: give consumers `GHUB_SECRETS_KEY`.",
+            "`ghub webhook deliveries ORG --state waiting` has the last error of each delivery.",
+        ),
+        over="`ghub_webhooks_oldest_seconds` falls to 0.",
+    ),
+    Alert(
+        name="GhubWebhooksSetAside",
+        severity="warning",
+        summary="{{ $value }} deliveries to webhooks were given up within a day",
+        expr="max by (namespace) (ghub_webhooks_set_aside) > 0",
+        for_s=MINUTE,
+        why="It does not go away within a day: a receiver has failed for as long.",
+        means="A customer's receiver was away, refused, or its address has changed.",
+        customer="They were not told of what ended meanwhile.",
+        do=(
+            "`webhook_set_aside` in a consumer's log names the organisation: tell it.",
+            "Once it is well: `ghub webhook replay --webhook WEBHOOK_ID`. If it will not be: `ghub webhook disable`.",
+        ),
+        over="`ghub_webhooks_set_aside` is 0.",
+    ),
     # --- processes ---
     Alert(
         name="GhubBackgroundFault",

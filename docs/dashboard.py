@@ -415,6 +415,40 @@ ROWS = (
         ),
     ),
     Row(
+        "Webhooks",
+        (
+            Panel(
+                "Deliveries",
+                "Attempts, by how they ended.",
+                "ops",
+                (
+                    Query(
+                        f"sum by (outcome) (rate(ghub_webhook_deliveries_total{{{HERE}}}[$__rate_interval]))",
+                        "{{outcome}}",
+                    ),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "Waiting and set aside",
+                "Deliveries that wait for their turn or their next attempt, and those that were given up within a day.",
+                "short",
+                (
+                    Query(f"max(ghub_webhooks_waiting{{{HERE}}})", "waiting"),
+                    Query(f"max(ghub_webhooks_set_aside{{{HERE}}})", "set aside"),
+                ),
+                idle=True,
+            ),
+            Panel(
+                "The oldest turn",
+                "Since the turn of the oldest delivery has come.",
+                "s",
+                (Query(f"max(ghub_webhooks_oldest_seconds{{{HERE}}})", "oldest"),),
+                idle=True,
+            ),
+        ),
+    ),
+    Row(
         "Processes",
         (
             Panel(

@@ -46,6 +46,7 @@ from metering.pricing import MAX_FX_JUMP, FxRate
 from metering.pseudonyms import Pseudonyms
 from metering.tax import IvaRates, Tax, tax_on
 from metering.wallet.projection import Projector
+from metering.webhooks.registry import WebhookRegistry, WebhookRules
 
 log = structlog.get_logger(__name__)
 
@@ -122,7 +123,9 @@ class Accounts:
         once: IdempotentWrite | None = None,
         *,
         apart: bool = False,
+        webhook_rules: WebhookRules | None = None,
     ) -> None:
+        self.webhooks = WebhookRegistry(ledger, webhook_rules, actor, once)
         self._ledger = ledger
         self._projector = projector
         self._plans = plans

@@ -29,6 +29,7 @@ from metering.wallet import keys
 from metering.wallet.connection import lanes
 from metering.wallet.kept import KNOWN, NEW, NO_EVENT, Commit, Commits, Done, heal, proof_of
 from metering.wallet.script import load_script
+from metering.webhooks.calls import Explain, by_reason, notice_call, order_calls
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +104,7 @@ class Consumer:
     On one server it waits for all streams at once. In a cluster a read can name only one partition. So there each
     partition has its own lane and its own connection, and one that is away does not delay the others. `remember_s` is
     how long Redis knows how an order ended, `keep_s` how long an event can be fed again, both in seconds. `tracer`
-    records the booking of traced orders.
+    records the booking of traced orders. `explain` says of a long order which error it has ended with.
     """
 
     def __init__(
@@ -114,11 +115,20 @@ class Consumer:
         remember_s: int,
         keep_s: float = KEEP_H * 3600,
         tracer: Tracer = OFF,
+        explain: Explain = by_reason,
     ) -> None:
         self._shared = _Shared()
         self._lanes = [
             _Lane(
-                redis, ledger, name, remember_s, Commits(redis, GROUP, name, keep_s), self._shared, partitions, tracer
+                redis,
+                ledger,
+                name,
+                remember_s,
+                Commits(redis, GROUP, name, keep_s),
+                self._shared,
+                partitions,
+                tracer,
+                explain,
             )
             for partitions in lanes(redis)
         ]
@@ -193,6 +203,7 @@ class _Lane:
         shared: _Shared,
         partitions: Sequence[int],
         tracer: Tracer,
+        explain: Explain,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -201,6 +212,7 @@ class _Lane:
         self._commits = commits
         self._shared = shared
         self._tracer = tracer
+        self._explain = explain
         self._expire = load_script(redis, "expire_v1")
         self._streams = {partition: keys.events(partition) for partition in partitions}
         self._next_sweep = 0.0
@@ -338,7 +350,7 @@ class _Lane:
             except EventError as error:
                 refused[entry] = str(error)
         # Notices first: once an event is booked, nobody repeats its notice.
-        for notice in await _book_all(list(notices.items()), self._ledger.book_notices, refused):
+        for notice in await _book_all(list(notices.items()), self._book_notices, refused):
             NOTICES.labels(notice.what, notice.percent).inc()
             log.warning("notice", **asdict(notice))
         new = set(await _book_all(list(events.items()), self._book_events, refused))
@@ -363,7 +375,10 @@ class _Lane:
             span.end()
 
     async def _book_events(self, events: Sequence[Event]) -> set[str]:
-        return await self._ledger.book(events, [], utc_now())
+        return await self._ledger.book(events, [], utc_now(), order_calls(events, self._explain))
+
+    async def _book_notices(self, notices: Sequence[Notice]) -> list[Notice]:
+        return await self._ledger.book_notices(notices, {notice: notice_call(notice) for notice in notices})
 
     async def _set_aside(self, refused: Mapping[_Entry, str]) -> None:
         if not refused:

@@ -729,11 +729,15 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class ListPrice:
-    """One row of an immutable price book; `variant` is empty if a model has one price for everything."""
+    """One row of an immutable price book; `variant` is empty if a model has one price for everything.
+
+    `measured_by` says how the provider's report is priced, empty if it is not.
+    """
 
     model: str
     usd_per_image: Decimal
     variant: str = ""
+    measured_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -923,7 +927,143 @@ class Conclusion:
     next_at: datetime | None = None
 
 
-class Ledger(Outbox, Protocol):
+WebhookState = Literal["waiting", "delivered", "set_aside"]
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """An address to which an organisation's events of some types are sent, until it is disabled."""
+
+    webhook_id: str
+    org_id: str
+    url: str
+    events: tuple[str, ...]
+    created_at: str
+    disabled_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookCall:
+    """What webhooks of an organisation are told, once for each `type` and `subject`; `body` is JSON.
+
+    `url` is an address that the order itself named.
+    """
+
+    org_id: str
+    type: str
+    subject: str
+    body: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """A call to one address, with moments in ISO 8601. `webhook_id` is None for an order's own address."""
+
+    delivery_id: str
+    org_id: str
+    webhook_id: str | None
+    url: str
+    type: str
+    subject: str
+    at: str
+    state: WebhookState
+    attempts: int
+    next_at: str
+    error: str | None
+    ended_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookToSend:
+    """A claimed delivery. `since` is when its attempts began; `secrets` are encrypted, the latest first."""
+
+    delivery_id: str
+    org_id: str
+    url: str
+    server: str
+    type: str
+    body: str
+    since: str
+    attempts: int
+    secrets: tuple[str, ...]
+
+    @property
+    def lane(self) -> str:
+        """What it shares its turns with: an organisation's deliveries to one server."""
+        return f"{self.org_id} {self.server}"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookEnd:
+    """What became of a delivery that was claimed until `lease`; while `waiting`, it is sent again at `next_at`."""
+
+    delivery_id: str
+    state: WebhookState
+    at: datetime
+    lease: datetime
+    next_at: datetime
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookClaim:
+    """Which deliveries are wanted: at most `most`, none of `busy` lanes, of each `failing` one a single one."""
+
+    now: datetime
+    lease: datetime
+    most: int
+    per_server: int
+    busy: Collection[str] = ()
+    failing: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookLag:
+    """How many deliveries wait, since when the turn of one of them has come (ISO 8601), and how many are set aside."""
+
+    waiting: int
+    due_at: str | None
+    set_aside: int
+
+
+class ExpiringKey(NamedTuple):
+    """A key whose end is near, of an organisation with webhooks."""
+
+    key_id: str
+    org_id: str
+    name: str
+    expires_at: str
+
+
+class WebhookOutbox(Protocol):
+    """Webhooks, and what was not delivered to them yet (rule 36). Every method may raise LedgerAway."""
+
+    async def add_webhook(self, webhook: Webhook, secret: str, most: int, act: Act) -> bool: ...
+    async def rotate_webhook_secret(
+        self, org_id: str, secret: str, at: datetime, until: datetime, act: Act
+    ) -> None: ...
+    async def webhook(self, webhook_id: str) -> Webhook: ...
+    async def webhooks(self, org_id: str) -> list[Webhook]: ...
+    async def orgs_with_webhooks(self, after_id: str = "", most: int = PAGE) -> list[str]: ...
+    async def disable_webhook(self, webhook_id: str, at: datetime, act: Act) -> Webhook: ...
+    async def call_webhooks(self, calls: Sequence[WebhookCall], at: datetime) -> None: ...
+    async def claim_webhooks(self, claim: WebhookClaim) -> list[WebhookToSend]: ...
+    async def conclude_webhooks(self, ends: Sequence[WebhookEnd]) -> None: ...
+    async def webhook_deliveries(
+        self, org_id: str, state: WebhookState | None, before: tuple[str, str], most: int = PAGE
+    ) -> list[WebhookDelivery]: ...
+    async def webhook_delivery(self, delivery_id: str) -> WebhookDelivery: ...
+    async def replay_delivery(self, delivery_id: str, at: datetime, act: Act) -> WebhookDelivery: ...
+    async def replay_webhook(self, webhook_id: str, at: datetime, act: Act) -> int: ...
+    async def tidy_webhooks(self, at: datetime, late: datetime, old: datetime) -> int: ...
+    async def webhook_lag(self, now: datetime, since: datetime) -> WebhookLag: ...
+    async def expiring_keys(
+        self, now: datetime, until: datetime, after_id: str = "", most: int = PAGE
+    ) -> list[ExpiringKey]: ...
+
+
+class Ledger(Outbox, WebhookOutbox, Protocol):
     """Organisations, keys, credits, prices, rates and events of record. Every method may raise LedgerAway."""
 
     async def migrate(self) -> int: ...
@@ -1064,8 +1204,16 @@ class Ledger(Outbox, Protocol):
     async def known_hashes(self, key_hashes: Sequence[str]) -> set[str]: ...
     async def snapshots(self, org_ids: Sequence[str], period: Period) -> list[Snapshot]: ...
 
-    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]: ...
-    async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]: ...
+    async def book(
+        self,
+        events: Sequence[Event],
+        set_aside: Sequence[SetAside],
+        at: datetime,
+        calls: Sequence[WebhookCall] = (),
+    ) -> set[str]: ...
+    async def book_notices(
+        self, notices: Sequence[Notice], calls: Mapping[Notice, WebhookCall] | None = None
+    ) -> list[Notice]: ...
     async def ended(self, order_ids: Sequence[str]) -> dict[str, Ended]: ...
     async def keyed(self, org_ids: Sequence[str], since_us: int) -> list[Keyed]: ...
     async def charged_since(self, org_ids: Sequence[str], since_us: int) -> list[tuple[str, str, int]]: ...

@@ -24,7 +24,8 @@ LIST = Gauge("ghub_price_list", "Number of the ledger's list of prices that this
 
 def book_of(catalogue: Catalogue) -> PriceBook:
     """Collect the prices of a file, as they are told to the ledger."""
-    prices = [ListPrice(name, usd, variant) for name, variant, usd in catalogue.prices()]
+    measured = {name: model.measured_by for name, model in catalogue.models.items()}
+    prices = [ListPrice(name, usd, variant, measured[name]) for name, variant, usd in catalogue.prices()]
     effective_us = unix_us_at(catalogue.effective_from) if catalogue.effective_from is not None else None
     return PriceBook(catalogue.price_book_version, catalogue.markup, prices, effective_us)
 
@@ -80,13 +81,26 @@ class PriceTable:
         schedule = self._last[model, variant].schedule
         listed, (from_us, until_us) = schedule.at(now_us), schedule.holds(now_us)
         until_us = min(until_us, self._lease_us)
-        return Price(model, listed.usd_per_image, listed.markup, listed.version, variant, from_us, until_us)
+        return Price(
+            model,
+            listed.usd_per_image,
+            listed.markup,
+            listed.version,
+            variant,
+            from_us,
+            until_us,
+            listed.measured_by,
+        )
 
     def upcoming(self, model: str, variant: str, now_us: int) -> Price | None:
         """Find the price that follows the one of this moment; None if no change is announced."""
         schedule = self._last[model, variant].schedule
         _, until_us = schedule.holds(now_us)
         return self.price(model, variant, until_us) if schedule.from_us == until_us else None
+
+    def says_how(self, model: str) -> bool:
+        """True if the prices of a model say how the provider's report is priced; older ones do not."""
+        return all(one.schedule.price.measured_by is not None for (name, _), one in self._last.items() if name == model)
 
     def has(self, model: str, variants: Iterable[str]) -> bool:
         """True if each of these variants of a model has a price."""

@@ -12,7 +12,8 @@ class Price:
     """One model's list price in one version of the price book.
 
     `variant` is the row's size and quality if the price depends on them, else empty. It holds from `from_us` to
-    `until_us` (exclusive), Unix µs.
+    `until_us` (exclusive), Unix µs. `measured_by` says how the provider's report is priced, and is empty if it is not;
+    None if nobody has said so.
     """
 
     model: str
@@ -22,6 +23,7 @@ class Price:
     variant: str = ""
     from_us: int = 0
     until_us: int = FOREVER_US
+    measured_by: str | None = None
 
 
 MAX_FX_JUMP = Decimal("0.1")

@@ -19,15 +19,22 @@ class PriceRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BookPrice:
-    """A list price of one image in one version of the price book."""
+    """A list price of one image in one version of the price book.
+
+    `measured_by` says how the provider's report is priced, and is empty if it is not. None: it was listed before lists
+    said so, and is taken for any.
+    """
 
     version: str
     usd_per_image: Decimal
     markup: Decimal
+    measured_by: str | None = ""
 
     def same_as(self, other: "BookPrice | None") -> bool:
         """True if both make an order cost the same, whatever book they stand in."""
-        return other is not None and (self.usd_per_image, self.markup) == (other.usd_per_image, other.markup)
+        if other is None or (self.usd_per_image, self.markup) != (other.usd_per_image, other.markup):
+            return False
+        return None in (self.measured_by, other.measured_by) or self.measured_by == other.measured_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +103,13 @@ def _planned(known: Schedule, price: BookPrice, effective_us: int | None, now_us
     return Schedule(price, effective_us or 0, known.at(now_us))
 
 
+def _told(price: BookPrice) -> str:
+    usd = f"{format_rate(price.usd_per_image)} × {format_rate(price.markup)}"
+    return f"{usd} by {price.measured_by}" if price.measured_by else usd
+
+
 def _refusal(old: BookPrice, new: BookPrice, first_us: int, now_us: int) -> str:
-    was, becomes = (f"{format_rate(one.usd_per_image)} × {format_rate(one.markup)}" for one in (old, new))
+    was, becomes = (_told(one) for one in (old, new))
     moment = utc_at(first_us).isoformat(timespec="seconds")
     when = "at once" if first_us <= now_us else f"at {moment}"
     return (

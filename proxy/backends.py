@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import date
 from functools import cached_property
 
 from redis.asyncio import Redis
@@ -30,6 +31,7 @@ from metering.wallet.projection import Projector
 from metering.wallet.values import WalletLimits
 from metering.wallet.wallet import Wallet
 from proxy.books import open_ledger
+from proxy.webhooks.settings import read_webhook_rules
 
 BACKGROUND_CONNECTIONS = 40
 """Maximum connections to each server. On a cluster the consumer waits on each of 32 partitions; others need a few."""
@@ -80,7 +82,7 @@ def open_redis_of(settings: Settings, connections: int, *, watched: bool = False
 class Backends:
     """Ledger and Redis, for commands and the consumer. The files of plans and models are read when they are needed.
 
-    `actor` is the user of this process, for the audit log.
+    `actor` is the user of this process, for the audit log. Raises SettingsError for a wrong setting of webhooks.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger, redis: Redis | None, actor: str) -> None:
@@ -88,6 +90,7 @@ class Backends:
         self.ledger = ledger
         self.redis = redis
         self.actor = actor
+        self.webhook_rules = read_webhook_rules(settings)
 
     @cached_property
     def plans(self) -> Mapping[str, Limits]:
@@ -103,6 +106,11 @@ class Backends:
     def catalogue(self) -> Catalogue:
         """The models of GHUB_MODELS. Raises CatalogueError."""
         return read_catalogue(self.settings.models)
+
+    def shutdowns(self) -> Mapping[str, date]:
+        """Days on which models end, of those that have one. Raises CatalogueError."""
+        models = self.catalogue.models.items()
+        return {name: model.shutdown_date for name, model in models if model.shutdown_date is not None}
 
     @property
     def projector(self) -> Projector | None:
@@ -120,7 +128,17 @@ class Backends:
         `apart`: of one month, the actor uses one right only. Raises CatalogueError.
         """
         models = self.catalogue.models
-        return Accounts(self.ledger, self.projector, self.plans, models, self.iva, actor, once, apart=apart)
+        return Accounts(
+            self.ledger,
+            self.projector,
+            self.plans,
+            models,
+            self.iva,
+            actor,
+            once,
+            apart=apart,
+            webhook_rules=self.webhook_rules,
+        )
 
     def with_redis(self) -> Redis:
         """Redis, for what cannot be done without it. Raises SettingsError if none is set."""

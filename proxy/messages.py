@@ -119,7 +119,8 @@ MISSING = Text("`{name}` is required.", "`{name}` es obligatorio.")
 EMPTY = Text("`{name}` is empty.", "`{name}` está vacío.")
 NO_TARGET = Text(
     "`{name}` is no address of a web server: give https://, a host name and a path, in ASCII and without spaces.",
-    "`{name}` no es la dirección de un servidor web: indique https://, un nombre de host y una ruta, en ASCII y sin espacios.",
+    "`{name}` no es la dirección de un servidor web: indique https://, un nombre de host y una ruta, en ASCII y sin"
+    " espacios.",
 )
 TARGET_LONG = Text(
     "`{name}` has {count} characters; at most {most} are taken.",

@@ -197,15 +197,14 @@ class ConfigFiles:
         """Refuse what no list has, so that no two gateways charge by it differently. Raises CatalogueError."""
         for name, model in catalogue.models.items():
             known = self._back.catalogue.models.get(name, model)
-            if known.served_by != model.served_by:  # by another model, it has prices of its own
+            # By another model, it has prices of its own.
+            if known.served_by != model.served_by or known.measured_by == model.measured_by:
                 continue
-            if (known.usd_per_million_tokens, known.most_usd_per_image is None) != (
-                model.usd_per_million_tokens,
-                model.most_usd_per_image is None,
-            ):
+            # Prices by other sizes and qualities are new ones, and would hold at once.
+            if not self._prices.says_how(name) or known.prices().keys().isdisjoint(model.prices()):
                 raise self._models.file.wrong(
-                    f"models.{name}: whether and by which tokens a price is measured cannot change while gateways run:"
-                    " give the model another name, or restart all gateways at once"
+                    f"models.{name}: its price is measured in another way, and no list has how it was: that cannot"
+                    " change while gateways run; give the model another name, or restart all gateways at once"
                 )
 
     async def _take_plans(self, content: bytes) -> None:

@@ -137,7 +137,7 @@ from proxy.server.worker import Worker
 from proxy.storage.opening import open_store
 from proxy.storage.spool import Spool
 from proxy.storage.watch import StoreWatch
-from proxy.webhooks.targets import WebhookHosts
+from proxy.webhooks.settings import read_webhook_hosts
 
 log = structlog.get_logger(__name__)
 
@@ -201,13 +201,6 @@ def _spool(settings: Settings, worker: Worker) -> Spool:
     except OSError as error:
         raise SettingsError(f"GHUB_SPOOL_DIR: {settings.spool_dir} cannot be used: {error.strerror}") from None
     return spool
-
-
-def _webhook_hosts(settings: Settings) -> WebhookHosts:
-    try:
-        return WebhookHosts(settings.webhook_hosts)
-    except ValueError as error:
-        raise SettingsError(f"GHUB_WEBHOOK_HOSTS: {error}") from None
 
 
 def _image_hosts(settings: Settings) -> ImageHosts:
@@ -375,7 +368,7 @@ async def open_gateway(
                 DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
                 limits,
                 standing,
-                _webhook_hosts(settings),
+                read_webhook_hosts(settings),
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
             ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),

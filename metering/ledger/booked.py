@@ -1,15 +1,16 @@
 """Booked events, and what is summed, found and delivered from them."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
 import orjson
 
-from metering.clock import DAY_US, period_at
+from metering.clock import DAY_US, period_at, utc_now
 from metering.events import End, Event, Notice, decode_images
 from metering.ledger.rows import Row, event_of, fields
 from metering.ledger.transactions import EVENTS, Steps, Transactions, as_json, closed_through
+from metering.ledger.webhooks import put_calls
 from metering.ports import (
     LAST,
     LATEST,
@@ -26,14 +27,24 @@ from metering.ports import (
     SetAside,
     UsageBy,
     UsageRow,
+    WebhookCall,
 )
 
 
 class EventRecords(Transactions):
     """Each event is written once, in one transaction with its consequences (rule 30)."""
 
-    async def book(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        """Write events and their consumption in one transaction; returns the ids of those that were new."""
+    async def book(
+        self,
+        events: Sequence[Event],
+        set_aside: Sequence[SetAside],
+        at: datetime,
+        calls: Sequence[WebhookCall] = (),
+    ) -> set[str]:
+        """Write events and their consumption in one transaction; returns the ids of those that were new.
+
+        `calls` are what webhooks are told of them: those of new events go into the outbox with them (rule 36).
+        """
         booked_at = at.isoformat()
 
         def steps() -> Steps[set[str]]:
@@ -41,6 +52,7 @@ class EventRecords(Transactions):
             if results := [_result_row(event) for event in events if event.result]:
                 yield "add_results", results
             new = (yield from self._book(events, booked_at, (yield from closed_through()))) if events else set()
+            yield from put_calls([call for call in calls if call.subject in new], booked_at)
             for entry in set_aside:
                 # PostgreSQL's text cannot contain a NUL, but an entry of the stream may.
                 error = entry.error.replace("\0", "\\0")
@@ -49,14 +61,17 @@ class EventRecords(Transactions):
 
         return await self._run("book", steps)
 
-    async def book_notices(self, notices: Sequence[Notice]) -> list[Notice]:
-        """Write notices down; returns those that are new."""
+    async def book_notices(
+        self, notices: Sequence[Notice], calls: Mapping[Notice, WebhookCall] | None = None
+    ) -> list[Notice]:
+        """Write notices down; returns those that are new. Their `calls` go into the outbox with them (rule 36)."""
 
         def steps() -> Steps[list[Notice]]:
             new = []
             for notice in sorted(notices, key=lambda one: (one.org_id, one.key_id, one.what, one.percent, one.period)):
                 if (yield "add_notice", fields(notice)):
                     new.append(notice)
+            yield from put_calls([calls[notice] for notice in new] if calls else [], utc_now().isoformat())
             return new
 
         return await self._run("book", steps) if notices else []

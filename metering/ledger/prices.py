@@ -197,16 +197,18 @@ def _add_book(version: str, markup: Decimal, prices: Sequence[ListPrice], at: da
     for price in prices:
         usd = format_rate(price.usd_per_image)
         values = {"version": version, "model": price.model, "variant": price.variant, "usd_per_image": usd}
-        yield "add_price", values
+        yield "add_price", {**values, "measured_by": price.measured_by}
 
 
 def _planned(
     book: PriceBook, listed: ListPrice, known: Mapping[tuple[str, str], Schedule], is_known: bool, now_us: int
 ) -> Schedule | None:
     """Judge one price of a book: None if it changes nothing. Raises PriceRefused."""
-    price = BookPrice(book.version, listed.usd_per_image, book.markup)
+    price = BookPrice(book.version, listed.usd_per_image, book.markup, listed.measured_by)
     if (schedule := known.get((listed.model, listed.variant))) is None:
         return Schedule(price)
+    if price.measured_by and schedule.price.measured_by is None and schedule.price.same_as(price):
+        return Schedule(price)  # it was listed before lists said how a report is priced
     field = f"models.{listed.model}" + (f" {listed.variant}" if listed.variant else "")
     if is_known and first_change_us(schedule, price, book.effective_us, now_us) is not None:
         # A file that some process found late must not undo what came after it.
@@ -221,13 +223,13 @@ def _histories(rows: Sequence[Row]) -> dict[tuple[str, str], list[ListedSchedule
     """Build schedules from rows of the statement `price_schedules`."""
     found: dict[tuple[str, str], list[ListedSchedule]] = defaultdict(list)
     for model, variant, number, at_us, from_us, *columns in rows:
-        price, before = _book_price(*columns[:3]), _book_price(*columns[3:]) if columns[3] is not None else None
+        price, before = _book_price(*columns[:4]), _book_price(*columns[4:]) if columns[4] is not None else None
         found[model, variant].append(ListedSchedule(number, at_us, Schedule(price, from_us, before)))
     return dict(found)
 
 
-def _book_price(version: str, usd_per_image: str, markup: str) -> BookPrice:
-    return BookPrice(version, Decimal(usd_per_image), Decimal(markup))
+def _book_price(version: str, usd_per_image: str, markup: str, measured_by: str | None) -> BookPrice:
+    return BookPrice(version, Decimal(usd_per_image), Decimal(markup), measured_by)
 
 
 def records_of(rows: Sequence[Row]) -> list[FxRecord]:

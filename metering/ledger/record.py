@@ -16,6 +16,7 @@ from metering.ledger.queries import pending
 from metering.ledger.reconciled import ReconciliationRecords
 from metering.ledger.statements import StatementRecords
 from metering.ledger.transactions import Steps
+from metering.ledger.webhooks import WebhookRecords
 from metering.ports import LedgerError
 
 
@@ -34,6 +35,7 @@ class SqlLedger(
     OutboxRecords,
     ReconciliationRecords,
     StatementRecords,
+    WebhookRecords,
 ):
     """Everything of a ledger except the database itself. Every method may raise LedgerAway."""
 

@@ -88,6 +88,7 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
         "metadata": opened.metadata,
         "upstream_ids": event.upstream_ids,
         "upstream_usd": event.upstream_usd,
+        "mode": opened.mode,
         "handed": event.handed,
         "route_provider": route.provider if route else None,
         "route_upstream": route.upstream if route else None,
@@ -101,7 +102,7 @@ def event_of(row: Row) -> Event:
         :13
     ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, *route = labels
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, *route = labels
     return Event(
         number=number,
         opened=Opened(
@@ -123,6 +124,7 @@ def event_of(row: Row) -> Event:
             safety_id=safety_id,
             tags=tags,
             metadata=metadata,
+            mode=mode,
         ),
         end=end,
         reason=reason,

@@ -134,7 +134,9 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
         "GHUB_JOURNAL_DIR": f"{data / 'journal'}",
         "GHUB_SPOOL_DIR": f"{data / 'spool'}",
         "GHUB_JWT_SECRET": _jwt_secret(data / "jwt_secret"),
-        "GHUB_MONTH_SIGNING_KEY": _signing_key(data / "month_signing_key"),
+        "GHUB_MONTH_SIGNING_KEY": _key(data / "month_signing_key"),
+        "GHUB_SECRETS_KEY": _key(data / "secrets_key"),
+        "GHUB_WEBHOOK_HOSTS": f"{HOST},localhost",
         "GHUB_JWKS_URL": "",  # it would conflict with the secret
         "GHUB_TOPUP_COMMAND": TOP_UP,
         "GHUB_FX_APPROVAL": "none",
@@ -169,8 +171,8 @@ def _jwt_secret(path: Path) -> str:
     return path.read_text()
 
 
-def _signing_key(path: Path) -> str:
-    """Read the demo's own key for closed months, made once."""
+def _key(path: Path) -> str:
+    """Read one of the demo's own keys, 32 bytes in base64, made once."""
     if not path.exists():
         write_private(path, base64.b64encode(secrets.token_bytes(32)).decode())
     return path.read_text()

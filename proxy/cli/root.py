@@ -58,6 +58,7 @@ ENTRIES = {
     "usage": Entry("usage", "app", "Charged orders of a month."),
     "month": Entry("month", "app", "Months: closed for good, and sealed."),
     "sink": Entry("sink", "app", "Receivers of metering events: what they have not taken, and sending it again."),
+    "webhook": Entry("webhook", "app", "Webhooks: whom an organisation's events are sent to, and sending them again."),
     "reconcile": Entry("reconcile", "reconcile", "A month compared with the providers' books, and with the store."),
     "statement": Entry("statement", "statement", "An organisation's month, for itself: HTML that prints well, or PDF."),
     "audit": Entry("listings", "audit", "Who did what, and when: the latest first."),

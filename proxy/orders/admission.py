@@ -24,7 +24,7 @@ from proxy.orders.deadlines import Deadlines
 from proxy.orders.document import encode
 from proxy.orders.gate import Gate, crowded
 from proxy.orders.places import Place, Places
-from proxy.orders.quotes import Quotes
+from proxy.orders.quotes import Quotes, as_quoted
 from proxy.orders.refusals import (
     HOLDS_RETRY_S,
     balance_header,
@@ -331,7 +331,7 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
     return AdmittedOrder(
         order_id=candidate.context.order_id,
         caller=candidate.caller,
-        order=candidate.order,
+        order=as_quoted(candidate.order, hold.quote),
         identity=candidate.identity,
         quote=hold.quote,
         generate_until_s=candidate.ends_s - candidate.margin_s,

@@ -1,5 +1,7 @@
 """Step 3 of a request: the price of an order, at the prices of its moment and the rate of its month."""
 
+from dataclasses import replace
+
 from metering.clock import period_at
 from metering.fx import FxRateMissing, FxTable
 from metering.price_table import PriceTable
@@ -31,3 +33,8 @@ class Quotes:
         assert listed is not None, "an order for an unpriced model is not parsed"
         price = self._prices.price(order.model_id, listed.variant, now_us)
         return quote(price, rate, period, order.n)
+
+
+def as_quoted(order: Order, quote: Quote) -> Order:
+    """Pin how the provider's report is priced: by the list of the quote, which may be another than this file's."""
+    return replace(order, model=order.model.as_listed(quote.price.measured_by, quote.price.usd_per_image))

@@ -55,11 +55,8 @@ class ImageHosts:
         if parsed.scheme not in _DEFAULT_PORTS or parsed.userinfo:
             raise HostNotAllowed(host)
         port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
-        named = (
-            (parsed.scheme, port) == ("https", 443)
-            and host in self._names
-            and not (is_address(host) and not is_public(host))
-        )
+        public = not is_address(host) or is_public(host)
+        named = public and (parsed.scheme, port) == ("https", 443) and host in self._names
         if not named and not self.is_endpoint(host, port):
             raise HostNotAllowed(host)
         if url == f"{parsed.scheme}://{host}{'' if parsed.port is None else f':{port}'}{parsed.raw_path.decode()}":

@@ -1,1 +1,1 @@
-"""How sinks are reached: over HTTP, and over NATS."""
+"""How sinks and webhooks are reached: over HTTP, and over NATS."""

@@ -1,1 +1,1 @@
-"""How webhooks are reached: which addresses they may have, and the request that carries an event."""
+"""What webhooks need of the settings and of our errors: where they may lead, and what they say of a failure."""

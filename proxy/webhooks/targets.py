@@ -1,4 +1,4 @@
-"""Where a webhook may lead: https on the public internet, and what GHUB_WEBHOOK_HOSTS names. Pure: no name is looked up.
+"""Where a webhook may lead: https on the public internet, and what GHUB_WEBHOOK_HOSTS names. Pure: no look-ups.
 
 Addresses of names are checked when a delivery connects, because a name may have others by then.
 """
@@ -58,14 +58,6 @@ def why_not(url: str, hosts: WebhookHosts, name: str = "webhook") -> Text | None
     if found["scheme"] != "https":
         return TARGET_PLAIN.of(name=name)
     return TARGET_PRIVATE.of(name=name, host=host) if _is_local(host) else None
-
-
-def server_of(url: str) -> str:
-    """Find the server of a URL that `why_not` takes, as `host:port`."""
-    found = _parsed(url)
-    if found is None:
-        raise ValueError("the URL is none that a webhook may have")
-    return f"{_host(found)}:{_port(found)}"
 
 
 def _parsed(url: str) -> re.Match[str] | None:

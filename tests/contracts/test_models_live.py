@@ -11,6 +11,7 @@ import pytest
 from config.catalogue import Model
 from config.tokens import TokenUsage
 from proxy.ports import Order
+from proxy.storage.spool import Spool
 from tests.contracts.test_models_wire import replying
 from tests.kits.orders import png
 from tests.kits.providers import (
@@ -269,6 +270,25 @@ async def test_the_last_picture_that_is_no_thought_is_published_and_no_other(
         return
     assert made.failures == [] and len(written) == 1
     assert (bench.root / made.stored[0].path).read_bytes() == png(expected)
+
+
+async def test_at_most_two_pictures_of_a_reply_are_kept_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one so far and the one that arrives, in the spool: however many drafts there are."""
+    size_bytes, most = 3_000_000, [0]
+    take = Spool.take
+
+    async def counted(spool: Spool, org_id: str, more_bytes: int) -> None:
+        await take(spool, org_id, more_bytes)
+        most[0] = max(most[0], spool.shares.taken)
+
+    monkeypatch.setattr(Spool, "take", counted)
+    async with simulated(tmp_path) as bench:
+        await bench.behave(BANANA, "drafts", bytes=size_bytes)
+        made = await bench.make(order(BANANA))
+    assert end_of(made) == "delivered" and made.stored[0].size_bytes >= size_bytes
+    assert size_bytes < most[0] < 2.1 * size_bytes, "of four"
 
 
 async def test_a_second_candidate_is_not_looked_at(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from redis import Redis
 
 from metering.clock import period_at, previous_month, unix_us_at, utc_now
 from metering.months import close_month
-from metering.ports import Act, NewCredit
+from metering.ports import LATEST, Act, NewCredit, WebhookCall
 from metering.wallet import keys
 from proxy.backends import Backends
 from proxy.cli.root import commands
@@ -116,6 +116,17 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("sink", "show"): ("warehouse-of-the-finance-department",),
     ("sink", "replay"): ("warehouse-of-the-finance-department", "--from", "2041-01-01", "--to", "2041-01-31"),
     ("sink", "remove"): ("spare-{turn}",),
+    ("webhook", "add"): (
+        "acme",
+        "https://hooks.example.mx/{digits}",
+        "--events",
+        "balance.low,model.retiring",
+    ),
+    ("webhook", "list"): ("acme",),
+    ("webhook", "rotate"): ("acme", "--overlap", "1h"),
+    ("webhook", "disable"): ("{webhook}",),
+    ("webhook", "deliveries"): ("acme", "--state", "waiting"),
+    ("webhook", "replay"): ("{delivery}",),
     ("usage", "export"): ("--out", "{folder}/month.csv"),
     ("month", "close"): ("2026-09",),
     ("month", "show"): ("2026-09", "--manifest", "{folder}/2026-09.manifest.json"),
@@ -153,7 +164,8 @@ def desk() -> Iterator[Desk]:
         place = Path(name) / "system"
         place.mkdir()
         signing = base64.b64encode(SIGNING).decode()
-        system = prepare(place, GHUB_JWT_SECRET="a secret of the tests, " * 2, GHUB_MONTH_SIGNING_KEY=signing)
+        secrets = {"GHUB_JWT_SECRET": "a secret of the tests, " * 2, "GHUB_SECRETS_KEY": signing}
+        system = prepare(place, GHUB_MONTH_SIGNING_KEY=signing, **secrets)
         system.environment |= {"GHUB_BANXICO_URL": sie, "GHUB_BANXICO_TOKEN": "t" * 64}
         system.start_all()
         made = Desk(system)
@@ -196,14 +208,27 @@ async def _close_september(back: Backends, org_id: str) -> None:
 def _prepare(desk: Desk, turn: int) -> None:
     """Make what a command uses up: a key to revoke, a loss to accept, journals of a gateway that died."""
 
-    async def make(back: Backends) -> tuple[str, str]:
+    async def make(back: Backends) -> tuple[str, ...]:
+        add = back.accounts.webhooks.add
+        webhooks = [(await add("acme", f"https://{name}.example.mx/{turn}", ["balance.low"])) for name in "ab"]
+        disabled, told = (one.webhook for one in webhooks)
+        call = WebhookCall(told.org_id, "balance.low", f"turn {turn}", "{}")
+        await back.ledger.call_webhooks([call], utc_now())
+        (delivery, *_) = await back.ledger.webhook_deliveries(told.org_id, "waiting", (LATEST, ""))
         issued = [(await back.accounts.create_key("acme", f"turn {turn}")).key_id for _ in range(2)]
         sinks = {"warehouse-of-the-finance-department": "openmeter", f"spare-{turn}": "lago"}
         await back.ledger.register_sinks(sinks, utc_now())
-        return issued[0], issued[1]
+        return issued[0], issued[1], disabled.webhook_id, delivery.delivery_id
 
-    key, spare = desk.system.back(make)
-    desk.words |= {"key": key, "spare": spare, "turn": f"{turn}", "digits": f"{turn}" * 40}
+    key, spare, webhook, delivery = desk.system.back(make)
+    desk.words |= {
+        "webhook": webhook,
+        "delivery": delivery,
+        "key": key,
+        "spare": spare,
+        "turn": f"{turn}",
+        "digits": f"{turn}" * 40,
+    }
     for name in ("replayed", "saved"):
         shutil.copytree(desk.system.folder / "gone", desk.system.folder / f"{name} {turn}")
     with Redis.from_url(desk.system.valkey.url) as redis:

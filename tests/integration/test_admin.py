@@ -20,7 +20,7 @@ from metering.clock import utc_now
 from metering.events import Notice
 from metering.money import format_mxn
 from metering.orders import Orders
-from metering.ports import DatabaseRefused, IdempotentWrite, WrongField
+from metering.ports import LATEST, DatabaseRefused, IdempotentWrite, WebhookCall, WrongField
 from metering.wallet.values import Caller, Close, Verdict
 from proxy.api.admin.endpoint import AdminEndpoint
 from proxy.api.admin.minting import Issuer, mint
@@ -32,7 +32,7 @@ from proxy.api.requests import RequestLimits
 from proxy.app import _api_error
 from proxy.errors import ApiError
 from tests.conftest import ValkeyServer, run
-from tests.kits.books import IVA, MODELS, PLANS, UNIT, Books, drain, open_books, pinned
+from tests.kits.books import IVA, MODELS, PLANS, UNIT, WEBHOOKS, Books, drain, open_books, pinned
 from tests.kits.surface import operations
 
 SECRET = "a secret of the tests, " * 2
@@ -72,7 +72,8 @@ async def open_desk(redis_url: str, ledger_url: str) -> AsyncIterator[Desk]:
     async with open_books(redis_url, ledger_url, now_us=0) as books:
 
         def accounts_of(actor: str, once: IdempotentWrite | None) -> Accounts:
-            return Accounts(books.ledger, books.projector, [*PLANS, "big"], MODELS, IVA, actor, once)
+            rules, plans = WEBHOOKS, [*PLANS, "big"]
+            return Accounts(books.ledger, books.projector, plans, MODELS, IVA, actor, once, webhook_rules=rules)
 
         limits = RequestLimits(64 * 1024, 10.0, 60.0)
         orders = Orders(books.ledger, books.redis)
@@ -115,6 +116,11 @@ WRITES: list[tuple[str, str, str, dict[str, Any] | None, int]] = [
     ("credit.add", "POST", "/orgs/acme/credits", {"id": "p1", "type": "recharge", "mxn": "50.00"}, 201),
     ("credit.complete", "PATCH", "/credits/paid%2F1", {"rfc": "XAXX010101000", "forma_pago": "03"}, 200),
     ("order.refund", "POST", "/orders/ORDER/refund", {"reason": "blurred", "mxn": "0.42"}, 201),
+    ("webhook.add", "POST", "/orgs/acme/webhooks", {"url": "https://example.mx/", "events": ["balance.low"]}, 201),
+    ("webhook.rotate", "POST", "/orgs/acme/webhook-secret", {"overlap_h": 1}, 201),
+    ("webhook.disable", "POST", "/webhooks/WEBHOOK/disable", None, 200),
+    ("webhook.replay", "POST", "/webhooks/WEBHOOK/replay", None, 200),
+    ("webhook.replay", "POST", "/webhook-deliveries/DELIVERY/replay", None, 200),
     ("fx.set", "POST", "/fx", {"month": "2041-01", "mxn_per_usd": "18.4512", "source": "DOF"}, 201),
 ]
 
@@ -145,16 +151,24 @@ async def test_a_write_that_comes_again_is_done_once(
         where = path.replace("KEY", issued.key_id)
         if "ORDER" in path:
             where = path.replace("ORDER", await charged(desk, Caller(org.org_id, issued.key_id)))
+        if "WEBHOOK" in path or "DELIVERY" in path:
+            added = await desk.books.accounts.webhooks.add("acme", "https://hooks.example.mx/", ["balance.low"])
+            call = WebhookCall(org.org_id, "balance.low", "x", "{}")
+            await desk.books.ledger.call_webhooks([call], utc_now())
+            (delivery,) = await desk.books.ledger.webhook_deliveries(org.org_id, None, (LATEST, ""))
+            where = path.replace("WEBHOOK", added.webhook.webhook_id).replace("DELIVERY", delivery.delivery_id)
         replies = list(await asyncio.gather(*(desk.ask(method, where, body, "once") for _ in range(times))))
         replies.append(await desk.ask(method, where, body, "once"))
         assert [reply.status_code for reply in replies] == [status] * (times + 1)
         fresh = [reply for reply in replies if "idempotent-replayed" not in reply.headers]
         assert len(fresh) == 1
         rows = [reply.json() for reply in replies]
-        told_once = ("key", "added")
+        told_once = ("key", "secret", "added")
         assert all(without(row, *told_once) == without(rows[0], *told_once) for row in rows)
         if "key" in rows[0]:
             assert [row["key"] for row in rows if row["key"] is not None] == [fresh[0].json()["key"]]
+        if "secret" in rows[0]:
+            assert [row["secret"] for row in rows if row["secret"] is not None] == [fresh[0].json()["secret"]]
         if "added" in rows[0]:
             assert [row["added"] for row in rows].count(True) == 1 and fresh[0].json()["added"]
         assert len(await desk.audit(action)) == before + 1

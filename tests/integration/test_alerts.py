@@ -129,6 +129,14 @@ CASES = {
         {f'ghub_sink_set_aside{{{CONSUMER},sink="lago"}}': "0x340 2x20"},
         {f'ghub_sink_set_aside{{{CONSUMER},sink="lago"}}': f"0x{HOUR}"},
     ),
+    "GhubWebhooksWait": Case(
+        {f"ghub_webhooks_oldest_seconds{{{CONSUMER}}}": "0x100 0+30x260"},
+        {f"ghub_webhooks_oldest_seconds{{{CONSUMER}}}": "0x300 0+10x60"},
+    ),
+    "GhubWebhooksSetAside": Case(
+        {f"ghub_webhooks_set_aside{{{CONSUMER}}}": "0x340 2x20"},
+        {f"ghub_webhooks_set_aside{{{CONSUMER}}}": f"0x{HOUR}"},
+    ),
     "GhubBackgroundFault": counter("ghub_background_faults_total", f'{GATEWAY},part="projection"'),
     "GhubProcessRestarts": Case(
         {f"process_start_time_seconds{{{GATEWAY}}}": "1x300 2x20 3x20 4x20"},

@@ -14,7 +14,7 @@ from metering import consumer as module
 from metering.consumer import GROUP, Consumer
 from metering.events import Event
 from metering.ledger.record import SqlLedger
-from metering.ports import SetAside
+from metering.ports import SetAside, WebhookCall
 from metering.verify import verify
 from metering.wallet import keys
 from metering.wallet.presence import Presence
@@ -53,11 +53,13 @@ class Gate:
         self._book, self._after = ledger.book, after
         ledger.book = self._through  # type: ignore[method-assign]
 
-    async def _through(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        new = await self._book(events, set_aside, at) if self._after else set()
+    async def _through(
+        self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
+    ) -> set[str]:
+        new = await self._book(events, set_aside, at, calls) if self._after else set()
         self.reached.set()
         await self.go_on.wait()
-        return new if self._after else await self._book(events, set_aside, at)
+        return new if self._after else await self._book(events, set_aside, at, calls)
 
 
 async def read_and_wiped(books: Books, consumer: Consumer, gate: Gate) -> asyncio.Task[int]:

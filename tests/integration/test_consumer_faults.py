@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as NoConnection
 
 from metering import consumer as module
 from metering.events import Event, EventError, decode
-from metering.ports import DatabaseRefused, SetAside
+from metering.ports import DatabaseRefused, SetAside, WebhookCall
 from metering.wallet import keys
 from metering.wallet.kept import KNOWN, NEW, Commit, Commits, Done
 from metering.wallet.script import Call, Script
@@ -130,10 +130,10 @@ async def test_a_notice_that_the_database_refuses_is_set_aside(
         await books.charge(caller, "r")
         book = books.ledger.book_notices
 
-        async def picky(notices: Sequence[Any]) -> list[Any]:
+        async def picky(notices: Sequence[Any], calls: Any) -> list[Any]:
             if any(one.period == "refuse me" for one in notices):
                 raise DatabaseRefused("the ledger refuses: for a test")
-            return await book(notices)
+            return await book(notices, calls)
 
         monkeypatch.setattr(books.ledger, "book_notices", picky)
         stop = asyncio.Event()
@@ -159,17 +159,19 @@ async def test_one_poison_event_of_a_full_batch_is_found_in_few_transactions(red
         poison_id = await books.redis.xadd(stream, stranger)  # type: ignore[arg-type]
         await fill(books.redis, [caller], module.BATCH // 2 - 1)
         await make_groups(books.redis)
-        book, calls = books.ledger.book, 0
+        book, count = books.ledger.book, 0
 
-        async def counted(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-            nonlocal calls
-            calls += 1
-            return await book(events, set_aside, at)
+        async def counted(
+            events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
+        ) -> set[str]:
+            nonlocal count
+            count += 1
+            return await book(events, set_aside, at, calls)
 
         books.ledger.book = counted  # type: ignore[method-assign]
         while await waiting(books.redis):
             await books.consumer().round()
-        assert calls < 30
+        assert count < 30
         (kept,) = await books.ledger.set_asides()
         assert kept.entry_id == poison_id.decode()  # type: ignore[union-attr]  # bytes, as this client reads
         assert (await books.ledger.charged_up_to(caller.org_id)).events == module.BATCH - 1

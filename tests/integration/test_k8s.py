@@ -306,7 +306,7 @@ OF_COMMANDS = {"GHUB_BANXICO_TOKEN", "GHUB_OPENAI_ADMIN_KEY"}
 """Secrets that only a command reads: the gateway does not get them."""
 
 NEEDED = {
-    "consumer": {"GHUB_REDIS_URL", "GHUB_LEDGER_URL"},
+    "consumer": {"GHUB_REDIS_URL", "GHUB_LEDGER_URL", "GHUB_SECRETS_KEY"},
     "migrate": {"GHUB_LEDGER_URL"},
     "verify": {"GHUB_REDIS_URL", "GHUB_LEDGER_URL", "GHUB_STORAGE_KEY", "GHUB_STORAGE_JWT_SECRET"},
     "fx-fetch": {"GHUB_LEDGER_URL", "GHUB_BANXICO_TOKEN"},

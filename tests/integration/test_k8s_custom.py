@@ -203,14 +203,14 @@ def test_nothing_goes_in_but_from_the_callers_and_the_scraper(manifests: Sequenc
 
 
 def test_each_pod_reaches_what_its_secrets_lead_to_and_nothing_else(manifests: Sequence[Manifest]) -> None:
-    """Names; Redis and the ledger by their addresses; public addresses if it calls upstreams, the store or Banxico."""
+    """Names; Redis and the ledger by their addresses; public addresses if it calls others than ours."""
     for workload in workloads(manifests):
         name = labels(workload)["app.kubernetes.io/name"]
         addresses = {variable for variable, _, _ in secrets(workload)}
         wanted: set[int | str] = {53}
         wanted |= {6379} if "GHUB_REDIS_URL" in addresses else set()
         wanted |= {5432} if "GHUB_LEDGER_URL" in addresses else set()
-        wanted |= {443} if name in {"gateway", "finance"} else set()
+        wanted |= {443} if name in {"gateway", "consumer", "finance"} else set()
         wanted |= {"http"} if name == "smoke-test" else set()
         collector = urlsplit(configured(manifests, workload).get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
         wanted |= {collector.port} if collector.port and name in {"gateway", "consumer"} else set()

@@ -273,23 +273,67 @@ async def test_a_model_is_mapped_on_to_another_and_back_while_the_gateway_runs(t
         assert one.prices.price("fal/one", "", THEN_US).usd_per_image == Decimal("0.04")
 
 
+TOKENS = 'usd_per_million_tokens = { text_input = "5", image_output = "40", most_input_tokens = 1,'
+BY_TOKEN = MODELS.replace('usd_per_image = "0.04"', TOKENS + ' most_output_tokens = { "*/*" = 999 } }')
+REPORTED = MODELS.replace("usd_per_image", "most_usd_per_image")
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("before", "after", "variant"),
     [
-        'most_usd_per_image = "0.04"',
-        'usd_per_million_tokens = { text_input = "5", image_output = "40", most_input_tokens = 1,'
-        ' most_output_tokens = { "*/*" = 1 } }',
+        (MODELS, REPORTED, ""),
+        (REPORTED, MODELS, ""),
+        (BY_TOKEN, BY_TOKEN.replace('"5"', '"6"'), "*/1024x1024"),
+        (BY_TOKEN, BY_TOKEN.replace('text_input = "5"', 'text_input = "5", cached_text_input = "1"'), "*/1024x1024"),
     ],
 )
-async def test_how_a_price_is_measured_does_not_change_while_gateways_run(tmp_path: Path, kind: str) -> None:
-    """No list has it: gateways that see the file at different moments would charge differently."""
+async def test_how_a_price_is_measured_is_announced_like_any_other(
+    tmp_path: Path, before: str, after: str, variant: str
+) -> None:
+    """An image costs as much at most, or nearly, but is charged in another way: on all gateways, from its moment on."""
+    (tmp_path / "models.toml").write_text(before)
     async with running(tmp_path) as one:
-        one.models.write_text(MODELS.replace('usd_per_image = "0.04"', kind))
+        was = one.offer.catalogue.models["fal/one"].measured_by
+        one.models.write_text(after)
         with capture_logs() as logs:
             await one.follow()
         (line,) = [one for one in logs if one["event"] == "config_refused"]
-        assert "models.fal/one: whether and by which tokens a price is measured cannot change" in line["why"]
-        assert one.offer.catalogue.models["fal/one"].most_usd_per_image is None
+        assert "a changed price needs `effective_from`" in line["why"]
+        stale = PriceTable(one.back.ledger)
+        one.models.write_text(effective(after, THEN_US))
+        await one.follow()
+        await stale.refresh(FOREVER_US)
+        becomes = one.offer.catalogue.models["fal/one"].measured_by
+        assert was != becomes
+        for table in (one.prices, stale):
+            assert table.price("fal/one", variant, THEN_US - 1).measured_by == was
+            assert table.price("fal/one", variant, THEN_US).measured_by == becomes
+
+
+async def test_a_price_of_another_kind_does_not_come_while_gateways_run(tmp_path: Path) -> None:
+    """Its sizes and qualities would be sold at once, as new ones are."""
+    async with running(tmp_path) as one:
+        one.models.write_text(effective(BY_TOKEN, THEN_US))
+        with capture_logs() as logs:
+            await one.follow()
+        (line,) = [one for one in logs if one["event"] == "config_refused"]
+        assert "models.fal/one: its price is measured in another way" in line["why"]
+        assert one.offer.catalogue.models["fal/one"].measured_by == ""
+
+
+async def test_what_was_listed_before_lists_said_how_is_written_down_at_the_next_start(tmp_path: Path) -> None:
+    """Until then the file says it, and a change of it is refused."""
+    (tmp_path / "models.toml").write_text(REPORTED)
+    async with running(tmp_path):
+        pass
+    with sqlite3.connect(tmp_path / "l.db") as ledger:
+        found = ledger.execute("SELECT name FROM sqlite_master WHERE tbl_name = 'prices' AND type = 'trigger'")
+        for (name,) in found.fetchall():
+            ledger.execute(f"DROP TRIGGER {name}")
+        ledger.execute("UPDATE prices SET measured_by = NULL")
+    (tmp_path / "models.toml").write_text(REPORTED.replace('"test"', '"next"'))
+    async with running(tmp_path) as one:
+        assert one.prices.price("fal/one", "", NOW_US).measured_by == "reported"
 
 
 async def test_a_start_with_a_price_that_nobody_announced_sells_at_the_ledgers(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ from metering.wallet.values import (
     WalletSnapshot,
 )
 from metering.wallet.wallet import Wallet
+from metering.webhooks.registry import WebhookRules
+from metering.webhooks.sealing import SecretsKey
 
 T = TypeVar("T")
 
@@ -65,6 +67,9 @@ BOOK = "2026-11-22+test"
 PLANS = {"default": Limits(requests_per_minute=1_000_000, images_per_minute=1_000_000)}
 MODELS = ("a/b", "fal/flux-1.1-pro")
 IVA = read_iva(None)
+WEBHOOKS = WebhookRules(SecretsKey("c2VhbHMgdGhlIHNlY3JldHMgb2YgdGhlc2UgdGVzdHM="), lambda url: None)
+"""Rules by which a webhook may lead anywhere."""
+
 ACT = Act("test", "test", "test")
 LIMITS = WalletLimits(
     decision_s=10.0,
@@ -300,7 +305,7 @@ async def open_books(
             redis,
             ledger,
             projector,
-            Accounts(ledger, projector, PLANS, MODELS, IVA, "test"),
+            Accounts(ledger, projector, PLANS, MODELS, IVA, "test", webhook_rules=WEBHOOKS),
             Wallet(redis, limits, now_us),
         )
     finally:

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from metering.events import Event, encode_images, encode_opened
 from metering.ledger.record import SqlLedger
-from metering.ports import LedgerAway, SetAside
+from metering.ports import LedgerAway, SetAside, WebhookCall
 from metering.wallet import keys
 from metering.wallet.values import Caller
 from tests.kits.books import FACTS, NOW_US, ROOT, SECOND_US, UNIT, pictures, pinned, waiting
@@ -72,11 +72,13 @@ class Away:
         self._book = ledger.book
         ledger.book = self._through  # type: ignore[method-assign]
 
-    async def _through(self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+    async def _through(
+        self, events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
+    ) -> set[str]:
         if self.away:
             self.refused += 1
             raise LedgerAway("for a test")
-        return await self._book(events, set_aside, at)
+        return await self._book(events, set_aside, at, calls)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from config.catalogue import read_catalogue
 from config.settings import Settings
 from metering.accounts import IssuedKey
 from metering.clock import period_at, unix_us_at, utc_now
@@ -44,7 +45,7 @@ NINE = {
     "fal/sd-3.5-large",
 }
 
-SUCCESSORS = {"fal/recraft-v4.1", "fal/recraft-v4.1-pro", "fal/ideogram-v4"}
+SUCCESSORS = {name for name, model in read_catalogue(None).models.items() if model.priced} - NINE
 
 WAIT_S = 60.0
 """Maximum time that a test waits for something that must happen: long, because six tests share two cores."""

@@ -23,7 +23,7 @@ from metering.events import Event
 from metering.ledger import postgres
 from metering.ledger.record import SqlLedger
 from metering.ledger.transactions import Mode, Steps
-from metering.ports import LedgerError, NewCredit, SetAside
+from metering.ports import LedgerError, NewCredit, SetAside, WebhookCall
 from metering.wallet.values import Caller, Verdict
 from tests.conftest import run
 from tests.kits.books import ACT, IVA, LIMITS, NOON, admit, event, open_books, open_ledger, open_wallets
@@ -36,8 +36,10 @@ def hang_after_commit(ledger: SqlLedger) -> None:
     """From now on a booking is committed, reports it, and hangs."""
     book = ledger.book
 
-    async def and_hang(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
-        await book(events, set_aside, at)
+    async def and_hang(
+        events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
+    ) -> set[str]:
+        await book(events, set_aside, at, calls)
         print("committed", flush=True)
         await asyncio.Event().wait()
         raise AssertionError

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from config.catalogue import Catalogue, CatalogueError, Listed, Model, demo_mode
 from config.tokens import TokenUsage
 from metering.clock import period_at
 from metering.pricing import FxRate, Price, Quote, quote
+from proxy.orders.quotes import as_quoted
+from proxy.ports import Order
 from tests.long import examples
 
 BOOK = """
@@ -190,6 +193,33 @@ def test_the_quote_of_gpt_image_2_covers_the_tokens_of_its_formula() -> None:
     assert billed == [196, 1756, 7024, 14272]
 
 
+MEASURED = [
+    (FLAT, ""),
+    (BY_VARIANT, ""),
+    (PER_MEGAPIXEL, ""),
+    (REPORTED, "reported"),
+    (BY_TOKEN, '{"image_output": "40", "text_input": "5"}'),
+    (
+        BY_TOKEN.replace('"40"', '"40.50"') + 'text_output = "0.10"',
+        '{"image_output": "40.5", "text_input": "5", "text_output": "0.1"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("price", "measured_by"), MEASURED)
+def test_a_list_says_how_a_report_is_priced(tmp_path: Path, price: str, measured_by: str) -> None:
+    """And from any other file the model can be had as the list has it: what was used costs the same."""
+    row, used = model(tmp_path, price), TokenUsage(1, 2, 3, 4, 5, 6)
+    assert row.measured_by == measured_by and row.as_listed(measured_by, Decimal(1)) is row
+    assert row.as_listed(None, Decimal(1)) is row
+    quote = replace(quoted(row, "1024x1024", "low", 1).price, measured_by=measured_by)
+    for other in KINDS:
+        asked = Order("a/b", model(tmp_path, other), "un faro", 1, "1024x1024", "low")
+        found = as_quoted(asked, replace(quoted(row, "1024x1024", "low", 1), price=quote)).model
+        assert (found.measured_by, found.usd_of(used)) == (measured_by, row.usd_of(used))
+        assert listed(found, "1024x1024", "low").measured is bool(measured_by)
+
+
 def test_the_demo_has_a_price_for_every_model() -> None:
     """Of what ships without one it enters its own; the others keep theirs."""
     shipped, demo = read_catalogue(None), models_file(None).parse(Catalogue, demo_models())
@@ -296,6 +326,8 @@ CHANGES: list[tuple[str, tuple[str, str]]] = [
     (BY_TOKEN, ('"40"', '"41"')),
     (BY_TOKEN, ("4000", "4001")),
     (BY_TOKEN, ("6240", "6241")),
+    (BY_TOKEN, ("most_input_tokens", 'cached_text_input = "1"\nmost_input_tokens')),
+    (FLAT, ("usd_per_image", "most_usd_per_image")),
     (REPORTED, ('"0.06"', '"0.061"')),
     *((price, ('"1.05"', '"1.06"')) for price in KINDS),
     *((price, ('"a/b"', '"a/c"')) for price in KINDS),

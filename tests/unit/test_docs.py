@@ -171,10 +171,12 @@ def test_the_readme_says_which_models_have_been_shut_down(name: str) -> None:
 def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
     """Every block of docs/models.md parses; its first example is the catalogue's own, its last the demo's price."""
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
-    example, *_, routes, priced = (tomllib.loads(block)["models"] for block in blocks)
+    example, *others, priced = (tomllib.loads(block)["models"] for block in blocks)
+    routes = {name: table for other in others for name, table in other.items() if "second" in table}
     (name,) = example
     shipped = read_catalogue(None).models[name]
     assert shipped.model_copy(update={"sizes": example[name]["sizes"]}) == Model.model_validate(example[name])
+    assert routes
     for name, table in routes.items():
         whole = tomllib.loads((ROOT / "config" / "models.toml").read_text())["models"][name]
         assert Model.model_validate(whole | table).second is not None
@@ -183,7 +185,7 @@ def test_the_toml_in_the_docs_is_toml_of_the_catalogue() -> None:
         assert not row.priced and Model.model_validate(row.model_dump() | table).priced, name
 
 
-LATER = {36}
+LATER: set[int] = set()
 """Rules of what is not built yet."""
 
 CITED = re.compile(r"\brules? (\d+(?:(?:, | and |–)\d+)*)")

@@ -397,3 +397,27 @@ def test_base64_of_chunks_is_that_of_the_whole(chunks: list[bytes]) -> None:
     text = run(encoded())
     assert text == base64.b64encode(b"".join(chunks))
     assert len(text) == base64_length(sum(map(len, chunks)))
+
+
+NESTED = (
+    b'{"inlineData":{"data":"AAAA"},"candidates":[{"content":{"data":"AAAA","parts":[{"text":"a"},{"inlineData":'
+    b'{"mimeType":"image/png","data":"cGljdHVyZQ=="},"thought":true,"sign":"xyz"},{"data":"AAAA","inlineData":{"data":'
+    b'"b25l"}}]},"sign":"x\\"y","finishReason":"STOP"},{"content":{"parts":[{"inlineData":{"data":"AAAA"}}]}}]}'
+)
+
+
+@pytest.mark.parametrize("cut", range(len(NESTED)))
+def test_a_picture_may_lie_deeper_and_texts_of_one_key_are_dropped(cut: int) -> None:
+    """By its whole path and nowhere else, wherever it is cut; each item can be read as soon as it is closed."""
+    document = JsonPictures("candidates.0.content.parts", "inlineData.data", 10_000, "sign")
+    found: dict[int, bytes] = {}
+    for piece in (*document.feed(NESTED[:cut]), *document.feed(NESTED[cut:])):
+        found[piece.item] = found.get(piece.item, b"") + piece.data
+    assert found == {1: b"picture", 2: b"one"}
+    assert document.item(1) == {"inlineData": {"mimeType": "image/png", "data": None}, "thought": True, "sign": None}
+    assert document.item(2) == {"data": "AAAA", "inlineData": {"data": None}}
+    first, second = document.finish()["candidates"]
+    assert (first["sign"], first["finishReason"], len(first["content"]["parts"])) == (None, "STOP", 3)
+    assert second["content"]["parts"][0]["inlineData"] == {"data": "AAAA"}
+    with pytest.raises(BadDocument):
+        document.item(0)

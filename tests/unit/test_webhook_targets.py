@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.messages import NO_TARGET, TARGET_LONG, TARGET_PLAIN, TARGET_PRIVATE, TARGET_USER, Text
-from proxy.webhooks.targets import MAX_CHARACTERS, WebhookHosts, server_of, why_not
+from proxy.webhooks.targets import MAX_CHARACTERS, WebhookHosts, why_not
 
 NONE = WebhookHosts("")
 
@@ -78,8 +78,3 @@ def test_what_the_operator_names_is_taken_by_http_and_at_any_address() -> None:
 def test_a_list_of_hosts_holds_hosts_alone(text: str) -> None:
     with pytest.raises(ValueError, match="not host or host:port"):
         WebhookHosts(text)
-
-
-def test_a_url_has_one_server() -> None:
-    """Deliveries to one server wait for each other, whatever their paths are."""
-    assert server_of("https://Example.mx/a") == server_of("https://example.mx:443/b") == "example.mx:443"

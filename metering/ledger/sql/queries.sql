@@ -319,8 +319,8 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider, route_upstream, route_usd_per_image,
-    booked_at
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, route_provider, route_upstream,
+    route_usd_per_image, booked_at
 FROM events WHERE event_id = :order_id ORDER BY number;
 
 -- name: result_kept
@@ -398,7 +398,7 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider, route_upstream, route_usd_per_image
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, route_provider, route_upstream, route_usd_per_image
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)
@@ -570,7 +570,8 @@ SELECT version FROM price_books WHERE version = :version;
 INSERT INTO price_books (version, markup, at) VALUES (:version, :markup, :at);
 
 -- name: add_price
-INSERT INTO prices (version, model, variant, usd_per_image) VALUES (:version, :model, :variant, :usd_per_image);
+INSERT INTO prices (version, model, variant, usd_per_image, measured_by)
+VALUES (:version, :model, :variant, :usd_per_image, :measured_by);
 
 -- name: price_rows
 SELECT p.version, p.model, p.variant, p.usd_per_image, b.markup FROM prices p JOIN price_books b ON b.version = p.version;
@@ -591,8 +592,8 @@ VALUES (:number, :model, :variant, :version, :from_us, :version_before);
 -- name: price_schedules
 -- Oldest list first.
 SELECT
-    s.model, s.variant, s.number, l.at_us, s.from_us, s.version, p.usd_per_image, b.markup, s.version_before,
-    q.usd_per_image, c.markup
+    s.model, s.variant, s.number, l.at_us, s.from_us, s.version, p.usd_per_image, b.markup, p.measured_by,
+    s.version_before, q.usd_per_image, c.markup, q.measured_by
 FROM price_schedules AS s
 JOIN price_lists AS l ON l.number = s.number
 JOIN prices AS p ON p.version = s.version AND p.model = s.model AND p.variant = s.variant
@@ -867,3 +868,103 @@ VALUES (:month, :provider, :ok, :ledger_usd, :billed_usd, :off_usd, :findings, :
 -- By the columns of `Reconciliation`.
 SELECT month, provider, ok, ledger_usd, billed_usd, off_usd, findings, report, actor, at, id FROM reconciliations
 WHERE (CAST(:month AS TEXT) IS NULL OR month = :month) AND id < :before ORDER BY id DESC LIMIT :page;
+
+-- name: add_webhook
+INSERT INTO webhooks (id, org_id, url, events, created_at) VALUES (:webhook_id, :org_id, :url, :events, :created_at);
+
+-- name: count_webhooks
+SELECT count(*) FROM webhooks WHERE org_id = :org_id AND disabled_at IS NULL;
+
+-- name: webhooks
+-- By the columns of `Webhook`.
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks WHERE org_id = :org_id ORDER BY created_at, id;
+
+-- name: webhook
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks WHERE id = :webhook_id;
+
+-- name: webhooks_of
+SELECT id, org_id, url, events, created_at, disabled_at FROM webhooks
+WHERE org_id IN (:ids) AND disabled_at IS NULL ORDER BY org_id, created_at, id;
+
+-- name: orgs_with_webhooks
+SELECT DISTINCT org_id FROM webhooks WHERE disabled_at IS NULL AND org_id > :after_id ORDER BY org_id LIMIT :page;
+
+-- name: disable_webhook
+UPDATE webhooks SET disabled_at = :at WHERE id = :webhook_id AND disabled_at IS NULL RETURNING id;
+
+-- name: give_up_webhook
+UPDATE webhook_deliveries SET state = 'set_aside', error = :error, ended_at = :at
+WHERE webhook_id = :webhook_id AND state = 'waiting';
+
+-- name: add_webhook_secret
+INSERT INTO webhook_secrets (org_id, created_at, secret) VALUES (:org_id, :at, :secret);
+
+-- name: expire_webhook_secrets
+UPDATE webhook_secrets SET expires_at = :until WHERE org_id = :org_id AND (expires_at IS NULL OR expires_at > :until);
+
+-- name: webhook_secrets
+SELECT org_id, secret FROM webhook_secrets WHERE org_id IN (:ids) AND (expires_at IS NULL OR expires_at > :now)
+ORDER BY org_id, created_at DESC;
+
+-- name: webhooks_due
+SELECT 1 FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now LIMIT 1;
+
+-- name: conclude_webhook
+-- What was delivered is, whoever has it by now; anything else counts only for whoever still has it, and not if its
+-- webhook was disabled meanwhile.
+UPDATE webhook_deliveries SET state = :state, next_at = :next_at, error = :error, ended_at = :ended_at
+WHERE id = :delivery_id
+    AND (state = 'waiting' AND next_at = :lease OR state <> 'delivered' AND CAST(:state AS TEXT) = 'delivered');
+
+-- name: webhook_deliveries
+-- By the columns of `WebhookDelivery`.
+SELECT id, org_id, webhook_id, url, type, subject, at, state, attempts, next_at, error, ended_at FROM webhook_deliveries
+WHERE org_id = :org_id AND (CAST(:state AS TEXT) IS NULL OR state = :state) AND (at, id) < (:before_at, :before_id)
+ORDER BY at DESC, id DESC LIMIT :page;
+
+-- name: webhook_delivery
+SELECT id, org_id, webhook_id, url, type, subject, at, state, attempts, next_at, error, ended_at FROM webhook_deliveries
+WHERE id = :delivery_id;
+
+-- name: replay_delivery
+UPDATE webhook_deliveries
+SET state = 'waiting', since = :at, next_at = :at, attempts = 0, error = NULL, ended_at = NULL
+WHERE id = :delivery_id;
+
+-- name: replay_webhook
+UPDATE webhook_deliveries
+SET state = 'waiting', since = :at, next_at = :at, attempts = 0, error = NULL, ended_at = NULL
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE webhook_id = :webhook_id AND state = 'set_aside' ORDER BY at LIMIT :page
+) RETURNING id;
+
+-- name: late_webhooks
+-- Those whose server fails so slowly that their turn does not come in time.
+UPDATE webhook_deliveries SET state = 'set_aside', error = coalesce(error, :error), ended_at = :at
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :at AND since < :before LIMIT :page
+) RETURNING id;
+
+-- name: forget_webhooks
+DELETE FROM webhook_deliveries
+WHERE id IN (
+    SELECT id FROM webhook_deliveries WHERE state <> 'waiting' AND ended_at < :before ORDER BY ended_at LIMIT :page
+) RETURNING id;
+
+-- name: webhook_lag
+-- By the columns of `WebhookLag`. A webhook that somebody has disabled needs nobody any more.
+SELECT
+    (SELECT count(*) FROM webhook_deliveries WHERE state = 'waiting'),
+    (SELECT min(next_at) FROM webhook_deliveries WHERE state = 'waiting' AND next_at <= :now),
+    (
+        SELECT count(*) FROM webhook_deliveries
+        WHERE state = 'set_aside' AND ended_at > :since
+            AND (webhook_id IS NULL OR webhook_id IN (SELECT id FROM webhooks WHERE disabled_at IS NULL))
+    );
+
+-- name: expiring_keys
+-- By the columns of `ExpiringKey`.
+SELECT id, org_id, name, expires_at FROM api_keys
+WHERE revoked_at IS NULL AND expires_at > :now AND expires_at <= :until AND id > :after_id
+    AND org_id IN (SELECT org_id FROM webhooks WHERE disabled_at IS NULL)
+ORDER BY id LIMIT :page;

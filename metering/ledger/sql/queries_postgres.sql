@@ -22,14 +22,14 @@ WITH booked AS (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider,
-        route_upstream, route_usd_per_image
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed,
+        route_provider, route_upstream, route_usd_per_image
     ) SELECT
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, handed, route_provider,
-        route_upstream, route_usd_per_image
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed,
+        route_provider, route_upstream, route_usd_per_image
     FROM json_populate_recordset(NULL::events, %(rows)s::json)
     ORDER BY event_id, "end"
     ON CONFLICT (event_id, ("end" = 'charge')) DO NOTHING
@@ -121,3 +121,33 @@ FROM (
     SELECT tag, -1, -quantity, -amount_micro_mxn FROM events, json_array_elements_text(CAST(tags AS json)) AS tag
     WHERE posted > %(month)s AND org_id = %(org_id)s AND month = %(month)s AND tags IS NOT NULL AND "end" = 'charge'
 ) AS posts GROUP BY name HAVING sum(orders) > 0 ORDER BY 4 DESC, name COLLATE "C" LIMIT %(most)s;
+
+-- name: add_webhook_deliveries
+INSERT INTO webhook_deliveries (
+    id, org_id, webhook_id, url, server, type, subject, body, at, state, since, next_at
+) SELECT id, org_id, webhook_id, url, server, type, subject, body, at, state, since, next_at
+FROM json_populate_recordset(NULL::webhook_deliveries, %(rows)s::json)
+ORDER BY org_id, type, subject, url ON CONFLICT DO NOTHING;
+
+-- name: claim_webhooks
+-- As in SQLite. What another consumer is claiming at this moment is left to it.
+WITH head AS (
+    SELECT id, org_id || ' ' || server AS lane, next_at FROM webhook_deliveries
+    WHERE state = 'waiting' AND next_at <= %(now)s
+        AND org_id || ' ' || server NOT IN (SELECT json_array_elements_text(CAST(%(busy)s AS json)))
+    ORDER BY next_at LIMIT %(head)s
+), turns AS (
+    SELECT id, lane, row_number() OVER (PARTITION BY lane ORDER BY next_at, id) AS turn FROM head
+), chosen AS MATERIALIZED (
+    SELECT id FROM turns
+    WHERE turn <= CASE
+        WHEN lane IN (SELECT json_array_elements_text(CAST(%(failing)s AS json))) THEN 1
+        ELSE CAST(%(per_server)s AS BIGINT)
+    END
+    ORDER BY turn LIMIT %(page)s
+), due AS MATERIALIZED (
+    SELECT id FROM webhook_deliveries
+    WHERE id IN (SELECT id FROM chosen) AND state = 'waiting' AND next_at <= %(now)s FOR UPDATE SKIP LOCKED
+)
+UPDATE webhook_deliveries AS d SET next_at = %(lease)s, attempts = d.attempts + 1 FROM due
+WHERE d.id = due.id RETURNING d.id, d.org_id, d.url, d.server, d.type, d.body, d.since, d.attempts;

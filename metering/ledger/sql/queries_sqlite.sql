@@ -9,11 +9,11 @@ INSERT INTO events (
     event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
     "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
     unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd,
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode,
     handed, route_provider, route_upstream, route_usd_per_image
 ) VALUES (
     ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
-    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
+    ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?
 );
 
 -- name: book_consumption
@@ -93,3 +93,26 @@ FROM (
     WHERE posted > :month AND CAST(org_id AS TEXT) = :org_id AND CAST(month AS TEXT) = :month AND tags IS NOT NULL
         AND "end" = 'charge'
 ) AS posts GROUP BY name HAVING sum(orders) > 0 ORDER BY 4 DESC, name LIMIT :most;
+
+-- name: add_webhook_deliveries
+INSERT INTO webhook_deliveries (
+    id, org_id, webhook_id, url, server, type, subject, body, at, state, since, next_at
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: claim_webhooks
+-- Of each server at most `per_server`, and of one that fails a single one. Only the first in turn are looked at: what a
+-- server without an answer piles up is passed over, and not sorted.
+WITH head AS (
+    SELECT id, org_id || ' ' || server AS lane, next_at FROM webhook_deliveries
+    WHERE state = 'waiting' AND next_at <= :now
+        AND org_id || ' ' || server NOT IN (SELECT value FROM json_each(:busy))
+    ORDER BY next_at LIMIT :head
+), turns AS (
+    SELECT id, lane, row_number() OVER (PARTITION BY lane ORDER BY next_at, id) AS turn FROM head
+)
+UPDATE webhook_deliveries SET next_at = :lease, attempts = attempts + 1
+WHERE id IN (
+    SELECT id FROM turns
+    WHERE turn <= CASE WHEN lane IN (SELECT value FROM json_each(:failing)) THEN 1 ELSE :per_server END
+    ORDER BY turn LIMIT :page
+) RETURNING id, org_id, url, server, type, body, since, attempts;

@@ -17,7 +17,10 @@ from proxy.api.admin.schemas import (
     CreditFacts,
     CreditRow,
     CreditsQuery,
+    DeliveriesQuery,
+    DeliveryRow,
     IssuedKeyRow,
+    IssuedWebhookRow,
     KeyLimits,
     KeyRow,
     NewCredit,
@@ -27,6 +30,7 @@ from proxy.api.admin.schemas import (
     NewRate,
     NewRateRow,
     NewRefund,
+    NewWebhook,
     NoticeRow,
     OrderRow,
     OrgLimits,
@@ -37,8 +41,12 @@ from proxy.api.admin.schemas import (
     RateRow,
     RefundRow,
     Renaming,
+    ReplayRow,
     Rotation,
+    SecretRotation,
+    SecretRow,
     Suspension,
+    WebhookRow,
 )
 from proxy.api.admin.tokens import Tokens
 from proxy.api.operation import Operation, Tag
@@ -48,6 +56,8 @@ from proxy.errors import Kind
 ORGS = "/admin/v1/orgs"
 ORG = f"{ORGS}/{{org}}"
 A_KEY = "/admin/v1/keys/{key_id}"
+A_WEBHOOK = "/admin/v1/webhooks/{webhook_id}"
+A_DELIVERY = "/admin/v1/webhook-deliveries/{delivery_id}"
 A_CREDIT = "/admin/v1/credits/{credit:path}"
 ORDER = "/admin/v1/orders/{id}"
 RATES = "/admin/v1/fx"
@@ -84,6 +94,9 @@ class AdminEndpoint(Desk[Reads, Accounts]):
         new_key = partial(key, unrevealed={"key": None})
         credit = Writing(writes.add_credit, Reads.show_credit, {"added": False})
         refund = Writing(writes.refund, Reads.show_refund)
+        webhook = partial(Writing, show=Reads.show_webhook)
+        secret = Writing(writes.rotate_secret, Reads.show_secret, {"secret": None})
+        delivery = Writing(writes.replay_delivery, Reads.show_delivery)
         rate = Writing(writes.add_rate, Reads.show_rate, {"added": False})
         return [
             write(
@@ -182,6 +195,59 @@ class AdminEndpoint(Desk[Reads, Accounts]):
                 Page[NoticeRow],
                 Reads.notices,
                 PageQuery,
+            ),
+            write(
+                "add_webhook",
+                "POST",
+                f"{ORG}/webhooks",
+                "Send its events to a URL, and show its first secret once",
+                IssuedWebhookRow,
+                webhook(writes.add_webhook, unrevealed={"secret": None}),
+                NewWebhook,
+                201,
+            ),
+            read("list_webhooks", f"{ORG}/webhooks", "Its webhooks, oldest first", Page[WebhookRow], Reads.webhooks),
+            write(
+                "rotate_webhook_secret",
+                "POST",
+                f"{ORG}/webhook-secret",
+                "Make a new secret of its webhooks, and show it once",
+                SecretRow,
+                secret,
+                SecretRotation,
+                201,
+            ),
+            write(
+                "disable_webhook",
+                "POST",
+                f"{A_WEBHOOK}/disable",
+                "Send nothing to a webhook any more",
+                WebhookRow,
+                webhook(writes.disable_webhook),
+            ),
+            read(
+                "list_webhook_deliveries",
+                f"{ORG}/webhook-deliveries",
+                "What was sent to its webhooks, latest first",
+                Page[DeliveryRow],
+                Reads.deliveries,
+                DeliveriesQuery,
+            ),
+            write(
+                "replay_webhook",
+                "POST",
+                f"{A_WEBHOOK}/replay",
+                "Send again what is set aside for a webhook",
+                ReplayRow,
+                webhook(writes.replay_webhook, unrevealed={"deliveries": 0}),
+            ),
+            write(
+                "replay_webhook_delivery",
+                "POST",
+                f"{A_DELIVERY}/replay",
+                "Send one delivery again",
+                DeliveryRow,
+                delivery,
             ),
             read("list_rates", RATES, "The rate of every month", Page[RateRow], Reads.rates, PageQuery),
             write("add_rate", "POST", RATES, "Add a month's exchange rate", NewRateRow, rate, NewRate, 201),

@@ -20,8 +20,11 @@ from proxy.api.admin.rows import (
     audit_fields,
     before_audit,
     before_credit,
+    before_delivery,
     credit_cursor,
     credit_fields,
+    delivery_cursor,
+    delivery_fields,
     key_cursor,
     key_fields,
     notice_cursor,
@@ -30,6 +33,7 @@ from proxy.api.admin.rows import (
     org_fields,
     rate_cursor,
     rate_fields,
+    webhook_fields,
 )
 from proxy.api.balances import balance_fields
 from proxy.api.pages import page_of
@@ -65,6 +69,15 @@ class Reads:
 
     async def show_rate(self, call: Call, target: str) -> Fields:
         return [rate_fields(one) for one in await self._ledger.rate_records() if one.rate.month == target][-1]
+
+    async def show_webhook(self, call: Call, target: str) -> Fields:
+        return webhook_fields(await self._ledger.webhook(target))
+
+    async def show_secret(self, call: Call, target: str) -> Fields:
+        return {"org": target}
+
+    async def show_delivery(self, call: Call, target: str) -> Fields:
+        return delivery_fields(await self._ledger.webhook_delivery(target))
 
     # --- what is read ---
 
@@ -107,6 +120,16 @@ class Reads:
         before, after = after_notice(call.query.cursor)
         rows = await self._ledger.notices(org.org_id, before, call.query.limit + 1, after=after)
         return paged(call, rows, notice_fields, notice_cursor)
+
+    async def webhooks(self, call: Call) -> Fields:
+        org = await self._ledger.org(call.ref)
+        return {"data": [webhook_fields(one) for one in await self._ledger.webhooks(org.org_id)], "next_cursor": None}
+
+    async def deliveries(self, call: Call) -> Fields:
+        org, query = await self._ledger.org(call.ref), call.query
+        before = before_delivery(query.cursor)
+        rows = await self._ledger.webhook_deliveries(org.org_id, query.state, before, query.limit + 1)
+        return paged(call, rows, delivery_fields, delivery_cursor)
 
     async def rates(self, call: Call) -> Fields:
         after = after_rate(call.query.cursor)

@@ -9,7 +9,20 @@ from metering.clock import utc_at, utc_now
 from metering.events import Notice
 from metering.limits import LIMITS, Limits, as_text, in_force, plan_of
 from metering.money import format_mxn, format_rate
-from metering.ports import LAST, LATEST, ApiKey, AtRate, Audit, BalanceAt, Credit, CreditKey, FxRecord, Org
+from metering.ports import (
+    LAST,
+    LATEST,
+    ApiKey,
+    AtRate,
+    Audit,
+    BalanceAt,
+    Credit,
+    CreditKey,
+    FxRecord,
+    Org,
+    Webhook,
+    WebhookDelivery,
+)
 from proxy.api.balances import corrected, tax_fields
 from proxy.api.pages import BadCursor, cursor_of, text_of
 from proxy.orders.result import public_id
@@ -50,6 +63,37 @@ def key_fields(key: ApiKey, used_us: int | None) -> Fields:
         "response_format": key.response_format,
         "origins": list(key.origins),
         **as_text(key.limits.values()),
+    }
+
+
+def webhook_fields(webhook: Webhook) -> Fields:
+    """Return a webhook; its organisation's secret is no field of it."""
+    return {
+        "id": webhook.webhook_id,
+        "org": webhook.org_id,
+        "url": webhook.url,
+        "events": list(webhook.events),
+        "state": "active" if webhook.disabled_at is None else "disabled",
+        "created_at": webhook.created_at,
+        "disabled_at": webhook.disabled_at,
+    }
+
+
+def delivery_fields(delivery: WebhookDelivery) -> Fields:
+    """Return a delivery to a webhook; `webhook` is null for the address that an order named."""
+    return {
+        "id": delivery.delivery_id,
+        "org": delivery.org_id,
+        "webhook": delivery.webhook_id,
+        "url": delivery.url,
+        "type": delivery.type,
+        "subject": delivery.subject,
+        "state": delivery.state,
+        "at": delivery.at,
+        "attempts": delivery.attempts,
+        "next_at": delivery.next_at if delivery.state == "waiting" else None,
+        "ended_at": delivery.ended_at,
+        "error": delivery.error,
     }
 
 
@@ -170,6 +214,19 @@ def after_key(cursor: str | None) -> ApiKey | None:
         return None
     created_at, key_id = _parts(cursor, 2)
     return ApiKey(key_id, "", "", "", created_at)
+
+
+def delivery_cursor(delivery: WebhookDelivery) -> str:
+    """Return the cursor after this delivery."""
+    return _cursor(delivery.at, delivery.delivery_id)
+
+
+def before_delivery(cursor: str | None) -> tuple[str, str]:
+    """Return moment and id before which a page begins, latest first. Raises BadCursor."""
+    if cursor is None:
+        return LATEST, ""
+    at, delivery_id = _parts(cursor, 2)
+    return at, delivery_id
 
 
 def rate_cursor(record: FxRecord) -> str:

@@ -11,9 +11,12 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from metering.accounts import CREDIT_FACTS, LONGEST_OVERLAP, MAX_ORIGINS, REASON, SOURCE
 from metering.events import End
 from metering.limits import LimitKind, limit_fields
-from metering.ports import CreditType, Reading, ResponseFormat
+from metering.ports import CreditType, Reading, ResponseFormat, WebhookState
+from metering.webhooks.calls import TYPES, EventType
+from metering.webhooks.registry import LONGEST_OVERLAP as LONGEST_SECRET_OVERLAP
 from proxy.api.operation import MAX_KEY_CHARACTERS, WholeNumber
 from proxy.api.pages import MOST, USUAL
+from proxy.webhooks.targets import MAX_CHARACTERS
 
 T = TypeVar("T")
 
@@ -21,6 +24,7 @@ MAX_MODELS = 100
 """The most models that one key may name."""
 
 _NAME = "a name: up to 64 letters, digits, spaces, or . _ @ -"
+_BOTH_SIGN_H = int(LONGEST_SECRET_OVERLAP.total_seconds() // 3600)
 _OVERLAP_H = int(LONGEST_OVERLAP.total_seconds() // 3600)
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -129,6 +133,21 @@ class Rotation(Asked):
     overlap_h: int = Field(ge=0, le=_OVERLAP_H, description=f"a whole number of hours from 0 to {_OVERLAP_H}")
 
 
+class NewWebhook(Asked):
+    """Where an organisation's events are sent."""
+
+    url: str = Field(max_length=MAX_CHARACTERS, description="an https address on the public internet")
+    events: list[EventType] = Field(
+        min_length=1, max_length=len(TYPES), description=f"a list of at least one of {', '.join(TYPES)}"
+    )
+
+
+class SecretRotation(Asked):
+    """How long the secret before signs too."""
+
+    overlap_h: int = Field(24, ge=0, le=_BOTH_SIGN_H, description=f"a whole number of hours from 0 to {_BOTH_SIGN_H}")
+
+
 _WHY = "why the refund is given, in up to 200 printable characters"
 
 
@@ -197,6 +216,12 @@ class CreditsQuery(PageQuery):
     """Which part of an organisation's credits."""
 
     type: CreditType | None = Field(None, description="bonus, recharge, refund, adjustment or chargeback")
+
+
+class DeliveriesQuery(PageQuery):
+    """Which part of an organisation's deliveries to webhooks."""
+
+    state: WebhookState | None = Field(None, description="waiting, delivered or set_aside")
 
 
 class AuditQuery(PageQuery):
@@ -532,6 +557,54 @@ class NoticeRow(EventFacts):
     limit: int | str
     used: int | str
     at: str
+
+
+class WebhookRow(EventFacts):
+    """Where an organisation's events of some types are sent."""
+
+    id: str
+    org: str
+    url: str
+    events: list[str]
+    state: Literal["active", "disabled"]
+    created_at: str
+    disabled_at: str | None
+
+
+class IssuedWebhookRow(WebhookRow):
+    """A new webhook. `secret` is told once: with the organisation's first webhook, and not when that is repeated."""
+
+    secret: str | None
+
+
+class SecretRow(EventFacts):
+    """An organisation's new secret. It is told this once; when the request is repeated it is null."""
+
+    org: str
+    secret: str | None
+
+
+class DeliveryRow(EventFacts):
+    """A delivery to a webhook, or with `webhook` null to the address that an order named."""
+
+    id: str
+    org: str
+    webhook: str | None
+    url: str
+    type: str
+    subject: str
+    state: WebhookState
+    at: str
+    attempts: int
+    next_at: str | None
+    ended_at: str | None
+    error: str | None
+
+
+class ReplayRow(WebhookRow):
+    """A webhook, and how many deliveries that were set aside this request has put back: 0 when it is repeated."""
+
+    deliveries: int
 
 
 class RateRow(EventFacts):

@@ -65,6 +65,28 @@ async def revoke_key(call: Call, accounts: Accounts) -> Written:
     return Written((await accounts.revoke_key(call.ref)).key_id)
 
 
+async def add_webhook(call: Call, accounts: Accounts) -> Written:
+    added = await accounts.webhooks.add(call.ref, call.body.url, call.body.events)
+    return Written(added.webhook.webhook_id, {"secret": added.secret})
+
+
+async def rotate_secret(call: Call, accounts: Accounts) -> Written:
+    org_id, secret = await accounts.webhooks.rotate(call.ref, timedelta(hours=call.body.overlap_h))
+    return Written(org_id, {"secret": secret})
+
+
+async def disable_webhook(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.webhooks.disable(call.ref)).webhook_id)
+
+
+async def replay_webhook(call: Call, accounts: Accounts) -> Written:
+    return Written(call.ref, {"deliveries": await accounts.webhooks.replay_all(call.ref)})
+
+
+async def replay_delivery(call: Call, accounts: Accounts) -> Written:
+    return Written((await accounts.webhooks.replay(call.ref)).delivery_id)
+
+
 async def add_credit(call: Call, accounts: Accounts) -> Written:
     body = call.body
     micro_mxn = _amount("mxn", body.mxn)
