@@ -92,6 +92,7 @@ def made_once(world: World, log: Log, jobs: list[dict[str, Any]]) -> Iterator[st
 def webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
     """(k) Each end of a long order has arrived at its organisation's webhook, and at the one that the order named."""
     places = {customer.org_id: customer.place for customer in world.customers}
+    own = {uuid_of(attempt.accepted): call.webhook for call, attempt in log.attempts() if attempt.accepted}
     receivers = world.receivers
     figures["webhooks that arrived"], figures["webhooks that their receiver failed"] = receivers.count, receivers.failed
     for event in log.events:
@@ -99,8 +100,8 @@ def webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
         if opened.mode != LONG:
             continue
         state = "failed" if event.end == "expiry" else _state(event)
-        own = receivers.url(places[opened.org_id], opened.org_id, "org")
-        for url in {own, opened.webhook or own}:
+        of_org = receivers.url(places[opened.org_id], opened.org_id, "org")
+        for url in {of_org, own.get(event.event_id) or of_org}:
             figures["webhooks that had to arrive"] += 1
             told = receivers.arrived.get((url, f"req_{UUID(event.event_id).hex}"), set())
             if state not in told:
