@@ -16,6 +16,7 @@ from proxy.backends import Backends
 from tests.chaos.clients import Call, Clients, Kind
 from tests.chaos.faults import BUSY_STOP_S
 from tests.chaos.judge import Report, judge
+from tests.chaos.log import uuid_of
 from tests.chaos.world import CONSUMERS, GATEWAYS, GROK, LONG_DEADLINE_S, ULTRA, World
 from tests.kits.system import GPT
 
@@ -25,6 +26,9 @@ SETTLES_S = 12.0
 
 REVOKED_S = 5.0
 """After so long a revocation holds, whatever happened before it (rule 2)."""
+
+FULL_S = 3.0
+"""How long a provider that is full asks to wait: time to stop a gateway meanwhile."""
 
 MADE_S = 8.0
 """A generation that goes on when its first gateway is there again."""
@@ -183,10 +187,10 @@ async def replaced(world: World, clients: Clients) -> None:
     """A provider is full, and its gateway stands still until another has brought it the order; then it goes on."""
     first = Clients(world, 0, f"http://127.0.0.1:{world.ports[GATEWAYS[0]]}/v1")
     call = _call(world, clients, ULTRA, "j", key="replaced", kind="long")
-    await world.play({"model": ULTRA, "scenario": "rate_limited_429", "retry_after": 1, "times": 1})
+    await world.play({"model": ULTRA, "scenario": "rate_limited_429", "retry_after": FULL_S, "times": 1})
     await world.play({"model": ULTRA, "scenario": "slow", "seconds": MADE_S, "times": None})
-    assert (await first.post(call, LOST_S, long=True)).status == 202
-    await world.until(partial(_refused, world, call), "the provider was full")
+    accepted = (await first.post(call, LOST_S, long=True)).accepted
+    await world.until(partial(_refused, world, call, uuid_of(accepted)), "the provider was full")
     world.signal(GATEWAYS[0], signal.SIGSTOP)
     await _made(world, 1, ULTRA)
     world.signal(GATEWAYS[0], signal.SIGCONT)
@@ -194,8 +198,15 @@ async def replaced(world: World, clients: Clients) -> None:
     await first.aclose()
 
 
-async def _refused(world: World, call: Call) -> bool:
-    return bool((await world.tell("seen", "upstreams")).get(call.prompt))
+async def _refused(world: World, call: Call, order_id: str) -> bool:
+    """Whether a provider was asked for it, and its gateway has noted that it has not taken it."""
+
+    def begun() -> bool:
+        with world.redis() as redis:
+            return bool(redis.hexists(keys.OrgKeys(call.customer.org_id).hold(order_id), "part:0"))
+
+    asked = call.prompt in await world.tell("seen", "upstreams")
+    return asked and not await asyncio.to_thread(begun)
 
 
 async def _none_made(world: World) -> bool:
