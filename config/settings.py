@@ -534,6 +534,11 @@ def reply_margin_s(deadline_s: float) -> float:
     return min(REPLY_MARGIN_S, deadline_s / 10)
 
 
+def settle_s(deadline_s: float) -> float:
+    """Return how many seconds after its generation an order may be settled; the rest of the margin is its reply's."""
+    return reply_margin_s(deadline_s) * 3 / 4
+
+
 def hold_life_s(deadline_s: float) -> float:
     """Return the seconds that a hold lives, from its admission."""
     return deadline_s + HOLD_MARGIN_S

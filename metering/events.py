@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from uuid import UUID
 
 import orjson
 
@@ -141,7 +142,8 @@ class Event:
     the list price of the route that served it, if the quote is that of a dearer one. `result` is what the order's owner
     may fetch again together with the images. `upstream_ids`, a JSON list, are the provider's own ids of the requests,
     and `upstream_usd` is its figure for all of them, also if the order is not charged. `route` is the second route, if
-    it went by that.
+    it went by that. `handed` says who went on with a long order after its first gateway, in turn: `incarnation:number`
+    of their journals, with spaces between them.
     """
 
     number: int
@@ -157,6 +159,7 @@ class Event:
     result: str = ""
     upstream_ids: str | None = None
     upstream_usd: str | None = None
+    handed: str | None = None
     route: Route | None = None
 
     @property
@@ -281,6 +284,7 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
             result=fields[b"result"].decode(),
             upstream_ids=fields.get(b"upstream_ids", b"").decode() or None,
             upstream_usd=fields.get(b"upstream_usd", b"").decode() or None,
+            handed=fields.get(b"handed", b"").decode() or None,
             route=_row(Route, orjson.loads(fields[b"route"])) if b"route" in fields else None,
         )
         _check(event)
@@ -289,6 +293,15 @@ def decode(fields: Mapping[bytes, bytes]) -> Event:
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise EventError(str(error)) from None
     return event
+
+
+def handovers(handed: str) -> list[tuple[UUID, int]]:
+    """Read who went on with an order: incarnation, and number in its journal. Raises EventError."""
+    try:
+        pairs = [one.split(":") for one in handed.split(" ")]
+        return [(UUID(incarnation), int(number)) for incarnation, number in pairs]
+    except ValueError:
+        raise EventError("handed: is no list of incarnations with numbers") from None
 
 
 def decode_opened(data: bytes) -> Opened:
@@ -367,7 +380,7 @@ def _are_prices(proof: Proof) -> bool:
 
 def _check(event: Event) -> None:
     """Refuse what the record would refuse, and what cannot be recomputed. Raises EventError."""
-    texts = (event.reason, event.result, event.usd_measured, event.upstream_ids, event.upstream_usd)
+    texts = (event.reason, event.result, event.usd_measured, event.upstream_ids, event.upstream_usd, event.handed)
     if any("\0" in text for text in texts if text is not None):
         raise EventError("a text holds a NUL, which no database keeps")
     _check_labels(event)
@@ -401,6 +414,8 @@ def _check_labels(event: Event) -> None:
         raise EventError("metadata: is no object of texts")
     if event.upstream_usd is not None and not 0 <= Decimal(event.upstream_usd) < MAX_MICRO_MXN:
         raise EventError("upstream_usd: is no figure in USD")
+    if event.handed is not None:
+        handovers(event.handed)
     if event.route is not None and not 0 < Decimal(event.route.usd_per_image) < MAX_MICRO_MXN:
         raise EventError("route: its price is no figure in USD")
 

@@ -89,6 +89,7 @@ def event_row(event: Event, booked_at: str, posted: str | None = None) -> dict[s
         "upstream_ids": event.upstream_ids,
         "upstream_usd": event.upstream_usd,
         "mode": opened.mode,
+        "handed": event.handed,
         "route_provider": route.provider if route else None,
         "route_upstream": route.upstream if route else None,
         "route_usd_per_image": route.usd_per_image if route else None,
@@ -101,7 +102,7 @@ def event_of(row: Row) -> Event:
         :13
     ]
     end, reason, quantity, usd_measured, amount, admitted_us, ended_us, images, once, *labels = row[21:]
-    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, *route = labels
+    end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, *route = labels
     return Event(
         number=number,
         opened=Opened(
@@ -135,5 +136,6 @@ def event_of(row: Row) -> Event:
         usd_measured=usd_measured,
         upstream_ids=upstream_ids,
         upstream_usd=upstream_usd,
+        handed=handed,
         route=Route(*route) if route[0] is not None else None,
     )

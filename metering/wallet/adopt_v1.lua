@@ -9,11 +9,8 @@
 local now = clock(now_us)
 local held_by, before, long = unpack(redis.call('HMGET', hold_key, 'owner', 'handed', 'until_us'))
 local ends = redis.call('ZSCORE', open_key, request)
-if not held_by or not long or not ends or tonumber(ends) <= now then
-  if not held_by then redis.call('HDEL', long_key, request) end
-  return {}
-end
-if held_by ~= dead or redis.call('EXISTS', mark_key) == 0 then return {} end
+if held_by ~= dead or not long or not ends or tonumber(ends) <= now then return {} end
+if redis.call('EXISTS', mark_key) == 0 then return {} end
 redis.call('HSET', hold_key, 'owner', heir, 'handed', before and (before .. ' ' .. handed) or handed)
 redis.call('HSET', long_key, request, org .. ' ' .. heir)
 return { ends, unpack(redis.call('HGETALL', hold_key)) }

@@ -71,16 +71,23 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What the hold of a long order says of it: the order itself, and the half of its event that is known."""
+
+    document: bytes
+    opened: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
-    It is made until `until_us`; its hold ends at `ends_us`. `document` is the order itself.
+    It is made until `until_us`; its hold ends at `ends_us`.
     """
 
     order_id: str
     org_id: str
     key_id: str
-    document: bytes
     opened: bytes
     parts: tuple[Part, ...]
     admitted_us: int
@@ -184,6 +191,16 @@ class LongOrders:
         unheard, self._idle = idle & self._idle, idle
         return [one for one in orders if one.owner == NOBODY or one.owner in dead or one.order_id in unheard]
 
+    async def read(self, left: Left) -> Kept | None:
+        """Read an order; None if it has ended, and then nobody finds it again."""
+        names = keys.OrgKeys(left.org_id)
+        kept: Any = await self._redis.hmget(names.hold(left.order_id), ["long", "opened"])
+        document, opened = kept
+        if document is None or opened is None:
+            await self._redis.hdel(names.long, left.order_id)
+            return None
+        return Kept(document, opened)
+
     async def adopt(self, left: Left, incarnation: UUID, number: int) -> Adopted | None:
         """Take an order over, under a number of this gateway's journal; None if it has ended, or another was first."""
         names = keys.OrgKeys(left.org_id)
@@ -212,7 +229,6 @@ def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
         order_id=left.order_id,
         org_id=left.org_id,
         key_id=hold[b"key"].decode(),
-        document=hold[b"long"],
         opened=hold[b"opened"],
         parts=tuple(_part(state) for name, state in hold.items() if name.startswith(b"part:")),
         admitted_us=int(hold[b"admitted_us"]),

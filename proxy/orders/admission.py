@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from config.settings import hold_life_s, reply_margin_s
+from config.settings import hold_life_s, reply_margin_s, settle_s
 from metering.clock import boottime_s
 from metering.end_users import EndUsers
 from metering.events import LONG, encode_opened
@@ -335,7 +335,7 @@ def _admitted(candidate: _Candidate, admission: Admission, hold: _Hold, place: P
         identity=candidate.identity,
         quote=hold.quote,
         generate_until_s=candidate.ends_s - candidate.margin_s,
-        reply_until_s=candidate.ends_s - candidate.margin_s / 4,
+        reply_until_s=candidate.ends_s - candidate.margin_s + settle_s(candidate.deadline_s),
         hold_ends_us=admission.now_us + int(candidate.life_s * 1_000_000),
         hold_ends_boot_s=hold.asked_boot_s + candidate.life_s,
         admitted_us=admission.now_us,

@@ -8,14 +8,15 @@ import structlog
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
+from config.settings import HOLD_MARGIN_S, settle_s
 from metering.background import every
 from metering.clock import boottime_s
-from metering.events import decode_opened, quote_of
+from metering.events import EventError, Opened, decode_opened, quote_of
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.wallet.connection import WalletAway
 from metering.wallet.long_orders import Adopted, Left, LongOrders
-from metering.wallet.values import Caller
+from metering.wallet.values import Caller, OrderIdentity
 from metering.wallet.wallet import Wallet
 from proxy.errors import ApiError
 from proxy.offer import Offer
@@ -23,10 +24,10 @@ from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.calls import Progress, split
 from proxy.orders.document import Unreadable, decode
 from proxy.orders.generations import Generations
-from proxy.orders.places import Places
+from proxy.orders.places import Place, Places
 from proxy.orders.routes import Routes
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Call
+from proxy.ports import Call, Order
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +79,29 @@ class Adoptions:
                 return
 
     async def _take(self, left: Left) -> bool:
-        """Take one over. False if there is no room for any more."""
+        """Take one over, if it can be read here. False if there is no room for it, and so for none."""
+        kept = await self._orders.read(left)
+        if kept is None:
+            return True
+        try:
+            order, identity = decode(kept.document, self._offer.catalogue)
+            opened = decode_opened(kept.opened)
+        except (Unreadable, EventError) as error:
+            self._beyond.add(left.order_id)
+            log.warning("order_not_adopted", request_id=left.order_id, why=str(error))
+            return True
+        order = replace(order, tags=opened.tags, metadata=opened.metadata, webhook=opened.webhook)
+        try:
+            place = await self._places.take(left.org_id, order.n, order.labels_bytes)
+        except ApiError as full:
+            log.warning("order_not_adopted", request_id=left.order_id, why=str(full))
+            return False
+        with place:
+            await self._go_on(left, order, identity, opened, place)
+        return True
+
+    async def _go_on(self, left: Left, order: Order, identity: OrderIdentity, opened: Opened, place: Place) -> None:
+        """Take an order over, unless another was first, and go on with it under a number of this journal."""
         number = await self._open_orders.take_over(left.order_id)
         adopted = None
         try:
@@ -87,30 +110,21 @@ class Adoptions:
             if adopted is None:  # if Redis has given it to us and its answer was lost, the next looks find it again
                 self._open_orders.let_go(number)
         if adopted is None:
-            return True
-        try:
-            admitted = await self._admitted(adopted)
-        except (ApiError, Unreadable) as error:
-            self._open_orders.let_go(number)
-            await self._orders.release(left.org_id, left.order_id)
-            self._beyond.add(left.order_id)
-            log.warning("order_not_adopted", request_id=left.order_id, why=str(error))
-            return isinstance(error, Unreadable)
+            return
         ADOPTED.inc()
         log.warning("order_adopted", request_id=left.order_id, org=left.org_id, owner=left.owner, number=number)
+        admitted = self._admitted(adopted, order, identity, opened, place.hand_over())
         calls, progress = self._calls(admitted, adopted)
         going_on = self._generations.go_on(admitted, calls, progress)
         going_on.add_done_callback(lambda _: self._open_orders.let_go(number))
-        return True
 
-    async def _admitted(self, adopted: Adopted) -> AdmittedOrder:
-        """Build the order as it was admitted, with a place here. Raises ApiError 503, Unreadable."""
-        order, identity = decode(adopted.document, self._offer.catalogue)
-        opened = decode_opened(adopted.opened)
-        order = replace(order, tags=opened.tags, metadata=opened.metadata, webhook=opened.webhook)
-        place = await self._places.take(adopted.org_id, order.n, order.labels_bytes)
-        now_us = self._wallet.now_us(adopted.org_id)
-        until_s = time.monotonic() + (adopted.until_us - now_us) / 1_000_000
+    def _admitted(
+        self, adopted: Adopted, order: Order, identity: OrderIdentity, opened: Opened, place: Place
+    ) -> AdmittedOrder:
+        """Build the order as it was admitted, with a place here."""
+        now_us, now_s = self._wallet.now_us(adopted.org_id), time.monotonic()
+        hold_s = (adopted.ends_us - adopted.admitted_us) / 1_000_000
+        until_s = now_s + (adopted.until_us - now_us) / 1_000_000
         return AdmittedOrder(
             order_id=adopted.order_id,
             caller=Caller(adopted.org_id, adopted.key_id),
@@ -118,7 +132,7 @@ class Adoptions:
             identity=identity,
             quote=quote_of(opened, adopted.admitted_us),
             generate_until_s=until_s,
-            reply_until_s=until_s,
+            reply_until_s=until_s + settle_s(hold_s - HOLD_MARGIN_S),
             hold_ends_us=adopted.ends_us,
             hold_ends_boot_s=boottime_s() + (adopted.ends_us - now_us) / 1_000_000,
             admitted_us=adopted.admitted_us,

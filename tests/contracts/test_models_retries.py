@@ -129,7 +129,7 @@ async def test_a_pause_takes_half_of_what_remains_at_most(tmp_path: Path) -> Non
 
 
 def test_pauses_grow_differ_and_are_never_shorter_than_the_upstreams_wish() -> None:
-    """Half a second and a second, each times 0.75 to 1.25; None after the third try."""
+    """Half a second and a second, each times 0.75 to 1.25; and on up to 20 s, for orders that nobody waits for."""
     for tries, base_s in ((1, 0.5), (2, 1.0)):
         pauses = [making._pause_s(Failure(Outcome.BUSY), tries) for _ in range(200)]
         assert all(pause is not None and 0.75 * base_s <= pause <= 1.25 * base_s for pause in pauses)
@@ -137,7 +137,8 @@ def test_pauses_grow_differ_and_are_never_shorter_than_the_upstreams_wish() -> N
         for wish_s in (3.0, 61.0, 121.0):
             wished = [making._pause_s(Failure(Outcome.RATE_LIMITED, retry_after_s=wish_s), tries) for _ in range(50)]
             assert all(pause is not None and wish_s <= pause <= wish_s + 1.25 * base_s for pause in wished)
-    assert making._pause_s(Failure(Outcome.BUSY), making.MAX_TRIES) is None
+    last_s = making._pause_s(Failure(Outcome.BUSY), making.PATIENT_TRIES)
+    assert last_s is not None and 15.0 <= last_s <= 25.0
 
 
 def test_only_these_outcomes_are_tried_again() -> None:

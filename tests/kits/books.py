@@ -39,6 +39,7 @@ from metering.wallet.values import (
     Caller,
     Close,
     Closing,
+    LongTerms,
     OrderIdentity,
     Verdict,
     WalletLimits,
@@ -200,9 +201,14 @@ class Books:
         identity: OrderIdentity | None = None,
         *,
         life_s: float = LIFE_S,
+        owner: str = "test",
+        long: LongTerms | None = None,
+        slow: bool = False,
     ) -> Admission:
         """Admit one order, of one image at 0.84 MXN by default."""
-        return await admit(self.wallet, caller, order_id, price, identity, life_s=life_s)
+        return await admit(
+            self.wallet, caller, order_id, price, identity, life_s=life_s, owner=owner, long=long, slow=slow
+        )
 
     async def settle(self, caller: Caller, order_id: str, images: int = 1, unit: int = UNIT) -> Closing:
         """Charge `images` of an order."""
@@ -238,12 +244,17 @@ async def admit(
     identity: OrderIdentity | None = None,
     *,
     life_s: float = LIFE_S,
+    owner: str = "test",
+    long: LongTerms | None = None,
+    slow: bool = False,
 ) -> Admission:
     """Admit with any wallet."""
     price = price or pinned(now_us=wallet.now_us())
     opened = encode_opened(order_id, caller.org_id, caller.key_id, price, FACTS)
     identity = identity or OrderIdentity(fingerprint=order_id)
-    return await wallet.admit(caller, order_id, price, opened, identity, life_s=life_s, owner="test")
+    return await wallet.admit(
+        caller, order_id, price, opened, identity, life_s=life_s, owner=owner, long=long, slow=slow
+    )
 
 
 async def settle(wallet: Wallet, caller: Caller, order_id: str, images: int = 1, unit: int = UNIT) -> Closing:

@@ -319,7 +319,8 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, route_provider, route_upstream, route_usd_per_image, booked_at
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, route_provider, route_upstream,
+    route_usd_per_image, booked_at
 FROM events WHERE event_id = :order_id ORDER BY number;
 
 -- name: result_kept
@@ -397,7 +398,8 @@ SELECT
     number, event_id, org_id, key_id, model, provider, upstream, size, quality, images_asked, day, month, region,
     variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source, unit_micro_mxn, "end", reason,
     quantity, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, once, end_user,
-    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, route_provider, route_upstream, route_usd_per_image
+    safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed, route_provider, route_upstream,
+    route_usd_per_image
 FROM events
 WHERE (CAST(:org_id AS TEXT) IS NULL OR org_id = :org_id) AND ended_us >= :since_us
     AND (month, org_id, number, event_id) > (:after_month, :after_org_id, :after_number, :after_event_id)

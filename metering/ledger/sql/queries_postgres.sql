@@ -22,13 +22,13 @@ WITH booked AS (
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode,
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed,
         route_provider, route_upstream, route_usd_per_image
     ) SELECT
         event_id, org_id, number, key_id, model, provider, upstream, size, quality, region, day, month, images_asked,
         "end", reason, quantity, variant, usd_per_image, price_book, markup, mxn_per_usd, fx_month, fx_source,
         unit_micro_mxn, usd_measured, amount_micro_mxn, admitted_us, ended_us, images, booked_at, once, posted,
-        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode,
+        end_user, safety_id, tags, metadata, upstream_ids, upstream_usd, mode, handed,
         route_provider, route_upstream, route_usd_per_image
     FROM json_populate_recordset(NULL::events, %(rows)s::json)
     ORDER BY event_id, "end"

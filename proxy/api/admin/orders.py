@@ -3,11 +3,12 @@
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
+from uuid import UUID
 
 import orjson
 
 from metering.clock import utc_at
-from metering.events import Event, Proof, StoredImage
+from metering.events import Event, Proof, StoredImage, handovers
 from metering.money import format_mxn
 from metering.orders import Order, Orders
 from metering.ports import Booked, Ledger, NotThere, OrderRecord, OrderSetAside, Refund
@@ -132,8 +133,13 @@ def _end(event: Event, booked: Booked | None = None) -> Fields:
         "amount_mxn": format_mxn(event.amount_micro_mxn),
         "upstream_ids": orjson.loads(event.upstream_ids) if event.upstream_ids else [],
         "upstream_usd": event.upstream_usd,
+        "handed_over": [_handover(*one) for one in handovers(event.handed)] if event.handed else [],
         "route": asdict(event.route) if event.route else None,
     }
+
+
+def _handover(incarnation: UUID, number: int) -> Fields:
+    return {"incarnation": str(incarnation), "number": number}
 
 
 def _image(image: StoredImage, public_url: str | None) -> Fields:

@@ -397,6 +397,13 @@ class PriceRow(EventFacts):
     unit_mxn: str
 
 
+class Handover(EventFacts):
+    """A gateway that went on with a long order: its journal's incarnation, and the order's number there."""
+
+    incarnation: str
+    number: int
+
+
 class RouteRow(EventFacts):
     """The second route of a model, and its list price in USD."""
 
@@ -420,6 +427,7 @@ class EndRow(EventFacts):
     amount_mxn: str
     upstream_ids: list[str]
     upstream_usd: str | None
+    handed_over: list[Handover]
     route: RouteRow | None
 
 

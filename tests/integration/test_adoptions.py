@@ -1,0 +1,267 @@
+"""What a gateway does with the long orders of another one: real Valkey, journal and store; providers are scripted."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from config.settings import hold_life_s, reply_margin_s
+from metering.clock import period_at, utc_now
+from metering.events import handovers
+from metering.journal.file import Journal
+from metering.journal.frames import Folder
+from metering.journal.open_orders import OpenOrders
+from metering.pricing import FxRate
+from metering.wallet import keys
+from metering.wallet.jobs import UpstreamJobs
+from metering.wallet.long_orders import LongOrders, Noted, Part
+from metering.wallet.presence import Presence
+from metering.wallet.values import Caller, LongTerms, OrderIdentity, Verdict
+from proxy.orders.adoptions import Adoptions
+from proxy.orders.calls import UpstreamCalls
+from proxy.orders.circuits import Circuits
+from proxy.orders.document import encode
+from proxy.orders.generations import Generations, Kept
+from proxy.orders.lifecycle import Lifecycle
+from proxy.orders.places import Places
+from proxy.orders.routes import Routes
+from proxy.orders.settlement import Settlement
+from proxy.orders.tasks import Tasks
+from proxy.ports import Call, LetGo, Picture
+from proxy.storage.local import LocalStore
+from tests.kits.books import Books, open_books, pinned
+from tests.kits.orders import CATALOGUE, FLUX, files, order, picture, png, room_for, uploader, whole
+
+OLD = "a" * 32
+
+
+class Queue:
+    """A provider whose jobs others can go on with; each part `takes_s`, by the number of its first image."""
+
+    def __init__(self, takes_s: dict[int, float]) -> None:
+        self.takes_s = takes_s
+        self.begun: list[int] = []
+        self.resumed: list[str] = []
+
+    async def generate(self, call: Call) -> AsyncGenerator[Picture]:
+        """Take a part, give a handle for it, and make it."""
+        self.begun.append(call.first)
+        await call.parts.note(call, f"job-{call.first}")
+        async for one in self._made(call):
+            yield one
+
+    async def resume(self, call: Call) -> AsyncGenerator[Picture]:
+        """Go on with a part."""
+        self.resumed.append(call.handle)
+        async for one in self._made(call):
+            yield one
+
+    async def cancel_job(self, handle: str) -> None: ...
+
+    def job_id(self, handle: str) -> str | None:
+        return handle
+
+    async def _made(self, call: Call) -> AsyncGenerator[Picture]:
+        for _ in range(int(self.takes_s.get(call.first, 0.0) / 0.05)):
+            if call.parts.leaving:
+                raise LetGo
+            await asyncio.sleep(0.05)
+        for number in range(call.first, call.first + call.images):
+            yield picture(number, whole(png(number)))
+
+
+@dataclass
+class Adopter:
+    """A gateway that looks for orders."""
+
+    adoptions: Adoptions
+    tasks: Tasks
+    full: asyncio.Event
+    stopping: asyncio.Event
+
+    async def goes_on(self) -> None:
+        """Look twice, and make what was found to its end."""
+        for _ in range(2):
+            await self.adoptions.look()
+        await self.tasks.drain()
+
+
+@asynccontextmanager
+async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adopter]:
+    """A gateway over these books; fal's jobs can be gone on with, no other's."""
+    folder, store = Folder(place), LocalStore(place.parent / "images")
+    journal, full, stopping = Journal(folder, 64 * 1024), asyncio.Event(), asyncio.Event()
+    open_orders = OpenOrders(journal, books.wallet, books.ledger, Presence(books.redis))
+    await open_orders.begin(utc_now())
+    providers = {"fal": queue, "openai": queue}
+    jobs, tasks, routes = UpstreamJobs(books.redis), Tasks(), Routes(Circuits(), providers)
+    calls = UpstreamCalls(uploader(store), providers, routes)
+    orders = LongOrders(books.redis, jobs.owner)
+    settlement = Settlement(books.wallet, open_orders, calls, Lifecycle(), tasks, jobs.owner)
+    generations = Generations(books.wallet, calls, settlement, tasks, Kept(jobs, orders, stopping.is_set))
+    capacity = room_for(100, broken=lambda: "full" if full.is_set() else None)
+    offer: Any = SimpleNamespace(catalogue=CATALOGUE)
+    adoptions = Adoptions(
+        orders,
+        books.wallet,
+        open_orders,
+        Places(journal, capacity),
+        generations,
+        routes,
+        offer,
+        {"fal"},
+        stopping.is_set,
+    )
+    await jobs.beat()
+    try:
+        yield Adopter(adoptions, tasks, full, stopping)
+    finally:
+        await tasks.drain()
+        await journal.close()
+        folder.close()
+
+
+async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s: float = 20.0) -> str:
+    """A long order whose gateway died after it had begun these parts; returns its id."""
+    order_id, deadline_s = str(uuid4()), made_s + reply_margin_s(made_s)
+    admission = await books.admit(
+        caller,
+        order_id,
+        pinned(images, now_us=books.wallet.now_us()),
+        life_s=hold_life_s(deadline_s),
+        owner=OLD,
+        long=LongTerms(encode(order(FLUX, images), OrderIdentity("equal")), made_s),
+    )
+    assert admission.verdict is Verdict.ADMITTED
+    dead = LongOrders(books.redis, OLD)
+    for part in parts:
+        assert await dead.begin(caller.org_id, order_id, part) is Noted.OURS
+    return order_id
+
+
+@dataclass
+class Shop:
+    """Books by the server's own time, a customer, and a gateway that looks for orders."""
+
+    books: Books
+    caller: Caller
+    gateway: Adopter
+    queue: Queue
+
+    async def ends(self) -> dict[str, tuple[str, str, int]]:
+        """How each order ended that has ended; each went on once."""
+        events = await self.books.events(self.caller)
+        assert all(event.handed is not None and len(handovers(event.handed)) == 1 for event in events)
+        return {event.event_id: (event.end, event.reason, event.quantity) for event in events}
+
+    def hold(self, order_id: str) -> str:
+        """The name of an order's hold."""
+        return keys.OrgKeys(self.caller.org_id).hold(order_id)
+
+
+@asynccontextmanager
+async def shop(redis_url: str, tmp_path: Path, takes_s: dict[int, float]) -> AsyncIterator[Shop]:
+    """Open all of it. `takes_s` is how long a part takes, by its first image."""
+    queue = Queue(takes_s)
+    async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
+        month = period_at(books.wallet.now_us()).month
+        await books.ledger.add_rate(FxRate(month, Decimal("20.00"), "test"), datetime.now(UTC))
+        async with adopter(books, tmp_path / "journal", queue) as gateway:
+            yield Shop(books, await books.org("acme", "100.00"), gateway, queue)
+
+
+KEPT, OTHER = Part("fal", 0, 4, "job-0"), Part("fal", 4, 4)
+CHARGED = ("charge", "delivered")
+
+
+@pytest.mark.rule(5, 35)
+async def test_parts_go_on_begin_or_are_lost_and_what_is_stored_is_charged(redis_url: str, tmp_path: Path) -> None:
+    """A handle goes on; what had not begun begins; a part without a handle is lost, alone or beside others."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        begun: list[tuple[tuple[Part, ...], int]] = [
+            ((KEPT,), 8),
+            ((KEPT, OTHER), 8),
+            ((OTHER,), 8),
+            ((replace(KEPT, images=1, handle=""),), 1),
+            ((), 1),
+        ]
+        orders = [await begin(there.books, there.caller, *parts, images=images) for parts, images in begun]
+        await there.gateway.goes_on()
+        ends = await there.ends()
+        assert [ends[order_id] for order_id in orders] == [
+            (*CHARGED, 8),
+            (*CHARGED, 4),
+            (*CHARGED, 4),
+            ("void", "lost", 0),
+            (*CHARGED, 1),
+        ]
+        assert (sorted(there.queue.begun), there.queue.resumed) == ([0, 0, 4], ["job-0", "job-0"])
+        assert len(files(tmp_path / "images")) == 17
+
+
+@pytest.mark.rule(5, 35)
+async def test_an_adopted_order_that_meets_its_deadline_is_charged_for_what_is_stored(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """Four of eight: the time for its settlement is the same as if nobody had died."""
+    async with shop(redis_url, tmp_path, {4: 30.0}) as there:
+        order_id = await begin(there.books, there.caller, KEPT, images=8, made_s=2.0)
+        await there.gateway.goes_on()
+        assert await there.ends() == {order_id: (*CHARGED, 4)}
+
+
+@pytest.mark.rule(35)
+async def test_a_gateway_without_room_takes_an_order_as_soon_as_it_has_room(redis_url: str, tmp_path: Path) -> None:
+    """Meanwhile it is as it was, so any other gateway may take it."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        order_id = await begin(there.books, there.caller, images=1)
+        there.gateway.full.set()
+        before = await there.books.redis.hgetall(there.hold(order_id))
+        await there.gateway.goes_on()
+        assert await there.books.redis.hgetall(there.hold(order_id)) == before
+        there.gateway.full.clear()
+        await there.gateway.goes_on()
+        assert await there.ends() == {order_id: (*CHARGED, 1)}
+
+
+@pytest.mark.rule(35)
+@pytest.mark.parametrize(("field", "value"), [("long", b'{"v":2}'), ("opened", b'{"v":2}')])
+async def test_an_order_that_cannot_be_read_here_is_left_to_others_and_delays_none(
+    redis_url: str, tmp_path: Path, field: str, value: bytes
+) -> None:
+    """It stays as it was."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        strange = await begin(there.books, there.caller, images=1)
+        await there.books.redis.hset(there.hold(strange), field, value)
+        before = await there.books.redis.hgetall(there.hold(strange))
+        usual = await begin(there.books, there.caller, images=1)
+        await there.gateway.goes_on()
+        assert await there.ends() == {usual: (*CHARGED, 1)}
+        assert await there.books.redis.hgetall(there.hold(strange)) == before
+
+
+@pytest.mark.rule(35)
+async def test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can(redis_url: str, tmp_path: Path) -> None:
+    """Its adopted job is nobody's again, with the same handle."""
+    async with shop(redis_url, tmp_path, {0: 30.0}) as there:
+        await begin(there.books, there.caller, KEPT, images=4)
+        for _ in range(2):
+            await there.gateway.adoptions.look()
+        there.gateway.stopping.set()
+        await there.gateway.tasks.drain()
+        await there.gateway.goes_on()
+        assert await there.books.events(there.caller) == []
+        there.queue.takes_s.clear()
+        async with adopter(there.books, tmp_path / "another journal", there.queue) as another:
+            await another.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
+        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
