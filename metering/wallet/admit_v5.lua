@@ -32,21 +32,22 @@ local now = clock(now_us)
 local kind = kind_of(key_id, fingerprint)
 
 -- Reads the limits of an organisation, or of one of its keys, that are set; what counts against them; and the values of
--- three further fields of its hash.
-local function scope(which, name, today, this_month, a, b, c)
-  local u, v = usage(name, today, this_month, a, b, c, 'requests_per_minute', 'images_per_minute', 'tat_requests',
+-- four further fields of its hash.
+local function scope(which, name, today, this_month, a, b, c, d)
+  local u, v = usage(name, today, this_month, a, b, c, d, 'requests_per_minute', 'images_per_minute', 'tat_requests',
     'tat_images', 'in_flight', 'images_per_day', 'images_per_month', 'mxn_per_month')
   return { which = which, use = u,
-    requests = v[13] and rate(now, tat(v[15], now), v[13] + 0, 1),
-    images = v[14] and rate(now, tat(v[16], now), v[14] + 0, images),
-    in_flight = v[17] and v[17] + 0, day = v[18] and v[18] + 0, month = v[19] and v[19] + 0,
-    budget = v[20] and v[20] + 0 }, v[10], v[11], v[12]
+    requests = v[14] and rate(now, tat(v[16], now), v[14] + 0, 1),
+    images = v[15] and rate(now, tat(v[17], now), v[15] + 0, images),
+    in_flight = v[18] and v[18] + 0, day = v[19] and v[19] + 0, month = v[20] and v[20] + 0,
+    budget = v[21] and v[21] + 0 }, v[10], v[11], v[12], v[13]
 end
 
-local of_org, available, held, suspended = scope('org', wallet_key, day, month, 'available', 'held', 'suspended')
+local of_org, available, held, suspended, unpaid = scope('org', wallet_key, day, month, 'available', 'held', 'suspended',
+  'unpaid')
 -- Both count in the same periods: if a clock was set back, in those of the organisation.
 local of_key, state, ends_us, models = scope('key', access_key, of_org.use.day, of_org.use.month, 'state', 'expires_us',
-  'models')
+  'models', 'used_us')
 if redis.call('EXISTS', mark_key) == 0 or not available or not state then
   return answer({ code = AWAY, now_us = now })
 end
@@ -191,7 +192,7 @@ elseif slow == 1 then code = SLOW
 elseif suspended then code = SUSPENDED  -- a duplicate is paid, so it is given again even now
 elseif amount > available then code = BALANCE
 elseif by_quota(BUDGET, 'budget', o.spent_done + o.spent_open, k.spent_done + k.spent_open, amount) then
-elseif unpaid_in_hour(o.name, now) >= max_unpaid + o.spent_done / 10 then
+elseif unpaid_in_hour(unpaid, now) >= max_unpaid + o.spent_done / 10 then
   code, retry = UNPAID, 3600000000 - now % 3600000000
 elseif redis.call('XLEN', events_key) >= backlog then code = BACKLOG
 -- The refusal that lasts longest goes first, so that the wait in the reply is long enough.

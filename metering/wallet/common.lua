@@ -132,9 +132,9 @@ local function hold_counts(u, sign, images, amount, day, month)
 end
 
 -- Returns what the organisation's orders that ended without a known end, or were cancelled while the provider had them,
--- may have cost in this hour, in micro-MXN. `name`: its wallet.
-local function unpaid_in_hour(name, now_us)
-  local hour, amount = string.match(redis.call('HGET', name, 'unpaid') or '', '^(%d+) (%d+)$')
+-- may have cost in this hour, in micro-MXN. `stored`: the field `unpaid` of its wallet.
+local function unpaid_in_hour(stored, now_us)
+  local hour, amount = string.match(stored or '', '^(%d+) (%d+)$')
   return hour and hour + 0 == math.floor(now_us / 3600000000) and amount + 0 or 0
 end
 

@@ -29,7 +29,7 @@ if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWN
 local ends_us = redis.call('ZSCORE', open_key, request)
 if unpaid == 1 and (not order.long or redis.call('HEXISTS', hold_key, 'begun') == 1) then
   local hour = math.floor(now / 3600000000)
-  redis.call('HSET', wallet_key, 'unpaid', string.format('%d %.0f', hour, unpaid_in_hour(wallet_key, now) + order.amount))
+  redis.call('HSET', wallet_key, 'unpaid', string.format('%d %.0f', hour, unpaid_in_hour(redis.call('HGET', wallet_key, 'unpaid'), now) + order.amount))
   redis.call('HINCRBY', wallet_key, 'unpaid_total', string.format('%.0f', order.amount))
 end
 close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd, route)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from metering.clock import utc_at
-from metering.events import LONG, Event, Notice
+from metering.events import CANCELLED, LONG, Event, Notice
 from metering.limits import LIMITS
 from metering.money import format_mxn
 from metering.ports import ExpiringKey, WebhookCall
@@ -23,9 +23,6 @@ EventType = Literal[
     "model.retiring",
 ]
 TYPES: tuple[EventType, ...] = get_args(EventType)
-
-CANCELLED = "cancelled"
-"""Reason of the void of an order that its customer has cancelled."""
 
 Explain = Callable[[Event], tuple[str, str]]
 """Code and message of the error that an order has ended with, as its customer would have had them."""
@@ -56,12 +53,13 @@ def _order_call(event: Event, explain: Explain) -> WebhookCall:
         "key_id": opened.key_id,
         "metadata": {} if opened.metadata is None else orjson.loads(opened.metadata),
     }
+    kind: EventType = "image.generation.completed"
     if event.end != "charge" and event.reason == CANCELLED:
-        data["status"] = "cancelled"
+        kind, data["status"] = "image.generation.cancelled", "cancelled"
     elif event.end != "charge":
         code, message = explain(event)
-        data |= {"status": "failed", "error": {"code": code, "message": message}}
-    kind: EventType = f"image.generation.{data['status']}"  # type: ignore[assignment]  # three of them
+        status = "expired" if event.end == "expiry" else "failed"
+        kind, data = "image.generation.failed", data | {"status": status, "error": {"code": code, "message": message}}
     body = _body(kind, utc_at(event.ended_us), data)
     return WebhookCall(opened.org_id, kind, event.event_id, body, opened.webhook)
 

@@ -71,6 +71,7 @@ class WebhookDelivering:
     async def run(self) -> NoReturn:
         """Deliver until cancelled. What is under way then is sent again by whoever comes next, under the same ids."""
         under_way: set[asyncio.Task[None]] = set()
+        self._lanes.clear()  # of a run before, which a fault has ended
         try:
             while True:
                 try:

@@ -25,6 +25,7 @@ from docs.alerts import ALERTS
 from metering.background import cancel_all
 from metering.clock import period_at, previous_month, unix_us_at, utc_now
 from metering.money import parse_mxn
+from metering.ports import LATEST, WebhookCall, WebhookEnd
 from metering.wallet import keys
 from proxy.backends import Backends
 from proxy.server.descriptors import FILES_EACH, RESERVED_FILES
@@ -129,6 +130,7 @@ class Causes:
         """Things of which each alone is told: they are made one after the other, and seen together."""
         system = self._system
         self._receiver_mode("refuse")
+        system.back(self._tell)
         with Redis.from_url(system.valkey.url) as redis:
             redis.xadd(keys.OrgKeys(self._org).events, {b"opened": b"\xff\x00"})
         assert order(system, self._key, GROK).status_code == 200  # its reply names seven times of our price
@@ -277,9 +279,18 @@ class Causes:
         self._system.stop("gateway-0", signal.SIGKILL)
         self._watched.until_fired("GhubConsumersAbsent", "GhubGatewaysAbsent", "GhubTargetDown")
 
+    async def _tell(self, back: Backends) -> None:
+        """Two webhooks of an order: one was given up, and nobody here has the key to deliver the other."""
+        at = utc_now()
+        url = "https://hooks.example.mx/"
+        calls = [WebhookCall(self._org, "balance.low", subject, "{}", url) for subject in ("late", "given up")]
+        await back.ledger.call_webhooks(calls, at)
+        (row, _) = await back.ledger.webhook_deliveries(self._org, "waiting", (LATEST, ""))
+        await back.ledger.conclude_webhooks([WebhookEnd(row.delivery_id, "set_aside", at, at, at, "it answers 503")])
+
     def sinks(self) -> None:
-        """One receiver refuses, the other has been away since the beginning."""
-        self._watched.until_fired("GhubSinkRefused", "GhubSinkBehind")
+        """One receiver refuses, the other has been away since the beginning; nobody has delivered webhooks."""
+        self._watched.until_fired("GhubSinkRefused", "GhubSinkBehind", "GhubWebhooksSetAside", "GhubWebhooksWait")
 
     def _booked(self) -> int:
         with closing(sqlite3.connect(self._system.environment["GHUB_LEDGER_URL"].removeprefix("sqlite:///"))) as db:

@@ -81,6 +81,7 @@ async def test_the_end_of_a_long_order_is_told(ledger_url: str) -> None:
             errors[failed.number]["code"] == "content_policy_violation"
             and "refused" in errors[failed.number]["message"]
         )
+        assert to_all[expired.number]["data"]["status"] == "expired"  # type: ignore[index]
         assert errors[expired.number]["code"] and errors[cancelled.number] is None
         assert to_all[cancelled.number]["data"]["cost_mxn"] == "0.00"  # type: ignore[index]
         assert len(here.messages("/failed")) == 2 and len(here.messages("/own")) == 1

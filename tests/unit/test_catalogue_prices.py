@@ -220,6 +220,23 @@ def test_a_list_says_how_a_report_is_priced(tmp_path: Path, price: str, measured
         assert listed(found, "1024x1024", "low").measured is bool(measured_by)
 
 
+def test_a_list_says_how_the_report_of_a_second_route_is_priced(tmp_path: Path) -> None:
+    """Behind that of the first one; a second route that is not measured adds nothing, so it needs no notice."""
+    flat, tokens = model(tmp_path, FLAT), model(tmp_path, BY_TOKEN)
+    with_flat, with_tokens = (
+        flat.model_copy(update={"second": second}) for second in (flat.model_copy(update={"provider": "c"}), tokens)
+    )
+    assert (flat.measured_by, with_flat.measured_by) == ("", "")
+    assert with_tokens.measured_by == f"|{tokens.measured_by}"
+    dearer = tokens.model_copy(update={"second": None}).as_listed(
+        '{"image_output": "50", "text_input": "5"}', Decimal(1)
+    )
+    now = flat.model_copy(update={"second": dearer}).as_listed(with_tokens.measured_by, Decimal("0.04"))
+    used = TokenUsage(1, 2, 3, 4, 5, 6)
+    assert now.second is not None and now.usd_per_image == Decimal("0.04")
+    assert now.second.usd_of(used) == tokens.usd_of(used) != dearer.usd_of(used)
+
+
 def test_the_demo_has_a_price_for_every_model() -> None:
     """Of what ships without one it enters its own; the others keep theirs."""
     shipped, demo = read_catalogue(None), models_file(None).parse(Catalogue, demo_models())
