@@ -31,6 +31,7 @@ from redis import Redis
 from standardwebhooks.webhooks import Webhook as Judge
 
 from metering.events import Event, handovers
+from metering.wallet import keys
 from metering.webhooks import delivery
 from metering.webhooks.delivery import WebhookPace
 from tests.conftest import LOOPBACK, run
@@ -278,6 +279,40 @@ def test_a_drain_hands_over_what_another_can_go_on_with_and_waits_for_the_rest(p
         there.check(events)
 
 
+@pytest.mark.rule(9, 17)
+def test_whoever_waits_for_an_order_that_is_cancelled_is_told(prepared: Prepared) -> None:
+    """A repetition under its key that waits for it gets the 409, and so does a cancel of an order that is over."""
+    with shop(prepared, 1) as there:
+        system, (gateway,) = there.system, there.pods
+        system.behave(FLUX, "stuck_in_queue")
+        order = there.place(gateway, FLUX, key="twice")
+        there.handles(1)
+
+        def rate() -> Any:
+            with Redis.from_url(system.valkey.url) as redis:
+                return redis.hget(keys.OrgKeys(there.org_id).wallet, "tat_requests")
+
+        async def cancel_while_one_waits() -> tuple[httpx2.Response, httpx2.Response]:
+            async with httpx2.AsyncClient(
+                base_url=there.url(gateway), headers=bearer(there.key), **LOOPBACK, timeout=60
+            ) as client:
+                body = {"model": FLUX, "prompt": "un faro", "n": 1}
+                waiting = asyncio.create_task(
+                    client.post("/images/generations", json=body, headers={"idempotency-key": "twice"})
+                )
+                while rate() == before:  # it has joined
+                    await asyncio.sleep(0.01)
+                cancelled = await client.post(f"/images/generations/{order}/cancel")
+                return await waiting, cancelled
+
+        before = rate()
+        told, cancelled = run(cancel_while_one_waits())
+        assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
+        assert (told.status_code, told.json()["error"]["code"]) == (409, "order_cancelled")
+        assert [job["state"] for job in system.jobs(FLUX)] == ["cancelled"]
+        there.check(there.booked(1))
+
+
 @pytest.mark.rule(9, 35)
 def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) -> None:
     """100 races: after a 200 nothing is charged; after a 409 it is."""
@@ -287,11 +322,11 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
         httpx2.put(
             f"{system.simulator}/_sim/behaviour", json={"model": FLUX, "sequence": steps, "same": True}, **LOOPBACK
         )
-        keys_of = [system.customer(f"racer {number}", "100.00")[1] for number in range(4)]  # each cancels 60 a minute
+        secrets = [system.customer(f"racer {number}", "100.00")[1] for number in range(4)]  # each cancels 60 a minute
 
         async def race(number: int) -> tuple[str, int, str]:
             async with httpx2.AsyncClient(
-                base_url=there.url(gateway), headers=bearer(keys_of[number % 4]), **LOOPBACK, timeout=60
+                base_url=there.url(gateway), headers=bearer(secrets[number % 4]), **LOOPBACK, timeout=60
             ) as client:
                 order = {"model": FLUX, "prompt": f"order {number}"}
                 placed = await client.post("/images/generations", json=order, headers=ASYNC)
