@@ -41,6 +41,7 @@ from config.settings import (
     STREAMS,
     Settings,
     SettingsError,
+    stay_s,
 )
 from metering.background import Background, Part, error_fields
 from metering.clock import utc_now
@@ -212,7 +213,8 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, how long it needs to stop, what keeps it from being ready, its files, and its background work.
+    """The application, the longest deadlines of requests and of orders that a stop waits for, what keeps it from being
+    ready, its files, and its background work.
 
     `full` answers instead of the application if there are too many connections, and `early` if there are too many
     orders.
@@ -222,6 +224,7 @@ class Gateway:
     full: ASGIApp
     early: Early
     longest_deadline_s: float
+    longest_stay_s: float
     not_ready: NotReady
     versions: Versions
     background: Background
@@ -388,6 +391,7 @@ async def open_gateway(
             build_full_app(conditions.not_ready),
             Crowd(gate),
             files.longest_deadline_s,
+            max(files.longest_deadline_s, stay_s(settings.long_deadline_s)),
             conditions.not_ready,
             files.versions,
             background,

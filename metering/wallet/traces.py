@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from metering.events import EventError, Opened, decode_opened
 from metering.wallet import keys
 from metering.wallet.connection import NotProjected, server_of
+from metering.wallet.long_orders import NOBODY
 
 PAGE = 100
 """Stream entries read at a time: some megabytes if all are of the largest size."""
@@ -130,7 +131,7 @@ async def _open(redis: Redis, partition: int, order_id: str, hold: Mapping[bytes
     org_id = None if opened is None else opened.org_id
     expires = None if org_id is None else await redis.zscore(keys.OrgKeys(org_id).open, order_id)
     owner = hold.get(b"owner", b"").decode()
-    is_alive = bool(owner) and bool(await redis.exists(keys.alive(owner)))
+    is_alive = owner not in ("", NOBODY) and bool(await redis.exists(keys.alive(owner)))
     ran_out = expires is None or expires <= await now_us(redis, partition)
     return Trace(
         partition=partition,

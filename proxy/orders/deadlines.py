@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from config.settings import LONGEST_STAY_S
+from config.settings import stay_s
 from proxy.ports import Order
 
 
@@ -23,7 +23,7 @@ class Deadlines:
         """Choose an order's deadline."""
         if not long:
             return order.model.deadline_s or self.awaited_s
-        most_s = self.long_s if order.model.provider in self.kept_by else min(self.long_s, LONGEST_STAY_S)
+        most_s = self.long_s if order.model.provider in self.kept_by else stay_s(self.long_s)
         return min(order.model.long_deadline_s or most_s, most_s)
 
     def too_slow(self, order: Order) -> int | None:

@@ -80,16 +80,18 @@ async def serve_http(
     graceful_s: float,
     *,
     most: int,
+    ends_s: float | None = None,
     full: ASGIApp | None = None,
     early: Early | None = None,
 ) -> None:
     """Serve until `stop`, then finish what is in flight for at most `graceful_s` seconds. Closes `listener`.
 
+    The application itself ends within `ends_s` after that, if it needs longer: its work may outlast its requests.
     The application gets at most `most` connections at a time. `full` refuses some of those above that. `early` may
     refuse a request by its first bytes.
     """
     config = Config()
-    config.shutdown_timeout = graceful_s
+    config.shutdown_timeout = ends_s or graceful_s
     config.keep_alive_max_requests = 1_000_000_000  # otherwise it closes every thousandth request's connection
     config.include_server_header = False
     config.accesslog = None

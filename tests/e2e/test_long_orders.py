@@ -30,6 +30,7 @@ import pytest
 from redis import Redis
 from standardwebhooks.webhooks import Webhook as Judge
 
+from config.settings import graceful_stop_s
 from metering.events import Event, handovers
 from metering.wallet import keys
 from metering.webhooks import delivery
@@ -277,6 +278,20 @@ def test_a_drain_hands_over_what_another_can_go_on_with_and_waits_for_the_rest(p
         assert [len(there.heirs(events[order])) for order in (handed, stays)] == [2, 0]
         assert len(system.jobs(FLUX)) == len(system.jobs(GPT)) == 1
         there.check(events)
+
+
+@pytest.mark.rule(35)
+@long
+def test_a_drain_waits_for_a_long_order_for_longer_than_for_any_request(prepared: Prepared) -> None:
+    """A stop cuts requests after 16 s here; OpenAI's picture takes longer, and is delivered."""
+    with shop(prepared, 2, GHUB_DEADLINE_S="1") as there:
+        system, (first, other) = there.system, there.pods
+        system.behave(GPT, "slow", seconds=graceful_stop_s(1.0) + 5)
+        stays = there.place(first, GPT)
+        there.until(first, stays, "in_progress")
+        first.stop()
+        assert there.get(other, stays)["status"] == "completed"
+        there.check(there.booked(1))
 
 
 @pytest.mark.rule(9, 17)
