@@ -29,7 +29,7 @@ from proxy.storage.sweep import Finding, Sweep
 from tests.chaos import long_orders
 from tests.chaos.clients import Call
 from tests.chaos.log import Log, made, uuid_of
-from tests.chaos.world import CREDIT_MXN, GATEWAYS, Customer, World
+from tests.chaos.world import CONSUMERS, CREDIT_MXN, GATEWAYS, Customer, World
 from tests.conftest import LOOPBACK
 
 SETTLES_S = 45.0
@@ -37,6 +37,9 @@ SETTLES_S = 45.0
 
 CLOCKS_US = 100_000
 """By how much two looks at one machine's clock may differ here."""
+
+MAX_CHARACTERS = 2_000
+"""Of a line of a log that is told."""
 
 MAX_LISTED = 12
 """Findings of one sort that are told one by one."""
@@ -80,6 +83,7 @@ async def judge(world: World, calls: list[Call], settles_s: float = SETTLES_S) -
             "expiries": sum(event.end == "expiry" for event in log.events),
         }
     )
+    report.find(_faults(world))
     report.find(_revoked(log))
     report.find(_answered(log, world.lost_orders, await _lost(world), report.figures))
     report.find(await _stored(world, log, report.figures))
@@ -145,6 +149,15 @@ async def _cuts(back: Backends, customers: list[Customer]) -> dict[str, WalletSn
         return await wallet.read(org_id)
 
     return {customer.org_id: await read(customer.org_id) for customer in customers}
+
+
+def _faults(world: World) -> Iterator[str]:
+    """(l) No process has met an error that nobody expected. An answer whose images the store does not give is cut off."""
+    for name in (*GATEWAYS, *CONSUMERS):
+        for line in world.log(name).splitlines():
+            fault = '"event":"fault' in line and '"exc_type":"StoreFailed"' not in line
+            if fault or line.endswith("Traceback (most recent call last):"):
+                yield f"(l) {name}: {line[:MAX_CHARACTERS]}"
 
 
 def _revoked(log: Log) -> Iterator[str]:
