@@ -152,7 +152,7 @@ async def _cuts(back: Backends, customers: list[Customer]) -> dict[str, WalletSn
 
 
 def _faults(world: World) -> Iterator[str]:
-    """(l) No process has met an error that nobody expected. An answer whose images the store does not give is cut off."""
+    """(l) No process has met an error that nobody expected. Without the store, an answer with images is broken off."""
     for name in (*GATEWAYS, *CONSUMERS):
         for line in world.log(name).splitlines():
             fault = '"event":"fault' in line and '"exc_type":"StoreFailed"' not in line

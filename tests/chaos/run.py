@@ -16,7 +16,7 @@ import orjson
 from tests.chaos.clients import Clients
 from tests.chaos.faults import BUSY, LONGEST_S, WAITS_S, Fault, Faults, Struck, plan
 from tests.chaos.judge import Report, judge
-from tests.chaos.world import World
+from tests.chaos.world import LONG_DEADLINE_S, World
 
 CUSTOMERS = 30
 """Six for each kind of client: who shares a wallet with few others is the easier told from them."""
@@ -58,6 +58,7 @@ async def chaos(
     pace_s: float = 2.5,
     longest_s: float = LONGEST_S,
     deadline_s: float = DEADLINE_S,
+    long_deadline_s: float = LONG_DEADLINE_S,
     waits_s: float = WAITS_S,
     max_faults: int | None = None,
     places: int = PLACES,
@@ -66,7 +67,7 @@ async def chaos(
 ) -> Outcome:
     """Do a whole run: `seconds` under fire, and then peace. The content of `folder` stays for inspection."""
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-        world = World(folder or Path(temporary), deadline_s, without)
+        world = World(folder or Path(temporary), deadline_s, without, long_deadline_s)
         supervising = asyncio.create_task(world.supervise())
         try:
             await world.start(random.Random(f"{seed} upstreams"))

@@ -1,5 +1,7 @@
 """A short chaos with fixed seeds, and the proof that its judge sees; the long ones run with `make chaos`."""
 
+from functools import partial
+
 import pytest
 
 from tests.chaos.faults import ROUND
@@ -36,10 +38,12 @@ SHOWS = {
 @pytest.mark.parametrize("seed", [7])
 def test_nothing_is_lost_doubled_or_stuck(seed: int) -> None:
     """Clients of all kinds while every part is killed, frozen, restarted and cut off."""
-    outcome = run(chaos(seed, SHORT_S, pace_s=0.4, longest_s=2.0, waits_s=0.5, max_faults=ROUND, deadline_s=4.0))
+    hasty = partial(chaos, pace_s=0.4, longest_s=2.0, waits_s=0.5, max_faults=ROUND)
+    outcome = run(hasty(seed, SHORT_S, deadline_s=4.0, long_deadline_s=20.0))
     assert outcome.report.findings == []
     assert len({(one.fault.component, one.fault.kind) for one in outcome.struck}) > ROUND / 2
     assert outcome.report.figures["answered 200"] > 50
+    assert outcome.report.figures["long orders"] > 10
 
 
 @pytest.mark.parametrize(("seed", "seconds"), FAILED.items())
