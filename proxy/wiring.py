@@ -212,7 +212,8 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, the longest order that a stop waits for, what keeps it from being ready, its files, and its background work.
+    """The application, how long the longest order may take for which a stop waits, what keeps it from being ready, its
+    files, and its background work.
 
     `full` answers instead of the application if there are too many connections, and `early` if there are too many
     orders.
