@@ -561,5 +561,5 @@ def test_drains_alone_lose_no_order_of_any_provider(prepared: Prepared) -> None:
     """Every one of 200 is delivered."""
     with shop_with_webhooks(prepared) as (there, receivers, secret):
         placing, events = load(there, receivers, ("drain",))
-        assert {events[order].end for order in placing.orders} == {"charge"}
+        assert [event for event in (events[order] for order in placing.orders) if event.end != "charge"] == []
         check(placing, events, secret)
