@@ -544,11 +544,6 @@ def hold_life_s(deadline_s: float) -> float:
     return deadline_s + HOLD_MARGIN_S
 
 
-def stay_s(long_deadline_s: float) -> float:
-    """Return the longest deadline, in seconds, of a long order that a stop waits for."""
-    return min(long_deadline_s, LONGEST_STAY_S)
-
-
 def graceful_stop_s(deadline_s: float) -> float:
     """Return the seconds that requests and generations have to finish after SIGTERM."""
     return hold_life_s(deadline_s) + STOP_MARGIN_S

@@ -41,7 +41,6 @@ from config.settings import (
     STREAMS,
     Settings,
     SettingsError,
-    stay_s,
 )
 from metering.background import Background, Part, error_fields
 from metering.clock import utc_now
@@ -329,6 +328,8 @@ async def open_gateway(
             spool_end=spool.part(SPOOL_END),
         )
 
+        kept_by = resuming.keys() if settings.fal_mode == "queue" else ()
+        deadlines = Deadlines(settings.deadline_s, settings.long_deadline_s, kept_by)
         places = Places(journal, capacity)
         adoptions = Adoptions(
             long_orders, wallet, open_orders, places, generations, routes, offer, resuming.keys(), stopping.is_set
@@ -343,7 +344,7 @@ async def open_gateway(
             routes,
             owner=jobs.owner,
             region=settings.region,
-            deadlines=Deadlines(settings.deadline_s, settings.long_deadline_s, resuming.keys()),
+            deadlines=deadlines,
             top_up=_top_up(settings),
         )
 
@@ -391,7 +392,7 @@ async def open_gateway(
             build_full_app(conditions.not_ready),
             Crowd(gate),
             files.longest_deadline_s,
-            max(files.longest_deadline_s, stay_s(settings.long_deadline_s)),
+            max(files.longest_deadline_s, deadlines.stay_s),
             conditions.not_ready,
             files.versions,
             background,
