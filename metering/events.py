@@ -33,6 +33,9 @@ CANCELLED = "cancelled"
 UNPAID = UNKNOWN | {CANCELLED}
 """Reasons of voids for which the provider may bill us: what they may have cost is counted for each organisation."""
 
+ADMISSION_UNREAD = "admission_unread"
+"""Reason of a void after an admission whose answer did not arrive: its customer was told that it was not placed."""
+
 LONG = "long"
 """Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""
 

@@ -82,12 +82,14 @@ class Kept:
 class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
-    It is made until `until_us`; its hold ends at `ends_us`.
+    It is made until `until_us`; its hold ends at `ends_us`. Unless it is `taken`, no gateway has ever begun it: whoever
+    admitted it may not have heard so, and its customer may have been told that it was not placed.
     """
 
     order_id: str
     org_id: str
     key_id: str
+    taken: bool
     opened: bytes
     parts: tuple[Part, ...]
     admitted_us: int
@@ -104,7 +106,7 @@ class LongOrders:
 
     def __init__(self, redis: Redis, owner: str) -> None:
         self._redis = redis
-        self._owner = owner
+        self.owner = owner
         self._part = load_script(redis, "part_v1")
         self._cancel = load_script(redis, "cancel_v1", Cancel)
         self._adopt = load_script(redis, "adopt_v1")
@@ -130,7 +132,7 @@ class LongOrders:
             await self._part(
                 keys={"mark": names.mark, "hold": names.hold(order_id)},
                 request=order_id,
-                owner=self._owner,
+                owner=self.owner,
                 part=first,
                 state=state,
                 begins=int(begins),
@@ -145,7 +147,7 @@ class LongOrders:
                 keys={"mark": names.mark, "hold": names.hold(order_id), "long": names.long},
                 org=org_id,
                 request=order_id,
-                owner=self._owner,
+                owner=self.owner,
             )
         )
 
@@ -180,14 +182,14 @@ class LongOrders:
             pages = await pipe.execute(raise_on_error=False)
         found = [_left(order_id, line) for page in pages if isinstance(page, dict) for order_id, line in page.items()]
         orders = [one for one in found if one is not None]
-        owners = sorted({one.owner for one in orders} - {NOBODY, self._owner})
+        owners = sorted({one.owner for one in orders} - {NOBODY, self.owner})
         async with self._redis.pipeline(transaction=False) as pipe:
             for owner in owners:
                 pipe.exists(keys.alive(owner))
             alive = await pipe.execute(raise_on_error=False)
         missed = {owner for owner, is_alive in zip(owners, alive, strict=True) if is_alive == 0}
         dead, self._missed = missed & self._missed, missed
-        idle = {one.order_id for one in orders if one.owner == self._owner and one.order_id not in made}
+        idle = {one.order_id for one in orders if one.owner == self.owner and one.order_id not in made}
         unheard, self._idle = idle & self._idle, idle
         return [one for one in orders if one.owner == NOBODY or one.owner in dead or one.order_id in unheard]
 
@@ -215,7 +217,7 @@ class LongOrders:
             org=left.org_id,
             request=left.order_id,
             dead=left.owner,
-            heir=self._owner,
+            heir=self.owner,
             handed=f"{incarnation}:{number}",
         )
         if not reply:
@@ -229,6 +231,7 @@ def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
         order_id=left.order_id,
         org_id=left.org_id,
         key_id=hold[b"key"].decode(),
+        taken=b"taken" in hold,
         opened=hold[b"opened"],
         parts=tuple(_part(state) for name, state in hold.items() if name.startswith(b"part:")),
         admitted_us=int(hold[b"admitted_us"]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from config.settings import hold_life_s, reply_margin_s, settle_s
 from metering.clock import boottime_s
 from metering.end_users import EndUsers
-from metering.events import LONG, encode_opened
+from metering.events import ADMISSION_UNREAD, LONG, encode_opened
 from metering.money import format_mxn
 from metering.pricing import Quote
 from metering.tracing import step
@@ -232,7 +232,7 @@ class Admissions:
         except (WalletAway, asyncio.CancelledError):
             org_id = candidate.caller.org_id
             until_us = self._wallet.now_us(org_id) + int(candidate.life_s * 1_000_000)
-            self._settlement.abandon(org_id, candidate.context.order_id, "admission_unread", until_us=until_us)
+            self._settlement.abandon(org_id, candidate.context.order_id, ADMISSION_UNREAD, until_us=until_us)
             raise
         return admission, hold
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from config.settings import HOLD_MARGIN_S, settle_s
 from metering.background import every
 from metering.clock import boottime_s
-from metering.events import EventError, Opened, decode_opened, quote_of
+from metering.events import ADMISSION_UNREAD, EventError, Opened, decode_opened, quote_of
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.wallet.connection import WalletAway
@@ -101,7 +101,10 @@ class Adoptions:
         return True
 
     async def _go_on(self, left: Left, order: Order, identity: OrderIdentity, opened: Opened, place: Place) -> None:
-        """Take an order over, unless another was first, and go on with it under a number of this journal."""
+        """Take an order over, unless another was first, and go on with it under a number of this journal.
+
+        One that no gateway has ever begun is void: its customer may have been told that it was not placed.
+        """
         number = await self._open_orders.take_over(left.order_id)
         adopted = None
         try:
@@ -110,6 +113,10 @@ class Adoptions:
             if adopted is None:  # if Redis has given it to us and its answer was lost, the next looks find it again
                 self._open_orders.let_go(number)
         if adopted is None:
+            return
+        if not adopted.taken:
+            self._open_orders.let_go(number)
+            await self._wallet.void(left.org_id, left.order_id, ADMISSION_UNREAD, owner=self._orders.owner)
             return
         ADOPTED.inc()
         log.warning("order_adopted", request_id=left.order_id, org=left.org_id, owner=left.owner, number=number)

@@ -7,17 +7,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from metering.clock import period_at, unix_us_at
+from metering.events import ADMISSION_UNREAD
 from metering.money import parse_mxn
 from metering.pricing import FxRate
 from metering.wallet import keys
 from metering.wallet.long_orders import NOBODY, Adopted, Cancel, Left, LongOrders, Noted, Part
 from metering.wallet.values import Caller, Close, Closing, LongTerms, OrderIdentity, Verdict
 from metering.wallet.wallet import Wallet
+from proxy.orders.adoptions import Adoptions
 from tests.kits.books import LIMITS, NOON, Books, drain, dump, open_books, pictures, pinned
 
 HOLD_S, MADE_S = 600.0, 580.0
@@ -26,6 +29,9 @@ KEYED = OrderIdentity("equal", key_hash="k")
 REMEMBER_S = LIMITS.remember_s
 QUEUE, SYNC = Part("fal", 0, 1, '{"status_url":"…"}'), Part("openai", 0, 1)
 HOUR_US = 3_600_000_000
+ADOPTIONS_NEED = 6
+"""What adoptions need besides, to go on with an order."""
+
 A, B, C = (letter * 32 for letter in "abc")
 """Gateways, as holds name them."""
 
@@ -117,6 +123,40 @@ async def test_a_part_is_queued_then_begun_then_kept_with_its_handle(redis_url: 
         assert adopted.key_id == caller.key_id
         assert adopted.until_us == adopted.admitted_us + MADE_S * 1_000_000
         assert adopted.ends_us == adopted.admitted_us + HOLD_S * 1_000_000
+
+
+class Numbers:
+    """A journal that gives numbers to what is taken over."""
+
+    incarnation = uuid4()
+
+    async def take_over(self, order_id: str) -> int:
+        return 7
+
+    def let_go(self, number: int) -> None:
+        assert number == 7
+
+
+@pytest.mark.rule(9, 35)
+async def test_an_order_that_no_gateway_has_begun_is_void_when_it_is_found(redis_url: str, tmp_path: Path) -> None:
+    """Its admission's answer was lost and its customer told so, and then its gateway died: nobody makes it."""
+    async with shop(redis_url, tmp_path) as (books, caller):
+        dead, heir = Gateway(books, A), Gateway(books, B)
+        nothing: Any = None
+        numbers: Any = Numbers()
+        adoptions = Adoptions(heir.orders, books.wallet, numbers, *(nothing,) * ADOPTIONS_NEED)
+        await place(books, caller, "unheard")
+        await adoptions._go_on(Left("unheard", caller.org_id, A), nothing, nothing, nothing, nothing)
+        status = await books.wallet.status_of(caller.org_id, "unheard")
+        assert status is not None and (status.end, status.reason) == ("void", ADMISSION_UNREAD)
+        await place(books, caller, "begun")
+        assert await dead.orders.begin(caller.org_id, "begun", QUEUE) is Noted.OURS
+        assert await dead.orders.untaken(caller.org_id, "begun", QUEUE.first) is Noted.OURS
+        await place(books, caller, "let go")
+        assert await dead.orders.release(caller.org_id, "let go")
+        for order_id, owner in (("begun", A), ("let go", NOBODY)):
+            adopted = await heir.adopt(order_id, caller, owner)
+            assert adopted is not None and adopted.taken
 
 
 @pytest.mark.rule(35)
