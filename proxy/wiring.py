@@ -287,7 +287,7 @@ async def open_gateway(
         routes = Routes(Circuits(), providers)
         tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
         long_orders = LongOrders(back.with_redis(), jobs.owner)
-        resuming = {name: one for name, one in providers.items() if isinstance(one, Fal)}
+        resuming = {name: one for name, one in providers.items() if isinstance(one, Fal) and one.keeps_jobs}
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks, jobs.owner)
         generations = Generations(wallet, calls, settlement, tasks, Kept(jobs, long_orders, stopping.is_set))
         orphans = Orphans(jobs, wallet, resuming)

@@ -57,6 +57,11 @@ class Fal:
         self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"} | UNPACKED
         self._document_bytes = document_bytes
 
+    @property
+    def keeps_jobs(self) -> bool:
+        """True if another process can go on with a job: a direct call is lost with its connection."""
+        return self._queue_url is not None
+
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the call's pictures, each to be fetched from its URL. Raises Failure."""
         try:
