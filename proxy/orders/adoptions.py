@@ -70,7 +70,7 @@ class Adoptions:
 
     async def look(self) -> None:
         """Take over what has no living owner, as far as there is room for it here."""
-        left = await self._orders.left(self._generations.long)
+        left = await self._orders.left(self._generations.made)
         self._beyond &= {one.order_id for one in left}
         for one in left:
             if self._stopping():

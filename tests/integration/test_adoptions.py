@@ -82,7 +82,9 @@ class Queue:
 class Adopter:
     """A gateway that looks for orders."""
 
+    name: str
     adoptions: Adoptions
+    settlement: Settlement
     tasks: Tasks
     full: asyncio.Event
     stopping: asyncio.Event
@@ -122,14 +124,14 @@ async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adop
     )
     await jobs.beat()
     try:
-        yield Adopter(adoptions, tasks, full, stopping)
+        yield Adopter(jobs.owner, adoptions, settlement, tasks, full, stopping)
     finally:
         await tasks.drain()
         await journal.close()
         folder.close()
 
 
-async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s: float = 20.0) -> str:
+async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s: float = 20.0, owner: str = OLD) -> str:
     """A long order whose gateway died after it had begun these parts; returns its id."""
     order_id, deadline_s = str(uuid4()), made_s + reply_margin_s(made_s)
     admission = await books.admit(
@@ -137,11 +139,11 @@ async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s:
         order_id,
         pinned(images, now_us=books.wallet.now_us()),
         life_s=hold_life_s(deadline_s),
-        owner=OLD,
+        owner=owner,
         long=LongTerms(encode(order(FLUX, images), OrderIdentity("equal")), made_s),
     )
     assert admission.verdict is Verdict.ADMITTED
-    dead = LongOrders(books.redis, OLD)
+    dead = LongOrders(books.redis, owner)
     for part in parts:
         assert await dead.begin(caller.org_id, order_id, part) is Noted.OURS
     return order_id
@@ -265,3 +267,22 @@ async def test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can(redis_u
         (event,) = await there.books.events(there.caller)
         assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
         assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
+
+
+@pytest.mark.rule(6, 35)
+async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: str, tmp_path: Path) -> None:
+    """Its client was told that it is not placed: nothing is bought for it as soon as Redis is back."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name)
+        redis, mark = there.books.redis, keys.OrgKeys(there.caller.org_id).mark
+        projected = await redis.get(mark)
+        await redis.delete(mark)
+        until_us = there.books.wallet.now_us() + 20_000_000
+        there.gateway.settlement.abandon(there.caller.org_id, order_id, "admission_unread", until_us=until_us)
+        for _ in range(2):
+            await there.gateway.adoptions.look()
+        await redis.set(mark, projected)
+        await there.gateway.goes_on()
+        assert there.queue.begun == []
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.reason, event.handed) == ("void", "admission_unread", None)
