@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from config.settings import hold_life_s, reply_margin_s
+from config.tokens import TokenUsage
 from metering.clock import period_at, utc_now
 from metering.events import handovers
 from metering.journal.file import Journal
@@ -54,6 +55,7 @@ class Queue:
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Take a part, give a handle for it, and make it."""
         self.begun.append(call.first)
+        call.report.usd = call.order.model.usd_of(TokenUsage(text_input=1_000, image_output=1_000))
         await call.parts.note(call, f"job-{call.first}")
         async for one in self._made(call):
             yield one
@@ -75,6 +77,7 @@ class Queue:
                 raise LetGo
             await asyncio.sleep(0.05)
         for number in range(call.first, call.first + call.images):
+            call.report.numbers[number] = number
             yield picture(number, whole(png(number)))
 
 
@@ -131,7 +134,15 @@ async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adop
         folder.close()
 
 
-async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s: float = 20.0, owner: str = OLD) -> str:
+async def begin(
+    books: Books,
+    caller: Caller,
+    *parts: Part,
+    images: int,
+    made_s: float = 20.0,
+    owner: str = OLD,
+    document: bytes = b"",
+) -> str:
     """A long order whose gateway died after it had begun these parts; returns its id."""
     order_id, deadline_s = str(uuid4()), made_s + reply_margin_s(made_s)
     admission = await books.admit(
@@ -140,7 +151,7 @@ async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s:
         pinned(images, now_us=books.wallet.now_us()),
         life_s=hold_life_s(deadline_s),
         owner=owner,
-        long=LongTerms(encode(order(FLUX, images), OrderIdentity("equal")), made_s),
+        long=LongTerms(document or encode(order(FLUX, images), OrderIdentity("equal")), made_s),
     )
     assert admission.verdict is Verdict.ADMITTED
     dead = LongOrders(books.redis, owner)
@@ -286,3 +297,15 @@ async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: 
         assert there.queue.begun == []
         (event,) = await there.books.events(there.caller)
         assert (event.end, event.reason, event.handed) == ("void", "admission_unread", None)
+
+
+@pytest.mark.rule(22, 24, 35)
+async def test_an_adopted_order_is_measured_by_the_list_of_its_quote(redis_url: str, tmp_path: Path) -> None:
+    """Not by the file of the gateway that goes on with it, which may have a new price by then."""
+    rates = '{"image_output":"10","text_input":"1"}'
+    document = encode(order("openai/gpt-image-2", quality="medium"), OrderIdentity("equal"), rates)
+    async with shop(redis_url, tmp_path, {}) as there:
+        await begin(there.books, there.caller, images=1, document=document)
+        await there.gateway.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.usd_measured) == ("charge", "0.011")
