@@ -156,8 +156,9 @@ class Adoptions:
         parts, progress = {part.first: part for part in adopted.parts}, Progress()
         if not parts:
             return [], progress
-        began = {part.provider for part in adopted.parts}
-        route = next((one for one in self._routes.of(admitted.order) if one.model.provider in began), admitted.order)
+        began = {(part.provider, part.upstream) for part in adopted.parts}
+        routes = self._routes.of(admitted.order)
+        route = next((one for one in routes if (one.model.provider, one.model.upstream) in began), admitted.order)
         progress.second = None if route is admitted.order else route
         calls = []
         for call in split(route, self._generations.parts_of(admitted)):

@@ -1,7 +1,7 @@
 """What a gateway does with the long orders of another one: real Valkey, journal and store; providers are scripted."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from config.catalogue import Model
 from config.settings import hold_life_s, reply_margin_s
 from config.tokens import TokenUsage
 from metering.clock import period_at, utc_now
@@ -100,7 +101,9 @@ class Adopter:
 
 
 @asynccontextmanager
-async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adopter]:
+async def adopter(
+    books: Books, place: Path, queue: Queue, models: Mapping[str, Model] = CATALOGUE.models
+) -> AsyncIterator[Adopter]:
     """A gateway over these books; fal's jobs can be gone on with, no other's."""
     folder, store = Folder(place), LocalStore(place.parent / "images")
     journal, full, stopping = Journal(folder, 64 * 1024), asyncio.Event(), asyncio.Event()
@@ -113,7 +116,7 @@ async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adop
     settlement = Settlement(books.wallet, open_orders, calls, Lifecycle(), tasks, jobs.owner)
     generations = Generations(books.wallet, calls, settlement, tasks, Kept(jobs, orders, stopping.is_set))
     capacity = room_for(100, broken=lambda: "full" if full.is_set() else None)
-    offer: Any = SimpleNamespace(catalogue=CATALOGUE)
+    offer: Any = SimpleNamespace(catalogue=SimpleNamespace(models=models))
     adoptions = Adoptions(
         orders,
         books.wallet,
@@ -181,13 +184,15 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(redis_url: str, tmp_path: Path, takes_s: dict[int, float]) -> AsyncIterator[Shop]:
+async def shop(
+    redis_url: str, tmp_path: Path, takes_s: dict[int, float], models: Mapping[str, Model] = CATALOGUE.models
+) -> AsyncIterator[Shop]:
     """Open all of it. `takes_s` is how long a part takes, by its first image."""
     queue = Queue(takes_s)
     async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
         month = period_at(books.wallet.now_us()).month
         await books.ledger.add_rate(FxRate(month, Decimal("20.00"), "test"), datetime.now(UTC))
-        async with adopter(books, tmp_path / "journal", queue) as gateway:
+        async with adopter(books, tmp_path / "journal", queue, models) as gateway:
             yield Shop(books, await books.org("acme", "100.00"), gateway, queue)
 
 
@@ -287,6 +292,7 @@ async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: 
         order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name)
         redis, mark = there.books.redis, keys.OrgKeys(there.caller.org_id).mark
         projected = await redis.get(mark)
+        assert projected is not None
         await redis.delete(mark)
         until_us = there.books.wallet.now_us() + 20_000_000
         there.gateway.settlement.abandon(there.caller.org_id, order_id, "admission_unread", until_us=until_us)
@@ -309,3 +315,19 @@ async def test_an_adopted_order_is_measured_by_the_list_of_its_quote(redis_url: 
         await there.gateway.goes_on()
         (event,) = await there.books.events(there.caller)
         assert (event.end, event.usd_measured) == ("charge", "0.011")
+
+
+@pytest.mark.rule(35)
+async def test_an_adopted_order_goes_on_by_its_second_route_also_at_the_same_provider(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """It is charged as if nobody had died: by the price of the route that served it, which its event names."""
+    first = CATALOGUE.models[FLUX]
+    second = first.model_copy(update={"upstream": "fal-ai/another", "usd_per_image": Decimal("0.02")})
+    models = {FLUX: first.model_copy(update={"second": second})}
+    async with shop(redis_url, tmp_path, {}, models) as there:
+        await begin(there.books, there.caller, Part("fal", 0, 1, "job-0", "fal-ai/another"), images=1)
+        await there.gateway.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert event.route is not None and event.route.upstream == "fal-ai/another"
+        assert (event.usd_measured, event.amount_micro_mxn) == ("0.02", 420_000)
