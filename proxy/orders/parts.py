@@ -24,7 +24,7 @@ NOTE_S = 30.0
 class AwaitedParts:
     """Those of an order whose client waits: if this process dies, another one cancels its jobs."""
 
-    leaving = False
+    leaving = patient = False
 
     def __init__(self, jobs: UpstreamJobs, org_id: str, order_id: str) -> None:
         self._jobs = jobs
@@ -48,6 +48,8 @@ class AwaitedParts:
 
 class LongParts:
     """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`."""
+
+    patient = True
 
     def __init__(
         self, orders: LongOrders, org_id: str, order_id: str, until_s: float, stopping: Callable[[], bool]
