@@ -27,7 +27,9 @@ CANCEL_S = 0.5
 """At the deadline the job is cancelled; the reply waits no longer than this for the cancellation."""
 
 MAX_POLL_FAILURES = 5
-"""Polling is free and safe to repeat; after this many failures in a row the job is given up."""
+"""Polling is free and safe to repeat; after this many failures in a row a job is given up. That of a long order only
+after as many answers about the job itself: an outage of some seconds costs nobody its pictures.
+"""
 
 MAX_RESULT_TRIES = 3
 
@@ -40,7 +42,7 @@ _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runne
 """503s in which no runner had the job. If a runner was lost (`runner_disconnected`), nobody knows what it did."""
 
 _UNREAD = (Outcome.OVERLOADED, Outcome.RATE_LIMITED, Outcome.NOT_AUTHORISED)
-"""Answers to a request for a result that say nothing about its job, which was accepted long ago."""
+"""Answers to a request for a state or a result that say nothing about its job, which was accepted long ago."""
 
 
 NAME = "fal"
@@ -147,6 +149,8 @@ class Fal:
                 if isinstance(status, dict) and status.get("status") == "COMPLETED":
                     return
             except (httpx2.HTTPError, Failure) as error:
+                if call.parts.patient and (isinstance(error, httpx2.HTTPError) or error.outcome in _UNREAD):
+                    continue
                 failures += 1
                 if failures == MAX_POLL_FAILURES:
                     raise Failure(Outcome.NO_ANSWER, "status unknown") from error
