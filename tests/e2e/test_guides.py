@@ -1,11 +1,14 @@
 """Every snippet of the guides runs unchanged: the official clients, and others that our customers use."""
 
+import asyncio
 import base64
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,13 +22,14 @@ from standardwebhooks.webhooks import Webhook as Judge
 
 from metering.clock import utc_now
 from metering.events import LONG as LONG_ORDER
-from tests.conftest import LOOPBACK
+from tests.conftest import LOOPBACK, run
 from tests.e2e.conftest import Prepared
 from tests.kits.node import PROGRAM_S, install
 from tests.kits.ports import free_port
 from tests.kits.programs import program
+from tests.kits.raw_server import Peer, raw_server
 from tests.kits.system import System, bearer, wait_until
-from tests.long import LONG
+from tests.long import LONG, long
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ("guide.md", "guia.md")
@@ -192,6 +196,61 @@ def test_a_long_order_that_fails_is_the_error_of_the_ai_sdk_and_is_ordered_once(
     assert (event.end, event.amount_micro_mxn) == ("void", 0)
     taken = [line for line in system.log().splitlines() if org_id in line and '"status":202' in line]
     assert len(taken) == 1, "each of its orders is answered 202"
+
+
+@pytest.mark.parametrize(("language", "text"), [one for one in LONG_ORDERS if one.values[0] != "sh"])
+def test_the_code_for_long_orders_works_with_a_test_key(
+    system: System, node: Path, tmp_path: Path, language: str, text: str
+) -> None:
+    """It is answered at once, with a 200 that has no status."""
+    org_id, _ = system.customer(f"rehearsed {language} {tmp_path.name}")
+    issued = system.back(lambda back: back.accounts.create_key(org_id, "ci", test=True))
+    done = customers_of(system, issued.secret, node, tmp_path).run(language, text)
+    assert done.returncode == 0 and done.stdout, done.stderr[-2000:]
+
+
+@long
+@pytest.mark.parametrize("text", PATIENT_FETCH)
+def test_the_fetch_for_the_ai_sdk_asks_again_after_a_fault_and_orders_once(
+    node: Path, tmp_path: Path, text: str
+) -> None:
+    """A connection that breaks and a 503 while it waits are no reason to order again; a lost image is none either."""
+    posts, polls, pictures = Counter[str](), 0, 0
+    where = "/v1/images/generations/req_0"
+
+    async def answer(peer: Peer) -> None:
+        nonlocal polls, pictures
+        while request := await peer.read_request():
+            status, location, body = "200 OK", "", b"{}"
+            if request.startswith(b"POST") and b"respond-async" in request:
+                posts["long"] += 1
+                status, location = "202 Accepted", f"location: {where}\r\n"
+            elif request.startswith(b"POST"):
+                posts["awaited"] += 1
+                status = "400 Bad Request"
+            elif request.startswith(b"GET /picture"):
+                pictures += 1
+                status, body = ("200 OK", b"\x89PNG\r\n\x1a\n") if pictures == 1 else ("500 Internal Server Error", b"")
+            else:
+                polls += 1
+                if polls == 1:
+                    return  # which breaks the connection
+                status = "503 Service Unavailable" if polls == 2 else status
+                url = f"http://{request.lower().split(b'host: ')[1].split()[0].decode()}/picture"
+                body = json.dumps({"status": "completed", "data": [{"url": url}]}).encode()
+            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{location}content-length: {len(body)}\r\n"
+            await peer.send(f"{head}\r\n".encode() + body)
+
+    async def twice() -> list[subprocess.CompletedProcess[str]]:
+        async with raw_server(answer) as server:
+            variables = {"OPENAI_BASE_URL": f"{server.url}/v1", "OPENAI_API_KEY": "key"}
+            customers = Customers(node, tmp_path, variables)
+            return [await asyncio.to_thread(customers.run, "js", text) for _ in range(2)]
+
+    delivered, lost = run(twice())
+    assert delivered.returncode == 0 and "image/png" in delivered.stdout, delivered.stderr
+    assert lost.returncode == 1 and where in lost.stderr, "it says where the order is"
+    assert posts == {"awaited": 2, "long": 2} and (polls, pictures) >= (4, 2)
 
 
 KEY = base64.b64encode(b"k" * 32).decode()
