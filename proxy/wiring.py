@@ -212,7 +212,8 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, how long it needs to stop, what keeps it from being ready, its files, and its background work.
+    """The application, how long the longest order may take for which a stop waits, what keeps it from being ready, its
+    files, and its background work.
 
     `full` answers instead of the application if there are too many connections, and `early` if there are too many
     orders.
@@ -221,7 +222,7 @@ class Gateway:
     app: ASGIApp
     full: ASGIApp
     early: Early
-    longest_deadline_s: float
+    longest_stay_s: float
     not_ready: NotReady
     versions: Versions
     background: Background
@@ -326,6 +327,8 @@ async def open_gateway(
             spool_end=spool.part(SPOOL_END),
         )
 
+        kept_by = resuming.keys() if settings.fal_mode == "queue" else ()
+        deadlines = Deadlines(settings.deadline_s, settings.long_deadline_s, kept_by)
         places = Places(journal, capacity)
         adoptions = Adoptions(
             long_orders, wallet, open_orders, places, generations, routes, offer, resuming.keys(), stopping.is_set
@@ -340,7 +343,7 @@ async def open_gateway(
             routes,
             owner=jobs.owner,
             region=settings.region,
-            deadlines=Deadlines(settings.deadline_s, settings.long_deadline_s, resuming.keys()),
+            deadlines=deadlines,
             top_up=_top_up(settings),
         )
 
@@ -388,7 +391,7 @@ async def open_gateway(
             app,
             build_full_app(conditions.not_ready),
             Crowd(gate),
-            files.longest_deadline_s,
+            max(files.longest_deadline_s, deadlines.stay_s),
             conditions.not_ready,
             files.versions,
             background,

@@ -91,12 +91,12 @@ class _Candidate:
         """The time that is kept free for its reply."""
         return reply_margin_s(self.deadline_s)
 
-    @property
-    def terms(self) -> LongTerms | None:
+    def terms(self, quote: Quote) -> LongTerms | None:
         """What makes it a long order, if it is one."""
         if not self.long:
             return None
-        return LongTerms(encode(self.order, self.identity), self.deadline_s - self.margin_s)
+        document = encode(self.order, self.identity, quote.price.measured_by)
+        return LongTerms(document, self.deadline_s - self.margin_s)
 
     @property
     def ends_s(self) -> float:
@@ -266,7 +266,7 @@ class Admissions:
                 life_s=candidate.life_s,
                 owner=self._owner,
                 trace=candidate.context.trace,
-                long=candidate.terms,
+                long=candidate.terms(quote),
                 slow=not candidate.long and self._deadlines.too_slow(order) is not None,
             )
             span.set("ghub.verdict", admission.verdict.name.lower())

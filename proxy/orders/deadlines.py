@@ -23,8 +23,13 @@ class Deadlines:
         """Choose an order's deadline."""
         if not long:
             return order.model.deadline_s or self.awaited_s
-        most_s = self.long_s if order.model.provider in self.kept_by else min(self.long_s, LONGEST_STAY_S)
+        most_s = self.long_s if order.model.provider in self.kept_by else self.stay_s
         return min(order.model.long_deadline_s or most_s, most_s)
+
+    @property
+    def stay_s(self) -> float:
+        """The longest deadline of a long order that a stop waits for."""
+        return min(self.long_s, LONGEST_STAY_S)
 
     def too_slow(self, order: Order) -> int | None:
         """Find how many seconds the order may need, if that is more than its client would wait; else None."""

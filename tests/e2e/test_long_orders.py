@@ -52,6 +52,9 @@ DIES_S = 30.0
 ORDERS, SPREAD_S, MADE_S = (200, 60.0, (1.0, 6.0)) if LONG else (30, 5.0, (1.0, 4.0))
 """How many orders, over how many seconds they are placed, and how long their providers take."""
 
+STAYS_S = 90.0 if LONG else 3.0
+"""What a drain waits for: in the long version, longer than for any answer that is waited for."""
+
 SETTLES_S = 180.0
 
 SECRETS_KEY = base64.b64encode(b"k" * 32).decode()
@@ -259,8 +262,8 @@ def test_a_drain_hands_over_what_another_can_go_on_with_and_waits_for_the_rest(p
     """fal's job goes on elsewhere at once, twice, and is made once; OpenAI's picture is waited for and delivered."""
     with shop(prepared, 3) as there:
         system, first = there.system, there.pods[0]
-        system.behave(FLUX, "slow", seconds=10)
-        system.behave(GPT, "slow", seconds=3)
+        system.behave(FLUX, "slow", seconds=STAYS_S + 8.0)
+        system.behave(GPT, "slow", seconds=STAYS_S)
         handed, stays = there.place(first, FLUX), there.place(first, GPT)
         there.handles(1)
         there.until(first, stays, "in_progress")
@@ -558,5 +561,5 @@ def test_drains_alone_lose_no_order_of_any_provider(prepared: Prepared) -> None:
     """Every one of 200 is delivered."""
     with shop_with_webhooks(prepared) as (there, receivers, secret):
         placing, events = load(there, receivers, ("drain",))
-        assert {events[order].end for order in placing.orders} == {"charge"}
+        assert [event for event in (events[order] for order in placing.orders) if event.end != "charge"] == []
         check(placing, events, secret)
