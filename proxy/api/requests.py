@@ -26,10 +26,13 @@ from proxy.messages import (
     TWICE,
     UNKNOWN_PARAMETER,
     UNPACKED_TOO_LARGE,
+    WEBHOOK_LONG,
     WHOLE_NUMBER,
     Language,
 )
 from proxy.orders.order import TAGS_HEADER, key_hash
+from proxy.ports import Order
+from proxy.webhooks.targets import WebhookHosts, why_not
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 
@@ -131,6 +134,15 @@ def responds_async(headers: Headers) -> bool:
     """True if the client prefers not to wait for the order (RFC 7240). Any other preference is passed over."""
     preferences = ",".join(headers.getlist("prefer")).split(",")
     return any(one.partition(";")[0].strip().lower() == RESPOND_ASYNC for one in preferences)
+
+
+def check_webhook(order: Order, hosts: WebhookHosts, *, long: bool) -> None:
+    """Raise ApiError 400 if no webhook may have the order's address, or if the order is none that calls one."""
+    if order.webhook is None:
+        return
+    why = why_not(order.webhook, hosts) if long else WEBHOOK_LONG
+    if why is not None:
+        raise ApiError(Kind.INVALID_REQUEST, why, param="webhook")
 
 
 def in_utf8(header: str) -> str:
