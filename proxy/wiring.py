@@ -368,7 +368,7 @@ async def open_gateway(
                 DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
                 limits,
                 standing,
-                read_webhook_hosts(settings),
+                None if settings.secrets_key is None else read_webhook_hosts(settings),
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
             ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),

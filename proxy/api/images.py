@@ -26,7 +26,7 @@ from proxy.api.requests import RESPOND_ASYNC, RequestLimits, idempotency_key, re
 from proxy.api.schemas import Made, Queued
 from proxy.api.standing import POLL_S, QUEUED, Standing
 from proxy.errors import ApiError, Kind, wallet_away
-from proxy.messages import WEBHOOK_LONG
+from proxy.messages import WEBHOOK_LONG, WEBHOOK_NONE
 from proxy.offer import Offer
 from proxy.orders import denials
 from proxy.orders.admission import Admissions, Duplicate
@@ -79,7 +79,10 @@ class OrderHeaders(BaseModel):
 
 
 class ImagesEndpoint:
-    """Orders: authenticate, parse, admit (price, hold), generate (make, store, settle), reply."""
+    """Orders: authenticate, parse, admit (price, hold), generate (make, store, settle), reply.
+
+    Without `webhook_hosts`, nobody signs webhooks, and an order may name none.
+    """
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class ImagesEndpoint:
         dry_runs: DryRuns,
         limits: RequestLimits,
         standing: Standing,
-        webhook_hosts: WebhookHosts,
+        webhook_hosts: WebhookHosts | None,
     ) -> None:
         self._authenticator = authenticator
         self._offer = offer
@@ -269,6 +272,8 @@ class ImagesEndpoint:
 
     def _check_webhook(self, url: str, *, long: bool) -> None:
         """Raise ApiError 400 if no webhook may have this address, or if the order is none that calls one."""
+        if self._webhook_hosts is None:
+            raise ApiError(Kind.INVALID_REQUEST, WEBHOOK_NONE, param="webhook")
         why = why_not(url, self._webhook_hosts) if long else WEBHOOK_LONG
         if why is not None:
             raise ApiError(Kind.INVALID_REQUEST, why, param="webhook")
