@@ -358,7 +358,7 @@ async def open_gateway(
 
         reports = Reports()
         limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
-        webhook_hosts = read_webhook_hosts(settings)
+        webhook_hosts = None if settings.secrets_key is None else read_webhook_hosts(settings)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,

@@ -76,7 +76,7 @@ class DryRuns:
         admissions: Admissions,
         reads: ReadRates,
         limits: RequestLimits,
-        webhook_hosts: WebhookHosts,
+        webhook_hosts: WebhookHosts | None,
     ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet

@@ -86,7 +86,10 @@ class OrderHeaders(BaseModel):
 
 
 class ImagesEndpoint:
-    """Orders: authenticate, parse, admit (price, hold), generate (make, store, settle), reply."""
+    """Orders: authenticate, parse, admit (price, hold), generate (make, store, settle), reply.
+
+    Without `webhook_hosts`, nobody signs webhooks, and an order may name none.
+    """
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class ImagesEndpoint:
         dry_runs: DryRuns,
         limits: RequestLimits,
         standing: Standing,
-        webhook_hosts: WebhookHosts,
+        webhook_hosts: WebhookHosts | None,
     ) -> None:
         self._authenticator = authenticator
         self._offer = offer

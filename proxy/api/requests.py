@@ -27,6 +27,7 @@ from proxy.messages import (
     UNKNOWN_PARAMETER,
     UNPACKED_TOO_LARGE,
     WEBHOOK_LONG,
+    WEBHOOK_NONE,
     WHOLE_NUMBER,
     Language,
 )
@@ -136,10 +137,15 @@ def responds_async(headers: Headers) -> bool:
     return any(one.partition(";")[0].strip().lower() == RESPOND_ASYNC for one in preferences)
 
 
-def check_webhook(order: Order, hosts: WebhookHosts, *, long: bool) -> None:
-    """Raise ApiError 400 if no webhook may have the order's address, or if the order is none that calls one."""
+def check_webhook(order: Order, hosts: WebhookHosts | None, *, long: bool) -> None:
+    """Raise ApiError 400 if no webhook may have the order's address, or if the order is none that calls one.
+
+    Without `hosts`, nobody signs webhooks, and an order may name none.
+    """
     if order.webhook is None:
         return
+    if hosts is None:
+        raise ApiError(Kind.INVALID_REQUEST, WEBHOOK_NONE, param="webhook")
     why = why_not(order.webhook, hosts) if long else WEBHOOK_LONG
     if why is not None:
         raise ApiError(Kind.INVALID_REQUEST, why, param="webhook")
