@@ -359,6 +359,7 @@ async def open_gateway(
 
         reports = Reports()
         limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
+        webhook_hosts = None if settings.secrets_key is None else read_webhook_hosts(settings)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -369,10 +370,10 @@ async def open_gateway(
                 generations,
                 Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
-                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits, webhook_hosts),
                 limits,
                 standing,
-                read_webhook_hosts(settings),
+                webhook_hosts,
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
             ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),

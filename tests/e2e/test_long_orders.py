@@ -336,7 +336,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
     """100 races: after a 200 nothing is charged; after a 409 it is."""
     with shop(prepared, 1) as there:
         system, (gateway,) = there.system, there.pods
-        steps = [{"scenario": "slow", "seconds": round(random.uniform(0.0, 1.0), 2)} for _ in range(100)]
+        steps = [{"scenario": "slow", "seconds": round(random.uniform(0.0, 3.0), 2)} for _ in range(100)]
         httpx2.put(
             f"{system.simulator}/_sim/behaviour", json={"model": FLUX, "sequence": steps, "same": True}, **LOOPBACK
         )
@@ -350,7 +350,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
                 placed = await client.post("/images/generations", json=order, headers=ASYNC)
                 assert placed.status_code == 202, placed.text
                 path = f"/images/generations/{placed.json()['id']}"
-                await asyncio.sleep(random.uniform(0.0, 1.5))
+                await asyncio.sleep(random.uniform(0.0, 1.2))
                 cancelled = await client.post(f"{path}/cancel")
                 while (found := (await client.get(path)).json())["status"] not in OVER:
                     await asyncio.sleep(0.2)
@@ -364,7 +364,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
         ends = run(races())
         counts = Counter((code, status) for _, code, status in ends)
         print(dict(counts), file=sys.stderr)
-        assert counts.keys() == {(200, "cancelled"), (409, "completed")} and min(counts.values()) >= 10
+        assert counts.keys() == {(200, "cancelled"), (409, "completed")} and min(counts.values()) >= 5
 
         async def read(back: Any) -> list[Event]:
             return [event async for event in back.ledger.events()]

@@ -205,6 +205,7 @@ def test_a_dry_run_is_refused_as_the_order_would_be(shop: System) -> None:
     org_id, key = shop.customer("dry refused", "5.00")
     for query, fields, param in (
         ("?dry_run=true", {"size": "1x1"}, "size"),
+        ("?dry_run=true", {"webhook": "https://example.mx/"}, "webhook"),
         ("?dry_run=yes", {}, "dry_run"),
         ("?dryrun=true", {}, "dryrun"),
         ("?dry_run=true&dry_run=true", {}, "dry_run"),
