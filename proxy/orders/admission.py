@@ -162,7 +162,7 @@ class Admissions:
 
         `long`: its client does not wait for it.
         """
-        deadline_s = self._deadlines.of(order, long=long)
+        deadline_s = self.deadline_s(order, long=long)
         labels = self._labels(caller.org_id, order) | ({"mode": LONG} if long else {})
         candidate = _Candidate(context, caller, order, identity, deadline_s, labels, long)
         if (shut := self._routes.refusal(order)) is not None:
@@ -175,6 +175,10 @@ class Admissions:
                 raise self._denial(admission, hold.quote, order)
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
+
+    def deadline_s(self, order: Order, *, long: bool) -> float:
+        """Say how long an order may take, in seconds from its first byte; `long` as in `admit`."""
+        return self._deadlines.of(order, long=long)
 
     def quote(self, org_id: str, order: Order) -> Quote:
         """Price an order at this moment. Raises ApiError 503 if the month has no exchange rate."""

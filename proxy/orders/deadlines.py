@@ -25,8 +25,13 @@ class Deadlines:
             return order.model.deadline_s or self.awaited_s
         routes = (order.model,) if order.model.second is None else (order.model, order.model.second)
         kept = all(model.provider in self.kept_by for model in routes)
-        most_s = self.long_s if kept else min(self.long_s, LONGEST_STAY_S)
+        most_s = self.long_s if kept else self.stay_s
         return min(order.model.long_deadline_s or most_s, most_s)
+
+    @property
+    def stay_s(self) -> float:
+        """The longest deadline of a long order that a stop waits for."""
+        return min(self.long_s, LONGEST_STAY_S)
 
     def too_slow(self, order: Order) -> int | None:
         """Find how many seconds the order may need, if that is more than its client would wait; else None."""

@@ -12,7 +12,7 @@ import orjson
 
 from config.settings import RESULT_DOCUMENT_BYTES, Settings
 from metering.pauses import Pauses
-from proxy.outbound.clients import ImageFetchFailed, Outbound
+from proxy.outbound.clients import MAKING, ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, LetGo, Picture, Provider, Report, Source
@@ -59,6 +59,11 @@ class Fal:
         self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"} | UNPACKED
         self._document_bytes = document_bytes
 
+    @property
+    def keeps_jobs(self) -> bool:
+        """True if another process can go on with a job: a direct call is lost with its connection."""
+        return self._queue_url is not None
+
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the call's pictures, each to be fetched from its URL. Raises Failure."""
         try:
@@ -78,7 +83,8 @@ class Fal:
 
     async def _direct(self, call: Call) -> Any:
         model = call.order.model
-        return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call), call.report)
+        url = f"{model.url or self._url}/{model.upstream}"
+        return await self._ask("POST", url, _body(call), call.report, timeout=MAKING)
 
     async def resume(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the pictures of the job that the call's handle names. Raises Failure."""
@@ -181,9 +187,16 @@ class Fal:
         found = _JOB.search(handle)
         return found[1] if found else None
 
-    async def _ask(self, method: str, url: str, body: Any = None, report: Report | None = None) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        report: Report | None = None,
+        timeout: Any = httpx2.USE_CLIENT_DEFAULT,
+    ) -> Any:
         """Ask for a document. The request's id is noted in `report`, if the request may make pictures."""
-        async with self._client.stream(method, url, headers=self._headers, json=body) as response:
+        async with self._client.stream(method, url, headers=self._headers, json=body, timeout=timeout) as response:
             if report is not None:
                 note_ids(report, response)
             text = await read_document(response, self._document_bytes)
