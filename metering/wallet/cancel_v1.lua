@@ -1,10 +1,12 @@
 -- Cancels a long order that no provider has begun; or notes that no further part of it may begin, and says what its
 -- providers have, if each of them could confirm a cancel.
 -- KEYS  mark wallet open hold events closed
--- ARGV  now_us>=0 org request remember_s>=1
+-- ARGV  now_us>=0 org request remember_s>=1 max_unpaid>=0
 -- REPLY code parts:text
 --
--- parts  what its providers have, JSON lines, if the code is ASKED or RUNS
+-- parts       what its providers have, JSON lines, if the code is ASKED or RUNS
+-- max_unpaid  as in admit: an organisation whose cancels and unknown ends may have cost us so much runs its orders to
+--             their ends. Otherwise many that were placed at once could all be cancelled
 -- WITH closing
 local now = clock(now_us)
 if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AWAY }) end
@@ -28,6 +30,8 @@ if #parts == 0 then
   if once then redis.call('DEL', once) end
   return answer({ code = CANCELLED })
 end
-if firm then return answer({ code = RUNS, parts = table.concat(parts, '\n') }) end
+local of_org = order.of_org
+local unpaid = unpaid_in_hour(redis.call('HGET', wallet_key, 'unpaid'), now)
+if firm or unpaid >= max_unpaid + of_org.spent_done / 10 then return answer({ code = RUNS, parts = table.concat(parts, '\n') }) end
 redis.call('HSET', hold_key, 'cancel', now)
 return answer({ code = ASKED, parts = table.concat(parts, '\n') })

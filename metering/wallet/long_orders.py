@@ -153,8 +153,13 @@ class LongOrders:
             )
         )
 
-    async def cancel(self, org_id: str, order_id: str, remember_s: int) -> tuple[Cancel, tuple[Part, ...]]:
-        """Cancel an order, or say why not; with ASKED or RUNS, what its providers have."""
+    async def cancel(
+        self, org_id: str, order_id: str, remember_s: int, max_unpaid_micro_mxn: int
+    ) -> tuple[Cancel, tuple[Part, ...]]:
+        """Cancel an order, or say why not; with ASKED or RUNS, what its providers have.
+
+        Above `max_unpaid_micro_mxn`, which the organisation's orders may have cost us in vain, what has begun RUNS.
+        """
         names = keys.OrgKeys(org_id)
         reply = await self._cancel(
             keys={
@@ -169,6 +174,7 @@ class LongOrders:
             org=org_id,
             request=order_id,
             remember_s=remember_s,
+            max_unpaid=max_unpaid_micro_mxn,
         )
         return Cancel(reply["code"]), tuple(_part(line.encode()) for line in reply["parts"].splitlines())
 

@@ -94,6 +94,11 @@ class Wallet:
         """How long the end of an order is remembered, in seconds."""
         return self._limits.remember_s
 
+    @property
+    def max_unpaid_micro_mxn(self) -> int:
+        """The bound of what an organisation's orders without a known end, or cancelled, may have cost in an hour."""
+        return self._limits.max_unpaid_micro_mxn
+
     def now_us(self, org_id: str | None = None) -> int:
         """Return Redis `TIME` as this process estimates it: every verdict corrects it; the error is a round trip
         at most.

@@ -59,7 +59,8 @@ class Cancellations:
 
     async def _ask(self, org_id: str, order_id: str) -> tuple[Cancel, tuple[Part, ...]]:
         try:
-            return await self._orders.cancel(org_id, order_id, self._wallet.remember_s)
+            wallet = self._wallet
+            return await self._orders.cancel(org_id, order_id, wallet.remember_s, wallet.max_unpaid_micro_mxn)
         except (RedisError, OSError, TimeoutError) as error:
             raise WalletAway(type(error).__name__) from error
 

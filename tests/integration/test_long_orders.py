@@ -30,7 +30,7 @@ from tests.kits.books import LIMITS, NOON, Books, drain, dump, open_books, pictu
 HOLD_S, MADE_S = 600.0, 580.0
 TERMS = LongTerms(b'{"order": 1}', MADE_S)
 KEYED = OrderIdentity("equal", key_hash="k")
-REMEMBER_S = LIMITS.remember_s
+REMEMBER_S, MAX_UNPAID = LIMITS.remember_s, LIMITS.max_unpaid_micro_mxn
 QUEUE, SYNC = Part("fal", 0, 1, '{"status_url":"…"}'), Part("openai", 0, 1)
 HOUR_US = 3_600_000_000
 ADOPTIONS_NEED = 6
@@ -266,9 +266,9 @@ async def test_a_cancel_before_a_provider_has_it_is_void_and_frees_the_key(redis
     async with shop(redis_url, tmp_path) as (books, caller):
         mine = Gateway(books, A)
         await place(books, caller, "r", identity=KEYED)
-        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S) == (Cancel.CANCELLED, ())
+        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S, MAX_UNPAID) == (Cancel.CANCELLED, ())
         before = dump(redis_url)
-        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S) == (Cancel.CANCELLED, ())
+        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S, MAX_UNPAID) == (Cancel.CANCELLED, ())
         assert await mine.orders.begin(caller.org_id, "r", QUEUE) is Noted.GONE
         assert (await mine.settle(caller, "r")).close is Close.REFUSED
         assert await mine.void(caller, "r", "deadline") is Close.VOIDED
@@ -288,14 +288,14 @@ async def test_a_cancel_asks_a_queue_and_stops_further_parts(redis_url: str, tmp
         await place(books, caller, "r", 8)
         begun = replace(QUEUE, handle="")
         assert await mine.orders.begin(caller.org_id, "r", begun) is Noted.OURS
-        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S) == (Cancel.RUNS, (begun,))
+        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S, MAX_UNPAID) == (Cancel.RUNS, (begun,))
         assert await mine.orders.note(caller.org_id, "r", QUEUE) is Noted.OURS
-        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S) == (Cancel.ASKED, (QUEUE,))
+        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S, MAX_UNPAID) == (Cancel.ASKED, (QUEUE,))
         assert await mine.orders.begin(caller.org_id, "r", replace(QUEUE, first=4)) is Noted.CANCELLED
         assert await mine.orders.untaken(caller.org_id, "r", 0) is Noted.OURS  # then the try after it is told
         assert await mine.orders.begin(caller.org_id, "r", begun) is Noted.CANCELLED
         assert await mine.void(caller, "r", "cancelled") is Close.VOIDED
-        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S) == (Cancel.CANCELLED, ())
+        assert await mine.orders.cancel(caller.org_id, "r", REMEMBER_S, MAX_UNPAID) == (Cancel.CANCELLED, ())
 
 
 @pytest.mark.rule(9)
@@ -310,11 +310,11 @@ async def test_what_is_awaited_charged_void_or_unknown_is_not_cancelled(redis_ur
         assert await mine.void(caller, "void", "content_policy") is Close.VOIDED
         before = dump(redis_url)
         for order_id, answer in (("awaited", Cancel.AWAITED), ("charged", Cancel.ENDED), ("void", Cancel.ENDED)):
-            assert await mine.orders.cancel(caller.org_id, order_id, REMEMBER_S) == (answer, ())
-        assert await mine.orders.cancel(caller.org_id, "nobody's", REMEMBER_S) == (Cancel.ENDED, ())
+            assert await mine.orders.cancel(caller.org_id, order_id, REMEMBER_S, MAX_UNPAID) == (answer, ())
+        assert await mine.orders.cancel(caller.org_id, "nobody's", REMEMBER_S, MAX_UNPAID) == (Cancel.ENDED, ())
         assert dump(redis_url) == before
         await books.redis.delete(keys.OrgKeys(caller.org_id).mark)
-        assert await mine.orders.cancel(caller.org_id, "awaited", REMEMBER_S) == (Cancel.AWAY, ())
+        assert await mine.orders.cancel(caller.org_id, "awaited", REMEMBER_S, MAX_UNPAID) == (Cancel.AWAY, ())
 
 
 @pytest.mark.rule(9)
@@ -325,7 +325,7 @@ async def test_cancels_against_settlements_end_each_order_once(redis_url: str, t
         for number in range(100):
             await place(books, caller, f"r{number}")
             settling = mine.settle(caller, f"r{number}")
-            cancelling = mine.orders.cancel(caller.org_id, f"r{number}", REMEMBER_S)
+            cancelling = mine.orders.cancel(caller.org_id, f"r{number}", REMEMBER_S, MAX_UNPAID)
             if number % 2:
                 settled, (cancelled, _) = await asyncio.gather(settling, cancelling)
             else:
@@ -396,6 +396,24 @@ async def test_unpaid_orders_are_counted_and_bounded_by_the_hour(redis_url: str,
         assert await mine.orders.begin(caller.org_id, "dear", SYNC) is Noted.OURS
         assert await mine.void(caller, "dear", "cancelled") is Close.VOIDED
         assert (await books.admit(caller, "denied", life_s=HOLD_S, long=TERMS)).verdict is Verdict.UNPAID
+
+
+@pytest.mark.rule(35)
+async def test_at_the_bound_what_has_begun_is_not_cancelled_and_what_has_not_is(redis_url: str, tmp_path: Path) -> None:
+    """Many orders that are placed before the first one ends could be cancelled otherwise, however much they cost us."""
+    async with shop(redis_url, tmp_path) as (books, caller):
+        mine, bound = Gateway(books, A), parse_mxn("0.84")
+        for order_id in ("lost", "begun", "waits"):
+            await place(books, caller, order_id)
+        for order_id in ("lost", "begun"):
+            assert await mine.orders.begin(caller.org_id, order_id, QUEUE) is Noted.OURS
+        assert await mine.void(caller, "lost", "lost") is Close.VOIDED
+        for order_id, most, answer in (
+            ("begun", bound, (Cancel.RUNS, (QUEUE,))),
+            ("waits", bound, (Cancel.CANCELLED, ())),
+            ("begun", bound + 1, (Cancel.ASKED, (QUEUE,))),
+        ):
+            assert await mine.orders.cancel(caller.org_id, order_id, REMEMBER_S, most) == answer
 
 
 @pytest.mark.rule(17)
