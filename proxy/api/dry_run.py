@@ -89,20 +89,20 @@ class DryRuns:
         if caller.models and order.model_id not in caller.models:
             raise key_refused(Verdict.MODEL, order.model_id) or wallet_away()
         if caller.test:  # its orders cost nothing and have no balance; the price is what a live one would cost
-            return _reply(self._document(order, self._admissions.quote(caller.org_id, order)), balance_header(0))
+            quote = self._admissions.quote(caller.org_id, order)
+            return _reply(self._document(order, quote, long=False), balance_header(0))
+        long = responds_async(request.headers)
         try:
-            forecast = await self._admissions.forecast(
-                caller, order, context.order_id, long=responds_async(request.headers)
-            )
+            forecast = await self._admissions.forecast(caller, order, context.order_id, long=long)
         except WalletAway:
             raise wallet_away() from None
         admission, denial = forecast.admission, forecast.denial
-        document = self._document(order, forecast.quote) | _standing(admission)
+        document = self._document(order, forecast.quote, long=long) | _standing(admission)
         if denial is not None:
             document |= {"admitted": False, "refusal": _refusal(denial, request.headers)}
         return _reply(document, rate_headers(admission) | balance_header(admission.available_micro_mxn))
 
-    def _document(self, order: Order, quote: Quote) -> dict[str, Any]:
+    def _document(self, order: Order, quote: Quote, *, long: bool) -> dict[str, Any]:
         """Say what the order would cost, as if it were admitted and nobody counted."""
         quoted, tokens = (
             order.model.quoted(order.size, order.quality),
@@ -118,7 +118,7 @@ class DryRuns:
             "cost_mxn_per_image": format_mxn(quote.unit_micro_mxn),
             "at_most": quoted is not None and quoted.measured,
             "tokens": {"input": tokens[0], "output": tokens[1]} if tokens is not None else None,
-            "deadline_s": order.model.deadline_s or self._limits.deadline_s,
+            "deadline_s": self._admissions.deadline_s(order, long=long),
             "admitted": True,
             "refusal": None,
             "limits": None,

@@ -180,6 +180,10 @@ class Admissions:
         """Price an order at this moment. Raises ApiError 503 if the month has no exchange rate."""
         return self._quotes.quote(order, self._wallet.now_us(org_id))
 
+    def deadline_s(self, order: Order, *, long: bool) -> float:
+        """Say how long the order may take, in seconds. `long`: its client would not wait for it."""
+        return self._deadlines.of(order, long=long)
+
     async def forecast(self, caller: Caller, order: Order, order_id: str, *, long: bool) -> Forecast:
         """Price an order, and say what `admit` would do with it now if it were a new one. Nothing is taken.
 

@@ -182,6 +182,8 @@ def test_a_dry_run_says_the_most_it_can_cost_and_takes_nothing(shop: System) -> 
         **{"admitted": True, "refusal": None, "limits": None, "available_mxn": "5.00"},
     }
     assert document["limits"]["requests"] == {"limit": 2, "remaining": 2}
+    long = place(shop, key, TWO, "?dry_run=true", headers={"prefer": "respond-async"}).json()
+    assert long["deadline_s"] > 60.0
     after = shop.cut(org_id)
     assert (after.available_micro_mxn, after.held_micro_mxn, after.number, len(shop.jobs())) == (
         cut.available_micro_mxn,
