@@ -467,8 +467,8 @@ NOT_CANCELLED_RUNS = Text(
     " entrega. {where} dice cómo terminó.",
 )
 WEBHOOK_LONG = Text(
-    "`webhook` is for orders that are sent with `Prefer: respond-async`: this one is answered at once.",
-    "`webhook` es para pedidos que se envían con `Prefer: respond-async`: este se responde de inmediato.",
+    "`webhook` is for orders that are sent with `Prefer: respond-async`: the answer to this one has its images.",
+    "`webhook` es para pedidos que se envían con `Prefer: respond-async`: la respuesta a este trae sus imágenes.",
 )
 NO_GENERATION = Text("Your organisation has no such generation.", "Su organización no tiene esa generación.")
 
