@@ -77,7 +77,7 @@ alone: $(VENV)/.test          ## what failed last, with nothing beside it, up to
 	$(PYTEST) --last-failed --last-failed-no-failures none --maxfail 1 tests
 
 long: $(VENV)/.test           ## what `make test` runs in a short version, whole: an hour on 2 cores
-	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_setup.py tests/integration/test_suspension.py tests/integration/test_export_memory.py tests/integration/test_recipe_*.py tests/integration/test_reload.py
+	LONG=1 $(PYTEST) -o faulthandler_timeout=7200 tests/e2e tests/doors tests/integration/test_cluster_failover.py tests/integration/test_dockerfile.py tests/integration/test_setup.py tests/integration/test_suspension.py tests/integration/test_export_memory.py tests/integration/test_recipe_*.py tests/integration/test_reload.py
 
 fuzz: $(VENV)/.test           ## pictures in JSON against json.loads; CASES=1000000 SEED=0, 2 minutes on 2 cores
 	$(VENV)/bin/python -m tests.fuzz.inline --cases $(CASES) --seed $(SEED) --jobs 2

@@ -228,12 +228,15 @@ def encode_opened(order_id: str, org_id: str, key_id: str, quote: Quote, facts: 
     )
 
 
-def quote_of(opened: Opened, admitted_us: int) -> Quote:
-    """Build the quote of an order again, as it was admitted at this Unix time in µs."""
+def quote_of(opened: Opened, admitted_us: int, measured_by: str | None = None) -> Quote:
+    """Build the quote of an order again, as it was admitted at this Unix time in µs.
+
+    `measured_by` of its price does not stand in its event.
+    """
     proof = opened.proof
     usd, markup, mxn_per_usd = proof.decimals()
     return Quote(
-        price=Price(opened.model, usd, markup, proof.price_book, proof.variant),
+        price=Price(opened.model, usd, markup, proof.price_book, proof.variant, measured_by=measured_by),
         rate=FxRate(proof.fx_month, mxn_per_usd, proof.fx_source),
         period=period_at(admitted_us),
         images=opened.images,

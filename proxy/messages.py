@@ -470,6 +470,10 @@ WEBHOOK_LONG = Text(
     "`webhook` is for orders that are sent with `Prefer: respond-async`: the answer to this one has its images.",
     "`webhook` es para pedidos que se envían con `Prefer: respond-async`: la respuesta a este trae sus imágenes.",
 )
+WEBHOOK_NONE = Text(
+    "`webhook`: this gateway calls no webhooks. Send the order without it, and ask for its result by its id.",
+    "`webhook`: este gateway no llama a ningún webhook. Envíe el pedido sin él y pida su resultado por su id.",
+)
 NO_GENERATION = Text("Your organisation has no such generation.", "Su organización no tiene esa generación.")
 
 # --- a query's parameters ---------------------------------------------------------------------------------------------

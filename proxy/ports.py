@@ -81,6 +81,11 @@ class Parts(Protocol):
         """True if this process is about to end, and another can go on with every part: then raise LetGo."""
         ...
 
+    @property
+    def patient(self) -> bool:
+        """True if no client waits: a provider that is away for a while is a reason to wait, until the deadline."""
+        ...
+
     async def begin(self, call: "Call") -> None:
         """Note that a part is about to be given to its provider. Raises Failure if the order is cancelled."""
         ...
@@ -97,7 +102,7 @@ class Parts(Protocol):
 class Unkept:
     """Parts of an order that nobody could go on with."""
 
-    leaving = False
+    leaving = patient = False
 
     async def begin(self, call: "Call") -> None: ...
 

@@ -12,6 +12,7 @@ import structlog
 
 from metering.answered import PROMPT_CHARS, USAGE_BYTES
 from proxy.media.inline import BadDocument, JsonPictures, inline_pictures
+from proxy.outbound.clients import MAKING
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Chunks, Picture, Report, Source
 
@@ -136,7 +137,8 @@ async def _answered(
 ) -> AsyncIterator[httpx2.Response]:
     """Post, and open the reply if it is a 200. Raises Failure, also for what breaks while it is read."""
     try:
-        async with client.stream("POST", url, headers={**headers, **UNPACKED}, json=body) as response:
+        asked = {**headers, **UNPACKED}
+        async with client.stream("POST", url, headers=asked, json=body, timeout=MAKING) as response:
             note_ids(call.report, response)
             if response.status_code != 200:
                 raise refusal(response, await read_document(response, document.max_document_bytes))

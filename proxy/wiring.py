@@ -212,7 +212,8 @@ def _image_hosts(settings: Settings) -> ImageHosts:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The application, how long it needs to stop, what keeps it from being ready, its files, and its background work.
+    """The application, how long the longest order may take for which a stop waits, what keeps it from being ready, its
+    files, and its background work.
 
     `full` answers instead of the application if there are too many connections, and `early` if there are too many
     orders.
@@ -221,7 +222,7 @@ class Gateway:
     app: ASGIApp
     full: ASGIApp
     early: Early
-    longest_deadline_s: float
+    longest_stay_s: float
     not_ready: NotReady
     versions: Versions
     background: Background
@@ -287,7 +288,7 @@ async def open_gateway(
         routes = Routes(Circuits(), providers)
         tasks, calls = Tasks(), UpstreamCalls(uploader, providers, routes)
         long_orders = LongOrders(back.with_redis(), jobs.owner)
-        resuming = {name: one for name, one in providers.items() if isinstance(one, Fal)}
+        resuming = {name: one for name, one in providers.items() if isinstance(one, Fal) and one.keeps_jobs}
         settlement = Settlement(wallet, open_orders, calls, lifecycle, tasks, jobs.owner)
         generations = Generations(wallet, calls, settlement, tasks, Kept(jobs, long_orders, stopping.is_set))
         orphans = Orphans(jobs, wallet, resuming)
@@ -326,6 +327,8 @@ async def open_gateway(
             spool_end=spool.part(SPOOL_END),
         )
 
+        kept_by = resuming.keys() if settings.fal_mode == "queue" else ()
+        deadlines = Deadlines(settings.deadline_s, settings.long_deadline_s, kept_by)
         places = Places(journal, capacity)
         adoptions = Adoptions(
             long_orders, wallet, open_orders, places, generations, routes, offer, resuming.keys(), stopping.is_set
@@ -340,7 +343,7 @@ async def open_gateway(
             routes,
             owner=jobs.owner,
             region=settings.region,
-            deadlines=Deadlines(settings.deadline_s, settings.long_deadline_s, resuming.keys()),
+            deadlines=deadlines,
             top_up=_top_up(settings),
         )
 
@@ -355,6 +358,7 @@ async def open_gateway(
 
         reports = Reports()
         limits = RequestLimits(MAX_BODY_BYTES, BODY_TIMEOUT_S, settings.deadline_s)
+        webhook_hosts = None if settings.secrets_key is None else read_webhook_hosts(settings)
         endpoints: list[Endpoint] = [
             ImagesEndpoint(
                 authenticator,
@@ -365,10 +369,10 @@ async def open_gateway(
                 generations,
                 Sandbox(wallet, places, uploader, settings.deadline_s),
                 replies,
-                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, reads, limits, webhook_hosts),
                 limits,
                 standing,
-                read_webhook_hosts(settings),
+                webhook_hosts,
             ),
             CancelsEndpoint(authenticator, wallet, standing, Cancellations(long_orders, wallet, resuming), reads),
             ModelsEndpoint(authenticator, wallet, offer, lifecycle, rates, prices, reads),
@@ -387,7 +391,7 @@ async def open_gateway(
             app,
             build_full_app(conditions.not_ready),
             Crowd(gate),
-            files.longest_deadline_s,
+            max(files.longest_deadline_s, deadlines.stay_s),
             conditions.not_ready,
             files.versions,
             background,

@@ -47,17 +47,19 @@ class Cancel(IntEnum):
 class Part:
     """What a provider has of an order: `images` from number `first` on. Without a `handle` its fate is unknown.
 
-    `handle` is the provider's own data for going on with the job, or for cancelling it.
+    `handle` is the provider's own data for going on with the job, or for cancelling it. `upstream` is its name of the
+    model: with it, it is the route by which the part goes.
     """
 
     provider: str
     first: int
     images: int
     handle: str = ""
+    upstream: str = ""
 
     def encode(self) -> bytes:
         """Encode it as JSON. `cancel_v1.lua` looks for the handle in it."""
-        told = {"provider": self.provider, "first": self.first, "images": self.images}
+        told = {"provider": self.provider, "first": self.first, "images": self.images, "upstream": self.upstream}
         return orjson.dumps(told | ({"handle": self.handle} if self.handle else {}))
 
 
@@ -240,7 +242,7 @@ def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
 
 def _part(state: bytes) -> Part:
     told: dict[str, Any] = orjson.loads(state)
-    return Part(told["provider"], told["first"], told["images"], told.get("handle", ""))
+    return Part(told["provider"], told["first"], told["images"], told.get("handle", ""), told.get("upstream", ""))
 
 
 def _left(order_id: bytes, line: bytes) -> Left | None:

@@ -17,7 +17,15 @@ from proxy.api.auth import Authenticator
 from proxy.api.credits import checked
 from proxy.api.middleware import context_of
 from proxy.api.reads import Read, ReadRates
-from proxy.api.requests import RequestLimits, idempotency_key, language_of, read_body, responds_async, tags_of
+from proxy.api.requests import (
+    RequestLimits,
+    check_webhook,
+    idempotency_key,
+    language_of,
+    read_body,
+    responds_async,
+    tags_of,
+)
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import ONE_OF, TWICE, UNKNOWN_PARAMETER, translated
 from proxy.offer import Offer
@@ -26,6 +34,7 @@ from proxy.orders.lifecycle import Lifecycle
 from proxy.orders.order import parse_order
 from proxy.orders.refusals import balance_header, key_refused, rate_headers
 from proxy.ports import Order
+from proxy.webhooks.targets import WebhookHosts
 
 NAME = "dry_run"
 
@@ -67,6 +76,7 @@ class DryRuns:
         admissions: Admissions,
         reads: ReadRates,
         limits: RequestLimits,
+        webhook_hosts: WebhookHosts | None,
     ) -> None:
         self._authenticator = authenticator
         self._wallet = wallet
@@ -75,6 +85,7 @@ class DryRuns:
         self._admissions = admissions
         self._reads = reads
         self._limits = limits
+        self._webhook_hosts = webhook_hosts
 
     async def answer(self, request: Request) -> Response:
         """Answer one dry run. Raises ApiError as the order would, unless it is for a limit or for the balance."""
@@ -83,6 +94,8 @@ class DryRuns:
         caller, _ = await checked(request, self._authenticator, self._wallet, self._reads, Read.DRY_RUNS)
         body, tags = await read_body(request, self._limits), tags_of(request.headers)
         order = parse_order(body, self._offer.catalogue, caller.response_format, tags)
+        long = responds_async(request.headers)
+        check_webhook(order, self._webhook_hosts, long=long or caller.test)
         idempotency_key(request.headers)
         context.facts["model"] = order.model_id
         self._lifecycle.check(order.model_id, order.model)
@@ -91,7 +104,6 @@ class DryRuns:
         if caller.test:  # its orders cost nothing and have no balance; the price is what a live one would cost
             quote = self._admissions.quote(caller.org_id, order)
             return _reply(self._document(order, quote, long=False), balance_header(0))
-        long = responds_async(request.headers)
         try:
             forecast = await self._admissions.forecast(caller, order, context.order_id, long=long)
         except WalletAway:

@@ -26,10 +26,14 @@ from proxy.messages import (
     TWICE,
     UNKNOWN_PARAMETER,
     UNPACKED_TOO_LARGE,
+    WEBHOOK_LONG,
+    WEBHOOK_NONE,
     WHOLE_NUMBER,
     Language,
 )
 from proxy.orders.order import TAGS_HEADER, key_hash
+from proxy.ports import Order
+from proxy.webhooks.targets import WebhookHosts, why_not
 
 QueryT = TypeVar("QueryT", bound=BaseModel)
 
@@ -131,6 +135,20 @@ def responds_async(headers: Headers) -> bool:
     """True if the client prefers not to wait for the order (RFC 7240). Any other preference is passed over."""
     preferences = ",".join(headers.getlist("prefer")).split(",")
     return any(one.partition(";")[0].strip().lower() == RESPOND_ASYNC for one in preferences)
+
+
+def check_webhook(order: Order, hosts: WebhookHosts | None, *, long: bool) -> None:
+    """Raise ApiError 400 if no webhook may have the order's address, or if the order is none that calls one.
+
+    Without `hosts`, nobody signs webhooks, and an order may name none.
+    """
+    if order.webhook is None:
+        return
+    if hosts is None:
+        raise ApiError(Kind.INVALID_REQUEST, WEBHOOK_NONE, param="webhook")
+    why = why_not(order.webhook, hosts) if long else WEBHOOK_LONG
+    if why is not None:
+        raise ApiError(Kind.INVALID_REQUEST, why, param="webhook")
 
 
 def in_utf8(header: str) -> str:

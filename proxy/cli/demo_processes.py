@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.settings import graceful_stop_s, read_settings
+from config.settings import LONGEST_STAY_S, graceful_stop_s
 from proxy.cli.demo_folder import SOURCES_ONLY, DemoFailed
 
 _PR_SET_PDEATHSIG = 1
@@ -94,7 +94,7 @@ async def watch(parts: list[Part], stop: asyncio.Event) -> None:
 
 async def stop_all(parts: list[Part]) -> None:
     """Stop the last started part first: the gateway finishes its generations while Valkey is still there."""
-    patience_s = graceful_stop_s(read_settings().deadline_s)
+    patience_s = graceful_stop_s(LONGEST_STAY_S)
     for part in reversed(parts):
         if part.process.returncode is None:
             part.process.terminate()

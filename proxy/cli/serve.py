@@ -57,7 +57,7 @@ def serve_one(inherited: str | None, processes: int) -> None:
                 gateway.app,
                 listener,
                 stop,
-                graceful_stop_s(gateway.longest_deadline_s),
+                graceful_stop_s(gateway.longest_stay_s),
                 most=files.connections,
                 full=gateway.full,
                 early=gateway.early,

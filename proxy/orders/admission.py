@@ -91,12 +91,12 @@ class _Candidate:
         """The time that is kept free for its reply."""
         return reply_margin_s(self.deadline_s)
 
-    @property
-    def terms(self) -> LongTerms | None:
+    def terms(self, quote: Quote) -> LongTerms | None:
         """What makes it a long order, if it is one."""
         if not self.long:
             return None
-        return LongTerms(encode(self.order, self.identity), self.deadline_s - self.margin_s)
+        document = encode(self.order, self.identity, quote.price.measured_by)
+        return LongTerms(document, self.deadline_s - self.margin_s)
 
     @property
     def ends_s(self) -> float:
@@ -162,7 +162,7 @@ class Admissions:
 
         `long`: its client does not wait for it.
         """
-        deadline_s = self._deadlines.of(order, long=long)
+        deadline_s = self.deadline_s(order, long=long)
         labels = self._labels(caller.org_id, order) | ({"mode": LONG} if long else {})
         candidate = _Candidate(context, caller, order, identity, deadline_s, labels, long)
         if (shut := self._routes.refusal(order)) is not None:
@@ -176,13 +176,13 @@ class Admissions:
             self._tell_end_users(candidate)
             return _admitted(candidate, admission, hold, place.hand_over())
 
+    def deadline_s(self, order: Order, *, long: bool) -> float:
+        """Say how long an order may take, in seconds from its first byte; `long` as in `admit`."""
+        return self._deadlines.of(order, long=long)
+
     def quote(self, org_id: str, order: Order) -> Quote:
         """Price an order at this moment. Raises ApiError 503 if the month has no exchange rate."""
         return self._quotes.quote(order, self._wallet.now_us(org_id))
-
-    def deadline_s(self, order: Order, *, long: bool) -> float:
-        """Say how long the order may take, in seconds. `long`: its client would not wait for it."""
-        return self._deadlines.of(order, long=long)
 
     async def forecast(self, caller: Caller, order: Order, order_id: str, *, long: bool) -> Forecast:
         """Price an order, and say what `admit` would do with it now if it were a new one. Nothing is taken.
@@ -266,7 +266,7 @@ class Admissions:
                 life_s=candidate.life_s,
                 owner=self._owner,
                 trace=candidate.context.trace,
-                long=candidate.terms,
+                long=candidate.terms(quote),
                 slow=not candidate.long and self._deadlines.too_slow(order) is not None,
             )
             span.set("ghub.verdict", admission.verdict.name.lower())

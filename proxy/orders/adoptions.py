@@ -14,6 +14,7 @@ from metering.clock import boottime_s
 from metering.events import EventError, Opened, decode_opened, quote_of
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
+from metering.pricing import Quote
 from metering.wallet.connection import WalletAway
 from metering.wallet.long_orders import Adopted, Left, LongOrders
 from metering.wallet.values import Caller, OrderIdentity
@@ -25,6 +26,7 @@ from proxy.orders.calls import Progress, split
 from proxy.orders.document import Unreadable, decode
 from proxy.orders.generations import Generations
 from proxy.orders.places import Place, Places
+from proxy.orders.quotes import as_quoted
 from proxy.orders.routes import Routes
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, Order
@@ -70,7 +72,7 @@ class Adoptions:
 
     async def look(self) -> None:
         """Take over what has no living owner, as far as there is room for it here."""
-        left = await self._orders.left(self._generations.long)
+        left = await self._orders.left(self._generations.made)
         self._beyond &= {one.order_id for one in left}
         for one in left:
             if self._stopping():
@@ -84,7 +86,7 @@ class Adoptions:
         if kept is None:
             return True
         try:
-            order, identity = decode(kept.document, self._offer.catalogue)
+            order, identity, measured_by = decode(kept.document, self._offer.catalogue)
             opened = decode_opened(kept.opened)
         except (Unreadable, EventError) as error:
             self._beyond.add(left.order_id)
@@ -97,10 +99,12 @@ class Adoptions:
             log.warning("order_not_adopted", request_id=left.order_id, why=str(full))
             return False
         with place:
-            await self._go_on(left, order, identity, opened, place)
+            await self._go_on(left, order, identity, opened, measured_by, place)
         return True
 
-    async def _go_on(self, left: Left, order: Order, identity: OrderIdentity, opened: Opened, place: Place) -> None:
+    async def _go_on(
+        self, left: Left, order: Order, identity: OrderIdentity, opened: Opened, measured_by: str | None, place: Place
+    ) -> None:
         """Take an order over, unless another was first, and go on with it under a number of this journal."""
         number = await self._open_orders.take_over(left.order_id)
         adopted = None
@@ -113,13 +117,15 @@ class Adoptions:
             return
         ADOPTED.inc()
         log.warning("order_adopted", request_id=left.order_id, org=left.org_id, owner=left.owner, number=number)
-        admitted = self._admitted(adopted, order, identity, opened, place.hand_over())
+        admitted = self._admitted(
+            adopted, order, identity, quote_of(opened, adopted.admitted_us, measured_by), place.hand_over()
+        )
         calls, progress = self._calls(admitted, adopted)
         going_on = self._generations.go_on(admitted, calls, progress)
         going_on.add_done_callback(lambda _: self._open_orders.let_go(number))
 
     def _admitted(
-        self, adopted: Adopted, order: Order, identity: OrderIdentity, opened: Opened, place: Place
+        self, adopted: Adopted, order: Order, identity: OrderIdentity, quote: Quote, place: Place
     ) -> AdmittedOrder:
         """Build the order as it was admitted, with a place here."""
         now_us, now_s = self._wallet.now_us(adopted.org_id), time.monotonic()
@@ -128,9 +134,9 @@ class Adoptions:
         return AdmittedOrder(
             order_id=adopted.order_id,
             caller=Caller(adopted.org_id, adopted.key_id),
-            order=order,
+            order=as_quoted(order, quote),
             identity=identity,
-            quote=quote_of(opened, adopted.admitted_us),
+            quote=quote,
             generate_until_s=until_s,
             reply_until_s=until_s + settle_s(hold_s - HOLD_MARGIN_S),
             hold_ends_us=adopted.ends_us,
@@ -150,8 +156,9 @@ class Adoptions:
         parts, progress = {part.first: part for part in adopted.parts}, Progress()
         if not parts:
             return [], progress
-        began = {part.provider for part in adopted.parts}
-        route = next((one for one in self._routes.of(admitted.order) if one.model.provider in began), admitted.order)
+        began = {(part.provider, part.upstream) for part in adopted.parts}
+        routes = self._routes.of(admitted.order)
+        route = next((one for one in routes if (one.model.provider, one.model.upstream) in began), admitted.order)
         progress.second = None if route is admitted.order else route
         calls = []
         for call in split(route, self._generations.parts_of(admitted)):

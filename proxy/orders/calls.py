@@ -46,7 +46,11 @@ UPSTREAM_S = Histogram(
     "An upstream call, from its first byte until its reply is read; repeated ones each",
     ["provider", "model", "outcome"],
     # A refusal takes 0.1 s, a picture 2 to 60 s: a quarter more from one to the next where most are, and the deadlines.
-    buckets=(0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 75.0),
+    # A long order takes minutes.
+    buckets=(
+        *(0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 75.0),
+        *(150.0, 300.0, 900.0),
+    ),
 )
 STORED_BYTES = Counter("ghub_stored_bytes_total", "Bytes of images that are in the store", ["model"])
 

@@ -1,7 +1,7 @@
 """The life of a generation, detached from the client's connection: made, then settled; a stop waits for it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -32,10 +32,7 @@ class Kept:
 
 
 class Generations:
-    """All generations of this process. A client that hangs up does not stop one; its deadline does.
-
-    `long` are the ids of the long orders among them.
-    """
+    """All generations of this process. A client that hangs up does not stop one; its deadline does."""
 
     def __init__(
         self,
@@ -50,7 +47,12 @@ class Generations:
         self._settlement = settlement
         self._tasks = tasks
         self._kept = kept
-        self.long: set[str] = set()
+        self._long: set[str] = set()
+
+    @property
+    def made(self) -> Collection[str]:
+        """The ids of the long orders that this process makes, and of orders that it is about to end."""
+        return self._long | self._settlement.abandoned
 
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
         """Start a generation. The task ends with the delivery, or with the ApiError for the client."""
@@ -72,11 +74,11 @@ class Generations:
     def _begin(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         generation = self._tasks.detach(self._run(admitted, calls, progress))
         if admitted.long:
-            self.long.add(admitted.order_id)
+            self._long.add(admitted.order_id)
 
         def ended(_: object) -> None:
             admitted.place.give_back()
-            self.long.discard(admitted.order_id)
+            self._long.discard(admitted.order_id)
 
         generation.add_done_callback(ended)
         return generation

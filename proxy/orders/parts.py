@@ -24,7 +24,7 @@ NOTE_S = 30.0
 class AwaitedParts:
     """Those of an order whose client waits: if this process dies, another one cancels its jobs."""
 
-    leaving = False
+    leaving = patient = False
 
     def __init__(self, jobs: UpstreamJobs, org_id: str, order_id: str) -> None:
         self._jobs = jobs
@@ -49,6 +49,8 @@ class AwaitedParts:
 class LongParts:
     """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`."""
 
+    patient = True
+
     def __init__(
         self, orders: LongOrders, org_id: str, order_id: str, until_s: float, stopping: Callable[[], bool]
     ) -> None:
@@ -68,7 +70,7 @@ class LongParts:
         """Note that a part is about to be given to its provider."""
         if self.leaving:
             raise LetGo
-        part = Part(call.order.model.provider, call.first, call.images)
+        part = _part(call)
         self._firm.add(call.first)
         noted = await self._until(self._until_s, lambda: self._orders.begin(self._org_id, self._order_id, part))
         if noted is not Noted.OURS:
@@ -80,7 +82,7 @@ class LongParts:
 
     async def note(self, call: Call, handle: str) -> None:
         """Note a handle. From now on, this process may leave the part to another one."""
-        part = Part(call.order.model.provider, call.first, call.images, handle)
+        part = _part(call, handle)
         until_s = min(self._until_s, time.monotonic() + NOTE_S)
         if await self._until(until_s, lambda: self._orders.note(self._org_id, self._order_id, part)) is None:
             log.warning("job_not_noted", request_id=self._order_id, error="Redis is away")
@@ -104,3 +106,8 @@ class LongParts:
                 raise LetGo
             return noted
         return None
+
+
+def _part(call: Call, handle: str = "") -> Part:
+    model = call.order.model
+    return Part(model.provider, call.first, call.images, handle, model.upstream)

@@ -23,7 +23,7 @@ AWAY_RETRY_S = 1.0
 
 
 class Orphaned(ApiError):
-    """The gateway that makes the order is dead, so nobody needs to wait for it."""
+    """The gateway that made the order is dead and nobody goes on with it, so nobody needs to wait for it."""
 
 
 class Replay:
@@ -57,13 +57,15 @@ class Replay:
         while status.end == "open":
             if time.monotonic() > until_s:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
-            if not await self._wallet.is_alive(org_id, status.owner):
-                raise Orphaned(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
-            await asyncio.sleep(JOIN_POLL_S)
             later = await self._wallet.status_of(org_id, status.order_id)
             if later is None:
                 raise ApiError(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=AWAY_RETRY_S)
             status = later
+            if status.end == "open":
+                # A long order whose gateway has gone is gone on with by another one.
+                if not status.long and not await self._wallet.is_alive(org_id, status.owner):
+                    raise Orphaned(Kind.UNAVAILABLE, PLACED_BEFORE, retry_after_s=JOIN_RETRY_S)
+                await asyncio.sleep(JOIN_POLL_S)
         if status.end != "charge":
             raise reason_as_error(status.reason)
         keyed = duplicate.identity.key_hash is not None

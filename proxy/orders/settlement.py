@@ -73,7 +73,8 @@ def count_from_zero(models: Iterable[tuple[str, str]]) -> None:
 class Settlement:
     """Ends orders. Stored images are charged; an order without any is void. `owner` is this process, as holds name it.
 
-    A long order that another process has taken over is not ended here, and its images are not touched.
+    A long order that another process has taken over is not ended here, and its images are not touched. `abandoned` are
+    the ids of those orders whose end has no verdict of Redis yet.
     """
 
     def __init__(
@@ -91,16 +92,21 @@ class Settlement:
         self._lifecycle = lifecycle
         self._tasks = tasks
         self._owner = owner
+        self.abandoned: set[str] = set()
 
     def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD) -> None:
         """End, in the background, an order that was perhaps admitted and that nobody will generate."""
         self._tasks.detach(self._abandon(org_id, order_id, reason, until_us, upstream))
 
     async def _abandon(self, org_id: str, order_id: str, reason: str, until_us: int, upstream: Upstream) -> Close:
-        with HOLDS.track_inprogress():
-            return await self._wallet.abandon(
-                org_id, order_id, reason, until_us=until_us, owner=self._owner, upstream=upstream
-            )
+        self.abandoned.add(order_id)
+        try:
+            with HOLDS.track_inprogress():
+                return await self._wallet.abandon(
+                    org_id, order_id, reason, until_us=until_us, owner=self._owner, upstream=upstream
+                )
+        finally:
+            self.abandoned.discard(order_id)
 
     async def close(self, admitted: AdmittedOrder, progress: Progress) -> Delivery:
         """Charge and deliver what was made of an order. If nothing was, void it and raise ApiError."""

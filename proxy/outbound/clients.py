@@ -11,15 +11,18 @@ from typing import Any, NamedTuple
 import httpx2
 import orjson
 
-from config.settings import STORE_ANSWER_S, STORE_CONNECT_S, STORE_WRITE_S
+from config.settings import LONGEST_STAY_S, STORE_ANSWER_S, STORE_CONNECT_S, STORE_WRITE_S
 from metering.tracing import propagated
 from proxy.outbound.hosts import ImageHosts, PublicNames
 from proxy.outbound.pool import Origin, Resolve, resolve
 from proxy.outbound.transport import KEEP_ALIVE_S, Transport, default_trust, origin_of
 
 CONNECT_TIMEOUT_S = 5.0  # DNS, TCP and TLS together; a healthy provider takes well under one second
-READ_TIMEOUT_S = 60.0  # between two reads; a generation's deadline ends a silent call before this does
+READ_TIMEOUT_S = 60.0  # between two reads of what is there already: a job's state, a result, a picture
 WRITE_TIMEOUT_S = 10.0  # for one chunk of a request body; a peer that reads takes milliseconds
+MAKING = httpx2.Timeout(connect=CONNECT_TIMEOUT_S, read=LONGEST_STAY_S, write=WRITE_TIMEOUT_S, pool=None)
+"""For a call whose answer is being made: the provider is silent until then, and the order's deadline ends the wait."""
+
 MAX_REDIRECTS = 3  # image hosts redirect once, to their CDN, if at all
 USER_AGENT = "geekhub-gateway/0.1"
 
@@ -57,6 +60,7 @@ class Request:
     target: bytes
     headers: Mapping[str, str]
     body: bytes | AsyncIterable[bytes]
+    timeout_s: Mapping[str, float | None]
 
 
 class Client(httpx2.AsyncClient):
@@ -79,6 +83,7 @@ class Client(httpx2.AsyncClient):
         content: str | bytes | AsyncIterable[bytes] | None = None,
         json: Any | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: Any = httpx2.USE_CLIENT_DEFAULT,
         **never: Any,
     ) -> Request:
         """Build a request. Raises TypeError for an option that this client does not have."""
@@ -99,7 +104,8 @@ class Client(httpx2.AsyncClient):
                 all_headers["transfer-encoding"] = "chunked"
         elif body or method in _WITH_BODY:
             all_headers["content-length"] = str(len(body))
-        return Request(method, server.origin, target, all_headers, body)
+        timeout_s = timeout.as_dict() if isinstance(timeout, httpx2.Timeout) else self._timeout_s
+        return Request(method, server.origin, target, all_headers, body, timeout_s)
 
     async def send(  # type: ignore[override]  # it has fewer options, and its own requests
         self, request: Request, *, stream: bool = False, **never: Any
@@ -108,7 +114,7 @@ class Client(httpx2.AsyncClient):
         _check_unused(never)
         lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.target)]
         lines += [f"{name}: {value}".encode("ascii") for name, value in request.headers.items()]
-        response = await self._transport.call(request.method, request.origin, lines, request.body, self._timeout_s)
+        response = await self._transport.call(request.method, request.origin, lines, request.body, request.timeout_s)
         if not stream:
             try:
                 await response.aread()

@@ -12,7 +12,7 @@ import orjson
 
 from config.settings import RESULT_DOCUMENT_BYTES, Settings
 from metering.pauses import Pauses
-from proxy.outbound.clients import ImageFetchFailed, Outbound
+from proxy.outbound.clients import MAKING, ImageFetchFailed, Outbound
 from proxy.outbound.hosts import HostNotAllowed
 from proxy.outcomes import Failure, Outcome
 from proxy.ports import Call, LetGo, Picture, Provider, Report, Source
@@ -27,7 +27,9 @@ CANCEL_S = 0.5
 """At the deadline the job is cancelled; the reply waits no longer than this for the cancellation."""
 
 MAX_POLL_FAILURES = 5
-"""Polling is free and safe to repeat; after this many failures in a row the job is given up."""
+"""Polling is free and safe to repeat; after this many failures in a row a job is given up. That of a long order only
+after as many answers about the job itself: an outage of some seconds costs nobody its pictures.
+"""
 
 MAX_RESULT_TRIES = 3
 
@@ -40,7 +42,7 @@ _NOT_STARTED = ("runner_scheduling_failure", "runner_connection_timeout", "runne
 """503s in which no runner had the job. If a runner was lost (`runner_disconnected`), nobody knows what it did."""
 
 _UNREAD = (Outcome.OVERLOADED, Outcome.RATE_LIMITED, Outcome.NOT_AUTHORISED)
-"""Answers to a request for a result that say nothing about its job, which was accepted long ago."""
+"""Answers to a request for a state or a result that say nothing about its job, which was accepted long ago."""
 
 
 NAME = "fal"
@@ -56,6 +58,11 @@ class Fal:
         self._queue_url = queue_url
         self._headers = {"authorization": f"Key {key}", "x-fal-no-retry": "1"} | UNPACKED
         self._document_bytes = document_bytes
+
+    @property
+    def keeps_jobs(self) -> bool:
+        """True if another process can go on with a job: a direct call is lost with its connection."""
+        return self._queue_url is not None
 
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the call's pictures, each to be fetched from its URL. Raises Failure."""
@@ -76,7 +83,8 @@ class Fal:
 
     async def _direct(self, call: Call) -> Any:
         model = call.order.model
-        return await self._ask("POST", f"{model.url or self._url}/{model.upstream}", _body(call), call.report)
+        url = f"{model.url or self._url}/{model.upstream}"
+        return await self._ask("POST", url, _body(call), call.report, timeout=MAKING)
 
     async def resume(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the pictures of the job that the call's handle names. Raises Failure."""
@@ -141,6 +149,8 @@ class Fal:
                 if isinstance(status, dict) and status.get("status") == "COMPLETED":
                     return
             except (httpx2.HTTPError, Failure) as error:
+                if call.parts.patient and (isinstance(error, httpx2.HTTPError) or error.outcome in _UNREAD):
+                    continue
                 failures += 1
                 if failures == MAX_POLL_FAILURES:
                     raise Failure(Outcome.NO_ANSWER, "status unknown") from error
@@ -177,9 +187,16 @@ class Fal:
         found = _JOB.search(handle)
         return found[1] if found else None
 
-    async def _ask(self, method: str, url: str, body: Any = None, report: Report | None = None) -> Any:
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        report: Report | None = None,
+        timeout: Any = httpx2.USE_CLIENT_DEFAULT,
+    ) -> Any:
         """Ask for a document. The request's id is noted in `report`, if the request may make pictures."""
-        async with self._client.stream(method, url, headers=self._headers, json=body) as response:
+        async with self._client.stream(method, url, headers=self._headers, json=body, timeout=timeout) as response:
             if report is not None:
                 note_ids(report, response)
             text = await read_document(response, self._document_bytes)

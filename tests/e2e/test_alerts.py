@@ -43,7 +43,7 @@ from tests.kits.processes import Forked, executed
 from tests.kits.sinks import TOKEN, table
 from tests.kits.system import FLUX, GPT, System, wait_until
 from tests.kits.watched import PROMPTS, Watched, answers, order
-from tests.long import LONG
+from tests.long import long
 from tests.stores.running import SupabaseProcess, frozen
 
 SCALE, SCRAPE_MS = 1 / 80, 500
@@ -53,9 +53,6 @@ GROK, SLOW = "xai/grok-2-image", "fal/flux-1.1-pro-ultra"
 FEW_CONNECTIONS = 1_500
 FEW_FILES = RESERVED_FILES + FILES_EACH * FEW_CONNECTIONS
 """With so many files so many connections are all: more than the crowd of this test has."""
-
-ON_IDLE_CORES = {"GhubLoopLate", "GhubOrdersTurnedAway", "GhubProcessRestarts"}
-"""Alerts whose cause is a crowd of hundreds a second, or four starts in the scaled window of eleven seconds."""
 
 NO_LIMITS = {"in_flight": 1_000_000, "requests_per_minute": 1_000_000, "images_per_minute": 1_000_000}
 
@@ -270,11 +267,10 @@ class Causes:
 
     def restarts(self) -> None:
         """A consumer that starts four times, and is gone; then the gateway, too."""
-        if LONG:
-            for _ in range(4):
-                self._system.stop("consumer-a", signal.SIGKILL)
-                self._watched.start(self._system, "consumer-a", "consumer", RECEIVER_TOKEN=TOKEN)
-            self._watched.until_fired("GhubProcessRestarts")
+        for _ in range(4):
+            self._system.stop("consumer-a", signal.SIGKILL)
+            self._watched.start(self._system, "consumer-a", "consumer", RECEIVER_TOKEN=TOKEN)
+        self._watched.until_fired("GhubProcessRestarts")
         self._system.stop("consumer-a", signal.SIGKILL)
         self._system.stop("gateway-0", signal.SIGKILL)
         self._watched.until_fired("GhubConsumersAbsent", "GhubGatewaysAbsent", "GhubTargetDown")
@@ -325,10 +321,11 @@ def store_of_its_own(system: System, watched: Watched, store: SupabaseProcess) -
     system.stop_all()
 
 
+@long
 def test_each_alert_fires_on_its_cause_and_none_at_peace(
     prepared: Prepared, receivers: Receivers, tmp_path: Path
 ) -> None:
-    """All of them, in two systems, read by one Prometheus; those `ON_IDLE_CORES` in `make long` alone."""
+    """All of them, in two systems, read by one Prometheus. Some causes are crowds, and need idle cores."""
     system = prepared()
     refusing, sinks = receivers("structured"), system.folder / "sinks.toml"
     sinks.write_text(table("structured", refusing.url) + table("lago", f"http://127.0.0.1:{free_port()}"))
@@ -355,14 +352,13 @@ def test_each_alert_fires_on_its_cause_and_none_at_peace(
             timed(causes.leave_journal)
             for cause in (causes.counters, causes.crowd, causes.ledger_away, causes.redis):
                 timed(cause)
-            if LONG:
-                timed(causes.overload)
+            timed(causes.overload)
             timed(beside.result)
         for cause in (causes.disk, causes.background, causes.restored, causes.sinks, causes.orphaned):
             timed(cause)
         timed(causes.config)
         timed(causes.restarts)
-        assert watched.prometheus.fired() == {alert.name for alert in ALERTS} - (set() if LONG else ON_IDLE_CORES)
+        assert watched.prometheus.fired() == {alert.name for alert in ALERTS}
     finally:
         watched.prometheus.stop()
         store.kill()

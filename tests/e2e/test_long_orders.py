@@ -52,6 +52,9 @@ DIES_S = 30.0
 ORDERS, SPREAD_S, MADE_S = (200, 60.0, (1.0, 6.0)) if LONG else (30, 5.0, (1.0, 4.0))
 """How many orders, over how many seconds they are placed, and how long their providers take."""
 
+STAYS_S = 90.0 if LONG else 3.0
+"""What a drain waits for: in the long version, longer than for any answer that is waited for."""
+
 SETTLES_S = 180.0
 
 SECRETS_KEY = base64.b64encode(b"k" * 32).decode()
@@ -259,8 +262,8 @@ def test_a_drain_hands_over_what_another_can_go_on_with_and_waits_for_the_rest(p
     """fal's job goes on elsewhere at once, twice, and is made once; OpenAI's picture is waited for and delivered."""
     with shop(prepared, 3) as there:
         system, first = there.system, there.pods[0]
-        system.behave(FLUX, "slow", seconds=10)
-        system.behave(GPT, "slow", seconds=3)
+        system.behave(FLUX, "slow", seconds=STAYS_S + 8.0)
+        system.behave(GPT, "slow", seconds=STAYS_S)
         handed, stays = there.place(first, FLUX), there.place(first, GPT)
         there.handles(1)
         there.until(first, stays, "in_progress")
@@ -318,7 +321,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
     """100 races: after a 200 nothing is charged; after a 409 it is."""
     with shop(prepared, 1) as there:
         system, (gateway,) = there.system, there.pods
-        steps = [{"scenario": "slow", "seconds": round(random.uniform(0.0, 1.0), 2)} for _ in range(100)]
+        steps = [{"scenario": "slow", "seconds": round(random.uniform(0.0, 3.0), 2)} for _ in range(100)]
         httpx2.put(
             f"{system.simulator}/_sim/behaviour", json={"model": FLUX, "sequence": steps, "same": True}, **LOOPBACK
         )
@@ -332,7 +335,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
                 placed = await client.post("/images/generations", json=order, headers=ASYNC)
                 assert placed.status_code == 202, placed.text
                 path = f"/images/generations/{placed.json()['id']}"
-                await asyncio.sleep(random.uniform(0.0, 1.5))
+                await asyncio.sleep(random.uniform(0.0, 1.2))
                 cancelled = await client.post(f"{path}/cancel")
                 while (found := (await client.get(path)).json())["status"] not in OVER:
                     await asyncio.sleep(0.2)
@@ -346,7 +349,7 @@ def test_a_cancel_against_a_completion_ends_each_order_once(prepared: Prepared) 
         ends = run(races())
         counts = Counter((code, status) for _, code, status in ends)
         print(dict(counts), file=sys.stderr)
-        assert counts.keys() == {(200, "cancelled"), (409, "completed")} and min(counts.values()) >= 10
+        assert counts.keys() == {(200, "cancelled"), (409, "completed")} and min(counts.values()) >= 5
 
         async def read(back: Any) -> list[Event]:
             return [event async for event in back.ledger.events()]
@@ -558,5 +561,5 @@ def test_drains_alone_lose_no_order_of_any_provider(prepared: Prepared) -> None:
     """Every one of 200 is delivered."""
     with shop_with_webhooks(prepared) as (there, receivers, secret):
         placing, events = load(there, receivers, ("drain",))
-        assert {events[order].end for order in placing.orders} == {"charge"}
+        assert [event for event in (events[order] for order in placing.orders) if event.end != "charge"] == []
         check(placing, events, secret)

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 import config
-from config.settings import CIRCUIT_FAILURES
+from config.settings import CIRCUIT_FAILURES, LONGEST_STAY_S
 from metering.clock import period_at, unix_us_at, utc_now
 from metering.events import Route
 from tests.conftest import LOOPBACK
@@ -182,8 +182,8 @@ def test_a_dry_run_says_the_most_it_can_cost_and_takes_nothing(shop: System) -> 
         **{"admitted": True, "refusal": None, "limits": None, "available_mxn": "5.00"},
     }
     assert document["limits"]["requests"] == {"limit": 2, "remaining": 2}
-    long = place(shop, key, TWO, "?dry_run=true", headers={"prefer": "respond-async"}).json()
-    assert long["deadline_s"] > 60.0
+    unhurried = place(shop, key, TWO, "?dry_run=true", n=1, headers={"prefer": "respond-async"}).json()
+    assert unhurried == document | {"deadline_s": LONGEST_STAY_S}, "a long order's own deadline"
     after = shop.cut(org_id)
     assert (after.available_micro_mxn, after.held_micro_mxn, after.number, len(shop.jobs())) == (
         cut.available_micro_mxn,
@@ -205,6 +205,7 @@ def test_a_dry_run_is_refused_as_the_order_would_be(shop: System) -> None:
     org_id, key = shop.customer("dry refused", "5.00")
     for query, fields, param in (
         ("?dry_run=true", {"size": "1x1"}, "size"),
+        ("?dry_run=true", {"webhook": "https://example.mx/"}, "webhook"),
         ("?dry_run=yes", {}, "dry_run"),
         ("?dryrun=true", {}, "dryrun"),
         ("?dry_run=true&dry_run=true", {}, "dry_run"),

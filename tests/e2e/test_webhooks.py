@@ -83,11 +83,16 @@ def test_a_low_balance_is_told_by_a_consumer(prepared: Prepared) -> None:
         assert added["secret"] not in system.log("consumer") + system.log()
 
 
-def test_without_a_key_no_webhook_is_added(prepared: Prepared) -> None:
-    """One sentence says what to set; and one names a setting that is wrong."""
+def test_without_a_key_no_webhook_is_added_and_no_order_names_one(prepared: Prepared) -> None:
+    """One sentence says what to set; and one names a setting that is wrong. An order is refused before it is held."""
     system = prepared()
     system.start_all()
-    system.customer("acme", "1.00")
+    _, key = system.customer("acme", "1.00")
+    order = {"model": FLUX, "prompt": "un faro", "webhook": "https://example.mx/"}
+    headers = bearer(key) | {"prefer": "respond-async"}
+    refused = httpx2.post(f"{system.url}/images/generations", headers=headers, json=order, **LOOPBACK, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "webhook")
+    assert "calls no webhooks" in refused.json()["error"]["message"]
     add = ("webhook", "add", "acme", "https://example.mx/", "--events", "balance.low")
     for more, says in (
         ({}, "GHUB_SECRETS_KEY is not set"),

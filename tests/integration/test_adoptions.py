@@ -1,7 +1,7 @@
 """What a gateway does with the long orders of another one: real Valkey, journal and store; providers are scripted."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +13,9 @@ from uuid import uuid4
 
 import pytest
 
+from config.catalogue import Model
 from config.settings import hold_life_s, reply_margin_s
+from config.tokens import TokenUsage
 from metering.clock import period_at, utc_now
 from metering.events import handovers
 from metering.journal.file import Journal
@@ -54,6 +56,7 @@ class Queue:
     async def generate(self, call: Call) -> AsyncGenerator[Picture]:
         """Take a part, give a handle for it, and make it."""
         self.begun.append(call.first)
+        call.report.usd = call.order.model.usd_of(TokenUsage(text_input=1_000, image_output=1_000))
         await call.parts.note(call, f"job-{call.first}")
         async for one in self._made(call):
             yield one
@@ -75,6 +78,7 @@ class Queue:
                 raise LetGo
             await asyncio.sleep(0.05)
         for number in range(call.first, call.first + call.images):
+            call.report.numbers[number] = number
             yield picture(number, whole(png(number)))
 
 
@@ -82,7 +86,9 @@ class Queue:
 class Adopter:
     """A gateway that looks for orders."""
 
+    name: str
     adoptions: Adoptions
+    settlement: Settlement
     tasks: Tasks
     full: asyncio.Event
     stopping: asyncio.Event
@@ -95,7 +101,9 @@ class Adopter:
 
 
 @asynccontextmanager
-async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adopter]:
+async def adopter(
+    books: Books, place: Path, queue: Queue, models: Mapping[str, Model] = CATALOGUE.models
+) -> AsyncIterator[Adopter]:
     """A gateway over these books; fal's jobs can be gone on with, no other's."""
     folder, store = Folder(place), LocalStore(place.parent / "images")
     journal, full, stopping = Journal(folder, 64 * 1024), asyncio.Event(), asyncio.Event()
@@ -108,7 +116,7 @@ async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adop
     settlement = Settlement(books.wallet, open_orders, calls, Lifecycle(), tasks, jobs.owner)
     generations = Generations(books.wallet, calls, settlement, tasks, Kept(jobs, orders, stopping.is_set))
     capacity = room_for(100, broken=lambda: "full" if full.is_set() else None)
-    offer: Any = SimpleNamespace(catalogue=CATALOGUE)
+    offer: Any = SimpleNamespace(catalogue=SimpleNamespace(models=models))
     adoptions = Adoptions(
         orders,
         books.wallet,
@@ -122,14 +130,22 @@ async def adopter(books: Books, place: Path, queue: Queue) -> AsyncIterator[Adop
     )
     await jobs.beat()
     try:
-        yield Adopter(adoptions, tasks, full, stopping)
+        yield Adopter(jobs.owner, adoptions, settlement, tasks, full, stopping)
     finally:
         await tasks.drain()
         await journal.close()
         folder.close()
 
 
-async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s: float = 20.0) -> str:
+async def begin(
+    books: Books,
+    caller: Caller,
+    *parts: Part,
+    images: int,
+    made_s: float = 20.0,
+    owner: str = OLD,
+    document: bytes = b"",
+) -> str:
     """A long order whose gateway died after it had begun these parts; returns its id."""
     order_id, deadline_s = str(uuid4()), made_s + reply_margin_s(made_s)
     admission = await books.admit(
@@ -137,11 +153,11 @@ async def begin(books: Books, caller: Caller, *parts: Part, images: int, made_s:
         order_id,
         pinned(images, now_us=books.wallet.now_us()),
         life_s=hold_life_s(deadline_s),
-        owner=OLD,
-        long=LongTerms(encode(order(FLUX, images), OrderIdentity("equal")), made_s),
+        owner=owner,
+        long=LongTerms(document or encode(order(FLUX, images), OrderIdentity("equal")), made_s),
     )
     assert admission.verdict is Verdict.ADMITTED
-    dead = LongOrders(books.redis, OLD)
+    dead = LongOrders(books.redis, owner)
     for part in parts:
         assert await dead.begin(caller.org_id, order_id, part) is Noted.OURS
     return order_id
@@ -168,13 +184,15 @@ class Shop:
 
 
 @asynccontextmanager
-async def shop(redis_url: str, tmp_path: Path, takes_s: dict[int, float]) -> AsyncIterator[Shop]:
+async def shop(
+    redis_url: str, tmp_path: Path, takes_s: dict[int, float], models: Mapping[str, Model] = CATALOGUE.models
+) -> AsyncIterator[Shop]:
     """Open all of it. `takes_s` is how long a part takes, by its first image."""
     queue = Queue(takes_s)
     async with open_books(redis_url, tmp_path / "l.db", now_us=0) as books:
         month = period_at(books.wallet.now_us()).month
         await books.ledger.add_rate(FxRate(month, Decimal("20.00"), "test"), datetime.now(UTC))
-        async with adopter(books, tmp_path / "journal", queue) as gateway:
+        async with adopter(books, tmp_path / "journal", queue, models) as gateway:
             yield Shop(books, await books.org("acme", "100.00"), gateway, queue)
 
 
@@ -265,3 +283,51 @@ async def test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can(redis_u
         (event,) = await there.books.events(there.caller)
         assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
         assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
+
+
+@pytest.mark.rule(6, 35)
+async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: str, tmp_path: Path) -> None:
+    """Its client was told that it is not placed: nothing is bought for it as soon as Redis is back."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name)
+        redis, mark = there.books.redis, keys.OrgKeys(there.caller.org_id).mark
+        projected = await redis.get(mark)
+        assert projected is not None
+        await redis.delete(mark)
+        until_us = there.books.wallet.now_us() + 20_000_000
+        there.gateway.settlement.abandon(there.caller.org_id, order_id, "admission_unread", until_us=until_us)
+        for _ in range(2):
+            await there.gateway.adoptions.look()
+        await redis.set(mark, projected)
+        await there.gateway.goes_on()
+        assert there.queue.begun == []
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.reason, event.handed) == ("void", "admission_unread", None)
+
+
+@pytest.mark.rule(22, 24, 35)
+async def test_an_adopted_order_is_measured_by_the_list_of_its_quote(redis_url: str, tmp_path: Path) -> None:
+    """Not by the file of the gateway that goes on with it, which may have a new price by then."""
+    rates = '{"image_output":"10","text_input":"1"}'
+    document = encode(order("openai/gpt-image-2", quality="medium"), OrderIdentity("equal"), rates)
+    async with shop(redis_url, tmp_path, {}) as there:
+        await begin(there.books, there.caller, images=1, document=document)
+        await there.gateway.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.usd_measured) == ("charge", "0.011")
+
+
+@pytest.mark.rule(35)
+async def test_an_adopted_order_goes_on_by_its_second_route_also_at_the_same_provider(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """It is charged as if nobody had died: by the price of the route that served it, which its event names."""
+    first = CATALOGUE.models[FLUX]
+    second = first.model_copy(update={"upstream": "fal-ai/another", "usd_per_image": Decimal("0.02")})
+    models = {FLUX: first.model_copy(update={"second": second})}
+    async with shop(redis_url, tmp_path, {}, models) as there:
+        await begin(there.books, there.caller, Part("fal", 0, 1, "job-0", "fal-ai/another"), images=1)
+        await there.gateway.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert event.route is not None and event.route.upstream == "fal-ai/another"
+        assert (event.usd_measured, event.amount_micro_mxn) == ("0.02", 420_000)

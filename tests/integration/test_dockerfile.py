@@ -19,6 +19,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from proxy.cli.root import commands
 from proxy.server.serving import bind
 from tests.conftest import ValkeyServer
+from tests.long import long
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
@@ -292,6 +293,7 @@ def test_the_wheel_carries_the_data_files(tmp_path: Path) -> None:
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
+@long
 def test_the_image_holds_the_lock_and_nothing_else(image: Image) -> None:
     (packages,) = (image.root / "opt/ghub/lib").glob("python3.*/site-packages")
     installed = {re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower() for path in packages.glob("*.dist-info")}
@@ -303,6 +305,7 @@ def test_the_image_holds_the_lock_and_nothing_else(image: Image) -> None:
     assert (packages / "proxy/__pycache__").is_dir(), "compiled at build time"
 
 
+@long
 def test_the_image_lists_its_parts(image: Image) -> None:
     """The SBOM is valid CycloneDX, and names each package of the lock that is installed, with its version."""
     text = (image.root / "opt/ghub/sbom.cdx.json").read_text()
@@ -320,6 +323,7 @@ def test_the_image_lists_its_parts(image: Image) -> None:
     assert str(image.root) not in text and str(image.scratch) not in text, "no path of the machine that built it"
 
 
+@long
 def test_the_gateway_is_imported_from_the_image_and_from_nowhere_else(image: Image) -> None:
     code = "import json, sys, proxy.wiring, proxy.cli.root; print(json.dumps([proxy.wiring.__file__, sys.path]))"
     done = subprocess.run(
@@ -335,6 +339,7 @@ def test_the_gateway_is_imported_from_the_image_and_from_nowhere_else(image: Ima
     assert str(ROOT) not in path
 
 
+@long
 def test_every_command_loads(image: Image) -> None:
     every = [words for words, _ in commands()]
     assert ("serve",) in every and ("org", "create") in every
@@ -358,6 +363,7 @@ def test_every_command_loads(image: Image) -> None:
     assert "serve" in image.ghub("--help").stdout
 
 
+@long
 @pytest.mark.parametrize("command", ["demo", "simulate"])
 def test_what_only_the_sources_have_says_so_in_one_sentence(image: Image, command: str) -> None:
     with bind("--port", "127.0.0.1", 0) as free:
@@ -369,6 +375,7 @@ def test_what_only_the_sources_have_says_so_in_one_sentence(image: Image, comman
     assert done.stdout == ""
 
 
+@long
 def test_the_image_migrates_and_keeps_accounts_and_writes_nothing_into_itself(image: Image, redis_url: str) -> None:
     before = image.files()
     settings = {"GHUB_LEDGER_URL": f"sqlite:///{image.scratch / 'ledger.db'}", "GHUB_REDIS_URL": redis_url}
@@ -386,6 +393,7 @@ def test_the_image_migrates_and_keeps_accounts_and_writes_nothing_into_itself(im
     assert image.files() == before
 
 
+@long
 def test_the_image_serves_until_sigterm_and_then_ends_with_zero(image: Image, redis_url: str) -> None:
     settings = {
         "GHUB_LEDGER_URL": f"sqlite:///{image.scratch / 'serve.db'}",
@@ -421,6 +429,7 @@ def bare(image: Image, tmp_path: Path, valkey_server: ValkeyServer) -> BareRoot:
     return BareRoot(image, place, (str(valkey_server.socket.parent), str(data)))
 
 
+@long
 def test_the_image_needs_no_shell_no_home_and_no_name_of_its_user(bare: BareRoot, redis_url: str) -> None:
     """In a root with nothing but C's libraries and Python, as user 10001: from the schema to a served stop."""
     data = bare.also[-1]
@@ -458,6 +467,7 @@ def test_the_image_needs_no_shell_no_home_and_no_name_of_its_user(bare: BareRoot
     assert '"stopped"' in lines[-1], lines
 
 
+@long
 def test_the_version_of_the_image_is_the_projects(image: Image) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert list(image.root.glob(f"opt/ghub/lib/python3.*/site-packages/geekhub_gateway-{version}.dist-info"))

@@ -578,7 +578,7 @@ async def endpoint(wallet: Door, root: Path, provider: Provider) -> AsyncIterato
                 running.generations,
                 Sandbox(wallet, places, uploader(store), 5),
                 replies,
-                DryRuns(authenticator, wallet, offer, lifecycle, admissions, ReadRates(), limits),
+                DryRuns(authenticator, wallet, offer, lifecycle, admissions, ReadRates(), limits, WebhookHosts("")),
                 limits,
                 Standing(wallet, ledger, replies),
                 WebhookHosts(""),

@@ -1,6 +1,7 @@
 """Long orders in a real Valkey: one owner at a time, parts, cancels, and what an unknown end keeps (rule 35)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,9 @@ from metering.wallet import keys
 from metering.wallet.long_orders import NOBODY, Adopted, Cancel, Left, LongOrders, Noted, Part
 from metering.wallet.values import Caller, Close, Closing, LongTerms, OrderIdentity, Verdict
 from metering.wallet.wallet import Wallet
+from proxy.orders.admission import Duplicate
+from proxy.orders.replay import Replay as Joins
+from proxy.orders.result import Delivery, Result, encode
 from tests.kits.books import LIMITS, NOON, Books, drain, dump, open_books, pictures, pinned
 
 HOLD_S, MADE_S = 600.0, 580.0
@@ -392,3 +396,56 @@ async def test_a_month_that_ends_and_a_rate_that_changes_are_not_the_orders(redi
         await drain(books)
         (row,) = [one async for one in books.ledger.events(org_id=caller.org_id)]
         assert (row.opened.month, row.handed) == ("2036-11", f"{new.incarnation}:7")
+
+
+async def joined(books: Books, caller: Caller) -> Delivery:
+    """What a request under the same key that waits is given."""
+    price = pinned(now_us=books.wallet.now_us())
+    again = await books.admit(caller, "again", price, KEYED, life_s=HOLD_S, owner=C)
+    assert again.verdict is Verdict.DUPLICATE and again.earlier is not None
+    duplicate = Duplicate(caller, KEYED, "again", again.earlier, 0, time.monotonic() + 5.0, {})
+    return await Joins(books.wallet, books.ledger).of(duplicate)
+
+
+@pytest.mark.rule(17, 35)
+@pytest.mark.parametrize("let_go", [True, False])
+async def test_who_waits_for_an_order_of_a_gateway_that_has_gone_is_given_what_its_adopter_makes(
+    redis_url: str, tmp_path: Path, let_go: bool
+) -> None:
+    """Between the two nobody owns it, or somebody dead does: it is no order that nobody makes."""
+    async with shop(redis_url, tmp_path) as (books, caller):
+        await place(books, caller, "r", identity=KEYED)
+        if let_go:
+            await Gateway(books, A).orders.release(caller.org_id, "r")
+        waiting = asyncio.create_task(joined(books, caller))
+        done, _ = await asyncio.wait({waiting}, timeout=0.5)
+        assert not done, waiting.exception()
+        heir, images = Gateway(books, B), pictures(1, "r")
+        assert await heir.adopt("r", caller, NOBODY if let_go else A) is not None
+        made = Result("r", 1, "m", "m", {}, None, (None,), pinned().unit_micro_mxn, images)
+        latest_us = books.wallet.now_us() + 60_000_000
+        closing = await books.wallet.settle(
+            caller.org_id,
+            "r",
+            made.cost_micro_mxn,
+            images,
+            latest_us=latest_us,
+            owner=heir.name,
+            result=encode(made),
+        )
+        assert closing.close is Close.CHARGED
+        assert (await waiting).result == made
+
+
+@pytest.mark.rule(5)
+async def test_an_order_that_has_run_out_is_known_as_that_before_its_end_is_recorded(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """To its organisation only; the consumer records it, and may be away."""
+    async with shop(redis_url, tmp_path) as (books, caller):
+        other = await books.org("other")
+        await place(books, caller, "r")
+        books.wallet.at(books.wallet.now_us() + int(HOLD_S * 1_000_000) + 1_000_000)
+        status = await books.wallet.status_of(caller.org_id, "r")
+        assert status is not None and (status.end, status.key_id) == ("expiry", caller.key_id)
+        assert await books.wallet.status_of(other.org_id, "r") is None

@@ -19,7 +19,7 @@ from proxy.orders.calls import split
 from proxy.outbound.clients import Outbound
 from proxy.outbound.hosts import ImageHosts
 from proxy.outcomes import Failure, Outcome
-from proxy.ports import Order, Provider
+from proxy.ports import Order, Provider, Unkept
 from proxy.providers.fal import MAX_POLL_FAILURES, Fal
 from proxy.providers.openai import OpenAI
 from proxy.storage.local import LocalStore
@@ -392,6 +392,35 @@ def test_a_job_whose_state_cannot_be_known_is_called_off() -> None:
     failure = run(work())
     assert failure is not None and failure.outcome is Outcome.NO_ANSWER
     assert [request.split()[0] for request in asked] == [b"POST", *[b"GET"] * MAX_POLL_FAILURES, b"PUT"]
+
+
+def test_the_job_of_a_long_order_outlives_an_outage_of_its_queue() -> None:
+    """It is polled on until its deadline; only what is said of the job itself is a reason to give it up."""
+
+    class Long(Unkept):
+        patient = True
+
+    async def asked_in(outage: bytes) -> list[bytes]:
+        asked: list[bytes] = []
+
+        def reply(request: bytes) -> bytes:
+            host = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"host: "))[6:].decode()
+            base = f"http://{host}/fal/queue/x/y/requests/1"
+            if request.startswith(b"POST"):
+                return http(200, {"status_url": f"{base}/status", "response_url": base, "cancel_url": f"{base}/cancel"})
+            if b"/status" in request and len(asked) <= 2 * MAX_POLL_FAILURES:
+                return outage
+            return http(200, {"status": "COMPLETED", "images": []})
+
+        async with raw_server(answering(reply, asked)) as server, outbound_to(server.url) as outbound:
+            (call,) = split(order(), Long())
+            await failures_of(provider("fal queue", outbound, server.url).generate(call))
+        return [request.split()[0] for request in asked]
+
+    polls = [b"GET"] * (2 * MAX_POLL_FAILURES)
+    for outage in (http(500), http(429)):
+        assert run(asked_in(outage)) == [b"POST", *polls, b"GET"], outage
+    assert run(asked_in(http(404)))[-1] == b"PUT"
 
 
 async def test_pictures_that_were_whole_count_although_the_reply_breaks_off() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from config.catalogue import CatalogueError, Listed, Model, read_catalogue
+from config.settings import LONGEST_STAY_S
 from metering.events import Route
 from proxy.orders.circuits import Circuits
+from proxy.orders.deadlines import Deadlines
 from proxy.orders.routes import Routes, as_route, second_of
 from proxy.ports import Order
 
@@ -137,3 +139,16 @@ def test_a_route_without_a_key_is_none(tmp_path: Path) -> None:
     asked = an_order(model(tmp_path))
     assert [one.model.provider for one in Routes(Circuits(), {"openai", "fal"}).of(asked)] == ["openai", "fal"]
     assert Routes(Circuits(), {"openai"}).of(asked) == [asked]
+
+
+def test_a_stop_waits_for_a_second_route_that_nobody_can_go_on_with(tmp_path: Path) -> None:
+    """So a long order that may go by it is over before the platform kills the process, whichever route is first."""
+    first, second = 'provider = "openai"', 'provider = "fal"'
+    deadlines = Deadlines(60.0, 900.0, kept_by={"fal"})
+    kept = model(tmp_path, "", FIRST.replace(first, second))
+    assert deadlines.of(an_order(kept), long=True) == 900.0
+    for one in (
+        model(tmp_path),
+        model(tmp_path, SECOND.replace(second, first), FIRST.replace(first, second)),
+    ):
+        assert deadlines.of(an_order(one), long=True) == LONGEST_STAY_S
