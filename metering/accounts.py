@@ -238,7 +238,7 @@ class Accounts:
     async def rotate_key(self, key_id: str, overlap: timedelta) -> IssuedKey:
         """Issue a key with the same rights, and end the old one after `overlap`. Until then both work."""
         if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
-            raise WrongField("overlap", f"{overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
+            raise WrongField("overlap", f"it must be from 0 to {LONGEST_OVERLAP.days} days")
         old, now = await self._ledger.key(key_id), utc_now()
         if (state := old.state(now)) != "active":
             raise LedgerError(f"key {key_id!r} is {state}: only an active key can be rotated")

@@ -467,8 +467,8 @@ NOT_CANCELLED_RUNS = Text(
     " entrega. {where} dice cómo terminó.",
 )
 WEBHOOK_LONG = Text(
-    "`webhook` is for orders that are sent with `Prefer: respond-async`: this one is answered at once.",
-    "`webhook` es para pedidos que se envían con `Prefer: respond-async`: este se responde de inmediato.",
+    "`webhook` is for orders that are sent with `Prefer: respond-async`: the answer to this one has its images.",
+    "`webhook` es para pedidos que se envían con `Prefer: respond-async`: la respuesta a este trae sus imágenes.",
 )
 WEBHOOK_NONE = Text(
     "`webhook`: this gateway calls no webhooks. Send the order without it, and ask for its result by its id.",

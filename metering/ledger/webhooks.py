@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import orjson
 
+from config.settings import WEBHOOK_KEPT_D
 from metering.ledger.rows import Row
 from metering.ledger.transactions import Steps, Transactions, as_json, audit, once
 from metering.ports import (
@@ -271,7 +272,7 @@ def _one_webhook(rows: Sequence[Row], webhook_id: str) -> Webhook:
 
 def _one_delivery(rows: Sequence[Row], delivery_id: str) -> WebhookDelivery:
     if not rows:
-        raise NotThere(f"there is no delivery {delivery_id!r}; what was delivered is forgotten after some weeks")
+        raise NotThere(f"there is no delivery {delivery_id!r}; what ended is kept for {WEBHOOK_KEPT_D} days")
     return WebhookDelivery(*rows[0])
 
 

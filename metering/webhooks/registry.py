@@ -77,7 +77,7 @@ class WebhookRegistry:
         Returns the organisation's id and the secret.
         """
         if not timedelta(0) <= overlap <= LONGEST_OVERLAP:
-            raise WrongField("overlap", f"{overlap} is not from 0 to {LONGEST_OVERLAP.days} days")
+            raise WrongField("overlap", f"it must be from 0 to {LONGEST_OVERLAP.days} days")
         key = self._ready().key
         org, at, secret = await self._ledger.org(ref), utc_now(), new_secret()
         act = self._act("webhook.rotate", org.org_id, org.org_id, until=(at + overlap).isoformat())

@@ -150,9 +150,9 @@ def _environment(port: int, data: Path, valkey_socket: Path, real: bool) -> dict
 
 
 def _every_model(data: Path) -> dict[str, str]:
-    """Write the catalogue in which every model has a price, unless another one is chosen."""
-    if "GHUB_MODELS" in os.environ:
-        return {}
+    """Write the catalogue in which every model has a price, unless another one is chosen: commands read the same."""
+    if chosen := os.environ.get("GHUB_MODELS"):
+        return {"GHUB_MODELS": str(Path(chosen).absolute())}
     models = data / "models.toml"
     write_private(models, demo_models().decode())
     return {"GHUB_MODELS": str(models)}

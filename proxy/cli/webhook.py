@@ -22,7 +22,13 @@ WebhookId = Annotated[str, typer.Argument(metavar="WEBHOOK_ID", help="As `ghub w
 def add(
     ref: OrgRef,
     url: Annotated[str, typer.Argument(metavar="URL", help="https, on the public internet.")],
-    events: Annotated[str, typer.Option(help="Types of events, with commas: image.generation.completed,balance.low.")],
+    events: Annotated[
+        str,
+        typer.Option(
+            help="Types of events, with commas: image.generation.completed, .failed, .cancelled (each in full);"
+            " balance.low, quota.threshold, budget.threshold, key.expiring, model.retiring."
+        ),
+    ],
     who: As = None,
     as_json: AsJson = False,
 ) -> None:

@@ -27,4 +27,10 @@ def read_secrets_key(settings: Settings) -> SecretsKey | None:
 def read_webhook_rules(settings: Settings) -> WebhookRules | None:
     """Read both; None without a key, for then there are no webhooks. Raises SettingsError."""
     hosts, key = read_webhook_hosts(settings), read_secrets_key(settings)
-    return None if key is None else WebhookRules(key, lambda url: why_not(url, hosts, "url"))
+    return None if key is None else WebhookRules(key, lambda url: _why_not(url, hosts))
+
+
+def _why_not(url: str, hosts: WebhookHosts) -> str | None:
+    """Return why no webhook may have this URL, as it stands behind the field's name and a colon; None if it may."""
+    why = why_not(url, hosts, "url")
+    return None if why is None else why.removeprefix("`url` ").removesuffix(".")

@@ -1,8 +1,12 @@
 """Where webhooks may lead: only https on the public internet, unless the operator has named the host."""
 
+import base64
+
 import pytest
 
+from config.settings import read_settings
 from proxy.messages import NO_TARGET, TARGET_LONG, TARGET_PLAIN, TARGET_PRIVATE, TARGET_USER, Text
+from proxy.webhooks.settings import read_webhook_rules
 from proxy.webhooks.targets import MAX_CHARACTERS, WebhookHosts, why_not
 
 NONE = WebhookHosts("")
@@ -78,3 +82,11 @@ def test_what_the_operator_names_is_taken_by_http_and_at_any_address() -> None:
 def test_a_list_of_hosts_holds_hosts_alone(text: str) -> None:
     with pytest.raises(ValueError, match="not host or host:port"):
         WebhookHosts(text)
+
+
+def test_commands_and_the_admin_api_name_the_field_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They write the field's name and a colon before it, and the admin API a full stop behind it."""
+    monkeypatch.setenv("GHUB_SECRETS_KEY", base64.b64encode(bytes(32)).decode())
+    rules = read_webhook_rules(read_settings())
+    assert rules is not None and rules.why_not("http://example.mx/") == "must begin with https://"
+    assert rules.why_not("https://example.mx/") is None
