@@ -60,10 +60,11 @@ MAX_OPEN_HOLDS = 2_000
 """For each organisation: 130 images a second at 15 s each. It limits how many holds one admission may have to expire
 (rule 7)."""
 
-MAX_UNPAID_MICRO_MXN = 200_000_000
-"""200.00 MXN in an hour, and a tenth of what the organisation has spent in the month: what its orders without a known
-end, or cancelled while they were made, may have cost us before it places no more until the next hour. An honest
-organisation in a provider's outage stays far below; one that lets every order run out does not."""
+MAX_UNPAID_MICRO_MXN = 500_000_000
+"""500.00 MXN in an hour, and a tenth of what the organisation has spent in the month: what its orders that met their
+deadline, or were cancelled while they were made, may have cost us before it places no more until the next hour. Each
+was held at its most, 11 MXN for the dearest image: so it is 45 of those. Ends that no customer can bring about (a
+provider's outage, a fault of ours) are counted, and bound nobody."""
 
 STREAM_BACKLOG = 50_000
 """Max events of one partition that are not in the ledger yet, about 50 MB: then admission stops, and settlement goes on

@@ -30,6 +30,11 @@ UNKNOWN = frozenset({"overloaded", "no_answer", "deadline", "fault", "lost"})
 CANCELLED = "cancelled"
 """Reason of a void that the customer asked for."""
 
+CAUSED = frozenset({"deadline", CANCELLED})
+"""Reasons of voids that a customer can bring about, and for which the provider may bill us. Only these are bounded for
+an organisation: an outage of a provider, or a fault of ours, is nobody's abuse.
+"""
+
 UNPAID = UNKNOWN | {CANCELLED}
 """Reasons of voids for which the provider may bill us: what they may have cost is counted for each organisation."""
 

@@ -84,8 +84,9 @@ class Kept:
 class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
-    It is made until `until_us`; its hold ends at `ends_us`. Unless it is `taken`, no gateway has ever begun it: whoever
-    admitted it may not have heard so, and its customer may have been told that it was not placed.
+    It is made until `until_us`; its hold ends at `ends_us`. Unless it is `taken`, no gateway has answered for it:
+    whoever admitted it may not have heard so, and its customer may have been told that it was not placed. `times` is how often
+    it was handed over, this time included.
     """
 
     order_id: str
@@ -98,6 +99,7 @@ class Adopted:
     until_us: int
     ends_us: int
     trace: str
+    times: int
 
 
 class LongOrders:
@@ -110,11 +112,17 @@ class LongOrders:
         self._redis = redis
         self.owner = owner
         self._part = load_script(redis, "part_v1")
+        self._take = load_script(redis, "take_v1")
         self._cancel = load_script(redis, "cancel_v1", Cancel)
         self._adopt = load_script(redis, "adopt_v1")
         self._release = load_script(redis, "release_v1")
         self._missed: set[str] = set()
         self._idle: set[str] = set()
+
+    async def take(self, org_id: str, order_id: str) -> None:
+        """Note that this gateway has heard that the order was admitted: from now on another one may go on with it."""
+        names = keys.OrgKeys(org_id)
+        await self._take(keys={"mark": names.mark, "hold": names.hold(order_id)}, request=order_id, owner=self.owner)
 
     async def begin(self, org_id: str, order_id: str, part: Part) -> Noted:
         """Note that a part is about to be given to its provider. Unless it is OURS, it must not be."""
@@ -202,14 +210,14 @@ class LongOrders:
         return [one for one in orders if one.owner == NOBODY or one.owner in dead or one.order_id in unheard]
 
     async def read(self, left: Left) -> Kept | None:
-        """Read an order; None if it has ended, and then nobody finds it again."""
+        """Read an order; None if it has ended, and then nobody finds it again. Raises ValueError for a damaged one."""
         names = keys.OrgKeys(left.org_id)
-        kept: Any = await self._redis.hmget(names.hold(left.order_id), ["long", "opened"])
-        document, opened = kept
-        if document is None or opened is None:
+        hold: Any = await self._redis.hgetall(names.hold(left.order_id))
+        if b"long" not in hold or b"opened" not in hold:
             await self._redis.hdel(names.long, left.order_id)
             return None
-        return Kept(document, opened)
+        _parts(hold)
+        return Kept(hold[b"long"], hold[b"opened"])
 
     async def adopt(self, left: Left, incarnation: UUID, number: int) -> Adopted | None:
         """Take an order over, under a number of this gateway's journal; None if it has ended, or another was first."""
@@ -241,12 +249,21 @@ def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
         key_id=hold[b"key"].decode(),
         taken=b"taken" in hold,
         opened=hold[b"opened"],
-        parts=tuple(_part(state) for name, state in hold.items() if name.startswith(b"part:")),
+        parts=_parts(hold),
         admitted_us=int(hold[b"admitted_us"]),
         until_us=int(hold[b"until_us"]),
         ends_us=ends_us,
         trace=hold.get(b"trace", b"").decode(),
+        times=len(hold[b"handed"].split()),
     )
+
+
+def _parts(hold: Mapping[bytes, bytes]) -> tuple[Part, ...]:
+    """Read the parts of a hold. Raises ValueError for a damaged one."""
+    try:
+        return tuple(_part(state) for name, state in hold.items() if name.startswith(b"part:"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a part: {type(error).__name__} {error}") from None
 
 
 def _part(state: bytes) -> Part:

@@ -4,13 +4,12 @@
 --
 -- part    number of its first image
 -- state   JSON; empty: the provider certainly has not taken it, and it may begin again
--- begins  1: it is about to be given to the provider, so a cancel must not have been asked for; and its gateway has
---         heard that it was admitted, so another one may go on with it
+-- begins  1: it is about to be given to the provider, so a cancel must not have been asked for
 -- Returns 1: noted; 2: the order is cancelled, or about to be; 3: it is not this owner's, or has ended.
 local held_by, cancelled, begun = unpack(redis.call('HMGET', hold_key, 'owner', 'cancel', 'begun'))
 if held_by ~= owner then return 3 end
 if begins == 1 and cancelled then return 2 end
-if begins == 1 then redis.call('HSET', hold_key, 'taken', 1) end
+if begins == 1 then redis.call('HSET', hold_key, 'taken', 1) end  -- also if that could not be noted before its answer
 local field = 'part:' .. part
 if state == '' then
   if redis.call('HDEL', hold_key, field) == 1 then

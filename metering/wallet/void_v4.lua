@@ -9,7 +9,7 @@
 -- recent_us    how long the next try of its SDK is expected
 -- upstream_ids  of the provider's requests, JSON, or empty; upstream_usd: its figure for all of them, or empty
 -- owner        who ends it, or empty: nobody who could have been replaced (rule 35)
--- unpaid       1 if the provider may bill it, else 0
+-- unpaid       1 if the provider may bill it, 2 if its customer may have brought that about, else 0
 -- route         the second one, JSON, if it went by that; else empty
 -- comes_again  1 if the waiting client is told to retry, else 0
 -- WITH closing
@@ -27,9 +27,11 @@ local order, once = order_of(org, request), redis.call('HGET', hold_key, 'once')
 if not order.amount then return reply(UNKNOWN) end
 if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWNER) end
 local ends_us = redis.call('ZSCORE', open_key, request)
-if unpaid == 1 and (not order.long or redis.call('HEXISTS', hold_key, 'begun') == 1) then
-  local hour = math.floor(now / 3600000000)
-  redis.call('HSET', wallet_key, 'unpaid', string.format('%d %.0f', hour, unpaid_in_hour(redis.call('HGET', wallet_key, 'unpaid'), now) + order.amount))
+if unpaid > 0 and (not order.long or redis.call('HEXISTS', hold_key, 'begun') == 1) then
+  if unpaid == 2 then
+    local in_hour = unpaid_in_hour(redis.call('HGET', wallet_key, 'unpaid'), now) + order.amount
+    redis.call('HSET', wallet_key, 'unpaid', string.format('%d %.0f', math.floor(now / 3600000000), in_hour))
+  end
   redis.call('HINCRBY', wallet_key, 'unpaid_total', string.format('%.0f', order.amount))
 end
 close(order, 'void', reason, 0, 0, '', '[]', '', now, remember_s, upstream_ids, upstream_usd, route)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from metering.answered import AnsweredOrder
 from metering.clock import period_at
 from metering.events import (
+    CAUSED,
     UNKNOWN,
     UNPAID,
     UNTOLD,
@@ -420,7 +421,7 @@ class Wallet:
                 recent_us=_RECENT_US,
                 comes_again=int(comes_again),
                 owner=owner,
-                unpaid=int(reason in UNPAID),
+                unpaid=(reason in UNPAID) + (reason in CAUSED),
                 **_told_by(upstream),
             ),
         )

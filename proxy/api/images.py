@@ -231,6 +231,7 @@ class ImagesEndpoint:
             document, _ = await self._standing.of(caller, order_id)
             context.facts["replay_of"] = public_id(order_id)
         else:
+            await self._generations.take(admitted)
             self._generations.start(admitted)
             if left:
                 await self._generations.client_left(admitted)

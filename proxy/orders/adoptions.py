@@ -36,6 +36,11 @@ log = structlog.get_logger(__name__)
 LOOK_S = 2.0
 """Interval between two searches. An order that was let go waits for one of them, and no longer."""
 
+MAX_TIMES = 8
+"""Hand-overs of one order, after which it is lost: one that ends every gateway that makes it must not end them all. A
+roll-out of three gateways hands an order over three times at most.
+"""
+
 ADOPTED = Counter("ghub_orders_adopted_total", "Long orders that this process has taken over from another one")
 
 
@@ -82,13 +87,15 @@ class Adoptions:
 
     async def _take(self, left: Left) -> bool:
         """Take one over, if it can be read here. False if there is no room for it, and so for none."""
-        kept = await self._orders.read(left)
-        if kept is None:
-            return True
         try:
+            kept = await self._orders.read(left)
+            if kept is None:
+                return True
             order, identity, measured_by = decode(kept.document, self._offer.catalogue)
             opened = decode_opened(kept.opened)
-        except (Unreadable, EventError) as error:
+            if (order.model.provider, order.model.upstream) != (opened.provider, opened.upstream):
+                raise Unreadable("its model is made by another upstream now")
+        except (Unreadable, EventError, ValueError) as error:
             self._beyond.add(left.order_id)
             log.warning("order_not_adopted", request_id=left.order_id, why=str(error))
             return True
@@ -128,6 +135,8 @@ class Adoptions:
             adopted, order, identity, quote_of(opened, adopted.admitted_us, measured_by), place.hand_over()
         )
         calls, progress = self._calls(admitted, adopted)
+        if adopted.times > MAX_TIMES:
+            calls, progress = [], Progress(failures=[Failure(Outcome.LOST, f"handed over {adopted.times} times")])
         going_on = self._generations.go_on(admitted, calls, progress)
         going_on.add_done_callback(lambda _: self._open_orders.let_go(number))
 

@@ -52,7 +52,8 @@ class Cancellations:
                     if not all(part.provider in self._providers for part in parts):
                         break
                 case Cancel.ASKED:
-                    asked = [(self._providers[part.provider], part.handle) for part in parts]
+                    known = [part for part in parts if part.provider in self._providers]
+                    asked = [(self._providers[part.provider], part.handle) for part in known]
                     await asyncio.gather(*(provider.cancel_job(handle) for provider, handle in asked))
                     return await self._confirmed(org_id, order_id, until_s)
         raise _not(order_id, NOT_CANCELLED_RUNS)

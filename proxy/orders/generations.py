@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -57,6 +58,12 @@ class Generations:
     def start(self, admitted: AdmittedOrder) -> asyncio.Task[Delivery]:
         """Start a generation. The task ends with the delivery, or with the ApiError for the client."""
         return self._begin(admitted, (), Progress())
+
+    async def take(self, admitted: AdmittedOrder) -> None:
+        """Note, before a long order is answered 202, that another process may go on with it. If not, its begin does."""
+        assert self._kept is not None, "only a gateway answers long orders"
+        with suppress(RedisError, OSError, TimeoutError):
+            await self._kept.orders.take(admitted.caller.org_id, admitted.order_id)
 
     def go_on(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         """Go on with the calls of a long order that another process has begun; without any, begin it."""

@@ -89,7 +89,11 @@ class Fal:
     async def resume(self, call: Call) -> AsyncGenerator[Picture]:
         """Yield the pictures of the job that the call's handle names. Raises Failure."""
         try:
-            result = await self._finished(_read_handle(call.handle, self._queue_of(call)), call)
+            job = _read_handle(call.handle, self._queue_of(call))
+        except Failure as elsewhere:  # the queue has another address now: nobody knows what becomes of the job
+            raise Failure(Outcome.LOST, elsewhere.detail) from None
+        try:
+            result = await self._finished(job, call)
         except httpx2.HTTPError as error:
             raise broken_off(error) from error
         async for picture in self._pictures(call, result):

@@ -158,6 +158,7 @@ async def begin(
     )
     assert admission.verdict is Verdict.ADMITTED
     dead = LongOrders(books.redis, owner)
+    await dead.take(caller.org_id, order_id)
     for part in parts:
         assert await dead.begin(caller.org_id, order_id, part) is Noted.OURS
     return order_id
@@ -311,7 +312,11 @@ async def test_an_adopted_order_is_measured_by_the_list_of_its_quote(redis_url: 
     rates = '{"image_output":"10","text_input":"1"}'
     document = encode(order("openai/gpt-image-2", quality="medium"), OrderIdentity("equal"), rates)
     async with shop(redis_url, tmp_path, {}) as there:
-        await begin(there.books, there.caller, images=1, document=document)
+        order_id = await begin(there.books, there.caller, images=1, document=document)
+        opened = await there.books.redis.hget(there.hold(order_id), "opened")
+        assert isinstance(opened, bytes)
+        of_its_model = opened.replace(b'"fal"', b'"openai"').replace(b'"fal-ai/flux-pro/v1.1"', b'"gpt-image-2"')
+        await there.books.redis.hset(there.hold(order_id), "opened", of_its_model)
         await there.gateway.goes_on()
         (event,) = await there.books.events(there.caller)
         assert (event.end, event.usd_measured) == ("charge", "0.011")

@@ -377,7 +377,7 @@ async def test_unpaid_orders_are_counted_and_bounded_by_the_hour(redis_url: str,
         for number in range(2):
             await place(books, caller, f"begun-{number}")
             assert await mine.orders.begin(caller.org_id, f"begun-{number}", SYNC) is Noted.OURS
-            assert await mine.void(caller, f"begun-{number}", "lost") is Close.VOIDED
+            assert await mine.void(caller, f"begun-{number}", "deadline") is Close.VOIDED
         denied = await books.admit(caller, "denied", life_s=HOLD_S, long=TERMS)
         assert (denied.verdict, denied.retry_us) == (Verdict.UNPAID, HOUR_US // 2)
         assert (await books.admit(caller, "awaited")).verdict is Verdict.UNPAID
@@ -389,6 +389,10 @@ async def test_unpaid_orders_are_counted_and_bounded_by_the_hour(redis_url: str,
         assert await mine.orders.begin(caller.org_id, "refused", SYNC) is Noted.OURS
         assert await mine.void(caller, "refused", "content_policy") is Close.VOIDED
         assert await unpaid(books, caller) == parse_mxn("1.68")  # neither was made at our cost
+        await place(books, caller, "away")
+        assert await mine.orders.begin(caller.org_id, "away", SYNC) is Noted.OURS
+        assert await mine.void(caller, "away", "no_answer") is Close.VOIDED
+        assert await unpaid(books, caller) == parse_mxn("2.52")  # counted, but an outage bounds nobody
         # The month's spend of 84 MXN allows 8.40 more.
         await place(books, caller, "paid", 100)
         assert (await mine.settle(caller, "paid", 100)).close is Close.CHARGED
@@ -407,7 +411,7 @@ async def test_at_the_bound_what_has_begun_is_not_cancelled_and_what_has_not_is(
             await place(books, caller, order_id)
         for order_id in ("lost", "begun"):
             assert await mine.orders.begin(caller.org_id, order_id, QUEUE) is Noted.OURS
-        assert await mine.void(caller, "lost", "lost") is Close.VOIDED
+        assert await mine.void(caller, "lost", "deadline") is Close.VOIDED
         for order_id, most, answer in (
             ("begun", bound, (Cancel.RUNS, (QUEUE,))),
             ("waits", bound, (Cancel.CANCELLED, ())),
