@@ -85,8 +85,8 @@ class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
     It is made until `until_us`; its hold ends at `ends_us`. Unless it is `taken`, no gateway has answered for it:
-    whoever admitted it may not have heard so, and its customer may have been told that it was not placed. `times` is how often
-    it was handed over, this time included.
+    whoever admitted it may not have heard so, and its customer may have been told that it was not placed. `times` is
+    how often it was handed over, this time included.
     """
 
     order_id: str
