@@ -279,8 +279,8 @@ SLOW = Text(
     " pedido con el encabezado `Prefer: respond-async` y pida el resultado por su id.",
 )
 UNPAID = Text(
-    "Too many of your organisation's orders in this hour were not ready in time, or were cancelled while they were being"
-    " made; nothing of them was charged.",
+    "Too many of your organisation's orders in this hour were not ready in time, or were cancelled while they were"
+    " being made; nothing of them was charged.",
     "En esta hora, demasiados pedidos de su organización no estuvieron listos a tiempo, o se cancelaron mientras se"
     " hacían; no se cobró nada de ellos.",
 )
