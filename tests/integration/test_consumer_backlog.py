@@ -11,7 +11,7 @@ import pytest
 from metering import consumer as module
 from metering.consumer import BATCH, BOOKED_BYTES, FIRST, GROUP, LARGEST_BYTES, MAX_BYTES
 from metering.events import Event
-from metering.ports import SetAside
+from metering.ports import SetAside, WebhookCall
 from metering.wallet import keys
 from tests.kits.books import make_groups, open_books, waiting
 from tests.kits.cluster_orgs import everywhere
@@ -125,9 +125,11 @@ async def test_a_batch_is_bound_in_bytes(redis_url: str, ledger_url: str, monkey
         caller, ledger, stop = await books.org(), Away(books.ledger), asyncio.Event()
         through, booked = books.ledger.book, list[int]()
 
-        async def noted(events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime) -> set[str]:
+        async def noted(
+            events: Sequence[Event], set_aside: Sequence[SetAside], at: datetime, calls: Sequence[WebhookCall] = ()
+        ) -> set[str]:
             booked.append(sum(len(event.result.encode()) for event in events))
-            return await through(events, set_aside, at)
+            return await through(events, set_aside, at, calls)
 
         monkeypatch.setattr(books.ledger, "book", noted)
         await make_groups(books.redis)
