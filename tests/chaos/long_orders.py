@@ -99,7 +99,7 @@ def webhooks(world: World, log: Log, figures: Counter[str]) -> Iterator[str]:
         opened = event.opened
         if opened.mode != LONG:
             continue
-        state = "failed" if event.end == "expiry" else _state(event)
+        state = _state(event)
         of_org = receivers.url(places[opened.org_id], opened.org_id, "org")
         for url in {of_org, own.get(event.event_id) or of_org}:
             figures["webhooks that had to arrive"] += 1
