@@ -214,7 +214,8 @@ def _prepare(desk: Desk, turn: int) -> None:
         disabled, told = (one.webhook for one in webhooks)
         call = WebhookCall(told.org_id, "balance.low", f"turn {turn}", "{}")
         await back.ledger.call_webhooks([call], utc_now())
-        (delivery, *_) = await back.ledger.webhook_deliveries(told.org_id, "waiting", (LATEST, ""))
+        waiting = await back.ledger.webhook_deliveries(told.org_id, "waiting", (LATEST, ""))
+        delivery = next(one for one in waiting if one.webhook_id == told.webhook_id)
         issued = [(await back.accounts.create_key("acme", f"turn {turn}")).key_id for _ in range(2)]
         sinks = {"warehouse-of-the-finance-department": "openmeter", f"spare-{turn}": "lago"}
         await back.ledger.register_sinks(sinks, utc_now())
