@@ -165,6 +165,17 @@ def error_fields(error: Exception) -> dict[str, str]:
     return {"error": type(error).__name__, **why}
 
 
+async def until_one_ends(under_way: set[asyncio.Task[None]], look_s: float) -> set[asyncio.Task[None]]:
+    """Wait until a task ends, or for `look_s` seconds; returns the others. A task's own error is raised."""
+    if not under_way:
+        await asyncio.sleep(look_s)
+        return under_way
+    done, others = await asyncio.wait(under_way, timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
+    for one in done:
+        one.result()
+    return others
+
+
 async def cancel_all(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks, again every `CANCEL_AGAIN_S` until all have ended.
 

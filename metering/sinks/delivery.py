@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Counter
 
 from config.settings import SINK_FIRST_PAUSE_S, SINK_LEASE_S, SINK_LONGEST_PAUSE_S, SINK_POLL_S
-from metering.background import cancel_all, error_fields
+from metering.background import cancel_all, error_fields, until_one_ends
 from metering.clock import utc_now
 from metering.pauses import Pauses
 from metering.ports import Conclusion, LedgerAway, Outbox, ToSend
@@ -76,19 +76,9 @@ class Delivery:
                         under_way.add(asyncio.create_task(self._deliver(*items)))
                         found = True
                 if not found:
-                    under_way = await self._until_one_ends(under_way)
+                    under_way = await until_one_ends(under_way, self._pace.poll_s)
         finally:
             await cancel_all(under_way)
-
-    async def _until_one_ends(self, under_way: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-        """Wait until a claim is done with, or it is time to look again; returns the others."""
-        if not under_way:
-            await asyncio.sleep(self._pace.poll_s)
-            return under_way
-        done, others = await asyncio.wait(under_way, timeout=self._pace.poll_s, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-        return others
 
     async def _claim(self) -> tuple[Sequence[ToSend], datetime] | None:
         """Claim what is due: of a sink that fails, one request's. None if there is nothing, or the ledger is away."""

@@ -18,7 +18,7 @@ from config.settings import (
     WEBHOOKS_AT_ONCE,
     WEBHOOKS_PER_SERVER,
 )
-from metering.background import cancel_all, error_fields
+from metering.background import cancel_all, error_fields, until_one_ends
 from metering.clock import utc_now
 from metering.ports import LedgerAway, WebhookClaim, WebhookEnd, WebhookOutbox, WebhookToSend
 from metering.webhooks.sealing import CannotOpen, SecretsKey
@@ -84,19 +84,9 @@ class WebhookDelivering:
                 self._lanes.update(one.lane for one in claimed)
                 under_way |= {asyncio.create_task(self._deliver(one, lease)) for one in claimed}
                 if not claimed:
-                    under_way = await self._until_one_ends(under_way)
+                    under_way = await until_one_ends(under_way, self._pace.poll_s)
         finally:
             await cancel_all(under_way)
-
-    async def _until_one_ends(self, under_way: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-        """Wait until a delivery ends, or it is time to look again; returns the others."""
-        if not under_way:
-            await asyncio.sleep(self._pace.poll_s)
-            return under_way
-        done, others = await asyncio.wait(under_way, timeout=self._pace.poll_s, return_when=asyncio.FIRST_COMPLETED)
-        for one in done:
-            one.result()
-        return others
 
     async def _conclude(self) -> None:
         """Write down what has ended. If the ledger is away for longer than a claim, all is sent again."""

@@ -108,15 +108,13 @@ class UpstreamCalls:
         until_s: float,
         progress: Progress,
         parts: Parts = UNKEPT,
-        *,
-        patient: bool = False,
     ) -> None:
         """Fill `progress` until all is done or until `until_s` of `time.monotonic`.
 
         Whatever is stored by then counts. A second route gets the order only if the first has certainly taken none of
-        it, so that nobody makes it twice. `patient`: what the upstream has not taken is brought again for long.
+        it, so that nobody makes it twice. If its parts are patient, what was not taken is brought again for long.
         """
-        most_tries = PATIENT_TRIES if patient else MAX_TRIES
+        most_tries = PATIENT_TRIES if parts.patient else MAX_TRIES
 
         async def by_routes() -> None:
             first, *rest = self._routes.of(order)

@@ -108,8 +108,7 @@ class Generations:
             if calls:
                 await self._calls.go_on(calls, folder, until_s, progress)
             elif not progress.failures:
-                parts = self.parts_of(admitted)
-                await self._calls.make(admitted.order, folder, until_s, progress, parts, patient=admitted.long)
+                await self._calls.make(admitted.order, folder, until_s, progress, self.parts_of(admitted))
         except asyncio.CancelledError:
             failure = Failure(Outcome.FAULT, "cancelled")
             self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))
