@@ -41,6 +41,9 @@ UNPAID = UNKNOWN | {CANCELLED}
 ADMISSION_UNREAD = "admission_unread"
 """Reason of a void after an admission whose answer did not arrive: its customer was told that it was not placed."""
 
+NOT_SETTLED = "not_settled"
+"""Reason of a void after a settlement without a yes: its customer was told that it was not made in time."""
+
 LONG = "long"
 """Mode of an order that is answered at once, and takes minutes. Any other order has no mode."""
 

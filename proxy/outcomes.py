@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from proxy.errors import ApiError, Kind
+from metering.events import ADMISSION_UNREAD, NOT_SETTLED
+from proxy.errors import ApiError, Kind, wallet_away
 from proxy.messages import (
     MAKER_DIED,
     MAKING_FAILED,
@@ -104,7 +105,9 @@ class Failure(Exception):
 
 def reason_as_error(reason: str) -> ApiError:
     """Build the customer's error for an order that was voided before, from the reason in its event."""
-    known = {outcome.reason: outcome for outcome in Outcome}
+    if reason == ADMISSION_UNREAD:
+        return wallet_away()
+    known = {outcome.reason: outcome for outcome in Outcome} | {NOT_SETTLED: Outcome.DEADLINE}
     return Failure(known.get(reason, Outcome.FAULT)).as_error()
 
 

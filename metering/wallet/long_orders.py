@@ -121,8 +121,19 @@ class LongOrders:
 
     async def take(self, org_id: str, order_id: str) -> None:
         """Note that this gateway has heard that the order was admitted: from now on another one may go on with it."""
+        await self._note_taken(org_id, order_id, self.owner)
+
+    async def tell(self, org_id: str, order_id: str) -> bool:
+        """Note that a client is told of an order that it placed before, whoever makes it: it is gone on with.
+
+        Whoever admitted it may not have heard so. False if it has ended, or is no long order.
+        """
+        return await self._note_taken(org_id, order_id, "")
+
+    async def _note_taken(self, org_id: str, order_id: str, owner: str) -> bool:
         names = keys.OrgKeys(org_id)
-        await self._take(keys={"mark": names.mark, "hold": names.hold(order_id)}, request=order_id, owner=self.owner)
+        noted = await self._take(keys={"mark": names.mark, "hold": names.hold(order_id)}, request=order_id, owner=owner)
+        return bool(noted)
 
     async def begin(self, org_id: str, order_id: str, part: Part) -> Noted:
         """Note that a part is about to be given to its provider. Unless it is OURS, it must not be."""

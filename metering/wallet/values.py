@@ -33,7 +33,8 @@ class Verdict(IntEnum):
 class Close(IntEnum):
     """Answer of the settle and void scripts; UNKNOWN, LATE, AWAY and NOT_OWNER wrote nothing.
 
-    NOT_OWNER: another gateway has taken the order over; whatever becomes of it, and of its images, is the other's.
+    NOT_OWNER: another gateway has taken the order over, or will; whatever becomes of it, and of its images, is the
+    other's.
     """
 
     CHARGED = 1

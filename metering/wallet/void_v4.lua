@@ -26,6 +26,10 @@ if redis.call('EXISTS', mark_key, wallet_key) < 2 then return answer({ code = AW
 local order, once = order_of(org, request), redis.call('HGET', hold_key, 'once')
 if not order.amount then return reply(UNKNOWN) end
 if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWNER) end
+-- Its gateway has not heard of it, but the client was told of it when it came again: whoever finds it goes on with it.
+if order.long and reason == 'admission_unread' and redis.call('HEXISTS', hold_key, 'taken') == 1 then
+  return reply(NOT_OWNER)
+end
 local ends_us = redis.call('ZSCORE', open_key, request)
 if unpaid > 0 and (not order.long or redis.call('HEXISTS', hold_key, 'begun') == 1) then
   if unpaid == 2 then

@@ -405,7 +405,7 @@ class Wallet:
         Its idempotency key may be used again, unless nobody knows what happened to the order upstream. `comes_again`:
         the reply tells the client to try again. That retry of an SDK, or the one of a client that left and has not come
         back yet, is no duplicate of any equal order. `owner` is who makes the order: if another has taken it over, the
-        answer is NOT_OWNER.
+        answer is NOT_OWNER; and so it is for one whose admission was not heard, if a client was told of it since.
         """
         names = keys.OrgKeys(org_id)
         reply = await self._ask(

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, Field
@@ -32,7 +32,7 @@ from proxy.api.requests import (
     tags_of,
 )
 from proxy.api.schemas import Made, Queued
-from proxy.api.standing import POLL_S, QUEUED, Standing
+from proxy.api.standing import OPEN, POLL_S, QUEUED, Standing
 from proxy.errors import ApiError, Kind, wallet_away
 from proxy.offer import Offer
 from proxy.orders import denials
@@ -228,7 +228,7 @@ class ImagesEndpoint:
                 await self._replay.client_left(admitted)
             order_id, headers = admitted.status.order_id, admitted.headers | {"idempotent-replayed": "true"}
             available_micro_mxn = admitted.available_micro_mxn
-            document, _ = await self._standing.of(caller, order_id)
+            document = await self._document_again(caller, order_id)
             context.facts["replay_of"] = public_id(order_id)
         else:
             await self._generations.take(admitted)
@@ -252,6 +252,19 @@ class ImagesEndpoint:
             "cache-control": "no-store",
         }
         return Response(orjson.dumps(document), 202, headers, media_type="application/json")
+
+    async def _document_again(self, caller: Caller, order_id: str) -> dict[str, Any]:
+        """Say how an order stands that was placed before. If it is open it is gone on with, as it is told of now.
+
+        Raises ApiError if it was void in this moment, so that it may be placed again.
+        """
+        document, _ = await self._standing.of(caller, order_id)
+        if document["status"] not in OPEN or await self._generations.tell(caller.org_id, order_id):
+            return document
+        document, error = await self._standing.of(caller, order_id)
+        if error is not None and error.retry:
+            raise error
+        return document
 
     async def _caller(self, context: RequestContext, request: Request) -> Caller:
         """Authenticate. Raises ApiError, also if the gate is shut, before any of the body is read."""

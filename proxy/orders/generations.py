@@ -65,6 +65,14 @@ class Generations:
         with suppress(RedisError, OSError, TimeoutError):
             await self._kept.orders.take(admitted.caller.org_id, admitted.order_id)
 
+    async def tell(self, org_id: str, order_id: str) -> bool:
+        """Note that a client is told of an order that it placed before. False if it has ended, or is no long one."""
+        assert self._kept is not None, "only a gateway answers long orders"
+        try:
+            return await self._kept.orders.tell(org_id, order_id)
+        except (RedisError, OSError, TimeoutError):
+            return True  # as if it had been noted: if it was not, the order may end as void, and its client is told so
+
     def go_on(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         """Go on with the calls of a long order that another process has begun; without any, begin it."""
         return self._begin(admitted, calls, progress)

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Gauge
 
 from metering.answered import AnsweredOrder, max_bytes
 from metering.answered import encode as encode_entry
-from metering.events import UNTOLD, Upstream
+from metering.events import NOT_SETTLED, UNTOLD, Upstream
 from metering.journal.file import JournalFailed
 from metering.journal.open_orders import OpenOrders
 from metering.money import MAX_MICRO_MXN
@@ -56,8 +56,8 @@ HOLDS = Gauge("ghub_holds_open", "Holds of this process: of orders being made, a
 IMAGES = Counter("ghub_images_charged_total", "Images delivered and charged", ["model"])
 ANSWERED_AWAY = Counter("ghub_answered_while_away_total", "Orders answered 200 while Redis gave no verdict")
 
-DELIVERED, NOT_SETTLED = "delivered", "not_settled"
-"""Ends of an order besides the reasons of `Outcome`."""
+DELIVERED = "delivered"
+"""Reason of an order's charge."""
 
 
 def count_from_zero(models: Iterable[tuple[str, str]]) -> None:

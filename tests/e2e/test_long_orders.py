@@ -31,7 +31,7 @@ from redis import Redis
 from standardwebhooks.webhooks import Webhook as Judge
 
 from config.settings import graceful_stop_s
-from metering.events import Event, handovers
+from metering.events import ADMISSION_UNREAD, Event, handovers
 from metering.wallet import keys
 from metering.webhooks import delivery
 from metering.webhooks.delivery import WebhookPace
@@ -112,6 +112,13 @@ class Shop:
             return sum(b'"handle":' in value for hold in holds for value in hold)
 
         wait_until(lambda: noted() >= count, f"{count} handles are noted")
+
+    def unhear(self, *orders: str) -> None:
+        """Make it so that whoever admitted these orders died before it heard so."""
+        with Redis.from_url(self.system.valkey.url) as redis:
+            for order in orders:
+                (hold,) = redis.scan_iter(f"*:hold:{uuid_of(order)}")
+                redis.hdel(hold, "taken", "begun", "part:0")
 
     def key_is_free_us(self) -> int:
         """When the only idempotency key can be used again, in Unix µs."""
@@ -256,6 +263,33 @@ def test_orders_of_a_killed_gateway_and_of_a_frozen_one_go_on_elsewhere(prepared
         assert len(stored) == 11
         there.check(events, dead=[killed])
         assert there.booked(5) == events and system.images() == stored
+
+
+@pytest.mark.rule(6, 35)
+def test_an_order_whose_gateway_died_before_it_heard_of_it_is_made_if_its_client_was_told_of_it(
+    prepared: Prepared,
+) -> None:
+    """A repeat under its key is told 202 elsewhere, and that holds. One of which nobody was told is void."""
+    with shop(prepared, 2) as there:
+        system, (killed, living) = there.system, there.pods
+        system.behave(DALL_E, "rate_limited_429", times=None, retry_after=1)
+        repeated, forgotten = (there.place(killed, DALL_E, key=key) for key in ("repeated", "forgotten"))
+        for order in (repeated, forgotten):
+            there.until(living, order, "queued")
+        system.stop(killed.name, signal.SIGKILL)
+        system.behave(DALL_E, "ok", times=None)
+        there.unhear(repeated, forgotten)
+        assert there.place(living, DALL_E, key="repeated") == repeated
+        assert there.until(living, repeated, *OVER, within_s=DIES_S)["status"] == "completed"
+        lost = there.until(living, forgotten, *OVER, within_s=DIES_S)
+        assert (lost["status"], lost["error"]["code"]) == ("failed", "temporarily_unavailable")
+        events = there.booked(2)
+        assert [(events[one].end, events[one].reason) for one in (repeated, forgotten)] == [
+            ("charge", "delivered"),
+            ("void", ADMISSION_UNREAD),
+        ]
+        assert len(system.jobs(DALL_E)) == 1
+        there.check(events, dead=[killed])
 
 
 @pytest.mark.rule(35)
@@ -526,7 +560,7 @@ def check(placing: Placing, all_events: dict[str, Event], secret: str) -> None:
     assert len(placing.orders) == ORDERS
     events = {order: all_events[order] for order in placing.orders}
     # Others are those of whose admission Redis did not tell in time: their clients got a 503, and came again.
-    assert {event.reason for order, event in all_events.items() if order not in events} <= {"admission_unread"}
+    assert {event.reason for order, event in all_events.items() if order not in events} <= {ADMISSION_UNREAD}
     lost = [event for event in events.values() if event.end != "charge"]
     handed = sum(event.handed is not None for event in events.values())
     models = Counter(event.opened.model for event in lost)

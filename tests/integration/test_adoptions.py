@@ -17,7 +17,7 @@ from config.catalogue import Model
 from config.settings import hold_life_s, reply_margin_s
 from config.tokens import TokenUsage
 from metering.clock import period_at, utc_now
-from metering.events import handovers
+from metering.events import ADMISSION_UNREAD, handovers
 from metering.journal.file import Journal
 from metering.journal.frames import Folder
 from metering.journal.open_orders import OpenOrders
@@ -26,7 +26,7 @@ from metering.wallet import keys
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.long_orders import LongOrders, Noted, Part
 from metering.wallet.presence import Presence
-from metering.wallet.values import Caller, LongTerms, OrderIdentity, Verdict
+from metering.wallet.values import Caller, Close, LongTerms, OrderIdentity, Verdict
 from proxy.orders.adoptions import Adoptions
 from proxy.orders.calls import UpstreamCalls
 from proxy.orders.circuits import Circuits
@@ -145,8 +145,9 @@ async def begin(
     made_s: float = 20.0,
     owner: str = OLD,
     document: bytes = b"",
+    heard: bool = True,
 ) -> str:
-    """A long order whose gateway died after it had begun these parts; returns its id."""
+    """A long order whose gateway died after it had heard of it, and begun these parts; returns its id."""
     order_id, deadline_s = str(uuid4()), made_s + reply_margin_s(made_s)
     admission = await books.admit(
         caller,
@@ -158,7 +159,8 @@ async def begin(
     )
     assert admission.verdict is Verdict.ADMITTED
     dead = LongOrders(books.redis, owner)
-    await dead.take(caller.org_id, order_id)
+    if heard:
+        await dead.take(caller.org_id, order_id)
     for part in parts:
         assert await dead.begin(caller.org_id, order_id, part) is Noted.OURS
     return order_id
@@ -290,20 +292,61 @@ async def test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can(redis_u
 async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: str, tmp_path: Path) -> None:
     """Its client was told that it is not placed: nothing is bought for it as soon as Redis is back."""
     async with shop(redis_url, tmp_path, {}) as there:
-        order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name)
+        order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name, heard=False)
         redis, mark = there.books.redis, keys.OrgKeys(there.caller.org_id).mark
         projected = await redis.get(mark)
         assert projected is not None
         await redis.delete(mark)
         until_us = there.books.wallet.now_us() + 20_000_000
-        there.gateway.settlement.abandon(there.caller.org_id, order_id, "admission_unread", until_us=until_us)
+        there.gateway.settlement.abandon(there.caller.org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
         for _ in range(2):
             await there.gateway.adoptions.look()
         await redis.set(mark, projected)
         await there.gateway.goes_on()
         assert there.queue.begun == []
         (event,) = await there.books.events(there.caller)
-        assert (event.end, event.reason, event.handed) == ("void", "admission_unread", None)
+        assert (event.end, event.reason, event.handed) == ("void", ADMISSION_UNREAD, None)
+
+
+@pytest.mark.rule(6, 35)
+async def test_an_order_that_was_not_heard_of_is_begun_once_its_client_was_told_of_it(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """By any gateway that finds it, also by the one that was about to end it; one that is void is told of by nobody."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        wallet, org_id, until_us = there.books.wallet, there.caller.org_id, there.books.wallet.now_us() + 20_000_000
+        mine = there.gateway.name
+        told, void = [await begin(there.books, there.caller, images=1, owner=mine, heard=False) for _ in range(2)]
+        repeat = LongOrders(there.books.redis, OLD)
+        assert await repeat.tell(org_id, told)
+        for order_id in (told, void):
+            there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
+        await there.gateway.tasks.drain()
+        assert not await repeat.tell(org_id, void)
+        assert await there.books.redis.exists(there.hold(void)) == 0
+        await there.gateway.goes_on()
+        ends = {event.event_id: (event.end, event.reason) for event in await there.books.events(there.caller)}
+        assert ends == {told: CHARGED, void: ("void", ADMISSION_UNREAD)}
+        assert there.queue.begun == [0] and (await wallet.read(org_id)).held_micro_mxn == 0
+
+
+@pytest.mark.rule(6, 35)
+async def test_telling_of_an_order_races_its_end_and_one_of_them_counts(redis_url: str, tmp_path: Path) -> None:
+    """A hundred times: what was told of is open, and what was not is void."""
+    async with shop(redis_url, tmp_path, {}) as there:
+        wallet, org_id, repeat = there.books.wallet, there.caller.org_id, LongOrders(there.books.redis, OLD)
+        outcomes = set()
+        for number in range(100):
+            order_id = await begin(there.books, there.caller, images=1, heard=False)
+
+            async def end(order_id: str = order_id) -> Close:
+                return (await wallet.void(org_id, order_id, ADMISSION_UNREAD, owner=OLD)).close
+
+            both = (repeat.tell(org_id, order_id), end())
+            told, close = await asyncio.gather(*both) if number % 2 else (await asyncio.gather(*both[::-1]))[::-1]
+            outcomes.add((told, close))
+            await wallet.void(org_id, order_id, "overloaded", owner=OLD)
+        assert outcomes == {(True, Close.NOT_OWNER), (False, Close.VOIDED)}
 
 
 @pytest.mark.rule(22, 24, 35)
