@@ -1,6 +1,6 @@
 """The interfaces of the edge: what a generation needs from a provider and from a store."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -86,6 +86,11 @@ class Parts(Protocol):
         """True if no client waits: a provider that is away for a while is a reason to wait, until the deadline."""
         ...
 
+    @property
+    def kept(self) -> Collection[int]:
+        """The parts that another process can go on with, by their first images."""
+        ...
+
     async def begin(self, call: "Call") -> None:
         """Note that a part is about to be given to its provider. Raises Failure if the order is cancelled."""
         ...
@@ -103,6 +108,7 @@ class Unkept:
     """Parts of an order that nobody could go on with."""
 
     leaving = patient = False
+    kept: Collection[int] = ()
 
     async def begin(self, call: "Call") -> None: ...
 

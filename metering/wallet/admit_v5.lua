@@ -233,7 +233,8 @@ if code == ADMITTED then
     keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint,
     unpack(trace ~= '' and { 'trace', trace } or {}))
   if long ~= '' then
-    redis.call('HSET', hold_key, 'long', long, 'until_us', now + deadline_us)
+    -- WITH again
+    redis.call('HSET', hold_key, 'long', long, 'until_us', now + deadline_us, 'run', server_run())
     redis.call('HSET', P .. ':long', request, org .. ' ' .. owner)
   end
   if keyed == 1 then

@@ -5,12 +5,14 @@
 --
 -- dead    the owner that is replaced; heir: the new one
 -- handed  `incarnation:number` of the journal under which it goes on
--- Returns the moment at which the hold ends, then all fields of the hold with their values; nothing if it is not his.
+-- Returns the moment at which the hold ends; 1 if nothing that was noted of the order can have been forgotten, else 0;
+-- then all fields of the hold with their values. Nothing if it is not his.
+-- WITH again
 local now = clock(now_us)
-local held_by, before, long = unpack(redis.call('HMGET', hold_key, 'owner', 'handed', 'until_us'))
+local held_by, before, long, run = unpack(redis.call('HMGET', hold_key, 'owner', 'handed', 'until_us', 'run'))
 local ends = redis.call('ZSCORE', open_key, request)
 if held_by ~= dead or not long or not ends or tonumber(ends) <= now then return {} end
 if redis.call('EXISTS', mark_key) == 0 then return {} end
 redis.call('HSET', hold_key, 'owner', heir, 'handed', before and (before .. ' ' .. handed) or handed)
 redis.call('HSET', long_key, request, org .. ' ' .. heir)
-return { ends, unpack(redis.call('HGETALL', hold_key)) }
+return { ends, (not run or run == server_run()) and 1 or 0, unpack(redis.call('HGETALL', hold_key)) }

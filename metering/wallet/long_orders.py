@@ -85,8 +85,9 @@ class Adopted:
     """An order that is now this gateway's, as its hold says. Times are Unix µs by Redis.
 
     It is made until `until_us`; its hold ends at `ends_us`. Unless it is `taken`, no gateway has answered for it:
-    whoever admitted it may not have heard so, and its customer may have been told that it was not placed. `times` is
-    how often it was handed over, this time included.
+    whoever admitted it may not have heard so, and its customer may have been told that it was not placed. Unless it is
+    `whole`, Redis has restarted or failed over since, and may have forgotten other `parts`. `times` is how often it was
+    handed over, this time included.
     """
 
     order_id: str
@@ -95,6 +96,7 @@ class Adopted:
     taken: bool
     opened: bytes
     parts: tuple[Part, ...]
+    whole: bool
     admitted_us: int
     until_us: int
     ends_us: int
@@ -160,8 +162,11 @@ class LongOrders:
             )
         )
 
-    async def release(self, org_id: str, order_id: str) -> bool:
-        """Let an order go, for another gateway to take over. False if it is not this gateway's any more."""
+    async def release(self, org_id: str, order_id: str, kept: int) -> bool:
+        """Let an order go, for another gateway to take over. False if it is not this gateway's any more.
+
+        `kept` parts of it can be gone on with, and no other has begun.
+        """
         names = keys.OrgKeys(org_id)
         return bool(
             await self._release(
@@ -169,6 +174,7 @@ class LongOrders:
                 org=org_id,
                 request=order_id,
                 owner=self.owner,
+                kept=kept,
             )
         )
 
@@ -249,11 +255,11 @@ class LongOrders:
         )
         if not reply:
             return None
-        ends_us, *flat = reply
-        return _adopted(left, int(float(ends_us)), dict(zip(flat[::2], flat[1::2], strict=True)))
+        ends_us, whole, *flat = reply
+        return _adopted(left, int(float(ends_us)), bool(whole), dict(zip(flat[::2], flat[1::2], strict=True)))
 
 
-def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
+def _adopted(left: Left, ends_us: int, whole: bool, hold: Mapping[bytes, bytes]) -> Adopted:
     return Adopted(
         order_id=left.order_id,
         org_id=left.org_id,
@@ -261,6 +267,7 @@ def _adopted(left: Left, ends_us: int, hold: Mapping[bytes, bytes]) -> Adopted:
         taken=b"taken" in hold,
         opened=hold[b"opened"],
         parts=_parts(hold),
+        whole=whole,
         admitted_us=int(hold[b"admitted_us"]),
         until_us=int(hold[b"until_us"]),
         ends_us=ends_us,

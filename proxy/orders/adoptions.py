@@ -167,22 +167,22 @@ class Adoptions:
     def _calls(self, admitted: AdmittedOrder, adopted: Adopted) -> tuple[list[Call], Progress]:
         """List the jobs that go on, and the parts that have not begun; the others are lost. Nothing if none has begun.
 
-        All go by the route of those that have begun.
+        All go by the route of those that have begun. If Redis may have forgotten that one has begun, it has (rule 21).
         """
         parts, progress = {part.first: part for part in adopted.parts}, Progress()
-        if not parts:
+        if not parts and adopted.whole:
             return [], progress
         began = {(part.provider, part.upstream) for part in adopted.parts}
         routes = self._routes.of(admitted.order)
         route = next((one for one in routes if (one.model.provider, one.model.upstream) in began), admitted.order)
         progress.second = None if route is admitted.order else route
+        kept = {first for first, part in parts.items() if part.handle and part.provider in self._kept_by}
         calls = []
-        for call in split(route, self._generations.parts_of(admitted)):
-            part = parts.get(call.first)
-            if part is None:
+        for call in split(route, self._generations.parts_of(admitted, kept)):
+            if call.first in kept:
+                calls.append(replace(call, handle=parts[call.first].handle))
+            elif call.first not in parts and adopted.whole:
                 calls.append(call)
-            elif part.handle and part.provider in self._kept_by:
-                calls.append(replace(call, handle=part.handle))
             else:
                 progress.failures.append(Failure(Outcome.LOST))
         return calls, progress

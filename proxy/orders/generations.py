@@ -77,14 +77,14 @@ class Generations:
         """Go on with the calls of a long order that another process has begun; without any, begin it."""
         return self._begin(admitted, calls, progress)
 
-    def parts_of(self, admitted: AdmittedOrder) -> Parts:
-        """Return where an order's parts are kept."""
+    def parts_of(self, admitted: AdmittedOrder, kept: Collection[int] = ()) -> Parts:
+        """Return where an order's parts are kept. `kept` are those that are gone on with, by their first images."""
         if self._kept is None:
             return UNKEPT
         org_id, order_id = admitted.caller.org_id, admitted.order_id
         if not admitted.long:
             return AwaitedParts(self._kept.jobs, org_id, order_id)
-        return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping)
+        return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping, kept)
 
     def _begin(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         generation = self._tasks.detach(self._run(admitted, calls, progress))
@@ -113,10 +113,11 @@ class Generations:
     async def _make(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> Delivery:
         try:
             folder, until_s = admitted.folder, admitted.generate_until_s
+            parts = calls[0].parts if calls else self.parts_of(admitted)
             if calls:
                 await self._calls.go_on(calls, folder, until_s, progress)
             elif not progress.failures:
-                await self._calls.make(admitted.order, folder, until_s, progress, self.parts_of(admitted))
+                await self._calls.make(admitted.order, folder, until_s, progress, parts)
         except asyncio.CancelledError:
             failure = Failure(Outcome.FAULT, "cancelled")
             self._tasks.detach(self._settlement.void(admitted, failure, upstream_of(progress)))
@@ -124,16 +125,17 @@ class Generations:
         finally:
             admitted.facts.update(progress.facts)
         if progress.let_go:
-            await self._let_go(admitted)
+            await self._let_go(admitted, parts)
             raise LetGo
         # The end runs in its own task: once it has begun, no cancellation can change it into another end (rule 9).
         return await asyncio.shield(self._tasks.detach(self._settlement.close(admitted, progress)))
 
-    async def _let_go(self, admitted: AdmittedOrder) -> None:
+    async def _let_go(self, admitted: AdmittedOrder, parts: Parts) -> None:
         """Let a long order go, at once if Redis is there: otherwise others wait until this process counts as dead."""
         assert self._kept is not None, "only a long order is let go"
         try:
-            released = await self._kept.orders.release(admitted.caller.org_id, admitted.order_id)
+            org_id, kept = admitted.caller.org_id, len(parts.kept)
+            released = await self._kept.orders.release(org_id, admitted.order_id, kept)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("order_not_released", request_id=admitted.order_id, error=type(error).__name__)
             return

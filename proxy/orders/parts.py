@@ -1,7 +1,7 @@
 """The parts of an order, kept in Redis while their providers make them: to cancel them, or to go on with them."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from redis.exceptions import RedisError
@@ -25,6 +25,7 @@ class AwaitedParts:
     """Those of an order whose client waits: if this process dies, another one cancels its jobs."""
 
     leaving = patient = False
+    kept: Collection[int] = ()
 
     def __init__(self, jobs: UpstreamJobs, org_id: str, order_id: str) -> None:
         self._jobs = jobs
@@ -47,12 +48,21 @@ class AwaitedParts:
 
 
 class LongParts:
-    """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`."""
+    """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`.
+
+    `kept` are those that another process has begun, and that are gone on with here.
+    """
 
     patient = True
 
     def __init__(
-        self, orders: LongOrders, org_id: str, order_id: str, until_s: float, stopping: Callable[[], bool]
+        self,
+        orders: LongOrders,
+        org_id: str,
+        order_id: str,
+        until_s: float,
+        stopping: Callable[[], bool],
+        kept: Collection[int] = (),
     ) -> None:
         self._orders = orders
         self._org_id = org_id
@@ -60,11 +70,17 @@ class LongParts:
         self._until_s = until_s
         self._stopping = stopping
         self._firm: set[int] = set()
+        self._kept = set(kept)
 
     @property
     def leaving(self) -> bool:
         """True if the process stops, and every part that has begun can be gone on with elsewhere."""
         return self._stopping() and not self._firm
+
+    @property
+    def kept(self) -> Collection[int]:
+        """The parts that another process can go on with, by their first images."""
+        return self._kept
 
     async def begin(self, call: Call) -> None:
         """Note that a part is about to be given to its provider."""
@@ -87,12 +103,14 @@ class LongParts:
         if await self._until(until_s, lambda: self._orders.note(self._org_id, self._order_id, part)) is None:
             log.warning("job_not_noted", request_id=self._order_id, error="Redis is away")
             return
+        self._kept.add(call.first)
         self._firm.discard(call.first)
 
     async def untaken(self, call: Call) -> None:
         """Note that a part may begin again."""
         until_s = min(self._until_s, time.monotonic() + NOTE_S)
         await self._until(until_s, lambda: self._orders.untaken(self._org_id, self._order_id, call.first))
+        self._kept.discard(call.first)
         self._firm.discard(call.first)
 
     async def _until(self, until_s: float, ask: Callable[[], Awaitable[Noted]]) -> Noted | None:

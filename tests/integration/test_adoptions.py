@@ -1,8 +1,9 @@
 """What a gateway does with the long orders of another one: real Valkey, journal and store; providers are scripted."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -39,6 +40,7 @@ from proxy.orders.settlement import Settlement
 from proxy.orders.tasks import Tasks
 from proxy.ports import Call, LetGo, Picture
 from proxy.storage.local import LocalStore
+from tests.conftest import ValkeyServer
 from tests.kits.books import Books, open_books, pinned
 from tests.kits.orders import CATALOGUE, FLUX, files, order, picture, png, room_for, uploader, whole
 
@@ -347,6 +349,32 @@ async def test_telling_of_an_order_races_its_end_and_one_of_them_counts(redis_ur
             outcomes.add((told, close))
             await wallet.void(org_id, order_id, "overloaded", owner=OLD)
         assert outcomes == {(True, Close.NOT_OWNER), (False, Close.VOIDED)}
+
+
+@pytest.mark.rule(21, 35)
+async def test_a_redis_that_may_have_forgotten_a_part_lets_nobody_give_it_to_its_provider_again(tmp_path: Path) -> None:
+    """After a restart or a failover, what is not noted of a dead gateway's order is lost, as if it had begun.
+
+    What its gateway let go itself is known by it: that begins elsewhere, unless a handle of it was forgotten.
+    """
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder, ExitStack() as stack:
+        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "always")
+        stack.callback(server.stop)
+        server.start()
+        async with shop(server.url, tmp_path, {}) as there:
+            org_id, alive = there.caller.org_id, LongOrders(there.books.redis, OLD)
+            begun = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), ())]
+            let_go = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), (), ())]
+            server.stop()
+            server.start()
+            await there.books.redis.connection_pool.disconnect()
+            for order_id, kept in zip(let_go, (1, 0, 1), strict=True):
+                assert await alive.release(org_id, order_id, kept)
+            await there.gateway.goes_on()
+            ends, lost = await there.ends(), ("void", "lost", 0)
+            assert [ends[order_id] for order_id in begun] == [(*CHARGED, 4), lost]
+            assert [ends[order_id] for order_id in let_go] == [(*CHARGED, 8), (*CHARGED, 8), lost]
+            assert (sorted(there.queue.begun), there.queue.resumed) == ([0, 4, 4], ["job-0", "job-0"])
 
 
 @pytest.mark.rule(22, 24, 35)
