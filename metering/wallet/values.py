@@ -184,7 +184,8 @@ class WalletSnapshot:
     """One organisation's wallet at one moment: credits = available + held + charged; expired holds are available.
 
     `number` is its last event's. `lost_events` counts those up to it that were lost with a wiped Redis: voids and
-    expiries, since charges come back from journals.
+    expiries, since charges come back from journals. `unpaid_micro_mxn` is what orders may have cost us that were not
+    charged, as their end is unknown or they were cancelled while they were made, since Redis was last wiped.
     """
 
     now_us: int
@@ -195,6 +196,7 @@ class WalletSnapshot:
     credit_number: int
     number: int
     lost_events: int
+    unpaid_micro_mxn: int
     key_state: str
 
     @property

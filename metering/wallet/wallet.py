@@ -522,6 +522,7 @@ class Wallet:
             credit_number=reply["credit_number"],
             number=reply["number"],
             lost_events=reply["lost"],
+            unpaid_micro_mxn=reply["unpaid"],
             key_state=reply["key_state"],
         )
 

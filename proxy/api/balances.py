@@ -15,6 +15,11 @@ def balance_fields(cut: WalletSnapshot) -> dict[str, str]:
     }
 
 
+def organisation_fields(cut: WalletSnapshot) -> dict[str, str]:
+    """Format the same for operators, with what providers may bill us for orders that nobody was charged for."""
+    return balance_fields(cut) | {"unpaid_mxn": format_mxn(cut.unpaid_micro_mxn)}
+
+
 def tax_fields(tax: Tax | None) -> dict[str, str | None]:
     """Format what was paid for a credit: base, rate, IVA and total. All are null if nothing was paid."""
     if tax is None:

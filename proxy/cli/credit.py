@@ -20,7 +20,7 @@ from metering.money import AmountError, format_mxn, parse_mxn
 from metering.pages import pages
 from metering.ports import LATEST, Credit, CreditType
 from proxy.api.admin.rows import before_credit, credit_cursor, credit_fields, liability_fields
-from proxy.api.balances import balance_fields
+from proxy.api.balances import organisation_fields
 from proxy.api.pages import BadCursor, page_of
 from proxy.cli.output import AsJson, OrgRef, misuse, must_be_month, say
 from proxy.cli.running import As, back, books, run
@@ -166,11 +166,15 @@ def complete(
 
 
 def balance(ref: OrgRef, as_json: AsJson = False) -> None:
-    """What an organisation can spend, what open orders hold, and their sum."""
+    """What an organisation can spend, what open orders hold, and their sum; and what it may have cost us in vain.
+
+    That is the most that providers may bill us for its orders that ended as unknown, or were cancelled while they were
+    made.
+    """
 
     async def work() -> dict[str, str]:
         async with back() as opened:
             org = await opened.ledger.org(ref)
-            return balance_fields(await opened.wallet().read(org.org_id))
+            return organisation_fields(await opened.wallet().read(org.org_id))
 
     say(run(work()), as_json)

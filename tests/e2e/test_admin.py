@@ -95,6 +95,7 @@ def test_an_operators_day(office: System, admin: Admin) -> None:
         "available_mxn": "49.16",
         "held_mxn": "0.00",
         "balance_mxn": "49.16",
+        "unpaid_mxn": "0.00",
     }
     limited = admin.done("PATCH", f"{here}/limits", {"images_per_day": 1, "in_flight": "none"})
     assert (limited["images_per_day"], limited["in_flight"]) == (1, "none")

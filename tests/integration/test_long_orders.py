@@ -360,7 +360,7 @@ async def test_an_unknown_end_keeps_the_key_until_the_hold_would_have_run_out(re
 
 async def unpaid(books: Books, caller: Caller) -> int:
     """What orders without a known end may have cost in all, in micro-MXN."""
-    return int(await books.redis.hget(keys.OrgKeys(caller.org_id).wallet, "unpaid_total") or 0)
+    return (await books.wallet.read(caller.org_id)).unpaid_micro_mxn
 
 
 @pytest.mark.rule(35)

@@ -35,7 +35,7 @@ from proxy.api.admin.rows import (
     rate_fields,
     webhook_fields,
 )
-from proxy.api.balances import balance_fields
+from proxy.api.balances import organisation_fields
 from proxy.api.pages import page_of
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Reads:
 
     async def balance(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)
-        return {"org": org.org_id, **balance_fields(await self._wallet.read(org.org_id))}
+        return {"org": org.org_id, **organisation_fields(await self._wallet.read(org.org_id))}
 
     async def credits(self, call: Call) -> Fields:
         org = await self._ledger.org(call.ref)

@@ -538,13 +538,14 @@ class OrderRow(EventFacts):
 
 
 class BalanceRow(EventFacts):
-    """What an organisation can spend, what open orders hold, and their sum."""
+    """What an organisation can spend, what open orders hold, and their sum; and what it may have cost us in vain."""
 
     org: str
     currency: Literal["MXN"] = "MXN"
     available_mxn: str
     held_mxn: str
     balance_mxn: str
+    unpaid_mxn: str
 
 
 class NoticeRow(EventFacts):
