@@ -7,7 +7,7 @@
 -- Returns 1; 0 if it is not this owner's.
 -- WITH again
 if redis.call('HGET', hold_key, 'owner') ~= owner then return 0 end
-local run, all_noted = server_run(), true
+local run, all_noted = server_reign(), true
 for part in string.gmatch(known, '%d+') do
   all_noted = all_noted and redis.call('HEXISTS', hold_key, 'part:' .. part) == 1
 end

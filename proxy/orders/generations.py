@@ -78,7 +78,7 @@ class Generations:
         return self._begin(admitted, calls, progress)
 
     def parts_of(self, admitted: AdmittedOrder, known: Collection[int] = ()) -> Parts:
-        """Return where an order's parts are kept. `known` are those that have begun elsewhere, by their first images."""
+        """Return where an order's parts are kept. `known` are those that may have begun, by their first images."""
         if self._kept is None:
             return UNKEPT
         org_id, order_id = admitted.caller.org_id, admitted.order_id

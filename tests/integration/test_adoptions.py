@@ -24,6 +24,7 @@ from metering.journal.frames import Folder
 from metering.journal.open_orders import OpenOrders
 from metering.pricing import FxRate
 from metering.wallet import keys
+from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.long_orders import LongOrders, Noted, Part
 from metering.wallet.presence import Presence
@@ -421,6 +422,36 @@ async def test_an_order_that_was_not_heard_of_because_redis_restarted_is_made_on
         await there.gateway.goes_on()
         assert await there.ends() == {order_id: (*CHARGED, 1)}
         assert there.queue.begun == [0] and (await wallet.read(org_id)).held_micro_mxn == 0
+
+
+@pytest.mark.rule(21, 35)
+async def test_a_redis_that_was_replaced_and_came_back_without_a_restart_may_have_forgotten_a_part(
+    tmp_path: Path,
+) -> None:
+    """Its run is the same, and what was noted before it followed another one is gone."""
+    async with restarting(tmp_path, {}) as (_, there):
+        redis: Any = there.books.redis
+        order_id = await begin(there.books, there.caller, KEPT, OTHER, images=8)
+        await redis.execute_command("REPLICAOF", "localhost", "1")  # what it would have of the other one is scripted
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.hdel(there.hold(order_id), "part:4")
+        await there.gateway.goes_on()
+        assert await there.ends() == {order_id: (*CHARGED, 4)}
+        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0"])
+
+
+@pytest.mark.rule(6)
+async def test_a_server_that_does_not_tell_its_run_admits_no_long_order_and_holds_nothing(tmp_path: Path) -> None:
+    """It is asked before the first write: a script that fails half-way keeps what it wrote."""
+    async with restarting(tmp_path, {}) as (_, there):
+        names = keys.OrgKeys(there.caller.org_id)
+        redis: Any = there.books.redis
+        before = await redis.hgetall(names.wallet)
+        await redis.execute_command("ACL", "SETUSER", "default", "-info")
+        with pytest.raises(WalletAway):
+            await begin(there.books, there.caller, images=1)
+        await redis.execute_command("ACL", "SETUSER", "default", "+info")
+        assert await redis.hgetall(names.wallet) == before
 
 
 @pytest.mark.rule(22, 24, 35)
