@@ -87,8 +87,8 @@ class Parts(Protocol):
         ...
 
     @property
-    def kept(self) -> Collection[int]:
-        """The parts that another process can go on with, by their first images."""
+    def known(self) -> Collection[int]:
+        """The parts that a provider has or may have, by their first images."""
         ...
 
     async def begin(self, call: "Call") -> None:
@@ -108,7 +108,7 @@ class Unkept:
     """Parts of an order that nobody could go on with."""
 
     leaving = patient = False
-    kept: Collection[int] = ()
+    known: Collection[int] = ()
 
     async def begin(self, call: "Call") -> None: ...
 

@@ -216,6 +216,11 @@ local request_taken, image_taken = false, false
 -- WRITES
 request_taken, image_taken = code == ADMITTED or code == DUPLICATE, code == ADMITTED
 if code == ADMITTED then
+  local run
+  if long ~= '' then
+    -- WITH again
+    run = server_reign()
+  end
   if expired[1] then
     -- WITH closing
     for _, old in ipairs(expired) do
@@ -233,8 +238,7 @@ if code == ADMITTED then
     keyed == 1 and 'once' or 'tried', keyed == 1 and once_key or tries .. ' ' .. fingerprint,
     unpack(trace ~= '' and { 'trace', trace } or {}))
   if long ~= '' then
-    -- WITH again
-    redis.call('HSET', hold_key, 'long', long, 'until_us', now + deadline_us, 'run', server_run())
+    redis.call('HSET', hold_key, 'long', long, 'until_us', now + deadline_us, 'run', run)
     redis.call('HSET', P .. ':long', request, org .. ' ' .. owner)
   end
   if keyed == 1 then

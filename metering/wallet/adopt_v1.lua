@@ -13,6 +13,7 @@ local held_by, before, long, run = unpack(redis.call('HMGET', hold_key, 'owner',
 local ends = redis.call('ZSCORE', open_key, request)
 if held_by ~= dead or not long or not ends or tonumber(ends) <= now then return {} end
 if redis.call('EXISTS', mark_key) == 0 then return {} end
+local is_whole = (not run or run == server_reign()) and 1 or 0
 redis.call('HSET', hold_key, 'owner', heir, 'handed', before and (before .. ' ' .. handed) or handed)
 redis.call('HSET', long_key, request, org .. ' ' .. heir)
-return { ends, (not run or run == server_run()) and 1 or 0, unpack(redis.call('HGETALL', hold_key)) }
+return { ends, is_whole, unpack(redis.call('HGETALL', hold_key)) }

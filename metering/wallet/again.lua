@@ -31,6 +31,12 @@ local MAX_PASSED_OVER = 32
 -- new order, because it may have been given before.
 local function server_run() return string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') end
 
+-- A server that was replaced, followed another one and comes back has the same run, and forgot as well. Its replication
+-- has another name each time when it begins to lead. So this is what a long order's parts are known under.
+local function server_reign()
+  return server_run() .. (string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or '')
+end
+
 -- Awaited tries of an SDK: the try before was refused or failed, so they are no duplicates. A hash for each API key has
 -- how many there are of the same order and count, and since when.
 local MAX_AWAITED = 1000

@@ -162,10 +162,10 @@ class LongOrders:
             )
         )
 
-    async def release(self, org_id: str, order_id: str, kept: int) -> bool:
+    async def release(self, org_id: str, order_id: str, known: Collection[int]) -> bool:
         """Let an order go, for another gateway to take over. False if it is not this gateway's any more.
 
-        `kept` parts of it can be gone on with, and no other has begun.
+        `known` are the parts that a provider has or may have, by their first images: certainly no other has begun.
         """
         names = keys.OrgKeys(org_id)
         return bool(
@@ -174,7 +174,7 @@ class LongOrders:
                 org=org_id,
                 request=order_id,
                 owner=self.owner,
-                kept=kept,
+                known=" ".join(str(first) for first in sorted(known)),
             )
         )
 

@@ -28,6 +28,8 @@ if not order.amount then return reply(UNKNOWN) end
 if order.long and owner ~= '' and order.owner ~= owner then return reply(NOT_OWNER) end
 -- Its gateway has not heard of it, but the client was told of it when it came again: whoever finds it goes on with it.
 if order.long and reason == 'admission_unread' and redis.call('HEXISTS', hold_key, 'taken') == 1 then
+  -- The gateway that admitted it has begun none of it, whatever Redis may have forgotten.
+  if order.owner == owner and not order.handed then redis.call('HSET', hold_key, 'run', server_reign()) end
   return reply(NOT_OWNER)
 end
 local ends_us = redis.call('ZSCORE', open_key, request)

@@ -176,12 +176,13 @@ class Adoptions:
         routes = self._routes.of(admitted.order)
         route = next((one for one in routes if (one.model.provider, one.model.upstream) in began), admitted.order)
         progress.second = None if route is admitted.order else route
-        kept = {first for first, part in parts.items() if part.handle and part.provider in self._kept_by}
+        known = {call.first for call in split(route) if call.first in parts or not adopted.whole}
         calls = []
-        for call in split(route, self._generations.parts_of(admitted, kept)):
-            if call.first in kept:
-                calls.append(replace(call, handle=parts[call.first].handle))
-            elif call.first not in parts and adopted.whole:
+        for call in split(route, self._generations.parts_of(admitted, known)):
+            part = parts.get(call.first)
+            if part is not None and part.handle and part.provider in self._kept_by:
+                calls.append(replace(call, handle=part.handle))
+            elif call.first not in known:
                 calls.append(call)
             else:
                 progress.failures.append(Failure(Outcome.LOST))

@@ -77,14 +77,14 @@ class Generations:
         """Go on with the calls of a long order that another process has begun; without any, begin it."""
         return self._begin(admitted, calls, progress)
 
-    def parts_of(self, admitted: AdmittedOrder, kept: Collection[int] = ()) -> Parts:
-        """Return where an order's parts are kept. `kept` are those that are gone on with, by their first images."""
+    def parts_of(self, admitted: AdmittedOrder, known: Collection[int] = ()) -> Parts:
+        """Return where an order's parts are kept. `known` are those that may have begun, by their first images."""
         if self._kept is None:
             return UNKEPT
         org_id, order_id = admitted.caller.org_id, admitted.order_id
         if not admitted.long:
             return AwaitedParts(self._kept.jobs, org_id, order_id)
-        return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping, kept)
+        return LongParts(self._kept.orders, org_id, order_id, admitted.generate_until_s, self._kept.stopping, known)
 
     def _begin(self, admitted: AdmittedOrder, calls: Sequence[Call], progress: Progress) -> asyncio.Task[Delivery]:
         generation = self._tasks.detach(self._run(admitted, calls, progress))
@@ -134,8 +134,7 @@ class Generations:
         """Let a long order go, at once if Redis is there: otherwise others wait until this process counts as dead."""
         assert self._kept is not None, "only a long order is let go"
         try:
-            org_id, kept = admitted.caller.org_id, len(parts.kept)
-            released = await self._kept.orders.release(org_id, admitted.order_id, kept)
+            released = await self._kept.orders.release(admitted.caller.org_id, admitted.order_id, parts.known)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("order_not_released", request_id=admitted.order_id, error=type(error).__name__)
             return

@@ -25,7 +25,7 @@ class AwaitedParts:
     """Those of an order whose client waits: if this process dies, another one cancels its jobs."""
 
     leaving = patient = False
-    kept: Collection[int] = ()
+    known: Collection[int] = ()
 
     def __init__(self, jobs: UpstreamJobs, org_id: str, order_id: str) -> None:
         self._jobs = jobs
@@ -50,7 +50,7 @@ class AwaitedParts:
 class LongParts:
     """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`.
 
-    `kept` are those that another process has begun, and that are gone on with here.
+    `known` are those that another process has begun, or may have.
     """
 
     patient = True
@@ -62,7 +62,7 @@ class LongParts:
         order_id: str,
         until_s: float,
         stopping: Callable[[], bool],
-        kept: Collection[int] = (),
+        known: Collection[int] = (),
     ) -> None:
         self._orders = orders
         self._org_id = org_id
@@ -70,7 +70,7 @@ class LongParts:
         self._until_s = until_s
         self._stopping = stopping
         self._firm: set[int] = set()
-        self._kept = set(kept)
+        self._known = set(known)
 
     @property
     def leaving(self) -> bool:
@@ -78,9 +78,9 @@ class LongParts:
         return self._stopping() and not self._firm
 
     @property
-    def kept(self) -> Collection[int]:
-        """The parts that another process can go on with, by their first images."""
-        return self._kept
+    def known(self) -> Collection[int]:
+        """The parts that a provider has or may have, by their first images."""
+        return self._known
 
     async def begin(self, call: Call) -> None:
         """Note that a part is about to be given to its provider."""
@@ -89,7 +89,9 @@ class LongParts:
         part = _part(call)
         self._firm.add(call.first)
         noted = await self._until(self._until_s, lambda: self._orders.begin(self._org_id, self._order_id, part))
-        if noted is not Noted.OURS:
+        if noted is Noted.OURS:
+            self._known.add(call.first)
+        else:
             self._firm.discard(call.first)
         if noted is Noted.CANCELLED:
             raise Failure(Outcome.CANCELLED)
@@ -103,14 +105,13 @@ class LongParts:
         if await self._until(until_s, lambda: self._orders.note(self._org_id, self._order_id, part)) is None:
             log.warning("job_not_noted", request_id=self._order_id, error="Redis is away")
             return
-        self._kept.add(call.first)
         self._firm.discard(call.first)
 
     async def untaken(self, call: Call) -> None:
         """Note that a part may begin again."""
         until_s = min(self._until_s, time.monotonic() + NOTE_S)
         await self._until(until_s, lambda: self._orders.untaken(self._org_id, self._order_id, call.first))
-        self._kept.discard(call.first)
+        self._known.discard(call.first)
         self._firm.discard(call.first)
 
     async def _until(self, until_s: float, ask: Callable[[], Awaitable[Noted]]) -> Noted | None:

@@ -24,6 +24,7 @@ from metering.journal.frames import Folder
 from metering.journal.open_orders import OpenOrders
 from metering.pricing import FxRate
 from metering.wallet import keys
+from metering.wallet.connection import WalletAway
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.long_orders import LongOrders, Noted, Part
 from metering.wallet.presence import Presence
@@ -187,6 +188,12 @@ class Shop:
         """The name of an order's hold."""
         return keys.OrgKeys(self.caller.org_id).hold(order_id)
 
+    async def restart(self, server: ValkeyServer) -> None:
+        """Let Redis come back under another run, with all that it had."""
+        server.stop()
+        server.start()
+        await self.books.redis.connection_pool.disconnect()
+
 
 @asynccontextmanager
 async def shop(
@@ -199,6 +206,17 @@ async def shop(
         await books.ledger.add_rate(FxRate(month, Decimal("20.00"), "test"), datetime.now(UTC))
         async with adopter(books, tmp_path / "journal", queue, models) as gateway:
             yield Shop(books, await books.org("acme", "100.00"), gateway, queue)
+
+
+@asynccontextmanager
+async def restarting(tmp_path: Path, takes_s: dict[int, float]) -> AsyncIterator[tuple[ValkeyServer, Shop]]:
+    """Open all of it on a server of its own, which forgets nothing when it is killed."""
+    with tempfile.TemporaryDirectory(prefix="ghub-") as folder, ExitStack() as stack:
+        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "always")
+        stack.callback(server.stop)
+        server.start()
+        async with shop(server.url, tmp_path, takes_s) as there:
+            yield server, there
 
 
 KEPT, OTHER = Part("fal", 0, 4, "job-0"), Part("fal", 4, 4)
@@ -357,24 +375,83 @@ async def test_a_redis_that_may_have_forgotten_a_part_lets_nobody_give_it_to_its
 
     What its gateway let go itself is known by it: that begins elsewhere, unless a handle of it was forgotten.
     """
-    with tempfile.TemporaryDirectory(prefix="ghub-") as folder, ExitStack() as stack:
-        server = ValkeyServer(Path(folder), "--appendonly", "yes", "--appendfsync", "always")
-        stack.callback(server.stop)
-        server.start()
-        async with shop(server.url, tmp_path, {}) as there:
-            org_id, alive = there.caller.org_id, LongOrders(there.books.redis, OLD)
-            begun = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), ())]
-            let_go = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), (), ())]
-            server.stop()
-            server.start()
-            await there.books.redis.connection_pool.disconnect()
-            for order_id, kept in zip(let_go, (1, 0, 1), strict=True):
-                assert await alive.release(org_id, order_id, kept)
-            await there.gateway.goes_on()
-            ends, lost = await there.ends(), ("void", "lost", 0)
-            assert [ends[order_id] for order_id in begun] == [(*CHARGED, 4), lost]
-            assert [ends[order_id] for order_id in let_go] == [(*CHARGED, 8), (*CHARGED, 8), lost]
-            assert (sorted(there.queue.begun), there.queue.resumed) == ([0, 4, 4], ["job-0", "job-0"])
+    async with restarting(tmp_path, {}) as (server, there):
+        org_id, alive = there.caller.org_id, LongOrders(there.books.redis, OLD)
+        begun = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), ())]
+        let_go = [await begin(there.books, there.caller, *parts, images=8) for parts in ((KEPT,), (), ())]
+        await there.restart(server)
+        for order_id, known in zip(let_go, ((0,), (), (0,)), strict=True):
+            assert await alive.release(org_id, order_id, known)
+        await there.gateway.goes_on()
+        ends, lost = await there.ends(), ("void", "lost", 0)
+        assert [ends[order_id] for order_id in begun] == [(*CHARGED, 4), lost]
+        assert [ends[order_id] for order_id in let_go] == [(*CHARGED, 8), (*CHARGED, 8), lost]
+        assert (sorted(there.queue.begun), there.queue.resumed) == ([0, 4, 4], ["job-0", "job-0"])
+
+
+@pytest.mark.rule(21, 35)
+async def test_what_redis_may_have_forgotten_stays_lost_however_often_its_order_is_handed_over(tmp_path: Path) -> None:
+    """Its heir lets it go with what it knows of, and cannot vouch for what it never knew."""
+    async with restarting(tmp_path, {0: 30.0}) as (server, there):
+        await begin(there.books, there.caller, KEPT, images=8)
+        await there.restart(server)
+        for _ in range(2):
+            await there.gateway.adoptions.look()
+        there.gateway.stopping.set()
+        await there.gateway.tasks.drain()
+        there.queue.takes_s.clear()
+        async with adopter(there.books, tmp_path / "another journal", there.queue) as another:
+            await another.goes_on()
+        (event,) = await there.books.events(there.caller)
+        assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
+        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
+
+
+@pytest.mark.rule(6, 35)
+async def test_an_order_that_was_not_heard_of_because_redis_restarted_is_made_once_its_client_was_told_of_it(
+    tmp_path: Path,
+) -> None:
+    """Its own gateway knows that it has begun none of it."""
+    async with restarting(tmp_path, {}) as (server, there):
+        wallet, org_id, until_us = there.books.wallet, there.caller.org_id, there.books.wallet.now_us() + 20_000_000
+        order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name, heard=False)
+        await there.restart(server)
+        assert await LongOrders(there.books.redis, OLD).tell(org_id, order_id)
+        there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
+        await there.gateway.tasks.drain()
+        await there.gateway.goes_on()
+        assert await there.ends() == {order_id: (*CHARGED, 1)}
+        assert there.queue.begun == [0] and (await wallet.read(org_id)).held_micro_mxn == 0
+
+
+@pytest.mark.rule(21, 35)
+async def test_a_redis_that_was_replaced_and_came_back_without_a_restart_may_have_forgotten_a_part(
+    tmp_path: Path,
+) -> None:
+    """Its run is the same, and what was noted before it followed another one is gone."""
+    async with restarting(tmp_path, {}) as (_, there):
+        redis: Any = there.books.redis
+        order_id = await begin(there.books, there.caller, KEPT, OTHER, images=8)
+        await redis.execute_command("REPLICAOF", "localhost", "1")  # what it would have of the other one is scripted
+        await redis.execute_command("REPLICAOF", "NO", "ONE")
+        await redis.hdel(there.hold(order_id), "part:4")
+        await there.gateway.goes_on()
+        assert await there.ends() == {order_id: (*CHARGED, 4)}
+        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0"])
+
+
+@pytest.mark.rule(6)
+async def test_a_server_that_does_not_tell_its_run_admits_no_long_order_and_holds_nothing(tmp_path: Path) -> None:
+    """It is asked before the first write: a script that fails half-way keeps what it wrote."""
+    async with restarting(tmp_path, {}) as (_, there):
+        names = keys.OrgKeys(there.caller.org_id)
+        redis: Any = there.books.redis
+        before = await redis.hgetall(names.wallet)
+        await redis.execute_command("ACL", "SETUSER", "default", "-info")
+        with pytest.raises(WalletAway):
+            await begin(there.books, there.caller, images=1)
+        await redis.execute_command("ACL", "SETUSER", "default", "+info")
+        assert await redis.hgetall(names.wallet) == before
 
 
 @pytest.mark.rule(22, 24, 35)

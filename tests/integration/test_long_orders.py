@@ -119,7 +119,7 @@ async def test_a_part_is_queued_then_begun_then_kept_with_its_handle(redis_url: 
         assert status is not None and not status.begun
         assert await mine.orders.begin(caller.org_id, "r", SYNC) is Noted.OURS
         assert await mine.orders.note(caller.org_id, "r", second) is Noted.OURS
-        assert await mine.orders.release(caller.org_id, "r", 0)
+        assert await mine.orders.release(caller.org_id, "r", ())
         adopted = await Gateway(books, B).adopt("r", caller, NOBODY)
         assert adopted is not None and set(adopted.parts) == {SYNC, second}
         kept = await mine.orders.read(Left("r", caller.org_id, NOBODY))
@@ -157,7 +157,7 @@ async def test_an_order_that_no_gateway_has_begun_is_void_when_it_is_found(redis
         assert await dead.orders.begin(caller.org_id, "begun", QUEUE) is Noted.OURS
         assert await dead.orders.untaken(caller.org_id, "begun", QUEUE.first) is Noted.OURS
         await place(books, caller, "let go")
-        assert await dead.orders.release(caller.org_id, "let go", 0)
+        assert await dead.orders.release(caller.org_id, "let go", ())
         for order_id, owner in (("begun", A), ("let go", NOBODY)):
             adopted = await heir.adopt(order_id, caller, owner)
             assert adopted is not None and adopted.taken
@@ -174,8 +174,8 @@ async def test_an_order_that_is_let_go_is_found_at_once_and_a_dead_ones_at_the_s
         await place(books, caller, "lives", owner=A)
         await place(books, caller, "dead", owner=B)
         await place(books, caller, "free", owner=A)
-        assert await one.orders.release(caller.org_id, "free", 0)
-        assert not await one.orders.release(caller.org_id, "free", 0)
+        assert await one.orders.release(caller.org_id, "free", ())
+        assert not await one.orders.release(caller.org_id, "free", ())
         free, dead = Left("free", caller.org_id, NOBODY), Left("dead", caller.org_id, B)
         assert await looking.orders.left(()) == [free]
         await other.beat()
@@ -225,7 +225,7 @@ async def test_an_old_owner_neither_charges_nor_voids_nor_notes(
         for note in (old.orders.begin, old.orders.note):
             assert await note(caller.org_id, "r", replace(QUEUE, first=1)) is Noted.GONE
         assert await old.orders.untaken(caller.org_id, "r", 0) is Noted.GONE
-        assert not await old.orders.release(caller.org_id, "r", 0)
+        assert not await old.orders.release(caller.org_id, "r", ())
         assert await Gateway(books, C).adopt("r", caller, A) is None
         assert dump(redis_url) == before
         assert (await new.settle(caller, "r", 2)).close is Close.CHARGED  # the first time, or again
@@ -478,7 +478,7 @@ async def test_who_waits_for_an_order_of_a_gateway_that_has_gone_is_given_what_i
     async with shop(redis_url, tmp_path) as (books, caller):
         await place(books, caller, "r", identity=KEYED)
         if let_go:
-            await Gateway(books, A).orders.release(caller.org_id, "r", 0)
+            await Gateway(books, A).orders.release(caller.org_id, "r", ())
         waiting = asyncio.create_task(joined(books, caller))
         done, _ = await asyncio.wait({waiting}, timeout=0.5)
         assert not done, waiting.exception()
