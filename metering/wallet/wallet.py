@@ -480,7 +480,15 @@ class Wallet:
             await self._ask_at(partition, partial(self._redis.delete, keys.mark(partition)))
 
     async def abandon(
-        self, org_id: str, order_id: str, reason: str, *, until_us: int, owner: str = "", upstream: Upstream = UNTOLD
+        self,
+        org_id: str,
+        order_id: str,
+        reason: str,
+        *,
+        until_us: int,
+        owner: str = "",
+        comes_again: bool = False,
+        upstream: Upstream = UNTOLD,
     ) -> Close:
         """Void an order that may not exist yet, again and again, until Redis gives a verdict.
 
@@ -490,7 +498,9 @@ class Wallet:
         latest_us = self.now_us(org_id) + int(_LATEST_S * 1_000_000)
         async for _ in Pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             try:
-                closing = await self.void(org_id, order_id, reason, owner=owner, upstream=upstream)
+                closing = await self.void(
+                    org_id, order_id, reason, owner=owner, comes_again=comes_again, upstream=upstream
+                )
                 if closing.close is not Close.UNKNOWN or closing.now_us > latest_us:
                     return closing.close
             except WalletAway:

@@ -258,10 +258,9 @@ class ImagesEndpoint:
 
         Raises ApiError if it was void in this moment, so that it may be placed again.
         """
-        document, _ = await self._standing.of(caller, order_id)
-        if document["status"] not in OPEN or await self._generations.tell(caller.org_id, order_id):
-            return document
         document, error = await self._standing.of(caller, order_id)
+        if document["status"] in OPEN and not await self._generations.tell(caller.org_id, order_id):
+            document, error = await self._standing.of(caller, order_id)
         if error is not None and error.retry:
             raise error
         return document

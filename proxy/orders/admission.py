@@ -236,7 +236,8 @@ class Admissions:
         except (WalletAway, asyncio.CancelledError):
             org_id = candidate.caller.org_id
             until_us = self._wallet.now_us(org_id) + int(candidate.life_s * 1_000_000)
-            self._settlement.abandon(org_id, candidate.context.order_id, ADMISSION_UNREAD, until_us=until_us)
+            order_id = candidate.context.order_id
+            self._settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True)
             raise
         return admission, hold
 

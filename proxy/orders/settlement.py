@@ -94,16 +94,36 @@ class Settlement:
         self._owner = owner
         self.abandoned: set[str] = set()
 
-    def abandon(self, org_id: str, order_id: str, reason: str, *, until_us: int, upstream: Upstream = UNTOLD) -> None:
-        """End, in the background, an order that was perhaps admitted and that nobody will generate."""
-        self._tasks.detach(self._abandon(org_id, order_id, reason, until_us, upstream))
+    def abandon(
+        self,
+        org_id: str,
+        order_id: str,
+        reason: str,
+        *,
+        until_us: int,
+        comes_again: bool,
+        upstream: Upstream = UNTOLD,
+    ) -> None:
+        """End, in the background, an order that was perhaps admitted and that nobody will generate.
 
-    async def _abandon(self, org_id: str, order_id: str, reason: str, until_us: int, upstream: Upstream) -> Close:
+        `comes_again`: its client was told to try again.
+        """
+        self._tasks.detach(self._abandon(org_id, order_id, reason, until_us, upstream, comes_again=comes_again))
+
+    async def _abandon(
+        self, org_id: str, order_id: str, reason: str, until_us: int, upstream: Upstream, *, comes_again: bool = False
+    ) -> Close:
         self.abandoned.add(order_id)
         try:
             with HOLDS.track_inprogress():
                 return await self._wallet.abandon(
-                    org_id, order_id, reason, until_us=until_us, owner=self._owner, upstream=upstream
+                    org_id,
+                    order_id,
+                    reason,
+                    until_us=until_us,
+                    owner=self._owner,
+                    comes_again=comes_again,
+                    upstream=upstream,
                 )
         finally:
             self.abandoned.discard(order_id)
@@ -278,8 +298,8 @@ class Settlement:
         """End an order without a charge, now or as soon as Redis is back."""
         org_id, reason = admitted.caller.org_id, failure.outcome.reason
         ENDS.labels(admitted.order.model_id, reason).inc()
+        comes_again = failure.as_error().retry
         try:
-            comes_again = failure.as_error().retry
             with step("void") as span:
                 span.set("ghub.reason", reason)
                 await self._wallet.void(
@@ -291,7 +311,14 @@ class Settlement:
                     upstream=upstream,
                 )
         except WalletAway:
-            self.abandon(org_id, admitted.order_id, reason, until_us=admitted.hold_ends_us, upstream=upstream)
+            self.abandon(
+                org_id,
+                admitted.order_id,
+                reason,
+                until_us=admitted.hold_ends_us,
+                comes_again=comes_again,
+                upstream=upstream,
+            )
 
 
 def _count_charge(admitted: AdmittedOrder, answered: AnsweredOrder) -> None:

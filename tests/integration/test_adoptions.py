@@ -318,7 +318,9 @@ async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: 
         assert projected is not None
         await redis.delete(mark)
         until_us = there.books.wallet.now_us() + 20_000_000
-        there.gateway.settlement.abandon(there.caller.org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
+        there.gateway.settlement.abandon(
+            there.caller.org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True
+        )
         for _ in range(2):
             await there.gateway.adoptions.look()
         await redis.set(mark, projected)
@@ -340,7 +342,7 @@ async def test_an_order_that_was_not_heard_of_is_begun_once_its_client_was_told_
         repeat = LongOrders(there.books.redis, OLD)
         assert await repeat.tell(org_id, told)
         for order_id in (told, void):
-            there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
+            there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True)
         await there.gateway.tasks.drain()
         assert not await repeat.tell(org_id, void)
         assert await there.books.redis.exists(there.hold(void)) == 0
@@ -417,7 +419,7 @@ async def test_an_order_that_was_not_heard_of_because_redis_restarted_is_made_on
         order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name, heard=False)
         await there.restart(server)
         assert await LongOrders(there.books.redis, OLD).tell(org_id, order_id)
-        there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us)
+        there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True)
         await there.gateway.tasks.drain()
         await there.gateway.goes_on()
         assert await there.ends() == {order_id: (*CHARGED, 1)}

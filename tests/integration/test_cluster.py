@@ -16,6 +16,7 @@ from metering.wallet.connection import open_redis, server_of, servers, warm_up
 from metering.wallet.jobs import UpstreamJobs
 from metering.wallet.pressure import Pressure, WrongPolicy
 from metering.wallet.values import Verdict
+from tests.integration import test_adoptions as adoptions
 from tests.integration import test_consumer as consumer
 from tests.integration import test_consumer_backlog as backlog
 from tests.integration import test_jobs as jobs
@@ -38,6 +39,9 @@ Test = Callable[..., Coroutine[Any, Any, None]]
         admit.test_race_a_balance_for_ten_admits_ten_of_a_hundred,
         admit.test_race_two_processes_admit_no_more_than_the_balance,
         admit.test_expiry_is_written_down_for_organisations_that_nobody_asks_for,
+        adoptions.test_parts_go_on_begin_or_are_lost_and_what_is_stored_is_charged,
+        adoptions.test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can,
+        adoptions.test_telling_of_an_order_races_its_end_and_one_of_them_counts,
         close.test_a_settlement_charges_what_was_delivered_and_gives_back_the_rest,
         close.test_race_settle_and_void_of_the_same_hold_end_it_exactly_once,
         jobs.test_a_job_is_an_orphan_from_its_owners_death_until_its_order_ends,

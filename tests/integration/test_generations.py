@@ -657,7 +657,7 @@ async def test_an_admission_whose_reply_was_not_read_is_voided(tmp_path: Path, a
             with pytest.raises(asyncio.CancelledError):
                 await asking
         await running.drain()
-        assert wallet.voids == ["admission_unread"]
+        assert (wallet.voids, wallet.awaited) == (["admission_unread"], [True])  # its client was told to try again
 
 
 async def test_a_reply_says_what_was_made_and_what_is_left(tmp_path: Path) -> None:
