@@ -28,7 +28,7 @@ from tests.kits.processes import executed
 from tests.kits.system import FLUX, GPT, System, bearer, prepare, wait_until
 from tests.stores.running import BUCKET, KEY, SupabaseProcess
 
-IN_FLIGHT = 64
+IN_FLIGHT = int(os.environ.get("IN_FLIGHT", "64"))
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
 LEG_S = float(os.environ.get("LEG_S", "2.5"))
 WARM_UP_S = min(1.0, LEG_S)

@@ -22,7 +22,7 @@ def bench(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedPro
 
 def test_one_point_gives_a_table_and_json_and_says_what_is_missed(tmp_path: Path) -> None:
     """One short round, over http. Whether goals are reached is for a quiet machine; here others share the cores."""
-    done = bench(tmp_path, ROUNDS="1", LEG_S="0.3", SCHEMES="http", ONLY="job")
+    done = bench(tmp_path, ROUNDS="1", LEG_S="0.3", IN_FLIGHT="8", SCHEMES="http", ONLY="job")
     assert "gateway / hypercorn" in done.stdout, done.stdout + done.stderr
     figures = json.loads((tmp_path / "bench" / "results.json").read_text())["job"]["figures"]
     missed = [one["name"] for one in figures if not one["reached"]]

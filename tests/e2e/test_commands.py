@@ -66,7 +66,8 @@ def test_an_operator_opens_an_organisation_and_runs_its_account(prepared: Prepar
     assert ghub("fx", "approve", "2031-01", "18.4512")["approved_by"] == waiting["entered_by"]
     assert ghub("migrate") == {"schema": SCHEMA}
     system.start_gateway()
-    assert ghub("balance", org["org"]) == {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00"}
+    told = {"available_mxn": "500.00", "held_mxn": "0.00", "balance_mxn": "500.00", "unpaid_mxn": "0.00"}
+    assert ghub("balance", org["org"]) == told
     assert ghub("verify") == {"ok": True, "differences": []}
 
 

@@ -1,8 +1,7 @@
-"""A short soak: nothing grows, the books are right, and a leak that is planted is found; and the pictures are drawn."""
+"""A short soak: nothing grows, the books are right, the pictures are drawn; `make long`: a planted leak is found."""
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from proxy.orders.admitted import AdmittedOrder
 from proxy.orders.generations import Generations
 from proxy.orders.result import Delivery
 from tests.kits.processes import Forked
+from tests.long import long
 from tests.soak.draw import dashboard_picture, soak_picture
 from tests.soak.record import Points, Record
 from tests.soak.run import soak
@@ -44,19 +44,29 @@ def leak() -> None:
     Generations.start = leaking  # type: ignore[method-assign]
 
 
-def test_nothing_grows_and_a_planted_leak_is_found(tmp_path: Path) -> None:
-    """Two systems under the same load: one as it is, one whose gateway loses something with each order."""
-    with ThreadPoolExecutor(2) as pool:
-        run_it = partial(soak, seconds=SECONDS, orders_per_s=ORDERS_PER_S, latency_scale=LATENCY_SCALE)
-        well = pool.submit(run_it, tmp_path / "well")
-        leaking = pool.submit(run_it, tmp_path / "leaking", begin=partial(Forked, before=leak))
-        record, lost = well.result(), leaking.result()
+RUN = partial(soak, seconds=SECONDS, orders_per_s=ORDERS_PER_S, latency_scale=LATENCY_SCALE)
+
+
+def told(record: Record) -> None:
+    """Print what grew by how much."""
     print({name: round(growth(points)) for name, points in record.series.items()}, record.answers)
-    print({name: round(growth(points)) for name, points in lost.series.items()}, judge(lost, SLACK))
+
+
+@long
+def test_a_planted_leak_is_found(tmp_path: Path) -> None:
+    """A gateway that loses something with each order."""
+    record = RUN(tmp_path, begin=partial(Forked, before=leak))
+    told(record)
+    found = [finding.partition(":")[0] for finding in judge(record, SLACK)]
+    assert found == ["memory of the gateway", "descriptors of the gateway", "tasks of the gateway"]
+
+
+def test_nothing_grows(tmp_path: Path) -> None:
+    """All parts under a load of every kind of order, and the pictures of it."""
+    record = RUN(tmp_path / "well")
+    told(record)
     assert judge(record, SLACK) == []
     assert set(record.answers) >= {"200", "402", "404", "502"}
-    found = [finding.partition(":")[0] for finding in judge(lost, SLACK)]
-    assert found == ["memory of the gateway", "descriptors of the gateway", "tasks of the gateway"]
 
     idle = {panel.title for panel in PANELS if panel.idle}
     assert {title for title, lines in record.panels.items() if not any(line.points for line in lines)} <= idle
