@@ -184,6 +184,28 @@ class Shop:
         assert all(event.handed is not None and len(handovers(event.handed)) == 1 for event in events)
         return {event.event_id: (event.end, event.reason, event.quantity) for event in events}
 
+    def give_up(self, order_id: str) -> None:
+        """The gateway has not heard that it admitted an order, and has told its client to try again."""
+        until_us = self.books.wallet.now_us() + 20_000_000
+        self.gateway.settlement.abandon(
+            self.caller.org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True
+        )
+
+    async def hand_over(self, journal: Path) -> None:
+        """The gateway takes the only order over and stops at once; another one goes on with it, and charges four."""
+        for _ in range(2):
+            await self.gateway.adoptions.look()
+        self.gateway.stopping.set()
+        await self.gateway.tasks.drain()
+        await self.gateway.goes_on()
+        assert await self.books.events(self.caller) == []
+        self.queue.takes_s.clear()
+        async with adopter(self.books, journal, self.queue) as another:
+            await another.goes_on()
+        (event,) = await self.books.events(self.caller)
+        assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
+        assert (self.queue.begun, self.queue.resumed) == ([], ["job-0", "job-0"])
+
     def hold(self, order_id: str) -> str:
         """The name of an order's hold."""
         return keys.OrgKeys(self.caller.org_id).hold(order_id)
@@ -294,18 +316,7 @@ async def test_a_gateway_that_stops_takes_nothing_and_leaves_what_it_can(redis_u
     """Its adopted job is nobody's again, with the same handle."""
     async with shop(redis_url, tmp_path, {0: 30.0}) as there:
         await begin(there.books, there.caller, KEPT, images=4)
-        for _ in range(2):
-            await there.gateway.adoptions.look()
-        there.gateway.stopping.set()
-        await there.gateway.tasks.drain()
-        await there.gateway.goes_on()
-        assert await there.books.events(there.caller) == []
-        there.queue.takes_s.clear()
-        async with adopter(there.books, tmp_path / "another journal", there.queue) as another:
-            await another.goes_on()
-        (event,) = await there.books.events(there.caller)
-        assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
-        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
+        await there.hand_over(tmp_path / "another journal")
 
 
 @pytest.mark.rule(6, 35)
@@ -317,10 +328,7 @@ async def test_an_order_that_is_about_to_be_ended_is_not_begun_again(redis_url: 
         projected = await redis.get(mark)
         assert projected is not None
         await redis.delete(mark)
-        until_us = there.books.wallet.now_us() + 20_000_000
-        there.gateway.settlement.abandon(
-            there.caller.org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True
-        )
+        there.give_up(order_id)
         for _ in range(2):
             await there.gateway.adoptions.look()
         await redis.set(mark, projected)
@@ -336,13 +344,13 @@ async def test_an_order_that_was_not_heard_of_is_begun_once_its_client_was_told_
 ) -> None:
     """By any gateway that finds it, also by the one that was about to end it; one that is void is told of by nobody."""
     async with shop(redis_url, tmp_path, {}) as there:
-        wallet, org_id, until_us = there.books.wallet, there.caller.org_id, there.books.wallet.now_us() + 20_000_000
+        wallet, org_id = there.books.wallet, there.caller.org_id
         mine = there.gateway.name
         told, void = [await begin(there.books, there.caller, images=1, owner=mine, heard=False) for _ in range(2)]
         repeat = LongOrders(there.books.redis, OLD)
         assert await repeat.tell(org_id, told)
         for order_id in (told, void):
-            there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True)
+            there.give_up(order_id)
         await there.gateway.tasks.drain()
         assert not await repeat.tell(org_id, void)
         assert await there.books.redis.exists(there.hold(void)) == 0
@@ -397,16 +405,7 @@ async def test_what_redis_may_have_forgotten_stays_lost_however_often_its_order_
     async with restarting(tmp_path, {0: 30.0}) as (server, there):
         await begin(there.books, there.caller, KEPT, images=8)
         await there.restart(server)
-        for _ in range(2):
-            await there.gateway.adoptions.look()
-        there.gateway.stopping.set()
-        await there.gateway.tasks.drain()
-        there.queue.takes_s.clear()
-        async with adopter(there.books, tmp_path / "another journal", there.queue) as another:
-            await another.goes_on()
-        (event,) = await there.books.events(there.caller)
-        assert (event.end, event.quantity, len(handovers(event.handed or ""))) == ("charge", 4, 2)
-        assert (there.queue.begun, there.queue.resumed) == ([], ["job-0", "job-0"])
+        await there.hand_over(tmp_path / "another journal")
 
 
 @pytest.mark.rule(6, 35)
@@ -415,11 +414,11 @@ async def test_an_order_that_was_not_heard_of_because_redis_restarted_is_made_on
 ) -> None:
     """Its own gateway knows that it has begun none of it."""
     async with restarting(tmp_path, {}) as (server, there):
-        wallet, org_id, until_us = there.books.wallet, there.caller.org_id, there.books.wallet.now_us() + 20_000_000
+        wallet, org_id = there.books.wallet, there.caller.org_id
         order_id = await begin(there.books, there.caller, images=1, owner=there.gateway.name, heard=False)
         await there.restart(server)
         assert await LongOrders(there.books.redis, OLD).tell(org_id, order_id)
-        there.gateway.settlement.abandon(org_id, order_id, ADMISSION_UNREAD, until_us=until_us, comes_again=True)
+        there.give_up(order_id)
         await there.gateway.tasks.drain()
         await there.gateway.goes_on()
         assert await there.ends() == {order_id: (*CHARGED, 1)}
