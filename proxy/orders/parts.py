@@ -50,7 +50,7 @@ class AwaitedParts:
 class LongParts:
     """Those of a long order. `stopping`: this process is about to end. `until_s`: its deadline, of `time.monotonic`.
 
-    `known` are those that another process has begun, or may have.
+    `known` are the parts that a provider has or may have, by their first images: at first those of other processes.
     """
 
     patient = True
@@ -70,17 +70,12 @@ class LongParts:
         self._until_s = until_s
         self._stopping = stopping
         self._firm: set[int] = set()
-        self._known = set(known)
+        self.known = set(known)
 
     @property
     def leaving(self) -> bool:
         """True if the process stops, and every part that has begun can be gone on with elsewhere."""
         return self._stopping() and not self._firm
-
-    @property
-    def known(self) -> Collection[int]:
-        """The parts that a provider has or may have, by their first images."""
-        return self._known
 
     async def begin(self, call: Call) -> None:
         """Note that a part is about to be given to its provider."""
@@ -90,7 +85,7 @@ class LongParts:
         self._firm.add(call.first)
         noted = await self._until(self._until_s, lambda: self._orders.begin(self._org_id, self._order_id, part))
         if noted is Noted.OURS:
-            self._known.add(call.first)
+            self.known.add(call.first)
         else:
             self._firm.discard(call.first)
         if noted is Noted.CANCELLED:
@@ -111,7 +106,7 @@ class LongParts:
         """Note that a part may begin again."""
         until_s = min(self._until_s, time.monotonic() + NOTE_S)
         await self._until(until_s, lambda: self._orders.untaken(self._org_id, self._order_id, call.first))
-        self._known.discard(call.first)
+        self.known.discard(call.first)
         self._firm.discard(call.first)
 
     async def _until(self, until_s: float, ask: Callable[[], Awaitable[Noted]]) -> Noted | None:
